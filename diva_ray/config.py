@@ -1,0 +1,68 @@
+"""Every option, its type, unit and default: the Python calls and the jobs' configs share them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class DataConfig:
+    """Which table, and which columns are what."""
+
+    path: str | None = None  # Parquet file, folder, glob or URI; None: the built-in table named by `builtin`
+    builtin: str | None = None  # digits: scikit-learn's digits with a seeded share of labels flipped
+    noise: float = 0.2  # share of the built-in table's labels that are flipped, 0..1
+    features: Any = "features"  # a column or a list of columns: each is a band (modality)
+    label: str = "label"
+    id: str | None = None  # unique key; None: the column `id` if there, else the row's position
+    weight: str | None = None  # starting sample weight, >= 0
+    validation_weight: str | None = None  # how much a sample counts in validation, >= 0
+    group: str | None = None  # rows that leave together
+    source: str | None = None  # where a row comes from; derivatives are also summed per source
+    offset: str | None = None  # the pretrained model's own output
+    show: str | None = "auto"  # picture or text column for the report; auto: image, picture, text, caption or name
+    truth: str | None = None  # true label, for experiments: the report compares what was found with it
+
+
+@dataclass
+class ValidationConfig:
+    """A separate validation table with the same columns; then there is no leave-one-out."""
+
+    path: str | None = None
+
+
+@dataclass
+class ClusterConfig:
+    """Where the passes run."""
+
+    kind: str = "auto"  # auto | inline (this process) | local (Ray on this machine) | ray (the cluster in reach)
+    workers: int | None = None  # Ray actors; None: one for every `threads` CPUs of the cluster, but no more than shards
+    threads: int | None = None  # BLAS threads of a worker, or of the process inline; None: 1 on Ray, every core inline
+    gpus_per_worker: float = 0.0
+    memory: str | None = None  # budget per worker, or for the process inline, such as 2GiB; None: what the machine has
+    start_timeout: float = 300.0  # seconds until every worker must have loaded its rows
+    pass_timeout: float = 3600.0  # seconds in which at least one shard of a pass must be finished
+
+
+@dataclass
+class ScoreConfig:
+    """Schema of `configs/score.yaml`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    task: str = "auto"  # auto | classification | regression | multilabel | vector
+    loss: str = "auto"  # auto | cross_entropy | squared | logistic | cosine | module:function (needs trust_code)
+    intercept: bool = True  # an unpenalised column of 1
+    standardize: str = "auto"  # auto: every band centred, unit mean squared norm | none: features exactly as given
+    ridge: Any = "auto"  # auto: chosen by leave-one-out | a number >= 0
+    precision: str = "auto"  # auto: float32 products where the condition number allows | float32 (same) | float64
+    block_rows: int = 2048  # rows worked on at a time
+    standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows | exact | estimate
+    outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
+    seed: int = 0
+    output: str = "outputs/score"
+    resume: bool = False
+    plan: bool = False  # print rows, bytes, memory, passes and estimated time, then stop
+    trust_code: bool = False

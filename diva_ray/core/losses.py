@@ -1,0 +1,87 @@
+"""Losses of the left-out prediction: value and gradient per row.
+
+Every loss is a function (F, Y) -> (values (n,), gradient (n, c)) of outputs F (n, c) and targets Y: class codes (n,) of
+int64, or values (n, c). Cross-entropy reads the raw outputs at temperature 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def subtract_from_targets(Y: Tensor, F: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """Return Y - F, class codes standing for one-hot rows that are never formed; a code of -1 is a row of zeros."""
+    if Y.ndim == 2:
+        return Y - F
+    residual = -F
+    known = torch.nonzero(Y >= 0).squeeze(1)
+    residual[known, Y[known]] += 1
+    return residual
+
+
+def cross_entropy(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return -log softmax(f)_y and softmax(f) - onehot(y)."""
+    log_p = F.log_softmax(1)
+    values = -log_p.gather(1, Y[:, None]).squeeze(1)
+    return values, -subtract_from_targets(Y, log_p.exp())
+
+
+def squared(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return |f - y|^2, summed over outputs, and 2 (f - y)."""
+    residual = subtract_from_targets(Y, F)
+    return residual.square().sum(1), residual.mul_(-2)
+
+
+def logistic(F: Float[Tensor, "n c"], Y: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor]:
+    """Return sum_k log(1 + exp(-(2 y_k - 1)(2 f_k - 1))), labels y in {0, 1}, and its gradient.
+
+    The fit aims at 0 and 1, so the decision lies at f = 1/2: 2 f - 1 is the logit.
+    """
+    sign = 2 * Y - 1
+    logit = sign * (2 * F - 1)
+    return torch.nn.functional.softplus(-logit).sum(1), -2 * sign * torch.sigmoid(-logit)
+
+
+def cosine(center: Float[Tensor, " c"]) -> Loss:
+    """Return the loss 1 - cos(f - center, y - center); a row at the center has loss 1 and gradient 0."""
+
+    def loss(F: Float[Tensor, "n c"], Y: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor]:
+        shift = center.to(F)
+        f, y = F - shift, Y - shift
+        tiny = torch.finfo(F.dtype).tiny
+        f_norm = f.norm(dim=1, keepdim=True).clamp_min(tiny)
+        f, y = f / f_norm, y / y.norm(dim=1, keepdim=True).clamp_min(tiny)
+        cos = (f * y).sum(1, keepdim=True)
+        gradient = (f * cos - y) / f_norm
+        at_center = f_norm <= tiny
+        return 1 - cos.squeeze(1), gradient.masked_fill(at_center, 0)
+
+    return loss
+
+
+def from_torch(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """Return the loss of a callable (F, Y) -> values (n,), differentiated by autograd.
+
+    Raises:
+        ValueError: the callable does not return one finite value per row.
+    """
+
+    def loss(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            outputs = F.detach().clone().requires_grad_()
+            values = function(outputs, Y)
+            if values.shape != (len(F),):
+                raise ValueError(
+                    f"loss: the callable must return one value per row, got shape {tuple(values.shape)} "
+                    f"for {len(F)} rows. Use `reduction='none'`."
+                )
+            (gradient,) = torch.autograd.grad(values.sum(), outputs)
+        return values.detach(), gradient
+
+    return loss

@@ -1,0 +1,150 @@
+"""The dense products that carry the cost: symmetric rank-k sums and triangular products.
+
+On a CPU they go through scipy's BLAS (torch offers neither SYRK nor TRMM, which halve the work), elsewhere through torch.
+Matrices are row-major; a symmetric sum fills its upper triangle only until `symmetric` mirrors it.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from scipy.linalg import blas, lapack
+from torch import Tensor
+
+# Rows summed in float32 before they are added to the float64 total: rounding grows with the run, not with n.
+ROWS_PER_FLUSH = 16_384
+
+
+class GramSum:
+    """Running sum of Z' diag(w) Z, in float64 across runs of `ROWS_PER_FLUSH` rows; n p^2 operations for n rows."""
+
+    def __init__(self, p: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.run = torch.zeros(p, p, dtype=dtype, device=device)
+        self.rows = 0
+        self.total: Tensor | None = None
+
+    def add(self, Z: Float[Tensor, "n p"], weight: Float[Tensor, " n"] | None = None) -> None:
+        """Add Z' diag(weight) Z, any sign of weight; `weight=None` is 1 and copies nothing."""
+        if self.rows and self.rows + len(Z) > ROWS_PER_FLUSH and self.run.dtype != torch.float64:
+            self._flush()
+        self.rows += len(Z)
+        if not self.run.is_cpu:
+            self.run.addmm_(Z.T, Z if weight is None else Z * weight[:, None])
+        elif weight is None:
+            _syrk(self.run, Z, 1.0)
+        else:
+            self._add_signed(Z, weight)
+
+    def _add_signed(self, Z: Tensor, weight: Tensor) -> None:
+        # Two SYRKs over the rows of either sign cost half of one GEMM over all of them.
+        root = weight.abs().sqrt()
+        for sign in (1.0, -1.0):
+            rows = torch.nonzero(weight * sign > 0).squeeze(1)
+            if len(rows):
+                scaled = Z.index_select(0, rows)
+                _syrk(self.run, scaled.mul_(root[rows, None]), sign)
+
+    def _flush(self) -> None:
+        self.total = self.run.double() if self.total is None else self.total.add_(self.run)
+        self.run.zero_()
+        self.rows = 0
+
+    def value(self) -> Float[Tensor, "p p"]:
+        """Return the sum, upper triangle; float32 when a single run held every row."""
+        return self.run if self.total is None else self.total.add_(self.run)
+
+
+def symmetric(upper: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+    """Return the full float64 matrix of a sum that holds the upper triangle."""
+    full = torch.triu(upper.double())
+    return full.add_(torch.triu(full, 1).T)
+
+
+def _syrk(upper: Tensor, Z: Tensor, sign: float) -> None:
+    # Column-major BLAS sees the transposed views: its lower triangle is our upper one, and nothing is copied.
+    syrk = blas.ssyrk if Z.dtype == torch.float32 else blas.dsyrk
+    syrk(sign, Z.contiguous().numpy().T, beta=1.0, c=upper.numpy().T, lower=1, overwrite_c=1)
+
+
+def multiply_triangular_(Z: Float[Tensor, "n p"], T: Float[Tensor, "p p"], *, upper: bool) -> Float[Tensor, "n p"]:
+    """Return Z T for a triangular T, in the memory of Z on a CPU; n p^2 operations."""
+    if not Z.is_cpu:
+        return Z @ T
+    trmm = blas.strmm if Z.dtype == torch.float32 else blas.dtrmm
+    trmm(1.0, T.numpy().T, Z.numpy().T, lower=int(upper), overwrite_b=1)
+    return Z
+
+
+def row_dot(a: Float[Tensor, "n p"], b: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
+    """Return the dot product of every row of `a` with the same row of `b`."""
+    return torch.linalg.vecdot(a, b)
+
+
+def cholesky(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"], float]:
+    """Return L, L^-1 (A = L L') and the estimated condition number of A in the 1-norm; 2 p^3 / 3 operations.
+
+    Raises:
+        ValueError: A is not positive definite in float64.
+    """
+    # LAPACK sees A' = A, and its upper factor R (A = R'R) in column-major order is our row-major L.
+    factor, info = lapack.dpotrf(A.cpu().numpy().T, lower=0, clean=1)
+    if info:
+        raise ValueError(
+            f"solve: the normal matrix must be positive definite, got a pivot <= 0 at column {info - 1}. "
+            "Increase `ridge`."
+        )
+    reciprocal, _ = lapack.dpocon(factor, anorm=float(A.abs().sum(0).max()), uplo="U")
+    inverse, _ = lapack.dtrtri(factor, lower=0)
+    L = torch.from_numpy(factor.T).to(A.device)
+    return L, torch.from_numpy(inverse.T).to(A.device), 1.0 / reciprocal if reciprocal > 0 else float("inf")
+
+
+def whitened_quadratic(Linv: Float[Tensor, "p p"], S: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+    """Return L'^-1 S L^-1 for symmetric S; two triangular products, 2 p^3 operations."""
+    half = multiply_triangular_(S.contiguous().clone(), Linv, upper=False)  # S L^-1
+    return multiply_triangular_(half.T.contiguous(), Linv, upper=False)  # (L'^-1 S) L^-1, S symmetric
+
+
+def kernel(Z: Float[Tensor, "n p"], scale: Float[Tensor, " p"]) -> Float[Tensor, "n n"]:
+    """Return (Z scale)(Z scale)', n^2 p operations, for n < p."""
+    scaled = Z * scale
+    if not Z.is_cpu:
+        return scaled @ scaled.T
+    K = torch.zeros(len(Z), len(Z), dtype=Z.dtype)
+    syrk = blas.ssyrk if Z.dtype == torch.float32 else blas.dsyrk
+    syrk(1.0, scaled.numpy().T, trans=1, c=K.numpy().T, lower=1, overwrite_c=1)
+    return mirror_(K)
+
+
+def inverse_(A: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
+    """Return the inverse of a positive definite A, in its memory on a CPU, and its condition number; n^3 operations.
+
+    Raises:
+        ValueError: A is not positive definite in this precision.
+    """
+    single = A.dtype == torch.float32
+    potrf, potri, pocon = (
+        (lapack.spotrf, lapack.spotri, lapack.spocon) if single else (lapack.dpotrf, lapack.dpotri, lapack.dpocon)
+    )
+    norm = float(A.abs().sum(0).max())
+    factor, info = potrf(A.cpu().numpy().T, lower=1, clean=0, overwrite_a=1)
+    if info:
+        raise ValueError(
+            f"inverse: the kernel matrix must be positive definite, got a pivot <= 0 at row {info - 1}. "
+            "Increase `ridge` or use `precision=float64`."
+        )
+    reciprocal, _ = pocon(factor, anorm=norm, uplo="L")
+    inverse, _ = potri(factor, lower=1, overwrite_c=1)
+    upper = torch.from_numpy(inverse.T).to(A.device)
+    return mirror_(upper), 1.0 / float(reciprocal) if reciprocal > 0 else float("inf")
+
+
+def mirror_(upper: Float[Tensor, "n n"], tile: int = 512) -> Float[Tensor, "n n"]:
+    """Copy the upper triangle onto the lower one, tile by tile, in place."""
+    n = len(upper)
+    for i in range(0, n, tile):
+        diagonal = upper[i : i + tile, i : i + tile]
+        diagonal.copy_(diagonal.triu() + diagonal.triu(1).T)
+        for j in range(i + tile, n, tile):
+            upper[j : j + tile, i : i + tile] = upper[i : i + tile, j : j + tile].T
+    return upper

@@ -1,0 +1,283 @@
+"""A shard: consecutive rows of a table, resident as arrays in the dtype they were stored in.
+
+Shards are the reduction groups: their boundaries depend on the table alone, so sums over them have the same bits
+whatever engine or number of workers holds them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from diva_ray.data.columns import encode, is_list, one_chunk, row_keys, to_matrix
+from diva_ray.data.table import Reader, Table
+from diva_ray.errors import InputError
+
+Where = Callable[[int], str]  # names the place of a row for a person
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are what (the contract's `data.*`); None where the table has none."""
+
+    features: tuple[str, ...]
+    label: str
+    id: str | None = None
+    weight: str | None = None
+    validation_weight: str | None = None
+    group: str | None = None
+    source: str | None = None
+    offset: str | None = None
+    truth: str | None = None
+
+    def names(self) -> list[str]:
+        """Return every column that a shard reads, once."""
+        rest = (self.label, self.id, self.weight, self.validation_weight, self.group, self.source, self.offset, self.truth)
+        return list(dict.fromkeys([*self.features, *(name for name in rest if name)]))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Rows [start, stop) of a table; `held_out` marks a separate validation table (no weight, not scored)."""
+
+    index: int
+    start: int
+    stop: int
+    held_out: bool = False
+
+
+@dataclass
+class Shard:
+    """Resident rows. Band arrays are as stored; everything else is small.
+
+    Attributes:
+        bands: features (n, d) of every band; `missing` marks rows without that band.
+        label: labels as read.
+        weight, validation: alpha and v, float64.
+        group: code of the row's leave-out group inside this shard; None when every row is left out alone.
+        offset: (n, c) or None.
+        keys: stable 64-bit key of every row.
+        order: positions of the rows in the table, relative to start, when they were sorted by group.
+        state: per-row results by name; whatever is lost can be computed again.
+    """
+
+    extent: Extent
+    bands: list[Tensor]
+    missing: list[Tensor | None]
+    label: pa.Array
+    weight: Tensor
+    validation: Tensor
+    keys: Tensor
+    group: Tensor | None = None
+    group_keys: np.ndarray | None = None
+    source: pa.Array | None = None
+    offset: Tensor | None = None
+    truth: pa.Array | None = None
+    id: pa.Array | None = None
+    order: np.ndarray | None = None
+    where: Where = str
+    state: dict[str, object] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.extent.stop - self.extent.start
+
+    def name(self, row: int) -> str:
+        """Return a row's id and place, for a person."""
+        return self.where(row) if self.id is None else f"id {self.id[row].as_py()} ({self.where(row)})"
+
+
+def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -> Shard:
+    """Return one shard, checked; the features are views of what was decoded.
+
+    Raises:
+        InputError: a value that cannot be used, with its row.
+    """
+    rows = reader.read(extent.start, extent.stop, columns.names())
+    order = None
+    if columns.group:
+        keys = row_keys(one_chunk(rows[columns.group]))
+        if (keys[1:] != keys[:-1]).sum() + 1 != len(np.unique(keys)):
+            order = np.argsort(keys, kind="stable")
+            rows = rows.take(pa.array(order))
+    arrays = {name: one_chunk(rows[name]) for name in columns.names()}
+
+    def where(row: int) -> str:
+        return table.where(extent.start + int(row if order is None else order[row]))
+
+    bands, missing = _read_bands(arrays, columns, where)
+    weight = _weights(arrays, columns.weight, "data.weight", where, len(rows))
+    validation = _weights(arrays, columns.validation_weight, "data.validation_weight", where, len(rows))
+    if extent.held_out:
+        weight = torch.zeros_like(weight)
+    ids = arrays[columns.id] if columns.id else None
+    if ids is not None and ids.null_count:
+        row = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0]
+        raise InputError(f"data.id: every row must have an id, got null in `{columns.id}` at {where(row)}. Fix the table.")
+    position = np.arange(extent.start, extent.stop) if order is None else extent.start + order
+    keys = row_keys(ids if ids is not None else pa.array(position), seed=int(extent.held_out))
+    shard = Shard(extent, bands, missing, arrays[columns.label], weight, validation, _signed(keys), id=ids, order=order, where=where)
+    if shard.label.null_count:
+        row = np.flatnonzero(shard.label.is_null().to_numpy(zero_copy_only=False))[0]
+        raise InputError(f"data.label: every row must have a label, got null in `{columns.label}` at {where(row)}. Fix the table.")
+    if columns.group:
+        group_keys = row_keys(arrays[columns.group], seed=int(extent.held_out))
+        shard.group_keys, inverse = np.unique(group_keys, return_inverse=True)
+        shard.group = torch.from_numpy(inverse.astype(np.int64))
+    if columns.source:
+        shard.source = arrays[columns.source].cast(pa.string())
+    if columns.truth:
+        shard.truth = arrays[columns.truth]
+    if columns.offset:
+        shard.offset = finite_matrix(arrays[columns.offset], columns.offset, "data.offset", where).double()
+    return shard
+
+
+def _signed(keys: np.ndarray) -> Tensor:
+    return torch.from_numpy(keys.view(np.int64))
+
+
+def _read_bands(arrays: dict, columns: Columns, where: Where) -> tuple[list[Tensor], list[Tensor | None]]:
+    bands, missing = [], []
+    for name in columns.features:
+        values, absent = to_matrix(arrays[name], name, where(0))
+        if values.dtype not in (np.float16, np.float32, np.float64):
+            values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+        bands.append(_tensor(values))
+        missing.append(None if absent is None else torch.from_numpy(absent))
+    return bands, missing
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """Return a tensor on the same memory; shards are never written to, and Arrow's memory is read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def finite_matrix(column: pa.Array, name: str, option: str, where: Where) -> Tensor:
+    """Return a finite numeric column as (n, d), or raise with the row."""
+    values, absent = to_matrix(column, name, where(0))
+    bad = ~np.isfinite(values).all(1) if values.dtype.kind == "f" else np.zeros(len(values), bool)
+    bad = bad if absent is None else bad | absent
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        found = "null" if absent is not None and absent[row] else values[row][~np.isfinite(values[row])][0]
+        raise InputError(f"{option}: column `{name}` must be finite, got {found} at {where(row)}. Fix the table or `{option}`.")
+    return _tensor(values)
+
+
+def _weights(arrays: dict, name: str | None, option: str, where: Where, n: int) -> Tensor:
+    """Return a weight column as float64, 1 without one."""
+    if name is None:
+        return torch.ones(n, dtype=torch.float64)
+    values = finite_matrix(arrays[name], name, option, where)
+    if values.shape[1] != 1 or bool((values < 0).any()):
+        row = int(torch.nonzero((values < 0).any(1))[0]) if bool((values < 0).any()) else 0
+        raise InputError(f"{option}: column `{name}` must hold numbers >= 0, got {values[row].tolist()} at {where(row)}. Fix the table.")
+    return values[:, 0].double()
+
+
+def split(table: Table, columns: Columns, reader: Reader, *, held_out: bool = False) -> list[Extent]:
+    """Return the shards of a table: a function of its rows alone (and of where groups end), never of the cluster.
+
+    1,024 rows or more each; 24 shards up to 24 x 65,536 rows (a multiple of 2, 3, 4, 6, 8 and 12 workers), then more, in
+    multiples of 24.
+    """
+    most = max(1, table.rows // 1024)
+    count = min(most, 24 * max(1, -(-table.rows // (24 * 65_536))))
+    cuts = [table.rows * k // count for k in range(count + 1)]
+    if columns.group:
+        cuts = sorted({_group_end(table, reader, columns.group, cut) for cut in cuts})
+    return [Extent(k, a, b, held_out) for k, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))]
+
+
+def _group_end(table: Table, reader: Reader, group: str, cut: int) -> int:
+    """Return the first row at or after `cut` whose group differs from the row before."""
+    if cut in (0, table.rows):
+        return cut
+    span = 4096
+    while True:
+        stop = min(cut + span, table.rows)
+        keys = row_keys(one_chunk(reader.read(cut - 1, stop, [group])[group]))
+        changes = np.flatnonzero(keys[1:] != keys[0])
+        if len(changes):
+            return cut + int(changes[0])
+        if stop == table.rows:
+            return stop
+        span *= 4
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a band enters the fit: (x - mean) * scale, missing rows 0; an intercept column of 1 comes first.
+
+    Attributes:
+        mean: per band (d,), zeros when features are taken as given.
+        scale: per band, 1 / root of the mean squared norm of the centred rows.
+    """
+
+    mean: tuple[Tensor, ...]
+    scale: tuple[float, ...]
+    intercept: bool
+
+    @property
+    def width(self) -> int:
+        """Number of columns p, intercept included."""
+        return int(self.intercept) + sum(len(mean) for mean in self.mean)
+
+
+def prepare(shard: Shard, start: int, stop: int, scale: Scale, out: Tensor) -> Tensor:
+    """Write the fit's view of rows [start, stop) into `out` (rows, p) and return it; n p operations, no other copy."""
+    out = out[: stop - start]
+    column = int(scale.intercept)
+    if scale.intercept:
+        out[:, 0] = 1
+    for values, absent, mean, factor in zip(shard.bands, shard.missing, scale.mean, scale.scale, strict=True):
+        into = out[:, column : column + len(mean)]
+        torch.sub(values[start:stop], mean.to(out.dtype), out=into)
+        if factor != 1:
+            into.mul_(factor)
+        if absent is not None:
+            into[absent[start:stop]] = 0
+        column += len(mean)
+    return out
+
+
+def block_bounds(shard: Shard, rows: int) -> list[tuple[int, int]]:
+    """Return the row ranges of the shard's blocks: about `rows` each, never through a leave-out group."""
+    n = len(shard)
+    cuts = list(range(0, n, rows)) + [n]
+    if shard.group is not None:
+        ends = torch.nonzero(shard.group[1:] != shard.group[:-1]).squeeze(1).add_(1).tolist() + [n]
+        cuts = sorted({0, *(ends[bisect_left(ends, cut)] for cut in cuts[1:])})
+    return list(zip(cuts, cuts[1:], strict=False))
+
+
+def number_targets(label: pa.Array, name: str, where: Where) -> Tensor:
+    """Return regression or vector targets as float64 (n, c)."""
+    return finite_matrix(label, name, "data.label", where).double()
+
+
+def label_values(label: pa.Array) -> pa.Array:
+    """Return the distinct classes of a label column (of its elements, for lists of classes)."""
+    if is_list(label.type):
+        label = one_chunk(label).flatten()
+    return pc.unique(label)
+
+
+def class_targets(label: pa.Array, classes: pa.Array) -> Tensor:
+    """Return class codes (n,), or a multi-hot float64 matrix (n, c) for lists of classes."""
+    if not is_list(label.type):
+        return torch.from_numpy(encode(label, classes))
+    owner = torch.from_numpy(pc.list_parent_indices(label).to_numpy(zero_copy_only=False).astype(np.int64))
+    hot = torch.zeros(len(label), len(classes), dtype=torch.float64)
+    hot[owner, torch.from_numpy(encode(label.flatten(), classes))] = 1
+    return hot

@@ -1,0 +1,211 @@
+"""A table of rows that are read where they are needed: Parquet files, or Arrow already in memory.
+
+Only footers are read here; rows are read by the shards that own them.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from diva_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One row group: rows [start, start + rows) of the table."""
+
+    file: str
+    group: int
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in the order of the sorted files; `memory` holds them when they are not in files.
+
+    Attributes:
+        name: how errors and plans call it.
+        schema: Arrow schema of the table.
+        rows: number of rows.
+        bytes: uncompressed bytes of the columns, as the footers tell.
+    """
+
+    name: str
+    schema: pa.Schema
+    rows: int
+    bytes: int
+    filesystem: pyarrow.fs.FileSystem | None = None
+    pieces: tuple[Piece, ...] = ()
+    memory: pa.Table | None = field(default=None, repr=False)
+
+    def where(self, row: int) -> str:
+        """Return where a row lies, for a person."""
+        if self.memory is not None:
+            return f"row {row}"
+        piece = self.pieces[self._piece_of(row)]
+        first = next(other.start for other in self.pieces if other.file == piece.file)
+        return f"{os.path.basename(piece.file)} row {row - first}"
+
+    def _piece_of(self, row: int) -> int:
+        return bisect_right([piece.start for piece in self.pieces], row) - 1
+
+    def reader(self) -> Reader:
+        """Return a reader; ranges read in order decode every row group once."""
+        return Reader(self)
+
+
+class Reader:
+    """Reads ranges of a table; remembers the last row group, so that neighbouring ranges decode it once."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.last: tuple[Piece, tuple[str, ...], pa.Table] | None = None
+
+    def read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
+        """Return rows [start, stop) of some columns; touches only the row groups that hold them."""
+        if self.table.memory is not None:
+            return self.table.memory.select(columns).slice(start, stop - start)
+        parts = []
+        for piece in self.table.pieces[self.table._piece_of(start) :]:
+            if piece.start >= stop:
+                break
+            if piece.rows:
+                low = max(start - piece.start, 0)
+                parts.append(self._decode(piece, columns).slice(low, min(stop - piece.start, piece.rows) - low))
+        return pa.concat_tables(parts, promote_options="permissive")
+
+    def _decode(self, piece: Piece, columns: list[str]) -> pa.Table:
+        if self.last is None or self.last[:2] != (piece, tuple(columns)):
+            self.last = (piece, tuple(columns), self._read_row_group(piece, columns))
+        return self.last[2]
+
+    def _read_row_group(self, piece: Piece, columns: list[str]) -> pa.Table:
+        try:
+            with pq.ParquetFile(piece.file, filesystem=self.table.filesystem, memory_map=True) as source:
+                return source.read_row_group(piece.group, columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                f"data.path: every file must be readable Parquet, got {type(error).__name__} "
+                f"({_first_line(error)}) at {piece.file}, row group {piece.group}. Replace the file or leave it out."
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"
+
+
+def open_parquet(path: str, option: str = "data.path") -> Table:
+    """Return the table of a Parquet file, folder, glob or URI; footers only, in parallel.
+
+    Raises:
+        InputError: nothing there, not Parquet, or files whose columns differ.
+    """
+    filesystem, files = _list_files(path, option)
+    with ThreadPoolExecutor(min(32, len(files))) as pool:
+        footers = list(pool.map(lambda file: _footer(file, filesystem, option), files))
+    schema = footers[0].schema.to_arrow_schema()
+    pieces, start, size = [], 0, 0
+    for file, footer in zip(files, footers, strict=True):
+        _check_schema(schema, footer.schema.to_arrow_schema(), files[0], file)
+        for group in range(footer.num_row_groups):
+            meta = footer.row_group(group)
+            pieces.append(Piece(file, group, start, meta.num_rows))
+            start += meta.num_rows
+            size += meta.total_byte_size
+    if not start:
+        raise InputError(f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`.")
+    return Table(path, schema, start, size, filesystem, tuple(pieces))
+
+
+def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
+    """Return the file system and the sorted Parquet files of a path."""
+    missing = InputError(f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`.")
+    if "://" in path:
+        try:
+            filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{option}: must be a readable URI, got {path} ({_first_line(error)}). Change `{option}`.") from error
+        info = filesystem.get_file_info(inner)
+        if info.type == pyarrow.fs.FileType.NotFound:
+            raise missing
+        if info.type == pyarrow.fs.FileType.File:
+            return filesystem, [inner]
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
+        files = sorted(item.path for item in found if item.path.endswith((".parquet", ".pq")))
+    else:
+        filesystem = pyarrow.fs.LocalFileSystem()
+        folder = os.path.abspath(os.path.expanduser(path))
+        names = [folder] if os.path.isfile(folder) else sorted(glob.glob(folder, recursive=True))
+        files = []
+        for name in names:
+            inside = glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
+            files += [name] if os.path.isfile(name) else [file for file in inside if file.endswith((".parquet", ".pq"))]
+        files = sorted(set(files))
+    if not files:
+        raise missing
+    return filesystem, files
+
+
+def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(file, filesystem=filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{option}: every file must be readable Parquet, got {type(error).__name__} ({_first_line(error)}) at {file}. "
+            "Replace the file or leave it out."
+        ) from error
+
+
+def _check_schema(first: pa.Schema, other: pa.Schema, first_file: str, file: str) -> None:
+    """Raise unless both files have the same columns of the same types (lengths of lists may be declared or not)."""
+    for name in first.names:
+        if name not in other.names:
+            raise InputError(f"data.path: every file must have column `{name}`, got none at {file}. Fix the table or `data.path`.")
+        one, two = _family(first.field(name).type), _family(other.field(name).type)
+        if one != two:
+            raise InputError(
+                f"data.path: column `{name}` must hold one type, got {one} in {os.path.basename(first_file)} and {two} in "
+                f"{os.path.basename(file)}. Fix the table or choose other columns."
+            )
+
+
+def _family(kind: pa.DataType) -> str:
+    from diva_ray.data.columns import element_type, is_list
+
+    element = element_type(kind)
+    plain = "string" if pa.types.is_string(element) or pa.types.is_large_string(element) else str(element)
+    plain = "integer" if pa.types.is_integer(element) else plain
+    return f"list of {plain}" if is_list(kind) else plain
+
+
+def from_arrow(table: pa.Table, name: str = "the given arrays") -> Table:
+    """Return a table whose rows are in memory already; nothing is copied."""
+    if not table.num_rows:
+        raise InputError(f"data: the table must have rows, got 0 in {name}. Give at least two samples.")
+    return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks())
+
+
+def from_arrays(columns: dict[str, object], name: str = "the given arrays") -> Table:
+    """Return a table of NumPy arrays, torch tensors or lists by column name; matrices become vector columns, uncopied."""
+    arrays: dict[str, pa.Array] = {}
+    for key, values in columns.items():
+        array = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+        if isinstance(array, np.ndarray) and array.ndim == 2:
+            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+            arrays[key] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+        else:
+            arrays[key] = array if isinstance(array, (pa.Array, pa.ChunkedArray)) else pa.array(array)
+    lengths = {key: len(array) for key, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"data: arrays must have one length, got {lengths}. Give one entry for each sample in every array.")
+    return from_arrow(pa.table(arrays), name)

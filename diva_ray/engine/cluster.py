@@ -1,0 +1,280 @@
+"""The passes on resident Ray actors that hold their shards; the only room that knows ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from diva_ray.data.shards import Columns, Extent, Shard, read_shard
+from diva_ray.data.table import Table
+from diva_ray.engine.inline import first_duplicate
+from diva_ray.engine.context import Kernel
+from diva_ray.errors import InputError
+
+log = logging.getLogger("diva_ray")
+
+
+def share_tensors() -> None:
+    """Let tensors cross between processes as numpy arrays, which Ray maps instead of copying."""
+    ray.util.register_serializer(torch.Tensor, serializer=lambda t: t.detach().cpu().numpy(), deserializer=_as_tensor)
+
+
+def _as_tensor(values: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+class Worker:
+    """Actor that reads its shards from storage, in the background from the start, and runs kernels on them.
+
+    Kernels are pure, so Ray may run one again on a worker that took a dead one's place.
+    """
+
+    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int) -> None:
+        torch.set_num_threads(threads)
+        share_tensors()
+        self.shards: dict[int, Shard] = {}
+        self.fault: BaseException | None = None
+        self.arrived = threading.Condition()
+        self.cache: dict[str, tuple[Any, Any]] = {}
+        threading.Thread(target=self._load, args=(tables, columns, extents), daemon=True).start()
+
+    def _load(self, tables: list[Table], columns: Columns, extents: list[Extent]) -> None:
+        readers = [table.reader() for table in tables]
+        try:
+            for extent in extents:
+                which = int(extent.held_out)
+                shard = read_shard(tables[which], readers[which], columns, extent)
+                with self.arrived:
+                    self.shards[extent.index] = shard
+                    self.arrived.notify_all()
+        except BaseException as error:  # handed to whoever waits for the shard, and raised there
+            with self.arrived:
+                self.fault = error
+                self.arrived.notify_all()
+
+    def _shard(self, index: int) -> Shard:
+        with self.arrived:
+            self.arrived.wait_for(lambda: index in self.shards or self.fault is not None)
+            if index not in self.shards and self.fault is not None:
+                raise self.fault
+            return self.shards[index]
+
+    def loaded(self, index: int) -> int:
+        """Return the rows of a shard once it is here."""
+        return len(self._shard(index))
+
+    def run(self, kernel: Kernel, index: int, refs: dict[str, Any]) -> Any:
+        """Return the kernel's partial of one shard."""
+        return kernel(self._shard(index), self._known(refs))
+
+    def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
+        stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
+        for name in stale:
+            del self.cache[name]
+        for name, ref in refs.items():
+            if name not in self.cache:
+                self.cache[name] = (ref, ray.get(ref))
+        return {name: value for name, (_, value) in self.cache.items()}
+
+    def forget(self, names: tuple[str, ...]) -> None:
+        """Drop per-row results by name."""
+        for shard in self.shards.values():
+            for name in names:
+                shard.state.pop(name, None)
+
+    def split_keys(self, field: str, indices: list[int], parts: int) -> Any:
+        """Return this worker's keys in `parts` arrays by their value."""
+        found = [getattr(self._shard(index), field) for index in indices]
+        keys = np.concatenate([np.asarray(values) for values in found if values is not None] or [np.empty(0, np.int64)])
+        keys = keys.view(np.uint64)
+        pieces = [keys[keys % parts == part] for part in range(parts)]
+        return pieces if parts > 1 else pieces[0]
+
+    def first_duplicate(self, *parts: np.ndarray) -> int | None:
+        """Return a key that occurs twice."""
+        return first_duplicate(list(parts))
+
+    def process(self) -> int:
+        """Return the process id."""
+        return os.getpid()
+
+
+class Cluster:
+    """Resident workers, each holding consecutive shards. Bits do not depend on how many there are."""
+
+    kind = "ray"
+
+    def __init__(
+        self,
+        tables: list[Table],
+        columns: Columns,
+        extents: list[Extent],
+        *,
+        workers: int | None,
+        threads: int,
+        gpus_per_worker: float = 0.0,
+        environment: dict[str, str] | None = None,
+        start_timeout: float = 300.0,
+        pass_timeout: float = 3600.0,
+    ) -> None:
+        share_tensors()
+        self.extents = extents
+        self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
+        self.known: dict[str, Any] = {}
+        self.workers = check_resources(workers, threads, gpus_per_worker, len(extents))
+        self.owner, self.owned = _deal(extents, self.workers)
+        options = {
+            "num_cpus": threads,
+            "num_gpus": gpus_per_worker,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "scheduling_strategy": "SPREAD",
+            "runtime_env": {"env_vars": environment} if environment else None,
+        }
+        actor = ray.remote(Worker).options(**options)
+        self.actors = [actor.remote(tables, columns, [extents[k] for k in mine], threads) for mine in self.owned]
+
+    def load(self) -> Iterator[int]:
+        """Wait until every shard is read; yield its rows when it is there.
+
+        Raises:
+            InputError: a worker did not start in time, or a shard holds bad input.
+        """
+        refs = {self._actor(extent).loaded.remote(extent.index): extent for extent in self.extents}
+        pending = list(refs)
+        deadline = time.monotonic() + self.start_timeout
+        while pending:
+            done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                late = sorted({self.owner[refs[ref].index] for ref in pending})
+                raise InputError(
+                    f"cluster: every worker must have loaded its rows within {self.start_timeout:g} s, got none of the "
+                    f"{len(pending)} shards left of worker(s) {late} (free now: {ray.available_resources()}). "
+                    "Free resources, lower `cluster.workers`, or raise `cluster.start_timeout`."
+                )
+            yield fetch(done[0])
+            deadline = max(deadline, time.monotonic() + self.start_timeout)
+
+    def _actor(self, extent: Extent) -> Any:
+        return self.actors[self.owner[extent.index]]
+
+    def tell(self, **known: Any) -> None:
+        """Make values known to every later pass; each goes to every node once."""
+        self.known.update({name: ray.put(value) for name, value in known.items()})
+
+    def forget(self, *names: str) -> None:
+        """Drop known values and per-row results that followed from them."""
+        for name in names:
+            self.known.pop(name, None)
+        for ref in [actor.forget.remote(names) for actor in self.actors]:
+            fetch(ref, self.pass_timeout)
+
+    def each(self, kernel: Kernel, extents: list[Extent] | None = None) -> Iterator[Any]:
+        """Yield the partial of every shard, in order, whatever the order in which they finish."""
+        extents = self.extents if extents is None else extents
+        refs = [self._actor(extent).run.remote(kernel, extent.index, self.known) for extent in extents]
+        for k, extent in enumerate(extents):
+            ref, refs[k] = refs[k], None
+            yield self._await(ref, extent, [other for other in refs[k + 1 :] if other is not None])
+
+    def _await(self, ref: Any, extent: Extent, others: list[Any]) -> Any:
+        waited = 0.0
+        finished = 0
+        while not ray.wait([ref], timeout=self.pass_timeout)[0]:
+            waited += self.pass_timeout
+            now = len(ray.wait(others, num_returns=len(others), timeout=0)[0]) if others else 0
+            if now <= finished:
+                raise InputError(
+                    f"cluster: a shard must be finished every {self.pass_timeout:g} s, got none for {waited:g} s at worker "
+                    f"{self.owner[extent.index]}, rows {extent.start} to {extent.stop}. See `ray logs`; raise "
+                    "`cluster.pass_timeout` if the passes are that slow, or add workers."
+                )
+            finished = now
+        return fetch(ref)
+
+    def duplicate(self, field: str) -> int | None:
+        """Return a key that occurs twice among all shards, or None: keys are dealt to the workers by value."""
+        n = len(self.actors)
+        dealt = [
+            actor.split_keys.options(num_returns=n).remote(field, mine, n)
+            for actor, mine in zip(self.actors, self.owned, strict=True)
+        ]
+        dealt = [[refs] if n == 1 else refs for refs in dealt]
+        found = [actor.first_duplicate.remote(*(refs[k] for refs in dealt)) for k, actor in enumerate(self.actors)]
+        keys = [fetch(ref, self.pass_timeout) for ref in found]
+        return next((key for key in keys if key is not None), None)
+
+    def close(self) -> None:
+        """End the workers."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+
+
+def fetch(ref: Any, timeout: float | None = None) -> Any:
+    """Return a result; a user's mistake found on a worker is raised as itself."""
+    try:
+        return ray.get(ref, timeout=timeout)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+
+
+def check_resources(workers: int | None, threads: int, gpus: float, shards: int) -> int:
+    """Return how many workers to start; raise if the cluster cannot hold them (an actor would wait for ever)."""
+    have = ray.cluster_resources()
+    room = int(have.get("CPU", 0) // threads)
+    if gpus:
+        room = min(room, int(have.get("GPU", 0) / gpus))
+    wanted = min(workers or room, shards)
+    if workers and workers > room:
+        raise InputError(
+            f"cluster.workers: the cluster must have {workers} x {threads} CPUs{f' and {workers} x {gpus:g} GPUs' if gpus else ''}, "
+            f"got {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Lower `cluster.workers` to {room} or less."
+        )
+    if wanted < 1:
+        raise InputError(
+            f"cluster: one worker must fit, which needs {threads} CPUs and {gpus:g} GPUs, got {have.get('CPU', 0):g} CPUs and "
+            f"{have.get('GPU', 0):g} GPUs. Lower `cluster.threads` or `cluster.gpus_per_worker`."
+        )
+    return wanted
+
+
+def _deal(extents: list[Extent], workers: int) -> tuple[dict[int, int], list[list[int]]]:
+    """Return the worker of every shard, and the shards of every worker: consecutive, as even as can be."""
+    cuts = [len(extents) * w // workers for w in range(workers + 1)]
+    owned = [list(range(a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return {extents[k].index: w for w, mine in enumerate(owned) for k in mine}, owned
+
+
+def connect(kind: str) -> None:
+    """Join the job's cluster (`ray`), or start Ray on this machine (`local`), token authentication on.
+
+    Raises:
+        InputError: no cluster answers.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        if kind == "local":
+            ray.init(address="local", log_to_driver=False, include_dashboard=False, configure_logging=False)
+        else:
+            ray.init(log_to_driver=False, configure_logging=False)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"cluster: a Ray cluster must answer, got {type(error).__name__} ({str(error).strip().splitlines()[0][:200]}) at "
+            f"{os.environ.get('RAY_ADDRESS', 'the default address')}. Start it, fix RAY_ADDRESS, or use `cluster=local`."
+        ) from error

@@ -1,0 +1,223 @@
+"""What a kernel sees: the setup, the shard block by block, the current weights, and the rows it keeps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from diva_ray.core import losses
+from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs
+from diva_ray.core.leave_out import rows_by_group_size
+from diva_ray.data.columns import encode
+from diva_ray.data.shards import Scale, Shard, block_bounds, class_targets, number_targets, prepare
+
+Known = Mapping[str, Any]
+Kernel = Callable[[Shard, Known], Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every pass after the scan needs.
+
+    Attributes:
+        classes: sorted classes of the whole table; None for numbers.
+        outputs: c.
+        loss: name of a loss, or a callable (F, Y) -> values (n,) for autograd.
+        center: mean target, for the cosine loss.
+        dtype: of the products.
+        copies: 1 + number of random sign vectors.
+        collect: whether the adjoint pass returns its validation rows, for exact standard errors.
+        sources: sorted sources, or None.
+    """
+
+    task: str
+    scale: Scale
+    classes: pa.Array | None
+    outputs: int
+    loss: str | Callable
+    center: Tensor | None
+    label: str
+    dtype: torch.dtype
+    block_rows: int
+    seed: int
+    copies: int = 1
+    collect: bool = False
+    sources: pa.Array | None = None
+
+    def loss_function(self) -> losses.Loss:
+        """Return the loss with its gradient."""
+        if not isinstance(self.loss, str):
+            return losses.from_torch(self.loss)
+        if self.loss == "cosine":
+            assert self.center is not None
+            return losses.cosine(self.center)
+        return {"cross_entropy": losses.cross_entropy, "squared": losses.squared, "logistic": losses.logistic}[self.loss]
+
+
+class Tally(dict[str, Any]):
+    """Named sums; `+` adds them key by key, and keeps the larger of values named `max_...`."""
+
+    def __add__(self, other: Mapping[str, Any]) -> Tally:
+        return Tally({k: max(v, other[k]) if k.startswith("max_") else v + other[k] for k, v in self.items()})
+
+
+class Rows(tuple[Tensor, ...]):
+    """Tensors of rows side by side; `+` appends the other's rows."""
+
+    def __add__(self, other: tuple[Tensor, ...]) -> Rows:  # type: ignore[override]
+        return Rows(torch.cat([a, b]) for a, b in zip(self, other, strict=True))
+
+    @staticmethod
+    def join(parts: list[tuple[Tensor, ...]]) -> Rows:
+        """Return all parts as one."""
+        return Rows(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What one shard adds: any parts that know `+`."""
+
+    sums: Any
+    tally: Tally
+    rows: Rows | None = None
+
+    def __add__(self, other: Partial) -> Partial:
+        rows = self.rows if other.rows is None else other.rows if self.rows is None else self.rows + other.rows
+        sums = None if self.sums is None else self.sums + other.sums
+        return Partial(sums, self.tally + other.tally, rows)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows [start, stop) of a shard as the mathematics sees them."""
+
+    start: int
+    stop: int
+    Z: Tensor
+    Y: Tensor
+    alpha: Tensor
+    v: Tensor
+    offset: Tensor | None
+    group_rows: list[Tensor]
+
+
+def targets(shard: Shard, setup: Setup) -> Tensor:
+    """Return the shard's targets: codes, or values in the dtype of the products."""
+    cached = shard.state.get("targets")
+    if cached is None:
+        if setup.classes is not None:
+            cached = class_targets(shard.label, setup.classes)
+        else:
+            cached = number_targets(shard.label, setup.label, shard.where)
+        cached = shard.state["targets"] = cached if cached.ndim == 1 else cached.to(setup.dtype)
+    assert isinstance(cached, Tensor)
+    return cached if cached.ndim == 1 else cached.to(setup.dtype)
+
+
+def blocks(shard: Shard, known: Known) -> Iterator[Block]:
+    """Yield the shard block by block; the memory of Z is the next block's too."""
+    setup: Setup = known["setup"]
+    Y, alpha = targets(shard, setup), weights(shard, known).to(setup.dtype)
+    v = validation_weights(shard, known).to(setup.dtype)
+    offset = None if shard.offset is None else shard.offset.to(setup.dtype)
+    bounds = block_bounds(shard, setup.block_rows)
+    buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=setup.dtype)
+    for a, b in bounds:
+        groups = [] if shard.group is None else rows_by_group_size(shard.group[a:b])
+        Z = prepare(shard, a, b, setup.scale, buffer)
+        yield Block(a, b, Z, Y[a:b], alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
+
+
+def weights(shard: Shard, known: Known) -> Tensor:
+    """Return alpha of the current step: the table's, or what the last weight step left in `known["weights"]`."""
+    step = known.get("step", 0)
+    if not step:
+        return shard.weight
+    current = shard.state.get("weights")
+    if not isinstance(current, tuple) or current[0] != step:
+        saved = np.load(f"{known['state_folder']}/weights-{step}-{shard.extent.index}.npy", allow_pickle=False)
+        current = shard.state["weights"] = (step, torch.from_numpy(saved))
+    return current[1]
+
+
+def keep_weights(shard: Shard, known: Known, alpha: Tensor) -> None:
+    """Keep the next step's weights with the shard, and in the state folder for a worker that takes its place."""
+    step = known.get("step", 0) + 1
+    shard.state["weights"] = (step, alpha)
+    if known.get("state_folder"):
+        path = f"{known['state_folder']}/weights-{step}-{shard.extent.index}.npy"
+        with open(f"{path}.part", "wb") as file:
+            np.save(file, alpha.numpy())
+        os.replace(f"{path}.part", path)
+
+
+class RowStore:
+    """Per-row results of a shard, filled block by block."""
+
+    def __init__(self, n: int, setup: Setup) -> None:
+        c, dtype = setup.outputs, setup.dtype
+        self.r, self.outputs = torch.empty(n, c, dtype=dtype), torch.empty(n, c, dtype=dtype)
+        self.own, self.leverage, self.loss = (torch.empty(n, dtype=dtype) for _ in range(3))
+
+    def put(self, start: int, stop: int, **columns: Tensor) -> None:
+        """Store one block."""
+        for name, values in columns.items():
+            getattr(self, name)[start:stop] = values
+
+
+def row_signs(shard: Shard, setup: Setup) -> Tensor:
+    """Return the sign of every row in every copy: drawn from the row's key, or from its group's."""
+    keys = shard.keys
+    if shard.group is not None and shard.group_keys is not None:
+        keys = torch.from_numpy(shard.group_keys.view(np.int64))[shard.group]
+    return random_signs(keys, setup.copies - 1, setup.seed).to(setup.dtype)
+
+
+def group_codes(shard: Shard) -> Tensor:
+    """Return a code of every row's leave-out group that is unique over all shards and ascends with them."""
+    local = torch.arange(len(shard)) if shard.group is None else shard.group
+    return (shard.extent.index << 40) + local
+
+
+def source_codes(shard: Shard, setup: Setup) -> Tensor | None:
+    """Return the code of every row's source."""
+    if shard.source is None or setup.sources is None:
+        return None
+    return torch.from_numpy(encode(shard.source, setup.sources))
+
+
+def validation_weights(shard: Shard, known: Known) -> Tensor:
+    """Return v: with a separate validation table the training rows do not validate."""
+    silent = known.get("held_out", False) and not shard.extent.held_out
+    return torch.zeros_like(shard.validation) if silent else shard.validation
+
+
+@dataclass(frozen=True)
+class ValidationRows:
+    """Every validation row, for exact standard errors (a few thousand rows at most).
+
+    Attributes:
+        reach: A^-1 Z_v', (p, m): the kernel of a row z with them is z reach.
+        rows: what pairwise contributions need of them.
+        codes: sorted leave-out group codes; `rows.group` counts them.
+    """
+
+    reach: Tensor
+    rows: Validation
+    codes: Tensor
+
+    def contributions(self, Z: Tensor, r: Tensor, codes: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield C_jG for slices of the rows j, about two million entries at a time."""
+        step = max(16, 2_000_000 // max(1, len(self.rows.group)))
+        at = torch.searchsorted(self.codes, codes).clamp_max(len(self.codes) - 1)
+        inside = torch.where(self.codes[at] == codes, at, -1)
+        for a in range(0, len(Z), step):
+            part = slice(a, min(a + step, len(Z)))
+            yield part, pairwise_contributions(Z[part] @ self.reach, r[part], inside[part], self.rows)

@@ -1,0 +1,70 @@
+"""The passes in this process, shard after shard; ray is never loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from diva_ray.data.shards import Columns, Extent, Shard, read_shard
+from diva_ray.data.table import Table
+from diva_ray.engine.context import Kernel
+
+
+class Inline:
+    """Holds every shard of one or two tables (training, held out) in this process."""
+
+    kind = "inline"
+    workers = 1
+
+    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int | None = None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.sources = tables
+        self.columns, self.extents = columns, extents
+        self.shards: list[Shard] = []
+        self.known: dict[str, Any] = {}
+
+    def load(self) -> Iterator[int]:
+        """Read every shard; yield its rows when it is there."""
+        readers = [table.reader() for table in self.sources]
+        for extent in self.extents:
+            which = int(extent.held_out)
+            self.shards.append(read_shard(self.sources[which], readers[which], self.columns, extent))
+            yield extent.stop - extent.start
+
+    def tell(self, **known: Any) -> None:
+        """Make values known to every later pass."""
+        self.known.update(known)
+
+    def forget(self, *names: str) -> None:
+        """Drop known values and per-row results that followed from them."""
+        for name in names:
+            self.known.pop(name, None)
+            for shard in self.shards:
+                shard.state.pop(name, None)
+
+    def each(self, kernel: Kernel, extents: list[Extent] | None = None) -> Iterator[Any]:
+        """Yield the partial of every shard, in order."""
+        chosen = None if extents is None else {extent.index for extent in extents}
+        for shard in self.shards:
+            if chosen is None or shard.extent.index in chosen:
+                yield kernel(shard, self.known)
+
+    def duplicate(self, field: str) -> int | None:
+        """Return a 64-bit key (`keys` or `group_keys`) that occurs twice among all shards, or None."""
+        parts = [np.asarray(getattr(shard, field)) for shard in self.shards if getattr(shard, field) is not None]
+        return first_duplicate(parts)
+
+    def close(self) -> None:
+        """Release the shards."""
+        self.shards.clear()
+
+
+def first_duplicate(parts: list[np.ndarray]) -> int | None:
+    """Return a value that occurs twice in the concatenated arrays, or None; sorts once."""
+    keys = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+    twice = np.flatnonzero(keys[1:] == keys[:-1])
+    return int(keys[twice[0]]) if len(twice) else None

@@ -1,0 +1,189 @@
+"""The passes: kernels (shard, known) -> partial sums, the same on every engine.
+
+A kernel is a pure function of the shard's rows and of what the driver made known; per-row results stay in `shard.state`
+and are computed again if a worker lost them. Partials are added in the order of the shards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diva_ray.core import derivative as dd
+from diva_ray.core import losses
+from diva_ray.core.grid import Rotation, grid_losses
+from diva_ray.core.leave_out import LeverageError, adjoint, leave_out
+from diva_ray.core.products import multiply_triangular_
+from diva_ray.core.ridge import FitAccumulator, FitSums
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import (
+    Known,
+    Partial,
+    Rows,
+    RowStore,
+    Setup,
+    Tally,
+    blocks,
+    group_codes,
+    keep_weights,
+    row_signs,
+    source_codes,
+    targets,
+    validation_weights,
+    weights,
+)
+from diva_ray.errors import InputError
+
+
+def fit(shard: Shard, known: Known) -> FitSums:
+    """Fit pass: Z' D Z and Z' D Y."""
+    setup: Setup = known["setup"]
+    sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype)
+    for block in blocks(shard, known):
+        sums.add(block.Z, block.Y, block.alpha, block.offset)
+    return sums.sums()
+
+
+def grid(shard: Shard, known: Known) -> Tensor:
+    """Grid pass: leave-one-out loss for every ridge."""
+    setup: Setup = known["setup"]
+    rotation: Rotation = known["rotation"].to(setup.dtype)
+    total = torch.zeros(len(known["ridges"]), dtype=torch.float64)
+    for b in blocks(shard, known):
+        total += grid_losses(
+            b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, rotation, known["ridges"], setup.loss_function()
+        )
+    return total
+
+
+def leave_one_out(shard: Shard, known: Known) -> Partial:
+    """Adjoint pass: left-out predictions of every row, kept with the shard, and the sums of the derivative."""
+    setup: Setup = known["setup"]
+    W, whiten = known["solution"]["W"].to(setup.dtype), known["solution"]["Linv"].to(setup.dtype).T.contiguous()
+    sums = dd.AdjointAccumulator(setup.scale.width, setup.outputs, setup.copies, setup.dtype)
+    rows = RowStore(len(shard), setup)
+    signs = row_signs(shard, setup)
+    kept = []
+    loss = setup.loss_function()
+    for b in blocks(shard, known):
+        F = b.Z @ W
+        F = F if b.offset is None else F + b.offset
+        r = losses.subtract_from_targets(b.Y, F)
+        U = multiply_triangular_(b.Z, whiten, upper=True)
+        try:
+            left = leave_out(U, r, b.alpha, b.group_rows)
+        except LeverageError as error:
+            raise leverage_error(shard, b.start + error.row, error.leverage) from error
+        outputs = F.add_(r).sub_(left.e)
+        values, gradient = loss(outputs, b.Y)
+        t, own = adjoint(left, b.v[:, None] * gradient)
+        sums.add(U, b.alpha, left, t, signs[b.start : b.stop])
+        rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
+        if setup.collect:
+            heard = torch.nonzero(b.v > 0).squeeze(1)
+            moved = b.alpha[heard, None] * left.e[heard]
+            kept.append((U[heard], t[heard], moved, group_codes(shard)[b.start : b.stop][heard]))
+    shard.state["rows"] = rows
+    return Partial(sums.sums(), tally(shard, known, rows), Rows.join(kept) if kept else None)
+
+
+def leverage_error(shard: Shard, row: int, leverage: float) -> InputError:
+    """Return the error of a row that the model cannot do without."""
+    return InputError(
+        f"score: leverage must be below 1, got {leverage:.9g} at {shard.name(row)}. "
+        "Increase `ridge` or use `precision=float64`."
+    )
+
+
+def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
+    """Return the sums over validation rows that the summary and the rules for verdicts need."""
+    setup: Setup = known["setup"]
+    Y = targets(shard, setup)
+    v = validation_weights(shard, known)
+    result = Tally(loss=float(v @ rows.loss.double()), max_leverage=float(rows.leverage.max()))
+    if setup.task == "classification":
+        wrong = (rows.outputs.argmax(1) != Y).double()
+        result["wrong"] = float(v @ wrong)
+        for name, values in (("class_n", torch.ones_like(v)), ("class_wrong", wrong), ("class_loss", rows.loss.double())):
+            result[name] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, values)
+    elif setup.task == "multilabel":
+        result["wrong"] = float(v @ ((rows.outputs > 0.5) != (Y > 0.5)).double().mean(1))
+    else:
+        result["wrong"] = float(v @ (Y - rows.outputs).double().square().sum(1))
+    return result
+def left_out_rows(shard: Shard, known: Known) -> RowStore:
+    """Return the shard's left-out rows, computed again if this worker does not have them."""
+    if "rows" not in shard.state:
+        if "dual" in known:
+            shard.state["rows"] = known["dual"][shard.extent.index]
+        else:
+            leave_one_out(shard, known)
+    rows = shard.state["rows"]
+    assert isinstance(rows, RowStore)
+    return rows
+
+
+def score(shard: Shard, known: Known) -> Partial:
+    """Score pass: derivative and standard error of every row, kept with the shard; sums for every source.
+
+    With `known["update"]`, (derivative, standard error, alpha) -> next alpha, the same read of every block also adds
+    the next step's fit sums: two reads a weight step.
+    """
+    setup: Setup = known["setup"]
+    rows, adjoint_ = left_out_rows(shard, known), known["adjoint"].to(setup.dtype)
+    signs, codes = row_signs(shard, setup), source_codes(shard, setup)
+    exact, update = known.get("validation"), known.get("update")
+    scored = torch.zeros(len(shard), 2, dtype=torch.float64)
+    columns = 1 + (len(exact.codes) if exact else setup.copies - 1)
+    by_source = torch.zeros(0 if codes is None else len(setup.sources or ()), columns, dtype=torch.float64)
+    following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype) if update else None
+    alpha = weights(shard, known).clone()
+    for b in blocks(shard, known):
+        part = slice(b.start, b.stop)
+        d = dd.derivative(b.Z, rows.r[part], rows.own[part], signs[part], adjoint_).double()
+        error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros(len(d), dtype=torch.float64)
+        if codes is not None:
+            by_source[:, : d.shape[1]].index_add_(0, codes[part], d)
+        for inner, C in exact.contributions(b.Z, rows.r[part], group_codes(shard)[part]) if exact else ():
+            error[inner] = C.norm(dim=1).double()
+            if codes is not None:
+                by_source[:, 1:].index_add_(0, codes[part][inner], C.double())
+        scored[part, 0], scored[part, 1] = d[:, 0], error
+        if following is not None and update is not None:
+            alpha[part] = update(d[:, 0], error, alpha[part])
+            following.add(b.Z, b.Y, alpha[part].to(setup.dtype), b.offset)
+    shard.state["scored"] = scored
+    if following is not None:
+        keep_weights(shard, known, alpha)
+    return Partial(following.sums() if following else None, Tally(sources=by_source))
+
+
+def scored_rows(shard: Shard, known: Known) -> Tensor:
+    """Return derivative and standard error of every row (n, 2), computed again if this worker does not have them."""
+    if "scored" not in shard.state:
+        if "dual" in known:
+            shard.state["scored"] = known["dual_scored"][shard.extent.index]
+        else:
+            score(shard, known)
+    scored = shard.state["scored"]
+    assert isinstance(scored, Tensor)
+    return scored
+
+
+def gather(shard: Shard, known: Known) -> Rows:
+    """Return the prepared rows themselves: for the dual form, whose n x p is smaller than the p x p sums."""
+    setup: Setup = known["setup"]
+    parts = []
+    for b in blocks(shard, known):
+        offset = torch.zeros(len(b.Z), setup.outputs, dtype=setup.dtype) if b.offset is None else b.offset
+        parts.append((b.Z.clone(), b.Y, b.alpha, b.v, offset, group_codes(shard)[b.start : b.stop]))
+    return Rows.join(parts)
+
+
+def receive(shard: Shard, known: Known) -> Partial:
+    """Keep what the dual form found for the shard's rows; return their tally."""
+    shard.state.pop("rows", None)
+    shard.state["scored"] = known["dual_scored"][shard.extent.index]
+    return Partial(None, tally(shard, known, left_out_rows(shard, known)))
+
+

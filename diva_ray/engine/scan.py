@@ -1,0 +1,121 @@
+"""The scan: one look at every row, which checks it and learns what the passes need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from diva_ray.data.shards import Shard, label_values, number_targets
+from diva_ray.engine.context import Known, Tally, validation_weights
+from diva_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one look at every row tells: widths, moments, classes, weights; `+` merges.
+
+    Attributes:
+        place: where the rows are, for errors.
+        widths: columns of every band.
+        rows: rows with each band present, among rows that may train.
+        sums, squares: per band, sum of x (d,) and of |x|^2.
+        labels: distinct classes, or None for numbers; sources likewise.
+        counts: rows, held-out rows, positive weights, total weight, validation weight, rows that train and validate.
+        target: sum of v, v y and v |y|^2 for numbers.
+    """
+
+    place: str
+    widths: tuple[int, ...]
+    rows: tuple[int, ...]
+    sums: tuple[Tensor, ...]
+    squares: tuple[float, ...]
+    labels: pa.Array | None
+    sources: pa.Array | None
+    target_width: int
+    target: Tensor
+    counts: Tally
+
+    def __add__(self, other: Scan) -> Scan:
+        if self.widths != other.widths:
+            raise InputError(
+                f"data.features: vectors of a band must have equal length, got {list(self.widths)} at {self.place} and "
+                f"{list(other.widths)} at {other.place}. Fix the table or choose `data.features`."
+            )
+        if self.target_width != other.target_width:
+            raise InputError(
+                f"data.label: vector targets must have equal length, got {self.target_width} at {self.place} and "
+                f"{other.target_width} at {other.place}. Fix the table or choose `data.label`."
+            )
+        return Scan(
+            self.place,
+            self.widths,
+            tuple(a + b for a, b in zip(self.rows, other.rows, strict=True)),
+            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
+            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+            merge_values(self.labels, other.labels),
+            merge_values(self.sources, other.sources),
+            self.target_width,
+            self.target + other.target,
+            self.counts + other.counts,
+        )
+
+
+def merge_values(one: pa.Array | None, other: pa.Array | None) -> pa.Array | None:
+    """Return the distinct values of both, sorted."""
+    if one is None or other is None:
+        return one if other is None else other
+    values = pc.unique(pa.concat_arrays([one, other.cast(one.type)]))
+    return values.take(pc.sort_indices(values))
+
+
+def scan(shard: Shard, known: Known) -> Scan:
+    """Scan pass: check every value, and learn what standardising and encoding need; 3 n p operations."""
+    names: tuple[str, ...] = known["features"]
+    trains = not shard.extent.held_out
+    rows, sums, squares = [], [], []
+    for name, values, absent in zip(names, shard.bands, shard.missing, strict=True):
+        total, square = torch.zeros(values.shape[1], dtype=torch.float64), 0.0
+        for a in range(0, len(shard), 4096):
+            part = values[a : a + 4096].double()
+            total += part.sum(0)
+            square += float(torch.linalg.vecdot(part, part).sum())
+        if not bool(torch.isfinite(total).all()) or not np.isfinite(square):
+            bad = int(torch.nonzero(~torch.isfinite(values.double()).all(1))[0])
+            element = values[bad][~torch.isfinite(values[bad])][0].item()
+            raise InputError(
+                f"data.features: column `{name}` must be finite, got {element} at {shard.where(bad)}. "
+                "Fix the table or choose `data.features`."
+            )
+        here = len(shard) - (0 if absent is None else int(absent.sum()))
+        rows.append(here if trains else 0)
+        sums.append(total if trains else torch.zeros_like(total))
+        squares.append(square if trains else 0.0)
+    width, target, labels = 1, torch.zeros(3, dtype=torch.float64), None
+    v = validation_weights(shard, known)
+    if known["numbers"]:
+        Y = number_targets(shard.label, known["label"], shard.where)
+        width = Y.shape[1]
+        target = torch.cat([v.sum()[None], v @ Y, (v @ Y.square().sum(1))[None]])
+    else:
+        labels = merge_values(label_values(shard.label), label_values(shard.label))
+    sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))
+    counts = Tally(
+        rows=len(shard) if trains else 0,
+        held_out=0 if trains else len(shard),
+        positive=int((shard.weight > 0).sum()),
+        weight=float(shard.weight.sum()),
+        validation=float(v.sum()),
+        heard=int((v > 0).sum()),
+        coupled=int(((shard.weight > 0) & (v > 0)).sum()),
+    )
+    widths = tuple(values.shape[1] for values in shard.bands)
+    return Scan(
+        shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, counts
+    )
+
+

@@ -1,0 +1,10 @@
+"""The one error that is a user's to mend."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Bad input, bad option or too small a machine: one line that says what must hold, what was found, what to change.
+
+    Jobs print it without a traceback and exit with code 2.
+    """

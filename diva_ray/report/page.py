@@ -1,0 +1,198 @@
+"""The page of a scoring run: which samples hurt, which labels look wrong."""
+
+import base64
+import hashlib
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from diva_ray.report import charts, words
+from diva_ray.report.pictures import thumbnail
+
+MAX_CARDS = 60
+MAX_ROWS = 200
+MAX_CLASSES = 30
+MAX_PAIRS = 25
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Everything the page of a scoring run shows, as plain Python values; lists may be empty."""
+
+    title: str
+    task: str = "classification"  # or regression, multilabel, vector
+    run: list[tuple[str, str]] = field(default_factory=list)  # what was run: (name, value)
+    summary: dict = field(default_factory=dict)  # keys of summary.json; any may be missing
+    z_edges: list[float] = field(default_factory=list)
+    z_counts: list[int] = field(default_factory=list)
+    z_issue_counts: list[int] = field(default_factory=list)  # same bins, rows whose label looks wrong
+    classes: list[dict] = field(default_factory=list)  # label, n, error, loss, n_detrimental, n_label_issues
+    confused: list[dict] = field(default_factory=list)  # given, predicted, n, n_label_issues
+    worst: list[dict] = field(default_factory=list)  # samples, shown in this order
+    best: list[dict] = field(default_factory=list)
+    sources: list[dict] = field(default_factory=list)  # source, n, derivative, standard_error, z, n_detrimental
+    planted: dict | None = None  # n_planted, n_found, precision, recall, f1, auc_label_score, auc_z, auc_margin
+    notes: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)  # relative path, then what it holds
+    validation: str = "leave-one-out"  # word before `error` and `loss`; `validation` for a separate table
+
+
+def render_score_page(report: ScoreReport) -> str:
+    """One self-contained HTML page: no network, readable without scripts.
+
+    Ids, labels, texts and pictures are taken as hostile: texts are escaped, pictures decoded, shrunk and
+    encoded again (`diva_ray.report.pictures`), and the page's own policy allows only its own script.
+    Cost: proportional to the samples shown, at most 60 cards or 200 rows per gallery and 30 classes.
+    """
+    script = _read("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _environment().get_template("score.html.j2")
+    return page.render(
+        report=report,
+        summary=report.summary,
+        validation=words.clip(report.validation, 40),
+        headline=headline(report),
+        tiles=_tiles(report),
+        histogram=charts.histogram(
+            report.z_edges, report.z_counts, report.z_issue_counts, report.summary.get("threshold")
+        ),
+        classes=_classes(report.classes),
+        confused=_confused(report.confused),
+        worst=_gallery(report.worst),
+        best=_gallery(report.best),
+        phases=_phases(report.summary.get("seconds")),
+        style=Markup(_read("page.css")),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+    )
+
+
+def headline(report: ScoreReport) -> list[str]:
+    """What came out, in at most two plain sentences; what the summary lacks is left out."""
+    known = report.summary
+    first, second = [], []
+    if "n_samples" in known:
+        first.append(words.plural(known["n_samples"], "sample", "samples"))
+    if words.finite(known.get("error")) is not None:
+        name, text = _error(report)
+        first.append(f"{report.validation} {name} {text}")
+    if "n_label_issues" in known:
+        n = known["n_label_issues"]
+        precision = words.finite(known.get("label_issue_precision"))
+        estimate = f" (estimated precision {words.fixed(precision)})" if n and precision is not None else ""
+        second.append(words.plural(n, "label looks", "labels look") + " wrong" + estimate)
+    if "n_detrimental" in known:
+        n = known["n_detrimental"]
+        second.append(words.plural(n, "sample hurts", "samples hurt"))
+    sentences = (", ".join(part) for part in (first, second) if part)
+    return [sentence[0].upper() + sentence[1:] + "." for sentence in sentences]
+
+
+def _error(report: ScoreReport) -> tuple[str, str]:
+    """Name and value of `summary.error`, which is a share of errors or, for numbers, R²."""
+    value = report.summary.get("error")
+    if report.task == "regression":
+        return "R²", words.fixed(value, 3)
+    if report.task == "vector":
+        return "error", words.number(value)
+    return "error", words.percent(value)
+
+
+def _tiles(report: ScoreReport) -> list[dict]:
+    """The figures at the top; a figure that the summary lacks has no tile."""
+    known = report.summary
+    name, error = _error(report)
+    precision, recall = known.get("label_issue_precision"), known.get("label_issue_recall")
+    rule = [f"{word} {words.fixed(value)}" for word, value in (("precision", precision), ("recall", recall))
+            if words.finite(value) is not None]  # fmt: skip
+    tiles = [
+        ("n_samples", "samples", words.count(known.get("n_samples")), _shape(known), ""),
+        ("error", f"{report.validation} {name}", error, f"mean loss {words.number(known.get('loss'))}", ""),
+        ("n_detrimental", "samples hurt", words.count(known.get("n_detrimental")), _share_of(known), "hurts"),
+        ("n_label_issues", "labels look wrong", words.count(known.get("n_label_issues")),
+         "estimated " + ", ".join(rule) if rule else "", "issue"),
+        ("noise_estimate", "of all labels wrong", words.percent(known.get("noise_estimate")), "estimated", ""),
+    ]  # fmt: skip
+    keys = ("key", "name", "value", "detail", "tone")
+    return [dict(zip(keys, tile, strict=True)) for tile in tiles if words.finite(known.get(tile[0])) is not None]
+
+
+def _shape(known: dict) -> str:
+    """`64 features, 10 outputs`."""
+    parts = [words.plural(known[key], one, one + "s")
+             for key, one in (("n_features", "feature"), ("n_outputs", "output")) if key in known]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _share_of(known: dict) -> str:
+    """How large a share of the samples hurts, and from which z on."""
+    n, hurt = words.finite(known.get("n_samples")), words.finite(known.get("n_detrimental"))
+    parts = [words.percent(hurt / n)] if n and hurt is not None else []
+    if words.finite(known.get("threshold")) is not None:
+        parts.append(f"z > {words.number(known['threshold'])}")
+    return ", ".join(parts)
+
+
+def _classes(classes: list[dict]) -> dict:
+    """The classes most surely predicted wrongly, worst first, and how many more there are."""
+
+    def surely_wrong(row: dict) -> float:
+        return charts.cautious_error(words.finite(row.get("error")) or 0.0, row.get("n") or 0)
+
+    rows = sorted(classes, key=surely_wrong, reverse=True)
+    return {"rows": rows[:MAX_CLASSES], "left_out": max(len(rows) - MAX_CLASSES, 0), "n": len(rows)}
+
+
+def _confused(pairs: list[dict]) -> dict:
+    """The pairs most often confused, each with its bar."""
+    rows = sorted(pairs, key=lambda row: row.get("n") or 0, reverse=True)
+    top = max((row.get("n") or 0 for row in rows), default=0) or 1
+    shown = [row | {"bar": 100 * (row.get("n") or 0) / top} for row in rows[:MAX_PAIRS]]
+    return {"rows": shown, "left_out": max(len(rows) - MAX_PAIRS, 0)}
+
+
+def _gallery(samples: list[dict]) -> dict:
+    """Cards where the table had pictures or texts, else rows."""
+    cards = any(row.get("picture") is not None or row.get("text") is not None for row in samples)
+    shown = samples[: MAX_CARDS if cards else MAX_ROWS]
+    rows = [
+        row | {"thumbnail": thumbnail(row["picture"]) if row.get("picture") is not None else None} for row in shown
+    ]
+    return {
+        "rows": rows,
+        "cards": cards,
+        "left_out": len(samples) - len(shown),
+        "has_truth": any(row.get("true_label") is not None for row in rows),
+        "has_source": any(row.get("source") is not None for row in rows),
+    }
+
+
+def _phases(seconds) -> list[dict]:
+    """Seconds per phase with a bar each; a `total` is listed last and has none."""
+    if words.finite(seconds) is not None:
+        seconds = {"total": seconds}
+    times = {name: words.finite(value) for name, value in (seconds or {}).items()}
+    known = {name: value for name, value in times.items() if value is not None}
+    top = max((value for name, value in known.items() if name != "total"), default=0) or 1
+    rows = [{"name": name, "seconds": value, "bar": 100 * value / top} for name, value in known.items()]
+    rows = [row | {"bar": None} if row["name"] == "total" else row for row in rows]
+    return sorted(rows, key=lambda row: row["name"] == "total")
+
+
+def _read(name: str) -> str:
+    return files("diva_ray.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    """Jinja with escaping on for everything and the formats of `words` as filters."""
+    environment = Environment(
+        loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    for shape in (words.number, words.fixed, words.count, words.percent, words.memory, words.duration, words.label):
+        environment.filters[shape.__name__] = shape
+    environment.filters["clip"] = lambda text, length=280: words.clip(str(text), length)
+    environment.filters["bare"] = lambda value: "" if words.finite(value) is None else f"{words.finite(value):.9g}"
+    environment.globals["plural"] = words.plural
+    return environment

@@ -1,0 +1,117 @@
+"""Numbers, labels and texts as a reader wants to see them."""
+
+import math
+import unicodedata
+from collections.abc import Mapping
+
+MISSING = "–"
+
+
+def number(value, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, with a true minus sign; a dash where there is none."""
+    value = finite(value, keep_infinite=True)
+    if value is None:
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == round(value) and abs(value) < 10**digits:
+        return _minus(f"{value:.0f}")
+    if abs(value) >= 10**digits and abs(value) < 1e9:
+        return _minus(f"{value:,.0f}")
+    return _minus(f"{value:.{digits}g}")
+
+
+def fixed(value, places: int = 2) -> str:
+    """`value` with a fixed number of decimals, so that a column lines up."""
+    value = finite(value)
+    return MISSING if value is None else _minus(f"{value:,.{places}f}")
+
+
+def count(value) -> str:
+    """A whole number with thousands separators."""
+    value = finite(value)
+    return MISSING if value is None else _minus(f"{value:,.0f}")
+
+
+def percent(share) -> str:
+    """A share in 0..1 as a percentage with one decimal."""
+    share = finite(share)
+    return MISSING if share is None else _minus(f"{100 * share:.1f}\N{NO-BREAK SPACE}%")
+
+
+def plural(value, one: str, many: str) -> str:
+    """`3 samples`, `1 sample`, `no samples`."""
+    value = finite(value) or 0
+    if value == 0:
+        return f"no {many}"
+    return f"{count(value)} {one if value == 1 else many}"
+
+
+def memory(value) -> str:
+    """Bytes in the binary unit that reads best."""
+    value = finite(value)
+    if value is None:
+        return MISSING
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.3g}\N{NO-BREAK SPACE}{unit}"
+        value /= 1024
+    return f"{value:,.4g}\N{NO-BREAK SPACE}TiB"
+
+
+def duration(value) -> str:
+    """Seconds as milliseconds, seconds, minutes or hours."""
+    value = finite(value)
+    if value is None:
+        return MISSING
+    if value < 1:
+        return f"{1000 * value:.0f}\N{NO-BREAK SPACE}ms"
+    if value < 100:
+        return f"{value:.3g}\N{NO-BREAK SPACE}s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def label(value, length: int = 60) -> str:
+    """A class, a number, or a list of either, in one short line."""
+    if value is None:
+        return MISSING
+    if isinstance(value, float):
+        return number(value, 4)
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, Mapping):
+        value = [f"{key}: {label(item)}" for key, item in value.items()]
+    if isinstance(value, list | tuple | set):
+        items = [label(item, length) for item in list(value)[:9]]
+        value = ", ".join(items[:8] + ["…"] * (len(items) > 8)) or "none"
+    return clip(str(value), length)
+
+
+def clip(text: str, length: int) -> str:
+    """`text` on one line without control characters, cut at a word if longer than `length`."""
+    text = text[: 8 * length].encode("utf-8", "replace").decode("utf-8")
+    text = "".join(c if unicodedata.category(c)[0] != "C" or c == "\u200d" else " " for c in text)
+    text = " ".join(text.split())
+    if len(text) <= length:
+        return text
+    head = text[: length - 1]
+    word = head.rsplit(" ", 1)[0]
+    return (word if len(word) > 0.7 * length else head).rstrip(" ,;:") + "…"
+
+
+def finite(value, *, keep_infinite: bool = False) -> float | None:
+    """`value` as a float, or None where it is missing, not a number, or infinite."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return None
+    if math.isnan(value) or (math.isinf(value) and not keep_infinite):
+        return None
+    return value
+
+
+def _minus(text: str) -> str:
+    """A true minus sign, and none before a zero."""
+    return text.replace("-", "−", 1) if text.startswith("-") and text.strip("-0.,% ") else text.lstrip("-")
