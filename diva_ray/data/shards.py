@@ -37,10 +37,11 @@ class Columns:
     source: str | None = None
     offset: str | None = None
     truth: str | None = None
+    position: str | None = None  # row numbers of the original table, when rows were brought together by group
 
     def names(self) -> list[str]:
         """Return every column that a shard reads, once."""
-        rest = (self.label, self.id, self.weight, self.validation_weight, self.group, self.source, self.offset, self.truth)
+        rest = (self.label, self.id, self.weight, self.validation_weight, self.group, self.source, self.offset, self.truth, self.position)
         return list(dict.fromkeys([*self.features, *(name for name in rest if name)]))
 
 
@@ -78,16 +79,25 @@ class Shard:
     keys: Tensor
     group: Tensor | None = None
     group_keys: np.ndarray | None = None
+    group_values: pa.Array | None = None
     source: pa.Array | None = None
+    source_values: pa.Array | None = None
     offset: Tensor | None = None
     truth: pa.Array | None = None
     id: pa.Array | None = None
     order: np.ndarray | None = None
+    original: np.ndarray | None = None
     where: Where = str
     state: dict[str, object] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.extent.stop - self.extent.start
+
+    def positions(self) -> np.ndarray:
+        """Return the position of every row in the table."""
+        if self.original is not None:
+            return self.original
+        return self.extent.start + (np.arange(len(self)) if self.order is None else self.order)
 
     def name(self, row: int) -> str:
         """Return a row's id and place, for a person."""
@@ -130,9 +140,12 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     if columns.group:
         group_keys = row_keys(arrays[columns.group], seed=int(extent.held_out))
         shard.group_keys, inverse = np.unique(group_keys, return_inverse=True)
-        shard.group = torch.from_numpy(inverse.astype(np.int64))
+        shard.group, shard.group_values = torch.from_numpy(inverse.astype(np.int64)), arrays[columns.group]
     if columns.source:
-        shard.source = arrays[columns.source].cast(pa.string())
+        shard.source_values = arrays[columns.source]
+        shard.source = shard.source_values.cast(pa.string()).fill_null("(none)")
+    if columns.position:
+        shard.original = arrays[columns.position].to_numpy()
     if columns.truth:
         shard.truth = arrays[columns.truth]
     if columns.offset:

@@ -45,13 +45,16 @@ def fit(shard: Shard, known: Known) -> FitSums:
 
 
 def grid(shard: Shard, known: Known) -> Tensor:
-    """Grid pass: leave-one-out loss for every ridge."""
+    """Grid pass: leave-one-out squared error for every ridge.
+
+    Squared error whatever the loss: cross-entropy of raw outputs prefers no ridge at all, and finds less.
+    """
     setup: Setup = known["setup"]
     rotation: Rotation = known["rotation"].to(setup.dtype)
     total = torch.zeros(len(known["ridges"]), dtype=torch.float64)
     for b in blocks(shard, known):
         total += grid_losses(
-            b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, rotation, known["ridges"], setup.loss_function()
+            b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, rotation, known["ridges"], losses.squared
         )
     return total
 
@@ -183,7 +186,15 @@ def gather(shard: Shard, known: Known) -> Rows:
 def receive(shard: Shard, known: Known) -> Partial:
     """Keep what the dual form found for the shard's rows; return their tally."""
     shard.state.pop("rows", None)
-    shard.state["scored"] = known["dual_scored"][shard.extent.index]
-    return Partial(None, tally(shard, known, left_out_rows(shard, known)))
+    shard.state.pop("scored", None)
+    counts = tally(shard, known, left_out_rows(shard, known))
+    counts["sources"] = torch.zeros(0, 1, dtype=torch.float64)
+    codes = source_codes(shard, known["setup"])
+    if codes is not None:
+        moved = known["dual_contributions"][shard.extent.index].double()
+        every = torch.cat([moved.sum(1, keepdim=True), moved], 1)
+        sources = len(known["setup"].sources)
+        counts["sources"] = torch.zeros(sources, every.shape[1], dtype=torch.float64).index_add_(0, codes, every)
+    return Partial(None, counts)
 
 

@@ -119,3 +119,9 @@ def scan(shard: Shard, known: Known) -> Scan:
     )
 
 
+
+
+def places_of_key(key: int, shard: Shard, known: Known) -> list[tuple[object, str]]:
+    """Return the id and place of every row with this key."""
+    rows = torch.nonzero(shard.keys == np.uint64(key & (2**64 - 1)).astype(np.int64).item()).squeeze(1).tolist()
+    return [(None if shard.id is None else shard.id[row].as_py(), shard.where(row)) for row in rows]

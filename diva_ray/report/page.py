@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -46,6 +48,7 @@ def render_score_page(report: ScoreReport) -> str:
     encoded again (`diva_ray.report.pictures`), and the page's own policy allows only its own script.
     Cost: proportional to the samples shown, at most 60 cards or 200 rows per gallery and 30 classes.
     """
+    report = replace(report, summary=_known(report.summary), planted=_known(report.planted or {}))
     script = _read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = _environment().get_template("score.html.j2")
@@ -67,6 +70,11 @@ def render_score_page(report: ScoreReport) -> str:
         script=Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )
+
+
+def _known(figures: Mapping) -> dict:
+    """The figures that there are: neither None nor NaN."""
+    return {k: v for k, v in figures.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
 
 
 def headline(report: ScoreReport) -> list[str]:
@@ -149,7 +157,7 @@ def _confused(pairs: list[dict]) -> dict:
     """The pairs most often confused, each with its bar."""
     rows = sorted(pairs, key=lambda row: row.get("n") or 0, reverse=True)
     top = max((row.get("n") or 0 for row in rows), default=0) or 1
-    shown = [row | {"bar": 100 * (row.get("n") or 0) / top} for row in rows[:MAX_PAIRS]]
+    shown = [row | {"bar": (row.get("n") or 0) / top} for row in rows[:MAX_PAIRS]]
     return {"rows": shown, "left_out": max(len(rows) - MAX_PAIRS, 0)}
 
 
@@ -157,9 +165,7 @@ def _gallery(samples: list[dict]) -> dict:
     """Cards where the table had pictures or texts, else rows."""
     cards = any(row.get("picture") is not None or row.get("text") is not None for row in samples)
     shown = samples[: MAX_CARDS if cards else MAX_ROWS]
-    rows = [
-        row | {"thumbnail": thumbnail(row["picture"]) if row.get("picture") is not None else None} for row in shown
-    ]
+    rows = [row | {"thumbnail": None if row.get("picture") is None else thumbnail(row["picture"])} for row in shown]
     return {
         "rows": rows,
         "cards": cards,
@@ -173,10 +179,12 @@ def _phases(seconds) -> list[dict]:
     """Seconds per phase with a bar each; a `total` is listed last and has none."""
     if words.finite(seconds) is not None:
         seconds = {"total": seconds}
-    times = {name: words.finite(value) for name, value in (seconds or {}).items()}
+    if not isinstance(seconds, Mapping):
+        return []
+    times = {str(name).replace("_", " "): words.finite(value) for name, value in seconds.items()}
     known = {name: value for name, value in times.items() if value is not None}
     top = max((value for name, value in known.items() if name != "total"), default=0) or 1
-    rows = [{"name": name, "seconds": value, "bar": 100 * value / top} for name, value in known.items()]
+    rows = [{"name": name, "seconds": value, "bar": value / top} for name, value in known.items()]
     rows = [row | {"bar": None} if row["name"] == "total" else row for row in rows]
     return sorted(rows, key=lambda row: row["name"] == "total")
 
@@ -190,7 +198,8 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for shape in (words.number, words.fixed, words.count, words.percent, words.memory, words.duration, words.label):
+    for shape in (words.number, words.fixed, words.count, words.percent, words.share, words.memory, words.duration,
+                  words.label):  # fmt: skip
         environment.filters[shape.__name__] = shape
     environment.filters["clip"] = lambda text, length=280: words.clip(str(text), length)
     environment.filters["bare"] = lambda value: "" if words.finite(value) is None else f"{words.finite(value):.9g}"

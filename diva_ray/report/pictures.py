@@ -5,6 +5,7 @@ import io
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 32_000_000
@@ -42,9 +43,9 @@ def _opaque(picture: Image.Image, side: int) -> Image.Image:
     """8-bit RGB or grey, upright, on white, at most `side` wide and high."""
     picture.load()
     if picture.mode.startswith(("I", "F")):
-        low, high = picture.convert("F").getextrema()
-        scale = 255 / ((high - low) or 1)
-        picture = picture.convert("F").point(lambda v: v * scale - low * scale).convert("L")
+        grey = np.nan_to_num(np.asarray(picture, "float64"))
+        grey -= grey.min()
+        picture = Image.fromarray((255 * grey / (grey.max() or 1)).astype("uint8"))
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

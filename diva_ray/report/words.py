@@ -4,7 +4,9 @@ import math
 import unicodedata
 from collections.abc import Mapping
 
-MISSING = "–"
+MISSING = "\N{EN DASH}"
+HIDDEN = ("Cc", "Cf", "Cs")  # control characters, among them those that turn the direction of text
+JOINERS = "\u200c\u200d"  # which Persian and emoji need
 
 
 def number(value, digits: int = 3) -> str:
@@ -13,7 +15,7 @@ def number(value, digits: int = 3) -> str:
     if value is None:
         return MISSING
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return "∞" if value > 0 else "\N{MINUS SIGN}∞"
     if value == round(value) and abs(value) < 10**digits:
         return _minus(f"{value:.0f}")
     if abs(value) >= 10**digits and abs(value) < 1e9:
@@ -31,6 +33,19 @@ def count(value) -> str:
     """A whole number with thousands separators."""
     value = finite(value)
     return MISSING if value is None else _minus(f"{value:,.0f}")
+
+
+def share(value) -> float:
+    """A share in 0..1 as the length of a bar in percent; nothing where there is no number."""
+    return round(100 * min(max(finite(value) or 0.0, 0.0), 1.0), 1)
+
+
+def compact(value) -> str:
+    """A count in the room of an axis label: 950, 2,000, 20k, 3M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 10 * unit or (value >= unit > 1e3):
+            return f"{value / unit:.3g}{name}"
+    return count(value)
 
 
 def percent(share) -> str:
@@ -92,7 +107,7 @@ def label(value, length: int = 60) -> str:
 def clip(text: str, length: int) -> str:
     """`text` on one line without control characters, cut at a word if longer than `length`."""
     text = text[: 8 * length].encode("utf-8", "replace").decode("utf-8")
-    text = "".join(c if unicodedata.category(c)[0] != "C" or c == "\u200d" else " " for c in text)
+    text = "".join(" " if unicodedata.category(c) in HIDDEN and c not in JOINERS else c for c in text)
     text = " ".join(text.split())
     if len(text) <= length:
         return text
@@ -114,4 +129,4 @@ def finite(value, *, keep_infinite: bool = False) -> float | None:
 
 def _minus(text: str) -> str:
     """A true minus sign, and none before a zero."""
-    return text.replace("-", "−", 1) if text.startswith("-") and text.strip("-0.,% ") else text.lstrip("-")
+    return text.replace("-", "\N{MINUS SIGN}", 1) if text.startswith("-") and text.strip("-0.,% ") else text.lstrip("-")

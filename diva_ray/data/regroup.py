@@ -1,0 +1,59 @@
+"""Tables whose leave-out groups lie scattered: rows of a group are brought together, and back into order at the end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from diva_ray.data.columns import one_chunk, row_keys
+from diva_ray.data.shards import Columns
+from diva_ray.data.table import Table, from_arrow, open_parquet
+from diva_ray.tasks.folder import Folder
+
+POSITION = "__row__"  # position in the original table
+GROUP = "__group__"  # 64-bit key of the group, the order of the copy
+SAMPLES_BLOCK = 65_536
+
+
+def regroup_in_memory(table: Table, columns: Columns) -> Table:
+    """Return the table's used columns sorted by group, in this process."""
+    rows = table.reader().read(0, table.rows, columns.names())
+    order = np.argsort(row_keys(one_chunk(rows[columns.group])), kind="stable")
+    return from_arrow(rows.take(pa.array(order)).append_column(POSITION, pa.array(order)), table.name)
+
+
+def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> Table:
+    """Write a copy of the table sorted by group into `output`/grouped, by Ray Data; nothing passes through the driver."""
+    import ray
+
+    pieces = ray.data.from_items([{"piece": k} for k in range(len(table.pieces))], override_num_blocks=len(table.pieces))
+    read = pieces.map_batches(_read_pieces, batch_size=1, batch_format="pyarrow", fn_args=(table, columns))
+    target = folder.location("grouped")
+    read.sort([GROUP, POSITION]).write_parquet(target)
+    return open_parquet(target)
+
+
+def _read_pieces(batch: pa.Table, table: Table, columns: Columns) -> pa.Table:
+    """Return the rows of one row group with their position and the key of their group."""
+    parts = []
+    for k in batch["piece"].to_pylist():
+        piece = table.pieces[k]
+        rows = table.reader().read(piece.start, piece.start + piece.rows, columns.names())
+        keys = row_keys(one_chunk(rows[columns.group])).view(np.int64)
+        rows = rows.append_column(POSITION, pa.array(np.arange(piece.start, piece.start + piece.rows)))
+        parts.append(rows.append_column(GROUP, pa.array(keys)))
+    return pa.concat_tables(parts)
+
+
+def restore_order(folder: Folder, *, on_ray: bool) -> None:
+    """Sort `samples/` back into the order of the input and drop the position column."""
+    if on_ray:
+        import ray
+
+        rows = ray.data.read_parquet(folder.location("samples")).sort(POSITION).drop_columns([POSITION])
+        rows.write_parquet(folder.location("samples-in-order"))
+    else:
+        table = folder.read_table("samples").sort_by(POSITION).drop_columns([POSITION])
+        for k, start in enumerate(range(0, len(table), SAMPLES_BLOCK)):
+            folder.write_table(f"samples-in-order/part-{k:05d}.parquet", table.slice(start, SAMPLES_BLOCK))
+    folder.replace("samples-in-order", "samples")

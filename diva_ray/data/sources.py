@@ -1,0 +1,150 @@
+"""Whatever a user has, as a table: a path, a Ray Dataset, Arrow, pandas, arrays, or the built-in digits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from diva_ray.data.columns import element_type, is_list
+from diva_ray.data.shards import Columns
+from diva_ray.data.table import Table, from_arrays, from_arrow, open_parquet
+from diva_ray.errors import InputError
+
+SHOWN = ("image", "picture", "photo", "text", "caption", "sentence", "name")  # columns the report shows unasked
+
+
+def open_data(data: Any, builtin: str | None, noise: float, seed: int) -> Table | Any:
+    """Return the table of a path, Arrow table, DataFrame, mapping of arrays or built-in name; a Ray Dataset as it is."""
+    if data is None:
+        if builtin != "digits":
+            raise InputError(f"data.path: a table must be named, got None and data.builtin={builtin}. Set `data.path`.")
+        return from_arrow(digits(noise, seed), f"scikit-learn's digits, {noise:.0%} of the labels flipped")
+    if isinstance(data, str) or hasattr(data, "__fspath__"):
+        return open_parquet(str(data))
+    if isinstance(data, pa.Table):
+        return from_arrow(data, "the given Arrow table")
+    if isinstance(data, Mapping):
+        return from_arrays(dict(data))
+    kind = f"{type(data).__module__}.{type(data).__qualname__}"
+    if kind.startswith("ray.data."):
+        return data
+    if kind.startswith("pandas."):
+        return from_arrow(pa.Table.from_pandas(data, preserve_index=False), "the given DataFrame")
+    raise InputError(
+        f"data: must be a path, a Ray Dataset, an Arrow table, a DataFrame or a mapping of arrays, got {kind}. "
+        "Arrays go in as {'features': X, 'label': y}."
+    )
+
+
+def digits(noise: float, seed: int) -> pa.Table:
+    """Return scikit-learn's 1,797 digits (UCI, 64 pixels) as PNG and features, `noise` of the labels flipped.
+
+    A flipped label is drawn uniformly from the nine others; `true_label` keeps the truth.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    if not 0 <= noise < 1:
+        raise InputError(f"data.noise: must be at least 0 and below 1, got {noise}. Change `data.noise`.")
+    pixels, truth = load_digits(return_X_y=True)
+    generator = np.random.default_rng(seed)
+    flipped = generator.permutation(len(truth))[: round(noise * len(truth))]
+    label = truth.copy()
+    label[flipped] = (truth[flipped] + generator.integers(1, 10, len(flipped))) % 10
+    pictures = []
+    for row in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(np.uint8(255 - row.reshape(8, 8) * 15)).resize((64, 64), Image.Resampling.NEAREST).save(buffer, "PNG")
+        pictures.append(buffer.getvalue())
+    flat = pa.array(pixels.astype(np.float32).reshape(-1))
+    return pa.table(
+        {
+            "id": pa.array(np.arange(len(truth))),
+            "features": pa.FixedSizeListArray.from_arrays(flat, 64),
+            "label": pa.array(label),
+            "true_label": pa.array(truth),
+            "image": pa.array(pictures, pa.binary()),
+        }
+    )
+
+
+def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Columns, str | None]:
+    """Return which columns are what, and the column to show; every named column must be there.
+
+    Raises:
+        InputError: a missing column, or one whose type cannot serve.
+    """
+    features = options.features if isinstance(options.features, (list, tuple)) else [options.features]
+    named = {"data.features": list(map(str, features)), "data.label": [options.label]}
+    for option in ("id", "weight", "validation_weight", "group", "source", "offset", "truth"):
+        if getattr(options, option):
+            named[f"data.{option}"] = [getattr(options, option)]
+    if options.show not in (None, "auto"):
+        named["data.show"] = [options.show]
+    if not named["data.features"]:
+        raise InputError("data.features: at least one column must be named, got none. Change `data.features`.")
+    for option, names in named.items():
+        for name in names:
+            if name not in schema.names:
+                raise InputError(
+                    f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. Change `{option}`."
+                )
+    for name in named["data.features"]:
+        kind = element_type(schema.field(name).type)
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+            raise InputError(
+                f"data.features: column `{name}` must hold numbers or lists of numbers, got {schema.field(name).type}. "
+                "Change `data.features`."
+            )
+    truth = options.truth or ("true_label" if builtin else None)
+    columns = Columns(
+        tuple(named["data.features"]), options.label, options.id or ("id" if "id" in schema.names else None),
+        options.weight, options.validation_weight, options.group, options.source, options.offset, truth,
+    )  # fmt: skip
+    return columns, _shown(schema, options.show)
+
+
+def _shown(schema: pa.Schema, show: str | None) -> str | None:
+    if show != "auto":
+        return show
+    for name in SHOWN:
+        kind = schema.field(name).type if name in schema.names else None
+        if kind is not None and not is_list(kind) and (_is_text(kind) or _is_bytes(kind)):
+            return name
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def task_of(schema: pa.Schema, label: str, task: str) -> str:
+    """Return the task that the label's type means, or check the one that was asked for."""
+    kind = schema.field(label).type
+    element = element_type(kind)
+    number = pa.types.is_floating(element) or pa.types.is_decimal(element)
+    named = _is_text(element) or pa.types.is_integer(element) or pa.types.is_boolean(element)
+    fits = {
+        "classification": not is_list(kind) and named,
+        "regression": not is_list(kind) and (number or pa.types.is_integer(element)),
+        "multilabel": is_list(kind) and named,
+        "vector": is_list(kind) and (number or pa.types.is_integer(element)),
+    }
+    if task == "auto":
+        found = [name for name, fit in fits.items() if fit]
+        if found:
+            return found[0]
+        task = "any task"
+    elif task not in fits:
+        raise InputError(f"task: must be auto, {', '.join(fits)}, got {task}. Change `task`.")
+    if not fits.get(task):
+        raise InputError(f"task: labels in column `{label}` must fit {task}, got {kind}. Change `task` or `data.label`.")
+    return task

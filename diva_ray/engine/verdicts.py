@@ -1,0 +1,218 @@
+"""Passes over per-row results: the rules for verdicts, and the rows of the output, written where they are."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from diva_ray.core import losses, verdict
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import Known, Rows, RowStore, Setup, Tally, targets
+from diva_ray.engine.passes import left_out_rows, scored_rows
+
+PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
+EXAMPLES = 60  # worst samples that a shard reports
+
+
+def shaping(shard: Shard) -> Tensor:
+    """Return the weight of every row in the rules: pool rows and held-out rows do not shape them."""
+    return torch.zeros(len(shard)) if shard.extent.held_out else (shard.weight > 0).double()
+
+
+def z_of(scored: Tensor) -> Tensor:
+    """Return derivative / standard error in float32, as written; 0 where the standard error is 0."""
+    d, error = scored.float().unbind(1)
+    return torch.where(error > 0, d / error, torch.zeros_like(d))
+
+
+def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
+    """First round: likelihood of the given labels under a grid of calibrations."""
+    return verdict.link_sums(left_out_rows(shard, known).outputs, targets(shard, known["setup"]), shaping(shard))
+
+
+def examples_of_targets(shard: Shard, known: Known) -> Rows:
+    """Return a few targets, evenly spaced, that stand for other rows' labels."""
+    Y = targets(shard, known["setup"])
+    at = torch.linspace(0, len(Y) - 1, min(len(Y), known["examples"])).long()
+    return Rows((Y[at],))
+
+
+def judge(shard: Shard, known: Known) -> verdict.Histogram:
+    """Second round: joint histogram of the given label's log-odds and z, or histograms of losses."""
+    setup: Setup = known["setup"]
+    rows = left_out_rows(shard, known)
+    if setup.task == "classification":
+        odds = verdict.log_odds(rows.outputs, targets(shard, setup), known["link"])
+        return verdict.verdict_sums(odds, z_of(scored_rows(shard, known)), shaping(shard))
+    return verdict.loss_sums(label_losses(rows, targets(shard, setup), setup), _reference(rows, known), shaping(shard))
+
+
+def label_losses(rows: RowStore, Y: Tensor, setup: Setup) -> Tensor:
+    """Return the loss by which a label of numbers or of several classes is judged, >= 0."""
+    loss = setup.loss_function() if setup.loss in ("logistic", "cosine") else losses.squared
+    return loss(rows.outputs, Y)[0].double()
+
+
+def _reference(rows: RowStore, known: Known) -> Tensor:
+    setup: Setup = known["setup"]
+    others = known["reference"].to(setup.dtype)
+    columns = [label_losses(rows, other.expand(len(rows.outputs), -1), setup) for other in others]
+    return torch.stack(columns, 1)
+
+
+def write(shard: Shard, known: Known) -> Tally:
+    """Last round: decide, write the shard's rows in the order of the input, and report counts and the worst of them."""
+    setup: Setup = known["setup"]
+    table, facts = samples_table(shard, known)
+    name = f"samples/part-{shard.extent.index:05d}.parquet"
+    folder = known["folder"]
+    if name.split("/")[1] not in known["written"]:
+        folder.write_table(name, table)
+    counts = Tally(max_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
+    z, issue = facts["z"], facts["issue"]
+    cells = torch.bucketize(z.double().nan_to_num(0), known["z_edges"]).clamp(1, len(known["z_edges"]) - 1) - 1
+    size = len(known["z_edges"]) - 1
+    counts["z_counts"] = torch.bincount(cells, minlength=size)
+    counts["z_issue_counts"] = torch.bincount(cells[issue], minlength=size)
+    counts["examples"] = _examples(shard, table, z)
+    if setup.task == "classification":
+        Y = targets(shard, setup)
+        for key, chosen in (("class_detrimental", facts["detrimental"]), ("class_issues", issue)):
+            counts[key] = torch.bincount(Y[chosen], minlength=setup.outputs)
+        counts["pairs"] = _pairs(Y, facts["predicted"], issue, setup.outputs)
+    if shard.source is not None and setup.sources is not None:
+        codes = torch.from_numpy(pc.index_in(shard.source, setup.sources).to_numpy().astype(np.int64))
+        counts["source_n"] = torch.bincount(codes, minlength=len(setup.sources))
+        counts["source_detrimental"] = torch.bincount(codes[facts["detrimental"]], minlength=len(setup.sources))
+    if shard.truth is not None:
+        wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
+        found = torch.stack([torch.from_numpy(wrong).float(), issue.float(), facts["detrimental"].float()], 1)
+        scores = torch.stack([facts["label_score"], z, facts["margin"]], 1)
+        counts["planted"] = Rows((torch.cat([found, scores], 1),))
+    return counts
+
+
+def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tensor]]:
+    """Return the rows of the output, in the order of the input, and the facts behind them, in the shard's order."""
+    setup: Setup = known["setup"]
+    rule: verdict.Verdict = known["verdict"]
+    rows, scored = left_out_rows(shard, known), scored_rows(shard, known)
+    Y, z = targets(shard, setup), z_of(scored)
+    margin, predicted = torch.full_like(z, torch.nan), torch.zeros(len(z), dtype=torch.int64)
+    if setup.task == "classification":
+        odds = verdict.log_odds(rows.outputs, Y, known["link"])
+        label_score = verdict.label_scores(odds, rule).float()
+        predicted = rows.outputs.argmax(1)
+        margin = _margin(rows.outputs, Y).float()
+    else:
+        label_score = verdict.loss_scores(label_losses(rows, Y, setup), rule).float()
+    facts = {
+        "z": z, "margin": margin, "label_score": label_score, "predicted": predicted,
+        "issue": label_score.double() < rule.label.value, "detrimental": z.double() > rule.z.value,
+    }  # fmt: skip
+    identifier = shard.id if shard.id is not None else pa.array(shard.positions())
+    columns: dict[str, Any] = {
+        "id": identifier,
+        "label": shard.label,
+        "weight": shard.weight.float(),
+        "derivative": scored[:, 0].float(),
+        "standard_error": scored[:, 1].float(),
+        "z": z,
+        "is_detrimental": facts["detrimental"],
+        "leverage": rows.leverage.float(),
+        "loss": rows.loss.float(),
+        "margin": pa.array(margin.numpy(), from_pandas=True),
+        "predicted_label": predicted_labels(rows.outputs, predicted, setup),
+        "label_score": label_score,
+        "is_label_issue": facts["issue"],
+    }
+    for name, values in (("group", shard.group_values), ("source", shard.source_values), ("true_label", shard.truth)):
+        if values is not None:
+            columns[name] = values
+    if shard.original is not None:
+        columns["__row__"] = pa.array(shard.original)
+    if known["outputs"]:
+        columns["loo_output"] = _lists(rows.outputs)
+    arrays = {k: pa.array(v.numpy()) if isinstance(v, Tensor) else v for k, v in columns.items()}
+    table = pa.table(arrays)
+    return table if shard.order is None else table.take(pa.array(np.argsort(shard.order))), facts
+
+
+def _margin(outputs: Tensor, Y: Tensor) -> Tensor:
+    if outputs.shape[1] < 2:
+        return torch.full((len(Y),), torch.nan)
+    own = outputs.gather(1, Y[:, None])
+    others = outputs.scatter(1, Y[:, None], -torch.inf)
+    return own.squeeze(1) - others.amax(1)
+
+
+def predicted_labels(outputs: Tensor, best: Tensor, setup: Setup) -> pa.Array:
+    """Return what the left-out model predicts, in the type of the labels."""
+    if setup.task == "classification":
+        assert setup.classes is not None
+        return setup.classes.take(pa.array(best.numpy()))
+    if setup.task == "multilabel":
+        assert setup.classes is not None
+        row, column = torch.nonzero(outputs > 0.5, as_tuple=True)
+        offsets = torch.searchsorted(row, torch.arange(len(outputs) + 1)).int()
+        return pa.ListArray.from_arrays(pa.array(offsets.numpy()), setup.classes.take(pa.array(column.numpy())))
+    return pa.array(outputs[:, 0].float().numpy()) if setup.task == "regression" else _lists(outputs)
+
+
+def _lists(values: Tensor) -> pa.Array:
+    n, c = values.shape
+    offsets = pa.array(np.arange(0, n * c + 1, c, dtype=np.int32 if n * c < 2**31 else np.int64))
+    flat = pa.array(values.float().contiguous().numpy().reshape(-1))
+    return (pa.ListArray if n * c < 2**31 else pa.LargeListArray).from_arrays(offsets, flat)
+
+
+def _examples(shard: Shard, table: pa.Table, z: Tensor) -> Examples:
+    """Return the rows with the largest and the smallest z, with their place in the table."""
+    in_order = z if shard.order is None else z[torch.from_numpy(np.argsort(shard.order))]
+    names = [name for name in table.column_names if name != "loo_output"]
+
+    def rows_at(at: Tensor) -> list[dict[str, Any]]:
+        rows = table.select(names).take(pa.array(at.numpy())).to_pylist()
+        return [{**row, "row": shard.extent.start + int(k)} for row, k in zip(rows, at, strict=True)]
+
+    k = min(EXAMPLES, len(z))
+    return Examples(rows_at(in_order.topk(k).indices), rows_at(in_order.topk(k, largest=False).indices))
+
+
+class Examples:
+    """The worst and the best samples seen so far, by z; `+` keeps the extremes of both."""
+
+    def __init__(self, worst: list[dict[str, Any]], best: list[dict[str, Any]]) -> None:
+        self.worst, self.best = worst, best
+
+    def __add__(self, other: Examples) -> Examples:
+        worst = sorted(self.worst + other.worst, key=lambda row: (-row["z"], row["row"]))[:EXAMPLES]
+        best = sorted(self.best + other.best, key=lambda row: (row["z"], row["row"]))[:EXAMPLES]
+        return Examples(worst, best)
+
+
+def _pairs(Y: Tensor, predicted: Tensor, issue: Tensor, classes: int) -> Pairs:
+    """Return how often each class was predicted for another, the most frequent pairs first."""
+    wrong = predicted != Y
+    code, inverse, n = torch.unique(Y[wrong] * classes + predicted[wrong], return_inverse=True, return_counts=True)
+    issues = torch.zeros(len(code)).index_add_(0, inverse, issue[wrong].float())
+    kept = n.topk(min(PAIRS_KEPT, len(n))).indices
+    return Pairs({int(code[k]): (int(n[k]), int(issues[k])) for k in kept})
+
+
+class Pairs(dict[int, tuple[int, int]]):
+    """Counts (rows, label issues) by pair code given * classes + predicted; `+` adds."""
+
+    def __add__(self, other: Pairs) -> Pairs:
+        total = Pairs(self)
+        for code, (n, issues) in other.items():
+            seen = total.get(code, (0, 0))
+            total[code] = (seen[0] + n, seen[1] + issues)
+        return total

@@ -1,0 +1,1 @@
+"""What people come for: each task is one Python call and one job."""

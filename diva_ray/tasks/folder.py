@@ -1,0 +1,96 @@
+"""The output folder: new or empty, local or a URI; every file whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import yaml
+
+from diva_ray.errors import InputError
+
+
+class Folder:
+    """Files under one path; picklable, so workers write their own."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path if "://" in path else os.path.abspath(os.path.expanduser(path))
+        try:
+            self.filesystem, self.base = pyarrow.fs.FileSystem.from_uri(self.path)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"output: must be a folder or URI that can be written, got {path} ({error}). Change `output`.") from error
+        self.local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    def open_new(self, *, resume: bool) -> None:
+        """Create the folder; raise if it holds files, unless a run there is to be resumed."""
+        info = self.filesystem.get_file_info(self.base)
+        if info.type == pyarrow.fs.FileType.File:
+            raise InputError(f"output: must be a folder, got a file at {self.path}. Change `output`.")
+        inside = self.names("") if info.type == pyarrow.fs.FileType.Directory else []
+        if inside and not resume:
+            raise InputError(
+                f"output: the folder must be new or empty, got {len(inside)} entries ({', '.join(sorted(inside)[:3])}, ...) "
+                f"at {self.path}. Change `output`, or use `resume=true` to finish the run there."
+            )
+        try:
+            self.filesystem.create_dir(self.base, recursive=True)
+        except OSError as error:
+            raise InputError(f"output: the folder must be writable, got {error} at {self.path}. Change `output`.") from error
+
+    def names(self, inside: str) -> list[str]:
+        """Return the names in a sub-folder ('' for the folder itself)."""
+        selector = pyarrow.fs.FileSelector(self._full(inside), allow_not_found=True)
+        return [item.base_name for item in self.filesystem.get_file_info(selector)]
+
+    def _full(self, name: str) -> str:
+        return f"{self.base}/{name}" if name else self.base
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write one file, whole or not at all."""
+        self._replace(name, lambda stream: stream.write(content))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one Parquet file, whole or not at all."""
+        self._replace(name, lambda stream: pq.write_table(table, stream))
+
+    def _replace(self, name: str, fill: Any) -> None:
+        full = self._full(name)
+        self.filesystem.create_dir(os.path.dirname(full), recursive=True)
+        partial = os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}.part") if self.local else full
+        with self.filesystem.open_output_stream(partial) as stream:
+            fill(stream)
+        if partial != full:
+            os.replace(partial, full)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write indented JSON."""
+        self.write(name, (json.dumps(value, indent=2, default=str, allow_nan=False) + "\n").encode())
+
+    def write_yaml(self, name: str, value: Any) -> None:
+        """Write YAML."""
+        self.write(name, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+    def read_json(self, name: str) -> Any:
+        """Return a JSON file's value, or None."""
+        if self.filesystem.get_file_info(self._full(name)).type != pyarrow.fs.FileType.File:
+            return None
+        with self.filesystem.open_input_stream(self._full(name)) as stream:
+            return json.loads(stream.read())
+
+    def location(self, name: str) -> str:
+        """Return the path or URI of a name inside."""
+        return f"{self.path}/{name}"
+
+    def read_table(self, name: str) -> pa.Table:
+        """Return the Parquet files of a sub-folder as one table, in the order of their names."""
+        files = sorted(file for file in self.names(name) if file.endswith(".parquet"))
+        return pa.concat_tables(pq.read_table(self._full(f"{name}/{file}"), filesystem=self.filesystem) for file in files)
+
+    def replace(self, new: str, old: str) -> None:
+        """Put folder `new` in the place of folder `old`."""
+        self.filesystem.delete_dir(self._full(old))
+        self.filesystem.move(self._full(new), self._full(old))

@@ -1,0 +1,48 @@
+"""What a task returns to Python."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from diva_ray.errors import InputError
+from diva_ray.tasks.folder import Folder
+
+
+@dataclass
+class Result:
+    """A finished run: its summary, its rows, its folder.
+
+    Attributes:
+        summary: machine-readable figures, as in summary.json.
+        folder: where the files are; a temporary folder when no `output` was given.
+    """
+
+    summary: dict[str, Any]
+    folder: Folder
+    on_ray: bool
+
+    @cached_property
+    def samples(self) -> Any:
+        """One row per sample in the order of the input: an Arrow table, or a Ray Dataset after a run on Ray."""
+        if self.on_ray:
+            import ray
+
+            return ray.data.read_parquet(self.folder.location("samples"))
+        return self.folder.read_table("samples")
+
+    @property
+    def path(self) -> str:
+        """Folder or URI of the run's files."""
+        return self.folder.path
+
+    def write(self, folder: str) -> str:
+        """Copy the run's files into a new or empty folder and return its path."""
+        target = Folder(folder)
+        target.open_new(resume=False)
+        if not (self.folder.local and target.local):
+            raise InputError(f"write: both folders must be local, got {self.path} and {folder}. Give `output` to the call.")
+        shutil.copytree(self.folder.base, target.base, dirs_exist_ok=True)
+        return target.path

@@ -1,0 +1,306 @@
+"""From options to loaded, scanned shards: what every task does first. Bad input ends here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from diva_ray.config import ScoreConfig
+from diva_ray.data.columns import is_list
+from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
+from diva_ray.data.shards import Columns, Extent, Scale, split
+from diva_ray.data.sources import find_columns, open_data, task_of
+from diva_ray.data.table import Table, from_arrow, open_parquet
+from diva_ray.engine.context import Setup
+from diva_ray.engine.scan import Scan, scan
+from diva_ray.errors import InputError
+from diva_ray.tasks import plan as planning
+from diva_ray.tasks.derive import EXACT_ROWS, SIGN_VECTORS, Engine, Runner
+from diva_ray.tasks.folder import Folder
+
+log = logging.getLogger("diva_ray")
+FITTING = {  # losses, and the tasks they are for; the first of a task is its default
+    "cross_entropy": ("classification",),
+    "squared": ("regression", "vector", "classification", "multilabel"),
+    "logistic": ("multilabel",),
+    "cosine": ("vector",),
+}
+DEFAULT = {"classification": "cross_entropy", "regression": "squared", "multilabel": "logistic", "vector": "squared"}
+
+
+@dataclass
+class Session:
+    """An opened run: where it is, what it holds, and the engine that holds it."""
+
+    config: ScoreConfig
+    folder: Folder
+    tables: list[Table]
+    columns: Columns
+    show: str | None
+    task: str
+    loss: str | Callable
+    plan: planning.Plan
+    runner: Runner
+    scan: Scan
+    setup: Setup
+    original: Table | None = None  # the table as given, when rows were brought together by group
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that holds the shards."""
+        return self.runner.engine
+
+    def scored(self) -> list[Extent]:
+        """Return the shards whose rows are scored: all but those of a separate validation table."""
+        return [extent for extent in self.engine.extents if not extent.held_out]
+
+
+def make_plan(config: ScoreConfig, data: Any, loss: Callable | None) -> tuple[planning.Plan, Opened]:
+    """Return the plan of a run and what it found; nothing is started or written."""
+    opened = open_tables(config, data, loss)
+    table = opened.tables[0]
+    widths = planning.band_widths(table, opened.columns)
+    p = sum(width for width, _ in widths) + int(config.intercept)
+    outputs = _outputs_at_sight(table, opened.columns, opened.task)
+    rows = sum(t.rows for t in opened.tables)
+    need = planning.resident_bytes(rows, widths, outputs)
+    copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
+    state = planning.state_bytes(p, outputs, copies)
+    kind, why = planning.choose_kind(config.cluster, need + state, dataset=False)
+    threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
+    shards = len(split(table, replace(opened.columns, group=None), table.reader()))
+    asked = config.cluster.workers or (os.cpu_count() or 1) // threads
+    workers = 1 if kind == "inline" else max(1, min(asked, shards))
+    double = config.precision == "float64"
+    operations = 4.0 * rows * p * p + (2.0 * rows * p * p if config.ridge == "auto" else 0) + 16.0 * rows * p * outputs
+    operations += 2.0 * (copies - 1) * rows * p * p if copies > 1 else 2.0 * rows * rows * (p + outputs)
+    rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7 * workers
+    passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
+    notes = []
+    if copies > 1:
+        notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
+    if planning.blas_environment():
+        notes.append("OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate")
+    if table.memory is not None and kind != "inline":
+        notes.append(f"rows in memory are written to {config.output}/table for the workers first")
+    plan = planning.Plan(
+        table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, shards,
+        rows * sum(w * s for w, s in widths), -(-need // workers) + state, state, passes, operations / rate, notes,
+    )  # fmt: skip
+    return plan, opened
+
+
+@dataclass
+class Opened:
+    """Tables and columns, checked against their schemas."""
+
+    tables: list[Table]
+    columns: Columns
+    show: str | None
+    task: str
+    loss: str | Callable
+
+
+def open_tables(config: ScoreConfig, data: Any, loss: Callable | None) -> Opened:
+    """Return the tables of a run with their columns; only footers are read."""
+    table = open_data(data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed)
+    columns, show = find_columns(table.schema, config.data, builtin=data is None and config.data.path is None)
+    task = task_of(table.schema, config.data.label, config.task)
+    tables = [table]
+    if config.validation.path:
+        held_out = open_parquet(config.validation.path, "validation.path")
+        missing = [name for name in columns.names() if name not in held_out.schema.names and name != columns.id]
+        if missing:
+            raise InputError(
+                f"validation.path: the validation table must have the same columns, got no `{missing[0]}` at "
+                f"{config.validation.path}. Fix the table or `validation.path`."
+            )
+        tables.append(held_out)
+    return Opened(tables, columns, show, task, choose_loss(config, task, loss))
+
+
+def choose_loss(config: ScoreConfig, task: str, given: Callable | None) -> str | Callable:
+    """Return the loss by name, or the user's callable; code named in an option needs `trust_code=true`."""
+    if given is not None:
+        return given
+    if config.loss == "auto":
+        return DEFAULT[task]
+    if ":" in config.loss:
+        if not config.trust_code:
+            raise InputError(f"loss: code may run only with trust_code=true, got loss={config.loss}. Add `trust_code=true`.")
+        module, _, name = config.loss.partition(":")
+        import importlib
+
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"loss: must be importable as module:function, got {config.loss} ({error}). Change `loss`.") from error
+    if task not in FITTING.get(config.loss, ()):
+        fitting = [name for name, tasks in FITTING.items() if task in tasks]
+        raise InputError(f"loss: must fit {task} ({', '.join(fitting)}, module:function), got {config.loss}. Change `loss`.")
+    return config.loss
+
+
+def _outputs_at_sight(table: Table, columns: Columns, task: str) -> int:
+    """Return the number of outputs as the first rows show it (classes may be more)."""
+    label = table.reader().read(0, min(table.rows, 65_536), [columns.label])[columns.label].combine_chunks()
+    if task in ("classification", "multilabel"):
+        return max(1, len(pc.unique(label.flatten() if is_list(label.type) else label)))
+    return 1 if task == "regression" else max(1, len(label[0].as_py() or [0]))
+
+
+def open_session(config: ScoreConfig, plan: planning.Plan, opened: Opened, folder: Folder, *, quiet: bool) -> Session:
+    """Return a session with every shard loaded, scanned and checked."""
+    planning.check_memory(plan, config.cluster.memory)
+    tables, columns = list(opened.tables), opened.columns
+    if plan.kind != "inline":
+        from diva_ray.engine.cluster import connect
+
+        connect(plan.kind)
+        tables = [stored(table, folder, f"table-{k}" if k else "table") for k, table in enumerate(tables)]
+    runner = start(config, plan, tables, columns, quiet)
+    original = None
+    try:
+        found = look(runner, config, tables, columns, opened.task)
+        if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
+            runner.engine.close()
+            log.info("groups lie scattered: their rows are brought together first")
+            inline, original = plan.kind == "inline", tables[0]
+            tables[0] = regroup_in_memory(tables[0], columns) if inline else regroup_on_ray(tables[0], columns, folder)
+            columns = replace(columns, position=POSITION)
+            if len(tables) > 1:
+                raise InputError("data.group: groups must lie together when `validation.path` is given, got scattered ones. Sort the table.")
+            runner = start(config, plan, tables, columns, quiet)
+            found = look(runner, config, tables, columns, opened.task)
+        setup = make_setup(config, opened, found)
+        check_scan(runner, config, columns, opened.task, found)
+    except BaseException:
+        runner.engine.close()
+        raise
+    return Session(
+        config, folder, tables, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup, original
+    )
+
+
+def stored(table: Table, folder: Folder, name: str) -> Table:
+    """Return the table in files that every worker can read, written once if it is in memory."""
+    if table.memory is None:
+        return table
+    rows = table.memory
+    for k, start in enumerate(range(0, rows.num_rows, 65_536)):
+        folder.write_table(f"{name}/part-{k:05d}.parquet", rows.slice(start, 65_536))
+    return open_parquet(folder.location(name))
+
+
+def start(config: ScoreConfig, plan: planning.Plan, tables: list[Table], columns: Columns, quiet: bool) -> Runner:
+    """Return a runner whose engine is loading."""
+    extents = split(tables[0], columns, tables[0].reader())
+    for table in tables[1:]:
+        held_out = split(table, columns, table.reader(), held_out=True)
+        extents += [replace(extent, index=len(extents) + k) for k, extent in enumerate(held_out)]
+    if plan.kind == "inline":
+        from diva_ray.engine.inline import Inline
+
+        return Runner(Inline(tables, columns, extents, config.cluster.threads), quiet)
+    from diva_ray.engine.cluster import Cluster
+
+    threads = config.cluster.threads or 1
+    environment = {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **planning.blas_environment()}
+    return Runner(
+        Cluster(
+            tables, columns, extents, workers=config.cluster.workers, threads=threads,
+            gpus_per_worker=config.cluster.gpus_per_worker, environment=environment,
+            start_timeout=config.cluster.start_timeout, pass_timeout=config.cluster.pass_timeout,
+        ),
+        quiet,
+    )  # fmt: skip
+
+
+def look(runner: Runner, config: ScoreConfig, tables: list[Table], columns: Columns, task: str) -> Scan:
+    """Load and scan every shard."""
+    numbers = task in ("regression", "vector")
+    runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out=len(tables) > 1)
+    runner.load()
+    return runner.run(scan, "scan")
+
+
+def check_scan(runner: Runner, config: ScoreConfig, columns: Columns, task: str, found: Scan) -> None:
+    """Raise for what only all rows together can tell."""
+    counts = found.counts
+    if counts["positive"] == 0:
+        raise InputError("data.weight: some weight must be > 0, got all zero. Fix the table or `data.weight`.")
+    if counts["heard"] == 0:
+        raise InputError("data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`.")
+    if task == "classification" and found.labels is not None and len(found.labels) < 2:
+        raise InputError(
+            f"data.label: there must be at least two classes, got only {found.labels[0].as_py()!r} in `{columns.label}`. "
+            "Change `data.label`, or use task=regression for numbers."
+        )
+    if columns.id is not None:
+        key = runner.engine.duplicate("keys")
+        if key is not None:
+            rows = [place for places in runner.engine.each(_places(key)) for place in places]
+            raise InputError(
+                f"data.id: ids must be unique, got {rows[0][0]!r} twice at {' and '.join(place for _, place in rows[:2])}. "
+                "Fix the table, or choose another `data.id`."
+            )
+
+
+def _places(key: int) -> Callable:
+    from functools import partial
+
+    from diva_ray.engine.scan import places_of_key
+
+    return partial(places_of_key, key)
+
+
+def make_setup(config: ScoreConfig, opened: Opened, found: Scan) -> Setup:
+    """Return the setup of the passes: how bands are scaled, what the targets are, which precision."""
+    means, scales = [], []
+    for width, rows, total, square in zip(found.widths, found.rows, found.sums, found.squares, strict=True):
+        mean, scale = torch.zeros(width, dtype=torch.float64), 1.0
+        if config.standardize == "auto" and rows:
+            mean = total / rows
+            spread = square / rows - float(mean @ mean)
+            scale = spread**-0.5 if spread > 1e-12 * (square / rows) else 1.0  # a constant band stays at 0
+        means.append(mean)
+        scales.append(scale)
+    classes = found.labels
+    outputs = len(classes) if classes is not None else found.target_width
+    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" else None
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    scale = Scale(tuple(means), tuple(scales), config.intercept)
+    return Setup(
+        opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
+        config.block_rows, config.seed, sources=found.sources,
+    )  # fmt: skip
+
+
+def check_options(config: ScoreConfig) -> None:
+    """Raise for options that no table could make right."""
+    choices = {
+        "standardize": ("auto", "none"),
+        "precision": ("auto", "float32", "float64"),
+        "standard_errors": ("auto", "exact", "estimate"),
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
+    ridge = config.ridge
+    if ridge != "auto" and (not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge < float("inf")):
+        raise InputError(f"ridge: must be auto or a number >= 0, got {ridge!r}. Change `ridge`.")
+    for name, value, least in (
+        ("block_rows", config.block_rows, 1),
+        ("cluster.workers", config.cluster.workers, 1),
+        ("cluster.threads", config.cluster.threads, 1),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name}: must be at least {least}, got {value}. Change `{name}`.")
+    planning.parse_bytes(config.cluster.memory)

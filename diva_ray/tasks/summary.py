@@ -1,0 +1,252 @@
+"""What a scoring run says of itself: summary, manifest, and the page's contents."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from diva_ray.core.verdict import Link, Verdict
+from diva_ray.engine.context import Tally
+from diva_ray.report.page import ScoreReport
+from diva_ray.tasks.derive import SIGN_VECTORS, Derived
+from diva_ray.tasks.session import Session
+
+RULES = {
+    "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond its standard error",
+    "is_label_issue": "label_score < label_threshold: the cut with the best expected F1 against wrong labels; precision and "
+    "recall are estimated from calibrated left-out probabilities, without knowing the truth",
+}
+
+
+def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | None, written: Tally) -> dict[str, Any]:
+    """Return the figures of summary.json."""
+    counts, setup = session.scan.counts, derived.setup
+    first = int(setup.scale.intercept)
+    bands, at = {}, first
+    for name, width in zip(session.columns.features, session.scan.widths, strict=True):
+        bands[name] = float(derived.penalty_derivative[at : at + width].sum())
+        at += width
+    summary = {
+        "n_samples": int(counts["rows"]),
+        "n_features": setup.scale.width - first,
+        "n_outputs": setup.outputs,
+        "n_validation": int(counts["heard"]),
+        "task": session.task,
+        "loss_function": session.loss if isinstance(session.loss, str) else getattr(session.loss, "__name__", "callable"),
+        "validation": "separate table" if len(session.tables) > 1 else "leave-one-out",
+        "ridge": derived.ridge,
+        "ridge_derivative": float(derived.penalty_derivative[first:].sum()),
+        "band_penalty_derivative": bands,
+        "loss": derived.tally["loss"] / counts["validation"],
+        "error": error_of(session, derived),
+        "threshold": rule.z.value,
+        "n_detrimental": int(written["n_detrimental"]),
+        "detrimental_precision": rule.z.precision,
+        "detrimental_recall": rule.z.recall,
+        "label_threshold": rule.label.value,
+        "n_label_issues": int(written["n_label_issues"]),
+        "label_issue_precision": rule.label.precision,
+        "label_issue_recall": rule.label.recall,
+        "noise_estimate": rule.noise_rate,
+        "rules": RULES,
+        "standard_errors": derived.standard_errors if derived.standard_errors == "exact" else f"{SIGN_VECTORS} sign vectors",
+        "form": derived.form,
+        "condition": derived.condition,
+        "max_leverage": derived.tally["max_leverage"],
+        "precision": str(setup.dtype).removeprefix("torch."),
+        "ridge_grid": [{"ridge": r, "squared_error": None if not np.isfinite(e) else e} for r, e in derived.grid],
+    }
+    if link is not None:
+        scale = None if not np.isfinite(link.scale) else link.scale
+        summary["calibration"] = {"scale": scale, "sharpness": link.sharpness}
+    if "planted" in written:
+        summary["planted"] = planted(written["planted"][0])
+    return summary
+
+
+def error_of(session: Session, derived: Derived) -> float:
+    """Return the left-out error rate (classes), share of wrong labels (several), or R2 (numbers)."""
+    wrong, total = derived.tally["wrong"], session.scan.counts["validation"]
+    if session.task in ("classification", "multilabel"):
+        return wrong / total
+    v, squares = float(session.scan.target[0]), float(session.scan.target[-1])
+    mean = session.scan.target[1:-1] / v
+    variance = squares - v * float(mean @ mean)
+    return 1.0 - wrong / variance if variance > 0 else 0.0
+
+
+def planted(found: torch.Tensor) -> dict[str, Any]:
+    """Return what was found against the truth: (wrong, issue, detrimental, label_score, z, margin) for every row."""
+    from sklearn.metrics import roc_auc_score
+
+    wrong, issue, detrimental, label_score, z, margin = found.double().unbind(1)
+    hits, n = float((wrong * issue).sum()), float(wrong.sum())
+    harmful = float((wrong * detrimental).sum())
+    result: dict[str, Any] = {
+        "n_planted": int(n),
+        "n_found": int(hits),
+        "precision": hits / max(float(issue.sum()), 1.0),
+        "recall": hits / max(n, 1.0),
+        "f1": 2 * hits / max(n + float(issue.sum()), 1.0),
+        "f1_detrimental": 2 * harmful / max(n + float(detrimental.sum()), 1.0),
+    }
+    if 0 < n < len(wrong):
+        result["auc_label_score"] = float(roc_auc_score(wrong, -label_score))
+        result["auc_z"] = float(roc_auc_score(wrong, z))
+        if not bool(margin.isnan().any()):
+            result["auc_margin"] = float(roc_auc_score(wrong, -margin))
+    return result
+
+
+def manifest(session: Session, started: str, ended: str) -> dict[str, Any]:
+    """Return versions, the data's fingerprint, and where the run took place."""
+    return {
+        "diva_ray": version("diva_ray"),
+        "python": platform.python_version(),
+        "ray": version("ray"),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "data": {table.name: fingerprint(table) for table in session.tables},
+        "start": started,
+        "end": ended,
+        "cluster": {"kind": session.plan.kind, "why": session.plan.why, "workers": session.engine.workers},
+        "command": sys.argv,
+    }
+
+
+def fingerprint(table: Any) -> str:
+    """Return a hash of the table's schema, rows and files (name, size, time of change), not of every value."""
+    digest = hashlib.sha256(f"{table.schema.remove_metadata()}{table.rows}".encode())
+    for file in sorted({piece.file for piece in table.pieces}):
+        info = table.filesystem.get_file_info(file)
+        digest.update(f"{file}{info.size}{info.mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[str, Any]]:
+    """Return every source with the derivative of adding the same weight to all its samples, and its standard error."""
+    names = derived.setup.sources
+    if names is None:
+        return []
+    scale = 1.0 if derived.standard_errors == "exact" else SIGN_VECTORS**-0.5
+    d, error = derived.by_source[:, 0], derived.by_source[:, 1:].norm(dim=1) * scale
+    rows = []
+    for k, name in enumerate(names.to_pylist()):
+        z = float(d[k] / error[k]) if error[k] > 0 else 0.0
+        rows.append(
+            {
+                "source": name, "n": int(written["source_n"][k]), "derivative": float(d[k]),
+                "standard_error": float(error[k]), "z": z, "n_detrimental": int(written["source_detrimental"][k]),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def page_of(
+    session: Session, derived: Derived, summary: dict[str, Any], written: Tally, z_edges: list[float], sources: list
+) -> ScoreReport:
+    """Return the contents of report.html."""
+    plan, setup = session.plan, derived.setup
+    run = [
+        ("Data", plan.table),
+        ("Features", ", ".join(session.columns.features) + f" ({summary['n_features']:,} columns)"),
+        ("Label", session.columns.label),
+        ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
+        ("Ridge", f"{derived.ridge:.4g}" + (" (chosen by leave-one-out)" if derived.grid else "")),
+        ("Standard errors", summary["standard_errors"]),
+        ("Precision", summary["precision"]),
+        ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
+        ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
+    ]
+    worst, best = shown(session, written["examples"].worst), shown(session, written["examples"].best[:12])
+    return ScoreReport(
+        title="What each sample is worth",
+        task=session.task,
+        run=run,
+        summary=summary,
+        z_edges=z_edges,
+        z_counts=written["z_counts"].tolist(),
+        z_issue_counts=written["z_issue_counts"].tolist(),
+        classes=classes_of(setup, derived, written),
+        confused=confused(setup, written),
+        worst=worst,
+        best=best,
+        sources=sources,
+        planted=summary.get("planted"),
+        notes=notes_of(session, derived, summary),
+        downloads=downloads(bool(sources)),
+        validation="validation" if len(session.tables) > 1 else "leave-one-out",
+    )
+
+
+def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with their picture or text, read from the table one by one."""
+    if session.show is None:
+        return rows
+    table = session.tables[0]
+    result = []
+    for row in rows:
+        at = row.get("__row__", row["row"])
+        source = session.original or table
+        value = source.reader().read(at, at + 1, [session.show])[session.show][0].as_py()
+        key = "picture" if isinstance(value, bytes) else "text"
+        result.append({**row, key: value if isinstance(value, bytes) or value is None else str(value)})
+    return result
+
+
+def classes_of(setup: Any, derived: Derived, written: Tally) -> list[dict[str, Any]]:
+    """Return every class with its left-out error and counts."""
+    if setup.task != "classification":
+        return []
+    t = derived.tally
+    return [
+        {
+            "label": str(label), "n": int(t["class_n"][k]), "error": float(t["class_wrong"][k] / max(t["class_n"][k], 1)),
+            "loss": float(t["class_loss"][k] / max(t["class_n"][k], 1)),
+            "n_detrimental": int(written["class_detrimental"][k]), "n_label_issues": int(written["class_issues"][k]),
+        }
+        for k, label in enumerate(setup.classes.to_pylist())
+    ]  # fmt: skip
+
+
+def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
+    """Return pairs of classes by how often one was predicted for the other."""
+    if "pairs" not in written:
+        return []
+    names = setup.classes.to_pylist()
+    pairs = sorted(written["pairs"].items(), key=lambda item: -item[1][0])
+    return [
+        {"given": str(names[code // len(names)]), "predicted": str(names[code % len(names)]), "n": n, "n_label_issues": i}
+        for code, (n, i) in pairs[:100]
+    ]
+
+
+def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:
+    """Return what a reader should know before trusting the figures."""
+    notes = []
+    if derived.standard_errors != "exact":
+        notes.append(f"Standard errors are estimated from {SIGN_VECTORS} random sign vectors (relative spread about 25 %).")
+    if derived.form == "dual":
+        notes.append("Fewer rows than columns: solved in its n x n form.")
+    if derived.grid and derived.ridge in (derived.grid[0][0], derived.grid[-1][0]):
+        notes.append("The chosen ridge lies at the end of the grid; set `ridge` to look further.")
+    if summary["precision"] == "float64" and session.config.precision != "float64":
+        notes.append(f"Products in float64: the condition number is {derived.condition:.1e}, or a leverage is near 1.")
+    return notes
+
+
+def downloads(sources: bool) -> list[str]:
+    """Return the written files, each with what it holds."""
+    files = [
+        "samples/: one Parquet row per sample, in the order of the input",
+        "summary.json: every figure of this page and the rules behind the verdicts",
+        "manifest.json: versions, the data's fingerprint, start and end",
+        "config.yaml: the options of this run",
+    ]
+    return files + (["sources.parquet: the derivative of every source"] if sources else [])
