@@ -66,3 +66,6 @@ class ScoreConfig:
     resume: bool = False
     plan: bool = False  # print rows, bytes, memory, passes and estimated time, then stop
     trust_code: bool = False
+
+
+SCHEMAS = {"score": ScoreConfig}  # configs/NAME.yaml builds on NAME_schema

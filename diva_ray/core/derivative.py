@@ -38,7 +38,7 @@ class AdjointAccumulator:
     """
 
     def __init__(self, p: int, c: int, copies: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-        self.M = torch.zeros(p, c * copies, dtype=torch.float64, device=device)
+        self.M = torch.zeros(c * copies, p, dtype=torch.float64, device=device)
         self.S = [GramSum(p, dtype, device) for _ in range(copies)]
 
     def add(
@@ -50,7 +50,7 @@ class AdjointAccumulator:
         signs: Float[Tensor, "n copies"],
     ) -> None:
         """Add a block of whole groups; rows of one group share their sign."""
-        self.M += (U.T @ (signs[:, :, None] * t[:, None, :]).flatten(1)).double()
+        self.M += (signs[:, :, None] * t[:, None, :]).flatten(1).T @ U
         weight, blocks = group_weights(left, alpha, t)
         self._add_gram(U, weight, signs)
         for rows, w, V in blocks:
@@ -63,18 +63,24 @@ class AdjointAccumulator:
 
     def sums(self) -> AdjointSums:
         """Return the sums so far."""
-        return AdjointSums(self.M, tuple(gram.value() for gram in self.S))
+        return AdjointSums(self.M.T, tuple(gram.value() for gram in self.S))
 
 
 @dataclass(frozen=True)
 class AdjointSums:
-    """Whitened adjoint sums M = sum u t', (p, c copies), and S (p, p) for every copy; `+` merges them."""
+    """Whitened adjoint sums M = sum u t', (p, c copies), and S (p, p) for every copy; `+` and `+=` merge them."""
 
     M: Tensor
     S: tuple[Tensor, ...]
 
     def __add__(self, other: AdjointSums) -> AdjointSums:
         return AdjointSums(self.M + other.M, tuple(a.double() + b for a, b in zip(self.S, other.S, strict=True)))
+
+    def __iadd__(self, other: AdjointSums) -> AdjointSums:
+        self.M.add_(other.M)
+        for a, b in zip(self.S, other.S, strict=True):
+            a.add_(b)
+        return self
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,9 @@ def derivative(
     own: Float[Tensor, " n"],
     signs: Float[Tensor, "n copies"],
     adjoint: Adjoint,
+    scratch: Float[Tensor, "m p"] | None = None,
 ) -> Float[Tensor, "n copies"]:
-    """Return d_j = r_j' P' z_j - own_j + z_j' Q z_j of every row and copy. On a CPU the memory of Z may be reused.
+    """Return d_j = r_j' P' z_j - own_j + z_j' Q z_j of every row and copy; `scratch` is memory for m >= n rows.
 
     Exact; n p^2 + 2 n p c operations a copy. Rows of weight 0 (a pool) are scored like any other.
 
@@ -124,7 +131,7 @@ def derivative(
     c = r.shape[1]
     projected = Z @ adjoint.P
     result = torch.empty(len(Z), len(adjoint.T), dtype=Z.dtype, device=Z.device)
-    scratch = torch.empty_like(Z)
+    scratch = torch.empty_like(Z) if scratch is None else scratch[: len(Z)]
     for copy, T in enumerate(adjoint.T):
         linear = row_dot(r, projected[:, copy * c : (copy + 1) * c])
         quadratic = row_dot(Z, multiply_triangular_(scratch.copy_(Z), T, upper=False))

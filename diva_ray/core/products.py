@@ -6,6 +6,7 @@ Matrices are row-major; a symmetric sum fills its upper triangle only until `sym
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.linalg import blas, lapack
@@ -22,6 +23,7 @@ class GramSum:
         self.run = torch.zeros(p, p, dtype=dtype, device=device)
         self.rows = 0
         self.total: Tensor | None = None
+        self.scaled = torch.empty(0, p, dtype=dtype, device=device)
 
     def add(self, Z: Float[Tensor, "n p"], weight: Float[Tensor, " n"] | None = None) -> None:
         """Add Z' diag(weight) Z, any sign of weight; `weight=None` is 1 and copies nothing."""
@@ -41,7 +43,9 @@ class GramSum:
         for sign in (1.0, -1.0):
             rows = torch.nonzero(weight * sign > 0).squeeze(1)
             if len(rows):
-                scaled = Z.index_select(0, rows)
+                if len(self.scaled) < len(Z):
+                    self.scaled = torch.empty_like(Z)
+                scaled = torch.index_select(Z, 0, rows, out=self.scaled[: len(rows)])
                 _syrk(self.run, scaled.mul_(root[rows, None]), sign)
 
     def _flush(self) -> None:
@@ -63,7 +67,7 @@ def symmetric(upper: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
 def _syrk(upper: Tensor, Z: Tensor, sign: float) -> None:
     # Column-major BLAS sees the transposed views: its lower triangle is our upper one, and nothing is copied.
     syrk = blas.ssyrk if Z.dtype == torch.float32 else blas.dsyrk
-    syrk(sign, Z.contiguous().numpy().T, beta=1.0, c=upper.numpy().T, lower=1, overwrite_c=1)
+    syrk(sign, Z.numpy().T, beta=1.0, c=upper.numpy().T, lower=1, overwrite_c=1)
 
 
 def multiply_triangular_(Z: Float[Tensor, "n p"], T: Float[Tensor, "p p"], *, upper: bool) -> Float[Tensor, "n p"]:
@@ -77,6 +81,8 @@ def multiply_triangular_(Z: Float[Tensor, "n p"], T: Float[Tensor, "p p"], *, up
 
 def row_dot(a: Float[Tensor, "n p"], b: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
     """Return the dot product of every row of `a` with the same row of `b`."""
+    if a.is_cpu and a.dtype == b.dtype:
+        return torch.from_numpy(np.einsum("ij,ij->i", a.numpy(), b.numpy()))  # one read, no product in memory
     return torch.linalg.vecdot(a, b)
 
 

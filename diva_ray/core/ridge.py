@@ -13,7 +13,7 @@ from diva_ray.core.products import GramSum, cholesky, symmetric
 
 @dataclass(frozen=True)
 class FitSums:
-    """Sums over rows from which the ridge is solved; `+` merges them exactly (paper eq. 3).
+    """Sums over rows from which the ridge is solved; `+` merges them (paper eq. 3), `+=` into float64 sums of its own.
 
     Attributes:
         gram: Z' D_alpha Z, upper triangle, (p, p).
@@ -25,6 +25,11 @@ class FitSums:
 
     def __add__(self, other: FitSums) -> FitSums:
         return FitSums(self.gram.double() + other.gram, self.cross.double() + other.cross)
+
+    def __iadd__(self, other: FitSums) -> FitSums:
+        self.gram.add_(other.gram)
+        self.cross.add_(other.cross)
+        return self
 
 
 class FitAccumulator:

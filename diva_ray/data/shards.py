@@ -201,11 +201,11 @@ def _weights(arrays: dict, name: str | None, option: str, where: Where, n: int) 
 def split(table: Table, columns: Columns, reader: Reader, *, held_out: bool = False) -> list[Extent]:
     """Return the shards of a table: a function of its rows alone (and of where groups end), never of the cluster.
 
-    1,024 rows or more each; 24 shards up to 24 x 65,536 rows (a multiple of 2, 3, 4, 6, 8 and 12 workers), then more, in
-    multiples of 24.
+    1,024 rows or more each; 12 shards (2, 3, 4, 6 or 12 workers get equal shares) up to 12 x 32,768 rows, then more, in
+    multiples of 12 up to 3,072.
     """
     most = max(1, table.rows // 1024)
-    count = min(most, 24 * max(1, -(-table.rows // (24 * 65_536))))
+    count = min(most, 12 * min(256, max(1, -(-table.rows // (12 * 32_768)))))
     cuts = [table.rows * k // count for k in range(count + 1)]
     if columns.group:
         cuts = sorted({_group_end(table, reader, columns.group, cut) for cut in cuts})
@@ -267,7 +267,8 @@ def prepare(shard: Shard, start: int, stop: int, scale: Scale, out: Tensor) -> T
 def block_bounds(shard: Shard, rows: int) -> list[tuple[int, int]]:
     """Return the row ranges of the shard's blocks: about `rows` each, never through a leave-out group."""
     n = len(shard)
-    cuts = list(range(0, n, rows)) + [n]
+    count = max(1, round(n / rows))
+    cuts = [n * k // count for k in range(count + 1)]
     if shard.group is not None:
         ends = torch.nonzero(shard.group[1:] != shard.group[:-1]).squeeze(1).add_(1).tolist() + [n]
         cuts = sorted({0, *(ends[bisect_left(ends, cut)] for cut in cuts[1:])})

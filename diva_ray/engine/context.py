@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -89,9 +90,15 @@ class Partial:
     rows: Rows | None = None
 
     def __add__(self, other: Partial) -> Partial:
-        rows = self.rows if other.rows is None else other.rows if self.rows is None else self.rows + other.rows
         sums = None if self.sums is None else self.sums + other.sums
-        return Partial(sums, self.tally + other.tally, rows)
+        return Partial(sums, self.tally + other.tally, self._with_rows(other))
+
+    def __iadd__(self, other: Partial) -> Partial:
+        sums = None if self.sums is None else operator.iadd(self.sums, other.sums)
+        return Partial(sums, self.tally + other.tally, self._with_rows(other))
+
+    def _with_rows(self, other: Partial) -> Rows | None:
+        return self.rows if other.rows is None else other.rows if self.rows is None else self.rows + other.rows
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def grid(shard: Shard, known: Known) -> Tensor:
     Squared error whatever the loss: cross-entropy of raw outputs prefers no ridge at all, and finds less.
     """
     setup: Setup = known["setup"]
-    rotation: Rotation = known["rotation"].to(setup.dtype)
+    rotation: Rotation = known["rotation"]
     total = torch.zeros(len(known["ridges"]), dtype=torch.float64)
     for b in blocks(shard, known):
         total += grid_losses(
@@ -62,7 +62,7 @@ def grid(shard: Shard, known: Known) -> Tensor:
 def leave_one_out(shard: Shard, known: Known) -> Partial:
     """Adjoint pass: left-out predictions of every row, kept with the shard, and the sums of the derivative."""
     setup: Setup = known["setup"]
-    W, whiten = known["solution"]["W"].to(setup.dtype), known["solution"]["Linv"].to(setup.dtype).T.contiguous()
+    W, whiten = known["solution"]["W"], known["solution"]["whiten"]
     sums = dd.AdjointAccumulator(setup.scale.width, setup.outputs, setup.copies, setup.dtype)
     rows = RowStore(len(shard), setup)
     signs = row_signs(shard, setup)
@@ -133,7 +133,7 @@ def score(shard: Shard, known: Known) -> Partial:
     the next step's fit sums: two reads a weight step.
     """
     setup: Setup = known["setup"]
-    rows, adjoint_ = left_out_rows(shard, known), known["adjoint"].to(setup.dtype)
+    rows, adjoint_ = left_out_rows(shard, known), known["adjoint"]
     signs, codes = row_signs(shard, setup), source_codes(shard, setup)
     exact, update = known.get("validation"), known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
@@ -141,9 +141,11 @@ def score(shard: Shard, known: Known) -> Partial:
     by_source = torch.zeros(0 if codes is None else len(setup.sources or ()), columns, dtype=torch.float64)
     following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype) if update else None
     alpha = weights(shard, known).clone()
+    scratch: Tensor | None = None
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
-        d = dd.derivative(b.Z, rows.r[part], rows.own[part], signs[part], adjoint_).double()
+        scratch = torch.empty_like(b.Z) if scratch is None or len(scratch) < len(b.Z) else scratch
+        d = dd.derivative(b.Z, rows.r[part], rows.own[part], signs[part], adjoint_, scratch).double()
         error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros(len(d), dtype=torch.float64)
         if codes is not None:
             by_source[:, : d.shape[1]].index_add_(0, codes[part], d)

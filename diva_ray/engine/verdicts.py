@@ -17,6 +17,7 @@ from diva_ray.engine.context import Known, Rows, RowStore, Setup, Tally, targets
 from diva_ray.engine.passes import left_out_rows, scored_rows
 
 PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
+Z_EDGES = torch.sinh(torch.linspace(-2.5, 7.5, 126, dtype=torch.float64))  # cells of the page's histogram of z
 EXAMPLES = 60  # worst samples that a shard reports
 
 
@@ -77,8 +78,8 @@ def write(shard: Shard, known: Known) -> Tally:
     counts = Tally(max_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
     z, issue = facts["z"], facts["issue"]
-    cells = torch.bucketize(z.double().nan_to_num(0), known["z_edges"]).clamp(1, len(known["z_edges"]) - 1) - 1
-    size = len(known["z_edges"]) - 1
+    cells = torch.bucketize(z.double().nan_to_num(0), Z_EDGES).clamp(1, len(Z_EDGES) - 1) - 1
+    size = len(Z_EDGES) - 1
     counts["z_counts"] = torch.bincount(cells, minlength=size)
     counts["z_issue_counts"] = torch.bincount(cells[issue], minlength=size)
     counts["examples"] = _examples(shard, table, z)

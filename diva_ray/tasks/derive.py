@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import operator
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from operator import add
 from typing import Any, Protocol
 
 import torch
@@ -73,7 +73,7 @@ class Runner:
                 progress.add(extent.stop - extent.start)
                 yield partial
 
-        total = reduce(add, partials())
+        total = _sum(partials())
         self.seconds[label] = self.seconds.get(label, 0.0) + progress.close()
         return total
 
@@ -83,6 +83,14 @@ class Runner:
         result = function(*args)
         self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
         return result
+
+
+def _sum(partials: Iterator[Any]) -> Any:
+    """Return the sum in order: the first two make a new object, which takes the rest in place where it can."""
+    total = next(partials)
+    for k, partial in enumerate(partials):
+        total = operator.iadd(total, partial) if k else operator.add(total, partial)
+    return total
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
         log.info("leverages up to %.6f: products in float64 from here", left.tally["max_leverage"])
         setup, solution = raise_precision(runner, setup, chosen)
     found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums)
-    runner.engine.tell(adjoint=found)
+    runner.engine.tell(adjoint=found.to(setup.dtype))
     if exact and left.rows is not None:
         runner.engine.tell(validation=validation_rows(solution, left.rows, setup.dtype))
     scored: Partial = runner.run(passes.score, "score")
@@ -155,7 +163,7 @@ def fit_ridge(runner: Runner, setup: Setup, ridge: float | str) -> tuple[Setup, 
     if ridge == "auto":
         rotation = runner.timed("solve", rotate, sums, pattern)
         ridges = default_ridges(rotation)
-        runner.engine.tell(rotation=rotation, ridges=ridges)
+        runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=ridges)
         grid = list(zip(ridges.tolist(), runner.run(passes.grid, "ridge").tolist(), strict=True))
         runner.engine.forget("rotation", "ridges")
         ridge = best_ridge(grid)
@@ -163,7 +171,7 @@ def fit_ridge(runner: Runner, setup: Setup, ridge: float | str) -> tuple[Setup, 
     if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:
         log.info("condition number %.1e: products in float64 from here", solution.condition)
         return *raise_precision(runner, setup, float(ridge), fetch_ridge=True), grid
-    runner.engine.tell(solution={"W": solution.W, "Linv": solution.Linv})
+    _tell_solution(runner, solution, setup.dtype)
     return setup, float(ridge), solution, grid
 
 
@@ -174,8 +182,12 @@ def raise_precision(runner: Runner, setup: Setup, ridge: float, fetch_ridge: boo
     runner.engine.tell(setup=setup)
     sums: FitSums = runner.run(passes.fit, "fit")
     solution: Solution = runner.timed("solve", solve, sums, ridge * penalty_pattern(setup))
-    runner.engine.tell(solution={"W": solution.W, "Linv": solution.Linv})
+    _tell_solution(runner, solution, setup.dtype)
     return (setup, ridge, solution) if fetch_ridge else (setup, solution)
+
+
+def _tell_solution(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:
+    runner.engine.tell(solution={"W": solution.W.to(dtype), "whiten": solution.Linv.T.to(dtype).contiguous()})
 
 
 def best_ridge(grid: list[tuple[float, float]]) -> float:

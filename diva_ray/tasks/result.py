@@ -46,3 +46,20 @@ class Result:
             raise InputError(f"write: both folders must be local, got {self.path} and {folder}. Give `output` to the call.")
         shutil.copytree(self.folder.base, target.base, dirs_exist_ok=True)
         return target.path
+
+    def lines(self) -> list[str]:
+        """Return the run in a few lines, for a terminal."""
+        s = self.summary
+        kind = {"classification": "error", "multilabel": "error"}.get(s["task"], "R2")
+        lines = [
+            f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}, ridge {s['ridge']:.4g}",
+            f"{s['n_label_issues']:,} labels look wrong (estimated precision {s['label_issue_precision']:.2f}, recall "
+            f"{s['label_issue_recall']:.2f}); {s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
+        ]
+        if "planted" in s:
+            p = s["planted"]
+            lines.append(
+                f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: precision {p['precision']:.3f}, recall "
+                f"{p['recall']:.3f}, F1 {p['f1']:.3f}"
+            )
+        return [*lines, f"report: {self.folder.location('report.html')}"]

@@ -124,9 +124,8 @@ def _finish(session: Session, derived: Derived, started: str) -> Result:
     """Judge, write and describe."""
     config, folder, runner = session.config, session.folder, session.runner
     rule, link = judge(session, derived)
-    z_edges = torch.sinh(torch.linspace(verdict.Z_FROM, verdict.Z_TO, verdict.Z_CELLS + 1, dtype=torch.float64))
     runner.engine.tell(
-        verdict=rule, link=link, folder=folder, outputs=config.outputs, z_edges=z_edges,
+        verdict=rule, link=link, folder=folder, outputs=config.outputs,
         written=set(folder.names("samples")) if config.resume else set(),
     )  # fmt: skip
     written = runner.run(verdicts.write, "write", session.scored())
@@ -140,7 +139,7 @@ def _finish(session: Session, derived: Derived, started: str) -> Result:
     summary["peak_memory_bytes"] = int(max(driver, written["max_memory"]))
     summary["driver_memory_bytes"] = int(driver)
     summary["seconds"] = {name: round(seconds, 4) for name, seconds in runner.seconds.items()}
-    page = page_of(session, derived, summary, written, z_edges.tolist(), sources)
+    page = page_of(session, derived, summary, written, verdicts.Z_EDGES.tolist(), sources)
     folder.write("report.html", render_score_page(page).encode())
     folder.write_json("summary.json", summary)
     folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})

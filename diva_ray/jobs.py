@@ -1,0 +1,68 @@
+"""What every job does around its task: compose the config, run, and turn a user's mistake into one line and code 2."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diva_ray.config import SCHEMAS
+from diva_ray.errors import InputError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def register() -> None:
+    """Make the dataclasses of `diva_ray.config` known to Hydra as schemas."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def job(name: str, run: Callable[..., Any]) -> None:
+    """Compose `configs/NAME.yaml` with the command line and run; exit code 2 with one line for a user's mistake.
+
+    Hydra's own flags (--help, --cfg job, --multirun, --config-name) work as usual.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    register()
+    words = sys.argv[1:]
+    try:
+        if not any(word.startswith("-") for word in words):
+            _compose(name, words)
+    except InputError as error:
+        _leave(error)
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(cfg, run))()
+
+
+def _compose(name: str, overrides: list[str]) -> None:
+    """Raise one line for an unknown key or a wrong type, before Hydra prints a page about it."""
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            OmegaConf.to_object(hydra.compose(name, overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = " ".join(line for line in lines if not line.startswith(("To append", "full_key", "object_type", "reference")))
+        options = f"python jobs/{name}.py --cfg job"
+        raise InputError(f"{name}: options must be known and of the right type, got: {told} List them with `{options}`.") from error
+
+
+def _run(cfg: Any, run: Callable[..., Any]) -> None:
+    try:
+        result = run(OmegaConf.to_object(cfg))
+    except InputError as error:
+        _leave(error)
+    print("\n".join(result.lines()))
+
+
+def _leave(error: InputError) -> NoReturn:
+    """End with one line on standard error and exit code 2."""
+    print(" ".join(str(error).split()), file=sys.stderr, flush=True)
+    sys.exit(2)

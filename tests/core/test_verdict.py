@@ -1,0 +1,235 @@
+"""Verdicts: sums merge, estimates are near the truth, scores are monotone, nothing breaks on degenerate data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diva_ray.core import verdict as rule
+
+
+def planted(rows: int, classes: int, noise: float, seed: int, spread: float = 0.12) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs that point at a class, labels drawn from them, and labels of which a share is another class at random."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(classes, (rows,), generator=generator)
+    F = spread * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+    F[torch.arange(rows), truth] += 0.7
+    shift = torch.randint(1, classes, (rows,), generator=generator)
+    wrong = torch.rand(rows, generator=generator) < noise
+    return F, torch.where(wrong, (truth + shift) % classes, truth), wrong
+
+
+def judge(F: Tensor, y: Tensor, z: Tensor, weight: Tensor) -> tuple[rule.Verdict, Tensor, Tensor, Tensor]:
+    classes = F.shape[1]
+    F = rule.level(F, torch.zeros(len(F), dtype=F.dtype), rule.class_levels(rule.class_sums(F, y, weight)))
+    link = rule.fit_link(rule.link_sums(F, y, weight), classes)
+    odds = rule.log_odds(F, y, link)
+    verdict = rule.fit_verdict(rule.verdict_sums(odds, z, weight), classes)
+    scores = rule.label_scores(odds, verdict)
+    return verdict, scores, scores < verdict.label.value, rule.is_detrimental(z, verdict)
+
+
+def z_of(F: Tensor, y: Tensor, seed: int) -> Tensor:
+    """A z that sees what the outputs see, less clearly."""
+    noise = torch.randn(len(y), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    given = y.clamp_min(0)[:, None]
+    return -4 * (F.gather(1, given) - F.scatter(1, given, -torch.inf).amax(1, keepdim=True)).squeeze(1) + 0.3 * noise
+
+
+def precision_and_recall(flagged: Tensor, wrong: Tensor) -> tuple[float, float]:
+    both = float((flagged & wrong).sum())
+    return both / float(flagged.sum()), both / float(wrong.sum())
+
+
+@pytest.mark.parametrize("classes", [2, 5, 60])
+@pytest.mark.parametrize("noise", [0.05, 0.2, 0.4])
+@pytest.mark.parametrize("spread", [0.12, 0.3])
+def test_noise_rate_precision_and_recall_are_near_the_truth(classes: int, noise: float, spread: float) -> None:
+    F, y, wrong = planted(6000, classes, noise, seed=classes, spread=spread)
+    verdict, _, issue, detrimental = judge(F, y, z_of(F, y, 1), torch.ones(len(y)))
+    assert verdict.noise_rate == pytest.approx(float(wrong.double().mean()), abs=0.03)
+    for flagged, cut in ((issue, verdict.label), (detrimental, verdict.z)):
+        precision, recall = precision_and_recall(flagged, wrong)
+        assert cut.precision == pytest.approx(precision, abs=0.08)
+        assert cut.recall == pytest.approx(recall, abs=0.08)
+        assert cut.share == pytest.approx(float(flagged.double().mean()), abs=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2, 0.4])
+def test_both_cuts_are_almost_as_good_as_the_best_cut_that_knows_the_truth(noise: float) -> None:
+    F, y, wrong = planted(4000, 10, noise, seed=3, spread=0.3)
+    z = z_of(F, y, 2)
+    _, scores, issue, detrimental = judge(F, y, z, torch.ones(len(y)))
+    for suspicion, flagged in ((-scores, issue), (z, detrimental)):
+        caught = wrong[suspicion.argsort(descending=True)].double().cumsum(0)
+        best = float((2 * caught / (torch.arange(1, len(y) + 1) + wrong.sum())).max())
+        precision, recall = precision_and_recall(flagged, wrong)
+        assert 2 * precision * recall / (precision + recall) > best - 0.02
+
+
+@pytest.mark.parametrize("classes", [2, 3, 50])
+def test_clean_labels_are_left_alone(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    F = 0.25 * torch.randn(5000, classes, generator=generator, dtype=torch.float64)
+    y = torch.multinomial((12 * F).softmax(1), 1, generator=generator).squeeze(1)  # hard and calibrated, none wrong
+    z = 3 * torch.randn(5000, generator=generator, dtype=torch.float64)
+    verdict, _, issue, detrimental = judge(F, y, z, torch.ones(5000))
+    assert verdict.noise_rate < 0.01
+    assert float(issue.double().mean()) < 0.01
+    assert float(detrimental.double().mean()) <= 0.05
+    assert verdict.z.value >= math.sqrt(2 * math.log(5000)) or verdict.noise_rate > 0
+
+
+def test_a_rare_class_is_not_taken_for_mislabelled() -> None:
+    F, y, wrong = planted(4000, 4, 0.1, seed=5)
+    F[:, 3] *= 0.4  # a class that ridge has shrunk
+    rare = (y == 3) & ~wrong
+    levels = rule.class_levels(rule.class_sums(F, y, torch.ones(len(y))))
+    assert levels[3] < levels[:3].min()
+    _, _, issue, _ = judge(F, y, torch.zeros(len(y)), torch.ones(len(y)))
+    assert float(issue[rare].double().mean()) < 0.05
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=5), st.integers(0, 10))
+def test_cutting_into_blocks_changes_nothing(cuts: list[int], seed: int) -> None:
+    F, y, _ = planted(300, 6, 0.2, seed)
+    y[::17] = -1
+    weight = torch.randint(0, 3, (300,), generator=torch.Generator().manual_seed(seed)).double()
+    z, reference = z_of(F, y, seed), F.square()
+    edges = [0, *sorted(cuts), 300]
+    blocks = [slice(a, b) for a, b in pairwise(edges)]
+    whole = rule.class_sums(F, y, weight)
+    torch.testing.assert_close(sum(rule.class_sums(F[b], y[b], weight[b]) for b in blocks), whole, rtol=1e-12, atol=0)
+    odds = rule.log_odds(F, y, rule.Link(0.1, 32.0))
+    for kernel, columns in (
+        (rule.link_sums, (F, y, weight)),
+        (rule.verdict_sums, (odds, z, weight)),
+        (rule.loss_sums, (F.square().sum(1), reference, z, weight)),
+    ):
+        expected = kernel(*columns)
+        merged = kernel(*(x[blocks[0]] for x in columns))
+        for block in blocks[1:]:
+            merged = merged + kernel(*(x[block] for x in columns))
+        torch.testing.assert_close(merged.counts, expected.counts, rtol=1e-12, atol=0)
+        assert merged.squares == pytest.approx(expected.squares, rel=1e-12)
+
+
+def test_log_odds_are_those_of_the_softmax() -> None:
+    F, y, _ = planted(200, 7, 0.3, seed=1)
+    p = (8 * F).softmax(1).gather(1, y[:, None]).squeeze(1)
+    torch.testing.assert_close(
+        rule.log_odds(F, y, rule.Link(math.inf, 8.0)), (p / (1 - p)).log(), rtol=1e-9, atol=1e-12
+    )
+    curved = rule.log_odds(F, y, rule.Link(0.1, 8.0))
+    torch.testing.assert_close(curved, rule.log_odds(0.1 * (F / 0.1).asinh(), y, rule.Link(math.inf, 8.0)))
+
+
+def test_the_histogram_of_every_link_holds_its_log_odds() -> None:
+    F, y, _ = planted(500, 5, 0.2, seed=2)
+    sums = rule.link_sums(F, y, torch.ones(500))
+    edges = np.linspace(-24, 24, 161)
+    for s, scale in enumerate(rule.SCALES):
+        for b, sharpness in enumerate(rule.SHARPNESS):
+            odds = rule.log_odds(F, y, rule.Link(scale, sharpness)).clamp(-23.99, 23.99)
+            expected, _ = np.histogram(odds.numpy(), edges)
+            assert np.abs(sums.counts[s, b].numpy() - expected).sum() <= 2  # rounding at an edge
+
+
+def test_label_score_rises_with_the_output_of_the_given_label() -> None:
+    F, y, _ = planted(2000, 5, 0.2, seed=4)
+    verdict, *_ = judge(F, y, z_of(F, y, 0), torch.ones(2000))
+    path = torch.zeros(50, 5, dtype=torch.float64)
+    path[:, 2] = torch.linspace(-0.3, 0.3, 50)
+    odds = rule.log_odds(path, torch.full((50,), 2), rule.Link(0.3, 16.0))
+    assert (rule.label_scores(odds, verdict).diff() > 0).all()
+    assert (rule.loss_scores(torch.linspace(0, 10, 50), verdict).diff() < 0).all()
+
+
+def test_scaling_weights_changes_nothing_and_weight_0_does_not_count() -> None:
+    F, y, _ = planted(3000, 8, 0.2, seed=6, spread=0.25)
+    z = z_of(F, y, 6)
+    reference, *_ = judge(F, y, z, torch.ones(3000))
+    scaled, *_ = judge(F, y, z, torch.full((3000,), 7.0))
+    assert astuple(scaled)[:2] == pytest.approx(astuple(reference)[:2])
+    assert (scaled.label.value, scaled.z.value) == pytest.approx((reference.label.value, reference.z.value))
+    more = torch.cat([torch.ones(3000), torch.zeros(500)])
+    extended = torch.cat([F, torch.rand(500, 8, dtype=torch.float64)]), torch.cat([y, y[:500]])
+    pooled, *_ = judge(*extended, torch.cat([z, torch.full((500,), 50.0, dtype=torch.float64)]), more)
+    assert pooled == reference
+
+
+DEGENERATE = {
+    "three rows": (torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]), torch.tensor([0, 1, 0])),
+    "all perfect": (torch.eye(3).repeat(20, 1), torch.arange(3).repeat(20)),
+    "all the same": (torch.zeros(40, 4), torch.arange(4).repeat(10)),
+    "one class": (torch.ones(10, 1), torch.zeros(10, dtype=torch.int64)),
+    "a class of one row": (
+        torch.cat([torch.eye(3)[[0, 1]].repeat(20, 1), torch.zeros(1, 3)]),
+        torch.tensor([0, 1] * 20 + [2]),
+    ),
+    "no labels": (torch.rand(10, 3), torch.full((10,), -1)),
+    "all wrong": (torch.eye(2).repeat(20, 1), torch.tensor([1, 0] * 20)),
+    "huge outputs": (1e6 * torch.eye(3).repeat(5, 1), torch.arange(3).repeat(5)),
+    "no rows": (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("z", [0.0, math.nan, math.inf])
+def test_degenerate_data_give_finite_verdicts(name: str, weight: float, z: float) -> None:
+    F, y = DEGENERATE[name]
+    z_column = torch.full((len(y),), z)
+    verdict, scores, _, detrimental = judge(F, y, z_column, torch.full((len(y),), weight))
+    flat = [verdict.offset, verdict.noise_rate, *astuple(verdict.label), *astuple(verdict.z)]
+    assert np.isfinite(flat).all()
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert z == math.inf or not detrimental.any()
+    losses = (1 - F).square().sum(1)
+    other = rule.fit_loss_verdict(rule.loss_sums(losses, F.square(), z_column, torch.full((len(y),), weight)))
+    assert np.isfinite([other.offset, other.noise_rate, *astuple(other.label), *astuple(other.z)]).all()
+    assert rule.loss_scores(losses, other).isfinite().all()
+
+
+def test_no_label_is_no_issue() -> None:
+    F, y, _ = planted(1000, 4, 0.3, seed=8)
+    y[:100] = -1
+    _, scores, issue, _ = judge(F, y, z_of(F, y, 8), (y >= 0).double())
+    assert not issue[:100].any()
+    assert scores[:100].min() > 0.99
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_losses_of_vectors_find_swapped_targets(noise: float) -> None:
+    generator = torch.Generator().manual_seed(9)
+    F = torch.randn(4000, 12, generator=generator, dtype=torch.float64)
+    Y = F + 0.5 * torch.randn(4000, 12, generator=generator, dtype=torch.float64)
+    wrong = torch.rand(4000, generator=generator) < noise
+    Y[wrong] = Y[wrong].roll(1, 0)
+    losses = (F - Y).square().sum(1)
+    reference = torch.cdist(F, Y[~wrong][:32]).square()
+    verdict = rule.fit_loss_verdict(rule.loss_sums(losses, reference, torch.zeros(4000), torch.ones(4000)))
+    issue = rule.loss_scores(losses, verdict) < verdict.label.value
+    precision, recall = precision_and_recall(issue, wrong)
+    assert min(precision, recall) > 0.9
+    assert verdict.noise_rate == pytest.approx(noise, abs=0.03)
+    assert (verdict.label.precision, verdict.label.recall) == pytest.approx((precision, recall), abs=0.08)
+
+
+def test_losses_of_a_model_that_tells_nothing_flag_nothing() -> None:
+    generator = torch.Generator().manual_seed(10)
+    F, Y = torch.zeros(1000, 1), torch.randn(1000, 1, generator=generator)
+    reference = torch.cdist(F, Y[:32]).square()
+    losses = (F - Y).square().sum(1)
+    verdict = rule.fit_loss_verdict(rule.loss_sums(losses, reference, torch.zeros(1000), torch.ones(1000)))
+    assert verdict.noise_rate == 0
+    assert not (rule.loss_scores(losses, verdict) < verdict.label.value).any()
