@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import derivative as dd
-from diva_ray.core import losses
+from diva_ray.core import losses, verdict
 from diva_ray.core.grid import Rotation, grid_losses
 from diva_ray.core.leave_out import LeverageError, adjoint, leave_out
 from diva_ray.core.products import multiply_triangular_
@@ -107,6 +107,7 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     if setup.task == "classification":
         wrong = (rows.outputs.argmax(1) != Y).double()
         result["wrong"] = float(v @ wrong)
+        result["levels"] = verdict.class_sums(rows.outputs, Y, shaping(shard))
         for name, values in (("class_n", torch.ones_like(v)), ("class_wrong", wrong), ("class_loss", rows.loss.double())):
             result[name] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, values)
     elif setup.task == "multilabel":
@@ -114,6 +115,11 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     else:
         result["wrong"] = float(v @ (Y - rows.outputs).double().square().sum(1))
     return result
+def shaping(shard: Shard) -> Tensor:
+    """Return the weight of every row in the rules for verdicts: pool rows and held-out rows do not shape them."""
+    return torch.zeros(len(shard)) if shard.extent.held_out else (shard.weight > 0).double()
+
+
 def left_out_rows(shard: Shard, known: Known) -> RowStore:
     """Return the shard's left-out rows, computed again if this worker does not have them."""
     if "rows" not in shard.state:

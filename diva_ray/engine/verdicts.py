@@ -14,16 +14,11 @@ from torch import Tensor
 from diva_ray.core import losses, verdict
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, Rows, RowStore, Setup, Tally, targets
-from diva_ray.engine.passes import left_out_rows, scored_rows
+from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
 
 PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
 Z_EDGES = torch.sinh(torch.linspace(-2.5, 7.5, 126, dtype=torch.float64))  # cells of the page's histogram of z
 EXAMPLES = 60  # worst samples that a shard reports
-
-
-def shaping(shard: Shard) -> Tensor:
-    """Return the weight of every row in the rules: pool rows and held-out rows do not shape them."""
-    return torch.zeros(len(shard)) if shard.extent.held_out else (shard.weight > 0).double()
 
 
 def z_of(scored: Tensor) -> Tensor:
@@ -34,7 +29,13 @@ def z_of(scored: Tensor) -> Tensor:
 
 def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
     """First round: likelihood of the given labels under a grid of calibrations."""
-    return verdict.link_sums(left_out_rows(shard, known).outputs, targets(shard, known["setup"]), shaping(shard))
+    return verdict.link_sums(levelled(shard, known), targets(shard, known["setup"]), shaping(shard))
+
+
+def levelled(shard: Shard, known: Known) -> Tensor:
+    """Return the left-out outputs with classes and rows evened out, from which probabilities are made."""
+    rows = left_out_rows(shard, known)
+    return verdict.level(rows.outputs, rows.leverage, known["levels"])
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Rows:
@@ -47,11 +48,12 @@ def examples_of_targets(shard: Shard, known: Known) -> Rows:
 def judge(shard: Shard, known: Known) -> verdict.Histogram:
     """Second round: joint histogram of the given label's log-odds and z, or histograms of losses."""
     setup: Setup = known["setup"]
-    rows = left_out_rows(shard, known)
+    rows, z = left_out_rows(shard, known), z_of(scored_rows(shard, known))
     if setup.task == "classification":
-        odds = verdict.log_odds(rows.outputs, targets(shard, setup), known["link"])
-        return verdict.verdict_sums(odds, z_of(scored_rows(shard, known)), shaping(shard))
-    return verdict.loss_sums(label_losses(rows, targets(shard, setup), setup), _reference(rows, known), shaping(shard))
+        odds = verdict.log_odds(levelled(shard, known), targets(shard, setup), known["link"])
+        return verdict.verdict_sums(odds, z, shaping(shard))
+    own = label_losses(rows, targets(shard, setup), setup)
+    return verdict.loss_sums(own, _reference(rows, known), z, shaping(shard))
 
 
 def label_losses(rows: RowStore, Y: Tensor, setup: Setup) -> Tensor:
@@ -108,15 +110,14 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
     Y, z = targets(shard, setup), z_of(scored)
     margin, predicted = torch.full_like(z, torch.nan), torch.zeros(len(z), dtype=torch.int64)
     if setup.task == "classification":
-        odds = verdict.log_odds(rows.outputs, Y, known["link"])
-        label_score = verdict.label_scores(odds, rule).float()
+        label_score = verdict.label_scores(verdict.log_odds(levelled(shard, known), Y, known["link"]), rule)
         predicted = rows.outputs.argmax(1)
         margin = _margin(rows.outputs, Y).float()
     else:
-        label_score = verdict.loss_scores(label_losses(rows, Y, setup), rule).float()
+        label_score = verdict.loss_scores(label_losses(rows, Y, setup), rule)
     facts = {
-        "z": z, "margin": margin, "label_score": label_score, "predicted": predicted,
-        "issue": label_score.double() < rule.label.value, "detrimental": z.double() > rule.z.value,
+        "z": z, "margin": margin, "label_score": label_score.float(), "predicted": predicted,
+        "issue": label_score < rule.label.value, "detrimental": verdict.is_detrimental(z, rule),
     }  # fmt: skip
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
     columns: dict[str, Any] = {
@@ -131,7 +132,7 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
         "loss": rows.loss.float(),
         "margin": pa.array(margin.numpy(), from_pandas=True),
         "predicted_label": predicted_labels(rows.outputs, predicted, setup),
-        "label_score": label_score,
+        "label_score": facts["label_score"],
         "is_label_issue": facts["issue"],
     }
     for name, values in (("group", shard.group_values), ("source", shard.source_values), ("true_label", shard.truth)):

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from scipy.special import softmax
+
+from diva_ray.data.columns import to_matrix
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 
@@ -37,6 +41,22 @@ class Result:
     def path(self) -> str:
         """Folder or URI of the run's files."""
         return self.folder.path
+
+    def pred_probs(self) -> np.ndarray:
+        """Return calibrated out-of-sample class probabilities (n, c), as cleanlab takes them; needs `outputs=True`.
+
+        softmax_k(sharpness g((1 - leverage) loo_output_k / level_k)), g(x) = scale asinh(x / scale): the calibration of
+        summary.json, under which the given labels are most likely. Columns are the sorted classes.
+        """
+        table = self.folder.read_table("samples")
+        if "loo_output" not in table.column_names or "calibration" not in self.summary:
+            raise InputError("pred_probs: left-out outputs of classes must be written, got none. Score with `outputs=True`.")
+        known = self.summary["calibration"]
+        outputs, _ = to_matrix(table["loo_output"], "loo_output", "samples")
+        room = 1 - table["leverage"].to_numpy()
+        F = outputs.astype(np.float64) * room[:, None] / np.array(known["levels"])
+        logits = known["sharpness"] * (F if known["scale"] is None else known["scale"] * np.arcsinh(F / known["scale"]))
+        return softmax(logits, axis=1)
 
     def write(self, folder: str) -> str:
         """Copy the run's files into a new or empty folder and return its path."""

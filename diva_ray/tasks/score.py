@@ -99,7 +99,8 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
     """Return the result of a scoring run as its config says (`jobs/score.py`); see `score`."""
     started = _now()
     check_options(config)
-    folder = Folder(config.output or tempfile.mkdtemp(prefix="diva_ray-"))
+    config.output = config.output or tempfile.mkdtemp(prefix="diva_ray-")
+    folder = Folder(config.output)
     if type(data).__module__.startswith("ray.data"):
         data = _from_dataset(config, data, folder)
     plan, opened = make_plan(config, data, loss)
@@ -151,6 +152,7 @@ def judge(session: Session, derived: Derived) -> tuple[verdict.Verdict, verdict.
     """Return the rules for verdicts, fitted to histograms of the rows."""
     runner, scored, classes = session.runner, session.scored(), derived.setup.outputs
     if session.task == "classification":
+        runner.engine.tell(levels=verdict.class_levels(derived.tally["levels"]))
         link = verdict.fit_link(runner.run(verdicts.calibrate, "calibrate", scored), classes)
         runner.engine.tell(link=link)
         return verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored), classes), link

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diva_ray.core.verdict import Link, Verdict
+from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.context import Tally
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derive import SIGN_VECTORS, Derived
@@ -64,7 +64,8 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
     }
     if link is not None:
         scale = None if not np.isfinite(link.scale) else link.scale
-        summary["calibration"] = {"scale": scale, "sharpness": link.sharpness}
+        levels = class_levels(derived.tally["levels"]).tolist()
+        summary["calibration"] = {"scale": scale, "sharpness": link.sharpness, "levels": levels}
     if "planted" in written:
         summary["planted"] = planted(written["planted"][0])
     return summary
