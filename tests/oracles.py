@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import mpmath  # torch brings it
 import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
@@ -140,6 +141,33 @@ def finite_difference(problem: Problem, field: str, index: int, step: float) -> 
     return (4 * near - far) / 3
 
 
+def fifty_digit_derivative(problem: Problem, row: int) -> float:
+    """Return dL/dalpha_row of the squared loss from refits in 50-digit arithmetic: where float64 refits lose digits."""
+    with mpmath.workdps(50):
+        step = mpmath.mpf(10) ** -15
+        losses = []
+        for sign in (1, -1):
+            alpha = [mpmath.mpf(a) for a in problem.alpha.tolist()]
+            alpha[row] += sign * step
+            losses.append(_fifty_digit_loss(problem, alpha))
+        return float((losses[0] - losses[1]) / (2 * step))
+
+
+def _fifty_digit_loss(problem: Problem, alpha: list) -> mpmath.mpf:
+    Z, T = problem.Z.tolist(), (problem.targets - problem.offset).tolist()
+    total = mpmath.mpf(0)
+    for group in torch.unique(problem.groups).tolist():
+        keep = [i for i, code in enumerate(problem.groups.tolist()) if code != group]
+        kept = mpmath.matrix([Z[i] for i in keep])
+        weighted = kept.T * mpmath.diag([alpha[i] for i in keep])
+        A = weighted * kept + mpmath.diag(problem.Lambda.tolist())
+        W = mpmath.inverse(A) * (weighted * mpmath.matrix([T[i] for i in keep]))
+        for i in set(range(len(Z))) - set(keep):
+            errors = mpmath.matrix([Z[i]]) * W - mpmath.matrix([T[i]])
+            total += problem.v[i].item() * sum(x**2 for x in errors)
+    return total
+
+
 def contributions(problem: Problem) -> Tensor:
     """Return C (n, groups): the derivative of every validation group's own loss, by autograd of each."""
     alpha = problem.alpha.clone().requires_grad_()
@@ -185,7 +213,7 @@ def sklearn_grid(problem: Problem, ridges: list[float], intercept: bool) -> Tens
 
 def assert_close(actual, expected, rtol: float, what: str = "values") -> None:
     """Fail if an entry is off by more than rtol times the largest expected entry; atol is 0."""
-    actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
+    actual, expected = (torch.as_tensor(x, dtype=torch.float64) for x in (actual, expected))
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if not expected.numel():
         return

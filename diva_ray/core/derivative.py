@@ -141,7 +141,7 @@ def derivative(
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation rows as a row's pairwise contributions see them, sorted by group.
+    """Validation rows as a row's pairwise contributions see them.
 
     Attributes:
         t: adjoint residuals, (m, c).
@@ -163,7 +163,7 @@ def pairwise_contributions(
     """Return C_jG = (K_jG t_G) . (r_j + K_jG D_G e_G), what validation group G adds to the derivative of row j.
 
     dL/dalpha_j = sum_G C_jG; its standard error over validation samples is sqrt(sum_G C_jG^2). C_jG = 0 for j in G.
-    2 n m c operations. K is overwritten where every group is one row.
+    2 n m c operations. Where every group is one row, columns follow the rows of `validation`, else its group codes.
 
     Args:
         K: z_j' A^-1 z_i, entries within a group may hold anything finite.
@@ -171,8 +171,10 @@ def pairwise_contributions(
         group: group code of every row j, in the codes of `validation.group`; -1 in none.
         validation: the rows i.
     """
-    m = int(validation.group[-1]) + 1 if len(validation.group) else 0
+    m = int(validation.group.max()) + 1 if len(validation.group) else 0
+    column = torch.arange(m, device=K.device)
     if m == len(validation.group):
+        column = torch.argsort(validation.group)
         contributions = r @ validation.t.T
         contributions.addcmul_(K, row_dot(validation.weighted, validation.t)[None, :]).mul_(K)
     else:
@@ -183,7 +185,7 @@ def pairwise_contributions(
             moved = torch.zeros_like(contributions).scatter_add_(1, index, K * validation.weighted[:, output])
             contributions.addcmul_(inner, moved.add_(r[:, output, None]))
     inside = torch.nonzero(group >= 0).squeeze(1)
-    contributions[inside, group[inside]] = 0
+    contributions[inside, column[group[inside]]] = 0
     return contributions
 
 

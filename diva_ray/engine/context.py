@@ -159,6 +159,7 @@ def keep_weights(shard: Shard, known: Known, alpha: Tensor) -> None:
     step = known.get("step", 0) + 1
     shard.state["weights"] = (step, alpha)
     if known.get("state_folder"):
+        os.makedirs(known["state_folder"], exist_ok=True)
         path = f"{known['state_folder']}/weights-{step}-{shard.extent.index}.npy"
         with open(f"{path}.part", "wb") as file:
             np.save(file, alpha.numpy())

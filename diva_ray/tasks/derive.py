@@ -130,13 +130,13 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
         ridge: penalty, or `auto`.
         rows: rows of all tables together: the n x n form is chosen below p.
         heard: rows with validation weight.
-        errors: `auto`, `exact` or `estimate`.
+        errors: `auto`, `exact`, `estimate`, or `none`: standard errors of 0.
     """
     if rows < setup.scale.width and (ridge == "auto" or float(ridge) > 0):
         return _dual(runner, setup, ridge)
     small = heard <= EXACT_ROWS and heard * setup.scale.width * setup.dtype.itemsize <= EXACT_BYTES
     exact = errors == "exact" or (errors == "auto" and small)
-    setup = replace(setup, collect=exact, copies=1 if exact else 1 + SIGN_VECTORS)
+    setup = replace(setup, collect=exact, copies=1 if exact or errors == "none" else 1 + SIGN_VECTORS)
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge)
     while True:
         left: Partial = runner.run(passes.leave_one_out, "leave-out")
@@ -149,7 +149,7 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
     if exact and left.rows is not None:
         runner.engine.tell(validation=validation_rows(solution, left.rows, setup.dtype))
     scored: Partial = runner.run(passes.score, "score")
-    kind = "exact" if exact else "estimate"
+    kind = "exact" if exact else "none" if errors == "none" else "estimate"
     return Derived(
         setup, chosen, solution.condition, grid, left.tally, penalty, kind, "primal", scored.tally["sources"]
     )
@@ -201,6 +201,26 @@ def best_ridge(grid: list[tuple[float, float]]) -> float:
     if ridge in (grid[0][0], grid[-1][0]):
         log.warning("the best ridge %.3g lies at the end of the grid: set `ridge` to look further", ridge)
     return ridge
+
+
+def advance(runner: Runner, setup: Setup, ridge: float, update: Any, step: int, state_folder: str | None) -> Partial:
+    """Take weight step `step` (from 0) and return the left-out sums under the new weights: two reads of every block.
+
+    The score pass applies `update` (derivative, standard error, alpha) -> alpha row by row, and adds the next fit sums
+    from the same read; the second read is the next leave-out pass. New weights stay with the shards, and in
+    `state_folder` for a worker that takes another's place.
+    """
+    engine = runner.engine
+    engine.tell(update=update, state_folder=state_folder, step=step)
+    scored: Partial = runner.run(passes.score, "score")
+    solution = runner.timed("solve", solve, scored.sums, ridge * penalty_pattern(setup))
+    engine.forget("update", "rows", "scored")
+    engine.tell(step=step + 1)
+    _tell_solution(runner, solution, setup.dtype)
+    left: Partial = runner.run(passes.leave_one_out, "leave-out")
+    found, _ = runner.timed("solve", solve_adjoint, solution, left.sums)
+    engine.tell(adjoint=found.to(setup.dtype))
+    return left
 
 
 def validation_rows(solution: Solution, rows: tuple[Tensor, ...], dtype: torch.dtype) -> ValidationRows:

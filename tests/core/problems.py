@@ -90,6 +90,11 @@ class Found:
     condition: float
 
 
+def rows_of(problem: Problem, trained: bool) -> Tensor:
+    """Return the rows of positive weight, or those of weight 0, whose derivatives may differ by orders of magnitude."""
+    return torch.nonzero((problem.alpha > 0) == trained).squeeze(1)
+
+
 def cut(problem: Problem, blocks: int) -> list[Tensor]:
     """Return row indices of `blocks` blocks of whole groups (some may be small)."""
     codes, sorted_rows = torch.unique(problem.groups), torch.argsort(problem.groups, stable=True)

@@ -1,0 +1,27 @@
+"""Opened engines for tests: a small task, inline or on Ray."""
+
+import numpy as np
+
+from diva_ray.config import ClusterConfig, ScoreConfig
+from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.session import make_plan, open_session
+
+
+def small_task(n=3000, d=12, seed=0):
+    """Return features and integer labels of three classes."""
+    generator = np.random.default_rng(seed)
+    X = generator.standard_normal((n, d)).astype(np.float32)
+    y = (X[:, :3] + generator.standard_normal((n, 3))).argmax(1)
+    return {"features": X, "label": y}
+
+
+def opened(data, kind="inline", *, folder=None, block_rows=2048, precision="auto", weight=None, **cluster):
+    """Return a runner with loaded shards, and the setup of the passes."""
+    import tempfile
+
+    config = ScoreConfig(cluster=ClusterConfig(kind=kind, **cluster), block_rows=block_rows, precision=precision)
+    config.data.weight = weight
+    config.output = str(folder or tempfile.mkdtemp(prefix="diva_ray-tests-"))
+    plan, found = make_plan(config, data, None)
+    session = open_session(config, plan, found, Folder(config.output), quiet=True)
+    return session.runner, session.setup

@@ -1,0 +1,133 @@
+"""The same bits inline and on Ray, with any number of workers, and when workers die."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import diva_ray
+from diva_ray.engine import passes
+from diva_ray.errors import InputError
+from diva_ray.tasks.derive import advance, derive
+from diva_ray.tasks.plan import Plan
+from tests.engine.runs import opened, small_task
+
+pytestmark = pytest.mark.ray
+
+
+def test_results_have_the_same_bits_inline_and_with_one_two_or_three_workers(ray_cluster, task):
+    inline = diva_ray.score(task, source="source", cluster="inline", quiet=True, outputs=True)
+    for workers in (1, 2, 3):
+        where = {"kind": "ray", "workers": workers}
+        result = diva_ray.score(task, source="source", cluster=where, quiet=True, outputs=True)
+        assert result.folder.read_table("samples").equals(inline.samples), workers
+        for name in ("loss", "error", "ridge", "ridge_derivative", "threshold", "label_threshold"):
+            assert result.summary[name] == inline.summary[name], name
+
+
+def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
+    import ray
+
+    from diva_ray.engine.cluster import Cluster
+
+    undisturbed = diva_ray.score(task, source="source", cluster="inline", quiet=True)
+    whole, killed = Cluster.each, []
+
+    def each_with_a_death(self, kernel, extents=None):
+        pids = ray.get([actor.process.remote() for actor in self.actors])
+        for k, partial in enumerate(whole(self, kernel, extents)):
+            if k == 0:
+                victim = pids[len(killed) % len(pids)]
+                os.kill(victim, signal.SIGKILL)
+                killed.append((kernel.__name__, victim))
+            yield partial
+
+    monkeypatch.setattr(Cluster, "each", each_with_a_death)
+    result = diva_ray.score(task, source="source", cluster={"kind": "ray", "workers": 2}, quiet=True)
+    assert [name for name, _ in killed] == [
+        "scan", "fit", "grid", "leave_one_out", "score", "calibrate", "judge", "write",
+    ]  # fmt: skip
+    assert len({pid for _, pid in killed}) == len(killed), "every kill must hit a process of its own"
+    assert result.folder.read_table("samples").equals(undisturbed.samples)
+
+
+def test_weight_steps_survive_a_killed_worker_with_the_same_bits(ray_cluster, tmp_path):
+    import ray
+
+    def update(d, error, alpha):
+        return (alpha - 0.01 * d).clamp_min(0)
+
+    losses = {}
+    for kind in ("inline", "ray"):
+        runner, setup = opened(small_task(), kind, workers=2, folder=tmp_path / kind)
+        found = derive(runner, setup, 1.0, 3000, 3000, "none")
+        state = str(tmp_path / kind)
+        losses[kind] = []
+        for step in range(2):
+            left = advance(runner, found.setup, 1.0, update, step, state)
+            losses[kind].append(left.tally["loss"])
+            if kind == "ray":
+                os.kill(ray.get(runner.engine.actors[step % 2].process.remote()), signal.SIGKILL)
+        runner.engine.close()
+    assert losses["ray"] == losses["inline"]
+    assert losses["inline"][1] < losses["inline"][0]
+
+
+def test_a_stuck_pass_ends_with_a_message(ray_cluster):
+    runner, _ = opened(small_task(), "ray", workers=1, pass_timeout=1.0)
+
+    def stuck(shard, known):
+        time.sleep(60)
+
+    with pytest.raises(InputError, match=r"cluster: a shard must be finished every 1 s, got none .* worker 0.*pass_timeout"):
+        runner.run(stuck, "stuck")
+    runner.engine.close()
+
+
+def test_workers_that_cannot_start_end_with_a_message(ray_cluster):
+    import ray
+
+    @ray.remote(num_cpus=4)
+    class Hog:
+        def ready(self):
+            return True
+
+    hog = Hog.remote()
+    ray.get(hog.ready.remote())
+    with pytest.raises(InputError, match=r"cluster: every worker must have loaded its rows within 2 s, got none .*start_timeout"):
+        opened(small_task(), "ray", workers=1, start_timeout=2.0)
+    ray.kill(hog)
+
+
+def test_more_workers_than_the_cluster_holds_is_an_error_before_anything_starts(ray_cluster, task):
+    with pytest.raises(InputError, match=r"cluster.workers: the cluster must have 9 x 1 CPUs, got 4 CPUs.*to 4 or less"):
+        diva_ray.score(task, cluster={"kind": "ray", "workers": 9}, quiet=True)
+
+
+def test_a_ray_dataset_is_scored_like_its_rows(ray_cluster, tmp_path):
+    import pyarrow.parquet as pq
+    import ray
+
+    X, y = small_task()["features"], small_task()["label"]
+    dataset = ray.data.from_items([{"id": int(k), "features": X[k], "label": int(y[k])} for k in range(1500)])
+    result = diva_ray.score(dataset, cluster={"kind": "ray", "workers": 2}, output=str(tmp_path / "run"), quiet=True)
+    written = pq.read_table(tmp_path / "run" / "table")
+    order = np.argsort(written["id"].to_numpy())
+    alone = diva_ray.score({"id": np.arange(1500), "features": X[:1500], "label": y[:1500]}, cluster="inline", quiet=True)
+    got = result.samples.to_pandas().sort_values("id")
+    np.testing.assert_allclose(got["derivative"], alone.samples["derivative"].to_numpy(), rtol=1e-3, atol=1e-6)
+    assert len(order) == 1500
+    plan = diva_ray.score(dataset, cluster="ray", output=str(tmp_path / "plan"), plan=True)
+    assert isinstance(plan, Plan)
+    assert any("table" in note for note in plan.notes)
+
+
+def test_kernels_see_tensors_without_a_copy_of_their_own(ray_cluster):
+    runner, setup = opened(small_task(), "ray", workers=1)
+    runner.engine.tell(setup=setup)
+    partial = runner.run(passes.fit, "fit")
+    assert isinstance(partial.gram, torch.Tensor)
+    runner.engine.close()

@@ -1,0 +1,153 @@
+"""What the passes promise on any engine, tested where it is cheapest."""
+
+import numpy as np
+import pytest
+import torch
+
+import diva_ray
+from diva_ray.engine import context, passes
+from diva_ray.tasks import derive as deriving
+from diva_ray.tasks.derive import Runner, advance, derive, fit_ridge
+from tests.engine.runs import opened, small_task
+
+
+def scored(runner):
+    return torch.cat([shard.state["scored"][:, 0] for shard in runner.engine.shards])
+
+
+@pytest.mark.parametrize("block_rows", [1, 37, 512, 100_000])
+def test_block_size_does_not_matter_beyond_rounding(block_rows):
+    derivatives = []
+    for rows in (2048, block_rows):
+        runner, setup = opened(small_task(), block_rows=rows, precision="float64")
+        derive(runner, setup, 3.0, 3000, 3000, "none")
+        derivatives.append(scored(runner))
+    torch.testing.assert_close(*derivatives, rtol=0, atol=1e-12 * float(derivatives[0].abs().max()))
+
+
+def test_row_order_does_not_matter_beyond_rounding():
+    data = small_task()
+    order = np.random.default_rng(1).permutation(3000)
+    derivatives = []
+    for rows in (np.arange(3000), order):
+        runner, setup = opened({name: values[rows] for name, values in data.items()}, precision="float64")
+        derive(runner, setup, 3.0, 3000, 3000, "none")
+        derivatives.append(scored(runner))
+    one, other = derivatives[0][torch.from_numpy(order)], derivatives[1]
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12 * float(one.abs().max()))
+
+
+def test_a_weight_step_reads_every_block_twice(monkeypatch):
+    runner, setup = opened(small_task())
+    found = derive(runner, setup, 1.0, 3000, 3000, "none")
+    reads = []
+    monkeypatch.setattr(context, "prepare", lambda *a, whole=context.prepare: reads.append(a[2] - a[1]) or whole(*a))
+    for step in range(3):
+        advance(runner, found.setup, 1.0, lambda d, error, alpha: (alpha - 0.01 * d).clamp_min(0), step, None)
+    assert sum(reads) == 3 * 2 * 3000
+
+
+def test_weight_steps_equal_steps_from_scratch():
+    data = small_task()
+    alpha = torch.ones(3000, dtype=torch.float64)
+    runner, setup = opened(data, precision="float64")
+    found = derive(runner, setup, 1.0, 3000, 3000, "none")
+    for step in range(3):
+        left = advance(runner, found.setup, 1.0, lambda d, error, a: (a - 5 * d).clamp_min(0), step, None)
+        again, again_setup = opened({**data, "w": alpha.numpy()}, precision="float64", weight="w")
+        derive(again, again_setup, 1.0, 3000, 3000, "none")
+        alpha = (alpha - 5 * scored(again)).clamp_min(0)
+    assert bool((alpha == 0).any()), "the case of a weight that reaches 0 belongs to this test"
+    last, last_setup = opened({**data, "w": alpha.numpy()}, precision="float64", weight="w")
+    expected = derive(last, last_setup, 1.0, 3000, 3000, "none")
+    assert left.tally["loss"] == pytest.approx(expected.tally["loss"], rel=1e-11)
+
+
+def test_products_go_to_float64_where_float32_would_lose_the_answer():
+    generator = np.random.default_rng(0)
+    X = (generator.standard_normal((2000, 30)) * np.logspace(0, -4, 30)).astype(np.float32)
+    y = (X[:, 0] > 0).astype(int)
+    single = diva_ray.score({"features": X, "label": y}, ridge=1e-6, cluster="inline", quiet=True)
+    double = diva_ray.score(
+        {"features": X, "label": y}, ridge=1e-6, cluster="inline", precision="float64", quiet=True
+    )
+    assert single.summary["condition"] > 1e8
+    assert single.summary["precision"] == "float64"
+    one, other = (result.samples["derivative"].to_numpy() for result in (single, double))
+    np.testing.assert_allclose(one, other, rtol=0, atol=5e-5 * np.abs(other).max())
+
+
+def test_estimated_standard_errors_agree_with_exact_ones():
+    data = small_task()
+    both = [diva_ray.score(data, cluster="inline", standard_errors=kind, quiet=True) for kind in ("exact", "estimate")]
+    exact, estimate = (result.samples["standard_error"].to_numpy() for result in both)
+    assert np.array_equal(*(result.samples["derivative"].to_numpy() for result in both))
+    ratio = estimate / exact
+    # Eight signs: the squared error has a relative spread of sqrt(2 / 8), the error half of it.
+    assert 0.9 < np.median(ratio) < 1.05
+    assert 0.15 < ratio.std() < 0.35
+    assert both[1].summary["standard_errors"] == "8 sign vectors"
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_fewer_rows_than_columns_use_the_dual_form_and_agree_with_the_primal(groups, monkeypatch):
+    generator = np.random.default_rng(0)
+    data = {
+        "features": generator.standard_normal((60, 90)),
+        "label": generator.integers(0, 3, 60),
+        "weight": np.where(np.arange(60) % 7 == 0, 0.0, generator.random(60)),
+        "source": np.array(["a", "b", "c"])[generator.integers(0, 3, 60)],
+        "group": np.arange(60) // 4,
+    }
+    options = {"weight": "weight", "source": "source", "group": "group" if groups else None}
+    options |= {"cluster": "inline", "precision": "float64", "quiet": True}
+    dual = diva_ray.score(data, **options)
+    monkeypatch.setattr(deriving, "_dual", lambda runner, setup, ridge: _as_primal(runner, setup, ridge))
+    ridge = dual.summary["ridge"]
+    primal = diva_ray.score(data, ridge=ridge, **options)
+    assert (dual.summary["form"], primal.summary["form"]) == ("dual", "primal")
+    for name in ("derivative", "standard_error", "leverage", "loss", "label_score"):
+        one, other = (result.samples[name].to_numpy() for result in (dual, primal))
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6 * np.abs(other).max(), err_msg=name)
+    for name in ("ridge_derivative", "loss"):
+        assert dual.summary[name] == pytest.approx(primal.summary[name], rel=1e-9)
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(result.folder.location("sources.parquet")) for result in (dual, primal)]
+    for name in ("derivative", "standard_error"):
+        np.testing.assert_allclose(*(table[name].to_numpy() for table in tables), rtol=1e-6)
+
+
+def _as_primal(runner: Runner, setup, ridge):
+    return derive(runner, setup, ridge, 10**9, 60, "exact")
+
+
+def test_ridge_is_the_one_with_the_least_left_out_squared_error():
+    runner, setup = opened(small_task(300), precision="float64")
+    _, ridge, _, grid = fit_ridge(runner, setup, "auto")
+    X = torch.cat([shard.bands[0].double() for shard in runner.engine.shards])
+    y = torch.cat([context.targets(shard, setup) for shard in runner.engine.shards])
+    X = (X - setup.scale.mean[0]) * setup.scale.scale[0]
+    Y = torch.nn.functional.one_hot(y, 3).double()
+    errors = []
+    for tried, _ in grid:
+        total = 0.0
+        for i in range(len(X)):
+            keep = torch.arange(len(X)) != i
+            mean, target = X[keep].mean(0), Y[keep].mean(0)
+            A = (X[keep] - mean).T @ (X[keep] - mean) + tried * torch.eye(X.shape[1], dtype=torch.float64)
+            W = torch.linalg.solve(A, (X[keep] - mean).T @ (Y[keep] - target))
+            total += float((Y[i] - target - (X[i] - mean) @ W).square().sum())
+        errors.append(total)
+    np.testing.assert_allclose([error for _, error in grid], errors, rtol=1e-9)
+    assert ridge == grid[int(np.argmin(errors))][0]
+
+
+def test_results_lost_by_a_worker_are_computed_again():
+    runner, setup = opened(small_task())
+    derive(runner, setup, 1.0, 3000, 3000, "exact")
+    shard = runner.engine.shards[1]
+    rows, kept = passes.left_out_rows(shard, runner.engine.known), shard.state["scored"]
+    shard.state.clear()
+    assert torch.equal(passes.scored_rows(shard, runner.engine.known), kept)
+    assert torch.equal(passes.left_out_rows(shard, runner.engine.known).r, rows.r)
