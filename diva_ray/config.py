@@ -68,4 +68,18 @@ class ScoreConfig:
     trust_code: bool = False
 
 
-SCHEMAS = {"score": ScoreConfig}  # configs/NAME.yaml builds on NAME_schema
+@dataclass
+class BenchmarkConfig:
+    """Schema of `configs/benchmark.yaml`."""
+
+    size: str = "full"  # full: the sizes of the goals | small: every entry in seconds
+    n: int | None = None  # rows of the main entries; None: as `size` says
+    p: int | None = None  # features
+    c: int | None = None  # classes
+    only: list[str] = field(default_factory=list)  # entries to run, such as [machine,derivative]; empty: all
+    peers: str = "sample"  # sample: cleanlab on a sixth of the rows, extrapolated | full: on every row
+    data_folder: str | None = None  # folder of flowers/, caltech101/, dtd/, agnews/ with train.parquet
+    output: str = "outputs/benchmark"
+
+
+SCHEMAS = {"score": ScoreConfig, "benchmark": BenchmarkConfig}  # configs/NAME.yaml builds on NAME_schema

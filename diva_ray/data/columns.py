@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from diva_ray.errors import InputError
+
+Where = Callable[[int], str]  # names the place of a row for a person
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -36,65 +40,76 @@ def storage_type(kind: pa.DataType) -> pa.DataType:
 
 def element_type(kind: pa.DataType) -> pa.DataType:
     """Return the type of a vector's elements, or of the value itself."""
-    return storage_type(kind).value_type if is_list(kind) else storage_type(kind)
+    return storage_type(storage_type(kind).value_type) if is_list(kind) else storage_type(kind)
 
 
-def to_matrix(column: pa.ChunkedArray | pa.Array, name: str, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+def to_matrix(
+    column: pa.ChunkedArray | pa.Array, name: str, where: Where | str, option: str = "data.features"
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Return (values (n, d), missing (n,) or None) of a numeric or vector column.
 
-    Nothing is copied for fixed-size lists, tensors and numbers without nulls. Missing rows hold zeros.
+    Nothing is copied for fixed-size lists, tensors and numbers without nulls. Missing rows hold zeros; d is 0 when every
+    row of a variable-length column is missing.
 
     Raises:
-        InputError: not numeric, vectors of unequal length, a null inside a vector.
+        InputError: not numeric, vectors of unequal or no length, a null inside a vector.
     """
     array = one_chunk(column)
     if isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
     missing = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+    present = np.ones(len(array), bool) if missing is None else ~missing
     if pa.types.is_fixed_size_list(array.type):
         width = array.type.list_size
-        flat = array.values.slice(array.offset * width, len(array) * width)
+        flat, owner = array.values.slice(array.offset * width, len(array) * width), np.arange(len(array))
     elif is_list(array.type):
-        return _ragged(array, missing, name, where)
+        lengths = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
+        width, owner = _one_length(lengths, name, where, option), np.flatnonzero(present)
+        flat = one_chunk(array.flatten())
     else:
-        width, flat = 1, array
-    values = _numbers(flat, name, where, missing is not None).reshape(len(array), width)
-    if missing is not None:
-        values = np.where(missing[:, None], values.dtype.type(0), values)
+        width, flat, owner = 1, array, np.arange(len(array))
+    if width == 0 and present.any():
+        raise InputError(f"{option}: vectors of column `{name}` must hold numbers, got length 0 at {_place(where, 0)}. Change `{option}`.")
+    found = _numbers(flat, name, where, option, owner, width, present).reshape(len(owner), width)
+    if missing is None:
+        return found, None
+    values = np.zeros((len(array), width), found.dtype)
+    values[present] = found if len(owner) < len(array) else found[present]
     return values, missing
 
 
-def _ragged(array: pa.Array, missing: np.ndarray | None, name: str, where: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return a variable-length list column as a matrix."""
-    lengths = pc.list_value_length(array).fill_null(-1).to_numpy(zero_copy_only=False)
+def _place(where: Where | str, row: int) -> str:
+    return f"{where}, row {row}" if isinstance(where, str) else where(row)
+
+
+def _one_length(lengths: np.ndarray, name: str, where: Where | str, option: str) -> int:
+    """Return the length of every vector (-1 marks missing ones), 0 if all are missing."""
     present = lengths[lengths >= 0]
     width = int(present[0]) if len(present) else 0
     if (present != width).any():
         row = int(np.flatnonzero((lengths >= 0) & (lengths != width))[0])
         raise InputError(
-            f"data.features: vectors of column `{name}` must have equal length, got {width} and {lengths[row]} "
-            f"at {where} + row {row}. Fix the table or choose `data.features`."
+            f"{option}: vectors of column `{name}` must have equal length, got {width} and {lengths[row]} "
+            f"at {_place(where, row)}. Fix the table or change `{option}`."
         )
-    flat = _numbers(array.flatten(), name, where, False)
-    if missing is None:
-        return flat.reshape(len(array), width), None
-    values = np.zeros((len(array), width), flat.dtype)
-    values[~missing] = flat.reshape(-1, width)
-    return values, missing
+    return width
 
 
-def _numbers(flat: pa.Array, name: str, where: str, nulls_are_rows: bool) -> np.ndarray:
-    """Return a flat numeric Arrow array as numpy."""
+def _numbers(
+    flat: pa.Array, name: str, where: Where | str, option: str, owner: np.ndarray, width: int, present: np.ndarray
+) -> np.ndarray:
+    """Return a flat numeric Arrow array as numpy; `owner` is the row of every vector, and only absent rows hold nulls."""
     kind = flat.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise InputError(
-            f"column `{name}` must hold numbers or lists of numbers, got {kind} at {where}. "
-            "Choose other columns (`data.features`, `data.label`)."
+            f"{option}: column `{name}` must hold numbers or lists of numbers, got {kind} at {_place(where, 0)}. Change `{option}`."
         )
     if flat.null_count:
-        if not nulls_are_rows:
+        holes = owner[np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False)) // width]
+        holes = holes[present[holes]]
+        if len(holes):
             raise InputError(
-                f"column `{name}` must hold no null inside a vector, got {flat.null_count} at {where}. "
+                f"{option}: column `{name}` must hold no null inside a vector, got one at {_place(where, int(holes[0]))}. "
                 "Fix the table, or make the whole vector null (a missing modality)."
             )
         flat = pc.fill_null(flat, pa.scalar(0, kind) if not pa.types.is_float16(kind) else np.float16(0))
@@ -103,12 +118,39 @@ def _numbers(flat: pa.Array, name: str, where: str, nulls_are_rows: bool) -> np.
     return flat.to_numpy(zero_copy_only=False)
 
 
+def finite_values(column: pa.Array, name: str, option: str, where: Where) -> np.ndarray:
+    """Return a finite numeric column as (n, d), or raise with the row."""
+    values, absent = to_matrix(column, name, where, option)
+    if values.dtype.kind != "f":
+        values = values.astype(np.float64)
+    bad = ~np.isfinite(values).all(1)
+    bad = bad if absent is None else bad | absent
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        found = "null" if absent is not None and absent[row] else values[row][~np.isfinite(values[row])][0]
+        raise InputError(f"{option}: column `{name}` must be finite, got {found} at {where(row)}. Fix the table or `{option}`.")
+    return values
+
+
+def check_nulls(column: pa.Array, name: str, option: str, where: Where) -> None:
+    """Raise for a null, or a null inside a list of classes."""
+    inside = ""
+    if is_list(column.type) and not column.null_count and isinstance(column, pa.ListArray | pa.LargeListArray):
+        parents = pc.list_parent_indices(column)
+        column, inside = column.flatten(), " inside a list"
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        row = parents[row].as_py() if inside else row
+        raise InputError(f"{option}: column `{name}` must hold no null, got one{inside} at {where(row)}. Fix the table or `{option}`.")
+
+
 def row_keys(column: pa.Array, seed: int = 0) -> np.ndarray:
     """Return a stable 64-bit key of every value: the same for a value wherever it lies (splitmix64, SipHash)."""
     plain = storage_type(column.type)
     if pa.types.is_integer(plain):
-        values = column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
-        return pd.util.hash_array(values + np.uint64(seed))
+        values = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
+        keys = pd.util.hash_array(values)
+        return pd.util.hash_array(keys ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)) if seed else keys
     return pd.util.hash_array(column.to_numpy(zero_copy_only=False), hash_key=f"diva_ray{seed:08d}")
 
 

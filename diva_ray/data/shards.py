@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +16,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.data.columns import encode, is_list, one_chunk, row_keys, to_matrix
+from diva_ray.data.columns import Where, check_nulls, encode, finite_values, is_list, one_chunk, row_keys, to_matrix
 from diva_ray.data.table import Reader, Table
 from diva_ray.errors import InputError
-
-Where = Callable[[int], str]  # names the place of a row for a person
 
 
 @dataclass(frozen=True)
@@ -110,6 +107,8 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     Raises:
         InputError: a value that cannot be used, with its row.
     """
+    if extent.held_out and columns.id not in table.schema.names:
+        columns = replace(columns, id=None)
     rows = reader.read(extent.start, extent.stop, columns.names())
     order = None
     if columns.group:
@@ -120,6 +119,8 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     arrays = {name: one_chunk(rows[name]) for name in columns.names()}
 
     def where(row: int) -> str:
+        if columns.position:
+            return f"row {arrays[columns.position][row].as_py()}"
         return table.where(extent.start + int(row if order is None else order[row]))
 
     bands, missing = _read_bands(arrays, columns, where)
@@ -128,15 +129,12 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     if extent.held_out:
         weight = torch.zeros_like(weight)
     ids = arrays[columns.id] if columns.id else None
-    if ids is not None and ids.null_count:
-        row = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0]
-        raise InputError(f"data.id: every row must have an id, got null in `{columns.id}` at {where(row)}. Fix the table.")
+    for option, name in (("data.id", columns.id), ("data.label", columns.label), ("data.group", columns.group)):
+        if name:
+            check_nulls(arrays[name], name, option, where)
     position = np.arange(extent.start, extent.stop) if order is None else extent.start + order
     keys = row_keys(ids if ids is not None else pa.array(position), seed=int(extent.held_out))
     shard = Shard(extent, bands, missing, arrays[columns.label], weight, validation, _signed(keys), id=ids, order=order, where=where)
-    if shard.label.null_count:
-        row = np.flatnonzero(shard.label.is_null().to_numpy(zero_copy_only=False))[0]
-        raise InputError(f"data.label: every row must have a label, got null in `{columns.label}` at {where(row)}. Fix the table.")
     if columns.group:
         group_keys = row_keys(arrays[columns.group], seed=int(extent.held_out))
         shard.group_keys, inverse = np.unique(group_keys, return_inverse=True)
@@ -160,7 +158,7 @@ def _signed(keys: np.ndarray) -> Tensor:
 def _read_bands(arrays: dict, columns: Columns, where: Where) -> tuple[list[Tensor], list[Tensor | None]]:
     bands, missing = [], []
     for name in columns.features:
-        values, absent = to_matrix(arrays[name], name, where(0))
+        values, absent = to_matrix(arrays[name], name, where)
         if values.dtype not in (np.float16, np.float32, np.float64):
             values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
         bands.append(_tensor(values))
@@ -177,14 +175,7 @@ def _tensor(values: np.ndarray) -> Tensor:
 
 def finite_matrix(column: pa.Array, name: str, option: str, where: Where) -> Tensor:
     """Return a finite numeric column as (n, d), or raise with the row."""
-    values, absent = to_matrix(column, name, where(0))
-    bad = ~np.isfinite(values).all(1) if values.dtype.kind == "f" else np.zeros(len(values), bool)
-    bad = bad if absent is None else bad | absent
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        found = "null" if absent is not None and absent[row] else values[row][~np.isfinite(values[row])][0]
-        raise InputError(f"{option}: column `{name}` must be finite, got {found} at {where(row)}. Fix the table or `{option}`.")
-    return _tensor(values)
+    return _tensor(finite_values(column, name, option, where))
 
 
 def _weights(arrays: dict, name: str | None, option: str, where: Where, n: int) -> Tensor:
@@ -192,9 +183,13 @@ def _weights(arrays: dict, name: str | None, option: str, where: Where, n: int) 
     if name is None:
         return torch.ones(n, dtype=torch.float64)
     values = finite_matrix(arrays[name], name, option, where)
-    if values.shape[1] != 1 or bool((values < 0).any()):
-        row = int(torch.nonzero((values < 0).any(1))[0]) if bool((values < 0).any()) else 0
-        raise InputError(f"{option}: column `{name}` must hold numbers >= 0, got {values[row].tolist()} at {where(row)}. Fix the table.")
+    if values.shape[1] != 1:
+        raise InputError(f"{option}: column `{name}` must hold one number a row, got {values.shape[1]} at {where(0)}. Change `{option}`.")
+    negative = torch.nonzero(values[:, 0] < 0)
+    if len(negative):
+        row = int(negative[0])
+        found = values[row, 0].item()
+        raise InputError(f"{option}: column `{name}` must be >= 0, got {found} at {where(row)}. Fix the table or `{option}`.")
     return values[:, 0].double()
 
 
@@ -255,12 +250,15 @@ def prepare(shard: Shard, start: int, stop: int, scale: Scale, out: Tensor) -> T
         out[:, 0] = 1
     for values, absent, mean, factor in zip(shard.bands, shard.missing, scale.mean, scale.scale, strict=True):
         into = out[:, column : column + len(mean)]
+        column += len(mean)
+        if not values.shape[1]:  # no row of the shard has the band
+            into.zero_()
+            continue
         torch.sub(values[start:stop], mean.to(out.dtype), out=into)
         if factor != 1:
             into.mul_(factor)
         if absent is not None:
             into[absent[start:stop]] = 0
-        column += len(mean)
     return out
 
 
@@ -283,7 +281,7 @@ def number_targets(label: pa.Array, name: str, where: Where) -> Tensor:
 def label_values(label: pa.Array) -> pa.Array:
     """Return the distinct classes of a label column (of its elements, for lists of classes)."""
     if is_list(label.type):
-        label = one_chunk(label).flatten()
+        label = one_chunk(label.flatten())
     return pc.unique(label)
 
 
@@ -293,5 +291,5 @@ def class_targets(label: pa.Array, classes: pa.Array) -> Tensor:
         return torch.from_numpy(encode(label, classes))
     owner = torch.from_numpy(pc.list_parent_indices(label).to_numpy(zero_copy_only=False).astype(np.int64))
     hot = torch.zeros(len(label), len(classes), dtype=torch.float64)
-    hot[owner, torch.from_numpy(encode(label.flatten(), classes))] = 1
+    hot[owner, torch.from_numpy(encode(one_chunk(label.flatten()), classes))] = 1
     return hot

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diva_ray.data.columns import element_type, is_list
+from diva_ray.data.columns import element_type, is_list, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, from_arrays, from_arrow, open_parquet
 from diva_ray.errors import InputError
 
 SHOWN = ("image", "picture", "photo", "text", "caption", "sentence", "name")  # columns the report shows unasked
+KEYS = ("data.id", "data.group", "data.source")
 
 
 def open_data(data: Any, builtin: str | None, noise: float, seed: int) -> Table | Any:
@@ -33,7 +34,11 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int) -> Table 
     if kind.startswith("ray.data."):
         return data
     if kind.startswith("pandas."):
-        return from_arrow(pa.Table.from_pandas(data, preserve_index=False), "the given DataFrame")
+        try:
+            table = pa.Table.from_pandas(data, preserve_index=False)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise InputError(f"data: every column must hold one type, got {error} in the DataFrame. Convert it first.") from error
+        return from_arrow(table, "the given DataFrame")
     raise InputError(
         f"data: must be a path, a Ray Dataset, an Arrow table, a DataFrame or a mapping of arrays, got {kind}. "
         "Arrays go in as {'features': X, 'label': y}."
@@ -80,6 +85,8 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
     """
     features = options.features if isinstance(options.features, (list, tuple)) else [options.features]
     named = {"data.features": list(map(str, features)), "data.label": [options.label]}
+    if options.id is None and "id" in schema.names:
+        named["data.id"] = ["id"]
     for option in ("id", "weight", "validation_weight", "group", "source", "offset", "truth"):
         if getattr(options, option):
             named[f"data.{option}"] = [getattr(options, option)]
@@ -93,6 +100,11 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
                 raise InputError(
                     f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. Change `{option}`."
                 )
+            if schema.names.count(name) > 1:
+                raise InputError(f"{option}: column `{name}` must be there once, got {schema.names.count(name)}. Fix the table.")
+            if option in KEYS and pa.types.is_nested(storage_type(schema.field(name).type)):
+                kind = schema.field(name).type
+                raise InputError(f"{option}: column `{name}` must hold numbers or strings, got {kind}. Change `{option}`.")
     for name in named["data.features"]:
         kind = element_type(schema.field(name).type)
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from diva_ray.data.columns import element_type, is_list, storage_type
 from diva_ray.errors import InputError
 
 
@@ -38,6 +39,7 @@ class Table:
         schema: Arrow schema of the table.
         rows: number of rows.
         bytes: uncompressed bytes of the columns, as the footers tell.
+        option: the option that named it, for errors.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Table:
     filesystem: pyarrow.fs.FileSystem | None = None
     pieces: tuple[Piece, ...] = ()
     memory: pa.Table | None = field(default=None, repr=False)
+    option: str = "data.path"
 
     def where(self, row: int) -> str:
         """Return where a row lies, for a person."""
@@ -92,10 +95,12 @@ class Reader:
     def _read_row_group(self, piece: Piece, columns: list[str]) -> pa.Table:
         try:
             with pq.ParquetFile(piece.file, filesystem=self.table.filesystem, memory_map=True) as source:
-                return source.read_row_group(piece.group, columns=columns, use_threads=False)
+                rows = source.read_row_group(piece.group, columns=columns, use_threads=False)
+                target = pa.schema([self.table.schema.field(name) for name in rows.column_names])
+                return rows if rows.schema.types == target.types else rows.cast(target)
         except (OSError, pa.ArrowException) as error:
             raise InputError(
-                f"data.path: every file must be readable Parquet, got {type(error).__name__} "
+                f"{self.table.option}: every file must be readable Parquet, got {type(error).__name__} "
                 f"({_first_line(error)}) at {piece.file}, row group {piece.group}. Replace the file or leave it out."
             ) from error
 
@@ -116,7 +121,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     schema = footers[0].schema.to_arrow_schema()
     pieces, start, size = [], 0, 0
     for file, footer in zip(files, footers, strict=True):
-        _check_schema(schema, footer.schema.to_arrow_schema(), files[0], file)
+        schema = _merge_schemas(schema, footer.schema.to_arrow_schema(), files[0], file, option)
         for group in range(footer.num_row_groups):
             meta = footer.row_group(group)
             pieces.append(Piece(file, group, start, meta.num_rows))
@@ -124,7 +129,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
             size += meta.total_byte_size
     if not start:
         raise InputError(f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`.")
-    return Table(path, schema, start, size, filesystem, tuple(pieces))
+    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option)
 
 
 def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
@@ -135,7 +140,10 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
             filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{option}: must be a readable URI, got {path} ({_first_line(error)}). Change `{option}`.") from error
-        info = filesystem.get_file_info(inner)
+        try:
+            info = filesystem.get_file_info(inner)
+        except OSError as error:
+            raise InputError(f"{option}: must be within reach, got {_first_line(error)} at {path}. Change `{option}`.") from error
         if info.type == pyarrow.fs.FileType.NotFound:
             raise missing
         if info.type == pyarrow.fs.FileType.File:
@@ -145,7 +153,7 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = os.path.abspath(os.path.expanduser(path))
-        names = [folder] if os.path.isfile(folder) else sorted(glob.glob(folder, recursive=True))
+        names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
         files = []
         for name in names:
             inside = glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
@@ -166,22 +174,30 @@ def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.Fil
         ) from error
 
 
-def _check_schema(first: pa.Schema, other: pa.Schema, first_file: str, file: str) -> None:
-    """Raise unless both files have the same columns of the same types (lengths of lists may be declared or not)."""
+def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: str, option: str) -> pa.Schema:
+    """Return the schema that holds both files' values; raise unless they have the same columns of the same kinds.
+
+    Sizes of integers, declared lengths of lists and dictionaries may differ: such columns are read as the wider type.
+    """
     for name in first.names:
         if name not in other.names:
-            raise InputError(f"data.path: every file must have column `{name}`, got none at {file}. Fix the table or `data.path`.")
-        one, two = _family(first.field(name).type), _family(other.field(name).type)
+            raise InputError(f"{option}: every file must have column `{name}`, got none at {file}. Fix the table or `{option}`.")
+        one, two = family(first.field(name).type), family(other.field(name).type)
         if one != two:
             raise InputError(
-                f"data.path: column `{name}` must hold one type, got {one} in {os.path.basename(first_file)} and {two} in "
+                f"{option}: column `{name}` must hold one type, got {one} in {os.path.basename(first_file)} and {two} in "
                 f"{os.path.basename(file)}. Fix the table or choose other columns."
             )
+        kinds = first.field(name).type, other.field(name).type
+        if kinds[0] != kinds[1]:
+            pair = [pa.schema([pa.field(name, storage_type(kind))]) for kind in kinds]
+            wider = pa.unify_schemas(pair, promote_options="permissive").field(0)
+            first = first.set(first.get_field_index(name), wider)
+    return first
 
 
-def _family(kind: pa.DataType) -> str:
-    from diva_ray.data.columns import element_type, is_list
-
+def family(kind: pa.DataType) -> str:
+    """Return the name of what values of this type are, whatever their size: integer, string, list of double, ..."""
     element = element_type(kind)
     plain = "string" if pa.types.is_string(element) or pa.types.is_large_string(element) else str(element)
     plain = "integer" if pa.types.is_integer(element) else plain
@@ -197,15 +213,29 @@ def from_arrow(table: pa.Table, name: str = "the given arrays") -> Table:
 
 def from_arrays(columns: dict[str, object], name: str = "the given arrays") -> Table:
     """Return a table of NumPy arrays, torch tensors or lists by column name; matrices become vector columns, uncopied."""
-    arrays: dict[str, pa.Array] = {}
+    arrays = {}
     for key, values in columns.items():
-        array = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-        if isinstance(array, np.ndarray) and array.ndim == 2:
-            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
-            arrays[key] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
-        else:
-            arrays[key] = array if isinstance(array, (pa.Array, pa.ChunkedArray)) else pa.array(array)
+        try:
+            arrays[key] = _to_arrow(values)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise InputError(
+                f"data: `{key}` must be an array of one or two dimensions of numbers, strings or lists, got {_describe(values)} "
+                f"({_first_line(error)}). Convert it first."
+            ) from error
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f"data: arrays must have one length, got {lengths}. Give one entry for each sample in every array.")
     return from_arrow(pa.table(arrays), name)
+
+
+def _to_arrow(values: object) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    array = values.detach().cpu().numpy() if hasattr(values, "detach") else values
+    if isinstance(array, np.ndarray) and array.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).reshape(-1)), array.shape[1])
+    return pa.array(array)
+
+
+def _describe(values: object) -> str:
+    return f"{type(values).__name__} of {getattr(values, 'dtype', 'objects')}, shape {tuple(getattr(values, 'shape', ()))}"

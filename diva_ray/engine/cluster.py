@@ -16,8 +16,9 @@ import torch
 
 from diva_ray.data.shards import Columns, Extent, Shard, read_shard
 from diva_ray.data.table import Table
-from diva_ray.engine.inline import first_duplicate
+from diva_ray.engine.connect import connect as connect
 from diva_ray.engine.context import Kernel
+from diva_ray.engine.inline import first_duplicate
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
@@ -257,34 +258,3 @@ def _deal(extents: list[Extent], workers: int) -> tuple[dict[int, int], list[lis
     cuts = [len(extents) * w // workers for w in range(workers + 1)]
     owned = [list(range(a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
     return {extents[k].index: w for w, mine in enumerate(owned) for k in mine}, owned
-
-
-def connect(kind: str) -> None:
-    """Join the job's cluster (`ray`), or start Ray on this machine (`local`; Ray turns token authentication on there).
-
-    Raises:
-        InputError: no cluster answers.
-    """
-    if ray.is_initialized():
-        return
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    try:
-        if kind == "local":
-            ray.init(address="local", include_dashboard=False, **quiet)
-            _close_token()
-        elif os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
-            ray.init(address="auto", **quiet)  # never start a cluster where one was asked for
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"cluster: a Ray cluster must answer, got {type(error).__name__} ({str(error).strip().splitlines()[0][:200]}) at "
-            f"{os.environ.get('RAY_ADDRESS', 'the default address')}. Start it, fix RAY_ADDRESS, or use `cluster=local`."
-        ) from error
-
-
-def _close_token() -> None:
-    """Take the token that Ray has just written from other users of this machine: it comes with mode 0644."""
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH", os.path.expanduser("~/.ray/auth_token"))
-    if os.path.isfile(path) and os.stat(path).st_uid == os.getuid():
-        os.chmod(path, 0o600)

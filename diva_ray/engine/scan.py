@@ -25,8 +25,10 @@ class Scan:
         rows: rows with each band present, among rows that may train.
         sums, squares: per band, sum of x (d,) and of |x|^2.
         labels: distinct classes, or None for numbers; sources likewise.
-        counts: rows, held-out rows, positive weights, total weight, validation weight, rows that train and validate.
+        counts: rows, held-out rows, positive weights, total weight, validation weight, groups that leave together, rows that
+            train and validate.
         target: sum of v, v y and v |y|^2 for numbers.
+        offset_width: numbers of an offset, 0 without.
     """
 
     place: str
@@ -39,9 +41,10 @@ class Scan:
     target_width: int
     target: Tensor
     counts: Tally
+    offset_width: int = 0
 
     def __add__(self, other: Scan) -> Scan:
-        if self.widths != other.widths:
+        if any(a != b and a and b for a, b in zip(self.widths, other.widths, strict=True)):  # 0: no row has the band
             raise InputError(
                 f"data.features: vectors of a band must have equal length, got {list(self.widths)} at {self.place} and "
                 f"{list(other.widths)} at {other.place}. Fix the table or choose `data.features`."
@@ -51,17 +54,23 @@ class Scan:
                 f"data.label: vector targets must have equal length, got {self.target_width} at {self.place} and "
                 f"{other.target_width} at {other.place}. Fix the table or choose `data.label`."
             )
+        if self.offset_width != other.offset_width:
+            raise InputError(
+                f"data.offset: offsets must have equal length, got {self.offset_width} at {self.place} and "
+                f"{other.offset_width} at {other.place}. Fix the table or choose `data.offset`."
+            )
         return Scan(
             self.place,
-            self.widths,
+            tuple(map(max, self.widths, other.widths)),
             tuple(a + b for a, b in zip(self.rows, other.rows, strict=True)),
-            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
+            tuple(a + b if len(a) == len(b) else max(a, b, key=len) for a, b in zip(self.sums, other.sums, strict=True)),
             tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
             merge_values(self.labels, other.labels),
             merge_values(self.sources, other.sources),
             self.target_width,
             self.target + other.target,
             self.counts + other.counts,
+            self.offset_width,
         )
 
 
@@ -85,12 +94,7 @@ def scan(shard: Shard, known: Known) -> Scan:
             total += part.sum(0)
             square += float(torch.linalg.vecdot(part, part).sum())
         if not bool(torch.isfinite(total).all()) or not np.isfinite(square):
-            bad = int(torch.nonzero(~torch.isfinite(values.double()).all(1))[0])
-            element = values[bad][~torch.isfinite(values[bad])][0].item()
-            raise InputError(
-                f"data.features: column `{name}` must be finite, got {element} at {shard.where(bad)}. "
-                "Fix the table or choose `data.features`."
-            )
+            raise _not_finite(shard, name, values)
         here = len(shard) - (0 if absent is None else int(absent.sum()))
         rows.append(here if trains else 0)
         sums.append(total if trains else torch.zeros_like(total))
@@ -111,14 +115,25 @@ def scan(shard: Shard, known: Known) -> Scan:
         weight=float(shard.weight.sum()),
         validation=float(v.sum()),
         heard=int((v > 0).sum()),
+        groups=len(shard) if shard.group_keys is None else len(shard.group_keys),
         coupled=int(((shard.weight > 0) & (v > 0)).sum()),
     )
     widths = tuple(values.shape[1] for values in shard.bands)
     return Scan(
-        shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, counts
+        shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, counts,
+        0 if shard.offset is None else shard.offset.shape[1],
+    )  # fmt: skip
+
+
+def _not_finite(shard: Shard, name: str, values: Tensor) -> InputError:
+    """Return the error of a band with a NaN, an infinity, or a number whose square is one."""
+    usable = values.double().abs() <= 1e150
+    bad = int(torch.nonzero(~usable.all(1))[0])
+    element = values[bad][~usable[bad]][0].item()
+    return InputError(
+        f"data.features: column `{name}` must be finite, got {element} at {shard.where(bad)}. "
+        "Fix the table or choose `data.features`."
     )
-
-
 
 
 def places_of_key(key: int, shard: Shard, known: Known) -> list[tuple[object, str]]:

@@ -17,7 +17,7 @@ from diva_ray.engine.context import Known, Rows, RowStore, Setup, Tally, targets
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
 
 PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
-Z_EDGES = torch.sinh(torch.linspace(-2.5, 7.5, 126, dtype=torch.float64))  # cells of the page's histogram of z
+Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
 EXAMPLES = 60  # worst samples that a shard reports
 
 
@@ -96,9 +96,11 @@ def write(shard: Shard, known: Known) -> Tally:
         counts["source_detrimental"] = torch.bincount(codes[facts["detrimental"]], minlength=len(setup.sources))
     if shard.truth is not None:
         wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
-        found = torch.stack([torch.from_numpy(wrong).float(), issue.float(), facts["detrimental"].float()], 1)
-        scores = torch.stack([facts["label_score"], z, facts["margin"]], 1)
-        counts["planted"] = Rows((torch.cat([found, scores], 1),))
+        planted, hurts = torch.from_numpy(wrong), facts["detrimental"]
+        found = [planted, issue, hurts, planted & issue, planted & hurts]
+        counts["planted"] = torch.stack([flags.sum() for flags in found])
+        scores = torch.stack([planted.float(), facts["label_score"], z, facts["margin"]], 1)
+        counts["ranked"] = Rows((scores if known["rank_truth"] else scores[:0],))
     return counts
 
 

@@ -80,7 +80,10 @@ class Runner:
     def timed(self, label: str, function: Any, *args: Any) -> Any:
         """Return a result of work on the driver, counting its seconds."""
         start = time.perf_counter()
-        result = function(*args)
+        try:
+            result = function(*args)
+        except ValueError as error:  # core says which option to change
+            raise InputError(str(error)) from error
         self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
         return result
 

@@ -1,4 +1,4 @@
-"""What the benchmark compares with, as small functions that return numbers: bare BLAS, and what users would pick instead.
+"""What the benchmark compares with, as small functions: the bare BLAS, and what users would pick instead.
 
 Nothing here is used by the tasks. A peer that is not installed raises ModuleNotFoundError.
 """

@@ -58,12 +58,13 @@ class Plan:
 
 def parse_bytes(text: str | int | None) -> int | None:
     """Return the bytes of a size such as `2GiB`, `500MB` or a number."""
-    if text is None or isinstance(text, int):
-        return text
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]i?|)b?\s*", str(text).lower())
-    if not match:
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt]i?|)b?\s*", str(text).lower())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size <= 0:
         raise InputError(f"cluster.memory: must be a size such as 2GiB, got {text}. Change `cluster.memory`.")
-    return int(float(match[1]) * UNITS[match[2]])
+    return size
 
 
 def band_widths(table: Table, columns: Columns) -> list[tuple[int, int]]:
@@ -135,8 +136,18 @@ def check_memory(plan: Plan, memory: str | None) -> None:
     need = plan.worker_bytes if plan.kind != "local" or budget is not None else plan.worker_bytes * plan.workers
     if limit is not None and need > limit:
         raise InputError(
-            f"cluster.memory: a worker's rows and sums must fit {limit / 2**30:.2f} GiB, got about {need / 2**30:.2f} GiB "
-            f"({plan.rows:,} rows, {plan.workers} worker(s)). Use more workers, more memory, or store features as float16."
+            f"cluster.memory: a worker's rows and sums must fit {limit / 2**30:.3g} GiB, got about {need / 2**30:.3g} GiB "
+            f"({plan.rows:,} rows, {plan.workers} worker(s)). Raise `cluster.memory` or `cluster.workers`, or store features as float16."
+        )
+
+
+def check_workers(plan: Plan, cluster: ClusterConfig) -> None:
+    """Raise for more workers than this machine has CPUs, before Ray is started on it."""
+    have = os.cpu_count() or 1
+    if plan.kind == "local" and not _ray_is_running() and (cluster.workers or 1) * plan.threads > have:
+        raise InputError(
+            f"cluster.workers: this machine must have {cluster.workers or 1} x {plan.threads} CPUs, got {have}. "
+            "Lower `cluster.workers` or `cluster.threads`."
         )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
+import os
 import resource
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig, ValidationConfig
+from diva_ray.config import DataConfig, ScoreConfig, ValidationConfig
 from diva_ray.core import verdict
 from diva_ray.data.regroup import restore_order
 from diva_ray.engine import verdicts
@@ -21,12 +24,14 @@ from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
 from diva_ray.tasks.derive import Derived, derive
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.options import check_options, cluster_options
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
-from diva_ray.tasks.session import Session, check_options, make_plan, open_session
+from diva_ray.tasks.session import Session, make_plan, open_session
 from diva_ray.tasks.summary import fingerprint, manifest, page_of, sources_of, summarise
 
 log = logging.getLogger("diva_ray")
+MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
 
 
@@ -85,7 +90,7 @@ def score(
         features=features, label=label, id=id, weight=weight, validation_weight=validation_weight, group=group,
         source=source, offset=offset, show=show, truth=truth,
     )  # fmt: skip
-    where = ClusterConfig(kind=cluster) if isinstance(cluster, str) else ClusterConfig(**cluster)
+    where = cluster_options(cluster)
     config = ScoreConfig(
         data=columns, validation=ValidationConfig(path=validation), cluster=where,
         loss=loss if isinstance(loss, str) else "callable", output=output or "", **options,
@@ -99,23 +104,25 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
     """Return the result of a scoring run as its config says (`jobs/score.py`); see `score`."""
     started = _now()
     check_options(config)
-    config.output = config.output or tempfile.mkdtemp(prefix="diva_ray-")
+    config.output = config.output or os.path.join(tempfile.gettempdir(), f"diva_ray-{uuid.uuid4().hex[:12]}")
     folder = Folder(config.output)
+    if not config.plan:
+        folder.open_new(resume=config.resume)
     if type(data).__module__.startswith("ray.data"):
         data = _from_dataset(config, data, folder)
     plan, opened = make_plan(config, data, loss)
     if config.plan:
         return plan
-    folder.open_new(resume=config.resume or data is not None)
     for line in plan.lines() if not quiet else ():
         log.info("%s", line)
     session = open_session(config, plan, opened, folder, quiet=quiet)
     try:
-        _check_resume(session)
+        mark = _mark(session)
         derived = derive(
             session.runner, session.setup, config.ridge, sum(table.rows for table in session.tables),
             session.scan.counts["heard"], config.standard_errors,
         )  # fmt: skip
+        folder.write_json("state.json", mark)
         return _finish(session, derived, started)
     finally:
         session.engine.close()
@@ -126,7 +133,7 @@ def _finish(session: Session, derived: Derived, started: str) -> Result:
     config, folder, runner = session.config, session.folder, session.runner
     rule, link = judge(session, derived)
     runner.engine.tell(
-        verdict=rule, link=link, folder=folder, outputs=config.outputs,
+        verdict=rule, link=link, folder=folder, outputs=config.outputs, rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
         written=set(folder.names("samples")) if config.resume else set(),
     )  # fmt: skip
     written = runner.run(verdicts.write, "write", session.scored())
@@ -140,7 +147,7 @@ def _finish(session: Session, derived: Derived, started: str) -> Result:
     summary["peak_memory_bytes"] = int(max(driver, written["max_memory"]))
     summary["driver_memory_bytes"] = int(driver)
     summary["seconds"] = {name: round(seconds, 4) for name, seconds in runner.seconds.items()}
-    page = page_of(session, derived, summary, written, verdicts.Z_EDGES.tolist(), sources)
+    page = page_of(session, derived, summary, written, sources)
     folder.write("report.html", render_score_page(page).encode())
     folder.write_json("summary.json", summary)
     folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
@@ -162,13 +169,13 @@ def judge(session: Session, derived: Derived) -> tuple[verdict.Verdict, verdict.
     return verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored)), None
 
 
-def _check_resume(session: Session) -> None:
-    """Raise if the folder to resume holds another run; else leave this run's mark there."""
+def _mark(session: Session) -> dict[str, Any]:
+    """Return what tells this run from others; raise if the folder to resume holds another one."""
     config = asdict(session.config)
     for name in ("output", "resume", "plan", "cluster"):
         config.pop(name)
     mark = {"data": [fingerprint(table) for table in session.tables], "config": config}
-    mark = _plain(mark)
+    mark = json.loads(json.dumps(mark, default=str))
     found = session.folder.read_json("state.json")
     if session.config.resume and found is not None and found != mark:
         differing = [key for key in mark["config"] if found["config"].get(key) != mark["config"][key]] or ["data.path"]
@@ -176,20 +183,13 @@ def _check_resume(session: Session) -> None:
             f"resume: the run in {session.folder.path} must have the same data and options, got another "
             f"{', '.join(differing)}. Use the same options, or a new `output`."
         )
-    session.folder.write_json("state.json", mark)
-
-
-def _plain(value: Any) -> Any:
-    import json
-
-    return json.loads(json.dumps(value, default=str))
+    return mark
 
 
 def _from_dataset(config: ScoreConfig, dataset: Any, folder: Folder) -> Any:
     """Write a Ray Dataset once into shards that survive a restart, and return their path; for a plan, look at its head."""
     if config.plan:
         return pa.concat_tables(dataset.limit(1000).iter_batches(batch_size=1000, batch_format="pyarrow"))
-    folder.open_new(resume=config.resume)
     log.info("the Ray Dataset is written to %s for the workers", folder.location("table"))
     if "table" not in folder.names(""):
         dataset.write_parquet(folder.location("table"))

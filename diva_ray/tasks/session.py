@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -17,22 +16,16 @@ from diva_ray.data.columns import is_list
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.shards import Columns, Extent, Scale, split
 from diva_ray.data.sources import find_columns, open_data, task_of
-from diva_ray.data.table import Table, from_arrow, open_parquet
+from diva_ray.data.table import Table, family, open_parquet
 from diva_ray.engine.context import Setup
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derive import EXACT_ROWS, SIGN_VECTORS, Engine, Runner
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.options import choose_loss
 
 log = logging.getLogger("diva_ray")
-FITTING = {  # losses, and the tasks they are for; the first of a task is its default
-    "cross_entropy": ("classification",),
-    "squared": ("regression", "vector", "classification", "multilabel"),
-    "logistic": ("multilabel",),
-    "cosine": ("vector",),
-}
-DEFAULT = {"classification": "cross_entropy", "regression": "squared", "multilabel": "logistic", "vector": "squared"}
 
 
 @dataclass
@@ -122,30 +115,14 @@ def open_tables(config: ScoreConfig, data: Any, loss: Callable | None) -> Opened
                 f"validation.path: the validation table must have the same columns, got no `{missing[0]}` at "
                 f"{config.validation.path}. Fix the table or `validation.path`."
             )
+        kinds = [family(t.schema.field(columns.label).type) for t in (table, held_out)]
+        if task in ("classification", "multilabel") and kinds[0] != kinds[1]:
+            raise InputError(
+                f"validation.path: column `{columns.label}` must hold {kinds[0]} as in the table, got {kinds[1]} at "
+                f"{config.validation.path}. Fix the validation table."
+            )
         tables.append(held_out)
     return Opened(tables, columns, show, task, choose_loss(config, task, loss))
-
-
-def choose_loss(config: ScoreConfig, task: str, given: Callable | None) -> str | Callable:
-    """Return the loss by name, or the user's callable; code named in an option needs `trust_code=true`."""
-    if given is not None:
-        return given
-    if config.loss == "auto":
-        return DEFAULT[task]
-    if ":" in config.loss:
-        if not config.trust_code:
-            raise InputError(f"loss: code may run only with trust_code=true, got loss={config.loss}. Add `trust_code=true`.")
-        module, _, name = config.loss.partition(":")
-        import importlib
-
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"loss: must be importable as module:function, got {config.loss} ({error}). Change `loss`.") from error
-    if task not in FITTING.get(config.loss, ()):
-        fitting = [name for name, tasks in FITTING.items() if task in tasks]
-        raise InputError(f"loss: must fit {task} ({', '.join(fitting)}, module:function), got {config.loss}. Change `loss`.")
-    return config.loss
 
 
 def _outputs_at_sight(table: Table, columns: Columns, task: str) -> int:
@@ -159,9 +136,10 @@ def _outputs_at_sight(table: Table, columns: Columns, task: str) -> int:
 def open_session(config: ScoreConfig, plan: planning.Plan, opened: Opened, folder: Folder, *, quiet: bool) -> Session:
     """Return a session with every shard loaded, scanned and checked."""
     planning.check_memory(plan, config.cluster.memory)
+    planning.check_workers(plan, config.cluster)
     tables, columns = list(opened.tables), opened.columns
     if plan.kind != "inline":
-        from diva_ray.engine.cluster import connect
+        from diva_ray.engine.connect import connect
 
         connect(plan.kind)
         tables = [stored(table, folder, f"table-{k}" if k else "table") for k, table in enumerate(tables)]
@@ -170,17 +148,17 @@ def open_session(config: ScoreConfig, plan: planning.Plan, opened: Opened, folde
     try:
         found = look(runner, config, tables, columns, opened.task)
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
+            if len(tables) > 1:
+                raise InputError("data.group: groups must lie together when `validation.path` is given, got scattered ones. Sort the table.")
             runner.engine.close()
             log.info("groups lie scattered: their rows are brought together first")
             inline, original = plan.kind == "inline", tables[0]
             tables[0] = regroup_in_memory(tables[0], columns) if inline else regroup_on_ray(tables[0], columns, folder)
             columns = replace(columns, position=POSITION)
-            if len(tables) > 1:
-                raise InputError("data.group: groups must lie together when `validation.path` is given, got scattered ones. Sort the table.")
             runner = start(config, plan, tables, columns, quiet)
             found = look(runner, config, tables, columns, opened.task)
         setup = make_setup(config, opened, found)
-        check_scan(runner, config, columns, opened.task, found)
+        check_scan(runner, columns, setup, found)
     except BaseException:
         runner.engine.close()
         raise
@@ -231,14 +209,24 @@ def look(runner: Runner, config: ScoreConfig, tables: list[Table], columns: Colu
     return runner.run(scan, "scan")
 
 
-def check_scan(runner: Runner, config: ScoreConfig, columns: Columns, task: str, found: Scan) -> None:
+def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> None:
     """Raise for what only all rows together can tell."""
     counts = found.counts
+    for name, width in zip(columns.features, found.widths, strict=True):
+        if not width:
+            raise InputError(f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`.")
+    if found.offset_width not in (0, setup.outputs):
+        raise InputError(
+            f"data.offset: column `{columns.offset}` must hold {setup.outputs} numbers, one for each output, got "
+            f"{found.offset_width} at {found.place}. Change `data.offset`."
+        )
+    if columns.group and counts["groups"] < 2:
+        raise InputError(f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`.")
     if counts["positive"] == 0:
         raise InputError("data.weight: some weight must be > 0, got all zero. Fix the table or `data.weight`.")
     if counts["heard"] == 0:
         raise InputError("data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`.")
-    if task == "classification" and found.labels is not None and len(found.labels) < 2:
+    if setup.task == "classification" and found.labels is not None and len(found.labels) < 2:
         raise InputError(
             f"data.label: there must be at least two classes, got only {found.labels[0].as_py()!r} in `{columns.label}`. "
             "Change `data.label`, or use task=regression for numbers."
@@ -281,26 +269,3 @@ def make_setup(config: ScoreConfig, opened: Opened, found: Scan) -> Setup:
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
         config.block_rows, config.seed, sources=found.sources,
     )  # fmt: skip
-
-
-def check_options(config: ScoreConfig) -> None:
-    """Raise for options that no table could make right."""
-    choices = {
-        "standardize": ("auto", "none"),
-        "precision": ("auto", "float32", "float64"),
-        "standard_errors": ("auto", "exact", "estimate"),
-    }
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
-    ridge = config.ridge
-    if ridge != "auto" and (not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge < float("inf")):
-        raise InputError(f"ridge: must be auto or a number >= 0, got {ridge!r}. Change `ridge`.")
-    for name, value, least in (
-        ("block_rows", config.block_rows, 1),
-        ("cluster.workers", config.cluster.workers, 1),
-        ("cluster.threads", config.cluster.threads, 1),
-    ):
-        if value is not None and value < least:
-            raise InputError(f"{name}: must be at least {least}, got {value}. Change `{name}`.")
-    planning.parse_bytes(config.cluster.memory)

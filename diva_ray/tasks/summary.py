@@ -13,6 +13,7 @@ import torch
 
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.context import Tally
+from diva_ray.engine.verdicts import Z_EDGES
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derive import SIGN_VECTORS, Derived
 from diva_ray.tasks.session import Session
@@ -67,7 +68,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         levels = class_levels(derived.tally["levels"]).tolist()
         summary["calibration"] = {"scale": scale, "sharpness": link.sharpness, "levels": levels}
     if "planted" in written:
-        summary["planted"] = planted(written["planted"][0])
+        summary["planted"] = planted(written["planted"], written["ranked"][0])
     return summary
 
 
@@ -82,21 +83,25 @@ def error_of(session: Session, derived: Derived) -> float:
     return 1.0 - wrong / variance if variance > 0 else 0.0
 
 
-def planted(found: torch.Tensor) -> dict[str, Any]:
-    """Return what was found against the truth: (wrong, issue, detrimental, label_score, z, margin) for every row."""
+def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
+    """Return what was found against the truth.
+
+    Args:
+        counts: wrong labels, label issues, detrimental samples, wrong labels among either.
+        ranked: (wrong, label_score, z, margin) of every row; empty for tables too large to rank.
+    """
     from sklearn.metrics import roc_auc_score
 
-    wrong, issue, detrimental, label_score, z, margin = found.double().unbind(1)
-    hits, n = float((wrong * issue).sum()), float(wrong.sum())
-    harmful = float((wrong * detrimental).sum())
+    n, issues, harmful, hits, harmful_hits = (int(count) for count in counts)
     result: dict[str, Any] = {
-        "n_planted": int(n),
-        "n_found": int(hits),
-        "precision": hits / max(float(issue.sum()), 1.0),
-        "recall": hits / max(n, 1.0),
-        "f1": 2 * hits / max(n + float(issue.sum()), 1.0),
-        "f1_detrimental": 2 * harmful / max(n + float(detrimental.sum()), 1.0),
+        "n_planted": n,
+        "n_found": hits,
+        "precision": hits / max(issues, 1),
+        "recall": hits / max(n, 1),
+        "f1": 2 * hits / max(n + issues, 1),
+        "f1_detrimental": 2 * harmful_hits / max(n + harmful, 1),
     }
+    wrong, label_score, z, margin = ranked.double().unbind(1)
     if 0 < n < len(wrong):
         result["auc_label_score"] = float(roc_auc_score(wrong, -label_score))
         result["auc_z"] = float(roc_auc_score(wrong, z))
@@ -150,7 +155,7 @@ def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[
 
 
 def page_of(
-    session: Session, derived: Derived, summary: dict[str, Any], written: Tally, z_edges: list[float], sources: list
+    session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list
 ) -> ScoreReport:
     """Return the contents of report.html."""
     plan, setup = session.plan, derived.setup
@@ -165,6 +170,7 @@ def page_of(
         ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
         ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
     ]
+    z_edges, z_counts, z_issue_counts = histogram(written)
     worst, best = shown(session, written["examples"].worst), shown(session, written["examples"].best[:12])
     return ScoreReport(
         title="What each sample is worth",
@@ -172,8 +178,8 @@ def page_of(
         run=run,
         summary=summary,
         z_edges=z_edges,
-        z_counts=written["z_counts"].tolist(),
-        z_issue_counts=written["z_issue_counts"].tolist(),
+        z_counts=z_counts,
+        z_issue_counts=z_issue_counts,
         classes=classes_of(setup, derived, written),
         confused=confused(setup, written),
         worst=worst,
@@ -184,6 +190,18 @@ def page_of(
         downloads=downloads(bool(sources)),
         validation="validation" if len(session.tables) > 1 else "leave-one-out",
     )
+
+
+def histogram(written: Tally, bins: int = 60) -> tuple[list[float], list[int], list[int]]:
+    """Return edges, counts and counts of label issues of z in even bins; the last thousandth of either tail is in the end bins."""
+    counts, issues = written["z_counts"].numpy(), written["z_issue_counts"].numpy()
+    centers = (Z_EDGES[1:] + Z_EDGES[:-1]).numpy() / 2
+    share = counts.cumsum() / max(counts.sum(), 1)
+    low = min(centers[int((share < 0.001).sum())], -1.0)
+    high = max(centers[min(int((share < 0.999).sum()), len(centers) - 1)], 1.0)
+    edges = np.linspace(low, high, bins + 1)
+    both = [np.histogram(centers.clip(low, high), edges, weights=c)[0].astype(int).tolist() for c in (counts, issues)]
+    return edges.tolist(), both[0], both[1]
 
 
 def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,60 @@
+"""Joining the cluster of a job, or starting Ray on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+import ray
+
+from diva_ray.errors import InputError
+
+CONNECT_TIMEOUT = 10.0  # seconds until a cluster must answer
+
+
+def connect(kind: str) -> None:
+    """Join the job's cluster (`ray`), or start Ray on this machine (`local`; Ray turns token authentication on there).
+
+    Raises:
+        InputError: no cluster answers.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "") if kind == "ray" else ""
+    _check_address(address)
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    try:
+        if kind == "local":
+            ray.init(address="local", include_dashboard=False, **quiet)
+            _close_token()
+        elif address:
+            ray.init(**quiet)
+        else:
+            ray.init(address="auto", **quiet)  # never start a cluster where one was asked for
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"cluster: a Ray cluster must answer, got {type(error).__name__} ({str(error).strip().splitlines()[0][:200]}) at "
+            f"{os.environ.get('RAY_ADDRESS', 'the default address')}. Start it, fix RAY_ADDRESS, or use `cluster=local`."
+        ) from error
+
+
+def _check_address(address: str) -> None:
+    """Raise unless something listens at HOST:PORT: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not colon:  # auto, local or none: Ray knows at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"cluster: a Ray cluster must answer, got {type(error).__name__} ({error}) at {address}. "
+            "Start it, fix RAY_ADDRESS, or use `cluster=local`."
+        ) from error
+
+
+def _close_token() -> None:
+    """Take the token that Ray has just written from other users of this machine: it comes with mode 0644."""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", os.path.expanduser("~/.ray/auth_token"))
+    if os.path.isfile(path) and os.stat(path).st_uid == os.getuid():
+        os.chmod(path, 0o600)

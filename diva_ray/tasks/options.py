@@ -1,0 +1,107 @@
+"""Options, checked before any table is opened: types, choices, ranges, and the loss by its name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from diva_ray.config import ClusterConfig, ScoreConfig
+from diva_ray.errors import InputError
+from diva_ray.tasks.plan import parse_bytes
+
+FITTING = {  # losses, and the tasks they are for; the first of a task is its default
+    "cross_entropy": ("classification",),
+    "squared": ("regression", "vector", "classification", "multilabel"),
+    "logistic": ("multilabel",),
+    "cosine": ("vector",),
+}
+DEFAULT = {"classification": "cross_entropy", "regression": "squared", "multilabel": "logistic", "vector": "squared"}
+KINDS = {"str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None)}
+
+
+def check_options(config: ScoreConfig) -> None:
+    """Raise for options that no table could make right."""
+    check_types(config)
+    choices = {
+        "standardize": ("auto", "none"),
+        "precision": ("auto", "float32", "float64"),
+        "standard_errors": ("auto", "exact", "estimate"),
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
+    ridge = config.ridge
+    if ridge != "auto" and (not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge < float("inf")):
+        raise InputError(f"ridge: must be auto or a number >= 0, got {ridge!r}. Change `ridge`.")
+    least = {
+        "block_rows": 1, "cluster.workers": 1, "cluster.threads": 1, "cluster.gpus_per_worker": 0,
+        "cluster.start_timeout": 0.001, "cluster.pass_timeout": 0.001,
+    }  # fmt: skip
+    for name, bound in least.items():
+        value = getattr(config.cluster if "." in name else config, name.split(".")[-1])
+        if value is not None and not value >= bound:
+            raise InputError(f"{name}: must be at least {bound:g}, got {value}. Change `{name}`.")
+    parse_bytes(config.cluster.memory)
+
+
+def check_types(config: Any, within: str = "") -> None:
+    """Raise for options of another type than their field's; numbers of NumPy and paths become plain ones."""
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if is_dataclass(value):
+            check_types(value, f"{option.name}.")
+            continue
+        if isinstance(value, (np.generic, os.PathLike)):
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value.item()
+            setattr(config, option.name, value)
+        kinds = str(option.type).split(" | ")
+        fits = any(kind == "Any" or isinstance(value, KINDS[kind]) for kind in kinds)
+        if not fits or (isinstance(value, bool) and not {"bool", "Any"} & set(kinds)):
+            raise InputError(
+                f"{within}{option.name}: must be {' or '.join(kinds)}, got {value!r} ({type(value).__name__}). "
+                f"Change `{within}{option.name}`."
+            )
+
+
+def cluster_options(given: str | Mapping[str, Any]) -> ClusterConfig:
+    """Return where to run, from a name or from fields of `ClusterConfig`."""
+    if isinstance(given, str):
+        return ClusterConfig(kind=given)
+    known = [field.name for field in fields(ClusterConfig)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise InputError(f"cluster: options must be fields of ClusterConfig, got {unknown[0]!r}. Choose from {', '.join(known)}.")
+    return ClusterConfig(**given)
+
+
+def choose_loss(config: ScoreConfig, task: str, given: Callable | None) -> str | Callable:
+    """Return the loss by name, or the user's callable; code named in an option needs `trust_code=true`."""
+    if given is not None:
+        return _callable(given, given)
+    if config.loss == "auto":
+        return DEFAULT[task]
+    if ":" in config.loss:
+        if not config.trust_code:
+            raise InputError(f"loss: code may run only with trust_code=true, got loss={config.loss}. Add `trust_code=true`.")
+        module, _, name = config.loss.partition(":")
+        try:
+            return _callable(getattr(importlib.import_module(module), name), config.loss)
+        except (ImportError, AttributeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"loss: must be importable as module:function, got {config.loss} ({error}). Change `loss`.") from error
+    if task not in FITTING.get(config.loss, ()):
+        fitting = [name for name, tasks in FITTING.items() if task in tasks]
+        raise InputError(f"loss: must fit {task} ({', '.join(fitting)}, module:function), got {config.loss}. Change `loss`.")
+    return config.loss
+
+
+def _callable(loss: Any, named: Any) -> Callable:
+    if not callable(loss):
+        raise InputError(f"loss: must be a function (outputs, targets) -> values, got {named}. Change `loss`.")
+    return loss

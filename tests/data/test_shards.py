@@ -1,0 +1,177 @@
+"""Weights, groups, sources, offsets, a validation table: end to end against refits and autograd."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ..oracles import Problem, assert_close, gradients, held_out_gradient, standard_errors
+from .tables import derivatives, in_float64, problem, score, vectors, write
+
+N = 36
+GENERATOR = np.random.default_rng(5)
+A, B = GENERATOR.standard_normal((N, 3)), GENERATOR.standard_normal((N, 2)) * 4 + 1
+MISSING = np.arange(N) % 5 == 2
+CODES = (A + GENERATOR.standard_normal((N, 3))).argmax(1)
+ALPHA, HEARD = GENERATOR.random(N) * 2, GENERATOR.random(N)
+ALPHA[3], HEARD[7] = 0, 0
+OFFSET = GENERATOR.standard_normal((N, 3)) / 3
+GROUPS = np.r_[np.arange(12), np.arange(12), np.arange(12)]  # scattered inside the shard
+TARGETS = {
+    "classification": (CODES, "cross_entropy"),
+    "regression": (A[:, 0] + 0.3 * GENERATOR.standard_normal(N), "squared"),
+    "vector": (A[:, :2] + 0.3 * GENERATOR.standard_normal((N, 2)), "squared"),
+    "multilabel": ([[k for k in range(3) if row[k] > 0] for row in A], "logistic"),
+}
+
+
+def standardised(standardize, rows=slice(None)):
+    """Return both bands as the fit sees them, missing rows as zeros."""
+    bands = []
+    for band, gone in ((A, np.zeros(N, bool)), (B, MISSING)):
+        here = band[~gone]
+        mean = here.mean(0) if standardize == "auto" else 0
+        scale = ((here - mean) ** 2).sum(1).mean() ** -0.5 if standardize == "auto" else 1
+        bands.append(np.where(gone[:, None], 0, (band - mean) * scale))
+    return np.concatenate(bands, 1)[rows]
+
+
+def oracle(task, standardize, intercept, *, groups=None, offset=None, ridge=0.7):
+    Y, kind = TARGETS[task]
+    body = standardised(standardize)
+    Z = torch.from_numpy(np.c_[np.ones(N), body] if intercept else body)
+    Lambda = torch.full((Z.shape[1],), ridge, dtype=torch.float64)
+    Lambda[: int(intercept)] = 0
+    if task == "classification":
+        target = torch.from_numpy(Y)
+    elif task == "multilabel":
+        target = torch.tensor([[float(k in row) for k in range(3)] for row in Y], dtype=torch.float64)
+    else:
+        target = torch.from_numpy(np.asarray(Y).reshape(N, -1))
+    outputs = 3 if target.ndim == 1 else target.shape[1]
+    zeros = torch.zeros(N, outputs, dtype=torch.float64)
+    codes = torch.arange(N) if groups is None else torch.from_numpy(groups)
+    moved = zeros if offset is None else torch.from_numpy(offset)
+    return Problem(Z, target, torch.from_numpy(ALPHA), torch.from_numpy(HEARD), Lambda, moved, codes, kind)
+
+
+def table(task, **columns):
+    label = TARGETS[task][0]
+    holed = pa.array([None if g else row for g, row in zip(MISSING, B.tolist(), strict=True)], pa.list_(pa.float64()))
+    return {"a": A, "b": holed, "label": label, "w": ALPHA, "v": HEARD, **columns}
+
+
+ROLES = {"features": ["a", "b"], "weight": "w", "validation_weight": "v", "ridge": 0.7}
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("standardize", ["auto", "none"])
+@pytest.mark.parametrize("task", TARGETS)
+def test_the_derivative_is_that_of_refits(task, standardize, intercept):
+    found = in_float64(table(task), standardize=standardize, intercept=intercept, **ROLES)
+    wanted = oracle(task, standardize, intercept)
+    assert_close(found[:, 0], gradients(wanted)[0], 1e-9, "derivative")
+
+
+@pytest.mark.parametrize("form", ["primal", "dual"])
+def test_groups_and_offsets_are_those_of_refits(form):
+    data = table("classification", g=[f"user {k}" for k in GROUPS], o=OFFSET)
+    roles = {**ROLES, "group": "g", "offset": "o"}
+    wanted = oracle("classification", "auto", True, groups=GROUPS, offset=OFFSET)
+    if form == "dual":  # columns of zeros change nothing but the form
+        data["wide"] = np.zeros((N, 50))
+        roles["features"] = ["a", "b", "wide"]
+    found = in_float64(data, **roles)
+    assert_close(found[:, 0], gradients(wanted)[0], 1e-9, "derivative")
+    assert_close(found[:, 1], standard_errors(wanted), 1e-9, "standard error")
+
+
+def test_a_separate_validation_table_is_that_of_one_fit(tmp_path):
+    """Its rows neither train nor shape the scale; its ids may be those of training rows, or be missing."""
+    train, rest = np.arange(N) < 24, np.arange(N) >= 24
+    full = pa.table({**{k: vectors(x) for k, x in (("a", A), ("o", OFFSET))}, "label": CODES, "v": HEARD, "w": ALPHA})
+    ids = pa.array(np.arange(1, 13))
+    mean, scale = A[train].mean(0), ((A[train] - A[train].mean(0)) ** 2).sum(1).mean() ** -0.5
+    Z = torch.from_numpy(np.c_[np.ones(N), (A - mean) * scale])
+    Lambda = torch.tensor([0, 0.7, 0.7, 0.7], dtype=torch.float64)
+    whole = Problem(
+        Z, torch.from_numpy(CODES), torch.from_numpy(ALPHA), torch.from_numpy(HEARD), Lambda,
+        torch.from_numpy(OFFSET), torch.arange(N), "cross_entropy",
+    )  # fmt: skip
+    wanted = held_out_gradient(*(whole.rows(torch.from_numpy(np.flatnonzero(part))) for part in (train, rest)))
+    roles = {**ROLES, "features": "a", "offset": "o"}
+    for k, held_out in enumerate((full.slice(24), full.slice(24).append_column("id", ids))):
+        path = tmp_path / f"{k}.parquet"
+        pq.write_table(held_out, path)
+        training = full.slice(0, 24).append_column("id", pa.array(np.arange(24)))
+        found = in_float64(training, validation=str(path), **roles)
+        assert_close(found[:, 0], wanted, 1e-9, "derivative")
+        rows = score(training, validation=str(path), **roles).samples
+        assert rows["id"].to_pylist() == list(range(24))
+
+
+BIG, LABELS = problem(n=2600)
+
+
+def grouped(kind):
+    """Return groups of two to four rows: together, scattered inside shards, or over both shards."""
+    codes = np.arange(2600) // 4
+    order = np.random.default_rng(1)
+    if kind == "inside":
+        return np.concatenate([order.permutation(codes[:1300]), order.permutation(codes[1300:])])
+    return order.permutation(codes) if kind == "over" else codes
+
+
+@pytest.mark.parametrize("names", [False, True])
+@pytest.mark.parametrize("kind", ["together", "inside", "over"])
+def test_groups_leave_together_wherever_their_rows_lie(kind, names, tmp_path):
+    codes = grouped(kind)
+    values = pa.array([f"user {k}" for k in codes]) if names else pa.array(codes)
+    data = pa.table({"features": vectors(BIG), "label": LABELS, "g": values, "id": np.arange(2600)[::-1]})
+    order = np.argsort(codes, kind="stable")
+    wanted = in_float64(data.take(pa.array(order)), group="g")
+    back = np.argsort(order)
+    found = in_float64(data, group="g")
+    assert_close(found[:, 0], wanted[back, 0], 1e-12, "derivative")
+    assert_close(found[:, 1], wanted[back, 1], 1e-12, "standard error")
+    rows = score(write(tmp_path, data, (1000,), 300), group="g", precision="float64").samples
+    assert rows["id"].to_pylist() == list(range(2600))[::-1]
+    assert rows["group"].to_pylist() == values.to_pylist() and "__row__" not in rows.column_names
+    np.testing.assert_allclose(rows["derivative"].to_numpy(), found[:, 0].numpy(), rtol=1e-6)
+
+
+def test_groups_change_the_answer():
+    alone = derivatives({"features": BIG, "label": LABELS})
+    assert not np.allclose(alone, derivatives({"features": BIG, "label": LABELS, "g": grouped("over")}, group="g"))
+
+
+def test_weights_are_read_in_any_number_type():
+    w = np.random.default_rng(0).integers(0, 4, N)
+    wanted = derivatives({"features": A, "label": CODES, "w": w.astype(float)}, weight="w")
+    for kind in ("uint8", "uint16", "int64", "float16", "float32"):
+        result = score({"features": A, "label": CODES, "w": w.astype(kind)}, weight="w")
+        assert np.array_equal(result.samples["derivative"].to_numpy(), wanted)
+        assert result.samples["weight"].to_pylist() == w.tolist()
+
+
+@pytest.mark.parametrize("standard_errors", ["exact", "estimate"])
+def test_sources_sum_their_rows(standard_errors):
+    names = np.array(["crawl", "annotator", None], object)[np.random.default_rng(2).integers(0, 3, 2600)]
+    result = score({"features": BIG, "label": LABELS, "s": names}, source="s", standard_errors=standard_errors)
+    rows = result.samples
+    with result.folder.filesystem.open_input_file(f"{result.folder.base}/sources.parquet") as file:
+        sources = {row["source"]: row for row in pq.read_table(file).to_pylist()}
+    assert set(sources) == {"crawl", "annotator", "(none)"}
+    assert rows["source"].to_pylist() == names.tolist()
+    d, flagged = rows["derivative"].to_numpy(), rows["is_detrimental"].to_numpy()
+    for name, row in sources.items():
+        mine = names == (None if name == "(none)" else name)
+        assert row["n"] == mine.sum() and row["n_detrimental"] == flagged[mine].sum()
+        np.testing.assert_allclose(row["derivative"], d[mine].astype(float).sum(), rtol=1e-3, atol=1e-3)
+        assert row["standard_error"] > 0
+
+
+def test_no_sources_no_file():
+    result = score({"features": A, "label": CODES})
+    assert "sources.parquet" not in result.folder.names("")

@@ -1,0 +1,152 @@
+"""Files, however they are cut: the same table gives the same rows, in the same order, with the same bits."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from diva_ray.data.shards import Columns, split
+from diva_ray.data.table import from_arrays, open_parquet
+from diva_ray.errors import InputError
+
+from .tables import in_float64, problem, score, vectors, write
+from ..oracles import assert_close
+
+X, Y = problem(n=2600)  # two shards of 1,300
+IDS = np.random.default_rng(3).permutation(2600)
+TABLE = pa.table({"features": vectors(X), "label": Y, "id": IDS})
+CUTS = {
+    "one file, one huge row group": ((), None),
+    "one file, many row groups": ((), 97),
+    "three files": ((700, 1301), 1000),
+    "many files, one of no rows": (tuple(sorted([*range(37, 2600, 211), 248])), 50),
+}
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return in_float64(TABLE, block_rows=300)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_bits_do_not_depend_on_how_files_are_cut(cut, wanted, tmp_path):
+    cuts, row_group_size = CUTS[cut]
+    path = write(tmp_path, TABLE, cuts, row_group_size)
+    assert open_parquet(path).rows == 2600
+    assert bool((in_float64(path, block_rows=300) == wanted).all())
+
+
+def test_rows_come_out_in_the_order_of_the_input(tmp_path):
+    rows = score(write(tmp_path, TABLE, (700, 1301), 333)).samples
+    assert rows["id"].to_pylist() == IDS.tolist() and rows["label"].to_pylist() == Y.tolist()
+
+
+@pytest.mark.parametrize("block_rows", [7, 64, 5000])
+def test_blocks_change_only_the_rounding(block_rows, wanted):
+    found = in_float64(TABLE, block_rows=block_rows)
+    assert_close(found[:, 0], wanted[:, 0], 1e-12, "derivative")
+    assert_close(found[:, 1], wanted[:, 1], 1e-12, "standard error")
+
+
+def test_the_order_of_rows_changes_only_the_rounding(wanted):
+    order = np.random.default_rng(0).permutation(2600)
+    found = in_float64(TABLE.take(pa.array(order)), block_rows=300)
+    assert_close(found[:, 0], wanted[order, 0], 1e-12, "derivative")
+    assert_close(found[:, 1], wanted[order, 1], 1e-12, "standard error")
+
+
+def test_folder_glob_file_and_uri_name_the_same_table(tmp_path, monkeypatch):
+    folder = tmp_path / "a [1] table" / "deep"
+    folder.mkdir(parents=True)
+    small = TABLE.slice(0, 90)
+    write(folder, small)
+    (folder.parent / "_SUCCESS").touch()
+    (folder.parent / "notes.txt").write_text("no table")
+    file = folder / "part-000.parquet"
+    monkeypatch.chdir(tmp_path)
+    names = [str(folder.parent), str(folder), str(file), str(tmp_path / "a*" / "**" / "*.parquet"), "a [1] table"]
+    uris = [f"file://{str(path).replace(' ', '%20').replace('[', '%5B').replace(']', '%5D')}" for path in (file, folder.parent)]
+    wanted = score(small).samples["derivative"]
+    for name in [*names, *uris]:
+        assert score(name).samples["derivative"].equals(wanted), name
+
+
+def test_files_are_sorted_by_name(tmp_path):
+    for k in (2, 0, 1):
+        pq.write_table(TABLE.slice(30 * k, 30), tmp_path / f"{k}.parquet")
+    assert score(str(tmp_path)).samples["id"].to_pylist() == IDS[:90].tolist()
+
+
+def test_ids_may_be_integers_strings_or_absent(tmp_path):
+    names = pa.array([f"row {k}" for k in IDS[:90]])
+    for ids in (pa.array(IDS[:90]), names, names.dictionary_encode(), names.cast(pa.large_string())):
+        table = pa.table({"features": vectors(X[:90]), "label": Y[:90], "key": ids})
+        assert score(table, id="key").samples["id"].to_pylist() == ids.to_pylist()
+    pq.write_table(TABLE.drop_columns("id"), tmp_path / "a.parquet", row_group_size=411)
+    assert score(str(tmp_path)).samples["id"].to_pylist() == list(range(2600))
+
+
+def test_classes_of_one_file_may_be_strange_to_another(tmp_path):
+    names = pa.array([f"{'low' if k < 1300 else 'high'} {label}" for k, label in enumerate(Y)])
+    path = write(tmp_path, TABLE.set_column(1, "label", names), (1300,))
+    result = score(path)
+    assert result.summary["n_outputs"] == 6
+    assert result.samples["label"].to_pylist() == names.to_pylist()
+    in_memory = score({"features": X, "label": names}).samples["derivative"]
+    assert result.samples["derivative"].equals(in_memory)
+
+
+@pytest.mark.parametrize(
+    "one,other",
+    [
+        (pa.int8(), pa.int64()), (pa.string(), pa.large_string()), (pa.string(), pa.dictionary(pa.int32(), pa.string())),
+        (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.string())),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("cut", [1300, 800])  # between the shards, and inside one
+def test_files_may_differ_in_the_width_of_a_type(one, other, cut, tmp_path):
+    label = pa.array(Y) if pa.types.is_integer(one) else pa.array([f"class {k}" for k in Y])
+    for k, (part, kind) in enumerate(((slice(0, cut), one), (slice(cut, None), other))):
+        forms = vectors(X[part]), vectors(X[part], pa.list_(pa.float64()))
+        rows = label[part].dictionary_encode() if pa.types.is_dictionary(kind) else label[part]
+        table = pa.table({"features": forms[k], "label": rows.cast(kind), "id": IDS[part]})
+        pq.write_table(table, tmp_path / f"{k}.parquet")
+    rows = score(str(tmp_path)).samples
+    assert rows["label"].to_pylist() == label.to_pylist()
+    assert rows["derivative"].equals(score(TABLE).samples["derivative"])
+
+
+def test_only_named_columns_are_read(tmp_path):
+    table = TABLE.slice(0, 90).append_column("junk", pa.array([{"a": [k]} for k in range(90)]))
+    assert score(write(tmp_path, table)).summary["n_samples"] == 90
+
+
+@pytest.mark.parametrize("rows,count", [(1, 1), (1023, 1), (2048, 2), (12_288, 12), (393_216, 12), (393_217, 24)])
+def test_shards_depend_on_the_rows_alone(rows, count):
+    table = from_arrays({"label": np.zeros(rows)})
+    extents = split(table, Columns((), "label"), table.reader())
+    assert len(extents) == count and extents[0].start == 0 and extents[-1].stop == rows
+    assert all(a.stop == b.start for a, b in zip(extents, extents[1:], strict=False))
+
+
+def test_a_row_is_named_by_its_file_and_place(tmp_path):
+    table = open_parquet(write(tmp_path, TABLE, (700, 1301), 333))
+    assert [table.where(row) for row in (0, 699, 700, 1300, 1301)] == [
+        "part-000.parquet row 0", "part-000.parquet row 699", "part-001.parquet row 0", "part-001.parquet row 600",
+        "part-002.parquet row 0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change,told",
+    [
+        (lambda t: t.drop_columns("label"), "every file must have column `label`, got none at .*b.parquet"),
+        (lambda t: t.set_column(1, "label", t["label"].cast(pa.string())), "got integer in a.parquet and string in b.parquet"),
+        (lambda t: t.set_column(0, "features", vectors(X[:90, 0:1])[:90].flatten()), "list of double in a.parquet and double"),
+    ],
+)
+def test_files_must_have_the_same_columns(change, told, tmp_path):
+    pq.write_table(TABLE.slice(0, 90), tmp_path / "a.parquet")
+    pq.write_table(change(TABLE.slice(0, 90)), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=told):
+        open_parquet(str(tmp_path))

@@ -1,0 +1,152 @@
+"""The main job, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import diva_ray
+from diva_ray.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+COLUMNS = {
+    "id": pa.int64(), "label": pa.int64(), "weight": pa.float32(), "derivative": pa.float32(),
+    "standard_error": pa.float32(), "z": pa.float32(), "is_detrimental": pa.bool_(), "leverage": pa.float32(),
+    "loss": pa.float32(), "margin": pa.float32(), "predicted_label": pa.int64(), "label_score": pa.float32(),
+    "is_label_issue": pa.bool_(),
+}  # fmt: skip
+
+
+def job(*options):
+    command = [sys.executable, "jobs/score.py", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "digits"
+    done = job(f"output={output}", "cluster=inline", "outputs=true")
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+@pytest.mark.jobs
+def test_the_default_finds_most_planted_labels_and_says_so(digits):
+    output, done = digits
+    summary = json.loads((output / "summary.json").read_text())
+    planted = summary["planted"]
+    assert planted["n_planted"] == 359
+    assert planted["auc_margin"] >= 0.996
+    assert planted["f1"] >= 0.93
+    assert abs(summary["label_issue_precision"] - planted["precision"]) < 0.06
+    assert abs(summary["label_issue_recall"] - planted["recall"]) < 0.06
+    assert f"found {planted['n_found']}" in done.stdout
+    assert "leave-out" in done.stderr, "progress goes to the log"
+    assert "rows/s" in done.stderr
+
+
+@pytest.mark.jobs
+def test_it_writes_what_the_contract_promises(digits):
+    output, _ = digits
+    samples = pq.read_table(output / "samples")
+    for name, kind in COLUMNS.items():
+        assert samples.schema.field(name).type == kind, name
+    assert samples.schema.field("loo_output").type == pa.list_(pa.float32())
+    assert samples["id"].to_pylist() == list(range(1797))
+    assert {path.name for path in output.iterdir()} >= {
+        "samples", "summary.json", "manifest.json", "config.yaml", "report.html",
+    }  # fmt: skip
+    summary = json.loads((output / "summary.json").read_text())
+    for name in (
+        "n_samples", "n_features", "n_outputs", "ridge", "loss", "error", "threshold", "n_detrimental",
+        "n_label_issues", "seconds", "peak_memory_bytes", "label_issue_precision", "label_issue_recall",
+    ):  # fmt: skip
+        assert name in summary
+    z = samples["derivative"].to_numpy() / samples["standard_error"].to_numpy()
+    np.testing.assert_allclose(samples["z"].to_numpy(), z, rtol=1e-6)
+    assert np.array_equal(samples["is_detrimental"].to_numpy(), samples["z"].to_numpy() > summary["threshold"])
+    assert np.array_equal(
+        samples["is_label_issue"].to_numpy(), samples["label_score"].to_numpy() < summary["label_threshold"]
+    )
+    assert summary["n_detrimental"] == samples["is_detrimental"].to_numpy().sum()
+    assert summary["loss"] == pytest.approx(samples["loss"].to_numpy().mean(), rel=1e-5)
+    wrong = samples["predicted_label"].to_numpy() != samples["label"].to_numpy()
+    assert summary["error"] == pytest.approx(wrong.mean())
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert {"diva_ray", "ray", "torch", "data", "start", "end", "cluster"} <= manifest.keys()
+
+
+@pytest.mark.jobs
+def test_the_page_shows_pictures_and_needs_no_network(digits):
+    output, _ = digits
+    page = (output / "report.html").read_text()
+    found = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            found.extend((tag, name, value) for name, value in attrs)
+
+    Parser().feed(page)
+    pictures = [value for tag, name, value in found if tag == "img" and name == "src"]
+    assert len(pictures) >= 20
+    assert all(value.startswith("data:image/") for value in pictures)
+    assert not [v for _, name, v in found if name in ("src", "href") and str(v).startswith(("http", "//"))]
+
+
+@pytest.mark.jobs
+def test_plan_prints_and_writes_nothing(tmp_path):
+    done = job(f"output={tmp_path / 'run'}", "plan=true")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run").exists()
+    for word in ("rows", "1,797", "memory", "passes", "time", "inline"):
+        assert word in done.stdout
+
+
+@pytest.mark.jobs
+@pytest.mark.ray
+def test_the_job_on_a_ray_of_its_own_gives_the_same_rows(digits, tmp_path):
+    output, _ = digits
+    done = job(f"output={tmp_path / 'run'}", "cluster=local", "cluster.workers=2", "outputs=true")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / "run" / "samples").equals(pq.read_table(output / "samples"))
+
+
+def test_left_out_outputs_go_into_cleanlab():
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    from diva_ray.data.sources import digits as table
+
+    rows = table(0.2, 0)
+    result = diva_ray.score(rows, truth="true_label", cluster="inline", outputs=True, quiet=True)
+    probabilities = result.pred_probs()
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-9)
+    labels = rows["label"].to_numpy()
+    wrong = labels != rows["true_label"].to_numpy()
+    issues = find_label_issues(labels, probabilities)
+    assert (issues & wrong).sum() / wrong.sum() > 0.85
+    assert (issues & wrong).sum() / issues.sum() > 0.85
+    quality = get_label_quality_scores(labels, probabilities)
+    assert quality[wrong].mean() < 0.2 < 0.5 < quality[~wrong].mean()
+
+
+def test_resume_keeps_finished_parts_and_refuses_another_run(tmp_path, task):
+    output = str(tmp_path / "run")
+    whole = diva_ray.score(task, cluster="inline", output=output, quiet=True)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "samples").iterdir()}
+    gone = sorted(before)[3]
+    (tmp_path / "run" / "samples" / gone).unlink()
+    with pytest.raises(InputError, match="output: the folder must be new or empty"):
+        diva_ray.score(task, cluster="inline", output=output, quiet=True)
+    with pytest.raises(InputError, match=r"resume: .* same data and options, got another ridge"):
+        diva_ray.score(task, cluster="inline", output=output, resume=True, ridge=3.0, quiet=True)
+    again = diva_ray.score(task, cluster="inline", output=output, resume=True, quiet=True)
+    assert again.folder.read_table("samples").equals(whole.samples)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "samples").iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {gone}

@@ -1,0 +1,57 @@
+"""The house itself: what loads what, configs that compose, a cluster file that validates."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from diva_ray.jobs import register
+
+ROOT = Path(__file__).resolve().parent.parent
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+
+
+@pytest.mark.parametrize("module", ["diva_ray", "diva_ray.core.derivative", "diva_ray.tasks.score", "diva_ray.report"])
+def test_ray_is_loaded_only_by_the_cluster_engine(module):
+    code = f"import sys, {module}; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_core_imports_no_files_configs_or_ray():
+    for path in (ROOT / "diva_ray" / "core").glob("*.py"):
+        text = path.read_text()
+        for forbidden in ("ray", "pyarrow", "hydra", "omegaconf", "diva_ray.data", "diva_ray.engine", "diva_ray.tasks"):
+            assert f"import {forbidden}" not in text, path
+            assert f"from {forbidden} " not in text, path
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("cluster", ["auto", "inline", "local", "ray"])
+def test_every_config_composes_into_its_dataclass(job, cluster):
+    register()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = OmegaConf.to_object(compose(job, overrides=[f"cluster={cluster}"]))
+    assert config.cluster.kind == cluster
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_has_a_config_of_its_name(job):
+    assert (ROOT / "configs" / f"{job}.yaml").is_file()
+    assert len((ROOT / "jobs" / f"{job}.py").read_text().splitlines()) <= 60
+
+
+def test_cluster_yaml_is_what_ray_takes():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(config)
+    head = config["available_node_types"][config["head_node_type"]]
+    assert head["resources"]["CPU"] == 0
+    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
+    with pytest.raises(Exception, match="max_workers"):
+        validate_config({**config, "max_workers": "many"})
