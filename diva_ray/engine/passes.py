@@ -66,7 +66,8 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     sums = dd.AdjointAccumulator(setup.scale.width, setup.outputs, setup.copies, setup.dtype)
     rows = RowStore(len(shard), setup)
     signs = row_signs(shard, setup)
-    kept = []
+    kept, checked = [], known.get("checked")
+    squares = torch.zeros(len(checked.codes) if checked else 0, dtype=torch.float64)
     loss = setup.loss_function()
     for b in blocks(shard, known):
         F = b.Z @ W
@@ -82,12 +83,17 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
         t, own = adjoint(left, b.v[:, None] * gradient)
         sums.add(U, b.alpha, left, t, signs[b.start : b.stop])
         rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
+        if checked is not None:
+            codes = group_codes(shard)[b.start : b.stop]
+            squares += checked.squares(U, t, b.alpha[:, None] * left.e, codes)
         if setup.collect:
-            heard = torch.nonzero(b.v > 0).squeeze(1)
+            heard = torch.nonzero((b.v > 0) | (t != 0).any(1)).squeeze(1)  # or whose group is heard
             moved = b.alpha[heard, None] * left.e[heard]
             kept.append((U[heard], t[heard], moved, group_codes(shard)[b.start : b.stop][heard]))
     shard.state["rows"] = rows
-    return Partial(sums.sums(), tally(shard, known, rows), Rows.join(kept) if kept else None)
+    counts = tally(shard, known, rows)
+    counts["checked"] = squares
+    return Partial(sums.sums(), counts, Rows.join(kept) if kept else None)
 
 
 def leverage_error(shard: Shard, row: int, leverage: float) -> InputError:

@@ -19,7 +19,7 @@ from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, 
 from diva_ray.core.losses import squared, subtract_from_targets
 from diva_ray.core.ridge import FitAccumulator, FitSums, Solution, solve
 from diva_ray.data.shards import Extent
-from diva_ray.engine import passes
+from diva_ray.engine import check, passes
 from diva_ray.engine.context import Partial, RowStore, Setup, Tally, ValidationRows
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import InputError
@@ -116,6 +116,22 @@ class Derived:
     standard_errors: str
     form: str
     by_source: Tensor
+    agreement: dict[str, float] | None = None  # estimated standard errors against exact ones, on a few rows
+
+
+def tell_checked_rows(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:
+    """Make the rows known whose standard errors the leave-out pass computes exactly."""
+    runner.engine.tell(shards=len(runner.engine.extents))
+    Z, r, codes = runner.run(check.sample, "check")
+    runner.engine.tell(checked=check.Checked((Z.double() @ solution.Linv.T).to(dtype), r, codes))
+
+
+def compare_errors(estimate: Tensor, exact: Tensor) -> dict[str, float]:
+    """Return the median and the spread of estimate / exact over the checked rows."""
+    ratio = (estimate / exact)[exact > 0]
+    if not len(ratio):
+        return {"rows": 0}
+    return {"rows": len(ratio), "median_ratio": float(ratio.median()), "spread": float(ratio.std(correction=0))}
 
 
 def penalty_pattern(setup: Setup) -> Tensor:
@@ -142,6 +158,8 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
     setup = replace(setup, collect=exact, copies=1 if exact or errors == "none" else 1 + SIGN_VECTORS)
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge)
     while True:
+        if setup.copies > 1:
+            tell_checked_rows(runner, solution, setup.dtype)
         left: Partial = runner.run(passes.leave_one_out, "leave-out")
         if setup.dtype == torch.float64 or left.tally["max_leverage"] < MOST_LEVERAGE:
             break
@@ -152,9 +170,14 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
     if exact and left.rows is not None:
         runner.engine.tell(validation=validation_rows(solution, left.rows, setup.dtype))
     scored: Partial = runner.run(passes.score, "score")
+    agreement = None
+    if setup.copies > 1:
+        (found_errors,) = runner.run(check.estimated, "check")
+        agreement = compare_errors(found_errors, left.tally["checked"].sqrt())
     kind = "exact" if exact else "none" if errors == "none" else "estimate"
     return Derived(
-        setup, chosen, solution.condition, grid, left.tally, penalty, kind, "primal", scored.tally["sources"]
+        setup, chosen, solution.condition, grid, left.tally, penalty, kind, "primal", scored.tally["sources"],
+        agreement,
     )
 
 

@@ -57,6 +57,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "noise_estimate": rule.noise_rate,
         "rules": RULES,
         "standard_errors": derived.standard_errors if derived.standard_errors == "exact" else f"{SIGN_VECTORS} sign vectors",
+        "standard_error_check": derived.agreement,
         "form": derived.form,
         "condition": derived.condition,
         "max_leverage": derived.tally["max_leverage"],
@@ -250,7 +251,13 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
     """Return what a reader should know before trusting the figures."""
     notes = []
     if derived.standard_errors != "exact":
-        notes.append(f"Standard errors are estimated from {SIGN_VECTORS} random sign vectors (relative spread about 25 %).")
+        found = derived.agreement or {"rows": 0}
+        checked = (
+            f"; on {found['rows']} rows, estimate / exact is {found['median_ratio']:.2f} +- {found['spread']:.2f}"
+            if found["rows"]
+            else ""
+        )
+        notes.append(f"Standard errors are estimated from {SIGN_VECTORS} random sign vectors{checked}.")
     if derived.form == "dual":
         notes.append("Fewer rows than columns: solved in its n x n form.")
     if derived.grid and derived.ridge in (derived.grid[0][0], derived.grid[-1][0]):

@@ -10,6 +10,7 @@ import torch
 
 import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig, ValidationConfig
+from diva_ray.engine.passes import scored_rows
 from diva_ray.tasks.derive import derive
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.session import make_plan, open_session
@@ -65,5 +66,5 @@ def in_float64(data, *, ridge=0.5, standard_errors="exact", **options):
     found = torch.empty(session.tables[0].rows, 2, dtype=torch.float64)
     for shard in session.engine.shards:
         if not shard.extent.held_out:
-            found[torch.from_numpy(shard.positions())] = shard.state["scored"]
+            found[torch.from_numpy(shard.positions())] = scored_rows(shard, session.engine.known)
     return found

@@ -87,6 +87,10 @@ def test_estimated_standard_errors_agree_with_exact_ones():
     assert 0.9 < np.median(ratio) < 1.05
     assert 0.15 < ratio.std() < 0.35
     assert both[1].summary["standard_errors"] == "8 sign vectors"
+    rows = [round(k) for shard in (0, 1500) for k in np.linspace(shard, shard + 1499, 32).astype(int)]
+    found = both[1].summary["standard_error_check"]
+    assert found["rows"] == 64
+    assert found["median_ratio"] == pytest.approx(np.median(np.sort(ratio[rows])[:63]), rel=1e-4)
 
 
 @pytest.mark.parametrize("groups", [False, True])

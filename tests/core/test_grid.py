@@ -1,0 +1,98 @@
+import pytest
+import torch
+from oracles import assert_close, grid_loss, left_out_outputs, sklearn_grid
+from problems import RIDGES, cut, fit, loss_of, make_problem
+
+from diva_ray.core import grid
+from diva_ray.core.leave_out import rows_by_group_size
+
+F64 = torch.float64
+
+
+def run_grid(problem, pattern, ridges, blocks=3):
+    """Losses of the whole grid, block by block, and the rotation they came from."""
+    parts = cut(problem, blocks)
+    rotation = grid.rotate(fit(problem, parts), pattern)
+    total = torch.zeros(len(ridges), dtype=F64)
+    for rows in parts:
+        b = problem.rows(rows)
+        groups, offset = rows_by_group_size(b.groups), b.offset if bool(b.offset.any()) else None
+        ridges_ = torch.tensor(ridges, dtype=F64)
+        total += grid.grid_losses(b.Z, b.Y, b.alpha, b.v, offset, groups, rotation, ridges_, loss_of(problem))
+    return total, rotation
+
+
+def pattern_of(problem):
+    """The problem's penalties as a pattern for a family of ridges."""
+    return problem.Lambda.clone()
+
+
+@pytest.mark.parametrize("kind", ["squared", "squared_codes", "cross_entropy", "logistic"])
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("shape", ["tall", "wide"])
+def test_the_losses_of_a_grid_are_those_of_refits_at_every_ridge(shape, intercept, grouped, kind):
+    problem = make_problem(shape, 1.0, intercept, kind, grouped)
+    ridges = [1e-2, 1.0, 37.0, 1e6] if shape == "wide" else [*RIDGES, 37.0]
+    found, _ = run_grid(problem, pattern_of(problem), ridges)
+    expected = grid_loss(problem, problem.Lambda, ridges)
+    for k, ridge in enumerate(ridges):
+        assert_close(found[k], expected[k], 1e-11 if ridge < 1 and shape == "wide" else 1e-12, f"ridge {ridge}")
+
+
+def test_without_an_offset_none_and_zeros_are_the_same():
+    problem = make_problem("tall")
+    problem = problem.but(offset=torch.zeros_like(problem.offset))
+    found, _ = run_grid(problem, pattern_of(problem), [0.1, 10.0])
+    assert_close(found, grid_loss(problem, problem.Lambda, [0.1, 10.0]), 1e-12)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("shape", ["tall", "wide"])
+def test_scikit_learn_finds_the_same_left_out_errors(shape, intercept):
+    problem = make_problem(shape, 1.0, intercept, grouped=False)
+    pattern = torch.ones_like(problem.Lambda)
+    pattern[: int(intercept)] = 0
+    problem = problem.but(alpha=problem.alpha + 0.2, offset=torch.zeros_like(problem.offset), Lambda=pattern)
+    ridges = [0.5, 1.0, 30.0]
+    errors = sklearn_grid(problem, ridges, intercept)
+    found, _ = run_grid(problem, pattern, ridges)
+    assert_close(found, torch.einsum("n,nck->k", problem.v, errors), 1e-11, "grid")
+    residual = (left_out_outputs(problem.but(Lambda=1.0 * pattern)) - problem.targets).square()
+    assert_close(residual, errors[:, :, 1], 1e-11, "refits")
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_ridge_at_which_a_leverage_reaches_one_has_an_infinite_loss(grouped):
+    problem = make_problem("wide", 1.0, False, grouped=grouped)
+    found, _ = run_grid(problem, pattern_of(problem), [1e-13, 1.0], blocks=1)
+    assert found[0] == torch.inf
+    assert_close(found[1], grid_loss(problem, problem.Lambda, [1.0])[0], 1e-11)
+
+
+def test_with_an_intercept_a_row_that_holds_all_the_weight_has_an_infinite_loss():
+    problem = make_problem("tall", grouped=False)
+    alpha = torch.zeros_like(problem.alpha)
+    alpha[4] = 1
+    found, _ = run_grid(problem.but(alpha=alpha), pattern_of(problem), [1.0, 100.0], blocks=1)
+    assert found.tolist() == [torch.inf, torch.inf]
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_the_rotation_makes_the_normal_matrix_diagonal_for_every_ridge(intercept):
+    problem = make_problem("tall", 1.0, intercept)
+    _, rotation = run_grid(problem, pattern_of(problem), [1.0])
+    X, first = problem.Z @ rotation.basis, int(intercept)
+    diagonal = X.T @ (problem.alpha[:, None] * X)
+    assert_close(diagonal, torch.diag(rotation.values), 1e-13)
+    assert_close(rotation.mean_variance, first / problem.alpha.sum(), 1e-14)
+    single = rotation.to(torch.float32)
+    assert single.basis.dtype == single.values.dtype == single.cross.dtype == single.mean.dtype == torch.float32
+
+
+def test_the_default_ridges_span_nine_decades_around_the_mean_eigenvalue():
+    problem = make_problem("tall")
+    _, rotation = run_grid(problem, pattern_of(problem), [1.0])
+    ridges, mean = grid.default_ridges(rotation, 10), float(rotation.values.mean())
+    assert_close(ridges, [mean * 10.0**k for k in range(-6, 4)], 1e-12)
+    assert len(grid.default_ridges(rotation)) == 20

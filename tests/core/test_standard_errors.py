@@ -1,0 +1,165 @@
+import itertools
+
+import pytest
+import torch
+from oracles import Problem, assert_close, contributions, standard_errors
+from problems import fit, make_problem, primal
+from sklearn.datasets import load_digits, load_wine
+
+from diva_ray.core import derivative as dd
+from diva_ray.core import ridge
+
+F64 = torch.float64
+
+
+def group_signs(problem, patterns):
+    """Signs (n, patterns) of rows from signs (patterns, groups)."""
+    code = torch.unique(problem.groups, return_inverse=True)[1]
+    return patterns.T[code]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("kind", ["cross_entropy", "squared"])
+def test_over_all_sign_patterns_the_mean_square_is_the_squared_standard_error(kind, grouped):
+    problem = make_problem("tall", kind=kind, grouped=grouped)
+    problem = problem if grouped else problem.rows(torch.arange(8))
+    groups = len(problem.groups.unique())
+    patterns = torch.tensor(list(itertools.product([1.0, -1.0], repeat=groups - 1)), dtype=F64)
+    patterns = torch.cat([torch.ones(len(patterns), 1, dtype=F64), patterns], 1)  # -xi gives the same square as xi
+    patterns = patterns[:: max(1, len(patterns) // 1024)] if grouped else patterns
+    signs = group_signs(problem, patterns)
+    found, C = primal(problem, blocks=2, signs=signs), contributions(problem)
+    assert_close(found.derivative, C @ patterns.T, 1e-12, "derivative of every pattern")
+    if len(patterns) == 2 ** (groups - 1):
+        assert_close(found.derivative.square().mean(1), standard_errors(problem).square(), 1e-12, "mean square")
+    assert_close(found.C.norm(dim=1), standard_errors(problem), 1e-12, "exact")
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_contributions_of_some_validation_rows_to_some_rows_are_a_part_of_the_whole(grouped):
+    """Rows j of no validation group have the code -1; rows of v = 0 may be left out of the validation rows."""
+    problem = make_problem("tall", grouped=grouped)
+    generator = torch.Generator().manual_seed(0)
+    n, c, m = 6, 3, 7
+    K, r, t, moved = (torch.randn(*s, generator=generator, dtype=F64) for s in ((n, m), (n, c), (m, c), (m, c)))
+    group = torch.tensor([0, 1, 1, 2, 2, 2, 3]) if grouped else torch.arange(m)
+    own = torch.tensor([-1, 0, 2, 2, 3, -1])
+    expected = torch.zeros(n, int(group[-1]) + 1, dtype=F64)
+    for j in range(n):
+        for g in range(expected.shape[1]):
+            G = group == g
+            if g != own[j]:
+                expected[j, g] = (K[j, G] @ t[G]) @ (r[j] + K[j, G] @ moved[G])
+    found = dd.pairwise_contributions(K.clone(), r, own, dd.Validation(t, moved, group))
+    assert_close(found, expected, 1e-14)
+    assert problem.groups.shape == problem.alpha.shape
+
+
+def test_without_validation_rows_there_are_no_contributions():
+    none = dd.Validation(torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+    own = torch.tensor([-1, -1, -1])
+    assert dd.pairwise_contributions(torch.zeros(3, 0), torch.ones(3, 2), own, none).shape == (3, 0)
+
+
+def test_signs_are_plus_or_minus_one_and_the_first_column_is_one():
+    signs = dd.random_signs(torch.arange(1000), 8, 0)
+    assert signs.shape == (1000, 9) and signs.dtype == F64
+    assert bool((signs[:, 0] == 1).all()) and bool((signs.abs() == 1).all())
+    assert dd.random_signs(torch.arange(5), 0, 0).shape == (5, 1)
+
+
+@pytest.mark.parametrize("keys", ["counts", "multiples", "hashes"])
+def test_signs_are_balanced_and_independent_between_columns_rows_and_seeds(keys):
+    n = 20_000
+    keys = {
+        "counts": torch.arange(n),
+        "multiples": torch.arange(n) << 40,
+        "hashes": torch.randint(-(2**63), 2**63 - 1, (n,), generator=torch.Generator().manual_seed(1)),
+    }[keys]
+    signs = torch.cat([dd.random_signs(keys, 8, seed)[:, 1:] for seed in (0, 1, 2)], 1)
+    correlation = (signs.T @ signs / n).fill_diagonal_(0)
+    neighbours = signs[1:].T @ signs[:-1] / n
+    for values in (signs.mean(0), correlation, neighbours):
+        assert float(values.abs().max()) < 4.5 / n**0.5, values
+
+
+def test_signs_are_a_pure_function_of_key_column_and_seed():
+    keys = torch.randperm(500, generator=torch.Generator().manual_seed(0)) - 250
+    whole = dd.random_signs(keys, 8, 7)
+    assert bool((torch.cat([dd.random_signs(part, 8, 7) for part in keys.split(33)]) == whole).all())
+    assert bool((dd.random_signs(keys, 3, 7) == whole[:, :4]).all())
+    order = torch.argsort(keys)
+    assert bool((dd.random_signs(keys[order], 8, 7) == whole[order]).all())
+
+
+def test_signs_are_those_of_splitmix64():
+    """Against the published algorithm in Python's integers of any size."""
+
+    def mix(x):
+        x = (x + 0) * 0x9E3779B97F4A7C15 % 2**64
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+        return x ^ (x >> 31)
+
+    keys, seed = [0, 1, -5, 2**62, -(2**63)], 3
+    bits = [[mix(key + mix(k + 1_000_003 * (seed + 1))) >> 40 & 1 for k in range(4)] for key in keys]
+    assert_close(dd.random_signs(torch.tensor(keys), 4, seed)[:, 1:], 1 - 2 * torch.tensor(bits), 1e-15)
+
+
+def real_problem(name):
+    X, y = {"digits": load_digits, "wine": load_wine}[name](return_X_y=True)
+    X = torch.from_numpy(X[::3] if name == "digits" else X)
+    y = torch.from_numpy(y[::3] if name == "digits" else y)
+    X = (X - X.mean(0)) / X.std(0).clamp_min(1e-3) / X.shape[1] ** 0.5
+    Z, n, c = torch.cat([torch.ones(len(X), 1), X], 1), len(X), int(y.max()) + 1
+    Lambda = torch.cat([torch.zeros(1), torch.full((X.shape[1],), 0.3)]).double()
+    ones = torch.ones(n, dtype=F64)
+    return Problem(Z, y.long(), ones, ones, Lambda, torch.zeros(n, c, dtype=F64), torch.arange(n), "cross_entropy")
+
+
+@pytest.mark.parametrize("copies", [8, 32, 64])
+@pytest.mark.parametrize("name", ["digits", "wine"])
+def test_estimated_standard_errors_spread_as_documented(name, copies):
+    problem = real_problem(name)
+    signs = dd.random_signs(torch.arange(len(problem.Z)), copies, 0)
+    found = primal(problem, blocks=3, signs=signs)
+    assert_close(found.derivative[:, 0], found.C.sum(1), 1e-11, "derivative")
+    square = found.derivative[:, 1:].square().mean(1) / found.C.square().sum(1)
+    assert abs(float(square.mean()) - 1) < 0.35 * (2 / copies) ** 0.5, "biased"
+    assert 0.6 < float((square.sqrt() - 1).square().mean().sqrt()) / ((2 / copies) ** 0.5 / 2) < 1.3
+
+
+def test_the_same_rows_in_other_blocks_draw_the_same_estimate():
+    problem = make_problem("tall")
+    keys = problem.groups * 7919 + 13
+    signs = dd.random_signs(keys, 8, 5)
+    one, many = primal(problem, signs=signs), primal(problem, blocks=5, signs=signs)
+    assert_close(many.derivative, one.derivative, 1e-12)
+    for group in problem.groups.unique().tolist():
+        assert len(signs[problem.groups == group].unique(dim=0)) == 1
+
+
+def test_merging_into_adjoint_sums_adds_what_plus_adds():
+    generator = torch.Generator().manual_seed(2)
+    parts = [[torch.randn(4, k, generator=generator, dtype=F64) for k in (3, 4, 4)] for _ in range(3)]
+    one, other, third = (dd.AdjointSums(M, (S, R)) for M, S, R in parts)
+    expected = one + other + third
+    merged = dd.AdjointSums(one.M.clone(), tuple(S.clone() for S in one.S))
+    merged += other
+    merged += third
+    assert_close(merged.M, expected.M, 1e-15)
+    for S, R in zip(merged.S, expected.S, strict=True):
+        assert_close(S, R, 1e-15)
+
+
+def test_scratch_memory_changes_nothing_and_the_features_stay_as_they_were():
+    problem = make_problem("tall")
+    solution = ridge.solve(fit(problem, [torch.arange(len(problem.Z))]), problem.Lambda)
+    sums = dd.AdjointSums(torch.ones(7, 3, dtype=F64), (torch.eye(7, dtype=F64),))
+    adjoint, _ = dd.solve_adjoint(solution, sums)
+    Z, r, own = problem.Z.clone(), problem.offset, problem.alpha
+    signs = torch.ones(len(Z), 1, dtype=F64)
+    plain = dd.derivative(Z, r, own, signs, adjoint)
+    scratch = torch.full((len(Z) + 5, 7), torch.nan, dtype=F64)
+    assert_close(dd.derivative(Z, r, own, signs, adjoint, scratch), plain, 1e-15)
+    assert bool((Z == problem.Z).all())
