@@ -15,13 +15,13 @@ class DataConfig:
     noise: float = 0.2  # share of the built-in table's labels that are flipped, 0..1
     features: Any = "features"  # a column or a list of columns: each is a band (modality)
     label: str = "label"
-    id: str | None = None  # unique key; None: the column `id` if there, else the row's position
+    id: str | None = None  # unique key; None: the column `id` if there, else row positions; none: row positions
     weight: str | None = None  # starting sample weight, >= 0
     validation_weight: str | None = None  # how much a sample counts in validation, >= 0
     group: str | None = None  # rows that leave together
     source: str | None = None  # where a row comes from; derivatives are also summed per source
     offset: str | None = None  # the pretrained model's own output
-    show: str | None = "auto"  # picture or text column for the report; auto: image, picture, text, caption or name
+    show: str | None = "auto"  # picture or text column for the report; none; auto: image, picture, text, caption...
     truth: str | None = None  # true label, for experiments: the report compares what was found with it
 
 

@@ -48,10 +48,13 @@ def _compose(name: str, overrides: list[str]) -> None:
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             OmegaConf.to_object(hydra.compose(name, overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = " ".join(line for line in lines if not line.startswith(("To append", "full_key", "object_type", "reference")))
+        lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(("To append", "full_key", "object_type", "reference"))]
+        told = " ".join(line if line.endswith((".", ":", ",")) else f"{line}." for line in dict.fromkeys(lines))
         options = f"python jobs/{name}.py --cfg job"
-        raise InputError(f"{name}: options must be known and of the right type, got: {told} List them with `{options}`.") from error
+        raise InputError(
+            f"{name}: options must be known and of the right type, got: {told} List them with `{options}`."
+        ) from error
 
 
 def _run(cfg: Any, run: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""Naive references, written from the definitions: brute-force refits and autograd. No code is shared with diva_ray.core."""
+"""Naive references from the definitions: brute-force refits and autograd. No code is shared with diva_ray.core."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": lambda F, Y: torch.logsumexp(F, 1) - F[torch.arange(len(F)), Y],
     "squared": lambda F, T: ((F - T) ** 2).sum(1),
     "logistic": lambda F, Y: torch.log(1 + torch.exp(-(2 * Y - 1) * (2 * F - 1))).sum(1),
-    "cosine": lambda F, Y: 1 - torch.nn.functional.cosine_similarity(F - CENTER[: F.shape[1]], Y - CENTER[: F.shape[1]]),
+    "cosine": lambda F, Y: (
+        1 - torch.nn.functional.cosine_similarity(F - CENTER[: F.shape[1]], Y - CENTER[: F.shape[1]])
+    ),
     "huber": huber,
 }
 CENTER = torch.tensor([0.1, -0.2, 0.05], dtype=torch.float64)
@@ -76,8 +78,8 @@ def row_losses(problem: Problem, F: Tensor, rows: Tensor) -> Tensor:
 def refit(problem: Problem, keep: Tensor, alpha: Tensor, Lambda: Tensor, form: str) -> Tensor:
     """Return the ridge solution of the kept rows.
 
-    `normal` solves (Z'DZ + Lambda) W = Z'DY. `stationary` solves residual + Z W = Y, Lambda W = Z'D residual jointly, whose
-    condition number is the root of the other's: for wide tables and tiny penalties.
+    `normal` solves (Z'DZ + Lambda) W = Z'DY. `stationary` solves residual + Z W = Y, Lambda W = Z'D residual jointly,
+    whose condition number is the root of the other's: for wide tables and tiny penalties.
     """
     Z, a, T = problem.Z[keep], alpha[keep], (problem.targets - problem.offset)[keep]
     weighted = Z.T * a
@@ -110,7 +112,9 @@ def group_losses(
     problem: Problem, alpha: Tensor | None = None, Lambda: Tensor | None = None, form: str = "stationary"
 ) -> Tensor:
     """Return sum_(i in G) v_i l(f_i, y_i) of every group, in ascending order of its code; one refit a group."""
-    losses = problem.v * row_losses(problem, left_out_outputs(problem, alpha, Lambda, form), torch.arange(len(problem.Z)))
+    losses = problem.v * row_losses(
+        problem, left_out_outputs(problem, alpha, Lambda, form), torch.arange(len(problem.Z))
+    )
     codes = torch.unique(problem.groups).tolist()
     return torch.stack([losses[problem.groups == group].sum() for group in codes])
 
@@ -171,9 +175,9 @@ def _fifty_digit_loss(problem: Problem, alpha: list) -> mpmath.mpf:
 def contributions(problem: Problem) -> Tensor:
     """Return C (n, groups): the derivative of every validation group's own loss, by autograd of each."""
     alpha = problem.alpha.clone().requires_grad_()
-    return torch.stack([
-        torch.autograd.grad(loss, alpha, retain_graph=True)[0] for loss in group_losses(problem, alpha)
-    ]).T
+    return torch.stack(
+        [torch.autograd.grad(loss, alpha, retain_graph=True)[0] for loss in group_losses(problem, alpha)]
+    ).T
 
 
 def standard_errors(problem: Problem) -> Tensor:

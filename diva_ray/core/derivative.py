@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.leave_out import LeftOut
+from diva_ray.core.leave_out import LeftOut, rows_by_group_size
 from diva_ray.core.products import GramSum, multiply_triangular_, row_dot, symmetric, whitened_quadratic
 from diva_ray.core.ridge import Solution
 
@@ -171,22 +171,32 @@ def pairwise_contributions(
         group: group code of every row j, in the codes of `validation.group`; -1 in none.
         validation: the rows i.
     """
-    m = int(validation.group.max()) + 1 if len(validation.group) else 0
-    column = torch.arange(m, device=K.device)
-    if m == len(validation.group):
-        column = torch.argsort(validation.group)
-        contributions = r @ validation.t.T
-        contributions.addcmul_(K, row_dot(validation.weighted, validation.t)[None, :]).mul_(K)
+    groups = rows_by_group_size(validation.group)
+    if not groups:
+        column = torch.argsort(validation.group)  # of every group code
+        contributions = _alone(K, r, validation.t, validation.weighted)
     else:
-        index = validation.group.expand(len(K), -1)
-        contributions = torch.zeros(len(K), m, dtype=K.dtype, device=K.device)
-        for output in range(r.shape[1]):
-            inner = torch.zeros_like(contributions).scatter_add_(1, index, K * validation.t[:, output])
-            moved = torch.zeros_like(contributions).scatter_add_(1, index, K * validation.weighted[:, output])
-            contributions.addcmul_(inner, moved.add_(r[:, output, None]))
+        column = torch.arange(int(validation.group.max()) + 1, device=K.device)
+        contributions = torch.empty(len(K), len(column), dtype=K.dtype, device=K.device)
+        lone = torch.ones(len(validation.group), dtype=torch.bool, device=K.device)
+        for rows in groups:
+            lone[rows] = False
+            near = K[:, rows]
+            inner = torch.einsum("nmk,mkc->nmc", near, validation.t[rows])
+            moved = torch.einsum("nmk,mkc->nmc", near, validation.weighted[rows])
+            contributions[:, validation.group[rows[:, 0]]] = inner.mul_(moved.add_(r[:, None])).sum(2)
+        if bool(lone.any()):
+            alone = _alone(K[:, lone], r, validation.t[lone], validation.weighted[lone])
+            contributions[:, validation.group[lone]] = alone
     inside = torch.nonzero(group >= 0).squeeze(1)
     contributions[inside, column[group[inside]]] = 0
     return contributions
+
+
+def _alone(K: Tensor, r: Tensor, t: Tensor, weighted: Tensor) -> Tensor:
+    """Return K_ji t_i . (r_j + K_ji alpha_i e_i), validation rows alone."""
+    contributions = r @ t.T
+    return contributions.addcmul_(K, row_dot(weighted, t)[None, :]).mul_(K)
 
 
 def random_signs(keys: Int[Tensor, " n"], copies: int, seed: int) -> Float[Tensor, "n copies"]:

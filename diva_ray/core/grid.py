@@ -74,7 +74,7 @@ def grid_losses(
     alpha: Float[Tensor, " n"],
     v: Float[Tensor, " n"],
     offset: Float[Tensor, "n c"] | None,
-    group_rows: list[Int[Tensor, "m k"]],
+    group_rows: list[Int[Tensor, "_ _"]],
     rotation: Rotation,
     ridges: Float[Tensor, " ridges"],
     loss: Loss,

@@ -28,7 +28,7 @@ class LeftOut:
     blocks: tuple[tuple[Tensor, Tensor, Tensor], ...]
 
 
-def rows_by_group_size(groups: Int[Tensor, " n"]) -> list[Int[Tensor, "m k"]]:
+def rows_by_group_size(groups: Int[Tensor, " n"]) -> list[Int[Tensor, "_ _"]]:
     """Return the rows of every group with at least two rows, one (m, k) index for each group size k."""
     order = torch.argsort(groups, stable=True)
     _, counts = torch.unique_consecutive(groups[order], return_counts=True)
@@ -41,7 +41,7 @@ def leave_out(
     U: Float[Tensor, "n p"],
     r: Float[Tensor, "n c"],
     alpha: Float[Tensor, " n"],
-    group_rows: list[Int[Tensor, "m k"]],
+    group_rows: list[Int[Tensor, "_ _"]],
 ) -> LeftOut:
     """Return e = (I - Q_G D_G)^-1 r for every group; r / (1 - h) for a row alone.
 
@@ -69,7 +69,7 @@ def solve_left_out(
     alpha: Float[Tensor, " n"],
     q: Float[Tensor, " n"],
     room: Float[Tensor, " n"],
-    blocks: list[tuple[Int[Tensor, "m k"], Float[Tensor, "m k k"]]],
+    blocks: list[tuple[Int[Tensor, "_ _"], Float[Tensor, "_ _ _"]]],
 ) -> LeftOut:
     """Return the left-out residuals from q, room = 1 - alpha q (given apart: the dual form knows it to full relative
     precision) and the blocks Q_G of groups of two or more rows. Raises as `leave_out`."""

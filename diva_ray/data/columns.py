@@ -69,7 +69,10 @@ def to_matrix(
     else:
         width, flat, owner = 1, array, np.arange(len(array))
     if width == 0 and present.any():
-        raise InputError(f"{option}: vectors of column `{name}` must hold numbers, got length 0 at {_place(where, 0)}. Change `{option}`.")
+        raise InputError(
+            f"{option}: vectors of column `{name}` must hold numbers, got length 0 at {_place(where, 0)}. Change "
+            f"`{option}`."
+        )
     found = _numbers(flat, name, where, option, owner, width, present).reshape(len(owner), width)
     if missing is None:
         return found, None
@@ -102,14 +105,16 @@ def _numbers(
     kind = flat.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise InputError(
-            f"{option}: column `{name}` must hold numbers or lists of numbers, got {kind} at {_place(where, 0)}. Change `{option}`."
+            f"{option}: column `{name}` must hold numbers or lists of numbers, got {kind} at {_place(where, 0)}. "
+            f"Change `{option}`."
         )
     if flat.null_count:
         holes = owner[np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False)) // width]
         holes = holes[present[holes]]
         if len(holes):
             raise InputError(
-                f"{option}: column `{name}` must hold no null inside a vector, got one at {_place(where, int(holes[0]))}. "
+                f"{option}: column `{name}` must hold no null inside a vector, got one at "
+                f"{_place(where, int(holes[0]))}. "
                 "Fix the table, or make the whole vector null (a missing modality)."
             )
         flat = pc.fill_null(flat, pa.scalar(0, kind) if not pa.types.is_float16(kind) else np.float16(0))
@@ -128,7 +133,9 @@ def finite_values(column: pa.Array, name: str, option: str, where: Where) -> np.
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         found = "null" if absent is not None and absent[row] else values[row][~np.isfinite(values[row])][0]
-        raise InputError(f"{option}: column `{name}` must be finite, got {found} at {where(row)}. Fix the table or `{option}`.")
+        raise InputError(
+            f"{option}: column `{name}` must be finite, got {found} at {where(row)}. Fix the table or `{option}`."
+        )
     return values
 
 
@@ -141,7 +148,10 @@ def check_nulls(column: pa.Array, name: str, option: str, where: Where) -> None:
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         row = parents[row].as_py() if inside else row
-        raise InputError(f"{option}: column `{name}` must hold no null, got one{inside} at {where(row)}. Fix the table or `{option}`.")
+        raise InputError(
+            f"{option}: column `{name}` must hold no null, got one{inside} at {where(row)}. Fix the table or "
+            f"`{option}`."
+        )
 
 
 def row_keys(column: pa.Array, seed: int = 0) -> np.ndarray:

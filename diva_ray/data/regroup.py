@@ -26,7 +26,9 @@ def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> Table:
     """Write a copy of the table sorted by group into `output`/grouped, by Ray Data; nothing passes through the driver."""
     import ray
 
-    pieces = ray.data.from_items([{"piece": k} for k in range(len(table.pieces))], override_num_blocks=len(table.pieces))
+    pieces = ray.data.from_items(
+        [{"piece": k} for k in range(len(table.pieces))], override_num_blocks=len(table.pieces)
+    )
     read = pieces.map_batches(_read_pieces, batch_size=1, batch_format="pyarrow", fn_args=(table, columns))
     target = folder.location("grouped")
     read.sort([GROUP, POSITION]).write_parquet(target)

@@ -38,7 +38,17 @@ class Columns:
 
     def names(self) -> list[str]:
         """Return every column that a shard reads, once."""
-        rest = (self.label, self.id, self.weight, self.validation_weight, self.group, self.source, self.offset, self.truth, self.position)
+        rest = (
+            self.label,
+            self.id,
+            self.weight,
+            self.validation_weight,
+            self.group,
+            self.source,
+            self.offset,
+            self.truth,
+            self.position,
+        )
         return list(dict.fromkeys([*self.features, *(name for name in rest if name)]))
 
 
@@ -134,7 +144,18 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
             check_nulls(arrays[name], name, option, where)
     position = np.arange(extent.start, extent.stop) if order is None else extent.start + order
     keys = row_keys(ids if ids is not None else pa.array(position), seed=int(extent.held_out))
-    shard = Shard(extent, bands, missing, arrays[columns.label], weight, validation, _signed(keys), id=ids, order=order, where=where)
+    shard = Shard(
+        extent,
+        bands,
+        missing,
+        arrays[columns.label],
+        weight,
+        validation,
+        _signed(keys),
+        id=ids,
+        order=order,
+        where=where,
+    )
     if columns.group:
         group_keys = row_keys(arrays[columns.group], seed=int(extent.held_out))
         shard.group_keys, inverse = np.unique(group_keys, return_inverse=True)
@@ -184,12 +205,17 @@ def _weights(arrays: dict, name: str | None, option: str, where: Where, n: int) 
         return torch.ones(n, dtype=torch.float64)
     values = finite_matrix(arrays[name], name, option, where)
     if values.shape[1] != 1:
-        raise InputError(f"{option}: column `{name}` must hold one number a row, got {values.shape[1]} at {where(0)}. Change `{option}`.")
+        raise InputError(
+            f"{option}: column `{name}` must hold one number a row, got {values.shape[1]} at {where(0)}. Change "
+            f"`{option}`."
+        )
     negative = torch.nonzero(values[:, 0] < 0)
     if len(negative):
         row = int(negative[0])
         found = values[row, 0].item()
-        raise InputError(f"{option}: column `{name}` must be >= 0, got {found} at {where(row)}. Fix the table or `{option}`.")
+        raise InputError(
+            f"{option}: column `{name}` must be >= 0, got {found} at {where(row)}. Fix the table or `{option}`."
+        )
     return values[:, 0].double()
 
 

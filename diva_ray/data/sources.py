@@ -37,7 +37,9 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int) -> Table 
         try:
             table = pa.Table.from_pandas(data, preserve_index=False)
         except (pa.ArrowException, TypeError, ValueError) as error:
-            raise InputError(f"data: every column must hold one type, got {error} in the DataFrame. Convert it first.") from error
+            raise InputError(
+                f"data: every column must hold one type, got {error} in the DataFrame. Convert it first."
+            ) from error
         return from_arrow(table, "the given DataFrame")
     raise InputError(
         f"data: must be a path, a Ray Dataset, an Arrow table, a DataFrame or a mapping of arrays, got {kind}. "
@@ -63,7 +65,9 @@ def digits(noise: float, seed: int) -> pa.Table:
     pictures = []
     for row in pixels:
         buffer = io.BytesIO()
-        Image.fromarray(np.uint8(255 - row.reshape(8, 8) * 15)).resize((64, 64), Image.Resampling.NEAREST).save(buffer, "PNG")
+        Image.fromarray(np.uint8(255 - row.reshape(8, 8) * 15)).resize((64, 64), Image.Resampling.NEAREST).save(
+            buffer, "PNG"
+        )
         pictures.append(buffer.getvalue())
     flat = pa.array(pixels.astype(np.float32).reshape(-1))
     return pa.table(
@@ -85,12 +89,13 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
     """
     features = options.features if isinstance(options.features, (list, tuple)) else [options.features]
     named = {"data.features": list(map(str, features)), "data.label": [options.label]}
-    if options.id is None and "id" in schema.names:
-        named["data.id"] = ["id"]
-    for option in ("id", "weight", "validation_weight", "group", "source", "offset", "truth"):
+    identifier = None if options.id == "none" else options.id or ("id" if "id" in schema.names else None)
+    if identifier:
+        named["data.id"] = [identifier]
+    for option in ("weight", "validation_weight", "group", "source", "offset", "truth"):
         if getattr(options, option):
             named[f"data.{option}"] = [getattr(options, option)]
-    if options.show not in (None, "auto"):
+    if options.show not in (None, "none", "auto"):
         named["data.show"] = [options.show]
     if not named["data.features"]:
         raise InputError("data.features: at least one column must be named, got none. Change `data.features`.")
@@ -98,13 +103,18 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
         for name in names:
             if name not in schema.names:
                 raise InputError(
-                    f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. Change `{option}`."
+                    f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. "
+                    f"Change `{option}`."
                 )
             if schema.names.count(name) > 1:
-                raise InputError(f"{option}: column `{name}` must be there once, got {schema.names.count(name)}. Fix the table.")
+                raise InputError(
+                    f"{option}: column `{name}` must be there once, got {schema.names.count(name)}. Fix the table."
+                )
             if option in KEYS and pa.types.is_nested(storage_type(schema.field(name).type)):
                 kind = schema.field(name).type
-                raise InputError(f"{option}: column `{name}` must hold numbers or strings, got {kind}. Change `{option}`.")
+                raise InputError(
+                    f"{option}: column `{name}` must hold numbers or strings, got {kind}. Change `{option}`."
+                )
     for name in named["data.features"]:
         kind = element_type(schema.field(name).type)
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
@@ -114,15 +124,14 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
             )
     truth = options.truth or ("true_label" if builtin else None)
     columns = Columns(
-        tuple(named["data.features"]), options.label, options.id or ("id" if "id" in schema.names else None),
-        options.weight, options.validation_weight, options.group, options.source, options.offset, truth,
+        tuple(named["data.features"]), options.label, identifier, options.weight, options.validation_weight, options.group, options.source, options.offset, truth,
     )  # fmt: skip
     return columns, _shown(schema, options.show)
 
 
 def _shown(schema: pa.Schema, show: str | None) -> str | None:
     if show != "auto":
-        return show
+        return None if show == "none" else show
     for name in SHOWN:
         kind = schema.field(name).type if name in schema.names else None
         if kind is not None and not is_list(kind) and (_is_text(kind) or _is_bytes(kind)):
@@ -158,5 +167,7 @@ def task_of(schema: pa.Schema, label: str, task: str) -> str:
     elif task not in fits:
         raise InputError(f"task: must be auto, {', '.join(fits)}, got {task}. Change `task`.")
     if not fits.get(task):
-        raise InputError(f"task: labels in column `{label}` must fit {task}, got {kind}. Change `task` or `data.label`.")
+        raise InputError(
+            f"task: labels in column `{label}` must fit {task}, got {kind}. Change `task` or `data.label`."
+        )
     return task

@@ -10,6 +10,7 @@ import os
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,22 +129,30 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
             start += meta.num_rows
             size += meta.total_byte_size
     if not start:
-        raise InputError(f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`.")
+        raise InputError(
+            f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
+        )
     return Table(path, schema, start, size, filesystem, tuple(pieces), option=option)
 
 
 def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
     """Return the file system and the sorted Parquet files of a path."""
-    missing = InputError(f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`.")
+    missing = InputError(
+        f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`."
+    )
     if "://" in path:
         try:
             filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{option}: must be a readable URI, got {path} ({_first_line(error)}). Change `{option}`.") from error
+            raise InputError(
+                f"{option}: must be a readable URI, got {path} ({_first_line(error)}). Change `{option}`."
+            ) from error
         try:
             info = filesystem.get_file_info(inner)
         except OSError as error:
-            raise InputError(f"{option}: must be within reach, got {_first_line(error)} at {path}. Change `{option}`.") from error
+            raise InputError(
+                f"{option}: must be within reach, got {_first_line(error)} at {path}. Change `{option}`."
+            ) from error
         if info.type == pyarrow.fs.FileType.NotFound:
             raise missing
         if info.type == pyarrow.fs.FileType.File:
@@ -156,7 +165,9 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
         names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
         files = []
         for name in names:
-            inside = glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
+            inside = (
+                glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
+            )
             files += [name] if os.path.isfile(name) else [file for file in inside if file.endswith((".parquet", ".pq"))]
         files = sorted(set(files))
     if not files:
@@ -169,7 +180,8 @@ def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.Fil
         return pq.read_metadata(file, filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{option}: every file must be readable Parquet, got {type(error).__name__} ({_first_line(error)}) at {file}. "
+            f"{option}: every file must be readable Parquet, got {type(error).__name__} ({_first_line(error)}) at "
+            f"{file}. "
             "Replace the file or leave it out."
         ) from error
 
@@ -181,11 +193,14 @@ def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: st
     """
     for name in first.names:
         if name not in other.names:
-            raise InputError(f"{option}: every file must have column `{name}`, got none at {file}. Fix the table or `{option}`.")
+            raise InputError(
+                f"{option}: every file must have column `{name}`, got none at {file}. Fix the table or `{option}`."
+            )
         one, two = family(first.field(name).type), family(other.field(name).type)
         if one != two:
             raise InputError(
-                f"{option}: column `{name}` must hold one type, got {one} in {os.path.basename(first_file)} and {two} in "
+                f"{option}: column `{name}` must hold one type, got {one} in {os.path.basename(first_file)} and {two} "
+                "in "
                 f"{os.path.basename(file)}. Fix the table or choose other columns."
             )
         kinds = first.field(name).type, other.field(name).type
@@ -219,23 +234,30 @@ def from_arrays(columns: dict[str, object], name: str = "the given arrays") -> T
             arrays[key] = _to_arrow(values)
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise InputError(
-                f"data: `{key}` must be an array of one or two dimensions of numbers, strings or lists, got {_describe(values)} "
+                f"data: `{key}` must be an array of one or two dimensions of numbers, strings or lists, got "
+                f"{_describe(values)} "
                 f"({_first_line(error)}). Convert it first."
             ) from error
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise InputError(f"data: arrays must have one length, got {lengths}. Give one entry for each sample in every array.")
+        raise InputError(
+            f"data: arrays must have one length, got {lengths}. Give one entry for each sample in every array."
+        )
     return from_arrow(pa.table(arrays), name)
 
 
-def _to_arrow(values: object) -> pa.Array | pa.ChunkedArray:
+def _to_arrow(values: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
-    array = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-    if isinstance(array, np.ndarray) and array.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).reshape(-1)), array.shape[1])
-    return pa.array(array)
+    if hasattr(values, "detach"):  # a torch tensor
+        values = values.detach().cpu()
+        values = (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+    return pa.array(values)
 
 
 def _describe(values: object) -> str:
-    return f"{type(values).__name__} of {getattr(values, 'dtype', 'objects')}, shape {tuple(getattr(values, 'shape', ()))}"
+    return (
+        f"{type(values).__name__} of {getattr(values, 'dtype', 'objects')}, shape {tuple(getattr(values, 'shape', ()))}"
+    )

@@ -197,7 +197,8 @@ class Cluster:
             now = len(ray.wait(others, num_returns=len(others), timeout=0)[0]) if others else 0
             if now <= finished:
                 raise InputError(
-                    f"cluster: a shard must be finished every {self.pass_timeout:g} s, got none for {waited:g} s at worker "
+                    f"cluster: a shard must be finished every {self.pass_timeout:g} s, got none for {waited:g} s at "
+                    "worker "
                     f"{self.owner[extent.index]}, rows {extent.start} to {extent.stop}. See `ray logs`; raise "
                     "`cluster.pass_timeout` if the passes are that slow, or add workers."
                 )
@@ -242,12 +243,15 @@ def check_resources(workers: int | None, threads: int, gpus: float, shards: int)
     wanted = min(workers or room, shards)
     if workers and workers > room:
         raise InputError(
-            f"cluster.workers: the cluster must have {workers} x {threads} CPUs{f' and {workers} x {gpus:g} GPUs' if gpus else ''}, "
-            f"got {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Lower `cluster.workers` to {room} or less."
+            f"cluster.workers: the cluster must have {workers} x {threads} "
+            f"CPUs{f' and {workers} x {gpus:g} GPUs' if gpus else ''}, "
+            f"got {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Lower `cluster.workers` to {room} or "
+            "less."
         )
     if wanted < 1:
         raise InputError(
-            f"cluster: one worker must fit, which needs {threads} CPUs and {gpus:g} GPUs, got {have.get('CPU', 0):g} CPUs and "
+            f"cluster: one worker must fit, which needs {threads} CPUs and {gpus:g} GPUs, got {have.get('CPU', 0):g} "
+            "CPUs and "
             f"{have.get('GPU', 0):g} GPUs. Lower `cluster.threads` or `cluster.gpus_per_worker`."
         )
     return wanted

@@ -22,7 +22,7 @@ def connect(kind: str) -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "") if kind == "ray" else ""
-    _check_address(address)
+    check_address(address)
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if kind == "local":
@@ -34,12 +34,14 @@ def connect(kind: str) -> None:
             ray.init(address="auto", **quiet)  # never start a cluster where one was asked for
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"cluster: a Ray cluster must answer, got {type(error).__name__} ({str(error).strip().splitlines()[0][:200]}) at "
-            f"{os.environ.get('RAY_ADDRESS', 'the default address')}. Start it, fix RAY_ADDRESS, or use `cluster=local`."
+            f"cluster: a Ray cluster must answer, got {type(error).__name__} "
+            f"({str(error).strip().splitlines()[0][:200]}) at "
+            f"{os.environ.get('RAY_ADDRESS', 'the default address')}. Start it, fix RAY_ADDRESS, or use "
+            "`cluster=local`."
         ) from error
 
 
-def _check_address(address: str) -> None:
+def check_address(address: str) -> None:
     """Raise unless something listens at HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     if not colon:  # auto, local or none: Ray knows at once

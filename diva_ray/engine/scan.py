@@ -63,7 +63,9 @@ class Scan:
             self.place,
             tuple(map(max, self.widths, other.widths)),
             tuple(a + b for a, b in zip(self.rows, other.rows, strict=True)),
-            tuple(a + b if len(a) == len(b) else max(a, b, key=len) for a, b in zip(self.sums, other.sums, strict=True)),
+            tuple(
+                a + b if len(a) == len(b) else max(a, b, key=len) for a, b in zip(self.sums, other.sums, strict=True)
+            ),
             tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
             merge_values(self.labels, other.labels),
             merge_values(self.sources, other.sources),

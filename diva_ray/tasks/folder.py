@@ -22,7 +22,9 @@ class Folder:
         try:
             self.filesystem, self.base = pyarrow.fs.FileSystem.from_uri(self.path)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"output: must be a folder or URI that can be written, got {path} ({error}). Change `output`.") from error
+            raise InputError(
+                f"output: must be a folder or URI that can be written, got {path} ({error}). Change `output`."
+            ) from error
         self.local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
     def open_new(self, *, resume: bool) -> None:
@@ -33,13 +35,16 @@ class Folder:
         inside = self.names("") if info.type == pyarrow.fs.FileType.Directory else []
         if inside and not resume:
             raise InputError(
-                f"output: the folder must be new or empty, got {len(inside)} entries ({', '.join(sorted(inside)[:3])}, ...) "
+                f"output: the folder must be new or empty, got {len(inside)} entries ({', '.join(sorted(inside)[:3])}, "
+                "...) "
                 f"at {self.path}. Change `output`, or use `resume=true` to finish the run there."
             )
         try:
             self.filesystem.create_dir(self.base, recursive=True)
         except OSError as error:
-            raise InputError(f"output: the folder must be writable, got {error} at {self.path}. Change `output`.") from error
+            raise InputError(
+                f"output: the folder must be writable, got {error} at {self.path}. Change `output`."
+            ) from error
 
     def names(self, inside: str) -> list[str]:
         """Return the names in a sub-folder ('' for the folder itself)."""
@@ -60,7 +65,9 @@ class Folder:
     def _replace(self, name: str, fill: Any) -> None:
         full = self._full(name)
         self.filesystem.create_dir(os.path.dirname(full), recursive=True)
-        partial = os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}.part") if self.local else full
+        partial = (
+            os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}.part") if self.local else full
+        )
         with self.filesystem.open_output_stream(partial) as stream:
             fill(stream)
         if partial != full:
@@ -88,7 +95,9 @@ class Folder:
     def read_table(self, name: str) -> pa.Table:
         """Return the Parquet files of a sub-folder as one table, in the order of their names."""
         files = sorted(file for file in self.names(name) if file.endswith(".parquet"))
-        return pa.concat_tables(pq.read_table(self._full(f"{name}/{file}"), filesystem=self.filesystem) for file in files)
+        return pa.concat_tables(
+            pq.read_table(self._full(f"{name}/{file}"), filesystem=self.filesystem) for file in files
+        )
 
     def replace(self, new: str, old: str) -> None:
         """Put folder `new` in the place of folder `old`."""

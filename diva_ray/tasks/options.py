@@ -36,7 +36,9 @@ def check_options(config: ScoreConfig) -> None:
         if getattr(config, name) not in allowed:
             raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
     ridge = config.ridge
-    if ridge != "auto" and (not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge < float("inf")):
+    if ridge != "auto" and (
+        not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge < float("inf")
+    ):
         raise InputError(f"ridge: must be auto or a number >= 0, got {ridge!r}. Change `ridge`.")
     least = {
         "block_rows": 1, "cluster.workers": 1, "cluster.threads": 1, "cluster.gpus_per_worker": 0,
@@ -75,7 +77,9 @@ def cluster_options(given: str | Mapping[str, Any]) -> ClusterConfig:
     known = [field.name for field in fields(ClusterConfig)]
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise InputError(f"cluster: options must be fields of ClusterConfig, got {unknown[0]!r}. Choose from {', '.join(known)}.")
+        raise InputError(
+            f"cluster: options must be fields of ClusterConfig, got {unknown[0]!r}. Choose from {', '.join(known)}."
+        )
     return ClusterConfig(**given)
 
 
@@ -87,17 +91,23 @@ def choose_loss(config: ScoreConfig, task: str, given: Callable | None) -> str |
         return DEFAULT[task]
     if ":" in config.loss:
         if not config.trust_code:
-            raise InputError(f"loss: code may run only with trust_code=true, got loss={config.loss}. Add `trust_code=true`.")
+            raise InputError(
+                f"loss: code may run only with trust_code=true, got loss={config.loss}. Add `trust_code=true`."
+            )
         module, _, name = config.loss.partition(":")
         try:
             return _callable(getattr(importlib.import_module(module), name), config.loss)
         except (ImportError, AttributeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"loss: must be importable as module:function, got {config.loss} ({error}). Change `loss`.") from error
+            raise InputError(
+                f"loss: must be importable as module:function, got {config.loss} ({error}). Change `loss`."
+            ) from error
     if task not in FITTING.get(config.loss, ()):
         fitting = [name for name, tasks in FITTING.items() if task in tasks]
-        raise InputError(f"loss: must fit {task} ({', '.join(fitting)}, module:function), got {config.loss}. Change `loss`.")
+        raise InputError(
+            f"loss: must fit {task} ({', '.join(fitting)}, module:function), got {config.loss}. Change `loss`."
+        )
     return config.loss
 
 

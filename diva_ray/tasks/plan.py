@@ -6,6 +6,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import psutil
@@ -17,7 +18,17 @@ from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table
 from diva_ray.errors import InputError
 
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
 
 
 @dataclass
@@ -49,7 +60,8 @@ class Plan:
             f"features   {self.feature_bytes / gib:.3f} GiB as stored",
             f"where      {self.kind}: {self.why}",
             f"workers    {self.workers} with {self.threads} BLAS thread(s)",
-            f"memory     {self.worker_bytes / gib:.3f} GiB a worker, {self.driver_bytes / gib:.3f} GiB on the driver (estimate)",
+            f"memory     {self.worker_bytes / gib:.3f} GiB a worker, {self.driver_bytes / gib:.3f} GiB on the driver "
+            "(estimate)",
             f"passes     {', '.join(self.passes)}",
             f"time       about {self.seconds:,.1f} s of passes, after loading (estimate)",
             *(f"note       {note}" for note in self.notes),
@@ -75,7 +87,7 @@ def band_widths(table: Table, columns: Columns) -> list[tuple[int, int]]:
         if pa.types.is_fixed_size_list(kind):
             widths.append((kind.list_size, np.dtype(kind.value_type.to_pandas_dtype()).itemsize))
         else:
-            values, _ = to_matrix(table.reader().read(0, min(64, table.rows), [name])[name], name, "the first rows")
+            values, _ = to_matrix(table.reader().read(0, min(64, table.rows), [name])[name], name, table.where)
             widths.append((values.shape[1], values.dtype.itemsize))
     return widths
 
@@ -116,8 +128,9 @@ def state_bytes(p: int, outputs: int, copies: int) -> int:
     return 8 * p * p * (7 + 2 * copies) + 8 * p * outputs * (3 + copies) + 6 * 2048 * p * 4
 
 
+@cache
 def product_rate(threads: int) -> float:
-    """Return the measured float32 matrix-product rate of this process in operations a second."""
+    """Return the measured float32 matrix-product rate of this process in operations a second; measured once."""
     from threadpoolctl import threadpool_limits
 
     a = np.ones((1024, 1024), np.float32)
@@ -136,8 +149,10 @@ def check_memory(plan: Plan, memory: str | None) -> None:
     need = plan.worker_bytes if plan.kind != "local" or budget is not None else plan.worker_bytes * plan.workers
     if limit is not None and need > limit:
         raise InputError(
-            f"cluster.memory: a worker's rows and sums must fit {limit / 2**30:.3g} GiB, got about {need / 2**30:.3g} GiB "
-            f"({plan.rows:,} rows, {plan.workers} worker(s)). Raise `cluster.memory` or `cluster.workers`, or store features as float16."
+            f"cluster.memory: a worker's rows and sums must fit {limit / 2**30:.3g} GiB, got about {need / 2**30:.3g} "
+            "GiB "
+            f"({plan.rows:,} rows, {plan.workers} worker(s)). Raise `cluster.memory` or `cluster.workers`, or store "
+            "features as float16."
         )
 
 

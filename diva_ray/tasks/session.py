@@ -80,7 +80,9 @@ def make_plan(config: ScoreConfig, data: Any, loss: Callable | None) -> tuple[pl
     if copies > 1:
         notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
     if planning.blas_environment():
-        notes.append("OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate")
+        notes.append(
+            "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
+        )
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     plan = planning.Plan(
@@ -103,7 +105,9 @@ class Opened:
 
 def open_tables(config: ScoreConfig, data: Any, loss: Callable | None) -> Opened:
     """Return the tables of a run with their columns; only footers are read."""
-    table = open_data(data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed)
+    table = open_data(
+        data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
+    )
     columns, show = find_columns(table.schema, config.data, builtin=data is None and config.data.path is None)
     task = task_of(table.schema, config.data.label, config.task)
     tables = [table]
@@ -149,7 +153,10 @@ def open_session(config: ScoreConfig, plan: planning.Plan, opened: Opened, folde
         found = look(runner, config, tables, columns, opened.task)
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
             if len(tables) > 1:
-                raise InputError("data.group: groups must lie together when `validation.path` is given, got scattered ones. Sort the table.")
+                raise InputError(
+                    "data.group: groups must lie together when `validation.path` is given, got scattered ones. Sort "
+                    "the table."
+                )
             runner.engine.close()
             log.info("groups lie scattered: their rows are brought together first")
             inline, original = plan.kind == "inline", tables[0]
@@ -214,21 +221,28 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
     counts = found.counts
     for name, width in zip(columns.features, found.widths, strict=True):
         if not width:
-            raise InputError(f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`.")
+            raise InputError(
+                f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`."
+            )
     if found.offset_width not in (0, setup.outputs):
         raise InputError(
             f"data.offset: column `{columns.offset}` must hold {setup.outputs} numbers, one for each output, got "
             f"{found.offset_width} at {found.place}. Change `data.offset`."
         )
     if columns.group and counts["groups"] < 2:
-        raise InputError(f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`.")
+        raise InputError(
+            f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`."
+        )
     if counts["positive"] == 0:
         raise InputError("data.weight: some weight must be > 0, got all zero. Fix the table or `data.weight`.")
     if counts["heard"] == 0:
-        raise InputError("data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`.")
+        raise InputError(
+            "data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`."
+        )
     if setup.task == "classification" and found.labels is not None and len(found.labels) < 2:
         raise InputError(
-            f"data.label: there must be at least two classes, got only {found.labels[0].as_py()!r} in `{columns.label}`. "
+            f"data.label: there must be at least two classes, got only {found.labels[0].as_py()!r} in "
+            f"`{columns.label}`. "
             "Change `data.label`, or use task=regression for numbers."
         )
     if columns.id is not None:
@@ -236,8 +250,9 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
         if key is not None:
             rows = [place for places in runner.engine.each(_places(key)) for place in places]
             raise InputError(
-                f"data.id: ids must be unique, got {rows[0][0]!r} twice at {' and '.join(place for _, place in rows[:2])}. "
-                "Fix the table, or choose another `data.id`."
+                f"data.id: ids must be unique, got {rows[0][0]!r} twice at "
+                f"{' and '.join(place for _, place in rows[:2])}. "
+                "Fix the table, choose another `data.id`, or use row positions (`data.id=none`)."
             )
 
 

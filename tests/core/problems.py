@@ -7,12 +7,12 @@ from functools import reduce
 from operator import add
 
 import torch
-from oracles import CENTER, Problem, huber
 from torch import Tensor
 
 from diva_ray.core import derivative as dd
 from diva_ray.core import dual, leave_out, losses, ridge
 from diva_ray.core.products import multiply_triangular_
+from tests.oracles import CENTER, Problem, huber
 
 RIDGES = (1e-6, 1.0, 1e6)
 KINDS = ("cross_entropy", "squared", "squared_codes", "logistic", "cosine", "huber")
@@ -21,10 +21,16 @@ COLUMNS = {"tall": 7, "wide": 30}
 
 
 def make_problem(
-    shape: str = "tall", scale: float = 1.0, intercept: bool = True, kind: str = "squared", grouped: bool = True, seed: int = 0
+    shape: str = "tall",
+    scale: float = 1.0,
+    intercept: bool = True,
+    kind: str = "squared",
+    grouped: bool = True,
+    *,
+    seed: int = 0,
 ) -> Problem:
-    """Return a problem with weights and validation weights of 0, an offset, a penalty for every column, and, if grouped,
-    interleaved groups of 1, 2, 3 and 5 rows, the last of weight 0. A class has no training row."""
+    """Return a problem with weights and validation weights of 0, an offset, a penalty for every column, and, if
+    grouped, interleaved groups of 1, 2, 3 and 5 rows, the last of weight 0. A class has no training row."""
     generator = torch.Generator().manual_seed(1000 * seed + 17)
     sizes, p, c = SIZES[shape], COLUMNS[shape], 3
     n = sum(sizes)
@@ -99,9 +105,11 @@ def cut(problem: Problem, blocks: int) -> list[Tensor]:
     """Return row indices of `blocks` blocks of whole groups (some may be small)."""
     codes, sorted_rows = torch.unique(problem.groups), torch.argsort(problem.groups, stable=True)
     parts = codes.tensor_split(min(blocks, len(codes)))
-    return [sorted_rows[torch.isin(problem.groups[sorted_rows], part)] for part in parts] if blocks > 1 else [
-        torch.arange(len(problem.Z))
-    ]
+    return (
+        [sorted_rows[torch.isin(problem.groups[sorted_rows], part)] for part in parts]
+        if blocks > 1
+        else [torch.arange(len(problem.Z))]
+    )
 
 
 def fit(problem: Problem, blocks: list[Tensor]) -> ridge.FitSums:
@@ -130,7 +138,13 @@ def primal(problem: Problem, blocks: int = 1, signs: Tensor | None = None) -> Fo
     solution = ridge.solve(fit(problem, parts), problem.Lambda.double())
     whiten = solution.Linv.T.contiguous().to(dtype)
     r, f, e, t = (torch.empty(n, c, dtype=dtype) for _ in range(4))
-    own, h, U, total, sums = torch.empty(n, dtype=dtype), torch.empty(n, dtype=dtype), torch.empty(n, p, dtype=dtype), 0.0, []
+    own, h, U, total, sums = (
+        torch.empty(n, dtype=dtype),
+        torch.empty(n, dtype=dtype),
+        torch.empty(n, p, dtype=dtype),
+        0.0,
+        [],
+    )
     for rows in parts:
         b = problem.rows(rows)
         r[rows] = losses.subtract_from_targets(b.Y, b.Z @ solution.W.to(dtype) + b.offset)

@@ -1,6 +1,8 @@
 import pytest
 import torch
-from oracles import (
+
+from tests.core.problems import KINDS, RIDGES, make_problem, primal, rows_of
+from tests.oracles import (
     assert_close,
     contributions,
     finite_difference,
@@ -8,7 +10,6 @@ from oracles import (
     held_out_gradient,
     held_out_loss,
 )
-from problems import KINDS, RIDGES, make_problem, primal, rows_of
 
 CASES = [
     pytest.mark.parametrize("kind", KINDS),

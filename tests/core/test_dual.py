@@ -1,9 +1,9 @@
 import pytest
 import torch
-from oracles import assert_close, contributions, fifty_digit_derivative, gradients, refit
-from problems import KINDS, RIDGES, dual_form, make_problem, primal, rows_of
 
 from diva_ray.core import dual
+from tests.core.problems import KINDS, RIDGES, dual_form, make_problem, primal, rows_of
+from tests.oracles import assert_close, contributions, fifty_digit_derivative, gradients, refit
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from oracles import assert_close, grid_loss, left_out_outputs, sklearn_grid
-from problems import RIDGES, cut, fit, loss_of, make_problem
 
 from diva_ray.core import grid
 from diva_ray.core.leave_out import rows_by_group_size
+from tests.core.problems import RIDGES, cut, fit, loss_of, make_problem
+from tests.oracles import assert_close, grid_loss, left_out_outputs, sklearn_grid
 
 F64 = torch.float64
 

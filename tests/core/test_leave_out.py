@@ -1,9 +1,9 @@
 import pytest
 import torch
-from oracles import assert_close, left_out_outputs, refit_loss
-from problems import KINDS, RIDGES, dual_form, make_problem, primal
 
 from diva_ray.core import leave_out
+from tests.core.problems import KINDS, RIDGES, dual_form, make_problem, primal
+from tests.oracles import assert_close, left_out_outputs, refit_loss
 
 F64 = torch.float64
 

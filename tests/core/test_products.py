@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from oracles import assert_close
 
 from diva_ray.core import products
+from tests.oracles import assert_close
 
 F64 = torch.float64
 GENERATOR = torch.Generator().manual_seed(3)

@@ -3,10 +3,10 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_close
-from problems import KINDS, cut, dual_form, fit, make_problem, primal
 
 from diva_ray.core import derivative as dd
+from tests.core.problems import KINDS, cut, dual_form, fit, make_problem, primal
+from tests.oracles import assert_close
 
 F64 = torch.float64
 few = settings(derandomize=True, deadline=None, max_examples=20)

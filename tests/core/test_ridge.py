@@ -1,9 +1,9 @@
 import pytest
 import torch
-from oracles import assert_close, refit
-from problems import KINDS, RIDGES, cut, fit, make_problem
 
 from diva_ray.core import ridge
+from tests.core.problems import KINDS, RIDGES, cut, fit, make_problem
+from tests.oracles import assert_close, refit
 
 
 def plain(problem):

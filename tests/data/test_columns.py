@@ -51,9 +51,7 @@ def test_plain_number_columns_are_bands_of_one():
 def test_number_columns_as_given_are_one_vector():
     names = [f"x{k}" for k in range(X.shape[1])]
     data = {**{name: X[:, k].astype("float32") for k, name in enumerate(names)}, "label": Y, "features": X}
-    assert np.array_equal(
-        derivatives(data, features=names, standardize="none"), derivatives(data, standardize="none")
-    )
+    assert np.array_equal(derivatives(data, features=names, standardize="none"), derivatives(data, standardize="none"))
 
 
 @pytest.mark.parametrize("form", VECTORS)

@@ -65,7 +65,10 @@ def test_folder_glob_file_and_uri_name_the_same_table(tmp_path, monkeypatch):
     file = folder / "part-000.parquet"
     monkeypatch.chdir(tmp_path)
     names = [str(folder.parent), str(folder), str(file), str(tmp_path / "a*" / "**" / "*.parquet"), "a [1] table"]
-    uris = [f"file://{str(path).replace(' ', '%20').replace('[', '%5B').replace(']', '%5D')}" for path in (file, folder.parent)]
+    uris = [
+        f"file://{str(path).replace(' ', '%20').replace('[', '%5B').replace(']', '%5D')}"
+        for path in (file, folder.parent)
+    ]
     wanted = score(small).samples["derivative"]
     for name in [*names, *uris]:
         assert score(name).samples["derivative"].equals(wanted), name
@@ -141,8 +144,14 @@ def test_a_row_is_named_by_its_file_and_place(tmp_path):
     "change,told",
     [
         (lambda t: t.drop_columns("label"), "every file must have column `label`, got none at .*b.parquet"),
-        (lambda t: t.set_column(1, "label", t["label"].cast(pa.string())), "got integer in a.parquet and string in b.parquet"),
-        (lambda t: t.set_column(0, "features", vectors(X[:90, 0:1])[:90].flatten()), "list of double in a.parquet and double"),
+        (
+            lambda t: t.set_column(1, "label", t["label"].cast(pa.string())),
+            "got integer in a.parquet and string in b.parquet",
+        ),
+        (
+            lambda t: t.set_column(0, "features", vectors(X[:90, 0:1])[:90].flatten()),
+            "list of double in a.parquet and double",
+        ),
     ],
 )
 def test_files_must_have_the_same_columns(change, told, tmp_path):
