@@ -85,7 +85,9 @@ def fit_dual(
         maps[:, active] = inverse_penalty[:, None] * (body[active].T @ C) / a
         maps[:, ~active] = inverse_penalty[:, None] * (body[~active] - weights @ body[active]).T
     if everything:
-        return DualFit(C.neg_().div_(a).div_(a[:, None]), room, r, W, maps, condition)
+        K = C.neg_().div_(a).div_(a[:, None])
+        K.diagonal().copy_((1 - room) / a)
+        return DualFit(K, room, r, W, maps, condition)
     within = full[~active][:, ~active] - (full[~active][:, active] @ C) @ full[active][:, ~active]
     if first:
         gap = full[~active][:, active] @ mean
@@ -94,6 +96,7 @@ def fit_dual(
     order = torch.cat([torch.nonzero(active), torch.nonzero(~active)]).squeeze(1)
     upper = torch.cat([-C / a / a[:, None], (weights / a).T], 1)
     K[order[:, None], order] = torch.cat([upper, torch.cat([weights / a, within], 1)])
+    K.diagonal()[active] = (1 - room[active]) / a
     return DualFit(K, room, r, W, maps, condition)
 
 

@@ -79,18 +79,23 @@ def solve_left_out(
     for rows, Q in blocks:
         factor = -Q * alpha[rows][:, None, :]
         factor.diagonal(dim1=1, dim2=2).copy_(room[rows])
+        root = alpha[rows].sqrt()
+        check_leverage(1 - torch.linalg.eigvalsh(root[:, :, None] * Q * root[:, None, :])[:, -1], rows[:, 0])
         e[rows] = torch.linalg.solve(factor, r[rows])
         solved.append((rows, Q, factor))
     return LeftOut(e, q, room, tuple(solved))
 
 
-def check_leverage(room: Float[Tensor, " n"]) -> None:
-    """Raise if 1 - h is lost in rounding: a left-out residual would be noise, never a silent clamp."""
+def check_leverage(room: Float[Tensor, " n"], rows: Int[Tensor, " n"] | None = None) -> None:
+    """Raise if 1 - h is lost in rounding: a left-out residual would be noise, never a silent clamp.
+
+    Of a group, h is the largest eigenvalue of D^1/2 Q D^1/2, and `rows` names its first row.
+    """
     least = 1e-5 if room.dtype == torch.float32 else 1e-10
     lost = torch.nonzero(~(room > least)).squeeze(1)
     if len(lost):
-        row = int(lost[0])
-        raise LeverageError(row, 1 - float(room[row]))
+        first = int(lost[0])
+        raise LeverageError(first if rows is None else int(rows[first]), 1 - float(room[first]))
 
 
 class LeverageError(ValueError):

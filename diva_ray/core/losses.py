@@ -81,6 +81,11 @@ def from_torch(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
                     f"loss: the callable must return one value per row, got shape {tuple(values.shape)} "
                     f"for {len(F)} rows. Use `reduction='none'`."
                 )
+            if not bool(torch.isfinite(values).all()):
+                raise ValueError(
+                    f"loss: the callable must return finite values, got {values[~torch.isfinite(values)][0].item()} "
+                    f"at output {outputs[~torch.isfinite(values)][0].tolist()}. Change `loss`."
+                )
             (gradient,) = torch.autograd.grad(values.sum(), outputs)
         return values.detach(), gradient
 

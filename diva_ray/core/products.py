@@ -55,7 +55,10 @@ class GramSum:
 
     def value(self) -> Float[Tensor, "p p"]:
         """Return the sum, upper triangle; float32 when a single run held every row."""
-        return self.run if self.total is None else self.total.add_(self.run)
+        if self.total is None:
+            return self.run
+        self._flush()
+        return self.total
 
 
 def symmetric(upper: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
@@ -71,9 +74,15 @@ def _syrk(upper: Tensor, Z: Tensor, sign: float) -> None:
 
 
 def multiply_triangular_(Z: Float[Tensor, "n p"], T: Float[Tensor, "p p"], *, upper: bool) -> Float[Tensor, "n p"]:
-    """Return Z T for a triangular T, in the memory of Z on a CPU; n p^2 operations."""
+    """Return Z T for a triangular T, in the memory of Z on a CPU; n p^2 operations.
+
+    Raises:
+        ValueError: not row-major, where BLAS would work on a copy.
+    """
     if not Z.is_cpu:
         return Z @ T
+    if not (Z.is_contiguous() and T.is_contiguous()):
+        raise ValueError("multiply_triangular_: Z and T must be row-major, got strided views. Use `.contiguous()`.")
     trmm = blas.strmm if Z.dtype == torch.float32 else blas.dtrmm
     trmm(1.0, T.numpy().T, Z.numpy().T, lower=int(upper), overwrite_b=1)
     return Z

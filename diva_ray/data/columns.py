@@ -48,8 +48,8 @@ def to_matrix(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return (values (n, d), missing (n,) or None) of a numeric or vector column.
 
-    Nothing is copied for fixed-size lists, tensors and numbers without nulls. Missing rows hold zeros; d is 0 when every
-    row of a variable-length column is missing.
+    Nothing is copied for fixed-size lists, tensors and numbers without nulls. Missing rows hold zeros; d is 0 when
+    every row of a variable-length column is missing.
 
     Raises:
         InputError: not numeric, vectors of unequal or no length, a null inside a vector.
@@ -73,7 +73,7 @@ def to_matrix(
             f"{option}: vectors of column `{name}` must hold numbers, got length 0 at {_place(where, 0)}. Change "
             f"`{option}`."
         )
-    found = _numbers(flat, name, where, option, owner, width, present).reshape(len(owner), width)
+    found = _numbers(flat, name, where, option, owner=owner, width=width, present=present).reshape(len(owner), width)
     if missing is None:
         return found, None
     values = np.zeros((len(array), width), found.dtype)
@@ -99,9 +99,9 @@ def _one_length(lengths: np.ndarray, name: str, where: Where | str, option: str)
 
 
 def _numbers(
-    flat: pa.Array, name: str, where: Where | str, option: str, owner: np.ndarray, width: int, present: np.ndarray
+    flat: pa.Array, name: str, where: Where | str, option: str, *, owner: np.ndarray, width: int, present: np.ndarray
 ) -> np.ndarray:
-    """Return a flat numeric Arrow array as numpy; `owner` is the row of every vector, and only absent rows hold nulls."""
+    """Return a flat numeric Arrow array as numpy; `owner` is the row of every vector: only absent rows may be null."""
     kind = flat.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise InputError(

@@ -23,7 +23,7 @@ def regroup_in_memory(table: Table, columns: Columns) -> Table:
 
 
 def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> Table:
-    """Write a copy of the table sorted by group into `output`/grouped, by Ray Data; nothing passes through the driver."""
+    """Write a copy of the table sorted by group into `output`/grouped, by Ray Data; no row passes the driver."""
     import ray
 
     pieces = ray.data.from_items(

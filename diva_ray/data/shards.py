@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -219,36 +220,6 @@ def _weights(arrays: dict, name: str | None, option: str, where: Where, n: int) 
     return values[:, 0].double()
 
 
-def split(table: Table, columns: Columns, reader: Reader, *, held_out: bool = False) -> list[Extent]:
-    """Return the shards of a table: a function of its rows alone (and of where groups end), never of the cluster.
-
-    1,024 rows or more each; 12 shards (2, 3, 4, 6 or 12 workers get equal shares) up to 12 x 32,768 rows, then more, in
-    multiples of 12 up to 3,072.
-    """
-    most = max(1, table.rows // 1024)
-    count = min(most, 12 * min(256, max(1, -(-table.rows // (12 * 32_768)))))
-    cuts = [table.rows * k // count for k in range(count + 1)]
-    if columns.group:
-        cuts = sorted({_group_end(table, reader, columns.group, cut) for cut in cuts})
-    return [Extent(k, a, b, held_out) for k, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))]
-
-
-def _group_end(table: Table, reader: Reader, group: str, cut: int) -> int:
-    """Return the first row at or after `cut` whose group differs from the row before."""
-    if cut in (0, table.rows):
-        return cut
-    span = 4096
-    while True:
-        stop = min(cut + span, table.rows)
-        keys = row_keys(one_chunk(reader.read(cut - 1, stop, [group])[group]))
-        changes = np.flatnonzero(keys[1:] != keys[0])
-        if len(changes):
-            return cut + int(changes[0])
-        if stop == table.rows:
-            return stop
-        span *= 4
-
-
 @dataclass(frozen=True)
 class Scale:
     """How a band enters the fit: (x - mean) * scale, missing rows 0; an intercept column of 1 comes first.
@@ -294,9 +265,9 @@ def block_bounds(shard: Shard, rows: int) -> list[tuple[int, int]]:
     count = max(1, round(n / rows))
     cuts = [n * k // count for k in range(count + 1)]
     if shard.group is not None:
-        ends = torch.nonzero(shard.group[1:] != shard.group[:-1]).squeeze(1).add_(1).tolist() + [n]
+        ends = [*torch.nonzero(shard.group[1:] != shard.group[:-1]).squeeze(1).add_(1).tolist(), n]
         cuts = sorted({0, *(ends[bisect_left(ends, cut)] for cut in cuts[1:])})
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
 def number_targets(label: pa.Array, name: str, where: Where) -> Tensor:

@@ -19,7 +19,7 @@ KEYS = ("data.id", "data.group", "data.source")
 
 
 def open_data(data: Any, builtin: str | None, noise: float, seed: int) -> Table | Any:
-    """Return the table of a path, Arrow table, DataFrame, mapping of arrays or built-in name; a Ray Dataset as it is."""
+    """Return the table of a path, Arrow table, DataFrame, mapping of arrays or built-in; a Ray Dataset as it is."""
     if data is None:
         if builtin != "digits":
             raise InputError(f"data.path: a table must be named, got None and data.builtin={builtin}. Set `data.path`.")
@@ -124,7 +124,8 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
             )
     truth = options.truth or ("true_label" if builtin else None)
     columns = Columns(
-        tuple(named["data.features"]), options.label, identifier, options.weight, options.validation_weight, options.group, options.source, options.offset, truth,
+        tuple(named["data.features"]), options.label, identifier, options.weight, options.validation_weight,
+        options.group, options.source, options.offset, truth,
     )  # fmt: skip
     return columns, _shown(schema, options.show)
 

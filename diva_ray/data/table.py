@@ -227,7 +227,7 @@ def from_arrow(table: pa.Table, name: str = "the given arrays") -> Table:
 
 
 def from_arrays(columns: dict[str, object], name: str = "the given arrays") -> Table:
-    """Return a table of NumPy arrays, torch tensors or lists by column name; matrices become vector columns, uncopied."""
+    """Return a table of NumPy arrays, torch tensors or lists by name; matrices become vector columns, uncopied."""
     arrays = {}
     for key, values in columns.items():
         try:

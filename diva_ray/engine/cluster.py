@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import torch
 
 from diva_ray.data.shards import Columns, Extent, Shard, read_shard
 from diva_ray.data.table import Table
-from diva_ray.engine.connect import connect as connect
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate
 from diva_ray.errors import InputError
@@ -260,5 +260,5 @@ def check_resources(workers: int | None, threads: int, gpus: float, shards: int)
 def _deal(extents: list[Extent], workers: int) -> tuple[dict[int, int], list[list[int]]]:
     """Return the worker of every shard, and the shards of every worker: consecutive, as even as can be."""
     cuts = [len(extents) * w // workers for w in range(workers + 1)]
-    owned = [list(range(a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+    owned = [list(range(a, b)) for a, b in pairwise(cuts)]
     return {extents[k].index: w for w, mine in enumerate(owned) for k in mine}, owned

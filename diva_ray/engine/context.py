@@ -18,6 +18,7 @@ from diva_ray.core.derivative import Validation, pairwise_contributions, random_
 from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.data.columns import encode
 from diva_ray.data.shards import Scale, Shard, block_bounds, class_targets, number_targets, prepare
+from diva_ray.errors import InputError
 
 Known = Mapping[str, Any]
 Kernel = Callable[[Shard, Known], Any]
@@ -55,11 +56,23 @@ class Setup:
     def loss_function(self) -> losses.Loss:
         """Return the loss with its gradient."""
         if not isinstance(self.loss, str):
-            return losses.from_torch(self.loss)
+            return _of_the_user(losses.from_torch(self.loss))
         if self.loss == "cosine":
             assert self.center is not None
             return losses.cosine(self.center)
         return {"cross_entropy": losses.cross_entropy, "squared": losses.squared, "logistic": losses.logistic}[self.loss]
+
+
+def _of_the_user(loss: losses.Loss) -> losses.Loss:
+    """Return the loss with its complaints raised as the user's to mend."""
+
+    def checked(F: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return loss(F, Y)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    return checked
 
 
 class Tally(dict[str, Any]):

@@ -25,7 +25,7 @@ class Scan:
         rows: rows with each band present, among rows that may train.
         sums, squares: per band, sum of x (d,) and of |x|^2.
         labels: distinct classes, or None for numbers; sources likewise.
-        counts: rows, held-out rows, positive weights, total weight, validation weight, groups that leave together, rows that
+        counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
         target: sum of v, v y and v |y|^2 for numbers.
         offset_width: numbers of an offset, 0 without.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core.derivative import Validation, pairwise_contributions, solve_adjoint
-from diva_ray.core.dual import fit_dual, penalty_derivative
+from diva_ray.core.dual import DualFit, fit_dual, penalty_derivative
 from diva_ray.core.grid import default_ridges, grid_losses, rotate
 from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, solve_left_out
 from diva_ray.core.losses import squared, subtract_from_targets
@@ -266,13 +266,11 @@ def _dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
     if ridge == "auto":
         grid = dual_grid(Z.double(), Y, alpha.double(), v.double(), offset.double(), groups, setup)
         ridge = best_ridge(grid)
-    fit = fit_dual(Z, Y, alpha, float(ridge) * pattern, offset, spread=True)
-    if setup.dtype == torch.float32 and (
-        fit.condition > MOST_CONDITION or float(fit.room.min()) < 1 - MOST_LEVERAGE
-    ):
-        log.info("condition number %.1e: products in float64 from here", fit.condition)
+    fit = _fit_dual_or_none(Z, Y, alpha, float(ridge) * pattern, offset)
+    if fit is None:
+        log.info("the kernel matrix is too badly conditioned for float32: products in float64 from here")
         runner.engine.forget("targets")
-        return _dual(runner, replace(setup, dtype=torch.float64), float(ridge))
+        return replace(_dual(runner, replace(setup, dtype=torch.float64), float(ridge)), grid=grid)
     q = (1 - fit.room) / alpha.clamp_min(torch.finfo(setup.dtype).tiny)
     try:
         blocks = [(rows, fit.K[rows[:, :, None], rows[:, None, :]]) for rows in groups]
@@ -309,6 +307,18 @@ def _dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
     found: Partial = runner.run(passes.receive, "receive")
     by_source = found.tally.pop("sources")
     return Derived(setup, float(ridge), fit.condition, grid, found.tally, penalty, "exact", "dual", by_source)
+
+
+def _fit_dual_or_none(Z: Tensor, Y: Tensor, alpha: Tensor, penalty: Tensor, offset: Tensor) -> DualFit | None:
+    """Return the fit; None where float32 would lose it and float64 may not."""
+    single = Z.dtype == torch.float32
+    try:
+        fit = fit_dual(Z, Y, alpha, penalty, offset, spread=True)
+    except ValueError as error:
+        if single:
+            return None
+        raise InputError(f"score: {error}") from error
+    return None if single and (fit.condition > MOST_CONDITION or float(fit.room.min()) < 1 - MOST_LEVERAGE) else fit
 
 
 def dual_grid(

@@ -14,8 +14,9 @@ import torch
 from diva_ray.config import ScoreConfig
 from diva_ray.data.columns import is_list
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
-from diva_ray.data.shards import Columns, Extent, Scale, split
+from diva_ray.data.shards import Columns, Extent, Scale
 from diva_ray.data.sources import find_columns, open_data, task_of
+from diva_ray.data.split import split
 from diva_ray.data.table import Table, family, open_parquet
 from diva_ray.engine.context import Setup
 from diva_ray.engine.scan import Scan, scan

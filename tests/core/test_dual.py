@@ -62,7 +62,6 @@ def test_the_fit_is_the_ridge_solution_its_residuals_kernel_and_spread(idle, int
     assert_close(fit.spread, (inverse @ Z.T)[first:], 1e-11, "spread")
 
 
-@pytest.mark.xfail(strict=True, reason="the diagonal of K is -room / alpha, not (1 - room) / alpha as documented")
 def test_the_diagonal_of_the_kernel_is_the_leverage_over_the_weight():
     problem = make_problem("wide")
     fit = dual.fit_dual(problem.Z, problem.Y, problem.alpha, problem.Lambda, problem.offset)

@@ -105,7 +105,6 @@ def test_float32_leverages_are_refused_earlier_than_float64_ones():
         leave_out.check_leverage(rooms.float())
 
 
-@pytest.mark.xfail(strict=True, reason="only single rows are checked: I - Q_G D_G is singular and e is rounding noise")
 @pytest.mark.parametrize("form", [primal, dual_form])
 def test_a_group_that_holds_all_the_weight_is_refused_like_a_row_that_does(form):
     problem = make_problem("wide" if form is dual_form else "tall", intercept=True)

@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -46,13 +47,13 @@ def derivatives(data, **options):
 def write(folder, table, cuts=(), row_group_size=None):
     """Write a table into files cut at these rows, and return the folder."""
     bounds = [0, *cuts, table.num_rows]
-    for k, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for k, (a, b) in enumerate(pairwise(bounds)):
         pq.write_table(table.slice(a, b - a), folder / f"part-{k:03d}.parquet", row_group_size=row_group_size)
     return str(folder)
 
 
 def in_float64(data, *, ridge=0.5, standard_errors="exact", **options):
-    """Return (derivative, standard error) of every row in float64, before they are written, in the order of the input."""
+    """Return (derivative, standard error) of every row in float64, in the order of the input."""
     columns = DataConfig(**{f.name: options.pop(f.name) for f in fields(DataConfig) if f.name in options})
     validation = ValidationConfig(options.pop("validation", None))
     config = ScoreConfig(columns, validation, ClusterConfig(**INLINE), ridge=ridge, precision="float64", **options)

@@ -153,7 +153,7 @@ def test_lists_of_classes_are_multilabel(number):
     for result in found.values():
         assert result.summary["task"] == "multilabel" and result.summary["n_outputs"] == 3
         assert np.array_equal(result.samples["derivative"].to_numpy(), wanted)
-    assert set(sum(found["list"].samples["predicted_label"].to_pylist(), [])) <= set(code)
+    assert {name for row in found["list"].samples["predicted_label"].to_pylist() for name in row} <= set(code)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])

@@ -90,7 +90,7 @@ def test_digits_are_seeded_and_know_the_truth():
 
 @pytest.mark.parametrize("noise", [-0.1, 1.0, 2])
 def test_noise_is_a_share(noise):
-    with pytest.raises(InputError, match="data.noise: must be at least 0 and below 1"):
+    with pytest.raises(InputError, match=r"data.noise: must be at least 0 and below 1"):
         digits(noise, 0)
 
 
@@ -111,7 +111,8 @@ def test_the_type_of_a_label_is_its_task(kind, task):
 @pytest.mark.parametrize(
     "kind,task",
     [
-        (pa.string(), "regression"), (pa.float32(), "classification"), (pa.int32(), "multilabel"), (pa.string(), "vector"),
+        (pa.string(), "regression"), (pa.float32(), "classification"), (pa.int32(), "multilabel"),
+        (pa.string(), "vector"),
         (pa.list_(pa.string()), "vector"), (pa.list_(pa.float32()), "multilabel"), (pa.date32(), "auto"),
         (pa.null(), "auto"), (pa.struct([("a", pa.int8())]), "auto"), (pa.bool_(), "regression"),
     ],
@@ -140,5 +141,5 @@ def test_columns_are_found_and_checked():
         with pytest.raises(InputError, match=told):
             find_columns(schema, DataConfig(**options), builtin=False)
     twice = pa.schema([("features", pa.float32()), ("label", pa.int8()), ("label", pa.int8())])
-    with pytest.raises(InputError, match="data.label: column `label` must be there once, got 2"):
+    with pytest.raises(InputError, match=r"data.label: column `label` must be there once, got 2"):
         find_columns(twice, DataConfig(), builtin=False)

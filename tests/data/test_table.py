@@ -1,16 +1,19 @@
 """Files, however they are cut: the same table gives the same rows, in the same order, with the same bits."""
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diva_ray.data.shards import Columns, split
+from diva_ray.data.shards import Columns
+from diva_ray.data.split import split
 from diva_ray.data.table import from_arrays, open_parquet
 from diva_ray.errors import InputError
 
-from .tables import in_float64, problem, score, vectors, write
 from ..oracles import assert_close
+from .tables import in_float64, problem, score, vectors, write
 
 X, Y = problem(n=2600)  # two shards of 1,300
 IDS = np.random.default_rng(3).permutation(2600)
@@ -102,7 +105,8 @@ def test_classes_of_one_file_may_be_strange_to_another(tmp_path):
 @pytest.mark.parametrize(
     "one,other",
     [
-        (pa.int8(), pa.int64()), (pa.string(), pa.large_string()), (pa.string(), pa.dictionary(pa.int32(), pa.string())),
+        (pa.int8(), pa.int64()), (pa.string(), pa.large_string()),
+        (pa.string(), pa.dictionary(pa.int32(), pa.string())),
         (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.string())),
     ],
 )  # fmt: skip
@@ -129,7 +133,7 @@ def test_shards_depend_on_the_rows_alone(rows, count):
     table = from_arrays({"label": np.zeros(rows)})
     extents = split(table, Columns((), "label"), table.reader())
     assert len(extents) == count and extents[0].start == 0 and extents[-1].stop == rows
-    assert all(a.stop == b.start for a, b in zip(extents, extents[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(extents))
 
 
 def test_a_row_is_named_by_its_file_and_place(tmp_path):

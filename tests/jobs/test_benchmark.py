@@ -49,6 +49,13 @@ def test_table_has_one_aligned_line_for_every_figure(report: tuple[benchmark.Rep
     assert any("<= 0.25" in line and line.split()[0] == "memory" for line in rows)
 
 
+def test_entries_that_ran_on_a_busy_machine_are_named() -> None:
+    calm, busy = [100e9, 99e9], [100e9, 70e9]
+    (line,) = benchmark.Report(benchmark.SMALL, rates={"ridges": calm, "dual": busy, "accuracy": []}).drift()
+    assert "100 GF/s at best; the machine was slower (busy?) around: dual 70." in line
+    assert benchmark.Report(benchmark.SMALL, rates={"accuracy": []}).drift() == []
+
+
 def test_a_goal_is_met_from_the_right_side() -> None:
     assert benchmark.Figure("a", 2.0, goal=1.0, least=True).verdict() == "met"
     assert benchmark.Figure("a", 2.0, goal=1.0).verdict() == "not met"
