@@ -26,7 +26,6 @@ from diva_ray.core.dual import fit_dual
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.data.columns import to_matrix
 from diva_ray.data.shards import Columns, Extent, Scale, Shard
-from diva_ray.data.split import split
 from diva_ray.data.sources import digits as digits_table
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, from_arrays, open_parquet
@@ -490,7 +489,9 @@ class Report:
             lines += ["The goals are for n=60,000 p=1,280 c=10; at other sizes `met` and `not met` only indicate."]
         verdicts = [figure.verdict() for figures in self.entries.values() for figure in figures]
         total = sum(self.seconds.values())
-        lines += [f"{verdicts.count('met')} goals met, {verdicts.count('not met')} not met; {total:,.0f} s in all"]
+        failed = sum(figure.what == "FAILED" for figures in self.entries.values() for figure in figures)
+        met, missed = verdicts.count("met"), verdicts.count("not met")
+        lines += [f"{met} goals met, {missed} not met, {failed} entries failed; {total:,.0f} s in all"]
         return lines
 
     def drift(self) -> list[str]:

@@ -138,7 +138,7 @@ def cleanlab(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", UserWarning)  # classes with fewer rows than folds
-        probabilities = cross_val_predict(model, X, y, cv=5, method="predict_proba")
+        probabilities = np.asarray(cross_val_predict(model, X, y, cv=5, method="predict_proba"))
     issues = find_label_issues(y, probabilities, n_jobs=1)
     return get_label_quality_scores(y, probabilities), issues
 
@@ -160,12 +160,14 @@ def ours_found(table: Any, truth: str, wrong: np.ndarray) -> Found:
     from sklearn.metrics import roc_auc_score
 
     import diva_ray
+    from diva_ray.tasks.result import Result
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         where = {"kind": "inline", "threads": 1}
         result = diva_ray.score(table, truth=truth, cluster=where, output=f"{folder}/out", quiet=True)
         seconds = time.perf_counter() - start
+        assert isinstance(result, Result)
         derivative = result.samples["derivative"].to_numpy()
         planted = result.summary["planted"]
     figures = {

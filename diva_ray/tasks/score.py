@@ -22,7 +22,8 @@ from diva_ray.data.regroup import restore_order
 from diva_ray.engine import verdicts
 from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
-from diva_ray.tasks.derive import Derived, derive
+from diva_ray.tasks.derive import derive
+from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.options import check_options, cluster_options
 from diva_ray.tasks.plan import Plan

@@ -22,9 +22,10 @@ from diva_ray.engine.context import Setup
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.derive import EXACT_ROWS, SIGN_VECTORS, Engine, Runner
+from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.options import choose_loss
+from diva_ray.tasks.runner import Engine, Runner
 
 log = logging.getLogger("diva_ray")
 

@@ -15,7 +15,7 @@ from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.context import Tally
 from diva_ray.engine.verdicts import Z_EDGES
 from diva_ray.report.page import ScoreReport
-from diva_ray.tasks.derive import SIGN_VECTORS, Derived
+from diva_ray.tasks.derived import SIGN_VECTORS, Derived
 from diva_ray.tasks.session import Session
 
 RULES = {

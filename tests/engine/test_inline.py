@@ -7,7 +7,8 @@ import torch
 import diva_ray
 from diva_ray.engine import context, passes
 from diva_ray.tasks import derive as deriving
-from diva_ray.tasks.derive import Runner, advance, derive, fit_ridge
+from diva_ray.tasks.derive import advance, derive, fit_ridge
+from diva_ray.tasks.runner import Runner
 from tests.engine.runs import opened, small_task
 
 
@@ -106,7 +107,7 @@ def test_fewer_rows_than_columns_use_the_dual_form_and_agree_with_the_primal(gro
     options = {"weight": "weight", "source": "source", "group": "group" if groups else None}
     options |= {"cluster": "inline", "precision": "float64", "quiet": True}
     dual = diva_ray.score(data, **options)
-    monkeypatch.setattr(deriving, "_dual", lambda runner, setup, ridge: _as_primal(runner, setup, ridge))
+    monkeypatch.setattr(deriving, "derive_dual", lambda runner, setup, ridge: _as_primal(runner, setup, ridge))
     ridge = dual.summary["ridge"]
     primal = diva_ray.score(data, ridge=ridge, **options)
     assert (dual.summary["form"], primal.summary["form"]) == ("dual", "primal")

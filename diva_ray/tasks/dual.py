@@ -1,0 +1,107 @@
+"""The n x n form, on the driver: fewer rows than columns, so the rows themselves are smaller than the p x p sums."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from diva_ray.core.derivative import Validation, pairwise_contributions
+from diva_ray.core.dual import DualFit, fit_dual, penalty_derivative
+from diva_ray.core.grid import default_ridges, grid_losses, rotate
+from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, solve_left_out
+from diva_ray.core.losses import squared, subtract_from_targets
+from diva_ray.core.ridge import FitAccumulator
+from diva_ray.engine import passes
+from diva_ray.engine.context import Partial, RowStore, Setup
+from diva_ray.errors import InputError
+from diva_ray.tasks.derived import MOST_CONDITION, MOST_LEVERAGE, Derived, best_ridge, penalty_pattern
+from diva_ray.tasks.runner import Runner
+
+log = logging.getLogger("diva_ray")
+
+
+def derive_dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
+    """Return what `derive` does, from the kernel matrix of the rows."""
+    runner.engine.tell(setup=setup)
+    Z, Y, alpha, v, offset, codes = runner.run(passes.gather, "gather")
+    pattern, grid = penalty_pattern(setup).to(setup.dtype), []
+    groups = rows_by_group_size(codes)
+    start = time.perf_counter()
+    if ridge == "auto":
+        grid = dual_grid(Z.double(), Y, alpha.double(), v.double(), offset.double(), groups, setup)
+        ridge = best_ridge(grid)
+    fit = _fit_dual_or_none(Z, Y, alpha, float(ridge) * pattern, offset)
+    if fit is None:
+        log.info("the kernel matrix is too badly conditioned for float32: products in float64 from here")
+        runner.engine.forget("targets")
+        return replace(derive_dual(runner, replace(setup, dtype=torch.float64), float(ridge)), grid=grid)
+    q = (1 - fit.room) / alpha.clamp_min(torch.finfo(setup.dtype).tiny)
+    try:
+        blocks = [(rows, fit.K[rows[:, :, None], rows[:, None, :]]) for rows in groups]
+        left = solve_left_out(fit.r, alpha, q, fit.room, blocks)
+    except LeverageError as error:
+        raise InputError(
+            f"score: leverage must be below 1, got {error.leverage:.9g} at row {error.row}. Increase `ridge`."
+        ) from error
+    outputs = subtract_from_targets(Y, left.e)
+    values, gradient = setup.loss_function()(outputs, Y)
+    t, own = adjoint(left, v[:, None] * gradient)
+    penalty = penalty_derivative(fit, left, alpha, t, pattern)
+    known, group = torch.unique(codes, return_inverse=True)
+    heard = Validation(t, alpha[:, None] * left.e, group)
+    scored, moved = torch.empty(len(Z), 2, dtype=torch.float64), []
+    for a in range(0, len(Z), 256):
+        part = slice(a, a + 256)
+        C = pairwise_contributions(fit.K[part], fit.r[part], group[part], heard)
+        scored[part, 0], scored[part, 1] = C.sum(1).double(), C.norm(dim=1).double()
+        if setup.sources is not None:
+            moved.append(C)
+    store = {"r": fit.r, "outputs": outputs, "own": own, "leverage": 1 - fit.room, "loss": values}
+    kept, at = {}, 0
+    for extent in runner.engine.extents:
+        n = extent.stop - extent.start
+        kept[extent.index] = RowStore(n, setup)
+        kept[extent.index].put(0, n, **{name: column[at : at + n] for name, column in store.items()})
+        at += n
+    cut = [extent.stop - extent.start for extent in runner.engine.extents]
+    parts = dict(zip(kept, scored.split(cut), strict=True))
+    runner.seconds["solve"] = time.perf_counter() - start
+    contributions = dict(zip(kept, torch.cat(moved).split(cut), strict=True)) if setup.sources is not None else {}
+    runner.engine.tell(dual=kept, dual_scored=parts, dual_contributions=contributions)
+    found: Partial = runner.run(passes.receive, "receive")
+    by_source = found.tally.pop("sources")
+    return Derived(setup, float(ridge), fit.condition, grid, found.tally, penalty, "exact", "dual", by_source)
+
+
+def _fit_dual_or_none(Z: Tensor, Y: Tensor, alpha: Tensor, penalty: Tensor, offset: Tensor) -> DualFit | None:
+    """Return the fit; None where float32 would lose it and float64 may not."""
+    single = Z.dtype == torch.float32
+    try:
+        fit = fit_dual(Z, Y, alpha, penalty, offset, spread=True)
+    except ValueError as error:
+        if single:
+            return None
+        raise InputError(f"score: {error}") from error
+    return None if single and (fit.condition > MOST_CONDITION or float(fit.room.min()) < 1 - MOST_LEVERAGE) else fit
+
+
+def dual_grid(
+    Z: Tensor, Y: Tensor, alpha: Tensor, v: Tensor, offset: Tensor, groups: list, setup: Setup
+) -> list[tuple[float, float]]:
+    """Return (ridge, leave-one-out squared error): the grid in the n coordinates that span the rows."""
+    first = int(setup.scale.intercept)
+    body = Z[:, first:]
+    values, E = torch.linalg.eigh(body @ body.T)
+    X = torch.cat([Z[:, :first], E * values.clamp_min(0).sqrt()], 1)
+    sums = FitAccumulator(X.shape[1], setup.outputs, torch.float64)
+    sums.add(X, Y, alpha, offset)
+    pattern = torch.ones(X.shape[1], dtype=torch.float64)
+    pattern[:first] = 0
+    rotation = rotate(sums.sums(), pattern)
+    ridges = default_ridges(rotation)
+    losses = grid_losses(X, Y, alpha, v, offset, groups, rotation, ridges, squared)
+    return list(zip(ridges.tolist(), losses.tolist(), strict=True))

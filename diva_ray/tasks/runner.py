@@ -1,0 +1,76 @@
+"""Passes on an engine, with progress and the seconds of each."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from diva_ray.data.shards import Extent
+from diva_ray.engine.progress import Progress
+from diva_ray.errors import InputError
+
+
+class Engine(Protocol):
+    """What a task needs of an engine (`engine.inline`, `engine.cluster`)."""
+
+    kind: str
+    workers: int
+    extents: list[Extent]
+
+    def load(self) -> Any: ...
+    def tell(self, **known: Any) -> None: ...
+    def forget(self, *names: str) -> None: ...
+    def each(self, kernel: Any, extents: list[Extent] | None = None) -> Any: ...
+    def duplicate(self, field: str) -> int | None: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class Runner:
+    """Runs passes on an engine, with progress, and keeps the seconds of each."""
+
+    engine: Engine
+    quiet: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """Read every shard."""
+        progress = Progress("load", sum(e.stop - e.start for e in self.engine.extents), quiet=self.quiet)
+        for rows in self.engine.load():
+            progress.add(rows)
+        self.seconds["load"] = progress.close()
+
+    def run(self, kernel: Any, label: str, extents: list[Extent] | None = None) -> Any:
+        """Return the merged partials of a pass, added in the order of the shards."""
+        chosen = self.engine.extents if extents is None else extents
+        progress = Progress(label, sum(e.stop - e.start for e in chosen), quiet=self.quiet)
+
+        def partials() -> Any:
+            for extent, partial in zip(chosen, self.engine.each(kernel, chosen), strict=True):
+                progress.add(extent.stop - extent.start)
+                yield partial
+
+        total = _sum(partials())
+        self.seconds[label] = self.seconds.get(label, 0.0) + progress.close()
+        return total
+
+    def timed(self, label: str, function: Any, *args: Any) -> Any:
+        """Return a result of work on the driver, counting its seconds."""
+        start = time.perf_counter()
+        try:
+            result = function(*args)
+        except ValueError as error:  # core says which option to change
+            raise InputError(str(error)) from error
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
+        return result
+
+
+def _sum(partials: Iterator[Any]) -> Any:
+    """Return the sum in order: the first two make a new object, which takes the rest in place where it can."""
+    total = next(partials)
+    for k, partial in enumerate(partials):
+        total = operator.iadd(total, partial) if k else operator.add(total, partial)
+    return total
