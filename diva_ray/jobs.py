@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diva_ray.config import SCHEMAS
 from diva_ray.errors import InputError
+from diva_ray.tasks.plan import blas_environment
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -31,6 +33,7 @@ def job(name: str, run: Callable[..., Any]) -> None:
 
     Hydra's own flags (--help, --cfg job, --multirun, --config-name) work as usual.
     """
+    _use_every_instruction()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     register()
     words = sys.argv[1:]
@@ -40,6 +43,17 @@ def job(name: str, run: Callable[..., Any]) -> None:
     except InputError as error:
         _leave(error)
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(cfg, run))()
+
+
+def _use_every_instruction() -> None:
+    """Start again under OPENBLAS_CORETYPE where OpenBLAS takes this processor for an older one, at half its speed.
+
+    OpenBLAS reads it once, when numpy is imported, which is why a running process cannot change its mind.
+    """
+    missing = blas_environment()
+    if missing:
+        os.environ.update(missing)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def _compose(name: str, overrides: list[str]) -> None:

@@ -9,10 +9,13 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from diva_ray.config import SCHEMAS
 from diva_ray.jobs import register
+from diva_ray.tasks.plan import better_coretype
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+ON_CLUSTERS = [job for job in JOBS if "cluster:" in (ROOT / "configs" / f"{job}.yaml").read_text()]
 
 
 @pytest.mark.parametrize("module", ["diva_ray", "diva_ray.core.derivative", "diva_ray.tasks.score", "diva_ray.report"])
@@ -29,13 +32,20 @@ def test_core_imports_no_files_configs_or_ray():
             assert f"from {forbidden} " not in text, path
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", ON_CLUSTERS)
 @pytest.mark.parametrize("cluster", ["auto", "inline", "local", "ray"])
 def test_every_config_composes_into_its_dataclass(job, cluster):
     register()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = OmegaConf.to_object(compose(job, overrides=[f"cluster={cluster}"]))
     assert config.cluster.kind == cluster
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_composes_without_options(job):
+    register()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        assert type(OmegaConf.to_object(compose(job))) is SCHEMAS[job]
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -55,3 +65,9 @@ def test_cluster_yaml_is_what_ray_takes():
     assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
     with pytest.raises(Exception, match="max_workers"):
         validate_config({**config, "max_workers": "many"})
+
+
+def test_a_processor_taken_for_an_older_one_gets_its_own_kernels():
+    assert better_coretype({"Haswell"}, "flags: avx2 avx512f avx512vl") == {"OPENBLAS_CORETYPE": "SkylakeX"}
+    assert better_coretype({"Haswell"}, "flags: avx2") == {}
+    assert better_coretype({"SkylakeX"}, "flags: avx2 avx512f avx512vl") == {}

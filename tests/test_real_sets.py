@@ -10,7 +10,9 @@ import pytest
 import diva_ray
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="real feature sets are not part of the project: no ../shared/data")
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason="real feature sets are not part of the project: no ../shared/data"
+)
 
 
 def planted(name, share, seed):
@@ -26,7 +28,9 @@ def planted(name, share, seed):
     return table.set_column(place, "label", label).append_column("truth", table["label"])
 
 
-@pytest.mark.parametrize(("name", "auc", "f1"), [("flowers", 0.99, 0.93), ("caltech101", 0.99, 0.93), ("dtd", 0.97, 0.83)])
+@pytest.mark.parametrize(
+    ("name", "auc", "f1"), [("flowers", 0.99, 0.93), ("caltech101", 0.99, 0.93), ("dtd", 0.97, 0.83)]
+)
 def test_a_fifth_of_wrong_labels_is_found(name, auc, f1):
     summary = diva_ray.score(planted(name, 0.2, 3), truth="truth", cluster="inline", quiet=True).summary
     found = summary["planted"]

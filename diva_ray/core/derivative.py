@@ -33,8 +33,8 @@ def group_weights(
 class AdjointAccumulator:
     """Adjoint sums of one reduction group in whitened coordinates: sum u t' and sum_G sym(U_G' D_G e_G t_G' U_G).
 
-    `copies` sets of sums are kept side by side, one for each column of signs: the first is the derivative (signs 1), the
-    others draw its standard error. n p^2 + 2 n p c operations a copy.
+    `copies` sets of sums are kept side by side, one for each column of signs: the first is the derivative (signs 1),
+    the others draw its standard error. n p^2 + 2 n p c operations a copy.
     """
 
     def __init__(self, p: int, c: int, copies: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
@@ -98,7 +98,8 @@ class Adjoint:
 def solve_adjoint(solution: Solution, sums: AdjointSums) -> tuple[Adjoint, Float[Tensor, " p"]]:
     """Return the adjoint of every copy, and dL/dLambda of every column; 2 p^3 operations a copy.
 
-    dL/dLambda_k = -(P * W).sum(1)_k + Q_kk: the gradient of the leave-one-out loss with respect to every penalty is free.
+    dL/dLambda_k = -(P * W).sum(1)_k + Q_kk: the gradient of the leave-one-out loss with respect to all penalties is
+    free.
     Summed over a band's columns it is the derivative of the band's penalty.
     """
     P = solution.Linv.T @ sums.M

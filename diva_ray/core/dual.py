@@ -104,6 +104,8 @@ def penalty_derivative(
     fit: DualFit, left: LeftOut, alpha: Float[Tensor, " n"], t: Float[Tensor, "n c"], penalty: Float[Tensor, " p"]
 ) -> Float[Tensor, " p"]:
     """Return dL/dLambda of every column (0 on the intercept), as `derivative.solve_adjoint` does in the primal."""
+    if fit.spread is None:
+        raise ValueError("penalty_derivative: the fit must hold A^-1 Z', got none. Fit with `spread=True`.")
     first = int(penalty[0] == 0)
     result = torch.zeros(len(penalty), dtype=torch.float64)
     P = fit.spread @ t

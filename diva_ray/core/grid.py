@@ -34,8 +34,8 @@ class Rotation:
 
     def to(self, dtype: torch.dtype) -> Rotation:
         """Return the same rotation in another dtype."""
-        moved = (tensor.to(dtype) for tensor in (self.basis, self.values, self.cross, self.mean))
-        return Rotation(*moved, self.mean_variance)
+        basis, values, cross, mean = (t.to(dtype) for t in (self.basis, self.values, self.cross, self.mean))
+        return Rotation(basis, values, cross, mean, self.mean_variance)
 
 
 def rotate(sums: FitSums, pattern: Float[Tensor, " p"]) -> Rotation:

@@ -1,7 +1,7 @@
 """The dense products that carry the cost: symmetric rank-k sums and triangular products.
 
-On a CPU they go through scipy's BLAS (torch offers neither SYRK nor TRMM, which halve the work), elsewhere through torch.
-Matrices are row-major; a symmetric sum fills its upper triangle only until `symmetric` mirrors it.
+On a CPU they go through scipy's BLAS (torch offers neither SYRK nor TRMM, which halve the work), elsewhere through
+torch. Matrices are row-major; a symmetric sum fills its upper triangle only until `symmetric` mirrors it.
 """
 
 from __future__ import annotations

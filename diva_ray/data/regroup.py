@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 
@@ -29,7 +31,8 @@ def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> Table:
     pieces = ray.data.from_items(
         [{"piece": k} for k in range(len(table.pieces))], override_num_blocks=len(table.pieces)
     )
-    read = pieces.map_batches(_read_pieces, batch_size=1, batch_format="pyarrow", fn_args=(table, columns))
+    read_pieces = partial(_read_pieces, table=table, columns=columns)
+    read = pieces.map_batches(read_pieces, batch_size=1, batch_format="pyarrow")
     target = folder.location("grouped")
     read.sort([GROUP, POSITION]).write_parquet(target)
     return open_parquet(target)

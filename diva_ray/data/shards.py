@@ -162,8 +162,8 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         shard.group_keys, inverse = np.unique(group_keys, return_inverse=True)
         shard.group, shard.group_values = torch.from_numpy(inverse.astype(np.int64)), arrays[columns.group]
     if columns.source:
-        shard.source_values = arrays[columns.source]
-        shard.source = shard.source_values.cast(pa.string()).fill_null("(none)")
+        sources = shard.source_values = arrays[columns.source]
+        shard.source = sources.cast(pa.string()).fill_null("(none)")
     if columns.position:
         shard.original = arrays[columns.position].to_numpy()
     if columns.truth:

@@ -42,7 +42,9 @@ def sample(shard: Shard, known: Known) -> Rows:
     """Return the checked rows of a shard: features as the fit sees them, residuals, group codes."""
     setup: Setup = known["setup"]
     rows = _positions(shard, known)
-    Z = torch.cat([prepare(shard, k, k + 1, setup.scale, torch.empty(1, setup.scale.width, dtype=setup.dtype)) for k in rows])
+    Z = torch.cat(
+        [prepare(shard, k, k + 1, setup.scale, torch.empty(1, setup.scale.width, dtype=setup.dtype)) for k in rows]
+    )
     F = Z @ known["solution"]["W"]
     F = F if shard.offset is None else F + shard.offset[rows].to(setup.dtype)
     return Rows((Z, subtract_from_targets(targets(shard, setup)[rows], F), group_codes(shard)[rows]))

@@ -146,6 +146,17 @@ class Cluster:
         actor = ray.remote(Worker).options(**options)
         self.actors = [actor.remote(tables, columns, [extents[k] for k in mine], threads) for mine in self.owned]
 
+    def start(self) -> None:
+        """Wait until every worker runs; they read their shards meanwhile."""
+        refs = [actor.process.remote() for actor in self.actors]
+        _, late = ray.wait(refs, num_returns=len(refs), timeout=self.start_timeout)
+        if late:
+            raise InputError(
+                f"cluster: every worker must have started within {self.start_timeout:g} s, got {len(refs) - len(late)} "
+                f"of {len(refs)} (free now: {ray.available_resources()}). Free resources, lower `cluster.workers`, or "
+                "raise `cluster.start_timeout`."
+            )
+
     def load(self) -> Iterator[int]:
         """Wait until every shard is read; yield its rows when it is there.
 
@@ -220,7 +231,7 @@ class Cluster:
     def close(self) -> None:
         """End the workers."""
         for actor in self.actors:
-            ray.kill(actor)
+            ray.kill(actor)  # type: ignore[arg-type]  # a typed proxy is a handle
         self.actors = []
 
 

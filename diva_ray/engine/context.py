@@ -60,7 +60,9 @@ class Setup:
         if self.loss == "cosine":
             assert self.center is not None
             return losses.cosine(self.center)
-        return {"cross_entropy": losses.cross_entropy, "squared": losses.squared, "logistic": losses.logistic}[self.loss]
+        return {"cross_entropy": losses.cross_entropy, "squared": losses.squared, "logistic": losses.logistic}[
+            self.loss
+        ]
 
 
 def _of_the_user(loss: losses.Loss) -> losses.Loss:

@@ -19,13 +19,18 @@ class Inline:
     kind = "inline"
     workers = 1
 
-    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int | None = None) -> None:
+    def __init__(
+        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int | None = None
+    ) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.sources = tables
         self.columns, self.extents = columns, extents
         self.shards: list[Shard] = []
         self.known: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Do nothing: this process runs already."""
 
     def load(self) -> Iterator[int]:
         """Read every shard; yield its rows when it is there."""

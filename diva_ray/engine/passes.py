@@ -49,13 +49,10 @@ def grid(shard: Shard, known: Known) -> Tensor:
 
     Squared error whatever the loss: cross-entropy of raw outputs prefers no ridge at all, and finds less.
     """
-    setup: Setup = known["setup"]
     rotation: Rotation = known["rotation"]
     total = torch.zeros(len(known["ridges"]), dtype=torch.float64)
     for b in blocks(shard, known):
-        total += grid_losses(
-            b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, rotation, known["ridges"], losses.squared
-        )
+        total += grid_losses(b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, rotation, known["ridges"], losses.squared)
     return total
 
 
@@ -114,13 +111,19 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
         wrong = (rows.outputs.argmax(1) != Y).double()
         result["wrong"] = float(v @ wrong)
         result["levels"] = verdict.class_sums(rows.outputs, Y, shaping(shard))
-        for name, values in (("class_n", torch.ones_like(v)), ("class_wrong", wrong), ("class_loss", rows.loss.double())):
+        for name, values in (
+            ("class_n", torch.ones_like(v)),
+            ("class_wrong", wrong),
+            ("class_loss", rows.loss.double()),
+        ):
             result[name] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, values)
     elif setup.task == "multilabel":
         result["wrong"] = float(v @ ((rows.outputs > 0.5) != (Y > 0.5)).double().mean(1))
     else:
         result["wrong"] = float(v @ (Y - rows.outputs).double().square().sum(1))
     return result
+
+
 def shaping(shard: Shard) -> Tensor:
     """Return the weight of every row in the rules for verdicts: pool rows and held-out rows do not shape them."""
     return torch.zeros(len(shard)) if shard.extent.held_out else (shard.weight > 0).double()
@@ -210,5 +213,3 @@ def receive(shard: Shard, known: Known) -> Partial:
         sources = len(known["setup"].sources)
         counts["sources"] = torch.zeros(sources, every.shape[1], dtype=torch.float64).index_add_(0, codes, every)
     return Partial(None, counts)
-
-

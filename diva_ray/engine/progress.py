@@ -19,7 +19,9 @@ class Progress:
         self.label, self.rows, self.done, self.quiet = label, rows, 0, quiet
         self.start = self.last = time.perf_counter()
         watched = sys.stderr.isatty() and not quiet
-        self.bar = tqdm(total=rows, desc=f"{label:<10}", unit=" rows", unit_scale=True, leave=False) if watched else None
+        self.bar = (
+            tqdm(total=rows, desc=f"{label:<10}", unit=" rows", unit_scale=True, leave=False) if watched else None
+        )
 
     def add(self, rows: int) -> None:
         """Count finished rows."""

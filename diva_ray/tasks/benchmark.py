@@ -20,313 +20,38 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from diva_ray.config import BenchmarkConfig, ScoreConfig
-from diva_ray.core.derivative import solve_adjoint
-from diva_ray.core.dual import fit_dual
-from diva_ray.core.grid import default_ridges, rotate
+from diva_ray.config import BenchmarkConfig
 from diva_ray.data.columns import to_matrix
-from diva_ray.data.shards import Columns, Extent, Scale, Shard
 from diva_ray.data.sources import digits as digits_table
-from diva_ray.data.split import split
-from diva_ray.data.table import Table, from_arrays, open_parquet
-from diva_ray.engine import passes
-from diva_ray.engine.context import Setup
-from diva_ray.engine.inline import Inline
+from diva_ray.data.table import open_parquet
 from diva_ray.errors import InputError
 from diva_ray.tasks import peers
-from diva_ray.tasks.derive import SIGN_VECTORS, Runner, derive, fit_ridge, penalty_pattern
+from diva_ray.tasks.derive import derive, penalty_pattern
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.measure import (
+    SMALL,
+    THREADS,
+    Figure,
+    Sizes,
+    derivative,
+    derivative_of,
+    draw,
+    dual,
+    errors,
+    loaded,
+    machine,
+    memory,
+    on_ray,
+    ours,
+    ridges,
+    scaling,
+    scored,
+    setup_of,
+)
 from diva_ray.tasks.plan import blas_environment
 
 log = logging.getLogger("diva_ray")
 GOAL_SIZE = {"n": 60_000, "p": 1_280, "c": 10}
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large the entries are: the issue's sizes (`full`), or seconds in all (`small`)."""
-
-    n: int = 60_000
-    p: int = 1_280
-    c: int = 10
-    gemm: int = 4_096
-    errors_n: int = 4_000
-    dual_n: int = 8_000
-    dual_p: int = 9_000
-    textbook_n: int = 8_000
-    accuracy_n: int = 8_000
-    scaling: tuple[int, ...] = (20_000, 50_000, 100_000, 200_000, 500_000)
-    scaling_p: int = 256
-    repeats: int = 3
-    cleanlab_share: float = 1 / 6
-    data_folder: str | None = None
-
-
-SMALL = Sizes(4_000, 128, 10, 1_024, 2_000, 800, 900, 800, 2_000, (4_000, 8_000, 16_000), 64)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table; a goal is met from above (`least`) or from below."""
-
-    what: str
-    value: float | None
-    unit: str = ""
-    goal: float | None = None
-    least: bool = False
-    note: str = ""
-
-    def verdict(self) -> str:
-        """Return `met`, `not met`, or nothing without a goal."""
-        if self.goal is None or self.value is None:
-            return ""
-        return "met" if (self.value >= self.goal if self.least else self.value <= self.goal) else "not met"
-
-
-def draw(n: int, p: int, c: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (n, p) float32 around c class centres, and classes (n,)."""
-    generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).standard_normal((c, p), dtype=np.float32) * np.float32(2 / p**0.5)
-    y = generator.integers(0, c, n)
-    X = generator.standard_normal((n, p), dtype=np.float32)
-    for a in range(0, n, 4096):
-        X[a : a + 4096] += centres[y[a : a + 4096]]
-    return X, y
-
-
-def setup_of(p: int, c: int, dtype: torch.dtype = torch.float32) -> Setup:
-    """Return the setup of passes over features as given, with an intercept."""
-    scale = Scale((torch.zeros(p, dtype=torch.float64),), (1.0,), True)
-    classes, rows = pa.array(range(c)), ScoreConfig().block_rows
-    return Setup("classification", scale, classes, c, "cross_entropy", None, "label", dtype, rows, 0)
-
-
-def loaded(X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> Runner:
-    """Return a runner of the inline engine that holds the rows."""
-    given = {} if weight is None else {"weight": weight}
-    table = from_arrays({"features": X, "label": y, **given})
-    columns = Columns(("features",), "label", weight="weight" if given else None)
-    runner = Runner(Inline([table], columns, split(table, columns, table.reader()), 1), quiet=True)
-    runner.load()
-    return runner
-
-
-def derivative_of(runner: Runner, setup: Setup, ridge: float = 1.0) -> Tensor:
-    """Derive every row with one fit, one adjoint and one score pass; return the derivative of every penalty."""
-    runner.engine.forget("rows", "scored")
-    setup, _, solution, _ = fit_ridge(runner, setup, ridge)
-    left = runner.run(passes.leave_one_out, "leave-out")
-    adjoint, penalty = runner.timed("solve", solve_adjoint, solution, left.sums)
-    runner.engine.tell(adjoint=adjoint.to(setup.dtype))
-    runner.run(passes.score, "score")
-    return penalty
-
-
-def ours(s: Sizes, X: np.ndarray, y: np.ndarray) -> float:
-    """Return the median seconds of a derivative on these rows, inline."""
-    runner, setup = loaded(X, y), setup_of(X.shape[1], s.c)
-    return peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-
-
-def scored(runner: Runner) -> Tensor:
-    """Return derivative and standard error of every row (n, 2)."""
-    assert isinstance(runner.engine, Inline)
-    return torch.cat([shard.state["scored"] for shard in runner.engine.shards])  # type: ignore[misc]
-
-
-def machine(s: Sizes) -> Iterator[Figure]:
-    """The processor and what its BLAS reaches."""
-    with open("/proc/cpuinfo") as file:
-        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown")
-    kernels = os.environ.get("OPENBLAS_CORETYPE", "as detected")
-    cores = len(os.sched_getaffinity(0))
-    yield Figure("cores", cores, note=f"{model}; OpenBLAS kernels {kernels}; one thread a worker")
-    syrk, trmm = peers.triangular_rates(min(s.n, 2_500), s.p + 1)
-    yield Figure("sgemm", peers.gemm_rate(s.gemm, 3) / 1e9, "GF/s", note=f"{s.gemm} x {s.gemm}")
-    yield Figure("ssyrk at our shape", syrk / 1e9, "GF/s", note="n p^2 operations counted")
-    yield Figure("strmm at our shape", trmm / 1e9, "GF/s", note="n p^2 operations counted")
-
-
-def derivative(s: Sizes) -> Iterator[Figure]:
-    """Sample, ridge and band derivatives, inline."""
-    X, y = draw(s.n, s.p, s.c)
-    rate = peers.gemm_rate(s.gemm)
-    runner, setup = loaded(X, y), setup_of(s.p, s.c)
-    seconds = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-    syrk, trmm = peers.triangular_rates(2_500, s.p + 1)
-    rate = max(rate, peers.gemm_rate(s.gemm))
-    split_up = ", ".join(f"{name} {taken / s.repeats:.2f}" for name, taken in runner.seconds.items() if name != "load")
-    yield Figure("derivative", seconds, "s", note=f"n={s.n:,} p={s.p:,} c={s.c} float32; mean s: {split_up}")
-    share = 4 * s.n * s.p**2 / (seconds * rate)
-    yield Figure("share of peak, 4 n p^2 / (s x sgemm)", share, "", 0.75, True, f"sgemm {rate / 1e9:.0f} GF/s")
-    floor = 2 * s.n * s.p**2 * (1 / syrk + 1 / trmm)
-    yield Figure("share of the BLAS floor", floor / seconds, note="2 SYRK + 2 TRMM passes at their measured rates")
-
-
-def memory(s: Sizes) -> Iterator[Figure]:
-    """Memory of one derivative beyond the data."""
-    X, y = draw(s.n, s.p, s.c)
-    runner = loaded(X, y)
-    level = peers.reset_memory()
-    derivative_of(runner, setup_of(s.p, s.c))
-    extra = peers.memory_above(level) / 1e9
-    note = f"high-water mark above the level after loading {X.nbytes / 1e9:.2f} GB"
-    yield Figure("memory beyond the data", extra, "GB", 0.25, note=note)
-
-
-def ridges(s: Sizes) -> Iterator[Figure]:
-    """Twenty ridges from one eigendecomposition and one pass."""
-    X, y = draw(s.n, s.p, s.c)
-    runner, setup = loaded(X, y), setup_of(s.p, s.c)
-    runner.engine.tell(setup=setup)
-    sums = runner.run(passes.fit, "fit")
-
-    def grid() -> None:
-        rotation = rotate(sums, penalty_pattern(setup))
-        runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=default_ridges(rotation))
-        runner.run(passes.grid, "ridge")
-
-    seconds = peers.seconds_of(grid, s.repeats)
-    fit = peers.seconds_of(lambda: runner.run(passes.fit, "fit"), s.repeats)
-    one = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-    note = f"{seconds:.2f} s: eigendecomposition + grid pass; the derivative's fit pass serves both"
-    yield Figure("20 ridges / derivative", seconds / one, "x", 0.9, note=note)
-    yield Figure("20 ridges with a fit pass of their own", (seconds + fit) / one, "x")
-
-
-def errors(s: Sizes) -> Iterator[Figure]:
-    """Standard errors: what they cost, and how near the estimate is."""
-    X, y = draw(s.n, s.p, s.c)
-    runner, setup = loaded(X, y), setup_of(s.p, s.c)
-    one = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-    nine = peers.seconds_of(lambda: derivative_of(runner, replace(setup, copies=1 + SIGN_VECTORS)), s.repeats)
-    note = f"{SIGN_VECTORS} sign vectors, beyond the derivative itself: ({nine:.2f} - {one:.2f}) s"
-    yield Figure("standard errors / derivative", (nine - one) / one, "x", 4.5, note=note)
-    yield Figure("derivative with standard errors / without", nine / one, "x")
-    found, m = {}, s.errors_n
-    small = loaded(X[:m], y[:m])
-    for kind in ("exact", "estimate"):
-        small.engine.forget("rows", "scored", "validation")
-        derive(small, setup, 1.0, m, m, kind)
-        found[kind] = scored(small)
-    ratio = (found["estimate"][:, 1] / found["exact"][:, 1]).numpy()
-    z = [(rows[:, 0] / rows[:, 1]).argsort().argsort().double() for rows in found.values()]
-    note = f"n={m:,}; 16th to 84th percentile {np.quantile(ratio, 0.16):.2f} to {np.quantile(ratio, 0.84):.2f}"
-    yield Figure("estimated / exact standard error, median", float(np.median(ratio)), note=note)
-    yield Figure("rank correlation of z, estimated and exact", float(torch.corrcoef(torch.stack(z))[0, 1]))
-
-
-def dual(s: Sizes) -> Iterator[Figure]:
-    """The n x n form against LAPACK alone."""
-    n, p = s.dual_n, s.dual_p
-    X, y = draw(n, p, s.c)
-    runner, setup = loaded(X, y), setup_of(p, s.c)
-    before = peers.dual_floor(n, p)
-    seconds = peers.seconds_of(lambda: derive(runner, setup, float(p), n, n, "auto"), s.repeats)
-    syrk, invert = map(min, before, peers.dual_floor(n, p))
-    Z, alpha, offset = peers.with_intercept(X, torch.float32), torch.ones(n), torch.zeros(n, s.c)
-    penalty = p * penalty_pattern(setup).float()
-    fit = peers.seconds_of(lambda: fit_dual(Z, torch.from_numpy(y), alpha, penalty, offset), s.repeats)
-    note = f"{seconds:.2f} s at n={n:,} p={p:,}; SSYRK {syrk:.2f} s + SPOTRF and SPOTRI {invert:.2f} s"
-    yield Figure("dual: share of its floor", (syrk + invert) / seconds, "", 0.85, True, note)
-    note = f"{fit:.2f} s: without exact standard errors and derivatives of penalties"
-    yield Figure("dual: share of its floor, fit alone", (syrk + invert) / fit, note=note)
-
-
-def on_ray(s: Sizes) -> Iterator[Figure]:
-    """Two Ray workers of one thread against this process."""
-    import pyarrow.parquet as pq
-
-    from diva_ray.engine.cluster import Cluster
-    from diva_ray.engine.connect import connect
-
-    X, y = draw(s.n, s.p, s.c)
-    setup = setup_of(s.p, s.c)
-    runner = loaded(X, y)
-    inline = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-    penalty = derivative_of(runner, setup)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = from_arrays({"features": X, "label": y}).memory
-        pq.write_table(rows, f"{folder}/t.parquet", row_group_size=5_000, use_dictionary=False, compression="none")
-        del X, runner, rows
-        start = time.perf_counter()
-        connect("local")
-        connected = time.perf_counter() - start
-        table, columns = open_parquet(folder), Columns(("features",), "label")
-        extents = split(table, columns, table.reader())
-        environment = {name: os.environ[name] for name in (*THREADS, "OPENBLAS_CORETYPE") if name in os.environ}
-        runner = Runner(Cluster([table], columns, extents, workers=2, threads=1, environment=environment), quiet=True)
-        runner.load()
-        ready = time.perf_counter() - start - connected
-        seconds = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-        same = bool(torch.equal(penalty, derivative_of(runner, setup)))
-        runner.engine.close()
-    note = f"{inline:.2f} s / {seconds:.2f} s after start-up"
-    yield Figure("2 Ray workers: speed-up over inline", inline / seconds, "x", 1.75, True, note)
-    yield Figure("Ray start-up", connected, "s", note="ray.init on this machine")
-    yield Figure("workers start and read Parquet, overlapped", ready, "s", note=f"{s.n * s.p * 4 / 1e9:.2f} GB")
-    yield Figure("same bits as inline", float(same), note="penalty derivatives; 1 = yes")
-
-
-class Drawn(Inline):
-    """An engine whose rows are drawn when a pass needs them and dropped after it; only per-row results stay."""
-
-    def __init__(self, n: int, p: int, c: int) -> None:
-        columns = Columns(("features",), "label")
-        table = Table("rows drawn on the fly", pa.schema([]), n, 0)
-        super().__init__([table], columns, split(table, columns, table.reader()), 1)
-        self.shape, self.drawing = (p, c), 0.0
-        self.kept: dict[int, dict[str, object]] = {extent.index: {} for extent in self.extents}
-
-    def each(self, kernel: Any, extents: list[Extent] | None = None) -> Iterator[Any]:
-        """Yield the partial of every shard; the seconds of drawing rows add up in `drawing`."""
-        for extent in self.extents if extents is None else extents:
-            start = time.perf_counter()
-            rows = extent.stop - extent.start
-            X, y = draw(rows, *self.shape, seed=1 + extent.index)
-            ones, keys = torch.ones(rows, dtype=torch.float64), torch.arange(extent.start, extent.stop)
-            shard = Shard(extent, [torch.from_numpy(X)], [None], pa.array(y), ones, ones, keys)
-            shard.state = self.kept[extent.index]
-            self.drawing += time.perf_counter() - start
-            yield kernel(shard, self.known)
-
-
-def scaling(s: Sizes) -> Iterator[Figure]:
-    """Time against n, rows drawn on the fly."""
-    setup, taken, extra = setup_of(s.scaling_p, s.c), [], []
-    derivative_of(Runner(Drawn(s.scaling[0], s.scaling_p, s.c), quiet=True), setup)  # warm up
-    for n in s.scaling:
-        level, times = peers.reset_memory(), []
-        for _ in range(s.repeats):
-            engine, start = Drawn(n, s.scaling_p, s.c), time.perf_counter()
-            derivative_of(Runner(engine, quiet=True), setup)
-            times.append(time.perf_counter() - start - engine.drawing)
-        taken.append(float(np.median(times)))
-        extra.append(peers.memory_above(level) / 1e9)
-    exponent = float(np.polyfit(np.log(s.scaling), np.log(taken), 1)[0])
-    tail = float(np.log(taken[-1] / taken[-2]) / np.log(s.scaling[-1] / s.scaling[-2]))
-    listed = ", ".join(f"{n:,}: {t:.2f} s" for n, t in zip(s.scaling, taken, strict=True))
-    yield Figure("exponent of n", exponent, "", 1.05, note=f"p={s.scaling_p}, drawing not counted; {listed}")
-    yield Figure("exponent between the last two n", tail, note="the fixed p^3 work lowers the one above")
-    note = f"features alone would be {s.scaling[-1] * s.scaling_p * 4 / 1e9:.2f} GB"
-    yield Figure(f"memory at n={s.scaling[-1]:,}", extra[-1], "GB", note=note)
-
-
-def conditioned(n: int, p: int, condition: float) -> np.ndarray:
-    """Return dense float32 features whose Gram matrix has about this condition number in the 1-norm."""
-    generator = np.random.default_rng(0)
-    G, (turn, _) = generator.standard_normal((n, p)), np.linalg.qr(generator.standard_normal((p, p)))
-    spread = condition
-    for _ in range(4):
-        X = (G * np.logspace(0, -np.log10(spread) / 2, p)) @ turn
-        spread *= condition / np.linalg.cond(X.T @ X, 1)
-    return X.astype(np.float32)
-
-
-def largest_error(found: Tensor, true: Tensor) -> float:
-    """Return the largest difference relative to the largest entry."""
-    return float((found.double() - true.double()).abs().max() / true.double().abs().max())
 
 
 def accuracy(s: Sizes) -> Iterator[Figure]:
@@ -334,14 +59,14 @@ def accuracy(s: Sizes) -> Iterator[Figure]:
     n, p = s.accuracy_n, 200
     y = draw(n, 2, s.c)[1]
     for condition, goal in ((1e3, 1e-5), (2.5e4, 5e-5), (1e8, 5e-5)):
-        X, ridge = conditioned(n, p, condition), 1e-3 * n / condition
+        X, ridge = peers.conditioned(n, p, condition), 1e-3 * n / condition
         runner, setup = loaded(X, y), setup_of(p, s.c)
         found = derive(runner, setup, ridge, n, n, "estimate")
         Z, penalty = peers.with_intercept(X, torch.float64), ridge * penalty_pattern(setup)
         true = peers.autograd_primal(Z, torch.from_numpy(y), s.c, penalty, torch.ones(n, dtype=torch.float64))
         products = str(found.setup.dtype).removeprefix("torch.")
         note = f"n={n:,} p={p}; measured condition {found.condition:.1e}, products chosen: {products}"
-        error = largest_error(scored(runner)[:, 0], true)
+        error = peers.largest_error(scored(runner)[:, 0], true)
         yield Figure(f"float32 mode, condition {condition:.1e}", error, "", goal, note=note)
     n, p = 400, 30
     X, y = draw(n, p, s.c)
@@ -350,7 +75,7 @@ def accuracy(s: Sizes) -> Iterator[Figure]:
     derivative_of(runner, setup)
     Z = peers.with_intercept(X, torch.float64)
     true = peers.autograd_primal(Z, torch.from_numpy(y), s.c, penalty_pattern(setup), torch.from_numpy(weight))
-    error = largest_error(scored(runner)[:, 0], true)
+    error = peers.largest_error(scored(runner)[:, 0], true)
     yield Figure("float64 mode against torch autograd", error, "", 1e-10, note=f"n={n} p={p}, random weights")
 
 

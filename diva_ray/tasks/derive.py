@@ -22,13 +22,13 @@ from diva_ray.tasks.derived import (
     SIGN_VECTORS,
     Derived,
     best_ridge,
+    by_band,
     penalty_pattern,
 )
 from diva_ray.tasks.dual import derive_dual
 from diva_ray.tasks.runner import Runner
 
 log = logging.getLogger("diva_ray")
-
 
 
 def tell_checked_rows(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:
@@ -81,7 +81,15 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
         agreement = compare_errors(found_errors, left.tally["checked"].sqrt())
     kind = "exact" if exact else "none" if errors == "none" else "estimate"
     return Derived(
-        setup, chosen, solution.condition, grid, left.tally, penalty, kind, "primal", scored.tally["sources"],
+        setup,
+        chosen,
+        solution.condition,
+        grid,
+        left.tally,
+        by_band(setup, penalty),
+        kind,
+        "primal",
+        scored.tally["sources"],
         agreement,
     )
 
@@ -146,5 +154,3 @@ def validation_rows(solution: Solution, rows: tuple[Tensor, ...], dtype: torch.d
     U, t, moved, codes = rows
     known, group = torch.unique(codes, return_inverse=True)
     return ValidationRows((U.double() @ solution.Linv).T.to(dtype).contiguous(), Validation(t, moved, group), known)
-
-

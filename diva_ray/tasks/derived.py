@@ -17,6 +17,7 @@ EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by 
 EXACT_BYTES = 256 << 20  # and the memory of their whitened features
 SIGN_VECTORS = 8  # random sign vectors beyond that
 MOST_CONDITION = 3e4  # above it float32 products would cost more than 5e-5 of the derivative
+MOST_CONDITION_DUAL = 1e3  # the inverse of the kernel matrix loses more
 MOST_LEVERAGE = 0.99  # likewise
 
 
@@ -25,7 +26,7 @@ class Derived:
     """What is known of the whole dataset once every row has its derivative.
 
     Attributes:
-        penalty_derivative: dL/dLambda of every column.
+        band_derivatives: dL/dLambda summed over the columns of every band.
         standard_errors: `exact` or `estimate`.
         form: `primal` or `dual`.
         by_source: per source, derivative and contributions whose squares add up to its squared standard error.
@@ -36,7 +37,7 @@ class Derived:
     condition: float
     grid: list[tuple[float, float]]
     tally: Tally
-    penalty_derivative: Tensor
+    band_derivatives: Tensor
     standard_errors: str
     form: str
     by_source: Tensor
@@ -61,3 +62,15 @@ def best_ridge(grid: list[tuple[float, float]]) -> float:
     if ridge in (grid[0][0], grid[-1][0]):
         log.warning("the best ridge %.3g lies at the end of the grid: set `ridge` to look further", ridge)
     return ridge
+
+
+def band_slices(setup: Setup) -> list[slice]:
+    """Return the columns of every band."""
+    widths = [len(mean) for mean in setup.scale.mean]
+    starts = [int(setup.scale.intercept) + sum(widths[:k]) for k in range(len(widths))]
+    return [slice(start, start + width) for start, width in zip(starts, widths, strict=True)]
+
+
+def by_band(setup: Setup, columns: Tensor) -> Tensor:
+    """Return the sum of a per-column quantity over every band."""
+    return torch.stack([columns[band].sum() for band in band_slices(setup)]).double()

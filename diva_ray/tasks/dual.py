@@ -18,7 +18,7 @@ from diva_ray.core.ridge import FitAccumulator
 from diva_ray.engine import passes
 from diva_ray.engine.context import Partial, RowStore, Setup
 from diva_ray.errors import InputError
-from diva_ray.tasks.derived import MOST_CONDITION, MOST_LEVERAGE, Derived, best_ridge, penalty_pattern
+from diva_ray.tasks.derived import MOST_CONDITION_DUAL, MOST_LEVERAGE, Derived, best_ridge, by_band, penalty_pattern
 from diva_ray.tasks.runner import Runner
 
 log = logging.getLogger("diva_ray")
@@ -34,7 +34,8 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
     if ridge == "auto":
         grid = dual_grid(Z.double(), Y, alpha.double(), v.double(), offset.double(), groups, setup)
         ridge = best_ridge(grid)
-    fit = _fit_dual_or_none(Z, Y, alpha, float(ridge) * pattern, offset)
+    several = len(setup.scale.mean) > 1
+    fit = _fit_dual_or_none(Z, Y, alpha, float(ridge) * pattern, offset, spread=several)
     if fit is None:
         log.info("the kernel matrix is too badly conditioned for float32: products in float64 from here")
         runner.engine.forget("targets")
@@ -50,43 +51,64 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
     outputs = subtract_from_targets(Y, left.e)
     values, gradient = setup.loss_function()(outputs, Y)
     t, own = adjoint(left, v[:, None] * gradient)
-    penalty = penalty_derivative(fit, left, alpha, t, pattern)
-    known, group = torch.unique(codes, return_inverse=True)
-    heard = Validation(t, alpha[:, None] * left.e, group)
-    scored, moved = torch.empty(len(Z), 2, dtype=torch.float64), []
-    for a in range(0, len(Z), 256):
+    scored, moved = _contributions(fit, t, alpha[:, None] * left.e, codes, setup.sources is not None)
+    if several:
+        bands = by_band(setup, penalty_derivative(fit, left, alpha, t, pattern))
+    else:
+        # L is the same under (k alpha, k ridge), so the derivative of the ridge follows from those of the weights.
+        bands = -(alpha.double() @ scored[:, 0])[None] / float(ridge)
+    store = {"r": fit.r, "outputs": outputs, "own": own, "leverage": 1 - fit.room, "loss": values}
+    runner.seconds["solve"] = time.perf_counter() - start
+    found = _hand_back(runner, setup, store, scored, moved)
+    by_source = found.tally.pop("sources")
+    return Derived(setup, float(ridge), fit.condition, grid, found.tally, bands, "exact", "dual", by_source)
+
+
+def _contributions(
+    fit: DualFit, t: Tensor, weighted: Tensor, codes: Tensor, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return derivative and standard error of every row (n, 2), and all contributions (n, groups) if asked for."""
+    _, group = torch.unique(codes, return_inverse=True)
+    heard = Validation(t, weighted, group)
+    scored, kept = torch.empty(len(t), 2, dtype=torch.float64), []
+    for a in range(0, len(t), 256):
         part = slice(a, a + 256)
         C = pairwise_contributions(fit.K[part], fit.r[part], group[part], heard)
         scored[part, 0], scored[part, 1] = C.sum(1).double(), C.norm(dim=1).double()
-        if setup.sources is not None:
-            moved.append(C)
-    store = {"r": fit.r, "outputs": outputs, "own": own, "leverage": 1 - fit.room, "loss": values}
+        if keep:
+            kept.append(C)
+    return scored, torch.cat(kept) if keep else None
+
+
+def _hand_back(runner: Runner, setup: Setup, store: dict[str, Tensor], scored: Tensor, moved: Tensor | None) -> Partial:
+    """Give every shard its rows of the results, and return their tallies."""
+    extents = runner.engine.extents
+    sizes = [extent.stop - extent.start for extent in extents]
     kept, at = {}, 0
-    for extent in runner.engine.extents:
-        n = extent.stop - extent.start
+    for extent, n in zip(extents, sizes, strict=True):
         kept[extent.index] = RowStore(n, setup)
         kept[extent.index].put(0, n, **{name: column[at : at + n] for name, column in store.items()})
         at += n
-    cut = [extent.stop - extent.start for extent in runner.engine.extents]
-    parts = dict(zip(kept, scored.split(cut), strict=True))
-    runner.seconds["solve"] = time.perf_counter() - start
-    contributions = dict(zip(kept, torch.cat(moved).split(cut), strict=True)) if setup.sources is not None else {}
+    parts = dict(zip(kept, scored.split(sizes), strict=True))
+    contributions = {} if moved is None else dict(zip(kept, moved.split(sizes), strict=True))
     runner.engine.tell(dual=kept, dual_scored=parts, dual_contributions=contributions)
-    found: Partial = runner.run(passes.receive, "receive")
-    by_source = found.tally.pop("sources")
-    return Derived(setup, float(ridge), fit.condition, grid, found.tally, penalty, "exact", "dual", by_source)
+    return runner.run(passes.receive, "receive")
 
 
-def _fit_dual_or_none(Z: Tensor, Y: Tensor, alpha: Tensor, penalty: Tensor, offset: Tensor) -> DualFit | None:
+def _fit_dual_or_none(
+    Z: Tensor, Y: Tensor, alpha: Tensor, penalty: Tensor, offset: Tensor, *, spread: bool
+) -> DualFit | None:
     """Return the fit; None where float32 would lose it and float64 may not."""
     single = Z.dtype == torch.float32
     try:
-        fit = fit_dual(Z, Y, alpha, penalty, offset, spread=True)
+        fit = fit_dual(Z, Y, alpha, penalty, offset, spread=spread)
     except ValueError as error:
         if single:
             return None
         raise InputError(f"score: {error}") from error
-    return None if single and (fit.condition > MOST_CONDITION or float(fit.room.min()) < 1 - MOST_LEVERAGE) else fit
+    return (
+        None if single and (fit.condition > MOST_CONDITION_DUAL or float(fit.room.min()) < 1 - MOST_LEVERAGE) else fit
+    )
 
 
 def dual_grid(

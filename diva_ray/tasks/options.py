@@ -48,6 +48,11 @@ def check_options(config: ScoreConfig) -> None:
         value = getattr(config.cluster if "." in name else config, name.split(".")[-1])
         if value is not None and not value >= bound:
             raise InputError(f"{name}: must be at least {bound:g}, got {value}. Change `{name}`.")
+    if config.cluster.gpus_per_worker:
+        raise InputError(
+            "cluster.gpus_per_worker: must be 0, because the passes of this version run on CPUs, got "
+            f"{config.cluster.gpus_per_worker:g}. Leave `cluster.gpus_per_worker` out."
+        )
     parse_bytes(config.cluster.memory)
 
 

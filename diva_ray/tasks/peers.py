@@ -208,3 +208,19 @@ def memory_above(level: int) -> int:
 def _memory(name: str) -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def conditioned(n: int, p: int, condition: float) -> np.ndarray:
+    """Return dense float32 features whose Gram matrix has about this condition number in the 1-norm."""
+    generator = np.random.default_rng(0)
+    G, (turn, _) = generator.standard_normal((n, p)), np.linalg.qr(generator.standard_normal((p, p)))
+    spread = condition
+    for _ in range(4):
+        X = (G * np.logspace(0, -np.log10(spread) / 2, p)) @ turn
+        spread *= condition / np.linalg.cond(X.T @ X, 1)
+    return X.astype(np.float32)
+
+
+def largest_error(found: Tensor, true: Tensor) -> float:
+    """Return the largest difference relative to the largest entry."""
+    return float((found.double() - true.double()).abs().max() / true.double().abs().max())

@@ -135,10 +135,10 @@ def product_rate(threads: int) -> float:
 
     a = np.ones((1024, 1024), np.float32)
     with threadpool_limits(threads):
-        a @ a
+        np.dot(a, a)
         start = time.perf_counter()
         for _ in range(4):
-            a @ a
+            np.dot(a, a)
         return 4 * 2 * 1024**3 / (time.perf_counter() - start)
 
 
@@ -167,18 +167,19 @@ def check_workers(plan: Plan, cluster: ClusterConfig) -> None:
 
 
 def blas_environment() -> dict[str, str]:
-    """Return the environment under which OpenBLAS uses this processor's AVX-512 kernels, if it does not by itself.
-
-    OpenBLAS takes some AVX-512 processors (AMD Zen 4 and 5) for Haswell, at half the speed.
-    """
+    """Return the environment under which OpenBLAS uses this processor's AVX-512 kernels, if it does not by itself."""
     from threadpoolctl import threadpool_info
 
-    taken = {info.get("architecture") for info in threadpool_info() if info.get("internal_api") == "openblas"}
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = file.read()
-    except OSError:
+    if "OPENBLAS_CORETYPE" in os.environ or not os.path.exists("/proc/cpuinfo"):
         return {}
-    if taken & {"Haswell", "Zen"} and "avx512f" in flags and "OPENBLAS_CORETYPE" not in os.environ:
-        return {"OPENBLAS_CORETYPE": "SkylakeX"}
-    return {}
+    taken = {str(info.get("architecture")) for info in threadpool_info() if info.get("internal_api") == "openblas"}
+    with open("/proc/cpuinfo") as file:
+        return better_coretype(taken, file.read())
+
+
+def better_coretype(architectures: set[str], cpuinfo: str) -> dict[str, str]:
+    """Return OPENBLAS_CORETYPE for a processor that has AVX-512 but was taken for one without.
+
+    OpenBLAS takes AMD's Zen 4 and 5 for Haswell: 128 instead of 251 GF/s in float32 products.
+    """
+    return {"OPENBLAS_CORETYPE": "SkylakeX"} if architectures & {"Haswell", "Zen"} and "avx512vl" in cpuinfo else {}

@@ -50,7 +50,9 @@ class Result:
         """
         table = self.folder.read_table("samples")
         if "loo_output" not in table.column_names or "calibration" not in self.summary:
-            raise InputError("pred_probs: left-out outputs of classes must be written, got none. Score with `outputs=True`.")
+            raise InputError(
+                "pred_probs: left-out outputs of classes must be written, got none. Score with `outputs=True`."
+            )
         known = self.summary["calibration"]
         outputs, _ = to_matrix(table["loo_output"], "loo_output", "samples")
         room = 1 - table["leverage"].to_numpy()
@@ -63,7 +65,9 @@ class Result:
         target = Folder(folder)
         target.open_new(resume=False)
         if not (self.folder.local and target.local):
-            raise InputError(f"write: both folders must be local, got {self.path} and {folder}. Give `output` to the call.")
+            raise InputError(
+                f"write: both folders must be local, got {self.path} and {folder}. Give `output` to the call."
+            )
         shutil.copytree(self.folder.base, target.base, dirs_exist_ok=True)
         return target.path
 
@@ -79,7 +83,7 @@ class Result:
         if "planted" in s:
             p = s["planted"]
             lines.append(
-                f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: precision {p['precision']:.3f}, recall "
-                f"{p['recall']:.3f}, F1 {p['f1']:.3f}"
+                f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: precision {p['precision']:.3f}, "
+                f"recall {p['recall']:.3f}, F1 {p['f1']:.3f}"
             )
         return [*lines, f"report: {self.folder.location('report.html')}"]

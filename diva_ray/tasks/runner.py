@@ -14,18 +14,19 @@ from diva_ray.errors import InputError
 
 
 class Engine(Protocol):
-    """What a task needs of an engine (`engine.inline`, `engine.cluster`)."""
+    """What a task needs of an engine; `engine.inline` and `engine.cluster` describe it."""
 
     kind: str
     workers: int
     extents: list[Extent]
 
-    def load(self) -> Any: ...
-    def tell(self, **known: Any) -> None: ...
-    def forget(self, *names: str) -> None: ...
-    def each(self, kernel: Any, extents: list[Extent] | None = None) -> Any: ...
-    def duplicate(self, field: str) -> int | None: ...
-    def close(self) -> None: ...
+    def start(self) -> None: ...  # noqa: D102
+    def load(self) -> Any: ...  # noqa: D102
+    def tell(self, **known: Any) -> None: ...  # noqa: D102
+    def forget(self, *names: str) -> None: ...  # noqa: D102
+    def each(self, kernel: Any, extents: list[Extent] | None = None) -> Any: ...  # noqa: D102
+    def duplicate(self, field: str) -> int | None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 @dataclass
@@ -37,7 +38,8 @@ class Runner:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def load(self) -> None:
-        """Read every shard."""
+        """Read every shard; the start of workers is counted apart, though they read from the moment they run."""
+        self.timed("start", self.engine.start)
         progress = Progress("load", sum(e.stop - e.start for e in self.engine.extents), quiet=self.quiet)
         for rows in self.engine.load():
             progress.add(rows)

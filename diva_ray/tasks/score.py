@@ -41,7 +41,7 @@ def score(
     *,
     features: str | list[str] = "features",
     label: str = "label",
-    id: str | None = None,  # noqa: A002
+    id: str | None = None,
     weight: str | None = None,
     validation_weight: str | None = None,
     group: str | None = None,
@@ -58,9 +58,9 @@ def score(
 ) -> Result | Plan:
     """Return the dataset derivative of every sample, with its standard error and verdicts.
 
-    The derivative is dL/dalpha of L = sum_i v_i loss_i, the leave-one-out loss of a ridge fit to the features: > 0 means
-    that more weight on the sample raises the validation error. Exact (closed form), 4 n p^2 operations; standard errors
-    are exact up to 10,000 validation rows and estimated from eight sign vectors beyond.
+    The derivative is dL/dalpha of L = sum_i v_i loss_i, the leave-one-out loss of a ridge fit to the features: > 0
+    means that more weight on the sample raises the validation error. Exact (closed form), 4 n p^2 operations. Standard
+    errors are exact up to 10,000 validation rows and estimated from eight sign vectors beyond.
 
     Args:
         data: Parquet path, folder, glob or URI; Ray Dataset; Arrow table; DataFrame; or a mapping of arrays such as
@@ -86,7 +86,9 @@ def score(
     known = {field.name for field in fields(ScoreConfig)}
     for name in options:
         if name not in known:
-            raise InputError(f"score: options must be fields of ScoreConfig, got {name!r}. Choose from {', '.join(sorted(known))}.")
+            raise InputError(
+                f"score: options must be fields of ScoreConfig, got {name!r}. Choose from {', '.join(sorted(known))}."
+            )
     columns = DataConfig(
         features=features, label=label, id=id, weight=weight, validation_weight=validation_weight, group=group,
         source=source, offset=offset, show=show, truth=truth,
@@ -134,7 +136,8 @@ def _finish(session: Session, derived: Derived, started: str) -> Result:
     config, folder, runner = session.config, session.folder, session.runner
     rule, link = judge(session, derived)
     runner.engine.tell(
-        verdict=rule, link=link, folder=folder, outputs=config.outputs, rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
+        verdict=rule, link=link, folder=folder, outputs=config.outputs,
+        rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
         written=set(folder.names("samples")) if config.resume else set(),
     )  # fmt: skip
     written = runner.run(verdicts.write, "write", session.scored())
@@ -188,7 +191,7 @@ def _mark(session: Session) -> dict[str, Any]:
 
 
 def _from_dataset(config: ScoreConfig, dataset: Any, folder: Folder) -> Any:
-    """Write a Ray Dataset once into shards that survive a restart, and return their path; for a plan, look at its head."""
+    """Write a Ray Dataset once into shards that survive a restart; return their path, or its first rows for a plan."""
     if config.plan:
         return pa.concat_tables(dataset.limit(1000).iter_batches(batch_size=1000, batch_format="pyarrow"))
     log.info("the Ray Dataset is written to %s for the workers", folder.location("table"))

@@ -199,7 +199,11 @@ def start(config: ScoreConfig, plan: planning.Plan, tables: list[Table], columns
     from diva_ray.engine.cluster import Cluster
 
     threads = config.cluster.threads or 1
-    environment = {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **planning.blas_environment()}
+    environment = {
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads),
+        **(planning.blas_environment() if plan.kind == "local" else {}),
+    }
     return Runner(
         Cluster(
             tables, columns, extents, workers=config.cluster.workers, threads=threads,

@@ -19,9 +19,9 @@ from diva_ray.tasks.derived import SIGN_VECTORS, Derived
 from diva_ray.tasks.session import Session
 
 RULES = {
-    "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond its standard error",
-    "is_label_issue": "label_score < label_threshold: the cut with the best expected F1 against wrong labels; precision and "
-    "recall are estimated from calibrated left-out probabilities, without knowing the truth",
+    "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond chance",
+    "is_label_issue": "label_score < label_threshold: the cut with the best expected F1 against wrong labels; "
+    "precision and recall are estimated from calibrated left-out probabilities, without knowing the truth",
 }
 
 
@@ -29,20 +29,19 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
     """Return the figures of summary.json."""
     counts, setup = session.scan.counts, derived.setup
     first = int(setup.scale.intercept)
-    bands, at = {}, first
-    for name, width in zip(session.columns.features, session.scan.widths, strict=True):
-        bands[name] = float(derived.penalty_derivative[at : at + width].sum())
-        at += width
+    bands = dict(zip(session.columns.features, derived.band_derivatives.tolist(), strict=True))
     summary = {
         "n_samples": int(counts["rows"]),
         "n_features": setup.scale.width - first,
         "n_outputs": setup.outputs,
         "n_validation": int(counts["heard"]),
         "task": session.task,
-        "loss_function": session.loss if isinstance(session.loss, str) else getattr(session.loss, "__name__", "callable"),
+        "loss_function": session.loss
+        if isinstance(session.loss, str)
+        else getattr(session.loss, "__name__", "callable"),
         "validation": "separate table" if len(session.tables) > 1 else "leave-one-out",
         "ridge": derived.ridge,
-        "ridge_derivative": float(derived.penalty_derivative[first:].sum()),
+        "ridge_derivative": float(derived.band_derivatives.sum()),
         "band_penalty_derivative": bands,
         "loss": derived.tally["loss"] / counts["validation"],
         "error": error_of(session, derived),
@@ -56,7 +55,9 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "label_issue_recall": rule.label.recall,
         "noise_estimate": rule.noise_rate,
         "rules": RULES,
-        "standard_errors": derived.standard_errors if derived.standard_errors == "exact" else f"{SIGN_VECTORS} sign vectors",
+        "standard_errors": derived.standard_errors
+        if derived.standard_errors == "exact"
+        else f"{SIGN_VECTORS} sign vectors",
         "standard_error_check": derived.agreement,
         "form": derived.form,
         "condition": derived.condition,
@@ -155,9 +156,7 @@ def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[
     return rows
 
 
-def page_of(
-    session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list
-) -> ScoreReport:
+def page_of(session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list) -> ScoreReport:
     """Return the contents of report.html."""
     plan, setup = session.plan, derived.setup
     run = [
@@ -194,7 +193,7 @@ def page_of(
 
 
 def histogram(written: Tally, bins: int = 60) -> tuple[list[float], list[int], list[int]]:
-    """Return edges, counts and counts of label issues of z in even bins; the last thousandth of either tail is in the end bins."""
+    """Return edges, counts and counts of label issues of z in even bins; a thousandth of either tail is in the last."""
     counts, issues = written["z_counts"].numpy(), written["z_issue_counts"].numpy()
     centers = (Z_EDGES[1:] + Z_EDGES[:-1]).numpy() / 2
     share = counts.cumsum() / max(counts.sum(), 1)
@@ -227,7 +226,8 @@ def classes_of(setup: Any, derived: Derived, written: Tally) -> list[dict[str, A
     t = derived.tally
     return [
         {
-            "label": str(label), "n": int(t["class_n"][k]), "error": float(t["class_wrong"][k] / max(t["class_n"][k], 1)),
+            "label": str(label), "n": int(t["class_n"][k]),
+            "error": float(t["class_wrong"][k] / max(t["class_n"][k], 1)),
             "loss": float(t["class_loss"][k] / max(t["class_n"][k], 1)),
             "n_detrimental": int(written["class_detrimental"][k]), "n_label_issues": int(written["class_issues"][k]),
         }
@@ -242,7 +242,12 @@ def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
     names = setup.classes.to_pylist()
     pairs = sorted(written["pairs"].items(), key=lambda item: -item[1][0])
     return [
-        {"given": str(names[code // len(names)]), "predicted": str(names[code % len(names)]), "n": n, "n_label_issues": i}
+        {
+            "given": str(names[code // len(names)]),
+            "predicted": str(names[code % len(names)]),
+            "n": n,
+            "n_label_issues": i,
+        }
         for code, (n, i) in pairs[:100]
     ]
 

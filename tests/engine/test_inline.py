@@ -69,9 +69,7 @@ def test_products_go_to_float64_where_float32_would_lose_the_answer():
     X = (generator.standard_normal((2000, 30)) * np.logspace(0, -4, 30)).astype(np.float32)
     y = (X[:, 0] > 0).astype(int)
     single = diva_ray.score({"features": X, "label": y}, ridge=1e-6, cluster="inline", quiet=True)
-    double = diva_ray.score(
-        {"features": X, "label": y}, ridge=1e-6, cluster="inline", precision="float64", quiet=True
-    )
+    double = diva_ray.score({"features": X, "label": y}, ridge=1e-6, cluster="inline", precision="float64", quiet=True)
     assert single.summary["condition"] > 1e8
     assert single.summary["precision"] == "float64"
     one, other = (result.samples["derivative"].to_numpy() for result in (single, double))
@@ -107,7 +105,7 @@ def test_fewer_rows_than_columns_use_the_dual_form_and_agree_with_the_primal(gro
     options = {"weight": "weight", "source": "source", "group": "group" if groups else None}
     options |= {"cluster": "inline", "precision": "float64", "quiet": True}
     dual = diva_ray.score(data, **options)
-    monkeypatch.setattr(deriving, "derive_dual", lambda runner, setup, ridge: _as_primal(runner, setup, ridge))
+    monkeypatch.setattr(deriving, "derive_dual", _as_primal)
     ridge = dual.summary["ridge"]
     primal = diva_ray.score(data, ridge=ridge, **options)
     assert (dual.summary["form"], primal.summary["form"]) == ("dual", "primal")
