@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.leave_out import LeftOut, rows_by_group_size
-from diva_ray.core.products import GramSum, multiply_triangular_, row_dot, symmetric, whitened_quadratic
+from diva_ray.core.products import GramSum, copy_double, multiply_triangular_, row_dot, symmetric, whitened_quadratic
 from diva_ray.core.ridge import Solution
 
 
@@ -74,7 +74,9 @@ class AdjointSums:
     S: tuple[Tensor, ...]
 
     def __add__(self, other: AdjointSums) -> AdjointSums:
-        return AdjointSums(self.M + other.M, tuple(a.double() + b for a, b in zip(self.S, other.S, strict=True)))
+        return AdjointSums(
+            self.M + other.M, tuple(copy_double(a).add_(b) for a, b in zip(self.S, other.S, strict=True))
+        )
 
     def __iadd__(self, other: AdjointSums) -> AdjointSums:
         self.M.add_(other.M)

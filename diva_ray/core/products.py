@@ -61,6 +61,11 @@ class GramSum:
         return self.total
 
 
+def copy_double(x: Tensor) -> Tensor:
+    """Return a float64 copy."""
+    return x.to(torch.float64, copy=True)
+
+
 def symmetric(upper: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
     """Return the full float64 matrix of a sum that holds the upper triangle."""
     full = torch.triu(upper.double())

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diva_ray.core.products import GramSum, cholesky, symmetric
+from diva_ray.core.products import GramSum, cholesky, copy_double, symmetric
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class FitSums:
     cross: Tensor
 
     def __add__(self, other: FitSums) -> FitSums:
-        return FitSums(self.gram.double() + other.gram, self.cross.double() + other.cross)
+        return FitSums(copy_double(self.gram).add_(other.gram), copy_double(self.cross).add_(other.cross))
 
     def __iadd__(self, other: FitSums) -> FitSums:
         self.gram.add_(other.gram)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ from diva_ray.data.shards import Columns, Extent, Shard, read_shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate
+from diva_ray.engine.reduce import add_in_order, units
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
@@ -75,9 +76,10 @@ class Worker:
         """Return the rows of a shard once it is here."""
         return len(self._shard(index))
 
-    def run(self, kernel: Kernel, index: int, refs: dict[str, Any]) -> Any:
-        """Return the kernel's partial of one shard."""
-        return kernel(self._shard(index), self._known(refs))
+    def run(self, kernel: Kernel, indices: list[int], refs: dict[str, Any]) -> Any:
+        """Return the sum of the kernel's partials over some shards, in order."""
+        known = self._known(refs)
+        return add_in_order(kernel(self._shard(index), known) for index in indices)
 
     def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
         stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
@@ -192,26 +194,38 @@ class Cluster:
         for ref in [actor.forget.remote(names) for actor in self.actors]:
             fetch(ref, self.pass_timeout)
 
-    def each(self, kernel: Kernel, extents: list[Extent] | None = None) -> Iterator[Any]:
-        """Yield the partial of every shard, in order, whatever the order in which they finish."""
-        extents = self.extents if extents is None else extents
-        refs = [self._actor(extent).run.remote(kernel, extent.index, self.known) for extent in extents]
-        for k, extent in enumerate(extents):
-            ref, refs[k] = refs[k], None
-            yield self._await(ref, extent, [other for other in refs[k + 1 :] if other is not None])
+    def each(self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int) -> Iterator[Any]:
+        """Yield the sum of the partials of every unit of shards, in order, whatever the order in which they finish.
 
-    def _await(self, ref: Any, extent: Extent, others: list[Any]) -> Any:
-        waited = 0.0
-        finished = 0
+        The worker that holds the start of a unit adds what it holds of it; what others hold of it is added here.
+        """
+        calls: list[list[tuple[list[Extent], Any]]] = []
+        for unit in units(extents):
+            first = [extent for extent in unit if self.owner[extent.index] == self.owner[unit[0].index]]
+            parts = [first, *([extent] for extent in unit[len(first) :])]
+            calls.append([(part, self._call(kernel, part)) for part in parts])
+        waiting = [ref for unit in calls for _, ref in unit]
+        while calls:
+            found = []
+            for part, ref in calls.pop(0):
+                waiting.remove(ref)
+                found.append(self._await(ref, part, waiting))
+                done(sum(extent.stop - extent.start for extent in part))
+            yield add_in_order(found)
+
+    def _call(self, kernel: Kernel, part: list[Extent]) -> Any:
+        return self._actor(part[0]).run.remote(kernel, [extent.index for extent in part], self.known)
+
+    def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:
+        waited, finished = 0.0, 0
         while not ray.wait([ref], timeout=self.pass_timeout)[0]:
             waited += self.pass_timeout
             now = len(ray.wait(others, num_returns=len(others), timeout=0)[0]) if others else 0
             if now <= finished:
                 raise InputError(
-                    f"cluster: a shard must be finished every {self.pass_timeout:g} s, got none for {waited:g} s at "
-                    "worker "
-                    f"{self.owner[extent.index]}, rows {extent.start} to {extent.stop}. See `ray logs`; raise "
-                    "`cluster.pass_timeout` if the passes are that slow, or add workers."
+                    f"cluster: a unit of shards must be finished every {self.pass_timeout:g} s, got none for "
+                    f"{waited:g} s at worker {self.owner[part[0].index]}, rows {part[0].start} to {part[-1].stop}. See "
+                    "`ray logs`; raise `cluster.pass_timeout` if the passes are that slow, or add workers."
                 )
             finished = now
         return fetch(ref)

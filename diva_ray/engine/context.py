@@ -84,16 +84,18 @@ class Tally(dict[str, Any]):
         return Tally({k: max(v, other[k]) if k.startswith("max_") else v + other[k] for k, v in self.items()})
 
 
-class Rows(tuple[Tensor, ...]):
-    """Tensors of rows side by side; `+` appends the other's rows."""
+class Rows:
+    """Tensors of rows side by side, in parts; `+` appends the other's parts, `joined` copies them together once."""
 
-    def __add__(self, other: tuple[Tensor, ...]) -> Rows:  # type: ignore[override]
-        return Rows(torch.cat([a, b]) for a, b in zip(self, other, strict=True))
+    def __init__(self, *parts: tuple[Tensor, ...]) -> None:
+        self.parts = parts
 
-    @staticmethod
-    def join(parts: list[tuple[Tensor, ...]]) -> Rows:
-        """Return all parts as one."""
-        return Rows(torch.cat(columns) for columns in zip(*parts, strict=True))
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(*self.parts, *other.parts)
+
+    def joined(self) -> tuple[Tensor, ...]:
+        """Return every column as one tensor."""
+        return tuple(torch.cat(columns) for columns in zip(*self.parts, strict=True))
 
 
 @dataclass(frozen=True)

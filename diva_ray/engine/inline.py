@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from diva_ray.data.shards import Columns, Extent, Shard, read_shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
+from diva_ray.engine.reduce import add_in_order, units
 
 
 class Inline:
@@ -51,12 +52,17 @@ class Inline:
             for shard in self.shards:
                 shard.state.pop(name, None)
 
-    def each(self, kernel: Kernel, extents: list[Extent] | None = None) -> Iterator[Any]:
-        """Yield the partial of every shard, in order."""
-        chosen = None if extents is None else {extent.index for extent in extents}
-        for shard in self.shards:
-            if chosen is None or shard.extent.index in chosen:
-                yield kernel(shard, self.known)
+    def each(self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int) -> Iterator[Any]:
+        """Yield the sum of the partials of every unit of shards, in order; `done` hears of finished rows."""
+        shards = {shard.extent.index: shard for shard in self.shards}
+
+        def partials(unit: list[Extent]) -> Iterator[Any]:
+            for extent in unit:
+                yield kernel(shards[extent.index], self.known)
+                done(extent.stop - extent.start)
+
+        for unit in units(extents):
+            yield add_in_order(partials(unit))
 
     def duplicate(self, field: str) -> int | None:
         """Return a 64-bit key (`keys` or `group_keys`) that occurs twice among all shards, or None."""

@@ -15,7 +15,7 @@ from diva_ray.core.grid import Rotation, grid_losses
 from diva_ray.core.leave_out import LeverageError, adjoint, leave_out
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.core.ridge import FitAccumulator, FitSums
-from diva_ray.data.shards import Shard
+from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import (
     Known,
     Partial,
@@ -90,7 +90,7 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     shard.state["rows"] = rows
     counts = tally(shard, known, rows)
     counts["checked"] = squares
-    return Partial(sums.sums(), counts, Rows.join(kept) if kept else None)
+    return Partial(sums.sums(), counts, Rows(*kept) if kept else None)
 
 
 def leverage_error(shard: Shard, row: int, leverage: float) -> InputError:
@@ -193,11 +193,11 @@ def scored_rows(shard: Shard, known: Known) -> Tensor:
 def gather(shard: Shard, known: Known) -> Rows:
     """Return the prepared rows themselves: for the dual form, whose n x p is smaller than the p x p sums."""
     setup: Setup = known["setup"]
-    parts = []
-    for b in blocks(shard, known):
-        offset = torch.zeros(len(b.Z), setup.outputs, dtype=setup.dtype) if b.offset is None else b.offset
-        parts.append((b.Z.clone(), b.Y, b.alpha, b.v, offset, group_codes(shard)[b.start : b.stop]))
-    return Rows.join(parts)
+    n = len(shard)
+    Z = prepare(shard, 0, n, setup.scale, torch.empty(n, setup.scale.width, dtype=setup.dtype))
+    alpha, v = weights(shard, known).to(setup.dtype), validation_weights(shard, known).to(setup.dtype)
+    offset = torch.zeros(n, setup.outputs) if shard.offset is None else shard.offset
+    return Rows((Z, targets(shard, setup), alpha, v, offset.to(setup.dtype), group_codes(shard)))
 
 
 def receive(shard: Shard, known: Known) -> Partial:

@@ -34,7 +34,7 @@ log = logging.getLogger("diva_ray")
 def tell_checked_rows(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:
     """Make the rows known whose standard errors the leave-out pass computes exactly."""
     runner.engine.tell(shards=len(runner.engine.extents))
-    Z, r, codes = runner.run(check.sample, "check")
+    Z, r, codes = runner.run(check.sample, "check").joined()
     runner.engine.tell(checked=check.Checked((Z.double() @ solution.Linv.T).to(dtype), r, codes))
 
 
@@ -73,11 +73,11 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
     found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums)
     runner.engine.tell(adjoint=found.to(setup.dtype))
     if exact and left.rows is not None:
-        runner.engine.tell(validation=validation_rows(solution, left.rows, setup.dtype))
+        runner.engine.tell(validation=validation_rows(solution, left.rows.joined(), setup.dtype))
     scored: Partial = runner.run(passes.score, "score")
     agreement = None
     if setup.copies > 1:
-        (found_errors,) = runner.run(check.estimated, "check")
+        (found_errors,) = runner.run(check.estimated, "check").joined()
         agreement = compare_errors(found_errors, left.tally["checked"].sqrt())
     kind = "exact" if exact else "none" if errors == "none" else "estimate"
     return Derived(

@@ -17,7 +17,7 @@ EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by 
 EXACT_BYTES = 256 << 20  # and the memory of their whitened features
 SIGN_VECTORS = 8  # random sign vectors beyond that
 MOST_CONDITION = 3e4  # above it float32 products would cost more than 5e-5 of the derivative
-MOST_CONDITION_DUAL = 1e3  # the inverse of the kernel matrix loses more
+MOST_CONDITION_DUAL = 300.0  # times the root of n (1-norms of n x n matrices grow so): an inverse loses more
 MOST_LEVERAGE = 0.99  # likewise
 
 

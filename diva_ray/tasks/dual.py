@@ -27,7 +27,7 @@ log = logging.getLogger("diva_ray")
 def derive_dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
     """Return what `derive` does, from the kernel matrix of the rows."""
     runner.engine.tell(setup=setup)
-    Z, Y, alpha, v, offset, codes = runner.run(passes.gather, "gather")
+    Z, Y, alpha, v, offset, codes = runner.run(passes.gather, "gather").joined()
     pattern, grid = penalty_pattern(setup).to(setup.dtype), []
     groups = rows_by_group_size(codes)
     start = time.perf_counter()
@@ -107,7 +107,9 @@ def _fit_dual_or_none(
             return None
         raise InputError(f"score: {error}") from error
     return (
-        None if single and (fit.condition > MOST_CONDITION_DUAL or float(fit.room.min()) < 1 - MOST_LEVERAGE) else fit
+        None
+        if single and (fit.condition > MOST_CONDITION_DUAL * len(Z) ** 0.5 or float(fit.room.min()) < 1 - MOST_LEVERAGE)
+        else fit
     )
 
 

@@ -24,6 +24,7 @@ from diva_ray.data.table import Table, from_arrays, open_parquet
 from diva_ray.engine import passes
 from diva_ray.engine.context import Setup
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.reduce import add_in_order, units
 from diva_ray.tasks import peers
 from diva_ray.tasks.derive import SIGN_VECTORS, Runner, derive, fit_ridge, penalty_pattern
 
@@ -266,9 +267,14 @@ class Drawn(Inline):
         self.shape, self.drawing = (p, c), 0.0
         self.kept: dict[int, dict[str, object]] = {extent.index: {} for extent in self.extents}
 
-    def each(self, kernel: Any, extents: list[Extent] | None = None) -> Iterator[Any]:
-        """Yield the partial of every shard; the seconds of drawing rows add up in `drawing`."""
-        for extent in self.extents if extents is None else extents:
+    def each(self, kernel: Any, extents: list[Extent], done: Any = int) -> Iterator[Any]:
+        """Yield the sum of every unit of shards; the seconds of drawing rows add up in `drawing`."""
+        for unit in units(extents):
+            yield add_in_order(self.partials(kernel, unit))
+
+    def partials(self, kernel: Any, unit: list[Extent]) -> Iterator[Any]:
+        """Yield the partial of every shard."""
+        for extent in unit:
             start = time.perf_counter()
             rows = extent.stop - extent.start
             X, y = draw(rows, *self.shape, seed=1 + extent.index)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from diva_ray.data.shards import Extent
 from diva_ray.engine.progress import Progress
+from diva_ray.engine.reduce import add_in_order
 from diva_ray.errors import InputError
 
 
@@ -24,7 +23,7 @@ class Engine(Protocol):
     def load(self) -> Any: ...  # noqa: D102
     def tell(self, **known: Any) -> None: ...  # noqa: D102
     def forget(self, *names: str) -> None: ...  # noqa: D102
-    def each(self, kernel: Any, extents: list[Extent] | None = None) -> Any: ...  # noqa: D102
+    def each(self, kernel: Any, extents: list[Extent], done: Any = ...) -> Any: ...  # noqa: D102
     def duplicate(self, field: str) -> int | None: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
@@ -50,12 +49,7 @@ class Runner:
         chosen = self.engine.extents if extents is None else extents
         progress = Progress(label, sum(e.stop - e.start for e in chosen), quiet=self.quiet)
 
-        def partials() -> Any:
-            for extent, partial in zip(chosen, self.engine.each(kernel, chosen), strict=True):
-                progress.add(extent.stop - extent.start)
-                yield partial
-
-        total = _sum(partials())
+        total = add_in_order(self.engine.each(kernel, chosen, progress.add))
         self.seconds[label] = self.seconds.get(label, 0.0) + progress.close()
         return total
 
@@ -68,11 +62,3 @@ class Runner:
             raise InputError(str(error)) from error
         self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
         return result
-
-
-def _sum(partials: Iterator[Any]) -> Any:
-    """Return the sum in order: the first two make a new object, which takes the rest in place where it can."""
-    total = next(partials)
-    for k, partial in enumerate(partials):
-        total = operator.iadd(total, partial) if k else operator.add(total, partial)
-    return total

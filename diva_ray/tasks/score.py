@@ -168,7 +168,7 @@ def judge(session: Session, derived: Derived) -> tuple[verdict.Verdict, verdict.
         runner.engine.tell(link=link)
         return verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored), classes), link
     runner.engine.tell(examples=max(1, -(-REFERENCE_TARGETS // len(scored))))
-    (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored)
+    (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored).joined()
     runner.engine.tell(reference=reference, link=None)
     return verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored)), None
 

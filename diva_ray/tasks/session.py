@@ -254,7 +254,7 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
     if columns.id is not None:
         key = runner.engine.duplicate("keys")
         if key is not None:
-            rows = [place for places in runner.engine.each(_places(key)) for place in places]
+            rows = [place for places in runner.engine.each(_places(key), runner.engine.extents) for place in places]
             raise InputError(
                 f"data.id: ids must be unique, got {rows[0][0]!r} twice at "
                 f"{' and '.join(place for _, place in rows[:2])}. "

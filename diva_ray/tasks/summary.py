@@ -70,7 +70,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         levels = class_levels(derived.tally["levels"]).tolist()
         summary["calibration"] = {"scale": scale, "sharpness": link.sharpness, "levels": levels}
     if "planted" in written:
-        summary["planted"] = planted(written["planted"], written["ranked"][0])
+        summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
     return summary
 
 

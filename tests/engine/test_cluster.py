@@ -36,9 +36,9 @@ def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
     undisturbed = diva_ray.score(task, source="source", cluster="inline", quiet=True)
     whole, killed = Cluster.each, []
 
-    def each_with_a_death(self, kernel, extents=None):
+    def each_with_a_death(self, kernel, extents, done=int):
         pids = ray.get([actor.process.remote() for actor in self.actors])
-        for k, partial in enumerate(whole(self, kernel, extents)):
+        for k, partial in enumerate(whole(self, kernel, extents, done)):
             if k == 0:
                 victim = pids[len(killed) % len(pids)]
                 os.kill(victim, signal.SIGKILL)
@@ -82,7 +82,7 @@ def test_a_stuck_pass_ends_with_a_message(ray_cluster):
         time.sleep(60)
 
     with pytest.raises(
-        InputError, match=r"cluster: a shard must be finished every 1 s, got none .* worker 0.*pass_timeout"
+        InputError, match=r"cluster: a unit of shards must be finished every 1 s, got none .* worker 0.*pass_timeout"
     ):
         runner.run(stuck, "stuck")
     runner.engine.close()
