@@ -46,8 +46,8 @@ class ClusterConfig:
 
 
 @dataclass
-class ScoreConfig:
-    """Schema of `configs/score.yaml`."""
+class FitConfig:
+    """What every task needs that fits a table."""
 
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -60,12 +60,19 @@ class ScoreConfig:
     precision: str = "auto"  # auto: float32 products where the condition number allows | float32 (same) | float64
     block_rows: int = 2048  # rows worked on at a time
     standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows | exact | estimate
-    outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
     seed: int = 0
-    output: str = "outputs/score"
+    output: str = ""
     resume: bool = False
     plan: bool = False  # print rows, bytes, memory, passes and estimated time, then stop
     trust_code: bool = False
+
+
+@dataclass
+class ScoreConfig(FitConfig):
+    """Schema of `configs/score.yaml`."""
+
+    outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
+    output: str = "outputs/score"
 
 
 @dataclass

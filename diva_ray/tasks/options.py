@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diva_ray.config import ClusterConfig, ScoreConfig
+from diva_ray.config import ClusterConfig, FitConfig
 from diva_ray.errors import InputError
 from diva_ray.tasks.plan import parse_bytes
 
@@ -24,7 +24,7 @@ DEFAULT = {"classification": "cross_entropy", "regression": "squared", "multilab
 KINDS = {"str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None)}
 
 
-def check_options(config: ScoreConfig) -> None:
+def check_options(config: FitConfig) -> None:
     """Raise for options that no table could make right."""
     check_types(config)
     choices = {
@@ -88,7 +88,7 @@ def cluster_options(given: str | Mapping[str, Any]) -> ClusterConfig:
     return ClusterConfig(**given)
 
 
-def choose_loss(config: ScoreConfig, task: str, given: Callable | None) -> str | Callable:
+def choose_loss(config: FitConfig, task: str, given: Callable | None) -> str | Callable:
     """Return the loss by name, or the user's callable; code named in an option needs `trust_code=true`."""
     if given is not None:
         return _callable(given, given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,11 +22,13 @@ class Result:
     Attributes:
         summary: machine-readable figures, as in summary.json.
         folder: where the files are; a temporary folder when no `output` was given.
+        told: what came out, in a few lines.
     """
 
     summary: dict[str, Any]
     folder: Folder
     on_ray: bool
+    told: list[str] = field(default_factory=list)
 
     @cached_property
     def samples(self) -> Any:
@@ -73,17 +75,4 @@ class Result:
 
     def lines(self) -> list[str]:
         """Return the run in a few lines, for a terminal."""
-        s = self.summary
-        kind = {"classification": "error", "multilabel": "error"}.get(s["task"], "R2")
-        lines = [
-            f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}, ridge {s['ridge']:.4g}",
-            f"{s['n_label_issues']:,} labels look wrong (estimated precision {s['label_issue_precision']:.2f}, recall "
-            f"{s['label_issue_recall']:.2f}); {s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
-        ]
-        if "planted" in s:
-            p = s["planted"]
-            lines.append(
-                f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: precision {p['precision']:.3f}, "
-                f"recall {p['recall']:.3f}, F1 {p['f1']:.3f}"
-            )
-        return [*lines, f"report: {self.folder.location('report.html')}"]
+        return [*self.told, f"report: {self.folder.location('report.html')}"]

@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import logging
-import os
-import resource
-import tempfile
-import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
-import torch
 
-from diva_ray.config import DataConfig, ScoreConfig, ValidationConfig
+from diva_ray.config import ScoreConfig
 from diva_ray.core import verdict
 from diva_ray.data.regroup import restore_order
 from diva_ray.engine import verdicts
-from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
+from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import derive
 from diva_ray.tasks.derived import Derived
-from diva_ray.tasks.folder import Folder
-from diva_ray.tasks.options import check_options, cluster_options
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
-from diva_ray.tasks.session import Session, make_plan, open_session
-from diva_ray.tasks.summary import fingerprint, manifest, page_of, sources_of, summarise
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import page_of, sources_of, summarise, told
 
-log = logging.getLogger("diva_ray")
 MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
 
 
-def score(
-    data: Any,
-    *,
-    features: str | list[str] = "features",
-    label: str = "label",
-    id: str | None = None,
-    weight: str | None = None,
-    validation_weight: str | None = None,
-    group: str | None = None,
-    source: str | None = None,
-    offset: str | None = None,
-    show: str | None = "auto",
-    truth: str | None = None,
-    validation: str | None = None,
-    loss: str | Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = "auto",
-    cluster: str | Mapping[str, Any] = "auto",
-    output: str | None = None,
-    quiet: bool = False,
-    **options: Any,
-) -> Result | Plan:
+def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return the dataset derivative of every sample, with its standard error and verdicts.
 
     The derivative is dL/dalpha of L = sum_i v_i loss_i, the leave-one-out loss of a ridge fit to the features: > 0
@@ -65,14 +35,12 @@ def score(
     Args:
         data: Parquet path, folder, glob or URI; Ray Dataset; Arrow table; DataFrame; or a mapping of arrays such as
             {"features": X (n, d), "label": y (n,)}.
-        features: column or columns; each is a band (modality).
-        label, id, weight, validation_weight, group, source, offset, show, truth: columns, see `DataConfig`.
-        validation: path of a separate validation table; then there is no leave-one-out.
-        loss: auto, cross_entropy, squared, logistic, cosine, or a callable (outputs (n, c), targets) -> values (n,).
-        cluster: auto, inline, local, ray, or fields of `ClusterConfig` such as {"kind": "local", "workers": 2}.
-        output: folder or URI for the files, new or empty; None: a temporary folder.
         quiet: no progress.
-        **options: any other field of `ScoreConfig` (task, ridge, precision, outputs, seed, plan, resume, ...).
+        **options: columns, by the names of `DataConfig`: features (one or several bands), label, id, weight,
+            validation_weight, group, source, offset, show, truth; and the fields of `ScoreConfig`: validation (path of
+            a separate table; then there is no leave-one-out), loss (a name, or a callable (outputs (n, c), targets) ->
+            values (n,)), cluster (auto, inline, local, ray, or fields of `ClusterConfig`), output (folder or URI, new
+            or empty; by default a temporary folder), task, ridge, precision, outputs, seed, plan, resume, ...
 
     Returns:
         A `Result` with `.samples`, `.summary` and `.write(folder)`; a `Plan` if `plan=True`.
@@ -83,55 +51,31 @@ def score(
     References:
         Dukler et al., DIVA: Dataset Derivative of a Learning Task, ICLR 2022, Prop. 1 and 3.
     """
-    known = {field.name for field in fields(ScoreConfig)}
-    for name in options:
-        if name not in known:
-            raise InputError(
-                f"score: options must be fields of ScoreConfig, got {name!r}. Choose from {', '.join(sorted(known))}."
-            )
-    columns = DataConfig(
-        features=features, label=label, id=id, weight=weight, validation_weight=validation_weight, group=group,
-        source=source, offset=offset, show=show, truth=truth,
-    )  # fmt: skip
-    where = cluster_options(cluster)
-    config = ScoreConfig(
-        data=columns, validation=ValidationConfig(path=validation), cluster=where,
-        loss=loss if isinstance(loss, str) else "callable", output=output or "", **options,
-    )  # fmt: skip
-    if isinstance(data, str) or hasattr(data, "__fspath__"):
-        config.data.path, data = str(data), None
-    return run(config, data, loss=None if isinstance(loss, str) else loss, quiet=quiet)
+    config, data, loss = configure(ScoreConfig, data, options)
+    return run(config, data, loss=loss, quiet=quiet)
 
 
 def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False) -> Result | Plan:
     """Return the result of a scoring run as its config says (`jobs/score.py`); see `score`."""
-    started = _now()
-    check_options(config)
-    config.output = config.output or os.path.join(tempfile.gettempdir(), f"diva_ray-{uuid.uuid4().hex[:12]}")
-    folder = Folder(config.output)
-    if not config.plan:
-        folder.open_new(resume=config.resume)
-    if type(data).__module__.startswith("ray.data"):
-        data = _from_dataset(config, data, folder)
-    plan, opened = make_plan(config, data, loss)
-    if config.plan:
-        return plan
-    for line in plan.lines() if not quiet else ():
-        log.info("%s", line)
-    session = open_session(config, plan, opened, folder, quiet=quiet)
+    session = begin(config, data, loss, quiet=quiet)
+    if isinstance(session, Plan):
+        return session
     try:
-        mark = _mark(session)
-        derived = derive(
-            session.runner, session.setup, config.ridge, sum(table.rows for table in session.tables),
-            session.scan.counts["heard"], config.standard_errors,
-        )  # fmt: skip
-        folder.write_json("state.json", mark)
-        return _finish(session, derived, started)
+        derived = derive_all(session)
+        session.folder.write_json("state.json", session.mark)
+        return _finish(session, derived)
     finally:
         session.engine.close()
 
 
-def _finish(session: Session, derived: Derived, started: str) -> Result:
+def derive_all(session: Session) -> Derived:
+    """Return the derivative of every row of a session, as its config says."""
+    rows = sum(table.rows for table in session.tables)
+    config, heard = session.config, session.scan.counts["heard"]
+    return derive(session.runner, session.setup, config.ridge, rows, heard, config.standard_errors)
+
+
+def _finish(session: Session, derived: Derived) -> Result:
     """Judge, write and describe."""
     config, folder, runner = session.config, session.folder, session.runner
     rule, link = judge(session, derived)
@@ -147,16 +91,9 @@ def _finish(session: Session, derived: Derived, started: str) -> Result:
     sources = sources_of(session, derived, written)
     if sources:
         folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
-    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    summary["peak_memory_bytes"] = int(max(driver, written["max_memory"]))
-    summary["driver_memory_bytes"] = int(driver)
-    summary["seconds"] = {name: round(seconds, 4) for name, seconds in runner.seconds.items()}
     page = page_of(session, derived, summary, written, sources)
-    folder.write("report.html", render_score_page(page).encode())
-    folder.write_json("summary.json", summary)
-    folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
-    folder.write_json("manifest.json", manifest(session, started, _now()))
-    return Result(summary, folder, session.plan.kind != "inline")
+    conclude(session, summary, render_score_page(page), worker_memory=written["max_memory"])
+    return Result(summary, folder, session.plan.kind != "inline", told(summary))
 
 
 def judge(session: Session, derived: Derived) -> tuple[verdict.Verdict, verdict.Link | None]:
@@ -171,35 +108,3 @@ def judge(session: Session, derived: Derived) -> tuple[verdict.Verdict, verdict.
     (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored).joined()
     runner.engine.tell(reference=reference, link=None)
     return verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored)), None
-
-
-def _mark(session: Session) -> dict[str, Any]:
-    """Return what tells this run from others; raise if the folder to resume holds another one."""
-    config = asdict(session.config)
-    for name in ("output", "resume", "plan", "cluster"):
-        config.pop(name)
-    mark = {"data": [fingerprint(table) for table in session.tables], "config": config}
-    mark = json.loads(json.dumps(mark, default=str))
-    found = session.folder.read_json("state.json")
-    if session.config.resume and found is not None and found != mark:
-        differing = [key for key in mark["config"] if found["config"].get(key) != mark["config"][key]] or ["data.path"]
-        raise InputError(
-            f"resume: the run in {session.folder.path} must have the same data and options, got another "
-            f"{', '.join(differing)}. Use the same options, or a new `output`."
-        )
-    return mark
-
-
-def _from_dataset(config: ScoreConfig, dataset: Any, folder: Folder) -> Any:
-    """Write a Ray Dataset once into shards that survive a restart; return their path, or its first rows for a plan."""
-    if config.plan:
-        return pa.concat_tables(dataset.limit(1000).iter_batches(batch_size=1000, batch_format="pyarrow"))
-    log.info("the Ray Dataset is written to %s for the workers", folder.location("table"))
-    if "table" not in folder.names(""):
-        dataset.write_parquet(folder.location("table"))
-    config.data.path = folder.location("table")
-    return folder.location("table")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.compute as pc
 import torch
 
-from diva_ray.config import ScoreConfig
+from diva_ray.config import FitConfig
 from diva_ray.data.columns import is_list
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.shards import Columns, Extent, Scale
@@ -34,7 +34,7 @@ log = logging.getLogger("diva_ray")
 class Session:
     """An opened run: where it is, what it holds, and the engine that holds it."""
 
-    config: ScoreConfig
+    config: FitConfig
     folder: Folder
     tables: list[Table]
     columns: Columns
@@ -46,6 +46,8 @@ class Session:
     scan: Scan
     setup: Setup
     original: Table | None = None  # the table as given, when rows were brought together by group
+    started: str = ""
+    mark: dict[str, Any] = field(default_factory=dict)  # data and options, which a resumed run must share
 
     @property
     def engine(self) -> Engine:
@@ -57,7 +59,7 @@ class Session:
         return [extent for extent in self.engine.extents if not extent.held_out]
 
 
-def make_plan(config: ScoreConfig, data: Any, loss: Callable | None) -> tuple[planning.Plan, Opened]:
+def make_plan(config: FitConfig, data: Any, loss: Callable | None) -> tuple[planning.Plan, Opened]:
     """Return the plan of a run and what it found; nothing is started or written."""
     opened = open_tables(config, data, loss)
     table = opened.tables[0]
@@ -105,7 +107,7 @@ class Opened:
     loss: str | Callable
 
 
-def open_tables(config: ScoreConfig, data: Any, loss: Callable | None) -> Opened:
+def open_tables(config: FitConfig, data: Any, loss: Callable | None) -> Opened:
     """Return the tables of a run with their columns; only footers are read."""
     table = open_data(
         data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
@@ -139,7 +141,7 @@ def _outputs_at_sight(table: Table, columns: Columns, task: str) -> int:
     return 1 if task == "regression" else max(1, len(label[0].as_py() or [0]))
 
 
-def open_session(config: ScoreConfig, plan: planning.Plan, opened: Opened, folder: Folder, *, quiet: bool) -> Session:
+def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder: Folder, *, quiet: bool) -> Session:
     """Return a session with every shard loaded, scanned and checked."""
     planning.check_memory(plan, config.cluster.memory)
     planning.check_workers(plan, config.cluster)
@@ -186,7 +188,7 @@ def stored(table: Table, folder: Folder, name: str) -> Table:
     return open_parquet(folder.location(name))
 
 
-def start(config: ScoreConfig, plan: planning.Plan, tables: list[Table], columns: Columns, quiet: bool) -> Runner:
+def start(config: FitConfig, plan: planning.Plan, tables: list[Table], columns: Columns, quiet: bool) -> Runner:
     """Return a runner whose engine is loading."""
     extents = split(tables[0], columns, tables[0].reader())
     for table in tables[1:]:
@@ -214,7 +216,7 @@ def start(config: ScoreConfig, plan: planning.Plan, tables: list[Table], columns
     )  # fmt: skip
 
 
-def look(runner: Runner, config: ScoreConfig, tables: list[Table], columns: Columns, task: str) -> Scan:
+def look(runner: Runner, config: FitConfig, tables: list[Table], columns: Columns, task: str) -> Scan:
     """Load and scan every shard."""
     numbers = task in ("regression", "vector")
     runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out=len(tables) > 1)
@@ -270,7 +272,7 @@ def _places(key: int) -> Callable:
     return partial(places_of_key, key)
 
 
-def make_setup(config: ScoreConfig, opened: Opened, found: Scan) -> Setup:
+def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     """Return the setup of the passes: how bands are scaled, what the targets are, which precision."""
     means, scales = [], []
     for width, rows, total, square in zip(found.widths, found.rows, found.sums, found.squares, strict=True):

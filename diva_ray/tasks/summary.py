@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -74,6 +71,24 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
     return summary
 
 
+def told(summary: dict[str, Any]) -> list[str]:
+    """Return a scoring run in a few lines, for a terminal."""
+    s = summary
+    kind = {"classification": "error", "multilabel": "error"}.get(s["task"], "R2")
+    lines = [
+        f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}, ridge {s['ridge']:.4g}",
+        f"{s['n_label_issues']:,} labels look wrong (estimated precision {s['label_issue_precision']:.2f}, recall "
+        f"{s['label_issue_recall']:.2f}); {s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
+    ]
+    if "planted" in s:
+        p = s["planted"]
+        lines.append(
+            f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: precision {p['precision']:.3f}, "
+            f"recall {p['recall']:.3f}, F1 {p['f1']:.3f}"
+        )
+    return lines
+
+
 def error_of(session: Session, derived: Derived) -> float:
     """Return the left-out error rate (classes), share of wrong labels (several), or R2 (numbers)."""
     wrong, total = derived.tally["wrong"], session.scan.counts["validation"]
@@ -110,31 +125,6 @@ def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
         if not bool(margin.isnan().any()):
             result["auc_margin"] = float(roc_auc_score(wrong, -margin))
     return result
-
-
-def manifest(session: Session, started: str, ended: str) -> dict[str, Any]:
-    """Return versions, the data's fingerprint, and where the run took place."""
-    return {
-        "diva_ray": version("diva_ray"),
-        "python": platform.python_version(),
-        "ray": version("ray"),
-        "torch": version("torch"),
-        "numpy": version("numpy"),
-        "data": {table.name: fingerprint(table) for table in session.tables},
-        "start": started,
-        "end": ended,
-        "cluster": {"kind": session.plan.kind, "why": session.plan.why, "workers": session.engine.workers},
-        "command": sys.argv,
-    }
-
-
-def fingerprint(table: Any) -> str:
-    """Return a hash of the table's schema, rows and files (name, size, time of change), not of every value."""
-    digest = hashlib.sha256(f"{table.schema.remove_metadata()}{table.rows}".encode())
-    for file in sorted({piece.file for piece in table.pieces}):
-        info = table.filesystem.get_file_info(file)
-        digest.update(f"{file}{info.size}{info.mtime_ns}".encode())
-    return digest.hexdigest()[:16]
 
 
 def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     "options,told",
     [
-        ({"stadardize": "none"}, r"options must be fields of ScoreConfig, got 'stadardize'"),
+        ({"stadardize": "none"}, r"options must be columns or fields of ScoreConfig, got 'stadardize'"),
         ({"cluster": {"wrokers": 2}}, r"cluster: options must be fields of ClusterConfig, got 'wrokers'"),
         ({"loss": "hinge"}, r"loss: must fit classification \(cross_entropy, squared, module:function\), got hinge"),
         ({"loss": "cosine"}, r"loss: must fit classification .* got cosine"),

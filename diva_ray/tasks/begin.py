@@ -1,0 +1,102 @@
+"""How every run of a task begins and ends: options and folder checked, a plan made, shards loaded; files described."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import resource
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from diva_ray.config import FitConfig
+from diva_ray.errors import InputError
+from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.manifest import fingerprint, manifest
+from diva_ray.tasks.options import check_options
+from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.session import Session, make_plan, open_session
+
+log = logging.getLogger("diva_ray")
+
+
+def begin(config: FitConfig, data: Any, loss: Callable | None, *, quiet: bool) -> Session | Plan:
+    """Return a session with every shard loaded and checked; only its plan with `config.plan`."""
+    started = now()
+    check_options(config)
+    folder = open_folder(config)
+    if type(data).__module__.startswith("ray.data"):
+        data = _from_dataset(config, data, folder)
+    plan, opened = make_plan(config, data, loss)
+    if config.plan:
+        return plan
+    for line in plan.lines() if not quiet else ():
+        log.info("%s", line)
+    session = open_session(config, plan, opened, folder, quiet=quiet)
+    try:
+        session.started, session.mark = started, _mark(session)
+    except BaseException:
+        session.engine.close()
+        raise
+    return session
+
+
+def open_folder(config: Any) -> Folder:
+    """Return the output folder, new or empty unless a run there is to be resumed; nothing is written for a plan."""
+    config.output = config.output or os.path.join(tempfile.gettempdir(), f"diva_ray-{uuid.uuid4().hex[:12]}")
+    folder = Folder(config.output)
+    if not config.plan:
+        folder.open_new(resume=config.resume)
+    return folder
+
+
+def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_memory: float = 0) -> None:
+    """Write what every run writes: report.html, summary.json (with seconds and memory), config.yaml, manifest.json."""
+    config, folder = session.config, session.folder
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    summary["peak_memory_bytes"] = int(max(driver, worker_memory))
+    summary["driver_memory_bytes"] = int(driver)
+    summary["seconds"] = {name: round(seconds, 4) for name, seconds in session.runner.seconds.items()}
+    folder.write("report.html", page.encode())
+    folder.write_json("summary.json", summary)
+    folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
+    folder.write_json("manifest.json", manifest(session, session.started, now()))
+
+
+def _mark(session: Session) -> dict[str, Any]:
+    """Return what tells this run from others; raise if the folder to resume holds another one."""
+    config = asdict(session.config)
+    for name in ("output", "resume", "plan", "cluster"):
+        config.pop(name)
+    mark = {"data": [fingerprint(table) for table in session.tables], "config": config}
+    mark = json.loads(json.dumps(mark, default=str))
+    found = session.folder.read_json("state.json")
+    if session.config.resume and found is not None and found != mark:
+        differing = [key for key in mark["config"] if found["config"].get(key) != mark["config"][key]] or ["data.path"]
+        raise InputError(
+            f"resume: the run in {session.folder.path} must have the same data and options, got another "
+            f"{', '.join(differing)}. Use the same options, or a new `output`."
+        )
+    return mark
+
+
+def _from_dataset(config: FitConfig, dataset: Any, folder: Folder) -> Any:
+    """Write a Ray Dataset once into shards that survive a restart; return their path, or its first rows for a plan."""
+    if config.plan:
+        return pa.concat_tables(dataset.limit(1000).iter_batches(batch_size=1000, batch_format="pyarrow"))
+    log.info("the Ray Dataset is written to %s for the workers", folder.location("table"))
+    if "table" not in folder.names(""):
+        dataset.write_parquet(folder.location("table"))
+    config.data.path = folder.location("table")
+    return folder.location("table")
+
+
+def now() -> str:
+    """Return the time, for manifests."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,68 @@
+"""A job's config from the words of its Python call: the same names, checked before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from diva_ray.config import DataConfig, FitConfig, ValidationConfig
+from diva_ray.errors import InputError
+from diva_ray.tasks.options import cluster_options
+
+Config = TypeVar("Config", bound=FitConfig)
+COLUMNS = tuple(
+    field.name for field in fields(DataConfig) if field.name not in ("path", "builtin", "noise")
+)  # features, label, id, ...
+
+
+def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tuple[Config, Any, Callable | None]:
+    """Return (config, data, loss) of a call: `data` is None when it is a path, `loss` the callable if it is one.
+
+    Args:
+        schema: dataclass of the job's options.
+        data: path, Ray Dataset, Arrow table, DataFrame, or a mapping of arrays.
+        options: columns by the names of `DataConfig` (features, label, ...), `validation` (a path), `cluster` (a kind
+            or fields of `ClusterConfig`), `loss`, and any other field of the schema; a nested group as a mapping.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    known = {field.name: field for field in fields(schema)}
+    columns = {name: value for name, value in options.items() if name in COLUMNS}
+    values: dict[str, Any] = {"data": DataConfig(**columns), "output": ""}
+    loss = None
+    for name, value in options.items():
+        if name in columns:
+            continue
+        if name == "cluster":
+            values[name] = cluster_options(value)
+        elif name == "validation" and not isinstance(value, Mapping):
+            values[name] = ValidationConfig(path=None if value is None else str(value))
+        elif name == "loss" and callable(value):
+            values[name], loss = "callable", value
+        elif name not in known or name == "data":
+            allowed = sorted({*COLUMNS, *known} - {"data"})
+            raise InputError(
+                f"{schema.__name__.removesuffix('Config').lower()}: options must be columns or fields of "
+                f"{schema.__name__}, got {name!r}. Choose from {', '.join(allowed)}."
+            )
+        else:
+            values[name] = _nested(schema, name, value)
+    config = schema(**values)
+    config.output = config.output or ""
+    if isinstance(data, str) or hasattr(data, "__fspath__"):
+        config.data.path, data = str(data), None
+    return config, data, loss
+
+
+def _nested(schema: type, name: str, value: Any) -> Any:
+    """Return a group of options as its dataclass when it was given as a mapping."""
+    default = getattr(schema(), name)
+    if not (is_dataclass(default) and isinstance(value, Mapping)):
+        return value
+    allowed = [field.name for field in fields(default)]
+    unknown = [key for key in value if key not in allowed]
+    if unknown:
+        raise InputError(f"{name}: options must be {', '.join(allowed)}, got {unknown[0]!r}. Change `{name}`.")
+    return type(default)(**value)

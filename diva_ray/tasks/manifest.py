@@ -1,0 +1,36 @@
+"""Which versions, which data, where: what every run notes of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from diva_ray.tasks.session import Session
+
+
+def manifest(session: Session, started: str, ended: str) -> dict[str, Any]:
+    """Return versions, the data's fingerprint, and where the run took place."""
+    return {
+        "diva_ray": version("diva_ray"),
+        "python": platform.python_version(),
+        "ray": version("ray"),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "data": {table.name: fingerprint(table) for table in session.tables},
+        "start": started,
+        "end": ended,
+        "cluster": {"kind": session.plan.kind, "why": session.plan.why, "workers": session.engine.workers},
+        "command": sys.argv,
+    }
+
+
+def fingerprint(table: Any) -> str:
+    """Return a hash of the table's schema, rows and files (name, size, time of change), not of every value."""
+    digest = hashlib.sha256(f"{table.schema.remove_metadata()}{table.rows}".encode())
+    for file in sorted({piece.file for piece in table.pieces}):
+        info = table.filesystem.get_file_info(file)
+        digest.update(f"{file}{info.size}{info.mtime_ns}".encode())
+    return digest.hexdigest()[:16]
