@@ -39,7 +39,7 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
             values[name] = cluster_options(value)
         elif name == "validation" and not isinstance(value, Mapping):
             values[name] = ValidationConfig(path=None if value is None else str(value))
-        elif name == "loss" and callable(value):
+        elif name == "loss" and not isinstance(value, str):
             values[name], loss = "callable", value
         elif name not in known or name == "data":
             allowed = sorted({*COLUMNS, *known} - {"data"})
