@@ -76,6 +76,18 @@ class ScoreConfig(FitConfig):
 
 
 @dataclass
+class ReweightConfig(FitConfig):
+    """Schema of `configs/reweight.yaml`."""
+
+    method: str = "safe"  # safe: accepted on outer folds | paper: plain steps (eq. 14) | trusted: safe, heard by a few
+    level: str = "sample"  # sample: a weight for every row | source: one for every value of `data.source`
+    steps: int = 2  # weight steps at most, 1..10 (paper: exactly)
+    eta: float = 0.1  # size of a plain step (method=paper): alpha - eta dL/dalpha
+    folds: int = 5  # outer folds on which steps are judged
+    output: str = "outputs/reweight"
+
+
+@dataclass
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
@@ -89,4 +101,8 @@ class BenchmarkConfig:
     output: str = "outputs/benchmark"
 
 
-SCHEMAS = {"score": ScoreConfig, "benchmark": BenchmarkConfig}  # configs/NAME.yaml builds on NAME_schema
+SCHEMAS = {
+    "score": ScoreConfig,
+    "reweight": ReweightConfig,
+    "benchmark": BenchmarkConfig,
+}  # configs/NAME.yaml builds on NAME_schema

@@ -209,13 +209,14 @@ def random_signs(keys: Int[Tensor, " n"], copies: int, seed: int) -> Float[Tenso
     columns estimates the squared standard error, with a relative spread of sqrt(2 / copies).
     """
     columns = torch.arange(copies, dtype=torch.int64, device=keys.device)
-    bits = _mix(keys[:, None] + _mix(columns + 1_000_003 * (seed + 1)))
+    bits = splitmix(keys[:, None] + splitmix(columns + 1_000_003 * (seed + 1)))
     signs = 1.0 - 2.0 * ((bits >> 40) & 1).double()
     return torch.cat([torch.ones(len(keys), 1, dtype=torch.float64, device=keys.device), signs], 1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    # splitmix64 (Steele, Lea, Flood 2014) in wrapping int64; `>>` is arithmetic, so the sign extension is masked off.
+def splitmix(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """Return 64 well-mixed bits of every number: splitmix64 (Steele, Lea, Flood 2014) in wrapping int64."""
+    # `>>` is arithmetic, so the sign extension is masked off.
     x = x * -7046029254386353131
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * -4658895280553007687
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * -7723592293110705685

@@ -146,6 +146,12 @@ def fit_link(sums: Histogram, classes: int) -> Link:
     return Link(SCALES[s], SHARPNESS[b])
 
 
+def noise_rate_at(sums: Histogram, link: Link, classes: int) -> float:
+    """Return the likeliest share of wrong labels under one of the links of `link_sums`."""
+    cells = sums.counts[SCALES.index(link.scale), SHARPNESS.index(link.sharpness)]
+    return _noise_rate(cells.cpu().numpy(), classes)[0]
+
+
 def verdict_sums(odds: Float[Tensor, " n"], z: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Histogram:
     """Return the joint histogram of the given label's log-odds and z, (160, 125); rows of no label: weight 0."""
     rows = weight > 0

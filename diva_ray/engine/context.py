@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import operator
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import losses
-from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs
+from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs, splitmix
 from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.data.columns import encode
 from diva_ray.data.shards import Scale, Shard, block_bounds, class_targets, number_targets, prepare
@@ -159,28 +159,68 @@ def blocks(shard: Shard, known: Known) -> Iterator[Block]:
         yield Block(a, b, Z, Y[a:b], alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Rows set apart, fold `k` of `count` by the hash of their key (or group's): neither fitted to nor heard.
+
+    With a separate validation table only its rows are set apart; every training row is fitted to.
+    """
+
+    k: int
+    count: int
+
+    def __call__(self, shard: Shard, known: Known) -> Tensor:
+        """Return which rows of the shard are set apart."""
+        if known.get("held_out", False) and not shard.extent.held_out:
+            return torch.zeros(len(shard), dtype=torch.bool)
+        return fold_of(shard, self.count) == self.k
+
+
+def fold_of(shard: Shard, count: int) -> Tensor:
+    """Return the fold of every row, 0..count - 1: rows of one group share it."""
+    hashed = splitmix(unit_keys(shard)).numpy().view(np.uint64)
+    return torch.from_numpy((hashed % np.uint64(count)).astype(np.int64))
+
+
+def unit_keys(shard: Shard) -> Tensor:
+    """Return the key of what leaves together: of the row, or of its group."""
+    if shard.group is None or shard.group_keys is None:
+        return shard.keys
+    return torch.from_numpy(shard.group_keys.view(np.int64))[shard.group]
+
+
 def weights(shard: Shard, known: Known) -> Tensor:
-    """Return alpha of the current step: the table's, or what the last weight step left in `known["weights"]`."""
-    step = known.get("step", 0)
+    """Return alpha of the current step: the table's, or what the last weight step left; 0 for rows set apart."""
+    alpha = weights_after(shard, known, known.get("step"), known.get("factor", 1.0))
+    return alpha.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else alpha
+
+
+def weights_after(shard: Shard, known: Known, step: str | None, factor: float) -> Tensor:
+    """Return the weights that a step left, times the factor that keeps their mean; the table's if there was none."""
     if not step:
         return shard.weight
-    current = shard.state.get("weights")
-    if not isinstance(current, tuple) or current[0] != step:
-        saved = np.load(f"{known['state_folder']}/weights-{step}-{shard.extent.index}.npy", allow_pickle=False)
-        current = shard.state["weights"] = (step, torch.from_numpy(saved))
-    return current[1]
+    kept = shard.state.setdefault("weights", {})
+    assert isinstance(kept, dict)
+    if step not in kept:
+        saved = np.load(io.BytesIO(known["store"].read(weights_file(shard, step))), allow_pickle=False)
+        kept[step] = torch.from_numpy(saved)
+    return kept[step] * factor
 
 
-def keep_weights(shard: Shard, known: Known, alpha: Tensor) -> None:
-    """Keep the next step's weights with the shard, and in the state folder for a worker that takes its place."""
-    step = known.get("step", 0) + 1
-    shard.state["weights"] = (step, alpha)
-    if known.get("state_folder"):
-        os.makedirs(known["state_folder"], exist_ok=True)
-        path = f"{known['state_folder']}/weights-{step}-{shard.extent.index}.npy"
-        with open(f"{path}.part", "wb") as file:
-            np.save(file, alpha.numpy())
-        os.replace(f"{path}.part", path)
+def keep_weights(shard: Shard, known: Known, alpha: Tensor, step: str) -> None:
+    """Keep the next step's weights with the shard, and in storage for a worker that takes its place."""
+    kept = shard.state.setdefault("weights", {})
+    assert isinstance(kept, dict)
+    shard.state["weights"] = {name: kept[name] for name in (known.get("step"),) if name in kept} | {step: alpha}
+    if known.get("store") is not None:
+        stream = io.BytesIO()
+        np.save(stream, alpha.numpy())
+        known["store"].write(weights_file(shard, step), stream.getvalue())
+
+
+def weights_file(shard: Shard, step: str) -> str:
+    """Return where the weights of a step are kept."""
+    return f"weights/{step}-{shard.extent.index:05d}.npy"
 
 
 class RowStore:
@@ -199,10 +239,7 @@ class RowStore:
 
 def row_signs(shard: Shard, setup: Setup) -> Tensor:
     """Return the sign of every row in every copy: drawn from the row's key, or from its group's."""
-    keys = shard.keys
-    if shard.group is not None and shard.group_keys is not None:
-        keys = torch.from_numpy(shard.group_keys.view(np.int64))[shard.group]
-    return random_signs(keys, setup.copies - 1, setup.seed).to(setup.dtype)
+    return random_signs(unit_keys(shard), setup.copies - 1, setup.seed).to(setup.dtype)
 
 
 def group_codes(shard: Shard) -> Tensor:
@@ -220,8 +257,9 @@ def source_codes(shard: Shard, setup: Setup) -> Tensor | None:
 
 def validation_weights(shard: Shard, known: Known) -> Tensor:
     """Return v: with a separate validation table the training rows do not validate."""
-    silent = known.get("held_out", False) and not shard.extent.held_out
-    return torch.zeros_like(shard.validation) if silent else shard.validation
+    if known.get("held_out", False) and not shard.extent.held_out:
+        return torch.zeros_like(shard.validation)
+    return shard.validation.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else shard.validation
 
 
 @dataclass(frozen=True)

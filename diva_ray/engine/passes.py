@@ -110,7 +110,7 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     if setup.task == "classification":
         wrong = (rows.outputs.argmax(1) != Y).double()
         result["wrong"] = float(v @ wrong)
-        result["levels"] = verdict.class_sums(rows.outputs, Y, shaping(shard))
+        result["levels"] = verdict.class_sums(rows.outputs, Y, shaping(shard, known))
         for name, values in (
             ("class_n", torch.ones_like(v)),
             ("class_wrong", wrong),
@@ -124,9 +124,12 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     return result
 
 
-def shaping(shard: Shard) -> Tensor:
-    """Return the weight of every row in the rules for verdicts: pool rows and held-out rows do not shape them."""
-    return torch.zeros(len(shard)) if shard.extent.held_out else (shard.weight > 0).double()
+def shaping(shard: Shard, known: Known) -> Tensor:
+    """Return the weight of every row in the rules for verdicts; rows idle, held out or set apart shape nothing."""
+    if shard.extent.held_out:
+        return torch.zeros(len(shard))
+    heard = (shard.weight > 0).double()
+    return heard.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else heard
 
 
 def left_out_rows(shard: Shard, known: Known) -> RowStore:
@@ -144,8 +147,8 @@ def left_out_rows(shard: Shard, known: Known) -> RowStore:
 def score(shard: Shard, known: Known) -> Partial:
     """Score pass: derivative and standard error of every row, kept with the shard; sums for every source.
 
-    With `known["update"]`, (derivative, standard error, alpha) -> next alpha, the same read of every block also adds
-    the next step's fit sums: two reads a weight step.
+    With `known["update"]`, a `core.reweight.Step`, the same read of every block also adds the next step's fit sums:
+    two reads a weight step.
     """
     setup: Setup = known["setup"]
     rows, adjoint_ = left_out_rows(shard, known), known["adjoint"]
@@ -170,11 +173,11 @@ def score(shard: Shard, known: Known) -> Partial:
                 by_source[:, 1:].index_add_(0, codes[part][inner], C.double())
         scored[part, 0], scored[part, 1] = d[:, 0], error
         if following is not None and update is not None:
-            alpha[part] = update(d[:, 0], error, alpha[part])
+            alpha[part] = update(alpha[part], d[:, 0], error, None, None)
             following.add(b.Z, b.Y, alpha[part].to(setup.dtype), b.offset)
     shard.state["scored"] = scored
     if following is not None:
-        keep_weights(shard, known, alpha)
+        keep_weights(shard, known, alpha, known["next_step"])
     return Partial(following.sums() if following else None, Tally(sources=by_source))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diva_ray.core import losses, verdict
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Rows, RowStore, Setup, Tally, targets
+from diva_ray.engine.context import Known, Rows, RowStore, Setup, Tally, targets, weights_after
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
 
 PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
@@ -29,7 +29,7 @@ def z_of(scored: Tensor) -> Tensor:
 
 def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
     """First round: likelihood of the given labels under a grid of calibrations."""
-    return verdict.link_sums(levelled(shard, known), targets(shard, known["setup"]), shaping(shard))
+    return verdict.link_sums(levelled(shard, known), targets(shard, known["setup"]), shaping(shard, known))
 
 
 def levelled(shard: Shard, known: Known) -> Tensor:
@@ -51,9 +51,23 @@ def judge(shard: Shard, known: Known) -> verdict.Histogram:
     rows, z = left_out_rows(shard, known), z_of(scored_rows(shard, known))
     if setup.task == "classification":
         odds = verdict.log_odds(levelled(shard, known), targets(shard, setup), known["link"])
-        return verdict.verdict_sums(odds, z, shaping(shard))
+        return verdict.verdict_sums(odds, z, shaping(shard, known))
     own = label_losses(rows, targets(shard, setup), setup)
-    return verdict.loss_sums(own, _reference(rows, known), z, shaping(shard))
+    return verdict.loss_sums(own, _reference(rows, known), z, shaping(shard, known))
+
+
+def issue_flags(shard: Shard, known: Known) -> Tensor:
+    """Return which labels look wrong."""
+    return label_scores(shard, known) < known["verdict"].label.value
+
+
+def label_scores(shard: Shard, known: Known) -> Tensor:
+    """Return the probability (classes) or score (other targets) of every given label to be right, float64."""
+    setup: Setup = known["setup"]
+    Y, rule = targets(shard, setup), known["verdict"]
+    if setup.task == "classification":
+        return verdict.label_scores(verdict.log_odds(levelled(shard, known), Y, known["link"]), rule)
+    return verdict.loss_scores(label_losses(left_out_rows(shard, known), Y, setup), rule)
 
 
 def label_losses(rows: RowStore, Y: Tensor, setup: Setup) -> Tensor:
@@ -79,7 +93,11 @@ def write(shard: Shard, known: Known) -> Tally:
         folder.write_table(name, table)
     counts = Tally(max_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
-    z, issue = facts["z"], facts["issue"]
+    z, issue, alpha = facts["z"], facts["issue"], facts["weight"]
+    lowered = alpha < known.get("final", (None, 1.0))[1] * shard.weight * (1 - 1e-6)  # but for the common factor
+    kinds = ((alpha == 0) & (shard.weight > 0)).double(), lowered.double(), alpha, alpha.square()
+    counts["weights"] = torch.stack([kind.sum() for kind in kinds])
+    counts["weight_counts"] = torch.histc(alpha / known.get("mean_weight", 1.0), 40, 0.0, 2.0)
     cells = torch.bucketize(z.double().nan_to_num(0), Z_EDGES).clamp(1, len(Z_EDGES) - 1) - 1
     size = len(Z_EDGES) - 1
     counts["z_counts"] = torch.bincount(cells, minlength=size)
@@ -89,10 +107,13 @@ def write(shard: Shard, known: Known) -> Tally:
         Y = targets(shard, setup)
         for key, chosen in (("class_detrimental", facts["detrimental"]), ("class_issues", issue)):
             counts[key] = torch.bincount(Y[chosen], minlength=setup.outputs)
+        counts["class_n"] = torch.bincount(Y, minlength=setup.outputs)
+        counts["class_weight"] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, alpha)
         counts["pairs"] = _pairs(Y, facts["predicted"], issue, setup.outputs)
     if shard.source is not None and setup.sources is not None:
         codes = torch.from_numpy(pc.index_in(shard.source, setup.sources).to_numpy().astype(np.int64))
         counts["source_n"] = torch.bincount(codes, minlength=len(setup.sources))
+        counts["source_weight"] = torch.zeros(len(setup.sources), dtype=torch.float64).index_add_(0, codes, alpha)
         counts["source_detrimental"] = torch.bincount(codes[facts["detrimental"]], minlength=len(setup.sources))
     if shard.truth is not None:
         wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
@@ -111,21 +132,19 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
     rows, scored = left_out_rows(shard, known), scored_rows(shard, known)
     Y, z = targets(shard, setup), z_of(scored)
     margin, predicted = torch.full_like(z, torch.nan), torch.zeros(len(z), dtype=torch.int64)
+    label_score = label_scores(shard, known)
     if setup.task == "classification":
-        label_score = verdict.label_scores(verdict.log_odds(levelled(shard, known), Y, known["link"]), rule)
         predicted = rows.outputs.argmax(1)
         margin = _margin(rows.outputs, Y).float()
-    else:
-        label_score = verdict.loss_scores(label_losses(rows, Y, setup), rule)
     facts = {
         "z": z, "margin": margin, "label_score": label_score.float(), "predicted": predicted,
-        "issue": label_score < rule.label.value, "detrimental": verdict.is_detrimental(z, rule),
+        "weight": final_weights(shard, known), "issue": label_score < rule.label.value, "detrimental": verdict.is_detrimental(z, rule),
     }  # fmt: skip
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
     columns: dict[str, Any] = {
         "id": identifier,
         "label": shard.label,
-        "weight": shard.weight.float(),
+        "weight": facts["weight"].float(),
         "derivative": scored[:, 0].float(),
         "standard_error": scored[:, 1].float(),
         "z": z,
@@ -147,6 +166,12 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
     arrays = {k: pa.array(v.numpy()) if isinstance(v, Tensor) else v for k, v in columns.items()}
     table = pa.table(arrays)
     return table if shard.order is None else table.take(pa.array(np.argsort(shard.order))), facts
+
+
+def final_weights(shard: Shard, known: Known) -> Tensor:
+    """Return the weights that a run ends with: those of `known["final"]`, (step, factor), else the table's."""
+    step, factor = known.get("final", (None, 1.0))
+    return weights_after(shard, known, step, factor)
 
 
 def _margin(outputs: Tensor, Y: Tensor) -> Tensor:

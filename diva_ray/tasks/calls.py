@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from diva_ray.config import DataConfig, FitConfig, ValidationConfig
 from diva_ray.errors import InputError
@@ -31,7 +31,7 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
     known = {field.name: field for field in fields(schema)}
     columns = {name: value for name, value in options.items() if name in COLUMNS}
     values: dict[str, Any] = {"data": DataConfig(**columns), "output": ""}
-    loss = None
+    loss: Callable | None = None
     for name, value in options.items():
         if name in columns:
             continue
@@ -40,7 +40,7 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
         elif name == "validation" and not isinstance(value, Mapping):
             values[name] = ValidationConfig(path=None if value is None else str(value))
         elif name == "loss" and not isinstance(value, str):
-            values[name], loss = "callable", value
+            values[name], loss = "callable", cast(Callable, value)  # what is none is refused with the other options
         elif name not in known or name == "data":
             allowed = sorted({*COLUMNS, *known} - {"data"})
             raise InputError(

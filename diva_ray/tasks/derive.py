@@ -58,9 +58,8 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
     """
     if rows < setup.scale.width and (ridge == "auto" or float(ridge) > 0):
         return derive_dual(runner, setup, ridge)
-    small = heard <= EXACT_ROWS and heard * setup.scale.width * setup.dtype.itemsize <= EXACT_BYTES
-    exact = errors == "exact" or (errors == "auto" and small)
-    setup = replace(setup, collect=exact, copies=1 if exact or errors == "none" else 1 + SIGN_VECTORS)
+    setup = with_errors(setup, heard, errors)
+    exact = setup.collect
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge)
     while True:
         if setup.copies > 1:
@@ -70,11 +69,7 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
             break
         log.info("leverages up to %.6f: products in float64 from here", left.tally["max_leverage"])
         setup, solution = raise_precision(runner, setup, chosen)
-    found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums)
-    runner.engine.tell(adjoint=found.to(setup.dtype))
-    if exact and left.rows is not None:
-        runner.engine.tell(validation=validation_rows(solution, left.rows.joined(), setup.dtype))
-    scored: Partial = runner.run(passes.score, "score")
+    penalty, scored = score_rows(runner, setup, solution, left)
     agreement = None
     if setup.copies > 1:
         (found_errors,) = runner.run(check.estimated, "check").joined()
@@ -94,6 +89,22 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
     )
 
 
+def with_errors(setup: Setup, heard: int, errors: str) -> Setup:
+    """Return the setup for standard errors that are `exact`, an `estimate`, chosen by size (`auto`), or `none`."""
+    small = heard <= EXACT_ROWS and heard * setup.scale.width * setup.dtype.itemsize <= EXACT_BYTES
+    exact = errors == "exact" or (errors == "auto" and small)
+    return replace(setup, collect=exact, copies=1 if exact or errors == "none" else 1 + SIGN_VECTORS)
+
+
+def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) -> tuple[Tensor, Partial]:
+    """Return dL/dLambda of every column and the score pass: derivative and standard error stay with the shards."""
+    found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums)
+    runner.engine.tell(adjoint=found.to(setup.dtype))
+    if left.rows is not None:
+        runner.engine.tell(validation=validation_rows(solution, left.rows.joined(), setup.dtype))
+    return penalty, runner.run(passes.score, "score")
+
+
 def fit_ridge(runner: Runner, setup: Setup, ridge: float | str) -> tuple[Setup, float, Solution, list]:
     """Return the solution, with the ridge chosen by leave-one-out if it is `auto`; two passes then, else one."""
     runner.engine.tell(setup=setup)
@@ -110,7 +121,7 @@ def fit_ridge(runner: Runner, setup: Setup, ridge: float | str) -> tuple[Setup, 
     if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:
         log.info("condition number %.1e: products in float64 from here", solution.condition)
         return *raise_precision(runner, setup, float(ridge), fetch_ridge=True), grid
-    _tell_solution(runner, solution, setup.dtype)
+    tell_solution(runner, solution, setup.dtype)
     return setup, float(ridge), solution, grid
 
 
@@ -121,32 +132,13 @@ def raise_precision(runner: Runner, setup: Setup, ridge: float, fetch_ridge: boo
     runner.engine.tell(setup=setup)
     sums: FitSums = runner.run(passes.fit, "fit")
     solution: Solution = runner.timed("solve", solve, sums, ridge * penalty_pattern(setup))
-    _tell_solution(runner, solution, setup.dtype)
+    tell_solution(runner, solution, setup.dtype)
     return (setup, ridge, solution) if fetch_ridge else (setup, solution)
 
 
-def _tell_solution(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:
+def tell_solution(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:
+    """Make the solution known to the passes, in the dtype of their products."""
     runner.engine.tell(solution={"W": solution.W.to(dtype), "whiten": solution.Linv.T.to(dtype).contiguous()})
-
-
-def advance(runner: Runner, setup: Setup, ridge: float, update: Any, step: int, state_folder: str | None) -> Partial:
-    """Take weight step `step` (from 0) and return the left-out sums under the new weights: two reads of every block.
-
-    The score pass applies `update` (derivative, standard error, alpha) -> alpha row by row, and adds the next fit sums
-    from the same read; the second read is the next leave-out pass. New weights stay with the shards, and in
-    `state_folder` for a worker that takes another's place.
-    """
-    engine = runner.engine
-    engine.tell(update=update, state_folder=state_folder, step=step)
-    scored: Partial = runner.run(passes.score, "score")
-    solution = runner.timed("solve", solve, scored.sums, ridge * penalty_pattern(setup))
-    engine.forget("update", "rows", "scored")
-    engine.tell(step=step + 1)
-    _tell_solution(runner, solution, setup.dtype)
-    left: Partial = runner.run(passes.leave_one_out, "leave-out")
-    found, _ = runner.timed("solve", solve_adjoint, solution, left.sums)
-    engine.tell(adjoint=found.to(setup.dtype))
-    return left
 
 
 def validation_rows(solution: Solution, rows: tuple[Tensor, ...], dtype: torch.dtype) -> ValidationRows:

@@ -73,6 +73,16 @@ class Folder:
         if partial != full:
             os.replace(partial, full)
 
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one file."""
+        with self.filesystem.open_input_stream(self._full(name)) as stream:
+            return stream.read()
+
+    def drop(self, name: str) -> None:
+        """Delete a sub-folder, if it is there."""
+        if self.filesystem.get_file_info(self._full(name)).type == pyarrow.fs.FileType.Directory:
+            self.filesystem.delete_dir(self._full(name))
+
     def write_json(self, name: str, value: Any) -> None:
         """Write indented JSON."""
         self.write(name, (json.dumps(value, indent=2, default=str, allow_nan=False) + "\n").encode())
@@ -85,8 +95,7 @@ class Folder:
         """Return a JSON file's value, or None."""
         if self.filesystem.get_file_info(self._full(name)).type != pyarrow.fs.FileType.File:
             return None
-        with self.filesystem.open_input_stream(self._full(name)) as stream:
-            return json.loads(stream.read())
+        return json.loads(self.read(name))
 
     def location(self, name: str) -> str:
         """Return the path or URI of a name inside."""

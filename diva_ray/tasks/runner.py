@@ -36,10 +36,15 @@ class Runner:
     quiet: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        """Rows that the engine holds."""
+        return sum(extent.stop - extent.start for extent in self.engine.extents)
+
     def load(self) -> None:
         """Read every shard; the start of workers is counted apart, though they read from the moment they run."""
         self.timed("start", self.engine.start)
-        progress = Progress("load", sum(e.stop - e.start for e in self.engine.extents), quiet=self.quiet)
+        progress = Progress("load", self.rows, quiet=self.quiet)
         for rows in self.engine.load():
             progress.add(rows)
         self.seconds["load"] = progress.close()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from diva_ray.core.verdict import Link, Verdict, class_levels
-from diva_ray.engine.context import Tally
+from diva_ray.engine.context import Setup, Tally
 from diva_ray.engine.verdicts import Z_EDGES
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived
@@ -22,22 +22,29 @@ RULES = {
 }
 
 
-def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | None, written: Tally) -> dict[str, Any]:
-    """Return the figures of summary.json."""
-    counts, setup = session.scan.counts, derived.setup
-    first = int(setup.scale.intercept)
-    bands = dict(zip(session.columns.features, derived.band_derivatives.tolist(), strict=True))
-    summary = {
+def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, Any]:
+    """Return the figures that every task's summary begins with."""
+    counts = session.scan.counts
+    loss = session.loss if isinstance(session.loss, str) else getattr(session.loss, "__name__", "callable")
+    return {
         "n_samples": int(counts["rows"]),
-        "n_features": setup.scale.width - first,
+        "n_features": setup.scale.width - int(setup.scale.intercept),
         "n_outputs": setup.outputs,
         "n_validation": int(counts["heard"]),
         "task": session.task,
-        "loss_function": session.loss
-        if isinstance(session.loss, str)
-        else getattr(session.loss, "__name__", "callable"),
+        "loss_function": loss,
         "validation": "separate table" if len(session.tables) > 1 else "leave-one-out",
-        "ridge": derived.ridge,
+        "ridge": ridge,
+        "mean_weight": counts["weight"] / counts["rows"],
+    }
+
+
+def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | None, written: Tally) -> dict[str, Any]:
+    """Return the figures of summary.json."""
+    counts, setup = session.scan.counts, derived.setup
+    bands = dict(zip(session.columns.features, derived.band_derivatives.tolist(), strict=True))
+    summary = {
+        **common_figures(session, setup, derived.ridge),
         "ridge_derivative": float(derived.band_derivatives.sum()),
         "band_penalty_derivative": bands,
         "loss": derived.tally["loss"] / counts["validation"],
@@ -146,26 +153,30 @@ def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[
     return rows
 
 
-def page_of(session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list) -> ScoreReport:
-    """Return the contents of report.html."""
-    plan, setup = session.plan, derived.setup
-    run = [
+def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what was run, for a page."""
+    plan, chosen = session.plan, session.config.ridge == "auto"
+    return [
         ("Data", plan.table),
         ("Features", ", ".join(session.columns.features) + f" ({summary['n_features']:,} columns)"),
         ("Label", session.columns.label),
         ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
-        ("Ridge", f"{derived.ridge:.4g}" + (" (chosen by leave-one-out)" if derived.grid else "")),
-        ("Standard errors", summary["standard_errors"]),
-        ("Precision", summary["precision"]),
+        ("Ridge", f"{summary['ridge']:.4g}" + (" (chosen by leave-one-out)" if chosen else "")),
         ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
         ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
     ]
+
+
+def page_of(session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list) -> ScoreReport:
+    """Return the contents of report.html."""
+    setup = derived.setup
+    more = [("Standard errors", summary["standard_errors"]), ("Precision", summary["precision"])]
     z_edges, z_counts, z_issue_counts = histogram(written)
     worst, best = shown(session, written["examples"].worst), shown(session, written["examples"].best[:12])
     return ScoreReport(
         title="What each sample is worth",
         task=session.task,
-        run=run,
+        run=[*run_facts(session, summary), *more],
         summary=summary,
         z_edges=z_edges,
         z_counts=z_counts,
@@ -223,6 +234,15 @@ def classes_of(setup: Any, derived: Derived, written: Tally) -> list[dict[str, A
         }
         for k, label in enumerate(setup.classes.to_pylist())
     ]  # fmt: skip
+
+
+def weights_by_class(setup: Setup, written: Tally) -> list[dict[str, Any]]:
+    """Return every class with its rows and their mean weight, the most lowered first."""
+    if "class_weight" not in written or setup.classes is None:
+        return []
+    rows = zip(setup.classes.to_pylist(), written["class_n"].tolist(), written["class_weight"].tolist(), strict=True)
+    found = [{"label": str(label), "n": int(n), "weight": total / n if n else 0.0} for label, n, total in rows]
+    return sorted(found, key=lambda row: row["weight"])
 
 
 def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:

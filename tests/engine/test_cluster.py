@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import diva_ray
+from diva_ray.core.reweight import Step
 from diva_ray.engine import passes
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import advance, derive
+from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.plan import Plan
 from tests.engine.runs import opened, small_task
 
@@ -56,17 +58,14 @@ def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
 def test_weight_steps_survive_a_killed_worker_with_the_same_bits(ray_cluster, tmp_path):
     import ray
 
-    def update(d, error, alpha):
-        return (alpha - 0.01 * d).clamp_min(0)
-
     losses = {}
     for kind in ("inline", "ray"):
         runner, setup = opened(small_task(), kind, workers=2, folder=tmp_path / kind)
         found = derive(runner, setup, 1.0, 3000, 3000, "none")
-        state = str(tmp_path / kind)
+        store = Folder(str(tmp_path / kind))
         losses[kind] = []
         for step in range(2):
-            left = advance(runner, found.setup, 1.0, update, step, state)
+            left = advance(runner, found.setup, 1.0, Step("plain", 0.01), step, store)
             losses[kind].append(left.tally["loss"])
             if kind == "ray":
                 os.kill(ray.get(runner.engine.actors[step % 2].process.remote()), signal.SIGKILL)

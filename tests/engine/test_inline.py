@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import diva_ray
+from diva_ray.core.reweight import Step
 from diva_ray.engine import context, passes
 from diva_ray.tasks import derive as deriving
 from diva_ray.tasks.derive import advance, derive, fit_ridge
@@ -44,7 +45,7 @@ def test_a_weight_step_reads_every_block_twice(monkeypatch):
     reads = []
     monkeypatch.setattr(context, "prepare", lambda *a, whole=context.prepare: reads.append(a[2] - a[1]) or whole(*a))
     for step in range(3):
-        advance(runner, found.setup, 1.0, lambda d, error, alpha: (alpha - 0.01 * d).clamp_min(0), step, None)
+        advance(runner, found.setup, 1.0, Step("plain", 0.01), step)
     assert sum(reads) == 3 * 2 * 3000
 
 
@@ -54,7 +55,7 @@ def test_weight_steps_equal_steps_from_scratch():
     runner, setup = opened(data, precision="float64")
     found = derive(runner, setup, 1.0, 3000, 3000, "none")
     for step in range(3):
-        left = advance(runner, found.setup, 1.0, lambda d, error, a: (a - 5 * d).clamp_min(0), step, None)
+        left = advance(runner, found.setup, 1.0, Step("plain", 5.0), step)
         again, again_setup = opened({**data, "w": alpha.numpy()}, precision="float64", weight="w")
         derive(again, again_setup, 1.0, 3000, 3000, "none")
         alpha = (alpha - 5 * scored(again)).clamp_min(0)

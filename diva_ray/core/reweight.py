@@ -1,0 +1,175 @@
+"""Weight steps from a derivative and its standard error, and the criterion by which a step is accepted.
+
+1. `Step`: one row's next weight, a function of that row (and its source) alone.
+2. `trial_losses`, `TrialSums`: a step is judged on rows that took no part in it, row against row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diva_ray.core import verdict
+from diva_ray.core.losses import Loss
+from diva_ray.core.verdict import Histogram, Link
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rule for the next weight of a row.
+
+    Attributes:
+        kind: `plain`: alpha - value d, not below 0 (Dukler et al. 2022, eq. 14);
+            `shrink`: alpha min(1, value se / d), d > 0: a harmful weight is lowered to what lies within `value`
+            standard errors of harmless, a helpful one is left alone;
+            `issues`: 0 where the label looks wrong, else alpha;
+            `sources`: alpha times the factor of the row's source.
+        value: as above.
+    """
+
+    kind: str
+    value: float = 0.0
+
+    def __call__(self, alpha: Tensor, d: Tensor, error: Tensor, issue: Tensor | None, factor: Tensor | None) -> Tensor:
+        """Return the next weights of some rows, all (n,); what a kind does not need may be None."""
+        if self.kind == "plain":
+            return (alpha - self.value * d).clamp_min(0)
+        if self.kind == "shrink":
+            allowed = self.value * error / d.clamp_min(torch.finfo(d.dtype).tiny)
+            return torch.where(d > 0, alpha * allowed.clamp_max(1), alpha)
+        if self.kind == "issues" and issue is not None:
+            return torch.where(issue, torch.zeros_like(alpha), alpha)
+        if self.kind == "sources" and factor is not None:
+            return alpha * factor
+        raise ValueError(f"Step: kind must be plain, shrink, issues or sources with what it needs, got {self.kind!r}.")
+
+    @property
+    def name(self) -> str:
+        """The step in words."""
+        return {
+            "plain": f"plain step of {self.value:g}",
+            "shrink": f"harm beyond {self.value:g} standard error{'s' if self.value != 1 else ''} removed",
+            "issues": "labels that look wrong dropped",
+            "sources": f"sources moved by {self.value:g}",
+        }[self.kind]
+
+
+def source_factors(
+    d: Float[Tensor, " sources"], error: Float[Tensor, " sources"], rate: float
+) -> Float[Tensor, " sources"]:
+    """Return the factor of every source's weight, exp(-rate z), z = d / error within +-3; 1 where z is undefined.
+
+    An exponentiated-gradient step (Kivinen and Warmuth 1997) in units of the standard error: weights stay positive, and
+    a source whose derivative is lost in noise hardly moves.
+    """
+    z = torch.where(error > 0, d / error.clamp_min(torch.finfo(d.dtype).tiny), torch.zeros_like(d))
+    return torch.exp(-rate * z.clamp(-3, 3))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the outputs of one model become probabilities of given labels: a link, and the share of wrong labels."""
+
+    link: Link
+    noise_rate: float
+
+
+def fit_calibration(sums: Histogram, classes: int) -> Calibration:
+    """Return the link and the share of wrong labels under which the given labels are most likely; `verdict.fit_link`
+    says how."""
+    link = verdict.fit_link(sums, classes)
+    return Calibration(link, verdict.noise_rate_at(sums, link, classes))
+
+
+def label_losses(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], calibration: Calibration) -> Float[Tensor, " n"]:
+    """Return -log((1 - e) p_y + e (1 - p_y) / (c - 1)) of every given label, p by the calibration's link.
+
+    The likelihood of a label that is replaced by another with chance e: a wrong label costs every model about the same,
+    so that two models differ by what they say of right ones.
+    """
+    p = torch.sigmoid(verdict.log_odds(F, y, calibration.link).double())
+    e = min(max(calibration.noise_rate, 1e-4), 0.999)
+    return -torch.log((1 - e) * p + e * (1 - p) / max(F.shape[1] - 1, 1))
+
+
+def trial_losses(F: Tensor, Y: Tensor, calibration: Calibration | None, loss: Loss) -> tuple[Tensor, Tensor]:
+    """Return the loss and the error (0 or 1; squared error for numbers) of outputs on rows set apart.
+
+    Classes: `label_losses` under the model's own calibration, which forgives it its scale. Other targets: `loss`.
+    """
+    if calibration is not None:
+        return label_losses(F, Y, calibration), (F.argmax(1) != Y).double()
+    if Y.ndim == 1:
+        return loss(F, Y)[0].double(), (F.argmax(1) != Y).double()
+    return loss(F, Y)[0].double(), (F - Y).double().square().sum(1)
+
+
+@dataclass(frozen=True)
+class TrialSums:
+    """Sums over units (rows, or groups that leave together) from which models are compared pair by pair.
+
+    Attributes:
+        weight, squares: sum of v and of v^2 over units.
+        loss: v times the loss of every model, (models,).
+        gain: v times the loss of the first model minus that of each, (models,); `gain_v`: times v again.
+        gain_squares: v^2 times the squared gain, (models,).
+        error: v times the error of every model, (models,).
+    """
+
+    weight: float
+    squares: float
+    loss: Tensor
+    gain_v: Tensor
+    gain_squares: Tensor
+    error: Tensor
+
+    def __add__(self, other: TrialSums) -> TrialSums:
+        return TrialSums(
+            self.weight + other.weight, self.squares + other.squares, self.loss + other.loss,
+            self.gain_v + other.gain_v, self.gain_squares + other.gain_squares, self.error + other.error,
+        )  # fmt: skip
+
+    @property
+    def gain(self) -> Tensor:
+        """Mean loss of the first model minus that of each, (models,)."""
+        return (self.loss[0] - self.loss) / self.weight
+
+    @property
+    def gain_error(self) -> Tensor:
+        """Standard error of the gain over units, (models,)."""
+        gain = self.gain
+        total = self.gain_squares - 2 * gain * self.gain_v + gain.square() * self.squares
+        return total.clamp_min(0).sqrt() / self.weight
+
+
+def trial_sums(
+    losses: Float[Tensor, "n models"],
+    errors: Float[Tensor, "n models"],
+    v: Float[Tensor, " n"],
+    unit: Int[Tensor, " n"],
+) -> TrialSums:
+    """Return the sums of some rows set apart; `unit` numbers the groups that leave together, from 0."""
+    count = int(unit.max()) + 1 if len(unit) else 0
+    per_unit = torch.zeros(count, dtype=torch.float64).index_add_(0, unit, v)
+    gain = (losses[:, :1] - losses) * v[:, None]
+    gains = torch.zeros(count, losses.shape[1], dtype=torch.float64).index_add_(0, unit, gain)
+    return TrialSums(
+        float(v.sum()), float(per_unit.square().sum()), v @ losses, per_unit @ gains, gains.square().sum(0), v @ errors
+    )
+
+
+def best_trial(sums: TrialSums, standard_errors: float = 1.0) -> int:
+    """Return the model whose gain, less `standard_errors` standard errors of it, is largest; 0, the first model, if
+    none is above 0.
+
+    A one-standard-error rule (Breiman et al. 1984) on paired, smooth losses: cautious among many, and never a step for
+    its own sake.
+    """
+    bound = sums.gain - standard_errors * sums.gain_error
+    bound[0] = 0.0
+    best = int(bound.argmax())
+    return best if math.isfinite(float(bound[best])) and float(bound[best]) > 0 else 0

@@ -1,0 +1,125 @@
+"""Passes of a weight step: proposals with what they change in the fit sums, and trials on rows set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_ray.core import reweight, verdict
+from diva_ray.core.ridge import FitAccumulator, FitSums
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import (
+    Block,
+    Known,
+    Partial,
+    Setup,
+    Tally,
+    blocks,
+    fold_of,
+    group_codes,
+    keep_weights,
+    source_codes,
+    weights,
+)
+from diva_ray.engine.passes import scored_rows
+from diva_ray.engine.verdicts import issue_flags
+
+
+class Each(tuple[Any, ...]):
+    """Partials side by side; `+` adds them entry by entry."""
+
+    def __add__(self, other: Any) -> Each:
+        return Each(a + b for a, b in zip(self, other, strict=True))
+
+
+def propose(shard: Shard, known: Known) -> Partial:
+    """Return, for every step of `known["steps"]`, what it changes in the fit sums; keep the weights of `known["kept"]`.
+
+    Only rows whose weight changes are multiplied: n p^2 operations times their share.
+    """
+    setup: Setup = known["setup"]
+    before, steps = weights(shard, known), known["steps"]
+    after = torch.stack([next_weights(shard, known, step, before) for step in steps])
+    sums = [FitAccumulator(setup.scale.width, setup.outputs, setup.dtype) for _ in steps]
+    for b in blocks(shard, known):
+        for k, change in enumerate((after[:, b.start : b.stop] - before[b.start : b.stop]).to(setup.dtype)):
+            rows = torch.nonzero(change).squeeze(1)
+            if len(rows):
+                sums[k].add(b.Z[rows], b.Y[rows], change[rows], None if b.offset is None else b.offset[rows])
+    if known["kept"] is not None:
+        keep_weights(shard, known, after[known["kept"]], known["next_step"])
+    totals = torch.stack([before, *after]).sum(1)
+    return Partial(Each(one.sums() for one in sums), Tally(totals=totals))
+
+
+def next_weights(shard: Shard, known: Known, step: reweight.Step, alpha: Tensor) -> Tensor:
+    """Return the weights of every row after a step, before their mean is restored."""
+    scored, factor = scored_rows(shard, known), None
+    if step.kind == "sources":
+        codes = source_codes(shard, known["setup"])
+        assert codes is not None
+        factor = known["factors"][step.value][codes]
+    issue = issue_flags(shard, known) if step.kind == "issues" else None
+    return step(alpha, scored[:, 0], scored[:, 1], issue, factor)
+
+
+def changed(sums: FitSums, change: FitSums, factor: float) -> FitSums:
+    """Return the fit sums after a step whose weights are multiplied by `factor` to keep their mean."""
+    total = sums + change
+    return FitSums(total.gram * factor, total.cross * factor)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Models to be compared on rows set apart: for every fold, their solutions side by side, (p, models c)."""
+
+    count: int  # folds in all
+    solutions: dict[int, Tensor]
+    models: int
+
+
+def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    """Yield (block, rows, outputs (m, models, c)) of the heard rows of every fold, by the models fitted without it."""
+    trials: Trials = known["trials"]
+    if known.get("held_out", False) and not shard.extent.held_out:
+        return
+    folds = fold_of(shard, trials.count)
+    for b in blocks(shard, known):
+        for k, W in trials.solutions.items():
+            rows = torch.nonzero((folds[b.start : b.stop] == k) & (b.v > 0)).squeeze(1)
+            if len(rows):
+                F = (b.Z[rows] @ W).unflatten(1, (trials.models, -1))
+                yield b, rows, F if b.offset is None else F + b.offset[rows, None]
+
+
+def calibrate_trials(shard: Shard, known: Known) -> Each:
+    """Return every model's calibration sums on the rows set apart."""
+    models = known["trials"].models
+    none = torch.zeros(0, known["setup"].outputs), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+    total = Each([verdict.link_sums(*none)] * models)
+    for b, rows, F in trial_outputs(shard, known):
+        v = b.v[rows].double()
+        total = total + Each(verdict.link_sums(F[:, m], b.Y[rows], v) for m in range(models))
+    return total
+
+
+def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
+    """Return the sums from which models are compared, row against row (group against group)."""
+    setup: Setup = known["setup"]
+    models, calibrations, loss = known["trials"].models, known["calibrations"], setup.loss_function()
+    zero = torch.zeros(models, dtype=torch.float64)
+    total = reweight.TrialSums(0.0, 0.0, zero, zero, zero, zero)
+    codes = group_codes(shard)
+    for b, rows, F in trial_outputs(shard, known):
+        found = [
+            reweight.trial_losses(F[:, m], b.Y[rows], calibrations[m] if calibrations else None, loss)
+            for m in range(models)
+        ]
+        losses, errors = (torch.stack(columns, 1) for columns in zip(*found, strict=True))
+        unit = torch.unique(codes[b.start : b.stop][rows], return_inverse=True)[1]
+        total = total + reweight.trial_sums(losses, errors, b.v[rows].double(), unit)
+    return total

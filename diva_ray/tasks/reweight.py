@@ -1,0 +1,240 @@
+"""Reweight: sample weights that lower the validation error, accepted on folds that took no part, else left alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from diva_ray.config import ReweightConfig
+from diva_ray.core.reweight import Step, TrialSums, best_trial
+from diva_ray.data.regroup import restore_order
+from diva_ray.engine import verdicts
+from diva_ray.engine.context import Fold, Partial, Setup, Tally
+from diva_ray.engine.steps import Trials
+from diva_ray.errors import InputError
+from diva_ray.report.reweight import ReweightReport, render_reweight_page
+from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.calls import configure
+from diva_ray.tasks.derive import fit_ridge, with_errors
+from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.result import Result
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import common_figures, run_facts, shown, weights_by_class
+from diva_ray.tasks.walk import SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
+
+log = logging.getLogger("diva_ray")
+CLEAR = 4.0  # standard errors beyond which no further fold is asked,
+CLEAR_ROWS = 5_000  # once so many rows have spoken
+
+
+def reweight(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
+    """Return sample weights with less validation error than uniform ones, or the table's own weights.
+
+    `method=safe`: steps that lower a weight to what lies within the standard error of harmless (a soft threshold on the
+    derivative), or drop labels that look wrong; ridge and mean weight are kept. Step size, number of steps, and whether
+    to change anything are chosen on outer folds that took no part in the derivative, by a smooth loss, row against row:
+    the gain less one standard error must be above 0. About `folds * steps` derivatives with standard errors.
+    `method=paper`: `steps` plain steps alpha - eta dL/dalpha (Dukler et al. 2022, eq. 14), two reads of the data each,
+    reported on the same folds but accepted as they are. `method=trusted`: `safe`, with a few trusted rows as the only
+    validation (`validation_weight`, 1 on them and 0 elsewhere, or `validation`, a table).
+
+    Args:
+        data: as for `diva_ray.score`.
+        quiet: no progress.
+        **options: columns and fields of `ReweightConfig`.
+
+    Returns:
+        A `Result`; `.samples` has the new weights in `weight`, next to the derivative and z that led to them.
+
+    Raises:
+        InputError: bad input or options, in one line.
+    """
+    config, data, loss = configure(ReweightConfig, data, options)
+    return run(config, data, loss=loss, quiet=quiet)
+
+
+def run(
+    config: ReweightConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False
+) -> Result | Plan:
+    """Return the result of a reweighting run as its config says (`jobs/reweight.py`); see `reweight`."""
+    check(config)
+    session = begin(config, data, loss, quiet=quiet)
+    if isinstance(session, Plan):
+        return session
+    try:
+        session.folder.write_json("state.json", session.mark)
+        return _finish(session, config, _weigh(session, config))
+    finally:
+        session.engine.close()
+
+
+def check(config: ReweightConfig) -> None:
+    """Raise for options that no table could make right."""
+    for name, allowed in (("method", ("safe", "paper", "trusted")), ("level", ("sample", "source"))):
+        if getattr(config, name) not in allowed:
+            raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
+    for name, least, most in (("steps", 1, 10), ("folds", 2, 50)):
+        if not least <= getattr(config, name) <= most:
+            raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
+    if not config.eta > 0:
+        raise InputError(f"eta: must be > 0, got {config.eta}. Change `eta`.")
+    if config.level == "source" and config.method == "paper":
+        raise InputError("level: must be sample with method=paper, got source. Change `level` or `method`.")
+    if config.level == "source" and not config.data.source:
+        raise InputError("data.source: must name the column of sources with level=source, got none. Set `data.source`.")
+    if config.method == "trusted" and not (config.data.validation_weight or config.validation.path):
+        raise InputError(
+            "method: trusted must be told which rows to trust, got neither `data.validation_weight` nor "
+            "`validation.path`. Set one of them."
+        )
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What a walk found.
+
+    Attributes:
+        arms: weights that were tried; `sums` compares them on rows set apart; `taken` is the one that was chosen.
+        left: left-out sums of the state from which the last step was taken.
+        folds: folds that were asked.
+    """
+
+    arms: list[Arm]
+    sums: TrialSums
+    taken: int
+    left: Partial
+    setup: Setup
+    ridge: float
+    folds: int
+
+
+def _weigh(session: Session, config: ReweightConfig) -> Weighed:
+    """Return the weights of a method, tried on folds and taken on all rows."""
+    runner, heard, setup = session.runner, session.scan.counts["heard"], session.setup
+    if sum(table.rows for table in session.tables) < setup.scale.width:
+        setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
+    setup = with_errors(setup, heard, config.standard_errors)
+    setup, ridge, _, _ = fit_ridge(runner, setup, config.ridge)
+    store = session.folder if session.plan.kind != "inline" else None
+    path = SOURCES if config.level == "source" else SAMPLES
+    if config.method == "paper":
+        path = Path(Step("plain", config.eta))
+    walk = Walk(runner, setup, ridge, path, session.scored(), store)
+    bare = with_errors(setup, heard, "none")  # plain steps look at no standard error
+    arms, sums, folds = _try_folds(replace(walk, setup=bare) if config.method == "paper" else walk, config)
+    taken = len(arms) - 1 if config.method == "paper" else best_trial(sums)
+    return Weighed(arms, sums, taken, walk_to(walk, arms[taken]), setup, ridge, folds)
+
+
+def _try_folds(walk: Walk, config: ReweightConfig) -> tuple[list[Arm], TrialSums, int]:
+    """Return every arm and how it does on the folds set apart, fold after fold until the answer is clear."""
+    solutions: dict[int, Tensor] = {}
+    for k in range(config.folds):
+        log.info("fold %d of %d set apart", k + 1, config.folds)
+        found = walk_arms(walk, Fold(k, config.folds), config.steps)
+        arms, solutions[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype)
+        last = k + 1 == config.folds
+        if last or walk.runner.rows >= CLEAR_ROWS * config.folds / (k + 1):
+            sums = try_arms(walk.runner, walk.setup, Trials(config.folds, dict(solutions), len(found)))
+            if last or _clear(sums):
+                return arms, sums, k + 1
+    raise AssertionError("the last fold always answers")
+
+
+def _clear(sums: TrialSums) -> bool:
+    """Return whether another fold could hardly change the answer: some arm surely gains, or none can."""
+    z = sums.gain[1:] / sums.gain_error[1:].clamp_min(1e-300)
+    return bool((z > CLEAR).any() or (z < -CLEAR / 2).all())
+
+
+def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Result:
+    """Write the rows with their new weights, and describe."""
+    folder, runner, scan = session.folder, session.runner, session.scan
+    runner.engine.tell(
+        folder=folder, outputs=False, rank_truth=False, mean_weight=scan.counts["weight"] / scan.counts["rows"],
+        written=set(folder.names("samples")) if config.resume else set(),
+    )  # fmt: skip
+    written: Tally = runner.run(verdicts.write, "write", session.scored())
+    folder.drop("weights")
+    if session.original is not None:
+        restore_order(folder, on_ray=session.plan.kind != "inline")
+    summary = figures(session, config, weighed, written)
+    if session.setup.sources is not None:
+        summary["sources"] = [
+            {"source": name, "n": int(n), "weight": float(total / n) if n else 0.0}
+            for name, n, total in zip(
+                session.setup.sources.to_pylist(), written["source_n"], written["source_weight"], strict=True
+            )
+        ]
+        folder.write_table("sources.parquet", pa.Table.from_pylist(summary["sources"]))
+    page = render_reweight_page(report_of(session, weighed, summary, written))
+    conclude(session, summary, page, worker_memory=written["max_memory"])
+    return Result(summary, folder, session.plan.kind != "inline", told(summary))
+
+
+def figures(session: Session, config: ReweightConfig, weighed: Weighed, written: Tally) -> dict[str, Any]:
+    """Return the figures of summary.json."""
+    sums, taken, weight = weighed.sums, weighed.taken, weighed.sums.weight
+    gain, error = sums.gain, sums.gain_error
+    share = (sums.error / weight).tolist()
+    zero, lowered, total, squares = written["weights"].tolist()
+    trials = [
+        {
+            "weights": arm.name, "gain": float(gain[k]), "gain_standard_error": float(error[k]), "error": share[k],
+            "loss": float(sums.loss[k] / weight), "taken": k == taken,
+        }
+        for k, arm in enumerate(weighed.arms)
+    ]  # fmt: skip
+    return {
+        **common_figures(session, weighed.setup, weighed.ridge),
+        "method": config.method,
+        "level": config.level,
+        "accepted": taken > 0,
+        "chosen": weighed.arms[taken].name,
+        "error_uniform": share[0],
+        "error_reweighted": share[taken],
+        "loss_uniform": trials[0]["loss"],
+        "loss_reweighted": trials[taken]["loss"],
+        "gain": float(gain[taken]),
+        "gain_standard_error": float(error[taken]),
+        "folds": f"{weighed.folds} of {config.folds}",
+        "n_judged": int(round(weight)),
+        "n_lowered": int(lowered),
+        "n_zero": int(zero),
+        "effective_samples": total**2 / squares if squares > 0 else 0.0,
+        "rule": "accepted when the loss on rows set apart falls by more than one standard error of the difference, row "
+        "against row; the loss is -log likelihood of the given label under the model's own calibration, allowing for "
+        "wrong labels (classes), else the task's loss",
+        "trials": trials,
+    }
+
+
+def told(summary: dict[str, Any]) -> list[str]:
+    """Return a reweighting run in a few lines, for a terminal."""
+    s = summary
+    kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
+    verdict = "accepted" if s["accepted"] else "nothing changed: no step gained more than one standard error"
+    return [
+        f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}; {verdict}",
+        f"on folds that took no part: {kind} {s['error_uniform']:.4f} as given, {s['error_reweighted']:.4f} reweighted; "
+        f"loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
+        f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
+    ]
+
+
+def report_of(session: Session, weighed: Weighed, summary: dict[str, Any], written: Tally) -> ReweightReport:
+    """Return the contents of report.html."""
+    lowered = [row for row in written["examples"].worst if row["weight"] < 0.999 * summary["mean_weight"]]
+    return ReweightReport(
+        run=run_facts(session, summary),
+        summary=summary,
+        weight_counts=[int(n) for n in written["weight_counts"]],
+        lowered=shown(session, lowered),
+        classes=weights_by_class(weighed.setup, written),
+    )

@@ -1,0 +1,190 @@
+"""A walk of weight steps, and the trial of everything it passes on rows that took no part in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_ray.core.reweight import Step, TrialSums, fit_calibration, source_factors
+from diva_ray.core.ridge import FitSums, Solution, solve
+from diva_ray.data.shards import Extent
+from diva_ray.engine import passes, steps
+from diva_ray.engine.context import Fold, Partial, Setup
+from diva_ray.tasks.derive import score_rows, tell_solution
+from diva_ray.tasks.derived import SIGN_VECTORS, penalty_pattern
+from diva_ray.tasks.judge import judge
+from diva_ray.tasks.runner import Runner
+
+@dataclass(frozen=True)
+class Path:
+    """Where a walk can go.
+
+    Attributes:
+        chain: the step that it goes on along.
+        beside: steps that are tried from each of its states.
+    """
+
+    chain: Step
+    beside: tuple[Step, ...] = ()
+
+
+SAMPLES = Path(Step("shrink", 1.0), (Step("shrink", 2.0), Step("issues")))
+SOURCES = Path(Step("sources", 0.3), (Step("sources", 0.1), Step("sources", 1.0)))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Weights that a walk can end with: some steps, one after another."""
+
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The arm in words."""
+        return "; then ".join(step.name for step in self.steps) or "weights as they are"
+
+
+@dataclass
+class Walk:
+    """Weight steps from the table's weights, on all rows or without a fold of them.
+
+    Attributes:
+        ridge: fixed: scaling all weights is a change of ridge in disguise, so their mean is kept.
+        path: which steps are taken.
+        store: folder that keeps the weights for a worker that takes another's place; None inline.
+    """
+
+    runner: Runner
+    setup: Setup
+    ridge: float
+    path: Path
+    scored: list[Extent]
+    store: Any = None
+    at: int = 0
+    name: str = ""
+
+    def begin(self, fold: Fold | None) -> FitSums:
+        """Go back to the table's weights, perhaps without a fold; return the fit sums there."""
+        engine = self.runner.engine
+        engine.forget("fold", "step", "factor", "weights", "rows", "scored")
+        self.at, self.name = 0, "all" if fold is None else f"without{fold.k}"
+        engine.tell(setup=self.setup, store=self.store, **({} if fold is None else {"fold": fold}))
+        return self.runner.run(passes.fit, "fit")
+
+    def solve(self, sums: FitSums) -> Solution:
+        """Return the fit."""
+        return self.runner.timed("solve", solve, sums, self.ridge * penalty_pattern(self.setup))
+
+    def look(self, solution: Solution) -> Partial:
+        """Score every row under the current weights and fit the rules for verdicts; return the left-out sums."""
+        left = self.leave_out(solution)
+        _, scored = score_rows(self.runner, self.setup, solution, left)
+        judge(self.runner, self.setup, left.tally, self.scored)
+        if self.path.chain.kind == "sources":
+            self._tell_factors(scored.tally["sources"])
+        return left
+
+    def leave_out(self, solution: Solution) -> Partial:
+        """Make the solution known and return the left-out sums."""
+        tell_solution(self.runner, solution, self.setup.dtype)
+        return self.runner.run(passes.leave_one_out, "leave-out")
+
+    def move(self, solution: Solution) -> FitSums:
+        """Take a step of the chain that needs no more than a row's derivative, without keeping the mean: two reads.
+
+        The score pass moves the weights and adds the next fit sums from the same read of every block.
+        """
+        engine, name = self.runner.engine, f"{self.name}-{self.at + 1}"
+        left = self.leave_out(solution)
+        engine.tell(update=self.path.chain, next_step=name)
+        _, scored = score_rows(self.runner, self.setup, solution, left)
+        engine.forget("update", "rows", "scored")
+        self.at += 1
+        engine.tell(step=name, factor=1.0)
+        return scored.sums
+
+    def _tell_factors(self, by_source: Tensor) -> None:
+        scale = 1.0 if self.setup.collect else SIGN_VECTORS**-0.5
+        d, error = by_source[:, 0], by_source[:, 1:].norm(dim=1) * scale
+        rates = {step.value for step in (self.path.chain, *self.path.beside)}
+        self.runner.engine.tell(factors={rate: source_factors(d, error, rate) for rate in rates})
+
+    def propose(self, sums: FitSums, choices: tuple[Step, ...], kept: int | None) -> tuple[list[FitSums], list[float]]:
+        """Return the fit sums after each choice and the factor that keeps the mean weight; keep one's weights."""
+        step = f"{self.name}-{self.at + 1}"
+        self.runner.engine.tell(steps=choices, kept=kept, next_step=step)
+        found: Partial = self.runner.run(steps.propose, "propose")
+        before, *after = found.tally["totals"].tolist()
+        factors = [before / total if total > 0 else 1.0 for total in after]
+        after_sums = [steps.changed(sums, change, k) for change, k in zip(found.sums, factors, strict=True)]
+        return after_sums, factors
+
+    def go(self, factor: float) -> None:
+        """Move to the weights that `propose` kept."""
+        self.at += 1
+        self.runner.engine.forget("rows", "scored")
+        self.runner.engine.tell(step=f"{self.name}-{self.at}", factor=factor)
+
+
+def walk_arms(walk: Walk, fold: Fold | None, count: int) -> list[tuple[Arm, Tensor]]:
+    """Return every arm of a walk of `count` steps with the solution it ends with, the table's own weights first.
+
+    A derivative with its standard error for each step, and n p^2 times the share of changed weights for each arm.
+    """
+    sums, arm, chain, beside = walk.begin(fold), Arm(), walk.path.chain, walk.path.beside
+    solution = walk.solve(sums)
+    arms = [(arm, solution.W)]
+    for _ in range(count):
+        if chain.kind == "plain":
+            sums = walk.move(solution)
+        else:
+            walk.look(solution)
+            (sums, *others), (factor, *_) = walk.propose(sums, (chain, *beside), kept=0)
+            arms += [(Arm((*arm.steps, last)), walk.solve(o).W) for last, o in zip(beside, others, strict=True)]
+            walk.go(factor)
+        arm, solution = Arm((*arm.steps, chain)), walk.solve(sums)
+        arms.append((arm, solution.W))
+    return arms
+
+
+def walk_to(walk: Walk, arm: Arm) -> Partial:
+    """Take the steps of an arm on all rows; return the left-out sums of the state from which its last step is taken.
+
+    The rows' results stay those of that state: they are why the weights become what they become. `known["final"]`
+    tells the last weights.
+    """
+    sums = walk.begin(None)
+    for k, step in enumerate(arm.steps):
+        solution = walk.solve(sums)
+        if step.kind == "plain" and k < len(arm.steps) - 1:
+            sums = walk.move(solution)
+            continue
+        left = walk.look(solution)
+        (sums,), (factor,) = walk.propose(sums, (step,), kept=0)
+        factor = 1.0 if step.kind == "plain" else factor
+        if k == len(arm.steps) - 1:
+            walk.runner.engine.tell(final=(f"{walk.name}-{walk.at + 1}", factor))
+            return left
+        walk.go(factor)
+    return walk.look(walk.solve(sums))
+
+
+def try_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> TrialSums:
+    """Return how every arm does on the rows set apart from it: two reads of these rows, 2 n p c models operations."""
+    engine = runner.engine
+    engine.forget("fold")
+    engine.tell(trials=trials, calibrations=None)
+    if setup.task == "classification":
+        sums = runner.run(steps.calibrate_trials, "try")
+        engine.tell(calibrations=[fit_calibration(one, setup.outputs) for one in sums])
+    found: TrialSums = runner.run(steps.judge_trials, "try")
+    engine.forget("trials", "calibrations")
+    return found
+
+
+def pack(arms: list[tuple[Arm, Tensor]], dtype: torch.dtype) -> Tensor:
+    """Return the solutions of all arms side by side, (p, arms c)."""
+    return torch.cat([W for _, W in arms], 1).to(dtype)
