@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diva_ray.errors import InputError as InputError
+    from diva_ray.tasks.reweight import reweight as reweight
     from diva_ray.tasks.score import score as score
 
-__all__ = ["InputError", "score"]
+HOMES = {
+    "InputError": "diva_ray.errors",
+    "reweight": "diva_ray.tasks.reweight",
+    "score": "diva_ray.tasks.score",
+}
+__all__ = ["InputError", "reweight", "score"]
 
 
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used: `import diva_ray` is quick, and loads neither torch nor ray."""
-    if name == "score":
-        from diva_ray.tasks.score import score
-
-        return score
-    if name == "InputError":
-        from diva_ray.errors import InputError
-
-        return InputError
-    raise AttributeError(f"module 'diva_ray' has no attribute {name!r}")
+    if name not in HOMES:
+        raise AttributeError(f"module 'diva_ray' has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)

@@ -138,7 +138,8 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
         margin = _margin(rows.outputs, Y).float()
     facts = {
         "z": z, "margin": margin, "label_score": label_score.float(), "predicted": predicted,
-        "weight": final_weights(shard, known), "issue": label_score < rule.label.value, "detrimental": verdict.is_detrimental(z, rule),
+        "weight": final_weights(shard, known), "issue": label_score < rule.label.value,
+        "detrimental": verdict.is_detrimental(z, rule),
     }  # fmt: skip
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
     columns: dict[str, Any] = {

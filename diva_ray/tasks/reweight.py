@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,17 +15,17 @@ from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import Step, TrialSums, best_trial
 from diva_ray.data.regroup import restore_order
 from diva_ray.engine import verdicts
-from diva_ray.engine.context import Fold, Partial, Setup, Tally
+from diva_ray.engine.context import Fold, Tally
 from diva_ray.engine.steps import Trials
 from diva_ray.errors import InputError
-from diva_ray.report.reweight import ReweightReport, render_reweight_page
+from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, with_errors
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
+from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, run_facts, shown, weights_by_class
 from diva_ray.tasks.walk import SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
 
 log = logging.getLogger("diva_ray")
@@ -95,25 +95,6 @@ def check(config: ReweightConfig) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Weighed:
-    """What a walk found.
-
-    Attributes:
-        arms: weights that were tried; `sums` compares them on rows set apart; `taken` is the one that was chosen.
-        left: left-out sums of the state from which the last step was taken.
-        folds: folds that were asked.
-    """
-
-    arms: list[Arm]
-    sums: TrialSums
-    taken: int
-    left: Partial
-    setup: Setup
-    ridge: float
-    folds: int
-
-
 def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     """Return the weights of a method, tried on folds and taken on all rows."""
     runner, heard, setup = session.runner, session.scan.counts["heard"], session.setup
@@ -173,68 +154,6 @@ def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Resul
             )
         ]
         folder.write_table("sources.parquet", pa.Table.from_pylist(summary["sources"]))
-    page = render_reweight_page(report_of(session, weighed, summary, written))
+    page = render_sheet(sheet_of(session, weighed, summary, written))
     conclude(session, summary, page, worker_memory=written["max_memory"])
     return Result(summary, folder, session.plan.kind != "inline", told(summary))
-
-
-def figures(session: Session, config: ReweightConfig, weighed: Weighed, written: Tally) -> dict[str, Any]:
-    """Return the figures of summary.json."""
-    sums, taken, weight = weighed.sums, weighed.taken, weighed.sums.weight
-    gain, error = sums.gain, sums.gain_error
-    share = (sums.error / weight).tolist()
-    zero, lowered, total, squares = written["weights"].tolist()
-    trials = [
-        {
-            "weights": arm.name, "gain": float(gain[k]), "gain_standard_error": float(error[k]), "error": share[k],
-            "loss": float(sums.loss[k] / weight), "taken": k == taken,
-        }
-        for k, arm in enumerate(weighed.arms)
-    ]  # fmt: skip
-    return {
-        **common_figures(session, weighed.setup, weighed.ridge),
-        "method": config.method,
-        "level": config.level,
-        "accepted": taken > 0,
-        "chosen": weighed.arms[taken].name,
-        "error_uniform": share[0],
-        "error_reweighted": share[taken],
-        "loss_uniform": trials[0]["loss"],
-        "loss_reweighted": trials[taken]["loss"],
-        "gain": float(gain[taken]),
-        "gain_standard_error": float(error[taken]),
-        "folds": f"{weighed.folds} of {config.folds}",
-        "n_judged": int(round(weight)),
-        "n_lowered": int(lowered),
-        "n_zero": int(zero),
-        "effective_samples": total**2 / squares if squares > 0 else 0.0,
-        "rule": "accepted when the loss on rows set apart falls by more than one standard error of the difference, row "
-        "against row; the loss is -log likelihood of the given label under the model's own calibration, allowing for "
-        "wrong labels (classes), else the task's loss",
-        "trials": trials,
-    }
-
-
-def told(summary: dict[str, Any]) -> list[str]:
-    """Return a reweighting run in a few lines, for a terminal."""
-    s = summary
-    kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
-    verdict = "accepted" if s["accepted"] else "nothing changed: no step gained more than one standard error"
-    return [
-        f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}; {verdict}",
-        f"on folds that took no part: {kind} {s['error_uniform']:.4f} as given, {s['error_reweighted']:.4f} reweighted; "
-        f"loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
-        f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
-    ]
-
-
-def report_of(session: Session, weighed: Weighed, summary: dict[str, Any], written: Tally) -> ReweightReport:
-    """Return the contents of report.html."""
-    lowered = [row for row in written["examples"].worst if row["weight"] < 0.999 * summary["mean_weight"]]
-    return ReweightReport(
-        run=run_facts(session, summary),
-        summary=summary,
-        weight_counts=[int(n) for n in written["weight_counts"]],
-        lowered=shown(session, lowered),
-        classes=weights_by_class(weighed.setup, written),
-    )

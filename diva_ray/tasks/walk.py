@@ -18,6 +18,7 @@ from diva_ray.tasks.derived import SIGN_VECTORS, penalty_pattern
 from diva_ray.tasks.judge import judge
 from diva_ray.tasks.runner import Runner
 
+
 @dataclass(frozen=True)
 class Path:
     """Where a walk can go.

@@ -3,8 +3,10 @@
 import numpy as np
 
 from diva_ray.config import ClusterConfig, ScoreConfig
+from diva_ray.core.reweight import Step
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.session import make_plan, open_session
+from diva_ray.tasks.walk import Path, Walk
 
 
 def small_task(n=3000, d=12, seed=0):
@@ -25,3 +27,9 @@ def opened(data, kind="inline", *, folder=None, block_rows=2048, precision="auto
     plan, found = make_plan(config, data, None)
     session = open_session(config, plan, found, Folder(config.output), quiet=True)
     return session.runner, session.setup
+
+
+def begun(runner, setup, eta, store=None):
+    """Return a walk of plain weight steps at ridge 1 and its first fit sums."""
+    walk = Walk(runner, setup, 1.0, Path(Step("plain", eta)), runner.engine.extents, store)
+    return walk, walk.begin(None)

@@ -9,13 +9,11 @@ import pytest
 import torch
 
 import diva_ray
-from diva_ray.core.reweight import Step
 from diva_ray.engine import passes
 from diva_ray.errors import InputError
-from diva_ray.tasks.derive import advance, derive
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.plan import Plan
-from tests.engine.runs import opened, small_task
+from tests.engine.runs import begun, opened, small_task
 
 pytestmark = pytest.mark.ray
 
@@ -61,17 +59,16 @@ def test_weight_steps_survive_a_killed_worker_with_the_same_bits(ray_cluster, tm
     losses = {}
     for kind in ("inline", "ray"):
         runner, setup = opened(small_task(), kind, workers=2, folder=tmp_path / kind)
-        found = derive(runner, setup, 1.0, 3000, 3000, "none")
-        store = Folder(str(tmp_path / kind))
+        walk, sums = begun(runner, setup, 0.01, Folder(str(tmp_path / kind)))
         losses[kind] = []
-        for step in range(2):
-            left = advance(runner, found.setup, 1.0, Step("plain", 0.01), step, store)
-            losses[kind].append(left.tally["loss"])
+        for step in range(3):
+            losses[kind].append(walk.leave_out(walk.solve(sums)).tally["loss"])
             if kind == "ray":
                 os.kill(ray.get(runner.engine.actors[step % 2].process.remote()), signal.SIGKILL)
+            sums = walk.move(walk.solve(sums))
         runner.engine.close()
     assert losses["ray"] == losses["inline"]
-    assert losses["inline"][1] < losses["inline"][0]
+    assert losses["inline"][2] < losses["inline"][1] < losses["inline"][0]
 
 
 def test_a_stuck_pass_ends_with_a_message(ray_cluster):

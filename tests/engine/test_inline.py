@@ -5,12 +5,11 @@ import pytest
 import torch
 
 import diva_ray
-from diva_ray.core.reweight import Step
 from diva_ray.engine import context, passes
 from diva_ray.tasks import derive as deriving
-from diva_ray.tasks.derive import advance, derive, fit_ridge
+from diva_ray.tasks.derive import derive, fit_ridge
 from diva_ray.tasks.runner import Runner
-from tests.engine.runs import opened, small_task
+from tests.engine.runs import begun, opened, small_task
 
 
 def scored(runner):
@@ -39,13 +38,13 @@ def test_row_order_does_not_matter_beyond_rounding():
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12 * float(one.abs().max()))
 
 
-def test_a_weight_step_reads_every_block_twice(monkeypatch):
+def test_a_plain_weight_step_reads_every_block_twice(monkeypatch):
     runner, setup = opened(small_task())
-    found = derive(runner, setup, 1.0, 3000, 3000, "none")
+    walk, sums = begun(runner, setup, 0.01)
     reads = []
     monkeypatch.setattr(context, "prepare", lambda *a, whole=context.prepare: reads.append(a[2] - a[1]) or whole(*a))
-    for step in range(3):
-        advance(runner, found.setup, 1.0, Step("plain", 0.01), step)
+    for _ in range(3):
+        sums = walk.move(walk.solve(sums))
     assert sum(reads) == 3 * 2 * 3000
 
 
@@ -53,16 +52,16 @@ def test_weight_steps_equal_steps_from_scratch():
     data = small_task()
     alpha = torch.ones(3000, dtype=torch.float64)
     runner, setup = opened(data, precision="float64")
-    found = derive(runner, setup, 1.0, 3000, 3000, "none")
-    for step in range(3):
-        left = advance(runner, found.setup, 1.0, Step("plain", 5.0), step)
+    walk, sums = begun(runner, setup, 5.0)
+    for _ in range(3):
+        sums = walk.move(walk.solve(sums))
         again, again_setup = opened({**data, "w": alpha.numpy()}, precision="float64", weight="w")
         derive(again, again_setup, 1.0, 3000, 3000, "none")
         alpha = (alpha - 5 * scored(again)).clamp_min(0)
     assert bool((alpha == 0).any()), "the case of a weight that reaches 0 belongs to this test"
     last, last_setup = opened({**data, "w": alpha.numpy()}, precision="float64", weight="w")
     expected = derive(last, last_setup, 1.0, 3000, 3000, "none")
-    assert left.tally["loss"] == pytest.approx(expected.tally["loss"], rel=1e-11)
+    assert walk.leave_out(walk.solve(sums)).tally["loss"] == pytest.approx(expected.tally["loss"], rel=1e-11)
 
 
 def test_products_go_to_float64_where_float32_would_lose_the_answer():

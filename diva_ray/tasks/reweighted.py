@@ -1,0 +1,158 @@
+"""What a reweighting run says of itself: summary, a few lines, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from diva_ray.config import ReweightConfig
+from diva_ray.core.reweight import TrialSums
+from diva_ray.engine.context import Partial, Setup, Tally
+from diva_ray.report import words
+from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import common_figures, run_facts, shown, weights_by_class
+from diva_ray.tasks.walk import Arm
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What a walk found.
+
+    Attributes:
+        arms: weights that were tried; `sums` compares them on rows set apart; `taken` is the one that was chosen.
+        left: left-out sums of the state from which the last step was taken.
+        folds: folds that were asked.
+    """
+
+    arms: list[Arm]
+    sums: TrialSums
+    taken: int
+    left: Partial
+    setup: Setup
+    ridge: float
+    folds: int
+
+
+def figures(session: Session, config: ReweightConfig, weighed: Weighed, written: Tally) -> dict[str, Any]:
+    """Return the figures of summary.json."""
+    sums, taken, weight = weighed.sums, weighed.taken, weighed.sums.weight
+    gain, error = sums.gain, sums.gain_error
+    share = (sums.error / weight).tolist()
+    zero, lowered, total, squares = written["weights"].tolist()
+    trials = [
+        {
+            "weights": arm.name, "gain": float(gain[k]), "gain_standard_error": float(error[k]), "error": share[k],
+            "loss": float(sums.loss[k] / weight), "taken": k == taken,
+        }
+        for k, arm in enumerate(weighed.arms)
+    ]  # fmt: skip
+    return {
+        **common_figures(session, weighed.setup, weighed.ridge),
+        "method": config.method,
+        "level": config.level,
+        "accepted": taken > 0,
+        "chosen": weighed.arms[taken].name,
+        "error_uniform": share[0],
+        "error_reweighted": share[taken],
+        "loss_uniform": trials[0]["loss"],
+        "loss_reweighted": trials[taken]["loss"],
+        "gain": float(gain[taken]),
+        "gain_standard_error": float(error[taken]),
+        "folds": f"{weighed.folds} of {config.folds}",
+        "n_judged": round(weight),
+        "n_lowered": int(lowered),
+        "n_zero": int(zero),
+        "effective_samples": total**2 / squares if squares > 0 else 0.0,
+        "rule": "accepted when the loss on rows set apart falls by more than one standard error of the difference, row "
+        "against row; the loss is -log likelihood of the given label under the model's own calibration, allowing for "
+        "wrong labels (classes), else the task's loss",
+        "trials": trials,
+    }
+
+
+def told(summary: dict[str, Any]) -> list[str]:
+    """Return a reweighting run in a few lines, for a terminal."""
+    s = summary
+    kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
+    verdict = "accepted" if s["accepted"] else "nothing changed: no step gained more than one standard error"
+    return [
+        f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}; {verdict}",
+        f"on folds that took no part: {kind} {s['error_uniform']:.4f} as given, {s['error_reweighted']:.4f} "
+        f"reweighted; loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
+        f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
+    ]
+
+
+def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], written: Tally) -> Sheet:
+    """Return the contents of report.html."""
+    s, (error, shape) = summary, error_words(summary)
+    headline = [
+        f"Accepted: {s['chosen']}." if s["accepted"] else "Nothing was changed: no step gained beyond chance.",
+        f"On rows that took no part, {error} {shape(s['error_uniform'])} as given and {shape(s['error_reweighted'])} "
+        "reweighted.",
+    ]
+    tiles = [
+        Tile(f"{error} as given", shape(s["error_uniform"]), f"{s['folds']} outer folds"),
+        Tile(f"{error} reweighted", shape(s["error_reweighted"]), f"{s['n_judged']:,} rows judged", "good"),
+        Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero", "hurts"),
+        Tile("effective samples", words.count(s["effective_samples"]), f"of {s['n_samples']:,}"),
+    ]
+    files = ["samples/: weight, derivative, z and verdicts of every row", "summary.json: every figure of this page"]
+    return Sheet(
+        "Which weights the samples should have", headline, tiles, _parts(session, weighed, s, written),
+        run_facts(session, s), session.runner.seconds, notes=notes_of(session, s), downloads=files,
+        footer="Weights are judged on folds that took no part in the derivative they follow (DIVA, ICLR 2022, eq. 14).",
+    )  # fmt: skip
+
+
+def error_words(summary: dict[str, Any]) -> tuple[str, Callable]:
+    """Return what the errors of a task are called, and how they are written."""
+    if summary["task"] in ("classification", "multilabel"):
+        return "error", words.percent
+    return "squared error", words.number
+
+
+def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally) -> list[Any]:
+    error, shape = error_words(s)
+    bars = [
+        {
+            "label": trial["weights"], "value": trial["gain"], "error": trial["gain_standard_error"],
+            "detail": f"{error} {shape(trial['error'])}", "strong": trial["taken"],
+        }
+        for trial in s["trials"][1:]
+    ]  # fmt: skip
+    lowered = [row for row in written["examples"].worst if row["weight"] < 0.999 * s["mean_weight"]]
+    edges, counts = [2 * s["mean_weight"] * k / 40 for k in range(41)], [int(n) for n in written["weight_counts"]]
+    parts: list[Any] = [
+        Bars(
+            "What was tried, on rows that took no part", bars,
+            "Gain in loss over the weights as they are, with one standard error. A step is accepted when its gain less "
+            "one standard error is above 0.",
+        ),
+        Columns("The new weights", edges, counts, "The mean weight is as it was.", "weight"),
+        Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight.", "weight"),
+    ]  # fmt: skip
+    rest = [("n", "Samples", "count"), ("weight", "Mean weight", "fixed")]
+    if s.get("sources"):
+        parts.append(Table("Sources", [("source", "Source", "label"), *rest], s["sources"]))
+    classes = weights_by_class(weighed.setup, written)
+    if classes:
+        intro = "Most lowered first: a class that loses much of its weight deserves a look."
+        parts.append(Table("Classes", [("label", "Class", "label"), *rest], classes, intro))
+    return parts
+
+
+def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
+    """Return what a reader should know before trusting the weights."""
+    notes = []
+    if summary["method"] == "paper":
+        notes.append(
+            "Plain steps are taken whatever the folds say; they often raise the error. `method=safe` asks first."
+        )
+    if summary["folds"].split(" of ")[0] != summary["folds"].split(" of ")[1]:
+        notes.append("Not every fold was asked: the answer was clear before.")
+    if session.config.data.validation_weight:
+        notes.append("Only rows with a validation weight were heard, in the derivative and on the folds.")
+    return notes
