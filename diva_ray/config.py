@@ -88,6 +88,25 @@ class ReweightConfig(FitConfig):
 
 
 @dataclass
+class PoolConfig:
+    """Rows from which to choose, with the columns of the table; features are read from storage in every round."""
+
+    path: str | None = None
+    new_classes: str = "error"  # error | allow: labels that the table does not have
+
+
+@dataclass
+class ExtendConfig(FitConfig):
+    """Schema of `configs/extend.yaml`."""
+
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    budget: int | None = None  # rows to choose; None: until no remaining row helps
+    rounds: int = 10  # in how many rounds, 1..1000
+    method: str = "balanced"  # balanced: at random among rows whose label is likely right, by class | paper: top-k
+    output: str = "outputs/extend"
+
+
+@dataclass
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
@@ -104,5 +123,6 @@ class BenchmarkConfig:
 SCHEMAS = {
     "score": ScoreConfig,
     "reweight": ReweightConfig,
+    "extend": ExtendConfig,
     "benchmark": BenchmarkConfig,
 }  # configs/NAME.yaml builds on NAME_schema

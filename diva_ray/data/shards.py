@@ -55,12 +55,21 @@ class Columns:
 
 @dataclass(frozen=True)
 class Extent:
-    """Rows [start, stop) of a table; `held_out` marks a separate validation table (no weight, not scored)."""
+    """Rows [start, stop) of one of a run's tables.
+
+    Attributes:
+        index: of the shard, among those of all tables.
+        table: which table.
+        held_out: of a separate validation table: no weight, not scored.
+        pool: of a pool: weight 0 until chosen, not heard, and not resident.
+    """
 
     index: int
     start: int
     stop: int
+    table: int = 0
     held_out: bool = False
+    pool: bool = False
 
 
 @dataclass
@@ -171,6 +180,25 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     if columns.offset:
         shard.offset = finite_matrix(arrays[columns.offset], columns.offset, "data.offset", where).double()
     return shard
+
+
+def lighten(shard: Shard) -> Shard:
+    """Return the shard without its features and offsets; results of its rows are shared."""
+    return replace(shard, bands=[], missing=[], offset=None)
+
+
+def read_again(light: Shard, table: Table, reader: Reader, columns: Columns) -> Shard:
+    """Return a lightened shard with its features and offsets, read anew; nothing else is."""
+    names = [*columns.features, *([columns.offset] if columns.offset else [])]
+    rows = reader.read(light.extent.start, light.extent.stop, names)
+    if light.order is not None:
+        rows = rows.take(pa.array(light.order))
+    arrays = {name: one_chunk(rows[name]) for name in names}
+    bands, missing = _read_bands(arrays, columns, light.where)
+    offset = None
+    if columns.offset:
+        offset = finite_matrix(arrays[columns.offset], columns.offset, "data.offset", light.where).double()
+    return replace(light, bands=bands, missing=missing, offset=offset)
 
 
 def _signed(keys: np.ndarray) -> Tensor:

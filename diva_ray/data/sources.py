@@ -18,18 +18,18 @@ SHOWN = ("image", "picture", "photo", "text", "caption", "sentence", "name")  # 
 KEYS = ("data.id", "data.group", "data.source")
 
 
-def open_data(data: Any, builtin: str | None, noise: float, seed: int) -> Table | Any:
+def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: str = "data.path") -> Table | Any:
     """Return the table of a path, Arrow table, DataFrame, mapping of arrays or built-in; a Ray Dataset as it is."""
     if data is None:
         if builtin != "digits":
-            raise InputError(f"data.path: a table must be named, got None and data.builtin={builtin}. Set `data.path`.")
+            raise InputError(f"{option}: a table must be named, got none. Set `{option}`.")
         return from_arrow(digits(noise, seed), f"scikit-learn's digits, {noise:.0%} of the labels flipped")
     if isinstance(data, str) or hasattr(data, "__fspath__"):
-        return open_parquet(str(data))
+        return open_parquet(str(data), option)
     if isinstance(data, pa.Table):
-        return from_arrow(data, "the given Arrow table")
+        return from_arrow(data, "the given Arrow table", option)
     if isinstance(data, Mapping):
-        return from_arrays(dict(data))
+        return from_arrays(dict(data), option=option)
     kind = f"{type(data).__module__}.{type(data).__qualname__}"
     if kind.startswith("ray.data."):
         return data
@@ -40,7 +40,7 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int) -> Table 
             raise InputError(
                 f"data: every column must hold one type, got {error} in the DataFrame. Convert it first."
             ) from error
-        return from_arrow(table, "the given DataFrame")
+        return from_arrow(table, "the given DataFrame", option)
     raise InputError(
         f"data: must be a path, a Ray Dataset, an Arrow table, a DataFrame or a mapping of arrays, got {kind}. "
         "Arrays go in as {'features': X, 'label': y}."

@@ -219,14 +219,14 @@ def family(kind: pa.DataType) -> str:
     return f"list of {plain}" if is_list(kind) else plain
 
 
-def from_arrow(table: pa.Table, name: str = "the given arrays") -> Table:
+def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "data.path") -> Table:
     """Return a table whose rows are in memory already; nothing is copied."""
     if not table.num_rows:
         raise InputError(f"data: the table must have rows, got 0 in {name}. Give at least two samples.")
-    return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks())
+    return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks(), option=option)
 
 
-def from_arrays(columns: dict[str, object], name: str = "the given arrays") -> Table:
+def from_arrays(columns: dict[str, object], name: str = "the given arrays", option: str = "data.path") -> Table:
     """Return a table of NumPy arrays, torch tensors or lists by name; matrices become vector columns, uncopied."""
     arrays = {}
     for key, values in columns.items():
@@ -243,7 +243,7 @@ def from_arrays(columns: dict[str, object], name: str = "the given arrays") -> T
         raise InputError(
             f"data: arrays must have one length, got {lengths}. Give one entry for each sample in every array."
         )
-    return from_arrow(pa.table(arrays), name)
+    return from_arrow(pa.table(arrays), name, option)
 
 
 def _to_arrow(values: Any) -> pa.Array | pa.ChunkedArray:

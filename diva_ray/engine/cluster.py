@@ -15,11 +15,12 @@ import numpy as np
 import ray
 import torch
 
-from diva_ray.data.shards import Columns, Extent, Shard, read_shard
+from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate
 from diva_ray.engine.reduce import add_in_order, units
+from diva_ray.engine.shelf import Shelf
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
@@ -45,41 +46,47 @@ class Worker:
     def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int) -> None:
         torch.set_num_threads(threads)
         share_tensors()
-        self.shards: dict[int, Shard] = {}
+        self.extents = {extent.index: extent for extent in extents}
+        self.shelf = Shelf(tables, columns)
         self.fault: BaseException | None = None
         self.arrived = threading.Condition()
         self.cache: dict[str, tuple[Any, Any]] = {}
-        threading.Thread(target=self._load, args=(tables, columns, extents), daemon=True).start()
+        threading.Thread(target=self._load, daemon=True).start()
 
-    def _load(self, tables: list[Table], columns: Columns, extents: list[Extent]) -> None:
-        readers = [table.reader() for table in tables]
+    def _load(self) -> None:
         try:
-            for extent in extents:
-                which = int(extent.held_out)
-                shard = read_shard(tables[which], readers[which], columns, extent)
-                with self.arrived:
-                    self.shards[extent.index] = shard
-                    self.arrived.notify_all()
+            for extent in self.extents.values():
+                if not extent.pool:
+                    self.shelf.read(extent)
+                    with self.arrived:
+                        self.arrived.notify_all()
         except BaseException as error:  # handed to whoever waits for the shard, and raised there
             with self.arrived:
                 self.fault = error
                 self.arrived.notify_all()
 
-    def _shard(self, index: int) -> Shard:
+    def _wait(self, indices: list[int]) -> list[Extent]:
+        """Return extents once those that are resident have been read."""
+        wanted = [self.extents[index] for index in indices]
+        resident = [extent.index for extent in wanted if not extent.pool]
         with self.arrived:
-            self.arrived.wait_for(lambda: index in self.shards or self.fault is not None)
-            if index not in self.shards and self.fault is not None:
+            self.arrived.wait_for(lambda: self.fault is not None or all(k in self.shelf.kept for k in resident))
+            if self.fault is not None and any(k not in self.shelf.kept for k in resident):
                 raise self.fault
-            return self.shards[index]
+        return wanted
+
+    def _shard(self, index: int) -> Shard:
+        (shard,) = self.shelf.each(self._wait([index]), features=False)
+        return shard
 
     def loaded(self, index: int) -> int:
         """Return the rows of a shard once it is here."""
         return len(self._shard(index))
 
-    def run(self, kernel: Kernel, indices: list[int], refs: dict[str, Any]) -> Any:
+    def run(self, kernel: Kernel, indices: list[int], refs: dict[str, Any], features: bool = True) -> Any:
         """Return the sum of the kernel's partials over some shards, in order."""
         known = self._known(refs)
-        return add_in_order(kernel(self._shard(index), known) for index in indices)
+        return add_in_order(kernel(shard, known) for shard in self.shelf.each(self._wait(indices), features=features))
 
     def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
         stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
@@ -92,7 +99,7 @@ class Worker:
 
     def forget(self, names: tuple[str, ...]) -> None:
         """Drop per-row results by name."""
-        for shard in self.shards.values():
+        for shard in list(self.shelf.kept.values()):
             for name in names:
                 shard.state.pop(name, None)
 
@@ -165,7 +172,8 @@ class Cluster:
         Raises:
             InputError: a worker did not start in time, or a shard holds bad input.
         """
-        refs = {self._actor(extent).loaded.remote(extent.index): extent for extent in self.extents}
+        resident = [extent for extent in self.extents if not extent.pool]
+        refs = {self._actor(extent).loaded.remote(extent.index): extent for extent in resident}
         pending = list(refs)
         deadline = time.monotonic() + self.start_timeout
         while pending:
@@ -194,7 +202,9 @@ class Cluster:
         for ref in [actor.forget.remote(names) for actor in self.actors]:
             fetch(ref, self.pass_timeout)
 
-    def each(self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int) -> Iterator[Any]:
+    def each(
+        self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
+    ) -> Iterator[Any]:
         """Yield the sum of the partials of every unit of shards, in order, whatever the order in which they finish.
 
         The worker that holds the start of a unit adds what it holds of it; what others hold of it is added here.
@@ -203,7 +213,7 @@ class Cluster:
         for unit in units(extents):
             first = [extent for extent in unit if self.owner[extent.index] == self.owner[unit[0].index]]
             parts = [first, *([extent] for extent in unit[len(first) :])]
-            calls.append([(part, self._call(kernel, part)) for part in parts])
+            calls.append([(part, self._call(kernel, part, features)) for part in parts])
         waiting = [ref for unit in calls for _, ref in unit]
         while calls:
             found = []
@@ -213,8 +223,8 @@ class Cluster:
                 done(sum(extent.stop - extent.start for extent in part))
             yield add_in_order(found)
 
-    def _call(self, kernel: Kernel, part: list[Extent]) -> Any:
-        return self._actor(part[0]).run.remote(kernel, [extent.index for extent in part], self.known)
+    def _call(self, kernel: Kernel, part: list[Extent], features: bool) -> Any:
+        return self._actor(part[0]).run.remote(kernel, [extent.index for extent in part], self.known, features)
 
     def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:
         waited, finished = 0.0, 0
@@ -283,7 +293,11 @@ def check_resources(workers: int | None, threads: int, gpus: float, shards: int)
 
 
 def _deal(extents: list[Extent], workers: int) -> tuple[dict[int, int], list[list[int]]]:
-    """Return the worker of every shard, and the shards of every worker: consecutive, as even as can be."""
-    cuts = [len(extents) * w // workers for w in range(workers + 1)]
-    owned = [list(range(a, b)) for a, b in pairwise(cuts)]
-    return {extents[k].index: w for w, mine in enumerate(owned) for k in mine}, owned
+    """Return the worker of every shard, and the shards of every worker: consecutive in every table, as even as can be."""
+    owned: list[list[int]] = [[] for _ in range(workers)]
+    for table in sorted({extent.table for extent in extents}):
+        mine = [extent.index for extent in extents if extent.table == table]
+        cuts = [len(mine) * w // workers for w in range(workers + 1)]
+        for w, (a, b) in enumerate(pairwise(cuts)):
+            owned[w] += mine[a:b]
+    return {index: w for w, indices in enumerate(owned) for index in indices}, owned

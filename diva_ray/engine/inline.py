@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from diva_ray.data.shards import Columns, Extent, Shard, read_shard
+from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.reduce import add_in_order, units
+from diva_ray.engine.shelf import Shelf
 
 
 class Inline:
@@ -25,21 +26,23 @@ class Inline:
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.sources = tables
-        self.columns, self.extents = columns, extents
-        self.shards: list[Shard] = []
+        self.extents, self.shelf = extents, Shelf(tables, columns)
         self.known: dict[str, Any] = {}
 
     def start(self) -> None:
         """Do nothing: this process runs already."""
 
     def load(self) -> Iterator[int]:
-        """Read every shard; yield its rows when it is there."""
-        readers = [table.reader() for table in self.sources]
+        """Read every shard but those of a pool; yield its rows when it is there."""
         for extent in self.extents:
-            which = int(extent.held_out)
-            self.shards.append(read_shard(self.sources[which], readers[which], self.columns, extent))
-            yield extent.stop - extent.start
+            if not extent.pool:
+                self.shelf.read(extent)
+                yield extent.stop - extent.start
+
+    @property
+    def shards(self) -> list[Shard]:
+        """What is kept of the shards."""
+        return list(self.shelf.kept.values())
 
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass."""
@@ -52,13 +55,18 @@ class Inline:
             for shard in self.shards:
                 shard.state.pop(name, None)
 
-    def each(self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int) -> Iterator[Any]:
-        """Yield the sum of the partials of every unit of shards, in order; `done` hears of finished rows."""
-        shards = {shard.extent.index: shard for shard in self.shards}
+    def each(
+        self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
+    ) -> Iterator[Any]:
+        """Yield the sum of the partials of every unit of shards, in order; `done` hears of finished rows.
+
+        A kernel that needs no `features` does not make a pool be read again.
+        """
+        shards = self.shelf.each(extents, features=features)
 
         def partials(unit: list[Extent]) -> Iterator[Any]:
             for extent in unit:
-                yield kernel(shards[extent.index], self.known)
+                yield kernel(next(shards), self.known)
                 done(extent.stop - extent.start)
 
         for unit in units(extents):
@@ -71,7 +79,7 @@ class Inline:
 
     def close(self) -> None:
         """Release the shards."""
-        self.shards.clear()
+        self.shelf.close()
 
 
 def first_duplicate(parts: list[np.ndarray]) -> int | None:

@@ -38,8 +38,8 @@ class Runner:
 
     @property
     def rows(self) -> int:
-        """Rows that the engine holds."""
-        return sum(extent.stop - extent.start for extent in self.engine.extents)
+        """Resident rows."""
+        return sum(extent.stop - extent.start for extent in self.engine.extents if not extent.pool)
 
     def load(self) -> None:
         """Read every shard; the start of workers is counted apart, though they read from the moment they run."""
@@ -49,12 +49,12 @@ class Runner:
             progress.add(rows)
         self.seconds["load"] = progress.close()
 
-    def run(self, kernel: Any, label: str, extents: list[Extent] | None = None) -> Any:
-        """Return the merged partials of a pass, added in the order of the shards."""
-        chosen = self.engine.extents if extents is None else extents
+    def run(self, kernel: Any, label: str, extents: list[Extent] | None = None, *, features: bool = True) -> Any:
+        """Return the merged partials of a pass over some shards (those of no pool), added in their order."""
+        chosen = [extent for extent in self.engine.extents if not extent.pool] if extents is None else extents
         progress = Progress(label, sum(e.stop - e.start for e in chosen), quiet=self.quiet)
 
-        total = add_in_order(self.engine.each(kernel, chosen, progress.add))
+        total = add_in_order(self.engine.each(kernel, chosen, progress.add, features))
         self.seconds[label] = self.seconds.get(label, 0.0) + progress.close()
         return total
 

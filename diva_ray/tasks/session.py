@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 
-from diva_ray.config import FitConfig
+from diva_ray.config import ExtendConfig, FitConfig
 from diva_ray.data.columns import is_list
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.shards import Columns, Extent, Scale
@@ -28,6 +28,7 @@ from diva_ray.tasks.options import choose_loss
 from diva_ray.tasks.runner import Engine, Runner
 
 log = logging.getLogger("diva_ray")
+ROLES = ("train", "held_out", "pool")  # of a table
 
 
 @dataclass
@@ -56,23 +57,23 @@ class Session:
 
     def scored(self) -> list[Extent]:
         """Return the shards whose rows are scored: all but those of a separate validation table."""
-        return [extent for extent in self.engine.extents if not extent.held_out]
+        return [extent for extent in self.engine.extents if not (extent.held_out or extent.pool)]
 
 
-def make_plan(config: FitConfig, data: Any, loss: Callable | None) -> tuple[planning.Plan, Opened]:
+def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> tuple[planning.Plan, Opened]:
     """Return the plan of a run and what it found; nothing is started or written."""
-    opened = open_tables(config, data, loss)
+    opened = open_tables(config, data, loss, pool)
     table = opened.tables[0]
     widths = planning.band_widths(table, opened.columns)
     p = sum(width for width, _ in widths) + int(config.intercept)
     outputs = _outputs_at_sight(table, opened.columns, opened.task)
-    rows = sum(t.rows for t in opened.tables)
+    rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role != "pool")
     need = planning.resident_bytes(rows, widths, outputs)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
     kind, why = planning.choose_kind(config.cluster, need + state, dataset=False)
     threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
-    shards = len(split(table, replace(opened.columns, group=None), table.reader()))
+    shards = len(split(table, replace(opened.columns, group=None)))
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
     workers = 1 if kind == "inline" else max(1, min(asked, shards))
     double = config.precision == "float64"
@@ -105,32 +106,42 @@ class Opened:
     show: str | None
     task: str
     loss: str | Callable
+    roles: list[str]  # of every table: train, held_out, pool
 
 
-def open_tables(config: FitConfig, data: Any, loss: Callable | None) -> Opened:
+def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> Opened:
     """Return the tables of a run with their columns; only footers are read."""
     table = open_data(
         data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
     )
     columns, show = find_columns(table.schema, config.data, builtin=data is None and config.data.path is None)
     task = task_of(table.schema, config.data.label, config.task)
-    tables = [table]
+    tables, roles = [table], ["train"]
     if config.validation.path:
-        held_out = open_parquet(config.validation.path, "validation.path")
-        missing = [name for name in columns.names() if name not in held_out.schema.names and name != columns.id]
-        if missing:
-            raise InputError(
-                f"validation.path: the validation table must have the same columns, got no `{missing[0]}` at "
-                f"{config.validation.path}. Fix the table or `validation.path`."
-            )
-        kinds = [family(t.schema.field(columns.label).type) for t in (table, held_out)]
-        if task in ("classification", "multilabel") and kinds[0] != kinds[1]:
-            raise InputError(
-                f"validation.path: column `{columns.label}` must hold {kinds[0]} as in the table, got {kinds[1]} at "
-                f"{config.validation.path}. Fix the validation table."
-            )
-        tables.append(held_out)
-    return Opened(tables, columns, show, task, choose_loss(config, task, loss))
+        tables, roles = [*tables, open_parquet(config.validation.path, "validation.path")], [*roles, "held_out"]
+    if isinstance(config, ExtendConfig):
+        found = open_data(config.pool.path if pool is None else pool, None, 0.0, 0, "pool.path")
+        tables, roles = [*tables, found], [*roles, "pool"]
+    for other in tables[1:]:
+        check_columns(table, other, columns, task)
+    return Opened(tables, columns, show, task, choose_loss(config, task, loss), roles)
+
+
+def check_columns(table: Table, other: Table, columns: Columns, task: str) -> None:
+    """Raise unless a validation or pool table has the columns of the table, of the same kinds."""
+    idle = (columns.id, columns.truth, columns.validation_weight)
+    missing = [name for name in columns.names() if name not in other.schema.names and name not in idle]
+    if missing:
+        raise InputError(
+            f"{other.option}: the table must have the same columns, got no `{missing[0]}` at {other.name}. Fix the "
+            f"table or `{other.option}`."
+        )
+    kinds = [family(t.schema.field(columns.label).type) for t in (table, other)]
+    if task in ("classification", "multilabel") and kinds[0] != kinds[1]:
+        raise InputError(
+            f"{other.option}: column `{columns.label}` must hold {kinds[0]} as in the table, got {kinds[1]} at "
+            f"{other.name}. Fix the table or `{other.option}`."
+        )
 
 
 def _outputs_at_sight(table: Table, columns: Columns, task: str) -> int:
@@ -145,29 +156,29 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
     """Return a session with every shard loaded, scanned and checked."""
     planning.check_memory(plan, config.cluster.memory)
     planning.check_workers(plan, config.cluster)
-    tables, columns = list(opened.tables), opened.columns
+    tables, roles, columns = list(opened.tables), opened.roles, opened.columns
     if plan.kind != "inline":
         from diva_ray.engine.connect import connect
 
         connect(plan.kind)
         tables = [stored(table, folder, f"table-{k}" if k else "table") for k, table in enumerate(tables)]
-    runner = start(config, plan, tables, columns, quiet)
+    runner = start(config, plan, tables, roles, columns, quiet)
     original = None
     try:
-        found = look(runner, config, tables, columns, opened.task)
+        found = look(runner, roles, columns, opened.task)
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
             if len(tables) > 1:
                 raise InputError(
-                    "data.group: groups must lie together when `validation.path` is given, got scattered ones. Sort "
-                    "the table."
+                    "data.group: groups must lie together when there is a second table (`validation.path`, `pool.path`), got "
+                    "scattered ones. Sort the table."
                 )
             runner.engine.close()
             log.info("groups lie scattered: their rows are brought together first")
             inline, original = plan.kind == "inline", tables[0]
             tables[0] = regroup_in_memory(tables[0], columns) if inline else regroup_on_ray(tables[0], columns, folder)
             columns = replace(columns, position=POSITION)
-            runner = start(config, plan, tables, columns, quiet)
-            found = look(runner, config, tables, columns, opened.task)
+            runner = start(config, plan, tables, roles, columns, quiet)
+            found = look(runner, roles, columns, opened.task)
         setup = make_setup(config, opened, found)
         check_scan(runner, columns, setup, found)
     except BaseException:
@@ -188,12 +199,13 @@ def stored(table: Table, folder: Folder, name: str) -> Table:
     return open_parquet(folder.location(name))
 
 
-def start(config: FitConfig, plan: planning.Plan, tables: list[Table], columns: Columns, quiet: bool) -> Runner:
+def start(
+    config: FitConfig, plan: planning.Plan, tables: list[Table], roles: list[str], columns: Columns, quiet: bool
+) -> Runner:
     """Return a runner whose engine is loading."""
-    extents = split(tables[0], columns, tables[0].reader())
-    for table in tables[1:]:
-        held_out = split(table, columns, table.reader(), held_out=True)
-        extents += [replace(extent, index=len(extents) + k) for k, extent in enumerate(held_out)]
+    extents: list[Extent] = []
+    for k, (table, role) in enumerate(zip(tables, roles, strict=True)):
+        extents += split(table, columns, first=len(extents), which=k, **{name: name == role for name in ROLES[1:]})
     if plan.kind == "inline":
         from diva_ray.engine.inline import Inline
 
@@ -216,10 +228,10 @@ def start(config: FitConfig, plan: planning.Plan, tables: list[Table], columns: 
     )  # fmt: skip
 
 
-def look(runner: Runner, config: FitConfig, tables: list[Table], columns: Columns, task: str) -> Scan:
-    """Load and scan every shard."""
+def look(runner: Runner, roles: list[str], columns: Columns, task: str) -> Scan:
+    """Load and scan every shard; those of a pool are left for its task."""
     numbers = task in ("regression", "vector")
-    runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out=len(tables) > 1)
+    runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out="held_out" in roles)
     runner.load()
     return runner.run(scan, "scan")
 
@@ -253,10 +265,16 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
             f"`{columns.label}`. "
             "Change `data.label`, or use task=regression for numbers."
         )
+    check_ids(runner, columns)
+
+
+def check_ids(runner: Runner, columns: Columns) -> None:
+    """Raise if an id occurs twice, in one table or in two."""
     if columns.id is not None:
         key = runner.engine.duplicate("keys")
         if key is not None:
-            rows = [place for places in runner.engine.each(_places(key), runner.engine.extents) for place in places]
+            everywhere = runner.engine.each(_places(key), runner.engine.extents, int, False)
+            rows = [place for places in everywhere for place in places]
             raise InputError(
                 f"data.id: ids must be unique, got {rows[0][0]!r} twice at "
                 f"{' and '.join(place for _, place in rows[:2])}. "
