@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diva_ray.errors import InputError as InputError
+    from diva_ray.tasks.extend import extend as extend
     from diva_ray.tasks.reweight import reweight as reweight
     from diva_ray.tasks.score import score as score
 
 HOMES = {
     "InputError": "diva_ray.errors",
+    "extend": "diva_ray.tasks.extend",
     "reweight": "diva_ray.tasks.reweight",
     "score": "diva_ray.tasks.score",
 }
-__all__ = ["InputError", "reweight", "score"]
+__all__ = ["InputError", "extend", "reweight", "score"]
 
 
 def __getattr__(name: str) -> Any:

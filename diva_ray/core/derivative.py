@@ -96,6 +96,10 @@ class Adjoint:
         """Return the same matrices in another dtype."""
         return Adjoint(self.P.to(dtype), tuple(T.to(dtype) for T in self.T))
 
+    def first(self, c: int) -> Adjoint:
+        """Return what the derivative itself needs, without the copies that draw its standard error."""
+        return Adjoint(self.P[:, :c], self.T[:1])
+
 
 def solve_adjoint(solution: Solution, sums: AdjointSums) -> tuple[Adjoint, Float[Tensor, " p"]]:
     """Return the adjoint of every copy, and dL/dLambda of every column; 2 p^3 operations a copy.

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -112,35 +111,36 @@ def trial_losses(F: Tensor, Y: Tensor, calibration: Calibration | None, loss: Lo
 class TrialSums:
     """Sums over units (rows, or groups that leave together) from which models are compared pair by pair.
 
+    The first models are bases: with each of them every model is compared.
+
     Attributes:
         weight, squares: sum of v and of v^2 over units.
-        loss: v times the loss of every model, (models,).
-        gain: v times the loss of the first model minus that of each, (models,); `gain_v`: times v again.
-        gain_squares: v^2 times the squared gain, (models,).
-        error: v times the error of every model, (models,).
+        loss, error: v times the loss and the error of every model, (models,).
+        gain_v: v^2 times the loss of each base less that of each model, (bases, models).
+        gain_squares: v^2 times the square of that, (bases, models).
     """
 
     weight: float
     squares: float
     loss: Tensor
+    error: Tensor
     gain_v: Tensor
     gain_squares: Tensor
-    error: Tensor
 
     def __add__(self, other: TrialSums) -> TrialSums:
         return TrialSums(
-            self.weight + other.weight, self.squares + other.squares, self.loss + other.loss,
-            self.gain_v + other.gain_v, self.gain_squares + other.gain_squares, self.error + other.error,
+            self.weight + other.weight, self.squares + other.squares, self.loss + other.loss, self.error + other.error,
+            self.gain_v + other.gain_v, self.gain_squares + other.gain_squares,
         )  # fmt: skip
 
     @property
     def gain(self) -> Tensor:
-        """Mean loss of the first model minus that of each, (models,)."""
-        return (self.loss[0] - self.loss) / self.weight
+        """Mean loss of each base less that of each model, (bases, models)."""
+        return (self.loss[: len(self.gain_v), None] - self.loss) / self.weight
 
     @property
     def gain_error(self) -> Tensor:
-        """Standard error of the gain over units, (models,)."""
+        """Standard error of the gain over units, (bases, models)."""
         gain = self.gain
         total = self.gain_squares - 2 * gain * self.gain_v + gain.square() * self.squares
         return total.clamp_min(0).sqrt() / self.weight
@@ -151,25 +151,27 @@ def trial_sums(
     errors: Float[Tensor, "n models"],
     v: Float[Tensor, " n"],
     unit: Int[Tensor, " n"],
+    bases: int,
 ) -> TrialSums:
     """Return the sums of some rows set apart; `unit` numbers the groups that leave together, from 0."""
     count = int(unit.max()) + 1 if len(unit) else 0
     per_unit = torch.zeros(count, dtype=torch.float64).index_add_(0, unit, v)
-    gain = (losses[:, :1] - losses) * v[:, None]
-    gains = torch.zeros(count, losses.shape[1], dtype=torch.float64).index_add_(0, unit, gain)
+    by_unit = torch.zeros(count, losses.shape[1], dtype=torch.float64).index_add_(0, unit, losses * v[:, None])
+    gains = by_unit[:, :bases, None] - by_unit[:, None]
     return TrialSums(
-        float(v.sum()), float(per_unit.square().sum()), v @ losses, per_unit @ gains, gains.square().sum(0), v @ errors
-    )
+        float(v.sum()), float(per_unit.square().sum()), v @ losses, v @ errors,
+        torch.einsum("u,ubm->bm", per_unit, gains), gains.square().sum(0),
+    )  # fmt: skip
 
 
 def best_trial(sums: TrialSums, standard_errors: float = 1.0) -> int:
-    """Return the model whose gain, less `standard_errors` standard errors of it, is largest; 0, the first model, if
-    none is above 0.
+    """Return the model that gains most over every base, less `standard_errors` standard errors of the gain; 0, the
+    first base, if none gains more than that.
 
     A one-standard-error rule (Breiman et al. 1984) on paired, smooth losses: cautious among many, and never a step for
     its own sake.
     """
-    bound = sums.gain - standard_errors * sums.gain_error
-    bound[0] = 0.0
+    bound = (sums.gain - standard_errors * sums.gain_error).amin(0)
+    bound[: len(sums.gain_v)] = 0.0
     best = int(bound.argmax())
-    return best if math.isfinite(float(bound[best])) and float(bound[best]) > 0 else 0
+    return best if float(bound[best]) > 0 else 0

@@ -293,7 +293,7 @@ def check_resources(workers: int | None, threads: int, gpus: float, shards: int)
 
 
 def _deal(extents: list[Extent], workers: int) -> tuple[dict[int, int], list[list[int]]]:
-    """Return the worker of every shard, and the shards of every worker: consecutive in every table, as even as can be."""
+    """Return the worker of every shard, and the shards of every worker: consecutive and even in every table."""
     owned: list[list[int]] = [[] for _ in range(workers)]
     for table in sorted({extent.table for extent in extents}):
         mine = [extent.index for extent in extents if extent.table == table]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -191,6 +190,8 @@ def unit_keys(shard: Shard) -> Tensor:
 
 def weights(shard: Shard, known: Known) -> Tensor:
     """Return alpha of the current step: the table's, or what the last weight step left; 0 for rows set apart."""
+    if shard.extent.pool:  # a pool's rows enter the fit when they are chosen, by sums of their own
+        return torch.zeros_like(shard.weight)
     alpha = weights_after(shard, known, known.get("step"), known.get("factor", 1.0))
     return alpha.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else alpha
 
@@ -202,8 +203,7 @@ def weights_after(shard: Shard, known: Known, step: str | None, factor: float) -
     kept = shard.state.setdefault("weights", {})
     assert isinstance(kept, dict)
     if step not in kept:
-        saved = np.load(io.BytesIO(known["store"].read(weights_file(shard, step))), allow_pickle=False)
-        kept[step] = torch.from_numpy(saved)
+        kept[step] = torch.from_numpy(known["store"].read_arrays(weights_file(shard, step))["weights"])
     return kept[step] * factor
 
 
@@ -211,16 +211,15 @@ def keep_weights(shard: Shard, known: Known, alpha: Tensor, step: str) -> None:
     """Keep the next step's weights with the shard, and in storage for a worker that takes its place."""
     kept = shard.state.setdefault("weights", {})
     assert isinstance(kept, dict)
-    shard.state["weights"] = {name: kept[name] for name in (known.get("step"),) if name in kept} | {step: alpha}
+    current = [name for name in (known.get("step"), known.get("pool_step")) if name in kept]
+    shard.state["weights"] = {name: kept[name] for name in current} | {step: alpha}
     if known.get("store") is not None:
-        stream = io.BytesIO()
-        np.save(stream, alpha.numpy())
-        known["store"].write(weights_file(shard, step), stream.getvalue())
+        known["store"].write_arrays(weights_file(shard, step), {"weights": alpha.numpy()})
 
 
 def weights_file(shard: Shard, step: str) -> str:
     """Return where the weights of a step are kept."""
-    return f"weights/{step}-{shard.extent.index:05d}.npy"
+    return f"weights/{step}-{shard.extent.index:05d}.npz"
 
 
 class RowStore:
@@ -257,7 +256,7 @@ def source_codes(shard: Shard, setup: Setup) -> Tensor | None:
 
 def validation_weights(shard: Shard, known: Known) -> Tensor:
     """Return v: with a separate validation table the training rows do not validate."""
-    if known.get("held_out", False) and not shard.extent.held_out:
+    if shard.extent.pool or (known.get("held_out", False) and not shard.extent.held_out):
         return torch.zeros_like(shard.validation)
     return shard.validation.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else shard.validation
 

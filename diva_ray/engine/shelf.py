@@ -21,9 +21,7 @@ class Shelf:
         self.readers = [table.reader() for table in tables]
         self.kept: dict[int, Shard] = {}
         self.ahead: dict[int, Future[Shard]] = {}
-        self.thread = ThreadPoolExecutor(
-            1
-        )  # one reader: files are read in order, and a reader remembers its last piece
+        self.thread = ThreadPoolExecutor(1)  # one: a reader remembers its last piece
 
     def read(self, extent: Extent) -> Shard:
         """Return a shard with its features, and keep it (without them, if it belongs to a pool)."""

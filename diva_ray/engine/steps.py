@@ -80,6 +80,7 @@ class Trials:
     count: int  # folds in all
     solutions: dict[int, Tensor]
     models: int
+    bases: int  # the first of them, with which all are compared
 
 
 def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[Block, Tensor, Tensor]]:
@@ -111,8 +112,9 @@ def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
     """Return the sums from which models are compared, row against row (group against group)."""
     setup: Setup = known["setup"]
     models, calibrations, loss = known["trials"].models, known["calibrations"], setup.loss_function()
-    zero = torch.zeros(models, dtype=torch.float64)
-    total = reweight.TrialSums(0.0, 0.0, zero, zero, zero, zero)
+    none = torch.zeros(0, models, dtype=torch.float64)
+    bases = known["trials"].bases
+    total = reweight.trial_sums(none, none, none[:, 0], torch.zeros(0, dtype=torch.int64), bases)
     codes = group_codes(shard)
     for b, rows, F in trial_outputs(shard, known):
         found = [
@@ -121,5 +123,5 @@ def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
         ]
         losses, errors = (torch.stack(columns, 1) for columns in zip(*found, strict=True))
         unit = torch.unique(codes[b.start : b.stop][rows], return_inverse=True)[1]
-        total = total + reweight.trial_sums(losses, errors, b.v[rows].double(), unit)
+        total = total + reweight.trial_sums(losses, errors, b.v[rows].double(), unit, bases)
     return total

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diva_ray.core import losses, verdict
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Rows, RowStore, Setup, Tally, targets, weights_after
+from diva_ray.engine.context import Known, Rows, Setup, Tally, targets, weights_after
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
 
 PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
@@ -52,8 +52,8 @@ def judge(shard: Shard, known: Known) -> verdict.Histogram:
     if setup.task == "classification":
         odds = verdict.log_odds(levelled(shard, known), targets(shard, setup), known["link"])
         return verdict.verdict_sums(odds, z, shaping(shard, known))
-    own = label_losses(rows, targets(shard, setup), setup)
-    return verdict.loss_sums(own, _reference(rows, known), z, shaping(shard, known))
+    own = label_losses(rows.outputs, targets(shard, setup), setup)
+    return verdict.loss_sums(own, reference_losses(rows.outputs, known), z, shaping(shard, known))
 
 
 def issue_flags(shard: Shard, known: Known) -> Tensor:
@@ -67,20 +67,20 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
     Y, rule = targets(shard, setup), known["verdict"]
     if setup.task == "classification":
         return verdict.label_scores(verdict.log_odds(levelled(shard, known), Y, known["link"]), rule)
-    return verdict.loss_scores(label_losses(left_out_rows(shard, known), Y, setup), rule)
+    return verdict.loss_scores(label_losses(left_out_rows(shard, known).outputs, Y, setup), rule)
 
 
-def label_losses(rows: RowStore, Y: Tensor, setup: Setup) -> Tensor:
+def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
     """Return the loss by which a label of numbers or of several classes is judged, >= 0."""
     loss = setup.loss_function() if setup.loss in ("logistic", "cosine") else losses.squared
-    return loss(rows.outputs, Y)[0].double()
+    return loss(outputs, Y)[0].double()
 
 
-def _reference(rows: RowStore, known: Known) -> Tensor:
+def reference_losses(outputs: Tensor, known: Known) -> Tensor:
+    """Return the losses of outputs against the labels of a few other rows, (n, m)."""
     setup: Setup = known["setup"]
     others = known["reference"].to(setup.dtype)
-    columns = [label_losses(rows, other.expand(len(rows.outputs), -1), setup) for other in others]
-    return torch.stack(columns, 1)
+    return torch.stack([label_losses(outputs, other.expand(len(outputs), -1), setup) for other in others], 1)
 
 
 def write(shard: Shard, known: Known) -> Tally:

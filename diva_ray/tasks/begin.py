@@ -26,14 +26,14 @@ from diva_ray.tasks.session import Session, make_plan, open_session
 log = logging.getLogger("diva_ray")
 
 
-def begin(config: FitConfig, data: Any, loss: Callable | None, *, quiet: bool) -> Session | Plan:
-    """Return a session with every shard loaded and checked; only its plan with `config.plan`."""
+def begin(config: FitConfig, data: Any, loss: Callable | None, *, quiet: bool, pool: Any = None) -> Session | Plan:
+    """Return a session with every shard (but a pool's) loaded and checked; only its plan with `config.plan`."""
     started = now()
     check_options(config)
     folder = open_folder(config)
     if type(data).__module__.startswith("ray.data"):
         data = _from_dataset(config, data, folder)
-    plan, opened = make_plan(config, data, loss)
+    plan, opened = make_plan(config, data, loss, pool)
     if config.plan:
         return plan
     for line in plan.lines() if not quiet else ():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -72,6 +74,19 @@ class Folder:
             fill(stream)
         if partial != full:
             os.replace(partial, full)
+
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Write arrays into one file, whole or not at all."""
+        stream = io.BytesIO()
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        self.write(name, stream.getvalue())
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a file, or None if there is none."""
+        if self.filesystem.get_file_info(self._full(name)).type != pyarrow.fs.FileType.File:
+            return None
+        with np.load(io.BytesIO(self.read(name)), allow_pickle=False) as found:
+            return dict(found)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of one file."""

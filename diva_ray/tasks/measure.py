@@ -95,7 +95,7 @@ def loaded(X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> Ru
     given = {} if weight is None else {"weight": weight}
     table = from_arrays({"features": X, "label": y, **given})
     columns = Columns(("features",), "label", weight="weight" if given else None)
-    runner = Runner(Inline([table], columns, split(table, columns, table.reader()), 1), quiet=True)
+    runner = Runner(Inline([table], columns, split(table, columns), 1), quiet=True)
     runner.load()
     return runner
 
@@ -242,7 +242,7 @@ def on_ray(s: Sizes) -> Iterator[Figure]:
         connect("local")
         connected = time.perf_counter() - start
         table, columns = open_parquet(folder), Columns(("features",), "label")
-        extents = split(table, columns, table.reader())
+        extents = split(table, columns)
         environment = {name: os.environ[name] for name in (*THREADS, "OPENBLAS_CORETYPE") if name in os.environ}
         runner = Runner(Cluster([table], columns, extents, workers=2, threads=1, environment=environment), quiet=True)
         runner.load()
@@ -263,11 +263,11 @@ class Drawn(Inline):
     def __init__(self, n: int, p: int, c: int) -> None:
         columns = Columns(("features",), "label")
         table = Table("rows drawn on the fly", pa.schema([]), n, 0)
-        super().__init__([table], columns, split(table, columns, table.reader()), 1)
+        super().__init__([table], columns, split(table, columns), 1)
         self.shape, self.drawing = (p, c), 0.0
         self.kept: dict[int, dict[str, object]] = {extent.index: {} for extent in self.extents}
 
-    def each(self, kernel: Any, extents: list[Extent], done: Any = int) -> Iterator[Any]:
+    def each(self, kernel: Any, extents: list[Extent], done: Any = int, features: bool = True) -> Iterator[Any]:
         """Yield the sum of every unit of shards; the seconds of drawing rows add up in `drawing`."""
         for unit in units(extents):
             yield add_in_order(self.partials(kernel, unit))

@@ -23,21 +23,24 @@ class Result:
         summary: machine-readable figures, as in summary.json.
         folder: where the files are; a temporary folder when no `output` was given.
         told: what came out, in a few lines.
+        rows: sub-folder of the rows.
     """
 
     summary: dict[str, Any]
     folder: Folder
     on_ray: bool
     told: list[str] = field(default_factory=list)
+    rows: str = "samples"
 
     @cached_property
     def samples(self) -> Any:
-        """One row per sample in the order of the input: an Arrow table, or a Ray Dataset after a run on Ray."""
+        """The run's rows (one per sample in the order of the input; chosen rows): an Arrow table, or a Ray Dataset
+        after a run on Ray."""
         if self.on_ray:
             import ray
 
-            return ray.data.read_parquet(self.folder.location("samples"))
-        return self.folder.read_table("samples")
+            return ray.data.read_parquet(self.folder.location(self.rows))
+        return self.folder.read_table(self.rows)
 
     @property
     def path(self) -> str:

@@ -26,7 +26,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.walk import SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
+from diva_ray.tasks.walk import RIDGES, SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
 
 log = logging.getLogger("diva_ray")
 CLEAR = 4.0  # standard errors beyond which no further fold is asked,
@@ -109,8 +109,9 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     walk = Walk(runner, setup, ridge, path, session.scored(), store)
     bare = with_errors(setup, heard, "none")  # plain steps look at no standard error
     arms, sums, folds = _try_folds(replace(walk, setup=bare) if config.method == "paper" else walk, config)
-    taken = len(arms) - 1 if config.method == "paper" else best_trial(sums)
-    return Weighed(arms, sums, taken, walk_to(walk, arms[taken]), setup, ridge, folds)
+    taken = len(arms) - len(RIDGES) if config.method == "paper" else best_trial(sums)
+    left = walk_to(walk, arms[taken])
+    return Weighed(arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds)
 
 
 def _try_folds(walk: Walk, config: ReweightConfig) -> tuple[list[Arm], TrialSums, int]:
@@ -122,7 +123,7 @@ def _try_folds(walk: Walk, config: ReweightConfig) -> tuple[list[Arm], TrialSums
         arms, solutions[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype)
         last = k + 1 == config.folds
         if last or walk.runner.rows >= CLEAR_ROWS * config.folds / (k + 1):
-            sums = try_arms(walk.runner, walk.setup, Trials(config.folds, dict(solutions), len(found)))
+            sums = try_arms(walk.runner, walk.setup, Trials(config.folds, dict(solutions), len(found), len(RIDGES)))
             if last or _clear(sums):
                 return arms, sums, k + 1
     raise AssertionError("the last fold always answers")
@@ -130,7 +131,7 @@ def _try_folds(walk: Walk, config: ReweightConfig) -> tuple[list[Arm], TrialSums
 
 def _clear(sums: TrialSums) -> bool:
     """Return whether another fold could hardly change the answer: some arm surely gains, or none can."""
-    z = sums.gain[1:] / sums.gain_error[1:].clamp_min(1e-300)
+    z = (sums.gain / sums.gain_error.clamp_min(1e-300)).amin(0)[len(RIDGES) :]
     return bool((z > CLEAR).any() or (z < -CLEAR / 2).all())
 
 

@@ -13,7 +13,7 @@ from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures, run_facts, shown, weights_by_class
-from diva_ray.tasks.walk import Arm
+from diva_ray.tasks.walk import RIDGES, Arm
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Weighed:
     Attributes:
         arms: weights that were tried; `sums` compares them on rows set apart; `taken` is the one that was chosen.
         left: left-out sums of the state from which the last step was taken.
+        ridge, ridge_before: the ridge to fit with under the new weights, and the one chosen for the old.
         folds: folds that were asked.
     """
 
@@ -32,13 +33,15 @@ class Weighed:
     left: Partial
     setup: Setup
     ridge: float
+    ridge_before: float
     folds: int
 
 
 def figures(session: Session, config: ReweightConfig, weighed: Weighed, written: Tally) -> dict[str, Any]:
     """Return the figures of summary.json."""
     sums, taken, weight = weighed.sums, weighed.taken, weighed.sums.weight
-    gain, error = sums.gain, sums.gain_error
+    base = int(sums.loss[: len(RIDGES)].argmin())  # what is to be beaten
+    gain, error = sums.gain[base], sums.gain_error[base]
     share = (sums.error / weight).tolist()
     zero, lowered, total, squares = written["weights"].tolist()
     trials = [
@@ -50,24 +53,26 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
     ]  # fmt: skip
     return {
         **common_figures(session, weighed.setup, weighed.ridge),
+        "ridge_uniform": weighed.ridge_before,
         "method": config.method,
         "level": config.level,
         "accepted": taken > 0,
         "chosen": weighed.arms[taken].name,
-        "error_uniform": share[0],
+        "error_uniform": share[base] if taken else share[0],
         "error_reweighted": share[taken],
-        "loss_uniform": trials[0]["loss"],
+        "loss_uniform": trials[base if taken else 0]["loss"],
         "loss_reweighted": trials[taken]["loss"],
-        "gain": float(gain[taken]),
-        "gain_standard_error": float(error[taken]),
+        "gain": float(gain[taken]) if taken else 0.0,
+        "gain_standard_error": float(error[taken]) if taken else 0.0,
         "folds": f"{weighed.folds} of {config.folds}",
         "n_judged": round(weight),
         "n_lowered": int(lowered),
         "n_zero": int(zero),
         "effective_samples": total**2 / squares if squares > 0 else 0.0,
-        "rule": "accepted when the loss on rows set apart falls by more than one standard error of the difference, row "
-        "against row; the loss is -log likelihood of the given label under the model's own calibration, allowing for "
-        "wrong labels (classes), else the task's loss",
+        "rule": "accepted when the loss on rows set apart is lower than that of the weights as they are, under any of "
+        "the ridges tried, by more than one standard error of the difference, row against row; the loss is -log "
+        "likelihood of the given label under the model's own calibration, allowing for wrong labels (classes), else "
+        "the task's",
         "trials": trials,
     }
 
@@ -121,7 +126,7 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
             "label": trial["weights"], "value": trial["gain"], "error": trial["gain_standard_error"],
             "detail": f"{error} {shape(trial['error'])}", "strong": trial["taken"],
         }
-        for trial in s["trials"][1:]
+        for trial in s["trials"]
     ]  # fmt: skip
     lowered = [row for row in written["examples"].worst if row["weight"] < 0.999 * s["mean_weight"]]
     edges, counts = [2 * s["mean_weight"] * k / 40 for k in range(41)], [int(n) for n in written["weight_counts"]]

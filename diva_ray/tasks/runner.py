@@ -23,7 +23,7 @@ class Engine(Protocol):
     def load(self) -> Any: ...  # noqa: D102
     def tell(self, **known: Any) -> None: ...  # noqa: D102
     def forget(self, *names: str) -> None: ...  # noqa: D102
-    def each(self, kernel: Any, extents: list[Extent], done: Any = ...) -> Any: ...  # noqa: D102
+    def each(self, kernel: Any, extents: list[Extent], done: Any = ..., features: bool = ...) -> Any: ...  # noqa: D102
     def duplicate(self, field: str) -> int | None: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 

@@ -169,8 +169,8 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
             if len(tables) > 1:
                 raise InputError(
-                    "data.group: groups must lie together when there is a second table (`validation.path`, `pool.path`), got "
-                    "scattered ones. Sort the table."
+                    "data.group: groups must lie together when there is a second table, got scattered ones. Sort the "
+                    "table by its groups."
                 )
             runner.engine.close()
             log.info("groups lie scattered: their rows are brought together first")

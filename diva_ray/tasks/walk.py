@@ -32,20 +32,24 @@ class Path:
     beside: tuple[Step, ...] = ()
 
 
+# Cleaner data bear less ridge, and a leave-one-out error on noisy labels cannot tell: steps of the grid of ridges.
+RIDGES = (1.0, 1 / 3, 1 / 9)
 SAMPLES = Path(Step("shrink", 1.0), (Step("shrink", 2.0), Step("issues")))
 SOURCES = Path(Step("sources", 0.3), (Step("sources", 0.1), Step("sources", 1.0)))
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Weights that a walk can end with: some steps, one after another."""
+    """What a walk can end with: some steps, one after another, and a ridge."""
 
     steps: tuple[Step, ...] = ()
+    ridge: float = 1.0  # times the one chosen for the weights as they are
 
     @property
     def name(self) -> str:
         """The arm in words."""
-        return "; then ".join(step.name for step in self.steps) or "weights as they are"
+        words = "; then ".join(step.name for step in self.steps) or "weights as they are"
+        return words + ("" if self.ridge == 1 else f"; ridge / {1 / self.ridge:.0f}")
 
 
 @dataclass
@@ -75,9 +79,14 @@ class Walk:
         engine.tell(setup=self.setup, store=self.store, **({} if fold is None else {"fold": fold}))
         return self.runner.run(passes.fit, "fit")
 
-    def solve(self, sums: FitSums) -> Solution:
-        """Return the fit."""
-        return self.runner.timed("solve", solve, sums, self.ridge * penalty_pattern(self.setup))
+    def solve(self, sums: FitSums, factor: float = 1.0) -> Solution:
+        """Return the fit, perhaps under another ridge."""
+        return self.runner.timed("solve", solve, sums, factor * self.ridge * penalty_pattern(self.setup))
+
+    def ends(self, taken: tuple[Step, ...], sums: FitSums, first: Solution | None = None) -> list[tuple[Arm, Tensor]]:
+        """Return the arms that end after some steps, one for each ridge, with their solutions."""
+        found = [first or self.solve(sums), *(self.solve(sums, ridge) for ridge in RIDGES[1:])]
+        return [(Arm(taken, ridge), one.W) for ridge, one in zip(RIDGES, found, strict=True)]
 
     def look(self, solution: Solution) -> Partial:
         """Score every row under the current weights and fit the rules for verdicts; return the left-out sums."""
@@ -135,19 +144,20 @@ def walk_arms(walk: Walk, fold: Fold | None, count: int) -> list[tuple[Arm, Tens
 
     A derivative with its standard error for each step, and n p^2 times the share of changed weights for each arm.
     """
-    sums, arm, chain, beside = walk.begin(fold), Arm(), walk.path.chain, walk.path.beside
+    sums, taken, chain, beside = walk.begin(fold), (), walk.path.chain, walk.path.beside
     solution = walk.solve(sums)
-    arms = [(arm, solution.W)]
+    arms = walk.ends(taken, sums, solution)
     for _ in range(count):
         if chain.kind == "plain":
             sums = walk.move(solution)
         else:
             walk.look(solution)
             (sums, *others), (factor, *_) = walk.propose(sums, (chain, *beside), kept=0)
-            arms += [(Arm((*arm.steps, last)), walk.solve(o).W) for last, o in zip(beside, others, strict=True)]
+            for last, other in zip(beside, others, strict=True):
+                arms += walk.ends((*taken, last), other)
             walk.go(factor)
-        arm, solution = Arm((*arm.steps, chain)), walk.solve(sums)
-        arms.append((arm, solution.W))
+        taken, solution = (*taken, chain), walk.solve(sums)
+        arms += walk.ends(taken, sums, solution)
     return arms
 
 

@@ -131,7 +131,7 @@ def test_only_named_columns_are_read(tmp_path):
 @pytest.mark.parametrize("rows,count", [(1, 1), (1023, 1), (2048, 2), (12_288, 12), (393_216, 12), (393_217, 24)])
 def test_shards_depend_on_the_rows_alone(rows, count):
     table = from_arrays({"label": np.zeros(rows)})
-    extents = split(table, Columns((), "label"), table.reader())
+    extents = split(table, Columns((), "label"))
     assert len(extents) == count and extents[0].start == 0 and extents[-1].stop == rows
     assert all(a.stop == b.start for a, b in pairwise(extents))
 

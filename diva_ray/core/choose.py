@@ -1,0 +1,98 @@
+"""Which rows of a pool to take: quotas by class, an order that no one can crowd, and an exact distributed selection.
+
+A pool row is eligible when a coin with the probability that its label is right comes up heads (posterior sampling,
+Thompson 1933): of a clean pool everything is, of a noisy one mostly what is right, and no cut has to be set. Among the
+eligible the order is random within a class: choosing the largest derivatives instead crowds into what the model finds
+easiest, and is worse than chance on a clean pool.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diva_ray.core.derivative import splitmix
+
+LATE = -(1 << 63)  # the sign bit: keys are compared as unsigned numbers
+BYTES = 8  # of a key, most significant first
+
+
+def uniform_draw(keys: Int[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:
+    """Return a number in [0, 1) for every row, a pure function of its key and the seed."""
+    return ((splitmix(keys + splitmix(torch.tensor(seed))) >> 11) & ((1 << 53) - 1)).double() / (1 << 53)
+
+
+def random_order(keys: Int[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:
+    """Return where every eligible row stands in the order of `balanced_keys`, in [0, 1)."""
+    return _random(keys, seed).double() / (1 << 62)
+
+
+def _random(keys: Tensor, seed: int) -> Tensor:
+    return (splitmix(keys + splitmix(torch.tensor(seed + 1_000_003))) >> 1) & ((1 << 62) - 1)
+
+
+def balanced_keys(
+    keys: Int[Tensor, " n"], probability: Float[Tensor, " n"], seed: int
+) -> tuple[Int[Tensor, " n"], Tensor]:
+    """Return an order of the rows as unsigned 64-bit keys, least first, and which rows are eligible.
+
+    Eligible rows come first, in random order; the others by falling probability that their label is right.
+    """
+    eligible = uniform_draw(keys, seed) < probability
+    random = _random(keys, seed)
+    doubt = ((1 - probability.double().clamp(0, 1)) * ((1 << 30) - 1)).long() << 32
+    return torch.where(eligible, random, LATE + doubt + (random & ((1 << 32) - 1))), eligible
+
+
+def rising_keys(values: Float[Tensor, " n"], keys: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return an order by rising value as unsigned 64-bit keys; rows of one value in random order."""
+    bits = values.float().view(torch.int32).long() & 0xFFFFFFFF
+    ordered = torch.where(bits >> 31 == 1, ~bits & 0xFFFFFFFF, bits | 0x80000000)  # IEEE 754 numbers as integers
+    return (ordered << 32) | (splitmix(keys) & 0xFFFFFFFF)
+
+
+def quotas(counts: Int[Tensor, " c"], budget: int) -> Int[Tensor, " c"]:
+    """Return how many rows of each class to take, in proportion to `counts` and never more: largest remainders."""
+    total = int(counts.sum())
+    if budget >= total:
+        return counts.clone()
+    exact = counts.double() * budget / total
+    taken = exact.floor().long()
+    rest = torch.argsort(exact - taken, descending=True, stable=True)[: budget - int(taken.sum())]
+    taken[rest] += 1
+    return taken
+
+
+def byte_counts(
+    keys: Int[Tensor, " n"], classes: Int[Tensor, " n"], prefix: Int[Tensor, " c"], level: int
+) -> Int[Tensor, "c 256"]:
+    """Return, per class, how many keys share the class's first `level` bytes, by their next byte: one round of a radix
+    selection. A prefix of a class that takes no part is never asked for."""
+    shift = 8 * (BYTES - 1 - level)
+    same = torch.ones_like(keys, dtype=torch.bool)
+    if level:
+        same = (keys >> (shift + 8)) & _mask(level) == prefix[classes]
+    at = classes[same] * 256 + ((keys[same] >> shift) & 255)
+    return torch.bincount(at, minlength=256 * len(prefix)).view(-1, 256)
+
+
+def next_prefix(
+    counts: Int[Tensor, "c 256"], prefix: Int[Tensor, " c"], wanted: Int[Tensor, " c"]
+) -> tuple[Int[Tensor, " c"], Int[Tensor, " c"]]:
+    """Return the prefixes of the keys at rank `wanted` (from 1; 0: none), one byte longer, and ranks inside them."""
+    below = counts.cumsum(1)
+    byte = (below < wanted[:, None]).sum(1).clamp_max(255)
+    before = torch.where(byte > 0, below.gather(1, (byte - 1).clamp_min(0)[:, None]).squeeze(1), 0)
+    return (prefix << 8) | byte, wanted - before
+
+
+def up_to(keys: Int[Tensor, " n"], classes: Int[Tensor, " n"], last: Int[Tensor, " c"], wanted: Tensor) -> Tensor:
+    """Return which rows are taken: keys up to the last one of their class, where any of the class are wanted."""
+    unsigned = keys.numpy().view(np.uint64) <= last.numpy().view(np.uint64)[classes.numpy()]
+    return torch.from_numpy(unsigned) & (wanted > 0)[classes]
+
+
+def _mask(level: int) -> int:
+    return (1 << (8 * level)) - 1

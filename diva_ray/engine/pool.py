@@ -1,0 +1,262 @@
+"""Passes over a pool: score its rows, choose among them, add what was chosen to the fit. Features are read again.
+
+Between passes a pool's shard keeps what it learnt of its rows; a worker that takes a dead one's place reads and scores
+them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diva_ray.core import choose, losses, verdict
+from diva_ray.core import derivative as dd
+from diva_ray.core.leave_out import leave_out
+from diva_ray.core.products import multiply_triangular_
+from diva_ray.core.ridge import FitAccumulator
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import Known, Partial, Rows, Setup, Tally, blocks, keep_weights, targets, weights_after
+from diva_ray.engine.verdicts import label_losses, reference_losses
+
+
+@dataclass
+class PoolRows:
+    """What the last pass learnt of a shard's rows.
+
+    Attributes:
+        derivative: dL/dalpha, (n,).
+        evidence: log-odds of the given label, or its loss where targets are not classes, (n,).
+        near: rows whose features were kept, because they will probably be chosen, and the features.
+    """
+
+    derivative: Tensor
+    evidence: Tensor
+    near: tuple[Tensor, Tensor]
+
+
+def taken(shard: Shard, known: Known) -> Tensor:
+    """Return which rows were chosen in earlier rounds."""
+    step = known.get("pool_step")
+    if not step:
+        return torch.zeros(len(shard), dtype=torch.bool)
+    return weights_after(shard, known, step, 1.0) > 0
+
+
+def classes_of(shard: Shard, setup: Setup) -> Tensor:
+    """Return the class of every row for quotas; all 0 where targets are not classes."""
+    if setup.task == "classification":
+        return targets(shard, setup)
+    return torch.zeros(len(shard), dtype=torch.int64)
+
+
+def class_counts(shard: Shard, known: Known) -> Tensor:
+    """Return the rows of every class."""
+    setup: Setup = known["setup"]
+    size = setup.outputs if setup.task == "classification" else 1
+    return torch.bincount(classes_of(shard, setup), minlength=size)
+
+
+def score_pool(shard: Shard, known: Known) -> Partial:
+    """Score every row of a pool's shard; return the histogram of the evidence on its labels, and the fit sums of the
+    slice that stands for uniform choice. n p^2 + 4 n p c operations, one read."""
+    setup: Setup = known["setup"]
+    W, adjoint = known["solution"]["W"], known["adjoint"].first(setup.outputs)
+    n, given = len(shard), shard.weight.to(setup.dtype)
+    derivative, evidence = torch.empty(n), torch.empty(n)
+    slice_sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype)
+    draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
+    low, high = known["uniform_slice"]
+    in_slice = (draw >= low) & (draw < high)
+    close = choose.random_order(shard.keys, known["seed"]) < known["keep_share"]
+    free, near, reference = ~taken(shard, known), [], []
+    for b in blocks(shard, known):
+        part = slice(b.start, b.stop)
+        F = b.Z @ W
+        F = F if b.offset is None else F + b.offset
+        r = losses.subtract_from_targets(b.Y, F)
+        nothing, one = torch.zeros(len(F), dtype=F.dtype), torch.ones(len(F), 1, dtype=F.dtype)
+        derivative[part] = dd.derivative(b.Z, r, nothing, one, adjoint)[:, 0].float()
+        if setup.task == "classification":
+            evidence[part] = verdict.log_odds(verdict.level(F, nothing, known["levels"]), b.Y, known["link"]).float()
+        else:
+            evidence[part] = label_losses(F, b.Y, setup).float()
+            reference.append(reference_losses(F, known))
+        rows = torch.nonzero(in_slice[part]).squeeze(1)
+        slice_sums.add(b.Z[rows], b.Y[rows], given[part][rows], None if b.offset is None else b.offset[rows])
+        rows = torch.nonzero(close[part] & free[part]).squeeze(1)
+        near.append((rows + b.start, b.Z[rows]))
+    kept = (torch.cat([rows for rows, _ in near]), torch.cat([Z for _, Z in near]))
+    shard.state["pool"] = PoolRows(derivative, evidence, kept)
+    if setup.task == "classification":
+        histogram = verdict.verdict_sums(evidence, torch.zeros(n), free.double())
+    else:
+        histogram = verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
+    return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int(in_slice.sum())))
+
+
+def scored_pool(shard: Shard, known: Known) -> PoolRows:
+    """Return what is known of the rows, computed again if this worker does not have it."""
+    if "pool" not in shard.state:
+        score_pool(shard, known)
+    rows = shard.state["pool"]
+    assert isinstance(rows, PoolRows)
+    return rows
+
+
+def probabilities(shard: Shard, known: Known) -> Tensor:
+    """Return the probability that each given label is right; 0 or 1 by the cut where targets are not classes."""
+    evidence, rule = scored_pool(shard, known).evidence, known["pool_verdict"]
+    if known["setup"].task == "classification":
+        return verdict.label_scores(evidence, rule)
+    return (verdict.loss_scores(evidence, rule) >= rule.label.value).double()
+
+
+def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
+    """Return every row's key (least first), class for quotas, and kind: 0 helps, 1 does not, 2 was chosen before."""
+    setup: Setup = known["setup"]
+    if known["method"] == "paper":
+        derivative = scored_pool(shard, known).derivative
+        keys, helps, classes = (
+            choose.rising_keys(derivative, shard.keys),
+            derivative < 0,
+            torch.zeros(len(shard)).long(),
+        )
+    else:
+        keys, helps = choose.balanced_keys(shard.keys, probabilities(shard, known), known["seed"])
+        classes = classes_of(shard, setup)
+    kind = torch.where(helps & (shard.weight > 0), 0, 1)
+    return keys, classes, kind.masked_fill(taken(shard, known), 2)
+
+
+def count_choices(shard: Shard, known: Known) -> Tensor:
+    """Return the rows that help and those that do not, by class, (2, c)."""
+    _, classes, kind = order(shard, known)
+    size = known["choices"]
+    return torch.stack([torch.bincount(classes[kind == k], minlength=size) for k in (0, 1)])
+
+
+def count_bytes(shard: Shard, known: Known) -> Tensor:
+    """Return one round of the selection of the rows of one kind."""
+    keys, classes, kind = order(shard, known)
+    mine = kind == known["kind"]
+    return choose.byte_counts(keys[mine], classes[mine], known["prefix"], known["level"])
+
+
+def picked(shard: Shard, known: Known) -> tuple[Tensor, Tensor]:
+    """Return which rows are chosen in this round, and the key of every row."""
+    keys, classes, kind = order(shard, known)
+    chosen = torch.zeros(len(shard), dtype=torch.bool)
+    for which, (last, wanted) in known["limits"].items():
+        chosen |= (kind == which) & choose.up_to(keys, classes, last, wanted)
+    return chosen, keys
+
+
+def take(shard: Shard, known: Known) -> Partial:
+    """Add the rows chosen in this round to the fit, from what was kept of their features, else from the shard read
+    again; return fit sums, the keys by which they rank, and which shards must be read for it."""
+    setup: Setup = known["setup"]
+    sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype)
+    chosen, keys = picked(shard, known)
+    at = torch.nonzero(chosen).squeeze(1)
+    rows, Z = scored_pool(shard, known).near
+    found = torch.isin(at, rows)
+    if len(at) and not bool(found.all()):
+        if not shard.bands:
+            return Partial(sums.sums(), Tally(missing=[shard.extent.index]), Rows((keys[:0],)))
+        Z = torch.cat([b.Z[chosen[b.start : b.stop]] for b in blocks(shard, known)])
+    elif len(at):
+        Z = Z[torch.searchsorted(rows, at)]
+    if len(at):
+        Y, offset = targets(shard, setup)[at], None if shard.offset is None else shard.offset[at].to(setup.dtype)
+        sums.add(Z, Y, shard.weight[at].to(setup.dtype), offset)
+        _remember(shard, known, at, keys, Z)
+    kept = taken(shard, known) | chosen
+    keep_weights(shard, known, kept.double(), known["next_step"])
+    return Partial(sums.sums(), Tally(missing=[]), Rows((keys[at],)))
+
+
+def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -> None:
+    """Keep what the output says of the rows chosen in this round, standard errors among it."""
+    setup: Setup = known["setup"]
+    F = Z @ known["solution"]["W"]
+    F = F if shard.offset is None else F + shard.offset[at].to(setup.dtype)
+    r = losses.subtract_from_targets(targets(shard, setup)[at], F)
+    exact, error = known.get("validation"), torch.zeros(len(at), dtype=torch.float64)
+    if exact is not None:
+        for inner, C in exact.contributions(Z, r, torch.full((len(at),), -1)):
+            error[inner] = C.norm(dim=1).double()
+    else:
+        nothing, signs = torch.zeros(len(at), dtype=Z.dtype), torch.ones(len(at), setup.copies, dtype=Z.dtype)
+        drawn = dd.derivative(Z, r, nothing, signs, known["adjoint"]).double()
+        error = drawn[:, 1:].square().mean(1).sqrt()
+    d = scored_pool(shard, known).derivative[at]
+    z = torch.where(error > 0, d / error, torch.zeros_like(d)).float()
+    history = shard.state.setdefault("chosen", {})
+    assert isinstance(history, dict)
+    facts = {
+        "row": at,
+        "key": keys[at],
+        "derivative": d,
+        "z": z,
+        "label_score": probabilities(shard, known)[at].float(),
+    }
+    history[known["round"]] = facts
+    if known.get("store") is not None:
+        arrays = {name: values.numpy() for name, values in facts.items()}
+        known["store"].write_arrays(f"weights/chosen-{known['round']}-{shard.extent.index:05d}.npz", arrays)
+
+
+def chosen_rows(shard: Shard, known: Known) -> dict[int, dict[str, Tensor]]:
+    """Return what is known of the chosen rows by round, from storage if this worker does not have it."""
+    history = shard.state.get("chosen", {})
+    assert isinstance(history, dict)
+    if known.get("store") is None:
+        return history
+    found = {}
+    for k in range(known["round"] + 1):
+        arrays = known["store"].read_arrays(f"weights/chosen-{k}-{shard.extent.index:05d}.npz")
+        if arrays is not None:
+            found[k] = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    return found
+
+
+def core_error(shard: Shard, known: Known) -> Tally:
+    """Return loss and errors of the left-out predictions of a resident shard, nothing else: n p^2 operations."""
+    setup: Setup = known["setup"]
+    W, whiten, loss = known["solution"]["W"], known["solution"]["whiten"], setup.loss_function()
+    total = torch.zeros(2, dtype=torch.float64)
+    for b in blocks(shard, known):
+        F = b.Z @ W
+        F = F if b.offset is None else F + b.offset
+        r = losses.subtract_from_targets(b.Y, F)
+        outputs = F + r - leave_out(multiply_triangular_(b.Z, whiten, upper=True), r, b.alpha, b.group_rows).e
+        wrong = (outputs.argmax(1) != b.Y).double() if b.Y.ndim == 1 else (outputs - b.Y).double().square().sum(1)
+        total += torch.stack([b.v.double() @ loss(outputs, b.Y)[0].double(), b.v.double() @ wrong])
+    return Tally(loss=total[0], wrong=total[1])
+
+
+def write_selected(shard: Shard, known: Known) -> Tally:
+    """Write a shard's chosen rows with their rank; return how many and their classes."""
+    import pyarrow as pa
+
+    setup, parts = known["setup"], []
+    identifier = shard.id if shard.id is not None else pa.array(shard.positions())
+    counts = torch.zeros(known["choices"], dtype=torch.int64)
+    for k, facts in sorted(chosen_rows(shard, known).items()):
+        ranked, first = known["ranks"][k]
+        rank = first + np.searchsorted(ranked.numpy().view(np.uint64), facts["key"].numpy().view(np.uint64))
+        at = pa.array(facts["row"].numpy())
+        columns = {
+            "id": identifier.take(at), "rank": pa.array(rank), "round": pa.array(np.full(len(rank), k)),
+            "derivative": facts["derivative"].numpy(), "z": facts["z"].numpy(),
+            "label": shard.label.take(at), "label_score": facts["label_score"].numpy(),
+        }  # fmt: skip
+        parts.append(pa.table(columns).sort_by("rank"))
+        if setup.task == "classification":
+            counts += torch.bincount(classes_of(shard, setup)[facts["row"]], minlength=len(counts))
+    if parts:
+        known["folder"].write_table(f"selected/part-{shard.extent.index:05d}.parquet", pa.concat_tables(parts))
+    return Tally(n=sum(len(part) for part in parts), classes=counts)

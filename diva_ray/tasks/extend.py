@@ -1,0 +1,284 @@
+"""Extend: which rows of a pool to add to a table, and when to stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diva_ray.config import ExtendConfig
+from diva_ray.core import choose, verdict
+from diva_ray.core.derivative import solve_adjoint
+from diva_ray.core.grid import default_ridges, rotate
+from diva_ray.core.ridge import FitSums, Solution, solve
+from diva_ray.data.shards import Extent
+from diva_ray.engine import passes, pool
+from diva_ray.engine.context import Partial, Setup
+from diva_ray.engine.scan import Scan, merge_values, scan
+from diva_ray.errors import InputError
+from diva_ray.report.sheet import render_sheet
+from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.calls import configure
+from diva_ray.tasks.derive import tell_solution, validation_rows, with_errors
+from diva_ray.tasks.derived import best_ridge, penalty_pattern
+from diva_ray.tasks.extended import figures, sheet_of, told
+from diva_ray.tasks.judge import calibrate
+from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.result import Result
+from diva_ray.tasks.runner import Runner
+from diva_ray.tasks.session import Session, check_ids
+
+log = logging.getLogger("diva_ray")
+NEAR_BYTES = 256 << 20  # features that workers keep from one read because their rows will probably be chosen
+
+
+def extend(data: Any, pool: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
+    """Return which rows of a pool to add to a table, ranked, with the error that every amount leads to.
+
+    In rounds: the table's rows are left out one by one from the fit to table and chosen rows; every pool row gets its
+    derivative, and a probability that its label is right under that fit. `method=balanced` takes rows whose label is
+    probably right (a coin with that probability, see `core.choose`), at random within a class, classes in proportion:
+    as good as chance or better on a clean pool, and far better on a noisy one. `method=paper` takes the most negative
+    derivatives (Dukler et al. 2022, section 4). Without `budget` it ends when no remaining row helps.
+    A round costs one derivative of the table and one read of the pool, n p^2 operations; a shard is read again only
+    when a chosen row's features were not kept. The pool's features are never all in memory.
+
+    Args:
+        data: the table, as for `diva_ray.score`.
+        pool: rows to choose from, with the same columns; their weights count once they are chosen.
+        quiet: no progress.
+        **options: columns and fields of `ExtendConfig`.
+
+    Returns:
+        A `Result`; `.samples` are the chosen rows: id, rank (0 first), round, derivative, z, label, label_score.
+
+    Raises:
+        InputError: bad input or options, in one line.
+    """
+    if isinstance(pool, str) or hasattr(pool, "__fspath__"):
+        options["pool"], pool = {"path": str(pool), **dict(options.get("pool", {}))}, None
+    config, data, loss = configure(ExtendConfig, data, options)
+    return run(config, data, loss=loss, quiet=quiet, pool_rows=pool)
+
+
+def run(
+    config: ExtendConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False, pool_rows: Any = None
+) -> Result | Plan:
+    """Return the result of an extension as its config says (`jobs/extend.py`); see `extend`."""
+    check(config)
+    session = begin(config, data, loss, quiet=quiet, pool=pool_rows)
+    if isinstance(session, Plan):
+        return session
+    try:
+        session.folder.write_json("state.json", session.mark)
+        work = Extension(session, config, *enroll(session, config))
+        work.go()
+        return _finish(work)
+    finally:
+        session.engine.close()
+
+
+def check(config: ExtendConfig) -> None:
+    """Raise for options that no table could make right."""
+    choices = (("method", config.method, ("balanced", "paper")),
+               ("pool.new_classes", config.pool.new_classes, ("error", "allow")))  # fmt: skip
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise InputError(f"{name}: must be {' or '.join(allowed)}, got {value}. Change `{name}`.")
+    if not 1 <= config.rounds <= 1000:
+        raise InputError(f"rounds: must be 1 to 1000, got {config.rounds}. Change `rounds`.")
+    if config.budget is not None and config.budget < 1:
+        raise InputError(f"budget: must be at least 1, got {config.budget}. Change `budget`.")
+
+
+def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup, Tensor]:
+    """Scan the pool; return its shards, the setup with any new classes, and its rows by class."""
+    runner, core = session.runner, session.scan
+    extents = [extent for extent in session.engine.extents if extent.pool]
+    found: Scan = runner.run(scan, "scan pool", extents)
+    rows = found.counts["rows"]
+    if config.budget is not None and config.budget > rows:
+        raise InputError(f"budget: must be at most the pool's {rows:,} rows, got {config.budget:,}. Change `budget`.")
+    _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ
+    setup = session.setup
+    if core.labels is not None and found.labels is not None:
+        classes = merge_values(core.labels, found.labels)
+        assert classes is not None
+        if len(classes) > len(core.labels):
+            known = set(core.labels.to_pylist())
+            new = [label for label in classes.to_pylist() if label not in known]
+            if config.pool.new_classes == "error":
+                raise InputError(
+                    f"pool: labels must be among the table's {len(known)} classes, got {len(new)} new ones, such as "
+                    f"{new[0]!r}. Fix the pool, or set `pool.new_classes=allow`."
+                )
+            setup = replace(setup, classes=classes, outputs=len(classes))
+    check_ids(runner, session.columns)
+    setup = with_errors(setup, core.counts["heard"], config.standard_errors)
+    runner.engine.tell(setup=setup)
+    return extents, setup, runner.run(pool.class_counts, "count", extents, features=False)
+
+
+@dataclass
+class Extension:
+    """Rounds of choosing.
+
+    Attributes:
+        sums: fit sums of the table and all rows chosen so far; `uniform_sums`: of as many rows chosen at random.
+        steps: what is known after every round: chosen, error, loss, the same of uniform choice, ridge.
+        ranks: per round, the sorted keys of its rows and the rank of the first.
+    """
+
+    session: Session
+    config: ExtendConfig
+    extents: list[Extent]
+    setup: Setup
+    pool_counts: Tensor
+    sums: FitSums = field(init=False)
+    uniform_sums: FitSums = field(init=False)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    ranks: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    chosen: int = 0
+    uniform_chosen: int = 0
+    helped: int = 0
+    reason: str = ""
+    ridge: float = 0.0
+    noise_rate: float = 0.0
+
+    @property
+    def runner(self) -> Runner:
+        """What runs the passes."""
+        return self.session.runner
+
+    def go(self) -> None:
+        """Choose in rounds until the budget is spent, no row helps, or none is left."""
+        total = int(self.pool_counts.sum())
+        goal = self.config.budget or total
+        store = self.session.folder if self.session.plan.kind != "inline" else None
+        self.runner.engine.tell(
+            store=store, method=self.config.method, seed=self.config.seed, uniform_seed=self.config.seed + 17,
+            choices=self.setup.outputs if self._by_class else 1, levels=None, link=None,
+        )  # fmt: skip
+        self.sums = self.runner.run(passes.fit, "fit")
+        self.uniform_sums = self.sums
+        for k in range(self.config.rounds):
+            batch = round(goal * (k + 1) / self.config.rounds) - self.chosen
+            if batch < 1:
+                continue
+            self.measure()
+            self.score(k, batch, total)
+            if not self.choose(k, batch):
+                self.reason = self.reason or "no remaining row helps"
+                break
+        self.measure()
+        if not self.reason:
+            self.reason = "the budget is spent" if self.config.budget else "the pool is used up"
+
+    @property
+    def _by_class(self) -> bool:
+        return self.setup.task == "classification" and self.config.method == "balanced"
+
+    def measure(self) -> None:
+        """Fit to the table and what was chosen; note the left-out error on the table, beside that of uniform choice."""
+        if self.steps and self.steps[-1]["chosen"] == self.chosen:
+            return
+        uniform = self.fit(self.uniform_sums)
+        v = self.session.scan.counts["validation"]
+        tell_solution(self.runner, uniform, self.setup.dtype)
+        beside = self.runner.run(pool.core_error, "uniform")
+        self.solution = self.fit(self.sums)
+        tell_solution(self.runner, self.solution, self.setup.dtype)
+        self.runner.engine.forget("rows")
+        self.left: Partial = self.runner.run(passes.leave_one_out, "leave-out")
+        tally = self.left.tally
+        self.steps.append({
+            "chosen": self.chosen, "error": tally["wrong"] / v, "loss": tally["loss"] / v,
+            "uniform_chosen": self.uniform_chosen, "error_uniform": float(beside["wrong"]) / v,
+            "loss_uniform": float(beside["loss"]) / v, "ridge": self.ridge,
+        })  # fmt: skip
+
+    def fit(self, sums: FitSums) -> Solution:
+        """Return the fit, under the ridge with the least left-out squared error on the table."""
+        pattern, ridge = penalty_pattern(self.setup), self.config.ridge
+        if ridge == "auto":
+            rotation = self.runner.timed("solve", rotate, sums, pattern)
+            ridges = default_ridges(rotation)
+            self.runner.engine.tell(rotation=rotation.to(self.setup.dtype), ridges=ridges)
+            ridge = best_ridge(list(zip(ridges.tolist(), self.runner.run(passes.grid, "ridge").tolist(), strict=True)))
+            self.runner.engine.forget("rotation", "ridges")
+        self.ridge = float(ridge)
+        return self.runner.timed("solve", solve, sums, self.ridge * pattern)
+
+    def score(self, k: int, batch: int, total: int) -> None:
+        """Score the pool in one read; fit the rule for its labels; add this round's slice to the uniform choice."""
+        engine = self.runner.engine
+        adjoint, _ = self.runner.timed("solve", solve_adjoint, self.solution, self.left.sums)
+        engine.tell(adjoint=adjoint.to(self.setup.dtype))
+        if self.left.rows is not None:
+            engine.tell(validation=validation_rows(self.solution, self.left.rows.joined(), self.setup.dtype))
+        calibrate(self.runner, self.setup, self.left.tally, self.session.scored())
+        engine.forget("pool")
+        row = self.setup.scale.width * self.setup.dtype.itemsize
+        share = min(1.5 * batch / max(total - self.chosen, 1), 1.0, NEAR_BYTES * engine.workers / (row * total))
+        low, high = self.chosen / total, (self.chosen + batch) / total
+        engine.tell(uniform_slice=(low, high), keep_share=share, round=k, next_step=f"chosen{k + 1}")
+        found: Partial = self.runner.run(pool.score_pool, "score pool", self.extents)
+        self.uniform_sums = self.uniform_sums + found.sums
+        self.uniform_chosen += found.tally["uniform"]
+        classes = self.setup.outputs
+        histogram = found.tally["evidence"]
+        if self.setup.task == "classification":
+            rule = verdict.fit_verdict(histogram, classes)
+        else:
+            rule = verdict.fit_loss_verdict(histogram)
+        self.noise_rate = rule.noise_rate if k == 0 else self.noise_rate
+        engine.tell(pool_verdict=rule)
+
+    def choose(self, k: int, batch: int) -> int:
+        """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
+        engine = self.runner.engine
+        helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
+        first = choose.quotas(helping, batch)
+        second = torch.zeros_like(first)
+        if self.config.budget is not None:
+            second = choose.quotas(rest, batch - int(first.sum()))
+        if not int(first.sum() + second.sum()):
+            return 0
+        self.helped += int(first.sum())
+        engine.tell(limits={kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))})
+        found: Partial = self.runner.run(pool.take, "take", self.extents, features=False)
+        again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]
+        if again:
+            found = found + self.runner.run(pool.take, "take", again)
+        self.sums = self.sums + found.sums
+        engine.tell(pool_step=f"chosen{k + 1}")
+        assert found.rows is not None
+        ranked = np.sort(found.rows.joined()[0].numpy().view(np.uint64)).view(np.int64)
+        self.ranks[k] = (torch.from_numpy(ranked), self.chosen)
+        self.chosen += len(ranked)
+        return len(ranked)
+
+    def last_keys(self, kind: int, wanted: Tensor) -> Tensor:
+        """Return the key of the last row to take of every class: an exact radix selection over all shards."""
+        prefix, left = torch.zeros_like(wanted), wanted.clone()
+        for level in range(choose.BYTES if int(wanted.sum()) else 0):
+            self.runner.engine.tell(kind=kind, prefix=prefix, level=level)
+            counts = self.runner.run(pool.count_bytes, "choose", self.extents, features=False)
+            prefix, left = choose.next_prefix(counts, prefix, left)
+        return prefix
+
+
+def _finish(work: Extension) -> Result:
+    """Write the chosen rows, and describe."""
+    session, folder = work.session, work.session.folder
+    work.runner.engine.tell(folder=folder, ranks=work.ranks)
+    written = work.runner.run(pool.write_selected, "write", work.extents, features=False)
+    folder.drop("weights")
+    summary = figures(session, work, written)
+    conclude(session, summary, render_sheet(sheet_of(session, work, summary)))
+    return Result(summary, folder, session.plan.kind != "inline", told(summary), "selected")
