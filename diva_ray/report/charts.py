@@ -1,10 +1,12 @@
 """The geometry of the page's charts, in percent of the drawing; the template draws them."""
 
 import math
-from itertools import pairwise
+from itertools import groupby, pairwise
 from statistics import median
 
 from diva_ray.report import words
+
+MAX_DOTS = 60
 
 
 def histogram(z_edges: list[float], counts: list[int], issues: list[int], threshold: float | None) -> dict | None:
@@ -35,6 +37,121 @@ def histogram(z_edges: list[float], counts: list[int], issues: list[int], thresh
         "y_ticks": _count_ticks(max(counts), y, scale),
         "has_issues": any(issues),
     }
+
+
+def columns(edges: list, counts: list) -> dict | None:
+    """Bars and ticks of a histogram without a threshold, or None where there is nothing to draw."""
+    ends = [words.finite(edge, keep_infinite=True) for edge in edges]
+    known = [edge for edge in ends if edge is not None]
+    if not counts or len(known) < len(ends):
+        return None
+    drawn = histogram(known, [max(round(words.finite(n) or 0), 0) for n in counts], [], None)
+    if drawn is None:
+        return None
+    low, high = drawn["bars"][0]["from"], drawn["bars"][-1]["to"]
+    return drawn | {"x_ticks": _ticks(low, high, 7, lambda value: 100 * (value - low) / (high - low))}
+
+
+def bars(rows: list[dict]) -> dict:
+    """Bars from zero with whiskers of one standard error, negative ones to the left, and the ticks below them."""
+    numbers = [(_drawable(row.get("value")), _drawable(row.get("error"))) for row in rows]
+    numbers = [(value, None if error is None or error < 0 else error) for value, error in numbers]
+    ends = [0.0] + [v + sign * (e or 0.0) for v, e in numbers if v is not None for sign in (-1, 1)]
+    low, high = min(ends), max(ends)
+    if low == high:
+        high = low + 1.0
+    room = 0.03 * (high - low)
+    low, high = low - room * (low < 0), high + room * (high > 0)
+    x = lambda value: 100 * (value - low) / (high - low)  # noqa: E731 - a scale, used as one
+    drawn = []
+    for value, error in numbers:
+        bar = None if value is None else {"x": x(min(value, 0.0)), "width": abs(x(value) - x(0.0))}
+        whisker = (
+            None
+            if value is None or not error
+            else {"x": x(value - error), "width": x(value + error) - x(value - error)}
+        )
+        drawn.append({"bar": bar, "whisker": whisker, "value": value, "error": error})
+    return {"rows": drawn, "zero": x(0.0), "ticks": _ticks(low, high, 6, x)}
+
+
+def lines(x: list, series: list[dict], *, percent_x: bool = False, percent_y: bool = False) -> dict | None:
+    """Lines with gaps, bands and dots as SVG points, and the ticks; None where there is nothing to draw."""
+    at = [_drawable(value) for value in x]
+    known = sorted((value, i) for i, value in enumerate(at) if value is not None)
+    curves = [_curve(one, [i for _, i in known]) for one in series]
+    heights = [v for curve in curves for key in ("y", "low", "high") for v in curve[key] if v is not None]
+    if not heights:
+        return None
+    (left, right), (bottom, top) = _span(known[0][0], known[-1][0]), _axis(min(heights), max(heights))
+    across = lambda value: 100 * (value - left) / (right - left)  # noqa: E731 - scales, used as such
+    up = lambda value: 100 * (value - bottom) / (top - bottom)  # noqa: E731
+    places = [across(value) for value, _ in known]
+    return {
+        "order": [i for _, i in known],
+        "series": [_drawn(curve, places, up) for curve in curves],
+        "x_ticks": _ticks(left, right, 6, across, percent_x),
+        "y_ticks": _ticks(bottom, top, 5, up, percent_y),
+        "zero": up(0.0) if bottom < 0 < top else None,
+    }
+
+
+def _curve(one: dict, order: list[int]) -> dict:
+    """Heights and band of a series, in the order of x; what is missing is None."""
+    y, low, high = ([_drawable(v) for v in one.get(key) or []] for key in ("y", "low", "high"))
+    pick = lambda values: [values[i] if i < len(values) else None for i in order]  # noqa: E731
+    return {"y": pick(y), "low": pick(low), "high": pick(high)}
+
+
+def _drawn(curve: dict, places: list[float], up) -> dict:
+    """Points of each unbroken stretch of a line and of its band; dots, unless there are too many to see."""
+    spot = lambda x, y: f"{x:.2f},{100 - up(y):.2f}"  # noqa: E731
+    line = _unbroken([None if y is None else (x, y) for x, y in zip(places, curve["y"], strict=True)])
+    ends = zip(places, curve["low"], curve["high"], strict=True)
+    band = _unbroken([None if a is None or b is None else (x, min(a, b), max(a, b)) for x, a, b in ends])
+    alone = {run[0][0] for run in line if len(run) == 1}
+    dotted = len(places) <= MAX_DOTS
+    return {
+        "lines": [" ".join(spot(x, y) for x, y in run) for run in line if len(run) > 1],
+        "bands": [" ".join([spot(x, b) for x, _, b in run] + [spot(x, a) for x, a, _ in reversed(run)])
+                  for run in band if len(run) > 1],
+        "dots": [(x, 100 - up(y)) if y is not None and (dotted or x in alone) else None
+                 for x, y in zip(places, curve["y"], strict=True)],
+    }  # fmt: skip
+
+
+def _unbroken(points: list) -> list[list]:
+    """Stretches between the gaps."""
+    return [list(run) for there, run in groupby(points, key=lambda point: point is not None) if there]
+
+
+def _axis(low: float, high: float) -> tuple[float, float]:
+    """Ends of an axis around `low`..`high`: from zero where that costs little room, else on round numbers."""
+    if 0 <= low <= 0.6 * high:
+        low = 0.0
+    low, high = _span(low, high)
+    step = _step(low, high, 5)
+    return step * math.floor(low / step + 1e-9), step * math.ceil(high / step - 1e-9)
+
+
+def _span(low: float, high: float) -> tuple[float, float]:
+    """`low`..`high`, widened where it is a single number or too narrow to be told apart."""
+    if high - low > 1e-9 * max(abs(low), abs(high)):
+        return low, high
+    room = 0.1 * abs(low) or 1.0
+    return low - room, high + room
+
+
+def _ticks(low: float, high: float, at_most: int, scale, percent: bool = False) -> list[tuple[float, str]]:
+    """Place and text of round numbers in low..high."""
+    values = _round_ticks(low, high, at_most)
+    return [(scale(v), text) for v, text in zip(values, words.ticks(values, percent=percent), strict=True)]
+
+
+def _drawable(value) -> float | None:
+    """A number that can be placed: finite, and differences of two of them are as well."""
+    value = words.finite(value)
+    return None if value is None or abs(value) > 1e150 else 0.0 if abs(value) < 1e-150 else value
 
 
 def cautious_error(error: float, n: int) -> float:
@@ -69,11 +186,16 @@ def _count_scale(counts: list[int]):
 
 def _round_ticks(low: float, high: float, at_most: int) -> list[float]:
     """At most `at_most` + 1 round numbers in low..high."""
-    rough = (high - low) / at_most
-    unit = 10 ** math.floor(math.log10(rough))
-    step = next(k * unit for k in (1, 2, 5, 10, 20) if k * unit >= rough)
+    step = _step(low, high, at_most)
     first, last = math.ceil(low / step), math.floor(high / step + 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
+    return [round(k * step, 12 - min(math.floor(math.log10(step)), 0)) for k in range(first, last + 1)]
+
+
+def _step(low: float, high: float, at_most: int) -> float:
+    """The smallest 1, 2 or 5 times a power of ten that cuts low..high into at most `at_most` parts."""
+    rough = (high - low) / at_most
+    unit = 10.0 ** math.floor(math.log10(rough))
+    return next(k * unit for k in (1, 2, 5, 10, 20) if k * unit >= rough)
 
 
 def _count_ticks(top: int, y, scale: str) -> list[tuple[float, str]]:

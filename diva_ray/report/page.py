@@ -1,20 +1,9 @@
 """The page of a scoring run: which samples hurt, which labels look wrong."""
 
-import base64
-import hashlib
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from diva_ray.report import charts, frame, words
 
-from diva_ray.report import charts, words
-from diva_ray.report.pictures import thumbnail
-
-MAX_CARDS = 60
-MAX_ROWS = 200
 MAX_CLASSES = 30
 MAX_PAIRS = 25
 
@@ -48,11 +37,8 @@ def render_score_page(report: ScoreReport) -> str:
     encoded again (`diva_ray.report.pictures`), and the page's own policy allows only its own script.
     Cost: proportional to the samples shown, at most 60 cards or 200 rows per gallery and 30 classes.
     """
-    report = replace(report, summary=_known(report.summary), planted=_known(report.planted or {}))
-    script = _read("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = _environment().get_template("score.html.j2")
-    return page.render(
+    report = replace(report, summary=frame.known(report.summary), planted=frame.known(report.planted or {}))
+    return frame.template("score.html.j2").render(
         report=report,
         summary=report.summary,
         validation=words.clip(report.validation, 40),
@@ -63,18 +49,11 @@ def render_score_page(report: ScoreReport) -> str:
         ),
         classes=_classes(report.classes),
         confused=_confused(report.confused),
-        worst=_gallery(report.worst),
-        best=_gallery(report.best),
-        phases=_phases(report.summary.get("seconds")),
-        style=Markup(_read("page.css")),
-        script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        worst=_gallery(report.worst, report.task),
+        best=_gallery(report.best, report.task),
+        phases=frame.phases(report.summary.get("seconds")),
+        **frame.frame("page.css"),
     )
-
-
-def _known(figures: Mapping) -> dict:
-    """The figures that there are: neither None nor NaN."""
-    return {k: v for k, v in figures.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
 
 
 def headline(report: ScoreReport) -> list[str]:
@@ -161,47 +140,9 @@ def _confused(pairs: list[dict]) -> dict:
     return {"rows": shown, "left_out": max(len(rows) - MAX_PAIRS, 0)}
 
 
-def _gallery(samples: list[dict]) -> dict:
-    """Cards where the table had pictures or texts, else rows."""
-    cards = any(row.get("picture") is not None or row.get("text") is not None for row in samples)
-    shown = samples[: MAX_CARDS if cards else MAX_ROWS]
-    rows = [row | {"thumbnail": None if row.get("picture") is None else thumbnail(row["picture"])} for row in shown]
-    return {
-        "rows": rows,
-        "cards": cards,
-        "left_out": len(samples) - len(shown),
-        "has_truth": any(row.get("true_label") is not None for row in rows),
-        "has_source": any(row.get("source") is not None for row in rows),
-    }
-
-
-def _phases(seconds) -> list[dict]:
-    """Seconds per phase with a bar each; a `total` is listed last and has none."""
-    if words.finite(seconds) is not None:
-        seconds = {"total": seconds}
-    if not isinstance(seconds, Mapping):
-        return []
-    times = {str(name).replace("_", " "): words.finite(value) for name, value in seconds.items()}
-    known = {name: value for name, value in times.items() if value is not None}
-    top = max((value for name, value in known.items() if name != "total"), default=0) or 1
-    rows = [{"name": name, "seconds": value, "bar": value / top} for name, value in known.items()]
-    rows = [row | {"bar": None} if row["name"] == "total" else row for row in rows]
-    return sorted(rows, key=lambda row: row["name"] == "total")
-
-
-def _read(name: str) -> str:
-    return files("diva_ray.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _environment() -> Environment:
-    """Jinja with escaping on for everything and the formats of `words` as filters."""
-    environment = Environment(
-        loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    for shape in (words.number, words.fixed, words.count, words.percent, words.share, words.memory, words.duration,
-                  words.label):  # fmt: skip
-        environment.filters[shape.__name__] = shape
-    environment.filters["clip"] = lambda text, length=280: words.clip(str(text), length)
-    environment.filters["bare"] = lambda value: "" if words.finite(value) is None else f"{words.finite(value):.9g}"
-    environment.globals["plural"] = words.plural
-    return environment
+def _gallery(samples: list[dict], task: str) -> dict:
+    """Samples with z and loss on each card, and a table's columns as far as the task has them."""
+    columns = {"labels", "found", "z", "derivative", "loss", "label_score"}
+    columns |= {"margin"} if task == "classification" else set()
+    figures = lambda row: [f"z {words.fixed(row.get('z'), 1)}", f"loss {words.fixed(row.get('loss'))}"]  # noqa: E731
+    return frame.gallery([row | {"figures": figures(row)} for row in samples], columns)

@@ -1,10 +1,23 @@
 """A page made of parts that any job can fill: figures, bars, lines, histograms, tables and samples."""
 
+import math
 from dataclasses import dataclass, field
 
-from markupsafe import Markup
+from diva_ray.report import charts, frame, words
 
-from diva_ray.report import page
+MAX_BARS = 60
+TONES = ("hurts", "helps", "issue", "good")
+KINDS = {
+    "text": lambda value: words.clip(str(value), 280),
+    "label": words.label,
+    "number": words.number,
+    "fixed": words.fixed,
+    "count": words.count,
+    "percent": words.percent,
+    "z": lambda value: words.fixed(value, 1),
+    "bar": words.percent,
+}
+RIGHT = ("number", "fixed", "count", "percent", "z")  # kinds that line up at the right
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,144 @@ class Sheet:
 
 
 def render_sheet(sheet: Sheet) -> str:
-    """One self-contained HTML page: no network, readable without scripts."""
-    template = page._environment().get_template("sheet.html.j2")
-    return template.render(sheet=sheet, style=Markup(page._read("page.css")))
+    """One self-contained HTML page: no network, readable without scripts.
+
+    Every string is taken as hostile and escaped, pictures are decoded and encoded again, and the page's own
+    policy allows only its own script. Missing numbers (None, NaN) are a dash or left out.
+    Cost: proportional to what is shown, at most 60 bars, 60 cards and `most` rows a part.
+
+    Raises:
+        ValueError: a column's kind is unknown.
+        TypeError: a part is none of the kinds above.
+    """
+    return frame.template("sheet.html.j2").render(
+        sheet=sheet,
+        tiles=[_tile(tile) for tile in sheet.tiles],
+        headline=[words.clip(str(sentence), 400) for sentence in sheet.headline],
+        parts=[_shown(part) for part in sheet.parts],
+        phases=frame.phases(sheet.seconds),
+        memory=words.finite(sheet.memory),
+        **frame.frame("page.css", "sheet.css"),
+    )
+
+
+def _tile(tile: Tile) -> dict:
+    """A figure with only the colours there are."""
+    tone = tile.tone if tile.tone in TONES else ""
+    value, detail = words.clip(str(tile.value), 40), words.clip(str(tile.detail), 120)
+    return {"name": words.clip(str(tile.name), 60), "value": value, "detail": detail, "tone": tone}
+
+
+def _shown(part) -> dict:
+    """What the template draws of a part; `kind` names its macro, `empty` says that there is nothing to draw."""
+    match part:
+        case Bars():
+            shown = _bars(part)
+        case Lines():
+            shown = _lines(part)
+        case Columns():
+            shown = {"drawn": charts.columns(part.edges, part.counts), "x_name": part.x_name}
+        case Table():
+            shown = _table(part)
+        case Gallery():
+            shown = _gallery(part)
+        case _:
+            raise TypeError(f"render_sheet: parts must be Bars, Lines, Columns, Table or Gallery, got {type(part)}.")
+    shown |= {"kind": type(part).__name__, "title": words.clip(str(part.title), 160), "intro": part.intro}
+    return shown | {"empty": not (shown["drawn"] if "drawn" in shown else shown["rows"])}
+
+
+def _bars(part: Bars) -> dict:
+    """Each bar with its place and its words; all values have the same decimals."""
+    rows = part.rows[:MAX_BARS]
+    drawn = charts.bars(rows)
+    errors = [row["error"] for row in drawn["rows"]]
+    finest = min((error for error in errors if error), default=None)
+    texts = words.aligned([row["value"] for row in drawn["rows"]] + errors, finest=finest)
+    words_of = zip(rows, drawn["rows"], texts[: len(rows)], texts[len(rows) :], strict=True)
+    shown = [
+        place | {"label": words.label(row.get("label"), 120), "detail": row.get("detail") or "", "text": text,
+                 "error_text": "" if place["error"] is None or place["value"] is None else error,
+                 "strong": bool(row.get("strong"))}
+        for row, place, text, error in words_of
+    ]  # fmt: skip
+    whiskers = any(row["error_text"] for row in shown)
+    return {"rows": shown, "zero": drawn["zero"], "ticks": drawn["ticks"], "unit": part.unit, "whiskers": whiskers,
+            "left_out": len(part.rows) - len(rows)}  # fmt: skip
+
+
+def _lines(part: Lines) -> dict:
+    """Curves and the same numbers as a table; the strong series takes the first colour and is drawn last."""
+    drawn = charts.lines(part.x, part.series, percent_x=part.percent_x, percent_y=part.percent_y)
+    if drawn is None:
+        return {"drawn": None}
+    order, ranked = drawn["order"], sorted(part.series, key=lambda one: not one.get("strong"))
+    at = words.exact([part.x[i] for i in order], percent=part.percent_x)
+    for one, curve in zip(part.series, drawn["series"], strict=True):
+        texts = {
+            key: words.aligned(_picked(one.get(key), order), percent=part.percent_y) for key in ("y", "low", "high")
+        }
+        banded = any(value is not None for key in ("low", "high") for value in one.get(key) or [])
+        curve |= {
+            "name": words.label(one.get("name"), 60),
+            "colour": next(k for k, other in enumerate(ranked) if other is one) % 5,
+            "strong": bool(one.get("strong")),
+            "texts": texts,
+            "banded": banded,
+        }
+    longest = max(len(text) for _, text in drawn["y_ticks"])
+    return {"drawn": drawn, "at": at, "x_name": part.x_name or "x", "y_name": part.y_name, "indent": 8 * longest + 12}
+
+
+def _picked(values: list | None, order: list[int]) -> list:
+    return [values[i] if values and i < len(values) else None for i in order]
+
+
+def _table(part: Table) -> dict:
+    """The first `most` rows, every cell as words, a key to sort by and, for a share, a bar."""
+    unknown = [kind for _, _, kind in part.columns if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"Table: a column's kind must be one of {', '.join(KINDS)}, got {unknown[0]!r}.")
+    heads = [{"name": words.label(name), "kind": kind, "right": kind in RIGHT} for _, name, kind in part.columns]
+    rows = [[_cell(row.get(key), kind) for key, _, kind in part.columns] for row in part.rows[: part.most]]
+    return {"heads": heads, "rows": rows if heads else [], "left_out": max(len(part.rows) - part.most, 0)}
+
+
+def _cell(value, kind: str) -> dict:
+    """A value as its column writes it."""
+    number = words.finite(value)
+    cell = {"kind": kind, "text": KINDS[kind](value), "tone": "", "sort": "" if number is None else f"{number:.9g}"}
+    if kind in ("text", "label"):
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        return cell | {"text": words.MISSING if missing else cell["text"], "sort": None}
+    if kind == "z" and number:
+        cell["tone"] = "hurts" if number > 0 else "helps"
+    return cell | {"bar": number if kind == "bar" else None}
+
+
+def _gallery(part: Gallery) -> dict:
+    """Samples with the figures they have: weight, z and loss on each card, more in a table."""
+    rows = [frame.known(row) for row in part.rows]
+    has = lambda *keys: any(row.get(key) is not None for row in rows for key in keys)  # noqa: E731
+    columns = {key for key in ("weight", "z", "derivative", "margin", "loss", "label_score") if has(key)}
+    columns |= {"labels"} if has("label", "predicted_label") else set()
+    columns |= {"found"} if has("is_label_issue", "is_detrimental") else set()
+    columns |= {"caption"} if part.caption and has(part.caption) else set()
+    rows = [row | {"caption": _caption(row, part.caption), "figures": _figures(row)} for row in rows]
+    return frame.gallery(rows, columns)
+
+
+def _caption(row: dict, key: str) -> str:
+    """The value of `key` on a card; a number has its name before it."""
+    value = row.get(key)
+    if value is None or not key:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{words.clip(key.replace('_', ' '), 40)} {words.number(value)}"
+    return words.label(value, 160)
+
+
+def _figures(row: dict) -> list[str]:
+    """`weight 0.25`, `z 4.1`, `loss 2.50`, as far as known."""
+    known = {"weight": lambda weight: words.number(weight, 2), "z": lambda z: words.fixed(z, 1), "loss": words.fixed}
+    return [f"{name} {shape(row[name])}" for name, shape in known.items() if words.finite(row.get(name)) is not None]

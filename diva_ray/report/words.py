@@ -3,9 +3,11 @@
 import math
 import unicodedata
 from collections.abc import Mapping
+from itertools import pairwise
 
 MISSING = "\N{EN DASH}"
 HIDDEN = ("Cc", "Cf", "Cs")  # control characters, among them those that turn the direction of text
+PERCENT = "\N{NO-BREAK SPACE}%"
 JOINERS = "\u200c\u200d"  # which Persian and emoji need
 
 
@@ -52,6 +54,38 @@ def percent(share) -> str:
     """A share in 0..1 as a percentage with one decimal."""
     share = finite(share)
     return MISSING if share is None else _minus(f"{100 * share:.1f}\N{NO-BREAK SPACE}%")
+
+
+def aligned(values: list, *, percent: bool = False, finest=None) -> list[str]:
+    """Numbers of one column with the same decimals: three digits for the largest, and one for `finest`."""
+    factor, unit = (100, PERCENT) if percent else (1, "")
+    known = [finite(value) for value in values]
+    top = max((factor * abs(value) for value in known if value is not None), default=0.0)
+    if 1e-6 < top < 1e9:
+        places = max(2 - math.floor(math.log10(top)), 0)
+        least = finite(finest)
+        if least:
+            places = max(places, min(-math.floor(math.log10(factor * abs(least))), places + 3))
+        return [MISSING if value is None else fixed(factor * value, places) + unit for value in known]
+    return [MISSING if value is None else number(factor * value) + unit for value in known]
+
+
+def ticks(values: list[float], *, percent: bool = False) -> list[str]:
+    """Evenly spaced round numbers with as many decimals as tell them apart."""
+    shown = [100 * value for value in values] if percent else list(values)
+    top = max(map(abs, shown), default=0.0)
+    close = 1e-6 * max((abs(b - a) for a, b in pairwise(shown)), default=top)
+    places = next((p for p in range(9) if all(abs(round(v, p) - v) <= close for v in shown)), None)
+    texts = [number(value) if places is None else fixed(value, places) for value in shown]
+    short = [compact(value) for value in shown]
+    if 1e4 <= top < 1e12 and min(shown) >= 0 and len(set(short)) == len(shown):
+        texts = short
+    return [text + PERCENT * percent for text in texts]
+
+
+def exact(values: list, *, percent: bool = False) -> list[str]:
+    """Positions on an axis, to six digits."""
+    return [number(100 * value, 6) + PERCENT if percent else number(value, 6) for value in values]
 
 
 def plural(value, one: str, many: str) -> str:

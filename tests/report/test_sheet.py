@@ -1,0 +1,258 @@
+"""The sheet: safe against hostile words, self-contained, complete, and calm when numbers are missing."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from diva_ray.report import Bars, Columns, Gallery, Lines, Sheet, Table, Tile, charts, render_sheet, words
+from tests.report.test_page import EVIL, Page, fetches, png
+
+MINUS, PERCENT = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}%"
+NOTHING = "There is nothing to show here."
+GAPS = [None, math.nan, math.inf, "no number"]
+
+
+def sheet_of(*parts, **more) -> Page:
+    html = render_sheet(Sheet(**({"title": "t", "headline": [], "tiles": [], "parts": list(parts)} | more)))
+    page = Page(html)
+    assert not page.open
+    assert not re.search(r"\b(nan|None|inf)\b", page.text)
+    return page
+
+
+def full_parts(word: str = "arm", picture=None) -> list:
+    return [
+        Bars(word, [{"label": word, "value": 2.34, "error": 0.3, "detail": word, "strong": True},
+                    {"label": word, "value": -1.02, "error": 0.36}], word, word),
+        Lines(word, [0.1, 0.5], [{"name": word, "y": [0.27, 0.1], "low": [0.2, 0.1], "high": [0.3, 0.1]}], word, word,
+              word, percent_x=True, percent_y=True),
+        Columns(word, [0, 1, 2], [7, 31], word, word),
+        Table(word, [("a", word, "label"), ("b", word, "text"), ("c", word, "z")], [{"a": word, "b": word, "c": 1}],
+              word),
+        Gallery(word, [{"id": word, "label": word, "predicted_label": word, "why": word, "source": word,
+                        "true_label": word, "text": word, "picture": picture, "z": 4.06, "weight": 0.25}], word, "why"),
+        Gallery(word, [{"id": word, "label": word, "why": word, "source": word}], word, "why"),
+    ]  # fmt: skip
+
+
+def test_hostile_words_stay_words():
+    page = sheet_of(
+        *full_parts(EVIL, png(np.eye(8) * 255)), title=EVIL, headline=[EVIL], tiles=[Tile(EVIL, EVIL, EVIL, EVIL)],
+        run=[(EVIL, EVIL)], seconds={EVIL: 1.0}, notes=[EVIL], downloads=[EVIL], footer=EVIL,
+    )  # fmt: skip
+    assert len(page.all("script")) == 1
+    assert len(page.all("img")) == 1
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert not [attrs for _, attrs in page.tags if "<" in attrs.get("class", "") + attrs.get("style", "")]
+    assert page.text.count("<script>alert(1)</script>") > 20
+
+
+def test_page_fetches_nothing():
+    parts = full_parts(picture=png(np.eye(8) * 255))
+    html = render_sheet(Sheet("t", ["a"], [], parts))
+    page = Page(html)
+    assert fetches(page)
+    assert all(url.startswith("data:image/png;base64,") for url in fetches(page))
+    assert not re.search(r"@import|url\(|https?://|<link|<iframe", html)
+    policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_frame_is_on_the_page():
+    page = sheet_of(
+        headline=["Error fell.", "It is small."], tiles=[Tile("gain", "2.3", "± 0.3", "good")],
+        run=[("data", "digits")], seconds={"fit_all": 1.4, "total": 71.0}, memory=412 * 2**20, notes=["a note"],
+        downloads=["a.csv: rows"],
+        footer="the end",
+    )  # fmt: skip
+    for shown in ("Error fell. It is small.", "gain 2.3 ± 0.3", "data digits", "fit all 1.4 s", "71 s", "412 MiB",
+                  "a note", "a.csv: rows", "the end"):  # fmt: skip
+        assert shown in page.text, shown
+    assert {"class": "good"} in page.all("div")
+
+
+def test_a_bare_sheet_has_no_empty_sections():
+    page = sheet_of(memory=math.nan)
+    assert not page.all("section")
+    assert not page.all("footer")
+
+
+def test_bars_say_value_and_error_with_the_same_decimals():
+    rows = [{"label": "a", "value": 12.3, "error": 0.02}, {"label": "b", "value": -1.0}]
+    text = sheet_of(Bars("t", rows, unit="pp")).text
+    assert "a 12.30 pp ± 0.02" in text
+    assert f"b {MINUS}1.00 pp" in text
+
+
+def test_negative_bars_grow_to_the_left_and_whiskers_stay_inside():
+    drawn = charts.bars([{"value": 2.0, "error": 0.5}, {"value": -1.0, "error": 3.0}, {"value": 0.0, "error": 0.0}])
+    up, down, none = drawn["rows"]
+    assert up["bar"]["x"] == pytest.approx(drawn["zero"])
+    assert down["bar"]["x"] + down["bar"]["width"] == pytest.approx(drawn["zero"])
+    assert none["bar"]["width"] == 0
+    assert none["whisker"] is None
+    for bar, middle in ((up, up["bar"]["x"] + up["bar"]["width"]), (down, down["bar"]["x"])):
+        whisker = bar["whisker"]
+        assert 0 <= whisker["x"] <= whisker["x"] + whisker["width"] <= 100
+        assert whisker["x"] + whisker["width"] / 2 == pytest.approx(middle)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_missing_numbers_in_bars(gap):
+    page = sheet_of(Bars("t", [{"label": "a", "value": gap, "error": gap}, {"label": "b", "value": 1, "error": gap}]))
+    assert "a \N{EN DASH} b 1.00" in page.text
+    assert "±" not in page.text
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-12, 1e200, -1e12, 5e-324])
+def test_bars_of_any_size_stay_in_their_frame(value):
+    drawn = charts.bars([{"value": value, "error": value}])
+    assert all(0 <= at <= 100.001 for at, _ in drawn["ticks"])
+    assert 0 <= drawn["zero"] <= 100
+    sheet_of(Bars("t", [{"label": "a", "value": value, "error": abs(value)}]))
+
+
+def test_many_bars_are_cut_and_counted():
+    text = sheet_of(Bars("t", [{"label": f"arm {k}", "value": k} for k in range(75)])).text
+    assert "15 more rows are left out." in text
+    assert "arm 60" not in text
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_a_line_breaks_where_a_number_is_missing(gap):
+    y = [1.0, 2.0, gap, 3.0, gap, 4.0, 5.0]
+    drawn = charts.lines(list(range(7)), [{"name": "a", "y": y, "low": y, "high": y}])
+    (curve,) = drawn["series"]
+    assert [len(points.split()) for points in curve["lines"]] == [2, 2]
+    assert [len(points.split()) for points in curve["bands"]] == [4, 4]
+    assert [dot is not None for dot in curve["dots"]] == [True, True, False, True, False, True, True]
+    sheet_of(Lines("t", list(range(7)), [{"name": "a", "y": y, "low": y, "high": y}]))
+
+
+def test_a_lonely_point_of_a_long_line_has_a_dot():
+    y = [1.0] * 50 + [None, 2.0, None] + [1.0] * 50
+    (curve,) = charts.lines(list(range(len(y))), [{"y": y}])["series"]
+    assert [k for k, dot in enumerate(curve["dots"]) if dot] == [51]
+
+
+def test_lines_are_ordered_by_x_and_stay_in_their_frame():
+    drawn = charts.lines([3, None, 1, 2], [{"y": [0.3, 9, 0.1, 0.25], "low": [0.2], "high": [0.4]}])
+    assert drawn["order"] == [2, 3, 0]
+    spots = [tuple(map(float, spot.split(","))) for spot in drawn["series"][0]["lines"][0].split()]
+    assert spots == sorted(spots)
+    assert all(0 <= number <= 100 for spot in spots for number in spot)
+    assert spots[0][1] > spots[1][1] > spots[2][1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [([1], [5.0]), ([1, 2], [0, 0]), ([2, 2], [-3, -3]), ([1, 2], [1e-300, 1e160]),
+                 ([1e9, 1e9 + 1], [7, 8]), ([0, 1e-20], [1e-20, 2e-20]), ([1, 2, 3], [1])]
+)  # fmt: skip
+def test_lines_of_any_size(x, y):
+    drawn = charts.lines(x, [{"name": "a", "y": y}])
+    assert all(-0.001 <= at <= 100.001 for key in ("x_ticks", "y_ticks") for at, _ in drawn[key])
+    assert len({text for _, text in drawn["y_ticks"]}) == len(drawn["y_ticks"]) > 1
+    sheet_of(Lines("t", x, [{"name": "a", "y": y}], percent_x=True, percent_y=True))
+
+
+def test_figures_of_lines_are_in_the_table():
+    series = [{"name": "ours", "y": [0.21, 0.0992], "low": [0.2, None], "high": [0.22, 0.1], "strong": True},
+              {"name": "uniform", "y": [None, 0.123]}]  # fmt: skip
+    text = sheet_of(Lines("t", [0.05, 1.0], series, x_name="budget", percent_x=True, percent_y=True)).text
+    dash = "\N{EN DASH}"
+    assert "budget ours uniform" in text
+    assert f"5 % 21.0 % (20.0 % to 22.0 %) {dash}" in text
+    assert f"100 % 9.9 % ({dash} to 10.0 %) 12.3 %" in text
+
+
+def test_the_strong_line_has_the_first_colour():
+    series = [{"name": "a", "y": [1, 2]}, {"name": "b", "y": [2, 3], "strong": True}]
+    groups = sheet_of(Lines("t", [1, 2], series)).all("g")
+    assert [group["class"] for group in groups] == ["c1", "c0 strong"]
+
+
+def test_columns_have_their_counts_in_the_table():
+    page = sheet_of(Columns("t", [0, 0.5, 1.0, 1.5], [190, 0, 1607], x_name="weight"))
+    assert "0 0.5 190" in page.text
+    assert "1 1.5 1,607" in page.text
+    assert len(page.all("rect")) == 2
+
+
+@pytest.mark.parametrize(
+    "part",
+    [Bars("t", []), Lines("t", [], []), Lines("t", [1, 2], []), Lines("t", [1], [{"name": "a", "y": [None]}]),
+     Lines("t", [None], [{"name": "a", "y": [1]}]), Columns("t", [], []), Columns("t", [0, None], [3]),
+     Columns("t", [0, 1], [0]), Columns("t", [0, 1], [math.nan]), Columns("t", [0, 1], [-3]),
+     Table("t", [], [{"a": 1}]), Table("t", [("a", "A", "text")], []), Gallery("t", [])],
+)  # fmt: skip
+def test_nothing_to_show_says_so(part):
+    assert NOTHING in sheet_of(part).text
+
+
+def test_cells_of_every_kind():
+    kinds = ["text", "label", "number", "fixed", "count", "percent", "z", "bar"]
+    row = {"text": "a text", "label": 3, "number": 0.01234, "fixed": 2, "count": 1797, "percent": 0.123, "z": -4.06,
+           "bar": 0.5}  # fmt: skip
+    page = sheet_of(Table("t", [(kind, kind, kind) for kind in kinds], [row, dict.fromkeys(kinds), {}]))
+    assert f"a text 3 0.0123 2.00 1,797 12.3 % {MINUS}4.1 50.0 %" in page.text
+    assert {"class": "helps"} in page.all("b")
+    assert [cell["data-v"] for cell in page.all("td") if "data-v" in cell][:6] == [
+        "0.01234", "2", "1797", "0.123", "-4.06", "0.5"]  # fmt: skip
+    assert {"class": "sortable"} in page.all("table")
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("kind", ["number", "fixed", "count", "percent", "z", "bar"])
+def test_missing_cells_are_dashes(kind, gap):
+    cells = [cell for cell in sheet_of(Table("t", [("a", "A", kind)], [{"a": gap}])).all("td") if "data-v" in cell]
+    assert [cell["data-v"] for cell in cells] == [""]
+
+
+def test_rows_left_out_are_counted():
+    text = sheet_of(Table("t", [("a", "A", "label")], [{"a": f"row {k}"} for k in range(1500)], most=50)).text
+    assert "1,450 more rows are left out." in text
+    assert "row 50" not in text
+
+
+def test_an_unknown_kind_or_part_is_named():
+    with pytest.raises(ValueError, match="kind must be one of text, label"):
+        sheet_of(Table("t", [("a", "A", "colour")], []))
+    with pytest.raises(TypeError, match="must be Bars, Lines"):
+        sheet_of("a string")
+
+
+def test_gallery_shows_what_rows_have():
+    rows = [{"id": "b-8", "label": 3, "predicted_label": 8, "z": 4.06, "weight": 0.25, "rank": 2, "text": "words",
+             "is_label_issue": True}]  # fmt: skip
+    text = sheet_of(Gallery("t", rows, caption="rank")).text
+    assert "words 3 → 8 label? rank 2 weight 0.25 z 4.1 id b-8" in text
+    assert "loss" not in text
+
+
+def test_gallery_without_pictures_is_a_table_of_what_is_known():
+    page = sheet_of(Gallery("t", [{"id": k, "label": k, "z": math.nan, "weight": 0.5, "why": "rare"} for k in range(3)],
+                            caption="why"))  # fmt: skip
+    assert "Sample Given → predicted Note Weight 0 0 rare 0.5" in page.text
+
+
+@pytest.mark.parametrize("row", [{}, {"id": None, "picture": b"junk"}, {"id": math.nan, "text": math.nan},
+                                 {"picture": {"path": "x"}, "caption": 5, "figures": 5,
+                                  "thumbnail": EVIL}])  # fmt: skip
+def test_odd_samples(row):
+    sheet_of(Gallery("t", [row], caption="nowhere"))
+
+
+@pytest.mark.parametrize(("made", "wanted"), [
+    (words.aligned([12.3, 0.5, None]), ["12.3", "0.5", "\N{EN DASH}"]),
+    (words.aligned([0.912, 0.0004], finest=0.0004), ["0.9120", "0.0004"]),
+    (words.aligned([0.0345], percent=True), [f"3.45{PERCENT}"]),
+    (words.aligned([0.0, math.nan]), ["0", "\N{EN DASH}"]),
+    (words.ticks([0.998, 0.9985, 0.999]), ["0.9980", "0.9985", "0.9990"]),
+    (words.ticks([0.0, 0.1, 0.2], percent=True), [f"0{PERCENT}", f"10{PERCENT}", f"20{PERCENT}"]),
+    (words.ticks([0.0, 20_000.0, 40_000.0]), ["0", "20k", "40k"]),
+    (words.ticks([]), []),
+])  # fmt: skip
+def test_words(made, wanted):
+    assert made == wanted
