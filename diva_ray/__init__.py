@@ -6,18 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_ray.data.transforms import augmented as augmented
     from diva_ray.errors import InputError as InputError
+    from diva_ray.tasks.augment import augment as augment
     from diva_ray.tasks.extend import extend as extend
     from diva_ray.tasks.reweight import reweight as reweight
     from diva_ray.tasks.score import score as score
 
 HOMES = {
     "InputError": "diva_ray.errors",
+    "augment": "diva_ray.tasks.augment",
+    "augmented": "diva_ray.data.transforms",
     "extend": "diva_ray.tasks.extend",
     "reweight": "diva_ray.tasks.reweight",
     "score": "diva_ray.tasks.score",
 }
-__all__ = ["InputError", "extend", "reweight", "score"]
+__all__ = ["InputError", "augment", "augmented", "extend", "reweight", "score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ class DataConfig:
     """Which table, and which columns are what."""
 
     path: str | None = None  # Parquet file, folder, glob or URI; None: the built-in table named by `builtin`
-    builtin: str | None = None  # digits: scikit-learn's digits with a seeded share of labels flipped
+    builtin: str | None = None  # digits: scikit-learn's, a seeded share of labels flipped | digits_augmented
     noise: float = 0.2  # share of the built-in table's labels that are flipped, 0..1
     features: Any = "features"  # a column or a list of columns: each is a band (modality)
     label: str = "label"
@@ -107,6 +107,17 @@ class ExtendConfig(FitConfig):
 
 
 @dataclass
+class AugmentConfig(FitConfig):
+    """Schema of `configs/augment.yaml`: `data.source` names a row's transform, `data.group` its original."""
+
+    identity: str = "identity"  # the transform that changes nothing; its rows alone validate
+    steps: int = 3  # weight steps at most, 1..10
+    eta: float = 0.1  # size of a plain step, for the paper's answer beside
+    folds: int = 5  # outer folds of originals on which steps are judged
+    output: str = "outputs/augment"
+
+
+@dataclass
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
@@ -124,5 +135,6 @@ SCHEMAS = {
     "score": ScoreConfig,
     "reweight": ReweightConfig,
     "extend": ExtendConfig,
+    "augment": AugmentConfig,
     "benchmark": BenchmarkConfig,
 }  # configs/NAME.yaml builds on NAME_schema

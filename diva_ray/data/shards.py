@@ -35,6 +35,7 @@ class Columns:
     source: str | None = None
     offset: str | None = None
     truth: str | None = None
+    heard_source: str | None = None  # value of `source` whose rows alone validate
     position: str | None = None  # row numbers of the original table, when rows were brought together by group
 
     def names(self) -> list[str]:
@@ -167,7 +168,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         where=where,
     )
     if columns.group:
-        group_keys = row_keys(arrays[columns.group], seed=int(extent.held_out))
+        group_keys = row_keys(arrays[columns.group])
         shard.group_keys, inverse = np.unique(group_keys, return_inverse=True)
         shard.group, shard.group_values = torch.from_numpy(inverse.astype(np.int64)), arrays[columns.group]
     if columns.source:

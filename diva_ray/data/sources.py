@@ -21,9 +21,7 @@ KEYS = ("data.id", "data.group", "data.source")
 def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: str = "data.path") -> Table | Any:
     """Return the table of a path, Arrow table, DataFrame, mapping of arrays or built-in; a Ray Dataset as it is."""
     if data is None:
-        if builtin != "digits":
-            raise InputError(f"{option}: a table must be named, got none. Set `{option}`.")
-        return from_arrow(digits(noise, seed), f"scikit-learn's digits, {noise:.0%} of the labels flipped")
+        return open_builtin(builtin, noise, seed, option)
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return open_parquet(str(data), option)
     if isinstance(data, pa.Table):
@@ -45,6 +43,15 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: s
         f"data: must be a path, a Ray Dataset, an Arrow table, a DataFrame or a mapping of arrays, got {kind}. "
         "Arrays go in as {'features': X, 'label': y}."
     )
+
+
+def open_builtin(builtin: str | None, noise: float, seed: int, option: str) -> Table:
+    """Return a built-in table by its name."""
+    if builtin == "digits":
+        return from_arrow(digits(noise, seed), f"scikit-learn's digits, {noise:.0%} of the labels flipped")
+    if builtin == "digits_augmented":
+        return from_arrow(digits_augmented(seed), "scikit-learn's digits, five copies of each")
+    raise InputError(f"{option}: a table must be named, got none. Set `{option}`.")
 
 
 def digits(noise: float, seed: int) -> pa.Table:
@@ -79,6 +86,17 @@ def digits(noise: float, seed: int) -> pa.Table:
             "image": pa.array(pictures, pa.binary()),
         }
     )
+
+
+def digits_augmented(seed: int) -> pa.Table:
+    """Return 600 of scikit-learn's digits, each as it is, flipped either way, shifted and tilted."""
+    from sklearn.datasets import load_digits
+
+    from diva_ray.data.transforms import augmented
+
+    pixels, label = load_digits(return_X_y=True)
+    some = np.random.default_rng(seed).permutation(len(label))[:600]
+    return augmented([np.uint8(row.reshape(8, 8) * 15) for row in pixels[some]], label[some].tolist(), seed=seed)
 
 
 def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Columns, str | None]:
@@ -122,7 +140,7 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
                 f"data.features: column `{name}` must hold numbers or lists of numbers, got {schema.field(name).type}. "
                 "Change `data.features`."
             )
-    truth = options.truth or ("true_label" if builtin else None)
+    truth = options.truth or ("true_label" if builtin and "true_label" in schema.names else None)
     columns = Columns(
         tuple(named["data.features"]), options.label, identifier, options.weight, options.validation_weight,
         options.group, options.source, options.offset, truth,

@@ -47,7 +47,7 @@ def sample(shard: Shard, known: Known) -> Rows:
     )
     F = Z @ known["solution"]["W"]
     F = F if shard.offset is None else F + shard.offset[rows].to(setup.dtype)
-    return Rows((Z, subtract_from_targets(targets(shard, setup)[rows], F), group_codes(shard)[rows]))
+    return Rows((Z, subtract_from_targets(targets(shard, setup)[rows], F), group_codes(shard, known)[rows]))
 
 
 def estimated(shard: Shard, known: Known) -> Rows:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -153,7 +154,7 @@ def blocks(shard: Shard, known: Known) -> Iterator[Block]:
     bounds = block_bounds(shard, setup.block_rows)
     buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=setup.dtype)
     for a, b in bounds:
-        groups = [] if shard.group is None else rows_by_group_size(shard.group[a:b])
+        groups = [] if shard.group is None or known.get("alone") else rows_by_group_size(shard.group[a:b])
         Z = prepare(shard, a, b, setup.scale, buffer)
         yield Block(a, b, Z, Y[a:b], alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
 
@@ -241,9 +242,9 @@ def row_signs(shard: Shard, setup: Setup) -> Tensor:
     return random_signs(unit_keys(shard), setup.copies - 1, setup.seed).to(setup.dtype)
 
 
-def group_codes(shard: Shard) -> Tensor:
+def group_codes(shard: Shard, known: Known) -> Tensor:
     """Return a code of every row's leave-out group that is unique over all shards and ascends with them."""
-    local = torch.arange(len(shard)) if shard.group is None else shard.group
+    local = torch.arange(len(shard)) if shard.group is None or known.get("alone") else shard.group
     return (shard.extent.index << 40) + local
 
 
@@ -258,7 +259,11 @@ def validation_weights(shard: Shard, known: Known) -> Tensor:
     """Return v: with a separate validation table the training rows do not validate."""
     if shard.extent.pool or (known.get("held_out", False) and not shard.extent.held_out):
         return torch.zeros_like(shard.validation)
-    return shard.validation.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else shard.validation
+    v = shard.validation
+    if known.get("heard_source") is not None and shard.source is not None:
+        heard = pc.equal(shard.source, known["heard_source"]).to_numpy(zero_copy_only=False)
+        v = v * torch.from_numpy(heard).double()
+    return v.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else v
 
 
 @dataclass(frozen=True)

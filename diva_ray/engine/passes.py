@@ -81,12 +81,12 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
         sums.add(U, b.alpha, left, t, signs[b.start : b.stop])
         rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
         if checked is not None:
-            codes = group_codes(shard)[b.start : b.stop]
+            codes = group_codes(shard, known)[b.start : b.stop]
             squares += checked.squares(U, t, b.alpha[:, None] * left.e, codes)
         if setup.collect:
             heard = torch.nonzero((b.v > 0) | (t != 0).any(1)).squeeze(1)  # or whose group is heard
             moved = b.alpha[heard, None] * left.e[heard]
-            kept.append((U[heard], t[heard], moved, group_codes(shard)[b.start : b.stop][heard]))
+            kept.append((U[heard], t[heard], moved, group_codes(shard, known)[b.start : b.stop][heard]))
     shard.state["rows"] = rows
     counts = tally(shard, known, rows)
     counts["checked"] = squares
@@ -167,7 +167,7 @@ def score(shard: Shard, known: Known) -> Partial:
         error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros(len(d), dtype=torch.float64)
         if codes is not None:
             by_source[:, : d.shape[1]].index_add_(0, codes[part], d)
-        for inner, C in exact.contributions(b.Z, rows.r[part], group_codes(shard)[part]) if exact else ():
+        for inner, C in exact.contributions(b.Z, rows.r[part], group_codes(shard, known)[part]) if exact else ():
             error[inner] = C.norm(dim=1).double()
             if codes is not None:
                 by_source[:, 1:].index_add_(0, codes[part][inner], C.double())
@@ -200,7 +200,7 @@ def gather(shard: Shard, known: Known) -> Rows:
     Z = prepare(shard, 0, n, setup.scale, torch.empty(n, setup.scale.width, dtype=setup.dtype))
     alpha, v = weights(shard, known).to(setup.dtype), validation_weights(shard, known).to(setup.dtype)
     offset = torch.zeros(n, setup.outputs) if shard.offset is None else shard.offset
-    return Rows((Z, targets(shard, setup), alpha, v, offset.to(setup.dtype), group_codes(shard)))
+    return Rows((Z, targets(shard, setup), alpha, v, offset.to(setup.dtype), group_codes(shard, known)))
 
 
 def receive(shard: Shard, known: Known) -> Partial:

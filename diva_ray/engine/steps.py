@@ -115,7 +115,7 @@ def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
     none = torch.zeros(0, models, dtype=torch.float64)
     bases = known["trials"].bases
     total = reweight.trial_sums(none, none, none[:, 0], torch.zeros(0, dtype=torch.int64), bases)
-    codes = group_codes(shard)
+    codes = group_codes(shard, known)
     for b, rows, F in trial_outputs(shard, known):
         found = [
             reweight.trial_losses(F[:, m], b.Y[rows], calibrations[m] if calibrations else None, loss)

@@ -108,22 +108,24 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
         path = Path(Step("plain", config.eta))
     walk = Walk(runner, setup, ridge, path, session.scored(), store)
     bare = with_errors(setup, heard, "none")  # plain steps look at no standard error
-    arms, sums, folds = _try_folds(replace(walk, setup=bare) if config.method == "paper" else walk, config)
+    trying = replace(walk, setup=bare) if config.method == "paper" else walk
+    arms, sums, folds = try_folds(trying, config.folds, config.steps)
     taken = len(arms) - len(RIDGES) if config.method == "paper" else best_trial(sums)
     left = walk_to(walk, arms[taken])
     return Weighed(arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds)
 
 
-def _try_folds(walk: Walk, config: ReweightConfig) -> tuple[list[Arm], TrialSums, int]:
-    """Return every arm and how it does on the folds set apart, fold after fold until the answer is clear."""
+def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums, int]:
+    """Return every arm, how it does on the folds set apart, and how many were asked until the answer was clear."""
     solutions: dict[int, Tensor] = {}
-    for k in range(config.folds):
-        log.info("fold %d of %d set apart", k + 1, config.folds)
-        found = walk_arms(walk, Fold(k, config.folds), config.steps)
+    for k in range(folds):
+        if not walk.runner.quiet:
+            log.info("fold %d of %d set apart", k + 1, folds)
+        found = walk_arms(walk, Fold(k, folds), steps)
         arms, solutions[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype)
-        last = k + 1 == config.folds
-        if last or walk.runner.rows >= CLEAR_ROWS * config.folds / (k + 1):
-            sums = try_arms(walk.runner, walk.setup, Trials(config.folds, dict(solutions), len(found), len(RIDGES)))
+        last = k + 1 == folds
+        if last or walk.runner.rows >= CLEAR_ROWS * folds / (k + 1):
+            sums = try_arms(walk.runner, walk.setup, Trials(folds, dict(solutions), len(found), len(RIDGES)))
             if last or _clear(sums):
                 return arms, sums, k + 1
     raise AssertionError("the last fold always answers")

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 
-from diva_ray.config import ExtendConfig, FitConfig
+from diva_ray.config import AugmentConfig, ExtendConfig, FitConfig
 from diva_ray.data.columns import is_list
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.shards import Columns, Extent, Scale
@@ -117,6 +117,8 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     columns, show = find_columns(table.schema, config.data, builtin=data is None and config.data.path is None)
     task = task_of(table.schema, config.data.label, config.task)
     tables, roles = [table], ["train"]
+    if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.path):
+        columns = replace(columns, heard_source=config.identity)
     if config.validation.path:
         tables, roles = [*tables, open_parquet(config.validation.path, "validation.path")], [*roles, "held_out"]
     if isinstance(config, ExtendConfig):
@@ -169,8 +171,8 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
             if len(tables) > 1:
                 raise InputError(
-                    "data.group: groups must lie together when there is a second table, got scattered ones. Sort the "
-                    "table by its groups."
+                    "data.group: every group must lie together in one table when there are two, got one that is "
+                    "scattered, or split between training and validation. Sort the table, or move the group."
                 )
             runner.engine.close()
             log.info("groups lie scattered: their rows are brought together first")
@@ -232,6 +234,7 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str) -> Scan:
     """Load and scan every shard; those of a pool are left for its task."""
     numbers = task in ("regression", "vector")
     runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out="held_out" in roles)
+    runner.engine.tell(heard_source=columns.heard_source)
     runner.load()
     return runner.run(scan, "scan")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ class Walk:
     store: Any = None
     at: int = 0
     name: str = ""
+    by_source: Tensor = field(default_factory=lambda: torch.zeros(0, 1))  # what the last look found, see `passes.score`
 
     def begin(self, fold: Fold | None) -> FitSums:
         """Go back to the table's weights, perhaps without a fold; return the fit sums there."""
@@ -93,8 +94,9 @@ class Walk:
         left = self.leave_out(solution)
         _, scored = score_rows(self.runner, self.setup, solution, left)
         judge(self.runner, self.setup, left.tally, self.scored)
+        self.by_source = scored.tally["sources"]
         if self.path.chain.kind == "sources":
-            self._tell_factors(scored.tally["sources"])
+            self._tell_factors(self.by_source)
         return left
 
     def leave_out(self, solution: Solution) -> Partial:

@@ -1,0 +1,132 @@
+"""Named transforms of pictures, and the table of augmented copies that the augment job reads."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageFilter, ImageOps
+
+from diva_ray.errors import InputError
+
+Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
+IDENTITY = "identity"
+
+
+def _shift(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """Up to an eighth of each side, edges repeated: what a sloppy crop does."""
+    reach = max(1, picture.width // 8), max(1, picture.height // 8)
+    dx, dy = (int(generator.integers(-r, r + 1)) for r in reach)
+    pixels = np.asarray(picture)
+    rows = np.clip(np.arange(picture.height) - dy, 0, picture.height - 1)
+    columns = np.clip(np.arange(picture.width) - dx, 0, picture.width - 1)
+    return Image.fromarray(pixels[rows][:, columns])
+
+
+def _crop(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """A window of four fifths of each side, brought back to size."""
+    width, height = max(1, round(0.8 * picture.width)), max(1, round(0.8 * picture.height))
+    left = int(generator.integers(0, picture.width - width + 1))
+    top = int(generator.integers(0, picture.height - height + 1))
+    return picture.resize(picture.size, Image.Resampling.BILINEAR, (left, top, left + width, top + height))
+
+
+def _tilt(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """Up to 15 degrees either way: a camera held by hand."""
+    return picture.rotate(float(generator.uniform(-15, 15)), Image.Resampling.BILINEAR)
+
+
+TRANSFORMS: dict[str, Transform] = {
+    IDENTITY: lambda picture, _: picture,
+    "hflip": lambda picture, _: ImageOps.mirror(picture),  # harmless for most objects, wrong for text and digits
+    "vflip": lambda picture, _: ImageOps.flip(picture),  # things seldom stand on their heads
+    "rotate90": lambda picture, _: picture.transpose(Image.Transpose.ROTATE_90),  # fine from above, wrong elsewhere
+    "rotate180": lambda picture, _: picture.transpose(Image.Transpose.ROTATE_180),
+    "tilt": _tilt,
+    "shift": _shift,
+    "crop": _crop,
+    "blur": lambda picture, _: picture.filter(ImageFilter.GaussianBlur(max(picture.size) / 32)),
+    "invert": lambda picture, _: ImageOps.invert(picture.convert("RGB")).convert(picture.mode),
+}
+
+
+def augmented(
+    pictures: Sequence[Any],
+    labels: Sequence[Any],
+    transforms: Sequence[str] = (IDENTITY, "hflip", "vflip", "shift", "tilt"),
+    encoder: Callable[[list[Image.Image]], Any] | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 256,
+) -> pa.Table:
+    """Return a table in which every picture occurs once under every transform, for `diva_ray.augment`.
+
+    Rows of one picture lie together. Columns: `id`, `features`, `label`, `transform` (`data.source`), `original`
+    (`data.group`: the picture's number), `image` (PNG, for the report).
+
+    Args:
+        pictures: PIL images, encoded bytes, or uint8 arrays (height, width) or (height, width, 3).
+        labels: one for each picture.
+        transforms: names in `TRANSFORMS`; `identity` must be among them.
+        encoder: list of PIL images -> features (n, d); None: the pixels, / 255.
+        seed: of what is random in a transform, with the picture's number: the same copies again whatever the order.
+        batch: pictures encoded at a time.
+
+    Raises:
+        InputError: an unknown transform, or no identity.
+    """
+    check_transforms(transforms)
+    if len(pictures) != len(labels):
+        raise InputError(
+            f"augmented: there must be a label for every picture, got {len(pictures)} pictures and {len(labels)} "
+            "labels. Give one of each."
+        )
+    encode = encoder or (lambda batch: np.stack([np.asarray(p, np.float32).reshape(-1) / 255 for p in batch]))
+    features, images = [], []
+    for start in range(0, len(pictures), batch):
+        copies = []
+        for k, given in enumerate(pictures[start : start + batch], start):
+            picture = _open(given)
+            for t, name in enumerate(transforms):
+                copies.append(TRANSFORMS[name](picture, np.random.default_rng([seed, k, t])))
+        features.append(np.asarray(encode(copies), np.float32))
+        images += [_png(copy) for copy in copies]
+    flat = np.concatenate(features)
+    copies_each = len(transforms)
+    original = np.repeat(np.arange(len(pictures)), copies_each)
+    return pa.table(
+        {
+            "id": pa.array(np.arange(len(original))),
+            "features": pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1]),
+            "label": pa.array(labels).take(pa.array(original)),
+            "transform": pa.array(list(transforms) * len(pictures)),
+            "original": pa.array(original),
+            "image": pa.array(images, pa.binary()),
+        }
+    )
+
+
+def check_transforms(transforms: Sequence[str]) -> None:
+    """Raise for a name that is not in `TRANSFORMS`, or if no copy is left as it is."""
+    unknown = [name for name in transforms if name not in TRANSFORMS]
+    if unknown:
+        raise InputError(f"transforms: must be among {', '.join(TRANSFORMS)}, got {unknown[0]!r}. Change `transforms`.")
+    if IDENTITY not in transforms:
+        raise InputError(f"transforms: `{IDENTITY}` must be among them, got {', '.join(transforms)}. Add it.")
+
+
+def _open(given: Any) -> Image.Image:
+    if isinstance(given, Image.Image):
+        return given
+    if isinstance(given, bytes):
+        return Image.open(io.BytesIO(given)).convert("RGB")
+    return Image.fromarray(np.asarray(given, np.uint8))
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,245 @@
+"""Augment: with which probability to apply each transform, leaving out an original with all its copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_ray.config import AugmentConfig
+from diva_ray.core.reweight import Step, best_trial
+from diva_ray.engine import copies
+from diva_ray.engine.context import Partial, Setup
+from diva_ray.errors import InputError
+from diva_ray.report import words
+from diva_ray.report.sheet import Bars, Sheet, Table, Tile, render_sheet
+from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.calls import configure
+from diva_ray.tasks.derive import fit_ridge, with_errors
+from diva_ray.tasks.derived import SIGN_VECTORS
+from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.result import Result
+from diva_ray.tasks.reweight import try_folds
+from diva_ray.tasks.reweighted import error_words
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import common_figures, run_facts
+from diva_ray.tasks.walk import RIDGES, SOURCES, Path, Walk, walk_to
+
+
+def augment(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
+    """Return the probability of every transform: p_k = sum of the weights of its copies over all weights.
+
+    A table holds every original under several transforms: `source` names the transform, `group` the original. The
+    weights of transforms follow the derivative of the left-out loss of the originals as they are, each left out with
+    all its copies, so that no copy vouches for itself; steps are accepted on outer folds of originals, as in
+    `diva_ray.reweight`. Beside it stands the paper's answer (Dukler et al. 2022, "Data augmentation"): plain steps for
+    every row under plain leave-one-out. About `folds * steps` derivatives with standard errors.
+
+    Args:
+        data: as for `diva_ray.score`; `diva_ray.augmented` makes such a table from pictures.
+        quiet: no progress.
+        **options: columns (`source` and `group` are needed) and fields of `AugmentConfig`.
+
+    Returns:
+        A `Result`; `.summary["augmentations"]` maps every transform to its figures.
+
+    Raises:
+        InputError: bad input or options, in one line.
+    """
+    config, data, loss = configure(AugmentConfig, data, options)
+    return run(config, data, loss=loss, quiet=quiet)
+
+
+def run(config: AugmentConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False) -> Result | Plan:
+    """Return the result of a run as its config says (`jobs/augment.py`); see `augment`."""
+    check(config)
+    session = begin(config, data, loss, quiet=quiet)
+    if isinstance(session, Plan):
+        return session
+    try:
+        session.folder.write_json("state.json", session.mark)
+        counts = count_copies(session, config)
+        return _finish(session, config, counts, *weigh(session, config))
+    finally:
+        session.engine.close()
+
+
+def check(config: AugmentConfig) -> None:
+    """Raise for options that no table could make right."""
+    for name in ("source", "group"):
+        if not getattr(config.data, name):
+            role = "transforms" if name == "source" else "originals"
+            raise InputError(f"data.{name}: must name the column of {role}, got none. Set `data.{name}`.")
+    for name, least, most in (("steps", 1, 10), ("folds", 2, 50)):
+        if not least <= getattr(config, name) <= most:
+            raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
+    if not config.eta > 0:
+        raise InputError(f"eta: must be > 0, got {config.eta}. Change `eta`.")
+
+
+def count_copies(session: Session, config: AugmentConfig) -> Tensor:
+    """Return the copies of every transform; raise unless every original is there as it is."""
+    sources = session.setup.sources
+    names = [] if sources is None else sources.to_pylist()
+    if config.identity not in names:
+        raise InputError(
+            f"identity: some row's transform must be `{config.identity}`, got {', '.join(names[:10])} in "
+            f"`{config.data.source}`. Change `identity`, or add the originals."
+        )
+    session.engine.tell(setup=session.setup, identity=config.identity)
+    found = session.runner.run(copies.count, "count")
+    if int(found["bare"]):
+        raise InputError(
+            f"data.group: every original must be there under `{config.identity}`, got {int(found['bare'])} without, "
+            f"such as {found['example'][0]}. Add them, or change `identity`."
+        )
+    return found["copies"]
+
+
+def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the figures of the run, and of every transform."""
+    runner, heard = session.runner, session.scan.counts["heard"]
+    setup = with_errors(session.setup, heard, config.standard_errors)
+    setup, ridge, _, _ = fit_ridge(runner, setup, config.ridge)
+    store = session.folder if session.plan.kind != "inline" else None
+    walk = Walk(runner, setup, ridge, SOURCES, session.scored(), store)
+    arms, sums, folds = try_folds(walk, config.folds, config.steps)
+    taken = best_trial(sums)
+    ours = _looked(walk)
+    walk_to(walk, arms[taken])
+    weights: Tensor = runner.run(copies.weights_by_source, "weigh")
+    left_out: Partial = ours[0]
+    alone, paper = _paper(walk, config)
+    names = setup.sources.to_pylist() if setup.sources is not None else []
+    d, error = _by_source(ours[1], setup)
+    d_alone, error_alone = _by_source(alone[1], setup)
+    transforms = {
+        name: {
+            "probability": float(weights[k] / weights.sum()), "derivative": float(d[k]),
+            "standard_error": float(error[k]), "z": float(d[k] / error[k]) if error[k] > 0 else 0.0,
+            "probability_paper": float(paper[k] / paper.sum()), "derivative_leave_one_out": float(d_alone[k]),
+            "z_leave_one_out": float(d_alone[k] / error_alone[k]) if error_alone[k] > 0 else 0.0,
+        }
+        for k, name in enumerate(names)
+    }  # fmt: skip
+    base = int(sums.loss[: len(RIDGES)].argmin()) if taken else 0
+    share = sums.error / sums.weight
+    v = session.scan.counts["validation"]
+    figures = {
+        "ridge": ridge * arms[taken].ridge, "accepted": taken > 0, "chosen": arms[taken].name,
+        "error_uniform": float(share[base]), "error_reweighted": float(share[taken]),
+        "gain": float(sums.gain[base, taken]), "gain_standard_error": float(sums.gain_error[base, taken]),
+        "folds": f"{folds} of {config.folds}", "loss_leave_group_out": left_out.tally["loss"] / v,
+        "error_leave_group_out": left_out.tally["wrong"] / v, "error_leave_one_out": alone[0].tally["wrong"] / v,
+    }  # fmt: skip
+    return figures, transforms
+
+
+def _looked(walk: Walk) -> tuple[Partial, Tensor]:
+    """Return the left-out sums under the table's weights and the contributions by source."""
+    left = walk.look(walk.solve(walk.begin(None)))
+    return left, walk.by_source
+
+
+def _by_source(contributions: Tensor, setup: Setup) -> tuple[Tensor, Tensor]:
+    """Return the derivative of every source and its standard error."""
+    scale = 1.0 if setup.collect else SIGN_VECTORS**-0.5
+    return contributions[:, 0], contributions[:, 1:].norm(dim=1) * scale
+
+
+def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], Tensor]:
+    """Return what plain leave-one-out says of the originals, and the weights by source that the paper's steps give.
+
+    Copies stay in when a row is left out, and every row validates: the paper's reading.
+    """
+    engine = walk.runner.engine
+    engine.forget("final")
+    engine.tell(alone=True)
+    alone = _looked(walk)
+    heard = engine.known.get("heard_source")
+    engine.tell(heard_source=None)
+    plain = replace(walk, path=Path(Step("plain", config.eta)), setup=with_errors(walk.setup, 0, "none"))
+    sums = plain.begin(None)
+    for _ in range(config.steps):
+        sums = plain.move(plain.solve(sums))
+    engine.tell(final=(f"{plain.name}-{plain.at}", 1.0))
+    weights: Tensor = walk.runner.run(copies.weights_by_source, "weigh")
+    engine.forget("alone")
+    engine.tell(heard_source=heard)
+    return alone, torch.as_tensor(weights)
+
+
+def _finish(
+    session: Session, config: AugmentConfig, counts: Tensor, figures: dict[str, Any], found: dict[str, dict[str, Any]]
+) -> Result:
+    """Describe."""
+    folder = session.folder
+    folder.drop("weights")
+    for row, n in zip(found.values(), counts.tolist(), strict=True):
+        row["n"] = n
+    summary = {
+        **common_figures(session, session.setup, figures["ridge"]), **figures,
+        "identity": config.identity, "augmentations": found,
+        "rule": "probability: share of all weights; z > 0: the transform raises the left-out loss of the originals",
+    }  # fmt: skip
+    folder.write_json("augmentations.json", found)
+    conclude(session, summary, render_sheet(sheet_of(session, summary)))
+    return Result(summary, folder, session.plan.kind != "inline", told(summary), "augmentations.json")
+
+
+def told(summary: dict[str, Any]) -> list[str]:
+    """Return the run in a few lines, for a terminal."""
+    s = summary
+    state = "accepted" if s["accepted"] else "nothing changed: no step gained more than one standard error"
+    rows = sorted(s["augmentations"].items(), key=lambda item: -item[1]["probability"])
+    return [
+        f"{s['n_samples']:,} rows, {len(rows)} transforms; {state}",
+        ", ".join(f"{name} {row['probability']:.3f} (z {row['z']:+.1f})" for name, row in rows),
+    ]
+
+
+def sheet_of(session: Session, summary: dict[str, Any]) -> Sheet:
+    """Return the contents of report.html."""
+    s, (error, shape) = summary, error_words(summary)
+    rows = [{"transform": name, **row} for name, row in s["augmentations"].items()]
+    rows.sort(key=lambda row: -row["probability"])
+    bars = [
+        {
+            "label": row["transform"],
+            "value": row["derivative"],
+            "error": row["standard_error"],
+            "detail": f"z {row['z']:+.1f}",
+        }
+        for row in rows
+    ]
+    columns = [
+        ("transform", "Transform", "label"), ("n", "Copies", "count"), ("probability", "Probability", "bar"),
+        ("z", "z", "z"), ("probability_paper", "Paper's", "percent"), ("z_leave_one_out", "z, copies left in", "z"),
+    ]  # fmt: skip
+    leak = s["error_leave_group_out"] - s["error_leave_one_out"]
+    notes = [
+        f"Left out alone, an original is predicted with {error} {shape(s['error_leave_one_out'])}; left out with its "
+        f"copies, {shape(s['error_leave_group_out'])}. "
+        + ("The copies leak: plain leave-one-out is no validation here." if leak > 0 else "No leak shows here.")
+    ]
+    headline = [
+        f"Accepted: {s['chosen']}." if s["accepted"] else "Nothing was changed: no step gained beyond chance.",
+        f"On originals that took no part, {error} {shape(s['error_uniform'])} as given and "
+        f"{shape(s['error_reweighted'])} reweighted.",
+    ]
+    tiles = [
+        Tile(row["transform"], words.percent(row["probability"]), f"z {row['z']:+.1f}", "hurts" if row["z"] > 2 else "")
+        for row in rows[:6]
+    ]
+    parts = [
+        Table("Probabilities", columns, rows, "Beside ours, the answer of plain steps under plain leave-one-out."),
+        Bars("Derivative of each transform", bars, "Above 0, more weight on the transform raises the left-out loss."),
+    ]
+    return Sheet(
+        "Which transforms help", headline, tiles, parts, run_facts(session, s), session.runner.seconds, notes=notes,
+        downloads=["augmentations.json: every transform's figures", "summary.json: every figure of this page"],
+        footer="Every original is left out with all its copies (DIVA, ICLR 2022, data augmentation).",
+    )  # fmt: skip
