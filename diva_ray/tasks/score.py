@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 from diva_ray.config import ScoreConfig
-from diva_ray.core import verdict
 from diva_ray.data.regroup import restore_order
 from diva_ray.engine import verdicts
 from diva_ray.report.page import render_score_page
@@ -16,13 +15,13 @@ from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import derive
 from diva_ray.tasks.derived import Derived
+from diva_ray.tasks.judge import judge
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import page_of, sources_of, summarise, told
 
 MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
-REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
 
 
 def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
@@ -94,17 +93,3 @@ def _finish(session: Session, derived: Derived) -> Result:
     page = page_of(session, derived, summary, written, sources)
     conclude(session, summary, render_score_page(page), worker_memory=written["max_memory"])
     return Result(summary, folder, session.plan.kind != "inline", told(summary))
-
-
-def judge(session: Session, derived: Derived) -> tuple[verdict.Verdict, verdict.Link | None]:
-    """Return the rules for verdicts, fitted to histograms of the rows."""
-    runner, scored, classes = session.runner, session.scored(), derived.setup.outputs
-    if session.task == "classification":
-        runner.engine.tell(levels=verdict.class_levels(derived.tally["levels"]))
-        link = verdict.fit_link(runner.run(verdicts.calibrate, "calibrate", scored), classes)
-        runner.engine.tell(link=link)
-        return verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored), classes), link
-    runner.engine.tell(examples=max(1, -(-REFERENCE_TARGETS // len(scored))))
-    (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored).joined()
-    runner.engine.tell(reference=reference, link=None)
-    return verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored)), None
