@@ -71,6 +71,8 @@ class FitConfig:
 class ScoreConfig(FitConfig):
     """Schema of `configs/score.yaml`."""
 
+    # auto: where neighbours do not share what the model misses, part of it is taken for wrong labels | off: never
+    labeller_doubt: str = "auto"
     outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
     output: str = "outputs/score"
 

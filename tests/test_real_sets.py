@@ -48,7 +48,32 @@ def test_clean_labels_are_left_alone(name):
     assert summary["n_detrimental"] <= 0.06 * summary["n_samples"]
 
 
-def test_human_label_errors_rank_first():
+@pytest.mark.parametrize(("name", "f1"), [("flowers", 0.78), ("caltech101", 0.74), ("dtd", 0.6)])
+def test_classes_that_flip_into_their_nearest_are_found(name, f1):
+    table = pq.read_table(DATA / name / "train.parquet")
+    classes, truth = np.unique(table["label"].to_numpy(zero_copy_only=False), return_inverse=True)
+    features = np.stack(table["features"].to_numpy(zero_copy_only=False)).reshape(len(truth), -1)
+    means = np.stack([features[truth == k].mean(0) for k in range(len(classes))])
+    apart = ((means[:, None] - means) ** 2).sum(2) + np.diag(np.full(len(classes), np.inf))
+    flipped = np.random.default_rng(4).random(len(truth)) < 0.2
+    label = classes[np.where(flipped, apart.argmin(1)[truth], truth)]
+    rows = {"features": features, "label": label, "truth": classes[truth]}
+    summary = diva_ray.score(rows, truth="truth", cluster="inline", quiet=True).summary
+    assert summary["planted"]["f1"] >= f1
+    assert summary["class_dependence"] > 0.8
+    assert abs(summary["label_issue_precision"] - summary["planted"]["precision"]) < 0.25
+
+
+def test_human_label_errors_are_found_and_the_true_labels_left_alone():
     table = pq.read_table(DATA / "agnews" / "train.parquet")
     summary = diva_ray.score(table, truth="gold_label", cluster="inline", quiet=True).summary
-    assert summary["planted"]["auc_label_score"] >= 0.825
+    found = summary["planted"]
+    assert found["auc_label_score"] >= 0.825
+    assert found["f1"] >= 0.5
+    assert abs(summary["label_issue_precision"] - found["precision"]) < 0.1
+    assert abs(summary["noise_estimate"] - 0.198) < 0.06
+    assert summary["class_dependence"] > 1 / 3
+    true = table.drop_columns(["label"]).rename_columns({"gold_label": "label"})
+    summary = diva_ray.score(true, cluster="inline", quiet=True).summary
+    assert summary["labeller_doubt"] == 0
+    assert summary["n_label_issues"] <= 0.03 * summary["n_samples"]

@@ -6,6 +6,7 @@ Rounds of fixed-size sums over rows, then a decision row by row; neither the tru
 1. `link_sums`, `fit_link`: the calibration of the outputs, under a model in which some labels are wrong.
 2. `verdict_sums`, `fit_verdict`: both cuts, each where the expected F1 is best, with its precision and recall.
 3. `log_odds`, `label_scores`, `is_detrimental`, row by row.
+Wrong labels that are not drawn at random: `core/noise.py`, between 1 and 2.
 Targets that are not classes: `loss_sums`, `fit_loss_verdict`, `loss_scores`, `is_detrimental`.
 """
 
@@ -67,10 +68,12 @@ class Cut:
 class Verdict:
     """Cuts fitted to a data set: a label_score below `label.value` is an issue, a z above `z.value` detrimental."""
 
-    offset: float  # log-odds (or log loss) where label_score is 1/2
+    offset: float  # log-odds (or log loss) where label_score is 1/2, without doubt
     noise_rate: float  # estimated share of wrong labels; 0 when it cannot be told from none
     label: Cut
     z: Cut
+    class_dependence: float = 0.0  # of the suspected labels, 0 ... 1 (`noise.class_dependence`)
+    doubt: float = 0.0  # share of the model's uncertainty that is the labellers' (`noise.find_doubt`)
 
 
 def class_sums(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tensor, " n"]) -> Float[Tensor, "3 c"]:
@@ -160,7 +163,7 @@ def verdict_sums(odds: Float[Tensor, " n"], z: Float[Tensor, " n"], weight: Floa
     return Histogram(_count(at, w, ODDS[2] * Z[2]).view(ODDS[2], Z[2]), float(w.square().sum()))
 
 
-def fit_verdict(sums: Histogram, classes: int) -> Verdict:
+def fit_verdict(sums: Histogram, classes: int, *, flips: bool = False, doubt: float = 0.0) -> Verdict:
     """Return both cuts, each where the F1 to be expected against wrong labels is best.
 
     With log-odds l, a label is wrong with posterior 1 / (1 + exp(l - offset)), offset = log(e / (1 - e) / (c - 1)).
@@ -169,7 +172,10 @@ def fit_verdict(sums: Histogram, classes: int) -> Verdict:
     Where the likelihood prefers e > 0 by less than log(rows) / 2 (BIC), noise_rate is 0, nothing is an issue, and z has
     the universal threshold sqrt(2 log rows), raised until at most 5 % pass.
     Assumes wrong labels drawn at random among the other classes, and a z that adds nothing to the log-odds. Errors
-    between classes that look alike are mostly not found, as the rows a label is judged by have them too.
+    between classes that look alike are mostly not found, as the rows a label is judged by have them too, unless
+    `flips`: log-odds that include the flip rates of `noise.fit_flips`; or `doubt` > 0 (`noise.find_doubt`): that share
+    of 1 - p_y is added to the posterior, as if truth and label were two draws from p. The test above is then not made.
+    Doubt is an assumption about labels, not about harm: the cut on z stays that of the uniform model.
     """
     counts = sums.counts.cpu().numpy()
     odds_counts, z_counts = counts.sum(1), counts.sum(0)
@@ -177,21 +183,31 @@ def fit_verdict(sums: Histogram, classes: int) -> Verdict:
     rows = sums.rows(total)
     rate, _, gain = _noise_rate(odds_counts, classes)
     shown = max(rate, 0.5 / max(rows, 1))  # keeps the scores in order where no noise is found
-    offset = math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
-    if total == 0 or gain * rows / total <= math.log(max(rows, 2)) / 2:
+    offset = 0.0 if flips else math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
+    if total == 0 or not (flips or doubt or gain * rows / total > math.log(max(rows, 2)) / 2):
         return Verdict(offset, 0.0, Cut(0.0), _universal_cut(z_counts, rows))
-    posterior = 1 / (1 + np.exp(_edges(ODDS)[:-1] + LIMIT / ODDS[2] - offset))
+    posterior = 1 - _right(torch.from_numpy(_edges(ODDS)[:-1] + LIMIT / ODDS[2]), offset, doubt).numpy()
     k, figures = _best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)
-    label = Cut(1 / (1 + math.exp(offset - _edges(ODDS)[k])) if k else 0.0, *figures)
+    label = Cut(float(_right(torch.tensor(_edges(ODDS)[k]), offset, doubt)) if k else 0.0, *figures)
     wrong = posterior @ counts
+    rate = float(wrong.sum() / total) if flips or doubt else rate
+    if doubt:
+        return Verdict(offset, rate, label, fit_verdict(sums, classes, flips=flips).z, doubt=doubt)
     allowed = z_counts[::-1].cumsum() <= max(2 * wrong.sum(), MOST_DETRIMENTAL * total)
     k, figures = _best_cut(z_counts[::-1], wrong[::-1], allowed & (_edges(Z)[-2::-1] >= 0))
     return Verdict(offset, rate, label, Cut(math.sinh(_edges(Z)[Z[2] - k]), *figures))
 
 
 def label_scores(odds: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, " n"]:
-    """Return the probability that each given label is right, 1 / (1 + exp(offset - l)); an issue if below the cut."""
-    return torch.sigmoid(odds.double() - verdict.offset)
+    """Return the probability that each given label is right; an issue if below the cut.
+
+    1 / (1 + exp(offset - l)), times 1 - doubt / (1 + exp(l)) where labellers doubted.
+    """
+    return _right(odds.double(), verdict.offset, verdict.doubt)
+
+
+def _right(odds: Tensor, offset: float, doubt: float) -> Tensor:
+    return torch.sigmoid(odds - offset) * (1 - doubt * torch.sigmoid(-odds))
 
 
 def is_detrimental(z: Float[Tensor, " n"], verdict: Verdict) -> Tensor:

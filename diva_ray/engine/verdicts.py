@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.core import losses, verdict
+from diva_ray.core import losses, noise, verdict
+from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Rows, Setup, Tally, targets, weights_after
+from diva_ray.engine.context import Known, Rows, Setup, Tally, blocks, group_codes, targets, weights_after
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
 
 PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
@@ -38,6 +40,59 @@ def levelled(shard: Shard, known: Known) -> Tensor:
     return verdict.level(rows.outputs, rows.leverage, known["levels"])
 
 
+def given_odds(shard: Shard, known: Known) -> Tensor:
+    """Return the log-odds that each given label is right, with the classes' flip rates if there are any."""
+    F, Y = levelled(shard, known), targets(shard, known["setup"])
+    flips = known["flips"]
+    return verdict.log_odds(F, Y, known["link"]) if flips is None else noise.flip_log_odds(F, Y, known["link"], flips)
+
+
+def _sampled(shard: Shard, known: Known) -> Tensor:
+    """Return evenly spaced positions of rows that shape the rules, `known["sampled"]` at most."""
+    rows = torch.nonzero(shaping(shard, known) > 0).squeeze(1)
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), known["sampled"])).long()]
+
+
+def _facts(shard: Shard, known: Known) -> Tensor:
+    """Return weight, leverage, label and left-out outputs of every row side by side."""
+    rows = left_out_rows(shard, known)
+    head = torch.stack([shard.weight.double(), rows.leverage.double(), targets(shard, known["setup"]).double()], 1)
+    return torch.cat([head, rows.outputs.double()], 1)
+
+
+def sample_facts(shard: Shard, known: Known) -> Rows:
+    """Return the facts of a few rows, from which flips between classes are fitted."""
+    return Rows((_facts(shard, known)[_sampled(shard, known)],))
+
+
+def sample_whitened(shard: Shard, known: Known) -> Rows:
+    """Return whitened features and group codes of the same rows."""
+    at = _sampled(shard, known)
+    whitened = [U[at[(at >= a) & (at < b)] - a] for a, b, U in _whitened(shard, known)]
+    return Rows((torch.cat(whitened), group_codes(shard, known)[at]))
+
+
+def nearest(shard: Shard, known: Known) -> noise.Nearest:
+    """Return, for each of the sampled rows, its nearest row in this shard."""
+    facts, codes, shapes = _facts(shard, known), group_codes(shard, known), shaping(shard, known) > 0
+    reference, reference_codes = known["references"]
+    first, total = int(known["setup"].scale.intercept), None
+    for a, b, U in _whitened(shard, known):
+        keep = shapes[a:b]
+        part = noise.nearest_rows(
+            reference, reference_codes, U[keep], codes[a:b][keep], facts[a:b][keep], first
+        )  # fmt: skip
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _whitened(shard: Shard, known: Known) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield first row, last row and whitened features of every block."""
+    for b in blocks(shard, known):
+        yield b.start, b.stop, multiply_triangular_(b.Z, known["solution"]["whiten"], upper=True)
+
+
 def examples_of_targets(shard: Shard, known: Known) -> Rows:
     """Return a few targets, evenly spaced, that stand for other rows' labels."""
     Y = targets(shard, known["setup"])
@@ -50,8 +105,7 @@ def judge(shard: Shard, known: Known) -> verdict.Histogram:
     setup: Setup = known["setup"]
     rows, z = left_out_rows(shard, known), z_of(scored_rows(shard, known))
     if setup.task == "classification":
-        odds = verdict.log_odds(levelled(shard, known), targets(shard, setup), known["link"])
-        return verdict.verdict_sums(odds, z, shaping(shard, known))
+        return verdict.verdict_sums(given_odds(shard, known), z, shaping(shard, known))
     own = label_losses(rows.outputs, targets(shard, setup), setup)
     return verdict.loss_sums(own, reference_losses(rows.outputs, known), z, shaping(shard, known))
 
@@ -66,7 +120,7 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
     setup: Setup = known["setup"]
     Y, rule = targets(shard, setup), known["verdict"]
     if setup.task == "classification":
-        return verdict.label_scores(verdict.log_odds(levelled(shard, known), Y, known["link"]), rule)
+        return verdict.label_scores(given_odds(shard, known), rule)
     return verdict.loss_scores(label_losses(left_out_rows(shard, known).outputs, Y, setup), rule)
 
 

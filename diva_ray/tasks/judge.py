@@ -1,24 +1,33 @@
-"""The rules for verdicts, fitted to histograms of the rows: two rounds over what the passes left with the shards."""
+"""Judge: the rules for verdicts, fitted to histograms of all rows and to a sample of fixed size."""
 
 from __future__ import annotations
 
-from diva_ray.core import verdict
+from dataclasses import replace
+
+from torch import Tensor
+
+from diva_ray.core import noise, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import verdicts
 from diva_ray.engine.context import Setup, Tally
 from diva_ray.tasks.runner import Runner
 
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
+SAMPLED = 4096  # rows from which noise that is not drawn at random is estimated
 
 
 def judge(
-    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool = False
 ) -> tuple[verdict.Verdict, verdict.Link | None]:
-    """Return the rules for verdicts, which the shards know from then on."""
+    """Return the rules for verdicts, which the shards know from then on, and the calibration of classes.
+
+    `doubt`: also ask, by two more reads, whether the labellers' own doubt explains what the model misses.
+    """
     link = calibrate(runner, setup, tally, scored)
-    histogram = runner.run(verdicts.judge, "judge", scored)
-    classes = setup.task == "classification"
-    rule = verdict.fit_verdict(histogram, setup.outputs) if classes else verdict.fit_loss_verdict(histogram)
+    if link is not None:
+        rule, link = _judge_classes(runner, setup, verdict.class_levels(tally["levels"]), scored, link, doubt=doubt)
+    else:
+        rule = verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored))
     runner.engine.tell(verdict=rule)
     return rule, link
 
@@ -26,7 +35,7 @@ def judge(
 def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> verdict.Link | None:
     """Return how outputs become probabilities of classes; of other targets, a few stand for other rows' labels."""
     if setup.task == "classification":
-        runner.engine.tell(levels=verdict.class_levels(tally["levels"]))
+        runner.engine.tell(levels=verdict.class_levels(tally["levels"]), flips=None)
         link = verdict.fit_link(runner.run(verdicts.calibrate, "calibrate", scored), setup.outputs)
         runner.engine.tell(link=link)
         return link
@@ -34,3 +43,41 @@ def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) 
     (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored).joined()
     runner.engine.tell(reference=reference, link=None)
     return None
+
+
+def _judge_classes(
+    runner: Runner, setup: Setup, levels: Tensor, scored: list[Extent], link: verdict.Link, *, doubt: bool
+) -> tuple[verdict.Verdict, verdict.Link]:
+    """Uniform noise first; then flips between classes, or doubt of the labellers, where there is evidence."""
+    classes = setup.outputs
+    sums = runner.run(verdicts.judge, "judge", scored)
+    rule = verdict.fit_verdict(sums, classes)
+    if not 2 <= classes <= noise.MOST_CLASSES:
+        return rule, link
+    runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
+    (facts,) = runner.run(verdicts.sample_facts, "judge", scored).joined()
+    F, y = verdict.level(facts[:, 3:], facts[:, 1], levels), facts[:, 2].long()
+    flips = None
+    found = runner.timed("judge", noise.fit_flips, F, y, link, rule.noise_rate)
+    if found is not None:
+        link, flips = found
+        runner.engine.tell(link=link, flips=flips)
+        rule = verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored), classes, flips=True)
+    elif doubt:
+        share = _doubt(runner, scored, facts, link, levels, rule.noise_rate)
+        rule = verdict.fit_verdict(sums, classes, doubt=share) if share else rule
+    return replace(rule, class_dependence=noise.dependence_of_suspects(F, y, link, flips, rule)), link
+
+
+def _doubt(
+    runner: Runner, scored: list[Extent], facts: Tensor, link: verdict.Link, levels: Tensor, rate: float
+) -> float:
+    """Return the share of labellers' doubt; neighbours are sought where rows are many for the columns."""
+    leverage = float(facts[:, 1].mean()) if len(facts) else 1.0
+    if leverage > noise.MOST_LEVERAGE:
+        return 0.0
+    references: tuple[Tensor, Tensor] = runner.run(verdicts.sample_whitened, "neighbours", scored).joined()
+    runner.engine.tell(references=references)
+    near = runner.run(verdicts.nearest, "neighbours", scored)
+    runner.engine.forget("references")
+    return runner.timed("neighbours", noise.find_doubt, facts, near, link, levels, rate)

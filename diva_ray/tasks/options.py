@@ -31,9 +31,10 @@ def check_options(config: FitConfig) -> None:
         "standardize": ("auto", "none"),
         "precision": ("auto", "float32", "float64"),
         "standard_errors": ("auto", "exact", "estimate"),
+        "labeller_doubt": ("auto", "off"),
     }
     for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
+        if getattr(config, name, allowed[0]) not in allowed:
             raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
     ridge = config.ridge
     if ridge != "auto" and (

@@ -77,7 +77,8 @@ def derive_all(session: Session) -> Derived:
 def _finish(session: Session, derived: Derived) -> Result:
     """Judge, write and describe."""
     config, folder, runner = session.config, session.folder, session.runner
-    rule, link = judge(runner, derived.setup, derived.tally, session.scored())
+    doubt = derived.form == "primal" and config.labeller_doubt == "auto"
+    rule, link = judge(runner, derived.setup, derived.tally, session.scored(), doubt=doubt)
     runner.engine.tell(
         folder=folder, outputs=config.outputs,
         rank_truth=session.scan.counts["rows"] <= MOST_RANKED,

@@ -19,6 +19,10 @@ RULES = {
     "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond chance",
     "is_label_issue": "label_score < label_threshold: the cut with the best expected F1 against wrong labels; "
     "precision and recall are estimated from calibrated left-out probabilities, without knowing the truth",
+    "class_dependence": "about which share of the suspected labels keeps to one wrong class per true class: 0 for "
+    "errors drawn at random. The same errors in the validation labels mislead every score; trusted rows do not",
+    "labeller_doubt": "> 0: what the model misses is hardly shared by neighbouring rows; this share of it is taken for "
+    "errors of the labellers. Wrong if the outcome depends on chance, or the features do not show the class",
 }
 
 
@@ -58,6 +62,8 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "label_issue_precision": rule.label.precision,
         "label_issue_recall": rule.label.recall,
         "noise_estimate": rule.noise_rate,
+        "class_dependence": rule.class_dependence,
+        "labeller_doubt": rule.doubt,
         "rules": RULES,
         "standard_errors": derived.standard_errors
         if derived.standard_errors == "exact"

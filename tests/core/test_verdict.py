@@ -167,6 +167,23 @@ def test_scaling_weights_changes_nothing_and_weight_0_does_not_count() -> None:
     assert pooled == reference
 
 
+def test_doubt_flags_more_and_keeps_the_order_of_scores() -> None:
+    F, y, _ = planted(3000, 5, 0.1, seed=11, spread=0.3)
+    link = rule.Link(0.3, 16.0)
+    odds = rule.log_odds(F, y, link)
+    sums = rule.verdict_sums(odds, z_of(F, y, 3), torch.ones(3000))
+    plain, doubted = rule.fit_verdict(sums, 5), rule.fit_verdict(sums, 5, doubt=0.8)
+    scores = rule.label_scores(odds, doubted)
+    assert doubted.noise_rate > plain.noise_rate
+    assert doubted.z == plain.z
+    assert (rule.label_scores(odds, plain) >= scores).all()
+    order = odds.argsort()
+    assert (scores[order].diff() >= -1e-12).all()
+    flagged = scores < doubted.label.value
+    assert float(flagged.double().mean()) == pytest.approx(doubted.label.share, abs=1e-9)
+    assert float((1 - scores)[flagged].mean()) == pytest.approx(doubted.label.precision, abs=0.02)
+
+
 DEGENERATE = {
     "three rows": (torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]), torch.tensor([0, 1, 0])),
     "all perfect": (torch.eye(3).repeat(20, 1), torch.arange(3).repeat(20)),

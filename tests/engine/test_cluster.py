@@ -36,9 +36,9 @@ def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
     undisturbed = diva_ray.score(task, source="source", cluster="inline", quiet=True)
     whole, killed = Cluster.each, []
 
-    def each_with_a_death(self, kernel, extents, done=int):
+    def each_with_a_death(self, kernel, extents, done=int, features=True):
         pids = ray.get([actor.process.remote() for actor in self.actors])
-        for k, partial in enumerate(whole(self, kernel, extents, done)):
+        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
             if k == 0:
                 victim = pids[len(killed) % len(pids)]
                 os.kill(victim, signal.SIGKILL)
@@ -47,7 +47,10 @@ def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
 
     monkeypatch.setattr(Cluster, "each", each_with_a_death)
     result = diva_ray.score(task, source="source", cluster={"kind": "ray", "workers": 2}, quiet=True)
-    passes_run = ["scan", "fit", "grid", "sample", "leave_one_out", "score", "estimated", "calibrate", "judge", "write"]
+    passes_run = [
+        "scan", "fit", "grid", "sample", "leave_one_out", "score", "estimated", "calibrate", "judge", "sample_facts",
+        "sample_whitened", "nearest", "write",
+    ]  # fmt: skip
     assert [name for name, _ in killed] == passes_run
     assert len({pid for _, pid in killed}) == len(killed), "every kill must hit a process of its own"
     assert result.folder.read_table("samples").equals(undisturbed.samples)

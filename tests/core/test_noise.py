@@ -1,0 +1,179 @@
+"""Noise that is not drawn at random: flips are found and nothing else is, neighbours merge, doubt needs evidence."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diva_ray.core import noise
+from diva_ray.core import verdict as rule
+
+
+def outputs(rows: int, classes: int, seed: int, spread: float = 0.2) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Outputs that point at a class, the class, and the generator."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(classes, (rows,), generator=generator)
+    F = spread * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+    F[torch.arange(rows), truth] += 0.7
+    return F, truth, generator
+
+
+def flipped(rows: int, classes: int, share: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Every class flips into the next; outputs are those of a model of the given labels."""
+    F, truth, generator = outputs(rows, classes, seed)
+    F = (1 - share) * F + share * F.roll(1, 1)
+    wrong = torch.rand(rows, generator=generator) < share
+    return F, torch.where(wrong, (truth + 1) % classes, truth), wrong
+
+
+def fit(F: Tensor, y: Tensor) -> tuple[rule.Link, Tensor] | None:
+    link = rule.fit_link(rule.link_sums(F, y, torch.ones(len(y))), F.shape[1])
+    odds = rule.log_odds(F, y, link)
+    uniform = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(len(y)), torch.ones(len(y))), F.shape[1])
+    return noise.fit_flips(F, y, link, uniform.noise_rate)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 40])
+@pytest.mark.parametrize("share", [0.2, 0.3])
+def test_flips_between_classes_are_measured_and_found(classes: int, share: float) -> None:
+    F, y, wrong = flipped(4000, classes, share, seed=classes)
+    found = fit(F, y)
+    assert found is not None
+    link, flips = found
+    following = flips[torch.arange(classes), (torch.arange(classes) + 1) % classes]
+    torch.testing.assert_close(flips.sum(1), torch.ones(classes, dtype=torch.float64))
+    assert float(following.mean()) == pytest.approx(share, abs=0.06)
+    odds = noise.flip_log_odds(F, y, link, flips)
+    verdict = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(4000), torch.ones(4000)), classes, flips=True)
+    issue = rule.label_scores(odds, verdict) < verdict.label.value
+    precision = float((issue & wrong).sum() / issue.sum())
+    assert 2 * float((issue & wrong).sum()) / float(issue.sum() + wrong.sum()) > 0.85
+    assert verdict.label.precision == pytest.approx(precision, abs=0.1)
+    assert noise.dependence_of_suspects(F, y, link, flips, verdict) > 0.8
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 40])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.4])
+def test_clean_labels_and_labels_replaced_at_random_are_no_flips(classes: int, share: float) -> None:
+    F, truth, generator = outputs(4000, classes, seed=classes, spread=0.3)
+    wrong = torch.rand(4000, generator=generator) < share
+    y = torch.where(wrong, (truth + torch.randint(1, classes, (4000,), generator=generator)) % classes, truth)
+    assert fit(F, y) is None
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_hard_classes_are_no_flips(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    F = 0.25 * torch.randn(4000, classes, generator=generator, dtype=torch.float64)
+    assert fit(F, torch.multinomial((12 * F).softmax(1), 1, generator=generator).squeeze(1)) is None
+
+
+@pytest.mark.parametrize(
+    ("F", "y"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)),
+        (torch.ones(10, 1), torch.zeros(10, dtype=torch.int64)),
+        (torch.zeros(40, 4), torch.arange(4).repeat(10)),
+        (torch.eye(2).repeat(20, 1), torch.tensor([1, 0] * 20)),
+        (torch.rand(9, noise.MOST_CLASSES + 1), torch.arange(9)),
+    ],
+)
+def test_degenerate_data_have_no_flips(F: Tensor, y: Tensor) -> None:
+    assert noise.fit_flips(F, y, rule.Link(0.3, 8.0), 0.1) is None
+
+
+def test_uniform_flip_rates_give_the_log_odds_of_the_uniform_model() -> None:
+    F, y, _ = outputs(200, 5, seed=1)
+    e, link = 0.2, rule.Link(0.3, 12.0)
+    flips = torch.full((5, 5), e / 4, dtype=torch.float64).fill_diagonal_(1 - e)
+    p = noise.probabilities(F, link).gather(1, y[:, None]).squeeze(1)
+    torch.testing.assert_close(
+        noise.flip_log_odds(F, y, link, flips), (p * (1 - e) / ((1 - p) * e / 4)).log(), rtol=1e-9, atol=1e-12
+    )
+    y[0] = -1
+    assert noise.flip_log_odds(F, y, link, flips)[0] == rule.LIMIT
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 80), max_size=4), st.integers(0, 10))
+def test_the_nearest_row_does_not_depend_on_the_cut_into_blocks(cuts: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    U = torch.randn(80, 6, generator=generator, dtype=torch.float64)
+    code, facts = torch.arange(80) // 2, torch.rand(80, 4, generator=generator, dtype=torch.float64)
+    at = torch.arange(0, 80, 7)
+    edges = [0, *sorted(cuts), 80]
+    parts = [
+        noise.nearest_rows(U[at], code[at], U[a:b], code[a:b], facts[a:b], 1)
+        for a, b in pairwise(edges)
+        if b > a or len(edges) > 2
+    ]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged + part
+    for k, row in enumerate(at.tolist()):
+        others = [j for j in range(80) if code[j] != code[row]]
+        cosines = [float(torch.cosine_similarity(U[row, 1:], U[j, 1:], dim=0)) for j in others]
+        best = others[max(range(len(others)), key=cosines.__getitem__)]
+        assert float(merged.cosine[k]) == pytest.approx(max(cosines), rel=1e-9)
+        assert float(merged.facts[k, 0]) == pytest.approx(float(U[row] @ U[best]), rel=1e-9)
+        torch.testing.assert_close(merged.facts[k, 1:], facts[best], rtol=0, atol=0)
+
+
+def doubted(slips: float, misses: float, seed: int) -> float:
+    """The doubt found where labels slip from row to row, and where whole neighbourhoods differ from the outputs."""
+    rows, classes = 4000, 4
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.randint(rows // 4, (rows,), generator=generator)  # about four rows in each place
+    U = torch.randn(rows // 4, 8, generator=generator, dtype=torch.float64)[place]
+    U = U + 1e-3 * torch.randn(rows, 8, generator=generator, dtype=torch.float64)
+    seen = torch.randint(classes, (rows // 4,), generator=generator)
+    other = (seen + torch.randint(1, classes, (rows // 4,), generator=generator)) % classes
+    unsure = torch.rand(rows // 4, generator=generator) < 0.35
+    F = torch.zeros(rows // 4, classes, dtype=torch.float64)
+    F[torch.arange(rows // 4), seen] = 1.0
+    F[torch.arange(rows // 4)[unsure], other[unsure]] = 0.8
+    local = torch.rand(rows // 4, generator=generator)[place] < misses
+    single = torch.rand(rows, generator=generator) < slips
+    y = torch.where(unsure[place] & (local | single), other[place], seen[place])
+    facts = torch.cat([torch.tensor([[1.0, 0.02]]).double().expand(rows, 2), y[:, None], F[place]], 1)
+    near = noise.nearest_rows(1e-3 * U, torch.arange(rows), 1e-3 * U, torch.arange(rows), facts, 0)
+    return noise.find_doubt(facts, near, rule.Link(float("inf"), 6.0), torch.ones(classes).double(), 0.0)
+
+
+def test_doubt_is_what_neighbours_do_not_share() -> None:
+    assert doubted(slips=0.23, misses=0.0, seed=0) > 0.8
+    assert doubted(slips=0.0, misses=0.23, seed=1) == 0
+
+
+def test_leaving_a_pair_out_is_the_refit_without_both() -> None:
+    generator = torch.Generator().manual_seed(3)
+    Z = torch.randn(30, 5, generator=generator, dtype=torch.float64)
+    y, alpha = torch.arange(30) % 3, torch.rand(30, generator=generator, dtype=torch.float64) + 0.5
+    Y = torch.nn.functional.one_hot(y, 3).double()
+    A = Z.T @ (alpha[:, None] * Z) + torch.eye(5, dtype=torch.float64)
+    h = alpha * (Z @ torch.linalg.inv(A) * Z).sum(1)
+    e = (Y - Z @ torch.linalg.solve(A, Z.T @ (alpha[:, None] * Y))) / (1 - h)[:, None]
+    k = Z[0] @ torch.linalg.solve(A, Z[1])
+    found, _ = noise.without_both(e[:1], e[1:2], alpha[:1], alpha[1:2], h[:1], h[1:2], k[None])
+    kept = slice(2, None)
+    B = Z[kept].T @ (alpha[kept, None] * Z[kept]) + torch.eye(5, dtype=torch.float64)
+    W = torch.linalg.solve(B, Z[kept].T @ (alpha[kept, None] * Y[kept]))
+    torch.testing.assert_close(found[0], Y[0] - Z[0] @ W, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_class_dependence_is_the_share_that_keeps_to_one_pair(classes: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    truth = torch.randint(classes, (3000,), generator=generator)
+    anything = (truth + torch.randint(1, classes, (3000,), generator=generator)) % classes
+    kept = torch.rand(3000, generator=generator) < share
+    shares = torch.full((classes,), 1 / classes, dtype=torch.float64)
+    found = noise.class_dependence(torch.where(kept, (truth + 1) % classes, anything), truth, shares)
+    assert found == pytest.approx(share, abs=0.06)
+    assert noise.class_dependence(anything[:10], truth[:10], shares) == 0
