@@ -60,7 +60,7 @@ def fit_dual(
     everything = bool(active.all())
     full = kernel(body, penalty[first:].rsqrt().to(Z))
     a = alpha[active]
-    rows = body if everything else body[active]  # a selection copies
+    rows = Z if everything else Z[active]  # a selection copies
     gram = full if everything else full[active][:, active]
     gram.diagonal().add_(1 / a)
     C, condition = inverse_(gram)
@@ -75,16 +75,16 @@ def fit_dual(
     room[active], r[active] = C.diagonal() / a, beta / a[:, None]
     W = torch.zeros(Z.shape[1], offset.shape[1], dtype=Z.dtype, device=Z.device)
     inverse_penalty = (1 / penalty[first:]).to(Z)
-    W[first:] = inverse_penalty[:, None] * multiply(rows.T, beta)
+    W[first:] = inverse_penalty[:, None] * multiply(rows.T, beta)[first:]
     if first:
-        W[0] = (a / a.sum()) @ (target[active] - multiply(rows, W[first:]))
+        W[0] = (a / a.sum()) @ (target[active] - multiply(rows, W))  # W[0] is 0 until here
     r[~active] = target[~active] - Z[~active] @ W
     weights = full[~active][:, active] @ C + (mean if first else 0)  # how an idle row's prediction weighs the targets
     maps = None
     if spread:
         maps = torch.empty(body.shape[1], len(Z), dtype=Z.dtype, device=Z.device)
-        maps[:, active] = inverse_penalty[:, None] * multiply(rows.T, C) / a
-        maps[:, ~active] = inverse_penalty[:, None] * (body[~active] - weights @ rows).T
+        maps[:, active] = inverse_penalty[:, None] * multiply(rows.T, C)[first:] / a
+        maps[:, ~active] = inverse_penalty[:, None] * (body[~active] - weights @ rows[:, first:]).T
     if everything:
         K = C.neg_().div_(a).div_(a[:, None])
         K.diagonal().copy_((1 - room) / a)
