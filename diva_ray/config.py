@@ -58,7 +58,7 @@ class FitConfig:
     standardize: str = "auto"  # auto: every band centred, unit mean squared norm | none: features exactly as given
     ridge: Any = "auto"  # auto: chosen by leave-one-out | a number >= 0
     precision: str = "auto"  # auto: float32 products where the condition number allows | float32 (same) | float64
-    block_rows: int = 2048  # rows worked on at a time
+    block_rows: int = 1024  # rows worked on at a time
     standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows | exact | estimate
     seed: int = 0
     output: str = ""

@@ -9,7 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.leave_out import LeftOut, rows_by_group_size
-from diva_ray.core.products import GramSum, copy_double, multiply_triangular_, row_dot, symmetric, whitened_quadratic
+from diva_ray.core.products import (
+    GramSum,
+    copy_double,
+    multiply,
+    multiply_triangular_,
+    row_dot,
+    whitened_quadratic,
+)
 from diva_ray.core.ridge import Solution
 
 
@@ -50,7 +57,7 @@ class AdjointAccumulator:
         signs: Float[Tensor, "n copies"],
     ) -> None:
         """Add a block of whole groups; rows of one group share their sign."""
-        self.M += (signs[:, :, None] * t[:, None, :]).flatten(1).T @ U
+        self.M += multiply((signs[:, :, None] * t[:, None, :]).flatten(1).T, U)
         weight, blocks = group_weights(left, alpha, t)
         self._add_gram(U, weight, signs)
         for rows, w, V in blocks:
@@ -102,17 +109,17 @@ class Adjoint:
 
 
 def solve_adjoint(solution: Solution, sums: AdjointSums) -> tuple[Adjoint, Float[Tensor, " p"]]:
-    """Return the adjoint of every copy, and dL/dLambda of every column; 2 p^3 operations a copy.
+    """Return the adjoint of every copy, and dL/dLambda of every column; p^3 operations a copy.
 
     dL/dLambda_k = -(P * W).sum(1)_k + Q_kk: the gradient of the leave-one-out loss with respect to all penalties is
     free.
     Summed over a band's columns it is the derivative of the band's penalty.
     """
-    P = solution.Linv.T @ sums.M
+    P = multiply(solution.Linv.T, sums.M)
     T = []
     penalty = torch.empty(0)
     for copy, S in enumerate(sums.S):
-        Q = whitened_quadratic(solution.Linv, symmetric(S))
+        Q = whitened_quadratic(solution.Linv, S)
         if copy == 0:
             c = solution.W.shape[1]
             penalty = Q.diagonal() - row_dot(P[:, :c].contiguous(), solution.W)
@@ -136,7 +143,7 @@ def derivative(
         Dukler et al. 2022, Prop. 1 and 3; here in three passes with O(p^2) state.
     """
     c = r.shape[1]
-    projected = Z @ adjoint.P
+    projected = multiply(Z, adjoint.P)
     result = torch.empty(len(Z), len(adjoint.T), dtype=Z.dtype, device=Z.device)
     scratch = torch.empty_like(Z) if scratch is None else scratch[: len(Z)]
     for copy, T in enumerate(adjoint.T):
@@ -202,7 +209,7 @@ def pairwise_contributions(
 
 def _alone(K: Tensor, r: Tensor, t: Tensor, weighted: Tensor) -> Tensor:
     """Return K_ji t_i . (r_j + K_ji alpha_i e_i), validation rows alone."""
-    contributions = r @ t.T
+    contributions = multiply(r, t.T)
     return contributions.addcmul_(K, row_dot(weighted, t)[None, :]).mul_(K)
 
 

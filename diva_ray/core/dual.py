@@ -11,7 +11,7 @@ from torch import Tensor
 from diva_ray.core.derivative import group_weights
 from diva_ray.core.leave_out import LeftOut
 from diva_ray.core.losses import subtract_from_targets
-from diva_ray.core.products import inverse_, kernel
+from diva_ray.core.products import inverse_, kernel, multiply
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def fit_dual(
     everything = bool(active.all())
     full = kernel(body, penalty[first:].rsqrt().to(Z))
     a = alpha[active]
+    rows = Z if everything else Z[active]  # a selection copies
     gram = full if everything else full[active][:, active]
     gram.diagonal().add_(1 / a)
     C, condition = inverse_(gram)
@@ -69,21 +70,21 @@ def fit_dual(
     if first:
         C.addr_(ones, mean, alpha=-1)
     target = subtract_from_targets(Y, offset)
-    beta = C @ target[active]
+    beta = multiply(C, target[active])
     room, r = torch.ones_like(alpha), target.clone()
     room[active], r[active] = C.diagonal() / a, beta / a[:, None]
     W = torch.zeros(Z.shape[1], offset.shape[1], dtype=Z.dtype, device=Z.device)
     inverse_penalty = (1 / penalty[first:]).to(Z)
-    W[first:] = inverse_penalty[:, None] * (body[active].T @ beta)
+    W[first:] = inverse_penalty[:, None] * multiply(rows.T, beta)[first:]
     if first:
-        W[0] = (a / a.sum()) @ (target[active] - body[active] @ W[first:])
+        W[0] = (a / a.sum()) @ (target[active] - multiply(rows, W))  # W[0] is 0 until here
     r[~active] = target[~active] - Z[~active] @ W
     weights = full[~active][:, active] @ C + (mean if first else 0)  # how an idle row's prediction weighs the targets
     maps = None
     if spread:
         maps = torch.empty(body.shape[1], len(Z), dtype=Z.dtype, device=Z.device)
-        maps[:, active] = inverse_penalty[:, None] * (body[active].T @ C) / a
-        maps[:, ~active] = inverse_penalty[:, None] * (body[~active] - weights @ body[active]).T
+        maps[:, active] = inverse_penalty[:, None] * multiply(rows.T, C)[first:] / a
+        maps[:, ~active] = inverse_penalty[:, None] * (body[~active] - weights @ rows[:, first:]).T
     if everything:
         K = C.neg_().div_(a).div_(a[:, None])
         K.diagonal().copy_((1 - room) / a)
@@ -108,7 +109,7 @@ def penalty_derivative(
         raise ValueError("penalty_derivative: the fit must hold A^-1 Z', got none. Fit with `spread=True`.")
     first = int(penalty[0] == 0)
     result = torch.zeros(len(penalty), dtype=torch.float64)
-    P = fit.spread @ t
+    P = multiply(fit.spread, t)
     weight, blocks = group_weights(left, alpha, t)
     quadratic = fit.spread.square() @ weight
     for rows, w, V in blocks:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diva_ray.core.leave_out import LeverageError, leave_out, solve_left_out
 from diva_ray.core.losses import Loss, subtract_from_targets
-from diva_ray.core.products import symmetric
+from diva_ray.core.products import eigen, multiply, symmetric
 from diva_ray.core.ridge import FitSums
 
 
@@ -55,9 +55,9 @@ def rotate(sums: FitSums, pattern: Float[Tensor, " p"]) -> Rotation:
         mean, target, variance = gram[0, 1:] / gram[0, 0], cross[0] / gram[0, 0], 1.0 / float(gram[0, 0])
         body = body - torch.outer(gram[1:, 0], mean)
         body_cross = body_cross - torch.outer(mean, cross[0])
-    values, V = torch.linalg.eigh(scale[:, None] * body * scale)
+    values, V = eigen(scale[:, None] * body * scale)
     basis = scale[:, None] * V
-    rotated_cross = basis.T @ body_cross
+    rotated_cross = multiply(basis.T, body_cross)
     if first:
         basis = torch.cat([-(mean @ basis)[None], basis])
     return Rotation(basis, values.clamp_min(0), rotated_cross, target, variance)
@@ -83,12 +83,15 @@ def grid_losses(
 
     2 n p^2 + 2 n p (c + 1) ridges operations: q_i(ridge) = sum_k x_ik^2 / (e_k + ridge) + 1 / sum alpha.
     """
-    X = Z @ rotation.basis
+    X = multiply(Z, rotation.basis)
     shrink = 1 / (rotation.values[:, None] + ridges.to(Z))
-    leverages = X.square() @ shrink + rotation.mean_variance
+    leverages = multiply(X.square(), shrink) + rotation.mean_variance
+    # The predictions of every ridge side by side, from one product.
+    solutions = shrink[:, :, None] * rotation.cross[:, None, :]
+    predictions = multiply(X, solutions.flatten(1)).unflatten(1, solutions.shape[1:])
     losses = torch.empty(len(ridges), dtype=torch.float64)
     for k in range(len(ridges)):
-        F = X @ (shrink[:, k, None] * rotation.cross) + rotation.mean
+        F = predictions[:, k] + rotation.mean
         F = F if offset is None else F + offset
         r = subtract_from_targets(Y, F)
         try:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diva_ray.core.products import GramSum, cholesky, copy_double, symmetric
+from diva_ray.core.products import GramSum, cholesky, copy_double, multiply, symmetric
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class FitAccumulator:
             rows = Z if neutral and bool(known.all()) else Z[known] * alpha[known, None]
             self.cross += torch.zeros(self.cross.shape, dtype=Z.dtype, device=Z.device).index_add_(0, Y[known], rows)
         else:
-            self.cross += (Y * alpha[:, None]).T @ Z
+            self.cross += multiply((Y * alpha[:, None]).T, Z)
         if offset is not None:
-            self.cross -= (offset * alpha[:, None]).T @ Z
+            self.cross -= multiply((offset * alpha[:, None]).T, Z)
 
     def sums(self) -> FitSums:
         """Return the sums so far."""
@@ -93,5 +93,5 @@ def solve(sums: FitSums, penalty: Float[Tensor, " p"]) -> Solution:
     A = symmetric(sums.gram)
     A.diagonal().add_(penalty)
     L, Linv, condition = cholesky(A)
-    W = Linv.T @ (Linv @ sums.cross.double())
+    W = multiply(Linv.T, multiply(Linv, sums.cross.double()))
     return Solution(W, L, Linv, condition)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.losses import subtract_from_targets
+from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import Known, Rows, Setup, group_codes, targets
 from diva_ray.engine.passes import scored_rows
@@ -29,7 +30,7 @@ class Checked:
         known, group = torch.unique(codes, return_inverse=True)
         at = torch.searchsorted(known, self.codes).clamp_max(len(known) - 1)
         inside = torch.where(known[at] == self.codes, at, -1)
-        C = pairwise_contributions(self.U @ U.T, self.r, inside, Validation(t, moved, group))
+        C = pairwise_contributions(multiply(self.U, U.T), self.r, inside, Validation(t, moved, group))
         return C.double().square().sum(1)
 
 

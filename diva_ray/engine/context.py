@@ -16,6 +16,7 @@ from torch import Tensor
 from diva_ray.core import losses
 from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs, splitmix
 from diva_ray.core.leave_out import rows_by_group_size
+from diva_ray.core.products import multiply
 from diva_ray.data.columns import encode
 from diva_ray.data.shards import Scale, Shard, block_bounds, class_targets, number_targets, prepare
 from diva_ray.errors import InputError
@@ -287,4 +288,4 @@ class ValidationRows:
         inside = torch.where(self.codes[at] == codes, at, -1)
         for a in range(0, len(Z), step):
             part = slice(a, min(a + step, len(Z)))
-            yield part, pairwise_contributions(Z[part] @ self.reach, r[part], inside[part], self.rows)
+            yield part, pairwise_contributions(multiply(Z[part], self.reach), r[part], inside[part], self.rows)

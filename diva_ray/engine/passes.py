@@ -13,7 +13,7 @@ from diva_ray.core import derivative as dd
 from diva_ray.core import losses, verdict
 from diva_ray.core.grid import Rotation, grid_losses
 from diva_ray.core.leave_out import LeverageError, adjoint, leave_out
-from diva_ray.core.products import multiply_triangular_
+from diva_ray.core.products import multiply, multiply_triangular_
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import (
@@ -67,7 +67,7 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     squares = torch.zeros(len(checked.codes) if checked else 0, dtype=torch.float64)
     loss = setup.loss_function()
     for b in blocks(shard, known):
-        F = b.Z @ W
+        F = multiply(b.Z, W)
         F = F if b.offset is None else F + b.offset
         r = losses.subtract_from_targets(b.Y, F)
         U = multiply_triangular_(b.Z, whiten, upper=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diva_ray.core.derivative import Validation, solve_adjoint
 from diva_ray.core.grid import default_ridges, rotate
+from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.engine import check, passes
 from diva_ray.engine.context import Partial, Setup, ValidationRows
@@ -34,7 +35,7 @@ def tell_checked_rows(runner: Runner, solution: Solution, dtype: torch.dtype) ->
     """Make the rows known whose standard errors the leave-out pass computes exactly."""
     runner.engine.tell(shards=len(runner.engine.extents))
     Z, r, codes = runner.run(check.sample, "check").joined()
-    runner.engine.tell(checked=check.Checked((Z.double() @ solution.Linv.T).to(dtype), r, codes))
+    runner.engine.tell(checked=check.Checked(multiply(Z.double(), solution.Linv.T).to(dtype), r, codes))
 
 
 def compare_errors(estimate: Tensor, exact: Tensor) -> dict[str, float]:
@@ -144,4 +145,6 @@ def validation_rows(solution: Solution, rows: tuple[Tensor, ...], dtype: torch.d
     """Return what exact standard errors need of every validation row, for broadcast."""
     U, t, moved, codes = rows
     known, group = torch.unique(codes, return_inverse=True)
-    return ValidationRows((U.double() @ solution.Linv).T.to(dtype).contiguous(), Validation(t, moved, group), known)
+    return ValidationRows(
+        multiply(U.double(), solution.Linv).T.to(dtype).contiguous(), Validation(t, moved, group), known
+    )

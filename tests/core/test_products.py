@@ -135,3 +135,31 @@ def test_mirroring_by_tiles_of_any_size_copies_the_upper_triangle(tile):
     A = normal(7, 7)
     expected = A.triu() + A.triu(1).T
     assert bool((products.mirror_(A.clone(), tile) == expected).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_general_product_takes_views_and_no_rows(dtype):
+    a, b = normal(7, 5, dtype=dtype), normal(4, 7, dtype=dtype)
+    expected = (a.double()[:, :, None] * b.double().T[:, None, :]).sum(0)  # a' b'
+    found = products.multiply(b, a)
+    assert found.dtype == dtype and found.is_contiguous()
+    assert_close(found, expected.T, 1e-5 if dtype != F64 else 1e-13)
+    assert_close(products.multiply(a.T, b.T), expected, 1e-5 if dtype != F64 else 1e-13)
+    assert products.multiply(b[:0], a).shape == (0, 5)
+
+
+def test_eigenvalues_ascend_and_their_vectors_rebuild_the_matrix():
+    A = positive_definite(6)
+    before = A.clone()
+    values, V = products.eigen(A)
+    assert bool((values.diff() > 0).all()) and bool((before == A).all())
+    assert_close(V * values @ V.T, A, 1e-12)
+
+
+def test_the_whitened_quadratic_reads_the_upper_triangle_only_and_leaves_it_alone():
+    for p in (1, 5):
+        Linv, S = normal(p, p).tril(), normal(p, p)
+        S = S + S.T
+        upper = S.triu()
+        assert_close(products.whitened_quadratic(Linv, upper), Linv.T @ S @ Linv, 1e-13)
+        assert bool((upper == S.triu()).all())
