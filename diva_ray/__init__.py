@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from diva_ray.tasks.augment import augment as augment
     from diva_ray.tasks.extend import extend as extend
     from diva_ray.tasks.reweight import reweight as reweight
+    from diva_ray.tasks.score import curate as curate
     from diva_ray.tasks.score import score as score
 
 HOMES = {
     "InputError": "diva_ray.errors",
     "augment": "diva_ray.tasks.augment",
     "augmented": "diva_ray.data.transforms",
+    "curate": "diva_ray.tasks.score",
     "extend": "diva_ray.tasks.extend",
     "reweight": "diva_ray.tasks.reweight",
     "score": "diva_ray.tasks.score",
 }
-__all__ = ["InputError", "augment", "augmented", "extend", "reweight", "score"]
+__all__ = ["InputError", "augment", "augmented", "curate", "extend", "reweight", "score"]
 
 
 def __getattr__(name: str) -> Any:

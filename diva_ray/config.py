@@ -71,6 +71,10 @@ class FitConfig:
 class ScoreConfig(FitConfig):
     """Schema of `configs/score.yaml`."""
 
+    method: str = "plain"  # plain | trusted: a few trusted rows (data.validation_weight) or a table validate alone
+    curate: str = (
+        "none"  # none | drop | weight | relabel: also write a copy of the table, changed where labels look wrong
+    )
     # auto: where neighbours do not share what the model misses, part of it is taken for wrong labels | off: never
     labeller_doubt: str = "auto"
     outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row

@@ -23,6 +23,8 @@ from diva_ray.engine.context import (
     group_codes,
     keep_weights,
     source_codes,
+    targets,
+    validation_weights,
     weights,
 )
 from diva_ray.engine.passes import scored_rows
@@ -64,7 +66,15 @@ def next_weights(shard: Shard, known: Known, step: reweight.Step, alpha: Tensor)
         assert codes is not None
         factor = known["factors"][step.value][codes]
     issue = issue_flags(shard, known) if step.kind == "issues" else None
-    return step(alpha, scored[:, 0], scored[:, 1], issue, factor)
+    after = step(alpha, scored[:, 0], scored[:, 1], issue, factor)
+    return torch.where(shard.validation > 0, alpha, after) if known.get("trust") else after
+
+
+def heard_by_class(shard: Shard, known: Known) -> Tensor:
+    """Return the rows of every class that are heard in validation."""
+    setup: Setup = known["setup"]
+    Y = targets(shard, setup)[validation_weights(shard, known) > 0]
+    return torch.bincount(Y, minlength=setup.outputs)
 
 
 def changed(sums: FitSums, change: FitSums, factor: float) -> FitSums:

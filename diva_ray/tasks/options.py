@@ -32,6 +32,7 @@ def check_options(config: FitConfig) -> None:
         "precision": ("auto", "float32", "float64"),
         "standard_errors": ("auto", "exact", "estimate"),
         "labeller_doubt": ("auto", "off"),
+        "curate": ("none", "drop", "weight", "relabel"),
     }
     for name, allowed in choices.items():
         if getattr(config, name, allowed[0]) not in allowed:

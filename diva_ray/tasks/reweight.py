@@ -26,6 +26,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
 from diva_ray.tasks.session import Session
+from diva_ray.tasks.trusted import check_trust
 from diva_ray.tasks.walk import RIDGES, SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
 
 log = logging.getLogger("diva_ray")
@@ -88,16 +89,13 @@ def check(config: ReweightConfig) -> None:
         raise InputError("level: must be sample with method=paper, got source. Change `level` or `method`.")
     if config.level == "source" and not config.data.source:
         raise InputError("data.source: must name the column of sources with level=source, got none. Set `data.source`.")
-    if config.method == "trusted" and not (config.data.validation_weight or config.validation.path):
-        raise InputError(
-            "method: trusted must be told which rows to trust, got neither `data.validation_weight` nor "
-            "`validation.path`. Set one of them."
-        )
 
 
 def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     """Return the weights of a method, tried on folds and taken on all rows."""
     runner, heard, setup = session.runner, session.scan.counts["heard"], session.setup
+    if config.method == "trusted":
+        check_trust(session, setup)
     if sum(table.rows for table in session.tables) < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     setup = with_errors(setup, heard, config.standard_errors)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from diva_ray.config import ScoreConfig
 from diva_ray.data.regroup import restore_order
+from diva_ray.data.table import open_parquet
+from diva_ray.engine import curate as curating
 from diva_ray.engine import verdicts
+from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
 from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
@@ -20,6 +24,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import page_of, sources_of, summarise, told
+from diva_ray.tasks.trusted import derive_trusted
 
 MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
 
@@ -56,15 +61,24 @@ def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
 
 def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False) -> Result | Plan:
     """Return the result of a scoring run as its config says (`jobs/score.py`); see `score`."""
+    check(config)
     session = begin(config, data, loss, quiet=quiet)
     if isinstance(session, Plan):
         return session
     try:
-        derived = derive_all(session)
+        derived = derive_trusted(session) if config.method == "trusted" else derive_all(session)
         session.folder.write_json("state.json", session.mark)
         return _finish(session, derived)
     finally:
         session.engine.close()
+
+
+def check(config: ScoreConfig) -> None:
+    """Raise for options that no table could make right."""
+    if config.method not in ("plain", "trusted"):
+        raise InputError(f"method: must be plain or trusted, got {config.method}. Change `method`.")
+    if config.curate == "relabel" and config.task in ("regression", "vector"):
+        raise InputError(f"curate: relabel is for classes, got task={config.task}. Change `curate`.")
 
 
 def derive_all(session: Session) -> Derived:
@@ -91,6 +105,35 @@ def _finish(session: Session, derived: Derived) -> Result:
     sources = sources_of(session, derived, written)
     if sources:
         folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
+    if config.curate != "none":
+        summary["curated"] = write_curated(session, config.curate)
     page = page_of(session, derived, summary, written, sources)
     conclude(session, summary, render_score_page(page), worker_memory=written["max_memory"])
     return Result(summary, folder, session.plan.kind != "inline", told(summary))
+
+
+def write_curated(session: Session, action: str) -> dict[str, int]:
+    """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed."""
+    folder = session.folder
+    session.engine.tell(
+        curate=action, table=session.original or session.tables[0], scores=open_parquet(folder.location("samples")),
+        weight_column=session.columns.weight,
+    )  # fmt: skip
+    found = session.runner.run(curating.curate, "curate", session.scored(), features=False)
+    return {"rows": int(found["kept"]), "changed": int(found["changed"])}
+
+
+def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: Any) -> Result | Plan:
+    """Return a copy of a table, all columns, in which labels that look wrong are dropped, weighted or relabelled.
+
+    `drop`: rows whose label looks wrong are left out; `weight`: a column of weights, the probability that the label is
+    right; `relabel`: such labels are replaced by the left-out prediction. Written by the workers, file by file, into
+    `curated/`, with a list of what changed in `changes/`. Deleting what a detector flags can hurt:
+    `diva_ray.reweight` asks first.
+
+    Args:
+        data, quiet, options: as for `diva_ray.score`.
+        action: drop, weight or relabel.
+    """
+    result = score(data, quiet=quiet, curate=action, **options)
+    return replace(result, rows="curated") if isinstance(result, Result) else result

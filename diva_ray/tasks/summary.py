@@ -15,6 +15,7 @@ from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived
 from diva_ray.tasks.session import Session
 
+CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
 RULES = {
     "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond chance",
     "is_label_issue": "label_score < label_threshold: the cut with the best expected F1 against wrong labels; "
@@ -62,6 +63,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "label_issue_precision": rule.label.precision,
         "label_issue_recall": rule.label.recall,
         "noise_estimate": rule.noise_rate,
+        "method": getattr(session.config, "method", "plain"),
         "class_dependence": rule.class_dependence,
         "labeller_doubt": rule.doubt,
         "rules": RULES,
@@ -93,6 +95,9 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"{s['n_label_issues']:,} labels look wrong (estimated precision {s['label_issue_precision']:.2f}, recall "
         f"{s['label_issue_recall']:.2f}); {s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
     ]
+    lines += [f"warning: {warning}" for warning in warnings_of(s)]
+    if "curated" in s:
+        lines.append(f"curated copy: {s['curated']['rows']:,} rows, {s['curated']['changed']:,} changed or dropped")
     if "planted" in s:
         p = s["planted"]
         lines.append(
@@ -194,7 +199,7 @@ def page_of(session: Session, derived: Derived, summary: dict[str, Any], written
         sources=sources,
         planted=summary.get("planted"),
         notes=notes_of(session, derived, summary),
-        downloads=downloads(bool(sources)),
+        downloads=downloads(bool(sources), "curated" in summary),
         validation="validation" if len(session.tables) > 1 else "leave-one-out",
     )
 
@@ -268,9 +273,25 @@ def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
     ]
 
 
+def warnings_of(summary: dict[str, Any]) -> list[str]:
+    """Return what may have misled the verdicts."""
+    found = []
+    if summary["class_dependence"] > CLASS_DEPENDENT and summary["n_label_issues"] and summary["method"] != "trusted":
+        found.append(
+            "The suspected labels keep to few pairs of classes. Such errors are in the validation labels too and "
+            "mislead every left-out score: trust a few rows of each class (data.validation_weight, method=trusted)."
+        )
+    if summary["labeller_doubt"] > 0:
+        found.append(
+            "Labels were flagged on the assumption that every sample has one class that can be told from its features; "
+            "where classes truly overlap they are not wrong (labeller_doubt=off)."
+        )
+    return found
+
+
 def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the figures."""
-    notes = []
+    notes = warnings_of(summary)
     if derived.standard_errors != "exact":
         found = derived.agreement or {"rows": 0}
         checked = (
@@ -288,7 +309,7 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
     return notes
 
 
-def downloads(sources: bool) -> list[str]:
+def downloads(sources: bool, curated: bool) -> list[str]:
     """Return the written files, each with what it holds."""
     files = [
         "samples/: one Parquet row per sample, in the order of the input",
@@ -296,4 +317,5 @@ def downloads(sources: bool) -> list[str]:
         "manifest.json: versions, the data's fingerprint, start and end",
         "config.yaml: the options of this run",
     ]
+    files += ["curated/, changes/: a copy of the table, and what changed in it"] if curated else []
     return files + (["sources.parquet: the derivative of every source"] if sources else [])

@@ -70,6 +70,7 @@ class Walk:
     store: Any = None
     at: int = 0
     name: str = ""
+    penalty: Tensor = field(default_factory=lambda: torch.zeros(0))  # dL/dLambda of every column, at the last look
     by_source: Tensor = field(default_factory=lambda: torch.zeros(0, 1))  # what the last look found, see `passes.score`
 
     def begin(self, fold: Fold | None) -> FitSums:
@@ -92,7 +93,7 @@ class Walk:
     def look(self, solution: Solution) -> Partial:
         """Score every row under the current weights and fit the rules for verdicts; return the left-out sums."""
         left = self.leave_out(solution)
-        _, scored = score_rows(self.runner, self.setup, solution, left)
+        self.penalty, scored = score_rows(self.runner, self.setup, solution, left)
         judge(self.runner, self.setup, left.tally, self.scored)
         self.by_source = scored.tally["sources"]
         if self.path.chain.kind == "sources":

@@ -1,0 +1,64 @@
+"""A curated copy of the input, shard by shard: every column, with flagged rows dropped, weighted or relabelled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from diva_ray.data.columns import one_chunk
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import Known, Tally
+
+FACTS = ["id", "is_label_issue", "label_score", "predicted_label"]
+
+
+def curate(shard: Shard, known: Known) -> Tally:
+    """Write the rows of the shard's extent into `curated/`, and what changed into `changes/`; return how many did."""
+    start, stop, index = shard.extent.start, shard.extent.stop, shard.extent.index
+    table, folder = known["table"], known["folder"]
+    rows = table.reader().read(start, stop, table.schema.names)
+    facts = known["scores"].reader().read(start, stop, FACTS)
+    change = {"drop": _drop, "weight": _weight, "relabel": _relabel}[known["curate"]]
+    curated, changes = change(rows, facts, known)
+    folder.write_table(f"curated/part-{index:05d}.parquet", curated)
+    if changes.num_rows:
+        folder.write_table(f"changes/part-{index:05d}.parquet", changes)
+    return Tally(changed=changes.num_rows, kept=curated.num_rows)
+
+
+def _flags(facts: pa.Table) -> pa.Array:
+    return one_chunk(facts["is_label_issue"])
+
+
+def _drop(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
+    flags = _flags(facts)
+    changes = facts.filter(flags).select(["id", "label_score"])
+    return rows.filter(pc.invert(flags)), changes.append_column("change", pa.array(["dropped"] * len(changes)))
+
+
+def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
+    """Weigh every row by the probability that its label is right; where that is no probability, flagged rows by 0."""
+    name = known["weight_column"] or "weight"
+    score = one_chunk(facts["label_score"]).to_numpy(zero_copy_only=False).astype(np.float64)
+    if known["setup"].task != "classification":
+        score = 1.0 - _flags(facts).to_numpy(zero_copy_only=False)
+    before = np.ones(len(score))
+    if known["weight_column"]:
+        before = one_chunk(rows[name]).to_numpy(zero_copy_only=False).astype(np.float64)
+    after = pa.array(before * score)
+    at = rows.schema.get_field_index(name)
+    curated = rows.set_column(at, name, after) if at >= 0 else rows.append_column(name, after)
+    changed = np.flatnonzero(np.abs(score - 1) > 1e-3)
+    changes = facts.select(["id", "label_score"]).append_column("weight", after).take(pa.array(changed))
+    return curated, changes.append_column("change", pa.array(["weighted"] * len(changed)))
+
+
+def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
+    name, flags = known["label"], _flags(facts)
+    given, found = one_chunk(rows[name]), one_chunk(facts["predicted_label"])
+    label = pc.if_else(flags, found.cast(given.type), given)
+    curated = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), label)
+    facts = facts.append_column("label_before", given).append_column("label_after", label)
+    changes = facts.filter(flags).select(["id", "label_score", "label_before", "label_after"])
+    return curated, changes.append_column("change", pa.array(["relabelled"] * len(changes)))

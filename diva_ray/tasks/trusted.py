@@ -1,0 +1,70 @@
+"""A small trusted set as the only validation: what it says of every other row, where other labels mislead alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diva_ray.core.reweight import Step
+from diva_ray.engine import steps
+from diva_ray.engine.context import Setup
+from diva_ray.errors import InputError
+from diva_ray.tasks.derive import fit_ridge, with_errors
+from diva_ray.tasks.derived import Derived, by_band
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.walk import Path, Walk
+
+TRUST = 5.0  # weight of a trusted row in the fit; with few of them, more would leave the fit to them alone
+PASSES = 2  # times that the others' weights follow the trusted loss
+SHRINK = Step("shrink", 1.0)
+
+
+def check_trust(session: Session, setup: Setup) -> None:
+    """Raise unless some rows are trusted, not all, and of every class there is one."""
+    config, counts = session.config, session.scan.counts
+    if not (config.data.validation_weight or config.validation.path):
+        raise InputError(
+            "method: trusted must be told which rows to trust, got neither `data.validation_weight` nor "
+            "`validation.path`. Set one of them."
+        )
+    if not config.validation.path and counts["heard"] >= counts["rows"]:
+        raise InputError(
+            f"data.validation_weight: must be 0 on rows that are not trusted, got {config.data.validation_weight} > 0 "
+            "everywhere. Mark the trusted rows only."
+        )
+    if setup.task == "classification" and setup.classes is not None:
+        session.engine.tell(setup=setup)
+        heard = session.runner.run(steps.heard_by_class, "count")
+        without = [str(name) for name, n in zip(setup.classes.to_pylist(), heard.tolist(), strict=True) if not n]
+        if without:
+            raise InputError(
+                f"method: trusted rows must show every class, got none for {len(without)} of {len(heard)}, such as "
+                f"{without[0]!r}. Trust a row of each, or use another `method`."
+            )
+
+
+def derive_trusted(session: Session) -> Derived:
+    """Return what `derive` does, after the weights have followed the loss of the trusted rows.
+
+    A label that is wrong in the way its neighbours' are costs nothing when it is left out; the trusted rows see it.
+    Twice, weights of other rows are lowered to what lies within a standard error of harmless to the trusted ones; left
+    out of a fit to what remains, a wrong label no longer finds its like. Three derivatives.
+    """
+    config, runner = session.config, session.runner
+    check_trust(session, session.setup)
+    setup = with_errors(session.setup, session.scan.counts["heard"], config.standard_errors)
+    setup, ridge, _, grid = fit_ridge(runner, setup, config.ridge)
+    store = session.folder if session.plan.kind != "inline" else None
+    runner.engine.tell(trust=TRUST)
+    walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), store)
+    sums = walk.begin(None)
+    for _ in range(PASSES):
+        walk.look(walk.solve(sums))
+        (sums,), (factor,) = walk.propose(sums, (SHRINK,), kept=0)
+        walk.go(factor)
+    solution = walk.solve(sums)
+    left = walk.look(solution)
+    kind = "exact" if setup.collect else "estimate"
+    return Derived(
+        replace(setup), ridge, solution.condition, grid, left.tally, by_band(setup, walk.penalty), kind, "primal",
+        walk.by_source,
+    )  # fmt: skip
