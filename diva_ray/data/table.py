@@ -55,7 +55,7 @@ class Table:
     def where(self, row: int) -> str:
         """Return where a row lies, for a person."""
         if self.memory is not None:
-            return f"row {row}"
+            return f"row {row}" if self.option == "data.path" else f"{self.option} row {row}"
         piece = self.pieces[self._piece_of(row)]
         first = next(other.start for other in self.pieces if other.file == piece.file)
         return f"{os.path.basename(piece.file)} row {row - first}"

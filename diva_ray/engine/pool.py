@@ -126,6 +126,8 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         )
     else:
         keys, helps = choose.balanced_keys(shard.keys, probabilities(shard, known), known["seed"])
+        if setup.task != "classification":  # no coin is thrown there, and a loss alone says little
+            helps &= scored_pool(shard, known).derivative < 0
         classes = classes_of(shard, setup)
     kind = torch.where(helps & (shard.weight > 0), 0, 1)
     return keys, classes, kind.masked_fill(taken(shard, known), 2)
@@ -255,7 +257,7 @@ def write_selected(shard: Shard, known: Known) -> Tally:
             "label": shard.label.take(at), "label_score": facts["label_score"].numpy(),
         }  # fmt: skip
         parts.append(pa.table(columns).sort_by("rank"))
-        if setup.task == "classification":
+        if len(counts) > 1:
             counts += torch.bincount(classes_of(shard, setup)[facts["row"]], minlength=len(counts))
     if parts:
         known["folder"].write_table(f"selected/part-{shard.extent.index:05d}.parquet", pa.concat_tables(parts))

@@ -41,7 +41,8 @@ class Shelf:
         What was lost with a worker is read whole, so that a kernel can compute its rows' results again.
         """
         for extent, following in zip(extents, [*extents[1:], None], strict=True):
-            if extent.index in self.kept and not (extent.pool and features):
+            known = extent.index in self.kept and extent.index not in self.ahead  # read ahead: whole, for this pass
+            if known and not (extent.pool and features):
                 yield self.kept[extent.index]
                 continue
             shard = self._ahead(extent).result()

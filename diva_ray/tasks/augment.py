@@ -82,13 +82,6 @@ def check(config: AugmentConfig) -> None:
 
 def count_copies(session: Session, config: AugmentConfig) -> Tensor:
     """Return the copies of every transform; raise unless every original is there as it is."""
-    sources = session.setup.sources
-    names = [] if sources is None else sources.to_pylist()
-    if config.identity not in names:
-        raise InputError(
-            f"identity: some row's transform must be `{config.identity}`, got {', '.join(names[:10])} in "
-            f"`{config.data.source}`. Change `identity`, or add the originals."
-        )
     session.engine.tell(setup=session.setup, identity=config.identity)
     found = session.runner.run(copies.count, "count")
     if int(found["bare"]):

@@ -51,15 +51,15 @@ def penalty_pattern(setup: Setup) -> Tensor:
     return pattern
 
 
-def best_ridge(grid: list[tuple[float, float]]) -> float:
-    """Return the ridge with the least leave-one-out squared error."""
+def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
+    """Return the ridge with the least leave-one-out squared error; warn if it lies at the end of the grid."""
     ridge, loss = min(grid, key=lambda pair: pair[1])
     if not loss < float("inf"):
         raise InputError(
             "ridge: some ridge must leave every leverage below 1, got none from "
             f"{grid[0][0]:.3g} to {grid[-1][0]:.3g}. Set `ridge` to a larger number, or add samples."
         )
-    if ridge in (grid[0][0], grid[-1][0]):
+    if warn and ridge in (grid[0][0], grid[-1][0]):
         log.warning("the best ridge %.3g lies at the end of the grid: set `ridge` to look further", ridge)
     return ridge
 

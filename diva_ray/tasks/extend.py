@@ -37,7 +37,7 @@ log = logging.getLogger("diva_ray")
 NEAR_BYTES = 256 << 20  # features that workers keep from one read because their rows will probably be chosen
 
 
-def extend(data: Any, pool: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
+def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = False, **options: Any) -> Result | Plan:
     """Return which rows of a pool to add to a table, ranked, with the error that every amount leads to.
 
     In rounds: the table's rows are left out one by one from the fit to table and chosen rows; every pool row gets its
@@ -51,6 +51,7 @@ def extend(data: Any, pool: Any, *, quiet: bool = False, **options: Any) -> Resu
     Args:
         data: the table, as for `diva_ray.score`.
         pool: rows to choose from, with the same columns; their weights count once they are chosen.
+        new_classes: what to do with labels that the table does not have: error, or allow.
         quiet: no progress.
         **options: columns and fields of `ExtendConfig`.
 
@@ -60,8 +61,9 @@ def extend(data: Any, pool: Any, *, quiet: bool = False, **options: Any) -> Resu
     Raises:
         InputError: bad input or options, in one line.
     """
+    options["pool"] = {"new_classes": new_classes}
     if isinstance(pool, str) or hasattr(pool, "__fspath__"):
-        options["pool"], pool = {"path": str(pool), **dict(options.get("pool", {}))}, None
+        options["pool"]["path"], pool = str(pool), None
     config, data, loss = configure(ExtendConfig, data, options)
     return run(config, data, loss=loss, quiet=quiet, pool_rows=pool)
 
@@ -173,11 +175,14 @@ class Extension:
             self.measure()
             self.score(k, batch, total)
             if not self.choose(k, batch):
-                self.reason = self.reason or "no remaining row helps"
                 break
         self.measure()
-        if not self.reason:
-            self.reason = "the budget is spent" if self.config.budget else "the pool is used up"
+        if self.chosen == total:
+            self.reason = "the pool is used up"
+        elif self.config.budget and self.chosen == goal:
+            self.reason = "the budget is spent"
+        else:
+            self.reason = "no remaining row helps"
 
     @property
     def _by_class(self) -> bool:
@@ -209,7 +214,8 @@ class Extension:
             rotation = self.runner.timed("solve", rotate, sums, pattern)
             ridges = default_ridges(rotation)
             self.runner.engine.tell(rotation=rotation.to(self.setup.dtype), ridges=ridges)
-            ridge = best_ridge(list(zip(ridges.tolist(), self.runner.run(passes.grid, "ridge").tolist(), strict=True)))
+            losses = self.runner.run(passes.grid, "ridge").tolist()
+            ridge = best_ridge(list(zip(ridges.tolist(), losses, strict=True)), warn=not self.steps)
             self.runner.engine.forget("rotation", "ridges")
         self.ridge = float(ridge)
         return self.runner.timed("solve", solve, sums, self.ridge * pattern)

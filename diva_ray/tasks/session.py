@@ -258,6 +258,12 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
         )
     if counts["positive"] == 0:
         raise InputError("data.weight: some weight must be > 0, got all zero. Fix the table or `data.weight`.")
+    if counts["heard"] == 0 and columns.heard_source is not None:
+        names = [] if found.sources is None else found.sources.to_pylist()
+        raise InputError(
+            f"identity: some row's transform must be `{columns.heard_source}`, got {', '.join(names[:10])} in "
+            f"`{columns.source}`. Change `identity`, or add the originals."
+        )
     if counts["heard"] == 0:
         raise InputError(
             "data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`."

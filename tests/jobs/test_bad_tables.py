@@ -215,7 +215,7 @@ def test_a_validation_table_must_match(tmp_path):
         table(),
         validation=str(tmp_path / "no"),
     )
-    refuses(r"validation.path: the validation table must have the same columns, got no `label`",
+    refuses(r"validation.path: the table must have the same columns, got no `label`",
             table(), validation=held_out(table().drop_columns("label")))  # fmt: skip
     named = table().set_column(1, "label", pa.array([f"{k}" for k in Y]))
     refuses(

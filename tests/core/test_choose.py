@@ -1,0 +1,77 @@
+"""The choice from a pool, against sorting."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diva_ray.core import choose
+
+
+def keys_of(n, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(-(2**63), 2**63 - 1, n))
+
+
+@given(n=st.integers(1, 60), classes=st.integers(1, 4), seed=st.integers(0, 20), parts=st.integers(1, 4))
+@settings(deadline=None, derandomize=True)
+def test_the_radix_selection_takes_the_least_keys_of_every_class_however_rows_are_dealt(n, classes, seed, parts):
+    generator = np.random.default_rng(seed)
+    keys, code = keys_of(n, seed), torch.from_numpy(generator.integers(0, classes, n))
+    counts = torch.bincount(code, minlength=classes)
+    wanted = torch.from_numpy(generator.integers(0, counts.numpy() + 1))
+    prefix, left = torch.zeros(classes, dtype=torch.int64), wanted.clone()
+    dealt = torch.arange(n) % parts
+    for level in range(choose.BYTES):
+        found = sum(
+            choose.byte_counts(keys[dealt == part], code[dealt == part], prefix, level) for part in range(parts)
+        )
+        prefix, left = choose.next_prefix(found, prefix, left)
+    taken = choose.up_to(keys, code, prefix, wanted)
+    unsigned = keys.numpy().view(np.uint64)
+    for k in range(classes):
+        mine = np.flatnonzero(code.numpy() == k)
+        least = set(mine[np.argsort(unsigned[mine])][: int(wanted[k])].tolist())
+        assert set(torch.nonzero(taken & (code == k)).squeeze(1).tolist()) == least
+
+
+@given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=8), budget=st.integers(0, 250))
+@settings(deadline=None, derandomize=True)
+def test_quotas_spend_the_budget_in_proportion_and_never_exceed_what_is_there(counts, budget):
+    have = torch.tensor(counts)
+    quota = choose.quotas(have, budget)
+    assert int(quota.sum()) == min(budget, sum(counts))
+    assert bool((quota <= have).all())
+    if 0 < budget < sum(counts):
+        assert bool(((quota - have * budget / sum(counts)).abs() < 1).all())
+
+
+def test_rising_keys_sort_like_the_values():
+    values = torch.tensor([3.0, -1.0, 0.0, -0.0, 1e-30, -1e30, 7.5, -2.5, float("inf")])
+    order = np.argsort(choose.rising_keys(values, keys_of(9)).numpy().view(np.uint64))
+    assert values[torch.from_numpy(order)].tolist() == sorted(values.tolist())
+
+
+def test_eligible_rows_come_first_in_random_order_and_the_rest_by_doubt():
+    n = 20_000
+    probability = torch.linspace(0, 1, n).double()
+    keys, eligible = choose.balanced_keys(keys_of(n), probability, 3)
+    assert float(eligible.double().mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(eligible[: n // 10].double().mean()) < 0.07
+    assert float(eligible[-n // 10 :].double().mean()) > 0.93
+    unsigned = keys.numpy().view(np.uint64)
+    assert unsigned[eligible.numpy()].max() < unsigned[~eligible.numpy()].min()
+    rest = probability[~eligible][torch.from_numpy(np.argsort(unsigned[~eligible.numpy()]))]
+    assert bool((rest.diff() <= 1e-8).all()), "the least doubtful first"
+    rank = torch.from_numpy(np.argsort(np.argsort(unsigned[eligible.numpy()]))).double()
+    assert abs(float(torch.corrcoef(torch.stack([rank, probability[eligible]]))[0, 1])) < 0.03
+
+
+def test_draws_depend_on_the_key_alone_and_are_uniform():
+    keys = keys_of(50_000)
+    draw = choose.uniform_draw(keys, 5)
+    assert torch.equal(choose.uniform_draw(keys.flip(0), 5), draw.flip(0))
+    assert not torch.equal(choose.uniform_draw(keys, 6), draw)
+    counts = torch.histc(draw, 10, 0, 1)
+    assert bool((counts - 5000).abs().max() < 350)
+    assert float(draw.min()) >= 0 and float(draw.max()) < 1

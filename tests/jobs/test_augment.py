@@ -1,0 +1,80 @@
+"""Augmentation, on digits under transforms that help and hurt."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diva_ray
+from diva_ray.data.transforms import TRANSFORMS
+from diva_ray.errors import InputError
+
+INLINE = {"kind": "inline", "threads": 1}
+
+
+def copies(n=400, transforms=("identity", "hflip", "vflip", "tilt"), seed=0):
+    from sklearn.datasets import load_digits
+
+    pixels, label = load_digits(return_X_y=True)
+    return diva_ray.augmented(
+        [np.uint8(row.reshape(8, 8) * 15) for row in pixels[:n]], label[:n], transforms, seed=seed
+    )
+
+
+def run(table, **options):
+    named = {"source": "transform", "group": "original", "cluster": INLINE, "quiet": True}
+    return diva_ray.augment(table, **{**named, **options})
+
+
+def test_flips_of_digits_get_less_weight_than_the_identity_and_probabilities_add_up():
+    result = run(copies())
+    found = result.summary["augmentations"]
+    assert result.summary["accepted"]
+    assert found["vflip"]["probability"] < found["identity"]["probability"]
+    assert found["hflip"]["probability"] < found["identity"]["probability"]
+    assert found["hflip"]["z"] > 2 > -2 > found["tilt"]["z"]
+    for kind in ("probability", "probability_paper"):
+        assert sum(row[kind] for row in found.values()) == pytest.approx(1)
+    assert result.folder.read_json("augmentations.json") == found
+    assert b"leave" in result.folder.read("report.html")
+
+
+def test_leaving_copies_in_is_no_validation():
+    table = copies(300, ("identity", "blur"))
+    summary = run(table, steps=1).summary
+    assert summary["error_leave_one_out"] < summary["error_leave_group_out"], "a blurred twin gives the answer away"
+    assert "leak" in run(table, steps=1).folder.read("report.html").decode()
+
+
+def test_rows_that_lie_scattered_give_the_same_answer():
+    table = copies(200)
+    order = np.random.default_rng(0).permutation(table.num_rows)
+    one, other = (run(rows, ridge=0.5).summary for rows in (table, table.take(order)))
+    for name, row in one["augmentations"].items():
+        assert other["augmentations"][name]["derivative"] == pytest.approx(row["derivative"], rel=1e-4)
+
+
+def test_copies_do_not_depend_on_order_or_batches_and_every_transform_runs():
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 12, 10, 3)).astype(np.uint8)
+    names = tuple(TRANSFORMS)
+    one = diva_ray.augmented(list(pixels), range(5), names, seed=3)
+    other = diva_ray.augmented([Image.fromarray(p) for p in pixels], range(5), names, seed=3, batch=2)
+    assert one.equals(other)
+    assert one["transform"].to_pylist()[: len(names)] == list(names)
+    assert one["original"].to_pylist() == [k for k in range(5) for _ in names]
+    encoded = diva_ray.augmented(list(pixels), range(5), names, lambda batch: np.ones((len(batch), 7)))
+    assert encoded.schema.field("features").type.list_size == 7
+
+
+def test_a_transform_without_an_identity_and_other_mistakes_end_in_one_line():
+    table = copies(100)
+    with pytest.raises(InputError, match=r"identity: some row's transform must be `none`, got hflip, identity"):
+        run(table, identity="none")
+    bare = table.filter(~np.isin(np.arange(table.num_rows), [4]))  # original 1 loses its identity
+    with pytest.raises(InputError, match=r"data.group: every original must be there under `identity`, got 1 without"):
+        run(bare)
+    with pytest.raises(InputError, match="data.source: must name the column of transforms, got none"):
+        run(table, source=None)
+    with pytest.raises(InputError, match="transforms: must be among identity, .* got 'swirl'"):
+        copies(10, ("identity", "swirl"))
+    with pytest.raises(InputError, match="transforms: `identity` must be among them, got hflip"):
+        copies(10, ("hflip",))

@@ -1,0 +1,115 @@
+"""Curated copies, and trusted rows where labels are wrong in the same way."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import diva_ray
+from tests.jobs.problems import digits_split
+
+INLINE = {"kind": "inline", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Digits with a fifth of the labels wrong, in two files, with a column that no option names."""
+    X, y, truth, _, _ = digits_split(0.2)
+    folder = tmp_path_factory.mktemp("curate") / "table"
+    folder.mkdir()
+    rows = pa.table({
+        "id": np.arange(900) * 7, "features": pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), 64),
+        "label": y,
+        "note": [f"row {k}" for k in range(900)], "truth": truth,
+    })  # fmt: skip
+    pq.write_table(rows.slice(0, 500), folder / "a.parquet")
+    pq.write_table(rows.slice(500), folder / "b.parquet")
+    return str(folder), rows
+
+
+def test_dropping_keeps_every_column_and_lists_what_went(table):
+    path, rows = table
+    result = diva_ray.curate(path, "drop", cluster=INLINE, quiet=True)
+    kept, changes = result.samples, result.folder.read_table("changes")
+    assert kept.schema.names == rows.schema.names
+    assert kept.num_rows + changes.num_rows == 900
+    flagged = result.folder.read_table("samples")["is_label_issue"].to_numpy()
+    assert kept.equals(rows.filter(pa.array(~flagged)).combine_chunks())
+    assert changes["id"].to_pylist() == [7 * k for k in np.flatnonzero(flagged)]
+    wrong = (rows["label"].to_numpy() != rows["truth"].to_numpy())[flagged]
+    assert wrong.mean() > 0.85
+
+
+def test_relabelling_changes_only_flagged_labels_to_the_left_out_prediction(table):
+    path, rows = table
+    result = diva_ray.curate(path, "relabel", cluster=INLINE, quiet=True)
+    scored = result.folder.read_table("samples")
+    flagged = scored["is_label_issue"].to_numpy()
+    expected = np.where(flagged, scored["predicted_label"].to_numpy(), rows["label"].to_numpy())
+    assert result.samples["label"].to_pylist() == expected.tolist()
+    assert result.samples.drop_columns("label").equals(rows.drop_columns("label").combine_chunks())
+    better = (expected == rows["truth"].to_numpy()).mean() - (
+        rows["label"].to_numpy() == rows["truth"].to_numpy()
+    ).mean()
+    assert better > 0.1
+
+
+def test_weighting_adds_the_probability_that_the_label_is_right(table):
+    path, _ = table
+    result = diva_ray.curate(path, "weight", cluster=INLINE, quiet=True)
+    score = result.folder.read_table("samples")["label_score"].to_numpy()
+    np.testing.assert_allclose(result.samples["weight"].to_numpy(), score, rtol=1e-6)
+    assert result.summary["curated"]["rows"] == 900
+
+
+@pytest.mark.ray
+def test_workers_write_the_same_copy_of_a_table_whose_groups_lie_scattered(ray_cluster, table):
+    path, rows = table
+    scattered = rows.append_column("group", pa.array(np.random.default_rng(0).integers(0, 450, 900)))
+    inline = diva_ray.curate(scattered, "drop", group="group", cluster=INLINE, quiet=True)
+    on_ray = diva_ray.curate(scattered, "drop", group="group", cluster={"kind": "ray", "workers": 2}, quiet=True)
+    assert on_ray.folder.read_table("curated").equals(inline.samples)
+    assert inline.samples["note"].to_pylist() == [
+        note for note, gone in zip(rows["note"].to_pylist(), _flags(inline), strict=True) if not gone
+    ]
+
+
+def _flags(result):
+    return result.folder.read_table("samples")["is_label_issue"].to_pylist()
+
+
+def test_nothing_is_changed_unless_asked(table):
+    path, _ = table
+    result = diva_ray.score(path, cluster=INLINE, quiet=True)
+    assert not {"curated", "changes"} & set(result.folder.names(""))
+
+
+def confusing(share, seed=0):
+    """Return digits of which a share has the label of the next digit, but for five trusted rows a class."""
+    X, _, truth, _, _ = digits_split(0.0)
+    generator = np.random.default_rng(seed)
+    y = truth.copy()
+    rows = generator.permutation(900)[: round(share * 900)]
+    y[rows] = (y[rows] + 1) % 10
+    trusted = np.concatenate([np.flatnonzero(truth == k)[:5] for k in range(10)])
+    y[trusted] = truth[trusted]
+    return {"features": X, "label": y, "truth": truth, "v": np.isin(np.arange(900), trusted).astype(float)}
+
+
+def test_trusted_rows_see_what_wrong_neighbours_hide():
+    data = confusing(0.4)
+    plain = diva_ray.score(data, truth="truth", cluster=INLINE, quiet=True)
+    trusted = diva_ray.score(data, truth="truth", validation_weight="v", method="trusted", cluster=INLINE, quiet=True)
+    assert trusted.summary["planted"]["f1"] > plain.summary["planted"]["f1"] + 0.05
+    assert trusted.summary["planted"]["auc_z"] > plain.summary["planted"]["auc_z"]
+    assert plain.summary["class_dependence"] > 1 / 3
+    assert any("trust a few rows" in line for line in plain.told)
+    assert not any("trust a few rows" in line for line in trusted.told)
+
+
+def test_weights_follow_trusted_rows():
+    data = confusing(0.4)
+    result = diva_ray.reweight(data, validation_weight="v", method="trusted", cluster=INLINE, quiet=True)
+    alpha, wrong = np.array(result.samples["weight"]), data["label"] != data["truth"]
+    assert result.summary["accepted"]
+    assert alpha[wrong].mean() < 0.8 * alpha[~wrong].mean()

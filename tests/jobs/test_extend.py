@@ -1,0 +1,150 @@
+"""Extension from a pool, on real digits with a clean and a noisy pool."""
+
+import os
+import signal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import diva_ray
+from tests.jobs.problems import digits_split, flipped, weighted_error
+
+INLINE = {"kind": "inline", "threads": 1}
+CORE = 300
+
+
+def tables(share):
+    """Return core, pool, the pool's true labels, and the test set."""
+    X, y, _, X_test, y_test = digits_split(0.0)
+    pool_y = flipped(y[CORE:], 10, share, 5)
+    core = {"features": X[:CORE], "label": y[:CORE], "id": np.arange(CORE)}
+    pool = {"features": X[CORE:], "label": pool_y, "id": np.arange(CORE, 900)}
+    return core, pool, y[CORE:], (X_test, y_test)
+
+
+def run(core, pool, **options):
+    return diva_ray.extend(core, pool, **{"cluster": INLINE, "quiet": True, **options})
+
+
+def error_with(core, pool, ids, ridge, test):
+    rows = np.asarray(ids) - CORE
+    X, y = np.r_[core["features"], pool["features"][rows]], np.r_[core["label"], pool["label"][rows]]
+    return weighted_error(X, y, np.ones(len(y)), ridge, *test)
+
+
+def test_a_noisy_pool_is_left_when_what_remains_is_mostly_wrong():
+    core, pool, truth, test = tables(0.4)
+    result = run(core, pool)
+    s, ids = result.summary, np.array(result.samples["id"])
+    wrong = pool["label"] != truth
+    assert s["stopped"] == "no remaining row helps"
+    assert s["pool_noise_estimate"] == pytest.approx(wrong.mean(), abs=0.05)
+    assert wrong[ids - CORE].mean() < 0.06
+    assert len(ids) > 0.85 * (~wrong).sum()
+    ours = error_with(core, pool, ids, s["ridge"], test)
+    assert ours < error_with(core, pool, pool["id"], s["ridge"], test), "better than the whole pool"
+
+
+def test_a_clean_pool_is_used_up_and_no_budget_is_much_worse_than_chance():
+    core, pool, _, test = tables(0.0)
+    assert run(core, pool).summary["stopped"] in ("the pool is used up", "no remaining row helps")
+    ours, chance = [], []
+    for budget in (60, 120, 240):
+        result = run(core, pool, budget=budget)
+        ours.append(error_with(core, pool, result.samples["id"], result.summary["ridge"], test))
+        for seed in range(5):
+            ids = CORE + np.random.default_rng(seed).permutation(600)[:budget]
+            chance.append(error_with(core, pool, ids, result.summary["ridge"], test))
+    assert np.mean(ours) < np.mean(chance) + 0.005
+
+
+def test_a_budget_is_spent_exactly_and_ranked_without_gaps():
+    core, pool, _, _ = tables(0.4)
+    result = run(core, pool, budget=500, rounds=7)
+    rows = result.samples.sort_by("rank")
+    assert rows["rank"].to_pylist() == list(range(500))
+    assert rows["round"].to_pylist() == sorted(rows["round"].to_pylist())
+    assert len(set(rows["id"].to_pylist())) == 500
+    assert result.summary["n_helpful"] < 500, "the last rows only fill the budget"
+    steps = result.summary["error_by_budget"]
+    assert [step["chosen"] for step in steps] == [0, *(round(500 * k / 7) for k in range(1, 8))]
+    assert steps[-1]["uniform_chosen"] == pytest.approx(500, abs=45)
+
+
+def test_the_error_by_budget_is_that_of_a_refit_to_table_and_chosen_rows():
+    core, pool, _, _ = tables(0.4)
+    result = run(core, pool, budget=100, rounds=2, ridge=1.0, standardize="none", precision="float64")
+    chosen = np.array(result.samples["id"]) - CORE
+    X, y = np.r_[core["features"], pool["features"][chosen]], np.r_[core["label"], pool["label"][chosen]]
+    wrong = 0.0
+    for row in range(CORE):
+        keep = np.arange(len(y)) != row
+        wrong += weighted_error(X[keep], y[keep], np.ones(keep.sum()), 1.0, X[[row]], y[[row]])
+    assert result.summary["error_by_budget"][-1]["error"] == pytest.approx(wrong / CORE, abs=1e-12)
+
+
+def test_the_papers_choice_is_the_most_negative_derivatives():
+    core, pool, _, _ = tables(0.4)
+    result = run(core, pool, method="paper", budget=40, rounds=1, ridge=1.0)
+    both = {name: np.r_[core[name], pool[name]] for name in core}
+    both["w"], both["v"] = np.r_[np.ones(CORE), np.zeros(600)], np.r_[np.ones(CORE), np.zeros(600)]
+    # The scale of the features is the core's in both.
+    mean = core["features"].mean(0)
+    scale = 1 / np.sqrt(((core["features"] - mean) ** 2).sum(1).mean())
+    both["features"] = (both["features"] - mean) * scale
+    scored = diva_ray.score(
+        both, weight="w", validation_weight="v", ridge=1.0, standardize="none", cluster=INLINE, quiet=True
+    ).samples
+    order = np.argsort(np.array(scored["derivative"])[CORE:], kind="stable")[:40]
+    assert np.array(result.samples.sort_by("rank")["id"]).tolist() == (CORE + order).tolist()
+    z = dict(zip(result.samples["id"].to_pylist(), result.samples["z"].to_pylist(), strict=True))
+    expected = dict(zip(scored["id"].to_pylist(), scored["z"].to_pylist(), strict=True))
+    for key, value in z.items():
+        assert value == pytest.approx(expected[key], rel=2e-3)
+
+
+def test_numbers_can_be_extended_too():
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((500, 8)).astype(np.float32)
+    y = X[:, 0] + 0.1 * generator.standard_normal(500)
+    y[200::3] = generator.permutation(y)[200::3] * 5
+    core, pool = {"features": X[:100], "label": y[:100]}, {"features": X[100:], "label": y[100:]}
+    result = run(core, pool)
+    assert result.summary["n_selected"] > 0
+    last = result.summary["error_by_budget"][-1]
+    assert last["error"] <= last["error_uniform"]
+
+
+@pytest.mark.ray
+def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, tmp_path, monkeypatch):
+    import ray
+
+    from diva_ray.engine.cluster import Cluster
+
+    core, pool, _, _ = tables(0.4)
+    big = {
+        "features": np.tile(pool["features"], (8, 1)),
+        "label": np.tile(pool["label"], 8),
+        "id": 1000 + np.arange(4800),
+    }
+    rows = pa.table({"features": pa.FixedSizeListArray.from_arrays(pa.array(big["features"].reshape(-1)), 64),
+                     "label": big["label"], "id": big["id"]})  # fmt: skip
+    pq.write_table(rows, tmp_path / "pool.parquet", row_group_size=700)
+    path, options = str(tmp_path / "pool.parquet"), {"budget": 900, "rounds": 3}
+    inline = run(core, path, **options)
+    whole, killed = Cluster.each, []
+
+    def each_with_a_death(self, kernel, extents, done=int, features=True):
+        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
+            if k == 0 and kernel.__name__ not in killed:
+                os.kill(ray.get(self.actors[len(killed) % 2].process.remote()), signal.SIGKILL)
+                killed.append(kernel.__name__)
+            yield partial
+
+    monkeypatch.setattr(Cluster, "each", each_with_a_death)
+    result = run(core, path, cluster={"kind": "ray", "workers": 2}, **options)
+    assert {"score_pool", "count_choices", "count_bytes", "take", "core_error", "write_selected"} <= set(killed)
+    assert result.folder.read_table("selected").equals(inline.samples)
+    assert result.summary["error_by_budget"] == inline.summary["error_by_budget"]

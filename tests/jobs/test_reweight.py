@@ -1,0 +1,144 @@
+"""Reweighting, on real digits with planted noise."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+import diva_ray
+from diva_ray.core.derivative import splitmix
+from tests.jobs.problems import digits_split, weighted_error
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+INLINE = {"kind": "inline", "threads": 1}
+
+
+def run(X, y, **options):
+    return diva_ray.reweight({"features": X, "label": y}, **{"cluster": INLINE, "quiet": True, **options})
+
+
+def weights(result):
+    return np.array(result.samples["weight"], dtype=np.float64)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_safe_weights_close_much_of_the_gap_to_the_truth_on_noisy_labels(share):
+    X, y, truth, X_test, y_test = digits_split(share)
+    result = run(X, y)
+    s, alpha = result.summary, weights(result)
+    uniform = weighted_error(X, y, np.ones(900), s["ridge_uniform"], X_test, y_test)
+    ours = weighted_error(X, y, alpha, s["ridge"], X_test, y_test)
+    right = y == truth
+    clean = weighted_error(X[right], y[right], np.ones(right.sum()), s["ridge"], X_test, y_test)
+    assert s["accepted"]
+    assert s["error_reweighted"] < s["error_uniform"]
+    assert uniform - ours > 0.4 * (uniform - clean) > 0
+    assert alpha.mean() == pytest.approx(1.0, abs=1e-6), "the mean weight is kept"
+    assert alpha[right].mean() > 1.05 > 0.6 > alpha[~right].mean()
+
+
+def test_clean_labels_are_left_alone():
+    X, y, _, _, _ = digits_split(0.0)
+    result = run(X, y)
+    assert not result.summary["accepted"]
+    assert (weights(result) == 1).all()
+    assert result.summary["ridge"] == result.summary["ridge_uniform"]
+    assert result.summary["error_reweighted"] == result.summary["error_uniform"]
+
+
+def test_the_papers_steps_are_plain_and_their_number_is_kept():
+    X, y, _, _, _ = digits_split(0.2)
+    result = run(X, y, method="paper", eta=0.1, steps=2, ridge=1.0)
+    alpha = np.ones(900)
+    for _ in range(2):
+        table = {"features": X, "label": y, "w": alpha}
+        d = np.array(diva_ray.score(table, weight="w", ridge=1.0, cluster=INLINE, quiet=True).samples["derivative"])
+        alpha = np.maximum(alpha - 0.1 * d, 0)
+    np.testing.assert_allclose(weights(result), alpha, rtol=2e-4, atol=2e-5)
+    assert result.summary["chosen"] == "plain step of 0.1; then plain step of 0.1"
+
+
+def test_arms_are_judged_on_models_that_never_saw_the_fold():
+    """The table's own weights on fold k must do exactly as a refit without fold k does."""
+    X, y, _, _, _ = digits_split(0.2)
+    result = run(X, y, folds=3, steps=1, ridge=1.0, standardize="none")
+    keys = torch.from_numpy(pandas.util.hash_array(np.arange(900).view(np.uint64)).view(np.int64))
+    fold = splitmix(keys).numpy().view(np.uint64) % np.uint64(3)
+    wrong = 0.0
+    for k in range(3):
+        inside = fold != k
+        rest = X[~inside], y[~inside]
+        wrong += (~inside).sum() * weighted_error(X[inside], y[inside], np.ones(inside.sum()), 1.0, *rest)
+    assert result.summary["trials"][0]["error"] == pytest.approx(wrong / 900, abs=1e-9)
+
+
+def test_a_bad_source_loses_its_weight():
+    X, y, truth, X_test, y_test = digits_split(0.0)
+    source = np.array(["clean", "crawl", "farm"])[np.arange(900) % 3]
+    noisy = digits_split(0.7)[1]
+    y = np.where(source == "farm", noisy, y)
+    table = {"features": X, "label": y, "source": source}
+    result = diva_ray.reweight(table, source="source", level="source", steps=3, cluster=INLINE, quiet=True)
+    found = {row["source"]: row["weight"] for row in result.summary["sources"]}
+    assert result.summary["accepted"]
+    assert found["farm"] < 0.8 < 1.1 < min(found["clean"], found["crawl"])
+    uniform = weighted_error(X, y, np.ones(900), result.summary["ridge_uniform"], X_test, y_test)
+    assert weighted_error(X, y, weights(result), result.summary["ridge"], X_test, y_test) < uniform
+
+
+def test_few_rows_and_many_columns_groups_and_numbers_work_too():
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((60, 100)).astype(np.float32)
+    y = X[:, 0] + 0.1 * generator.standard_normal(60)
+    y[:6] += 20
+    table = {"features": X, "label": y, "group": np.arange(60) // 2}
+    result = diva_ray.reweight(table, group="group", ridge=10.0, cluster=INLINE, quiet=True)
+    assert result.summary["task"] == "regression"
+    assert weights(result).mean() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.ray
+def test_inline_and_ray_agree_bit_for_bit_also_when_workers_die(ray_cluster, monkeypatch):
+    import ray
+
+    from diva_ray.engine.cluster import Cluster
+
+    X, y, _, _, _ = digits_split(0.3)
+    X, y = np.tile(X, (3, 1)), np.tile(y, 3)  # three shards
+    options = {"folds": 2, "steps": 2}
+    inline = run(X, y, **options)
+    whole, killed = Cluster.each, []
+
+    def each_with_a_death(self, kernel, extents, done=int, features=True):
+        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
+            if k == 0 and kernel.__name__ in ("propose", "judge_trials", "write") and kernel.__name__ not in killed:
+                os.kill(ray.get(self.actors[len(killed) % 2].process.remote()), signal.SIGKILL)
+                killed.append(kernel.__name__)
+            yield partial
+
+    monkeypatch.setattr(Cluster, "each", each_with_a_death)
+    result = run(X, y, cluster={"kind": "ray", "workers": 2}, **options)
+    assert killed == ["propose", "judge_trials", "write"]
+    assert result.folder.read_table("samples").equals(inline.samples)
+    assert result.summary["trials"] == inline.summary["trials"]
+    assert "weights" not in result.folder.names(""), "what only a restart needs is gone in the end"
+
+
+@pytest.mark.jobs
+def test_the_job_writes_what_the_contract_promises(tmp_path):
+    command = [sys.executable, "jobs/reweight.py", f"output={tmp_path / 'run'}", "cluster=inline", "folds=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {"error_uniform", "error_reweighted", "accepted", "n_samples", "seconds"} <= summary.keys()
+    assert {"samples", "report.html", "config.yaml", "manifest.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert "accepted" in done.stdout
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What was tried" in page and "http" not in page.replace("http-equiv", "")
