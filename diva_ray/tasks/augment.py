@@ -204,7 +204,7 @@ def sheet_of(session: Session, summary: dict[str, Any]) -> Sheet:
             "label": row["transform"],
             "value": row["derivative"],
             "error": row["standard_error"],
-            "detail": f"z {row['z']:+.1f}",
+            "detail": f"z {words.fixed(row['z'], 1)}",
         }
         for row in rows
     ]
@@ -220,11 +220,16 @@ def sheet_of(session: Session, summary: dict[str, Any]) -> Sheet:
     ]
     headline = [
         f"Accepted: {s['chosen']}." if s["accepted"] else "Nothing was changed: no step gained beyond chance.",
-        f"On originals that took no part, {error} {shape(s['error_uniform'])} as given and "
-        f"{shape(s['error_reweighted'])} reweighted.",
+        f"On originals that took no part, {error} {shape(s['error_uniform'])} as given"
+        + (f" and {shape(s['error_reweighted'])} reweighted." if s["accepted"] else "."),
     ]
     tiles = [
-        Tile(row["transform"], words.percent(row["probability"]), f"z {row['z']:+.1f}", "hurts" if row["z"] > 2 else "")
+        Tile(
+            row["transform"],
+            words.percent(row["probability"]),
+            f"z {words.fixed(row['z'], 1)}",
+            "hurts" if row["z"] > 2 else "",
+        )
         for row in rows[:6]
     ]
     parts = [

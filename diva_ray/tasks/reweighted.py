@@ -95,15 +95,18 @@ def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], writte
     s, (error, shape) = summary, error_words(summary)
     headline = [
         f"Accepted: {s['chosen']}." if s["accepted"] else "Nothing was changed: no step gained beyond chance.",
-        f"On rows that took no part, {error} {shape(s['error_uniform'])} as given and {shape(s['error_reweighted'])} "
-        "reweighted.",
+        f"On rows that took no part, {error} {shape(s['error_uniform'])} as given"
+        + (f" and {shape(s['error_reweighted'])} reweighted." if s["accepted"] else "."),
     ]
-    tiles = [
-        Tile(f"{error} as given", shape(s["error_uniform"]), f"{s['folds']} outer folds"),
-        Tile(f"{error} reweighted", shape(s["error_reweighted"]), f"{s['n_judged']:,} rows judged", "good"),
-        Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero", "hurts"),
-        Tile("effective samples", words.count(s["effective_samples"]), f"of {s['n_samples']:,}"),
-    ]
+    tiles = [Tile(f"{error} as given", shape(s["error_uniform"]), f"{s['n_judged']:,} rows, {s['folds']} folds")]
+    if s["accepted"]:
+        tiles += [
+            Tile(
+                f"{error} reweighted", shape(s["error_reweighted"]), f"on the same rows; ridge {s['ridge']:.3g}", "good"
+            ),
+            Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero", "hurts"),
+            Tile("effective samples", words.count(s["effective_samples"]), f"of {s['n_samples']:,}"),
+        ]
     files = ["samples/: weight, derivative, z and verdicts of every row", "summary.json: every figure of this page"]
     return Sheet(
         "Which weights the samples should have", headline, tiles, _parts(session, weighed, s, written),
@@ -126,19 +129,24 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
             "label": trial["weights"], "value": trial["gain"], "error": trial["gain_standard_error"],
             "detail": f"{error} {shape(trial['error'])}", "strong": trial["taken"],
         }
-        for trial in s["trials"]
+        for trial in _best_by_steps(s["trials"])
     ]  # fmt: skip
     lowered = [row for row in written["examples"].worst if row["weight"] < 0.999 * s["mean_weight"]]
     edges, counts = [2 * s["mean_weight"] * k / 40 for k in range(41)], [int(n) for n in written["weight_counts"]]
     parts: list[Any] = [
         Bars(
             "What was tried, on rows that took no part", bars,
-            "Gain in loss over the weights as they are, with one standard error. A step is accepted when its gain less "
-            "one standard error is above 0.",
+            "Gain in loss over the weights as they are, with one standard error; more is better. A step is accepted "
+            "when its gain less one standard error is above 0. Each under the best of three ridges; all are in "
+            "summary.json.",
         ),
-        Columns("The new weights", edges, counts, "The mean weight is as it was.", "weight"),
-        Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight.", "weight"),
     ]  # fmt: skip
+    if not s["accepted"]:
+        return parts
+    parts += [
+        Columns("The new weights", edges, counts, "The mean weight is as it was.", "weight"),
+        Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight."),
+    ]
     rest = [("n", "Samples", "count"), ("weight", "Mean weight", "fixed")]
     if s.get("sources"):
         parts.append(Table("Sources", [("source", "Source", "label"), *rest], s["sources"]))
@@ -147,6 +155,16 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
         intro = "Most lowered first: a class that loses much of its weight deserves a look."
         parts.append(Table("Classes", [("label", "Class", "label"), *rest], classes, intro))
     return parts
+
+
+def _best_by_steps(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was tried, the best gain first, each under its best ridge (the one taken under its own)."""
+    best: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        steps = trial["weights"].partition("; ridge / ")[0]
+        if steps not in best or (trial["taken"], trial["gain"]) > (best[steps]["taken"], best[steps]["gain"]):
+            best[steps] = trial
+    return sorted(best.values(), key=lambda trial: -trial["gain"])
 
 
 def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:

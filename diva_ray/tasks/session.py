@@ -55,6 +55,11 @@ class Session:
         """The engine that holds the shards."""
         return self.runner.engine
 
+    @property
+    def validation(self) -> str:
+        """What validates, in words."""
+        return "separate table" if any(extent.held_out for extent in self.engine.extents) else "leave-one-out"
+
     def scored(self) -> list[Extent]:
         """Return the shards whose rows are scored: all but those of a separate validation table."""
         return [extent for extent in self.engine.extents if not (extent.held_out or extent.pool)]

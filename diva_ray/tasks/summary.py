@@ -38,7 +38,7 @@ def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, An
         "n_validation": int(counts["heard"]),
         "task": session.task,
         "loss_function": loss,
-        "validation": "separate table" if len(session.tables) > 1 else "leave-one-out",
+        "validation": session.validation,
         "ridge": ridge,
         "mean_weight": counts["weight"] / counts["rows"],
     }
@@ -200,7 +200,7 @@ def page_of(session: Session, derived: Derived, summary: dict[str, Any], written
         planted=summary.get("planted"),
         notes=notes_of(session, derived, summary),
         downloads=downloads(bool(sources), "curated" in summary),
-        validation="validation" if len(session.tables) > 1 else "leave-one-out",
+        validation="leave-one-out" if session.validation == "leave-one-out" else "validation",
     )
 
 

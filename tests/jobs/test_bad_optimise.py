@@ -47,7 +47,10 @@ POOL = table(1000)
         ),
         ({**POOL, "label": Y.astype(str)}, r"pool.path: column `label` must hold integer as in the table, got string"),
         (table(30), r"data.id: ids must be unique, got \d+ twice at row \d+ and pool.path row \d+"),
-        ({**POOL, "features": np.where(np.arange(N)[:, None] == 7, np.nan, X)}, r"must be finite, got nan at row 7"),
+        (
+            {**POOL, "features": np.where(np.arange(N)[:, None] == 7, np.nan, X)},
+            r"must be finite, got nan at pool.path row 7",
+        ),
         ({"features": X[:0], "label": Y[:0], "id": Y[:0]}, r"data: the table must have rows, got 0"),
     ],
     ids=["columns", "width", "classes", "type", "ids", "nan", "empty"],
