@@ -13,11 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.data.columns import Where, check_nulls, encode, finite_values, is_list, one_chunk, row_keys, to_matrix
+from diva_ray.data.columns import Where, check_nulls, finite_values, one_chunk, row_keys, to_matrix
 from diva_ray.data.table import Reader, Table
 from diva_ray.errors import InputError
 
@@ -297,25 +296,3 @@ def block_bounds(shard: Shard, rows: int) -> list[tuple[int, int]]:
         ends = [*torch.nonzero(shard.group[1:] != shard.group[:-1]).squeeze(1).add_(1).tolist(), n]
         cuts = sorted({0, *(ends[bisect_left(ends, cut)] for cut in cuts[1:])})
     return list(pairwise(cuts))
-
-
-def number_targets(label: pa.Array, name: str, where: Where) -> Tensor:
-    """Return regression or vector targets as float64 (n, c)."""
-    return finite_matrix(label, name, "data.label", where).double()
-
-
-def label_values(label: pa.Array) -> pa.Array:
-    """Return the distinct classes of a label column (of its elements, for lists of classes)."""
-    if is_list(label.type):
-        label = one_chunk(label.flatten())
-    return pc.unique(label)
-
-
-def class_targets(label: pa.Array, classes: pa.Array) -> Tensor:
-    """Return class codes (n,), or a multi-hot float64 matrix (n, c) for lists of classes."""
-    if not is_list(label.type):
-        return torch.from_numpy(encode(label, classes))
-    owner = torch.from_numpy(pc.list_parent_indices(label).to_numpy(zero_copy_only=False).astype(np.int64))
-    hot = torch.zeros(len(label), len(classes), dtype=torch.float64)
-    hot[owner, torch.from_numpy(encode(one_chunk(label.flatten()), classes))] = 1
-    return hot

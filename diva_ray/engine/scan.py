@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.data.shards import Shard, label_values, number_targets
+from diva_ray.data.shards import Shard
+from diva_ray.data.targets import label_values, number_targets
 from diva_ray.engine.context import Known, Tally, validation_weights
 from diva_ray.errors import InputError
 

@@ -20,12 +20,13 @@ from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, with_errors
 from diva_ray.tasks.derived import SIGN_VECTORS
+from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweight import try_folds
 from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, run_facts
+from diva_ray.tasks.summary import common_figures
 from diva_ray.tasks.walk import RIDGES, SOURCES, Path, Walk, walk_to
 
 

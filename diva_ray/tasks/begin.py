@@ -19,9 +19,10 @@ from diva_ray.config import FitConfig
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.manifest import fingerprint, manifest
+from diva_ray.tasks.opened import make_plan
 from diva_ray.tasks.options import check_options
 from diva_ray.tasks.plan import Plan
-from diva_ray.tasks.session import Session, make_plan, open_session
+from diva_ray.tasks.session import Session, open_session
 
 log = logging.getLogger("diva_ray")
 

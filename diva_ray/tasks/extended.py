@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from diva_ray.engine.context import Tally
 from diva_ray.report.sheet import Lines, Sheet, Table, Tile
+from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, run_facts
+from diva_ray.tasks.summary import common_figures
 
 if TYPE_CHECKING:
     from diva_ray.tasks.extend import Extension

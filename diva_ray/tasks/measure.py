@@ -46,12 +46,14 @@ class Sizes:
     accuracy_n: int = 8_000
     scaling: tuple[int, ...] = (20_000, 50_000, 100_000, 200_000, 500_000)
     scaling_p: int = 256
+    pool_n: int = 2_000_000
+    pool_p: int = 512
     repeats: int = 3
     cleanlab_share: float = 1 / 6
     data_folder: str | None = None
 
 
-SMALL = Sizes(4_000, 128, 10, 1_024, 2_000, 800, 900, 800, 2_000, (4_000, 8_000, 16_000), 64)
+SMALL = Sizes(4_000, 128, 10, 1_024, 2_000, 800, 900, 800, 2_000, (4_000, 8_000, 16_000), 64, 100_000, 64)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def resident_bytes(rows: int, widths: list[tuple[int, int]], outputs: int) -> in
 
 def state_bytes(p: int, outputs: int, copies: int) -> int:
     """Return the bytes of one process's p x p state: sums in float32 and float64, factor, adjoint, one block."""
-    return 8 * p * p * (7 + 2 * copies) + 8 * p * outputs * (3 + copies) + 6 * 2048 * p * 4
+    return 8 * p * p * (7 + 2 * copies) + 8 * p * outputs * (3 + copies) + 6 * 1024 * p * 4
 
 
 @cache

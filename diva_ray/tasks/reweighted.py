@@ -11,8 +11,9 @@ from diva_ray.core.reweight import TrialSums
 from diva_ray.engine.context import Partial, Setup, Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
+from diva_ray.tasks.page import run_facts, shown, weights_by_class
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, run_facts, shown, weights_by_class
+from diva_ray.tasks.summary import common_figures
 from diva_ray.tasks.walk import RIDGES, Arm
 
 

@@ -20,10 +20,11 @@ from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import derive
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.judge import judge
+from diva_ray.tasks.page import page_of
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import page_of, sources_of, summarise, told
+from diva_ray.tasks.summary import sources_of, summarise, told
 from diva_ray.tasks.trusted import derive_trusted
 
 MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,6 @@ import torch
 
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.context import Setup, Tally
-from diva_ray.engine.verdicts import Z_EDGES
-from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived
 from diva_ray.tasks.session import Session
 
@@ -164,115 +161,6 @@ def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[
     return rows
 
 
-def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what was run, for a page."""
-    plan, chosen = session.plan, session.config.ridge == "auto"
-    return [
-        ("Data", plan.table),
-        ("Features", ", ".join(session.columns.features) + f" ({summary['n_features']:,} columns)"),
-        ("Label", session.columns.label),
-        ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
-        ("Ridge", f"{summary['ridge']:.4g}" + (" (chosen by leave-one-out)" if chosen else "")),
-        ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
-        ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
-    ]
-
-
-def page_of(session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list) -> ScoreReport:
-    """Return the contents of report.html."""
-    setup = derived.setup
-    more = [("Standard errors", summary["standard_errors"]), ("Precision", summary["precision"])]
-    z_edges, z_counts, z_issue_counts = histogram(written)
-    worst, best = shown(session, written["examples"].worst), shown(session, written["examples"].best[:12])
-    return ScoreReport(
-        title="What each sample is worth",
-        task=session.task,
-        run=[*run_facts(session, summary), *more],
-        summary=summary,
-        z_edges=z_edges,
-        z_counts=z_counts,
-        z_issue_counts=z_issue_counts,
-        classes=classes_of(setup, derived, written),
-        confused=confused(setup, written),
-        worst=worst,
-        best=best,
-        sources=sources,
-        planted=summary.get("planted"),
-        notes=notes_of(session, derived, summary),
-        downloads=downloads(bool(sources), "curated" in summary),
-        validation="leave-one-out" if session.validation == "leave-one-out" else "validation",
-    )
-
-
-def histogram(written: Tally, bins: int = 60) -> tuple[list[float], list[int], list[int]]:
-    """Return edges, counts and counts of label issues of z in even bins; a thousandth of either tail is in the last."""
-    counts, issues = written["z_counts"].numpy(), written["z_issue_counts"].numpy()
-    centers = (Z_EDGES[1:] + Z_EDGES[:-1]).numpy() / 2
-    share = counts.cumsum() / max(counts.sum(), 1)
-    low = min(centers[int((share < 0.001).sum())], -1.0)
-    high = max(centers[min(int((share < 0.999).sum()), len(centers) - 1)], 1.0)
-    edges = np.linspace(low, high, bins + 1)
-    both = [np.histogram(centers.clip(low, high), edges, weights=c)[0].astype(int).tolist() for c in (counts, issues)]
-    return edges.tolist(), both[0], both[1]
-
-
-def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with their picture or text, read from the table one by one."""
-    if session.show is None:
-        return rows
-    table = session.tables[0]
-    result = []
-    for row in rows:
-        at = row.get("__row__", row["row"])
-        source = session.original or table
-        value = source.reader().read(at, at + 1, [session.show])[session.show][0].as_py()
-        key = "picture" if isinstance(value, bytes) else "text"
-        result.append({**row, key: value if isinstance(value, bytes) or value is None else str(value)})
-    return result
-
-
-def classes_of(setup: Any, derived: Derived, written: Tally) -> list[dict[str, Any]]:
-    """Return every class with its left-out error and counts."""
-    if setup.task != "classification":
-        return []
-    t = derived.tally
-    return [
-        {
-            "label": str(label), "n": int(t["class_n"][k]),
-            "error": float(t["class_wrong"][k] / max(t["class_n"][k], 1)),
-            "loss": float(t["class_loss"][k] / max(t["class_n"][k], 1)),
-            "n_detrimental": int(written["class_detrimental"][k]), "n_label_issues": int(written["class_issues"][k]),
-        }
-        for k, label in enumerate(setup.classes.to_pylist())
-    ]  # fmt: skip
-
-
-def weights_by_class(setup: Setup, written: Tally) -> list[dict[str, Any]]:
-    """Return every class with its rows and their mean weight, the most lowered first."""
-    if "class_weight" not in written or setup.classes is None:
-        return []
-    rows = zip(setup.classes.to_pylist(), written["class_n"].tolist(), written["class_weight"].tolist(), strict=True)
-    found = [{"label": str(label), "n": int(n), "weight": total / n if n else 0.0} for label, n, total in rows]
-    return sorted(found, key=lambda row: row["weight"])
-
-
-def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
-    """Return pairs of classes by how often one was predicted for the other."""
-    if "pairs" not in written:
-        return []
-    names = setup.classes.to_pylist()
-    pairs = sorted(written["pairs"].items(), key=lambda item: -item[1][0])
-    return [
-        {
-            "given": str(names[code // len(names)]),
-            "predicted": str(names[code % len(names)]),
-            "n": n,
-            "n_label_issues": i,
-        }
-        for code, (n, i) in pairs[:100]
-    ]
-
-
 def warnings_of(summary: dict[str, Any]) -> list[str]:
     """Return what may have misled the verdicts."""
     found = []
@@ -287,35 +175,3 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
             "where classes truly overlap they are not wrong (labeller_doubt=off)."
         )
     return found
-
-
-def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:
-    """Return what a reader should know before trusting the figures."""
-    notes = warnings_of(summary)
-    if derived.standard_errors != "exact":
-        found = derived.agreement or {"rows": 0}
-        checked = (
-            f"; on {found['rows']} rows, estimate / exact is {found['median_ratio']:.2f} +- {found['spread']:.2f}"
-            if found["rows"]
-            else ""
-        )
-        notes.append(f"Standard errors are estimated from {SIGN_VECTORS} random sign vectors{checked}.")
-    if derived.form == "dual":
-        notes.append("Fewer rows than columns: solved in its n x n form.")
-    if derived.grid and derived.ridge in (derived.grid[0][0], derived.grid[-1][0]):
-        notes.append("The chosen ridge lies at the end of the grid; set `ridge` to look further.")
-    if summary["precision"] == "float64" and session.config.precision != "float64":
-        notes.append(f"Products in float64: the condition number is {derived.condition:.1e}, or a leverage is near 1.")
-    return notes
-
-
-def downloads(sources: bool, curated: bool) -> list[str]:
-    """Return the written files, each with what it holds."""
-    files = [
-        "samples/: one Parquet row per sample, in the order of the input",
-        "summary.json: every figure of this page and the rules behind the verdicts",
-        "manifest.json: versions, the data's fingerprint, start and end",
-        "config.yaml: the options of this run",
-    ]
-    files += ["curated/, changes/: a copy of the table, and what changed in it"] if curated else []
-    return files + (["sources.parquet: the derivative of every source"] if sources else [])

@@ -1,0 +1,134 @@
+"""What a run finds before it starts: tables, columns, roles, and the plan; only footers and a few rows are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow.compute as pc
+
+from diva_ray.config import AugmentConfig, ExtendConfig, FitConfig, ReweightConfig
+from diva_ray.data.columns import is_list
+from diva_ray.data.shards import Columns
+from diva_ray.data.sources import find_columns, open_data, task_of
+from diva_ray.data.split import split
+from diva_ray.data.table import Table, family, open_parquet
+from diva_ray.errors import InputError
+from diva_ray.tasks import plan as planning
+from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
+from diva_ray.tasks.options import choose_loss
+
+
+def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> tuple[planning.Plan, Opened]:
+    """Return the plan of a run and what it found; nothing is started or written."""
+    opened = open_tables(config, data, loss, pool)
+    table = opened.tables[0]
+    widths = planning.band_widths(table, opened.columns)
+    p = sum(width for width, _ in widths) + int(config.intercept)
+    outputs = _outputs_at_sight(table, opened.columns, opened.task)
+    rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role != "pool")
+    need = planning.resident_bytes(rows, widths, outputs)
+    copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
+    state = planning.state_bytes(p, outputs, copies)
+    kind, why = planning.choose_kind(config.cluster, need + state, dataset=False)
+    threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
+    shards = len(split(table, replace(opened.columns, group=None)))
+    asked = config.cluster.workers or (os.cpu_count() or 1) // threads
+    workers = 1 if kind == "inline" else max(1, min(asked, shards))
+    double = config.precision == "float64"
+    operations = 4.0 * rows * p * p + (2.0 * rows * p * p if config.ridge == "auto" else 0) + 16.0 * rows * p * outputs
+    operations += 2.0 * (copies - 1) * rows * p * p if copies > 1 else 2.0 * rows * rows * (p + outputs)
+    rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7 * workers
+    passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
+    times, notes = more_work(config, opened)
+    operations *= times
+    if copies > 1:
+        notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
+    if planning.blas_environment():
+        notes.append(
+            "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
+        )
+    if table.memory is not None and kind != "inline":
+        notes.append(f"rows in memory are written to {config.output}/table for the workers first")
+    plan = planning.Plan(
+        table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, shards,
+        rows * sum(w * s for w, s in widths), -(-need // workers) + state, state, passes, operations / rate, notes,
+    )  # fmt: skip
+    return plan, opened
+
+
+def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:
+    """Return how many derivatives of the table a task takes, and what to say of it."""
+    if isinstance(config, ReweightConfig | AugmentConfig):
+        folds, steps = config.folds, config.steps
+        count = steps * folds  # the folds together leave out every row once, and all rows are walked once more
+        return float(count), [
+            f"about {count} derivatives: {steps} step(s) on {folds} folds, then on all rows; fewer if the answer is "
+            "clear before"
+        ]
+    if isinstance(config, ExtendConfig):
+        pool = opened.tables[-1]
+        return float(config.rounds), [
+            f"pool of {pool.rows:,} rows ({pool.bytes / 2**30:.2f} GiB): read once to check it, and once in each of at "
+            f"most {config.rounds} rounds; never in memory as a whole"
+        ]
+    return 1.0, []
+
+
+@dataclass
+class Opened:
+    """Tables and columns, checked against their schemas."""
+
+    tables: list[Table]
+    columns: Columns
+    show: str | None
+    task: str
+    loss: str | Callable
+    roles: list[str]  # of every table: train, held_out, pool
+
+
+def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> Opened:
+    """Return the tables of a run with their columns; only footers are read."""
+    table = open_data(
+        data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
+    )
+    columns, show = find_columns(table.schema, config.data, builtin=data is None and config.data.path is None)
+    task = task_of(table.schema, config.data.label, config.task)
+    tables, roles = [table], ["train"]
+    if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.path):
+        columns = replace(columns, heard_source=config.identity)
+    if config.validation.path:
+        tables, roles = [*tables, open_parquet(config.validation.path, "validation.path")], [*roles, "held_out"]
+    if isinstance(config, ExtendConfig):
+        found = open_data(config.pool.path if pool is None else pool, None, 0.0, 0, "pool.path")
+        tables, roles = [*tables, found], [*roles, "pool"]
+    for other in tables[1:]:
+        check_columns(table, other, columns, task)
+    return Opened(tables, columns, show, task, choose_loss(config, task, loss), roles)
+
+
+def check_columns(table: Table, other: Table, columns: Columns, task: str) -> None:
+    """Raise unless a validation or pool table has the columns of the table, of the same kinds."""
+    idle = (columns.id, columns.truth, columns.validation_weight)
+    missing = [name for name in columns.names() if name not in other.schema.names and name not in idle]
+    if missing:
+        raise InputError(
+            f"{other.option}: the table must have the same columns, got no `{missing[0]}` at {other.name}. Fix the "
+            f"table or `{other.option}`."
+        )
+    kinds = [family(t.schema.field(columns.label).type) for t in (table, other)]
+    if task in ("classification", "multilabel") and kinds[0] != kinds[1]:
+        raise InputError(
+            f"{other.option}: column `{columns.label}` must hold {kinds[0]} as in the table, got {kinds[1]} at "
+            f"{other.name}. Fix the table or `{other.option}`."
+        )
+
+
+def _outputs_at_sight(table: Table, columns: Columns, task: str) -> int:
+    """Return the number of outputs as the first rows show it (classes may be more)."""
+    label = table.reader().read(0, min(table.rows, 65_536), [columns.label])[columns.label].combine_chunks()
+    if task in ("classification", "multilabel"):
+        return max(1, len(pc.unique(label.flatten() if is_list(label.type) else label)))
+    return 1 if task == "regression" else max(1, len(label[0].as_py() or [0]))
