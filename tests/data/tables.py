@@ -14,7 +14,8 @@ from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig, ValidationCo
 from diva_ray.engine.passes import scored_rows
 from diva_ray.tasks.derive import derive
 from diva_ray.tasks.folder import Folder
-from diva_ray.tasks.session import make_plan, open_session
+from diva_ray.tasks.opened import make_plan
+from diva_ray.tasks.session import open_session
 
 INLINE = {"kind": "inline", "threads": 1}
 
