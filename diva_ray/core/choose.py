@@ -53,16 +53,25 @@ def rising_keys(values: Float[Tensor, " n"], keys: Int[Tensor, " n"]) -> Int[Ten
     return (ordered << 32) | (splitmix(keys) & 0xFFFFFFFF)
 
 
-def quotas(counts: Int[Tensor, " c"], budget: int) -> Int[Tensor, " c"]:
-    """Return how many rows of each class to take, in proportion to `counts` and never more: largest remainders."""
+def quotas(counts: Int[Tensor, " c"], budget: int, taken: Int[Tensor, " c"] | None = None) -> Int[Tensor, " c"]:
+    """Return how many rows of each class to take, never more than there are, so that all that is taken by then is in
+    proportion to all there was.
+
+    What was `taken` before counts: of a class too rare for a row in every round, one is taken when its turn has come.
+    """
+    taken = torch.zeros_like(counts) if taken is None else taken
     total = int(counts.sum())
     if budget >= total:
         return counts.clone()
-    exact = counts.double() * budget / total
-    taken = exact.floor().long()
-    rest = torch.argsort(exact - taken, descending=True, stable=True)[: budget - int(taken.sum())]
-    taken[rest] += 1
-    return taken
+    share = (counts + taken).double() / max(total + int(taken.sum()), 1)
+    short = ((budget + int(taken.sum())) * share - taken).clamp_min(0).minimum(counts.double())
+    exact = short * (min(budget / float(short.sum()), 1.0) if float(short.sum()) > 0 else 0.0)
+    quota = exact.floor().long()
+    while int(quota.sum()) < budget:  # the largest remainders first, where rows are left
+        room = quota < counts
+        order = torch.argsort(torch.where(room, exact - quota, -torch.inf), descending=True, stable=True)
+        quota[order[: min(budget - int(quota.sum()), int(room.sum()))]] += 1
+    return quota
 
 
 def byte_counts(

@@ -131,6 +131,7 @@ class Extension:
     """Rounds of choosing.
 
     Attributes:
+        taken: rows chosen so far, by class.
         sums: fit sums of the table and all rows chosen so far; `uniform_sums`: of as many rows chosen at random.
         steps: what is known after every round: chosen, error, loss, the same of uniform choice, ridge.
         ranks: per round, the sorted keys of its rows and the rank of the first.
@@ -143,6 +144,7 @@ class Extension:
     pool_counts: Tensor
     sums: FitSums = field(init=False)
     uniform_sums: FitSums = field(init=False)
+    taken: Tensor = field(init=False)
     steps: list[dict[str, Any]] = field(default_factory=list)
     ranks: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     chosen: int = 0
@@ -166,6 +168,7 @@ class Extension:
             store=store, method=self.config.method, seed=self.config.seed, uniform_seed=self.config.seed + 17,
             choices=self.setup.outputs if self._by_class else 1, levels=None, link=None,
         )  # fmt: skip
+        self.taken = torch.zeros_like(self.pool_counts) if self._by_class else torch.zeros(1, dtype=torch.int64)
         self.sums = self.runner.run(passes.fit, "fit")
         self.uniform_sums = self.sums
         for k in range(self.config.rounds):
@@ -249,13 +252,14 @@ class Extension:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
         engine = self.runner.engine
         helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
-        first = choose.quotas(helping, batch)
+        first = choose.quotas(helping, batch, self.taken)
         second = torch.zeros_like(first)
         if self.config.budget is not None:
-            second = choose.quotas(rest, batch - int(first.sum()))
+            second = choose.quotas(rest, batch - int(first.sum()), self.taken + first)
         if not int(first.sum() + second.sum()):
             return 0
         self.helped += int(first.sum())
+        self.taken = self.taken + first + second
         engine.tell(limits={kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))})
         found: Partial = self.runner.run(pool.take, "take", self.extents, features=False)
         again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]

@@ -46,6 +46,18 @@ def test_quotas_spend_the_budget_in_proportion_and_never_exceed_what_is_there(co
         assert bool(((quota - have * budget / sum(counts)).abs() < 1).all())
 
 
+@given(counts=st.lists(st.integers(1, 60), min_size=2, max_size=9), rounds=st.integers(1, 12), share=st.floats(0.1, 1))
+@settings(deadline=None, derandomize=True)
+def test_many_small_rounds_take_every_class_in_proportion(counts, rounds, share):
+    have, taken = torch.tensor(counts), torch.zeros(len(counts), dtype=torch.int64)
+    budget = round(share * sum(counts))
+    for k in range(rounds):
+        batch = round(budget * (k + 1) / rounds) - int(taken.sum())
+        taken = taken + choose.quotas(have - taken, batch, taken)
+    assert int(taken.sum()) == budget
+    assert bool(((taken - have * budget / sum(counts)).abs() <= 1 + 1e-9).all())
+
+
 def test_rising_keys_sort_like_the_values():
     values = torch.tensor([3.0, -1.0, 0.0, -0.0, 1e-30, -1e30, 7.5, -2.5, float("inf")])
     order = np.argsort(choose.rising_keys(values, keys_of(9)).numpy().view(np.uint64))
