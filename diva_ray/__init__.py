@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from diva_ray.tasks.extend import extend as extend
     from diva_ray.tasks.reweight import reweight as reweight
     from diva_ray.tasks.score import score as score
+    from diva_ray.tasks.train import train as train
 
 HOMES = {
     "InputError": "diva_ray.errors",
     "extend": "diva_ray.tasks.extend",
     "reweight": "diva_ray.tasks.reweight",
     "score": "diva_ray.tasks.score",
+    "train": "diva_ray.tasks.train",
 }
-__all__ = ["InputError", "extend", "reweight", "score"]
+__all__ = ["InputError", "extend", "reweight", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,8 +26,8 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: s
         return from_arrow(digits(noise, seed), f"scikit-learn's digits, {noise:.0%} of the labels flipped")
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return open_parquet(str(data), option)
-    if isinstance(data, pa.Table):
-        return from_arrow(data, "the given Arrow table", option)
+    if isinstance(data, (Table, pa.Table)):
+        return data if isinstance(data, Table) else from_arrow(data, "the given Arrow table", option)
     if isinstance(data, Mapping):
         return from_arrays(dict(data), option=option)
     kind = f"{type(data).__module__}.{type(data).__qualname__}"

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 
-from diva_ray.config import ExtendConfig, FitConfig
+from diva_ray.config import ExtendConfig, FitConfig, TrainConfig
 from diva_ray.data.columns import is_list
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.shards import Columns, Extent, Scale
@@ -28,7 +28,7 @@ from diva_ray.tasks.options import choose_loss
 from diva_ray.tasks.runner import Engine, Runner
 
 log = logging.getLogger("diva_ray")
-ROLES = ("train", "held_out", "pool")  # of a table
+APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
 
 @dataclass
@@ -67,7 +67,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     widths = planning.band_widths(table, opened.columns)
     p = sum(width for width, _ in widths) + int(config.intercept)
     outputs = _outputs_at_sight(table, opened.columns, opened.task)
-    rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role != "pool")
+    rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
     need = planning.resident_bytes(rows, widths, outputs)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
@@ -82,7 +82,10 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7 * workers
     passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
     notes = []
-    if copies > 1:
+    if isinstance(config, TrainConfig):
+        passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["train"]
+        notes.append("the time is that of the closed form: training logs its own rate and time left")
+    elif copies > 1:
         notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
     if planning.blas_environment():
         notes.append(
@@ -106,7 +109,7 @@ class Opened:
     show: str | None
     task: str
     loss: str | Callable
-    roles: list[str]  # of every table: train, held_out, pool
+    roles: list[str]  # of every table: train, held_out, pool, test
 
 
 def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> Opened:
@@ -122,14 +125,19 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     if isinstance(config, ExtendConfig):
         found = open_data(config.pool.path if pool is None else pool, None, 0.0, 0, "pool.path")
         tables, roles = [*tables, found], [*roles, "pool"]
-    for other in tables[1:]:
-        check_columns(table, other, columns, task)
+    if isinstance(config, TrainConfig):
+        found = open_data(config.test.path if pool is None else pool, None, 0.0, 0, "test.path")
+        tables, roles = [*tables, found], [*roles, "test"]
+    for other, role in zip(tables[1:], roles[1:], strict=True):
+        check_columns(table, other, columns, task, unweighted=role == "test")
     return Opened(tables, columns, show, task, choose_loss(config, task, loss), roles)
 
 
-def check_columns(table: Table, other: Table, columns: Columns, task: str) -> None:
-    """Raise unless a validation or pool table has the columns of the table, of the same kinds."""
-    idle = (columns.id, columns.truth, columns.validation_weight)
+def check_columns(table: Table, other: Table, columns: Columns, task: str, *, unweighted: bool = False) -> None:
+    """Raise unless a validation, pool or test table has the columns of the table, of the same kinds."""
+    idle = [columns.id, columns.truth, columns.validation_weight]
+    if unweighted:
+        idle += [columns.weight, columns.group, columns.source]
     missing = [name for name in columns.names() if name not in other.schema.names and name not in idle]
     if missing:
         raise InputError(
@@ -167,7 +175,7 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
     try:
         found = look(runner, roles, columns, opened.task)
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
-            if len(tables) > 1:
+            if {"held_out", "pool"} & set(roles):
                 raise InputError(
                     "data.group: groups must lie together when there is a second table, got scattered ones. Sort the "
                     "table by its groups."
@@ -205,7 +213,9 @@ def start(
     """Return a runner whose engine is loading."""
     extents: list[Extent] = []
     for k, (table, role) in enumerate(zip(tables, roles, strict=True)):
-        extents += split(table, columns, first=len(extents), which=k, **{name: name == role for name in ROLES[1:]})
+        apart = {name: role in those for name, those in APART.items()}
+        found = columns.found_in(table.schema.names) if role == "test" else columns
+        extents += split(table, found, first=len(extents), which=k, **apart)
     if plan.kind == "inline":
         from diva_ray.engine.inline import Inline
 
