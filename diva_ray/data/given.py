@@ -36,7 +36,14 @@ class Given:
         """Return the weights of rows [start, stop), float64."""
         column = one_chunk(reader.read(start, stop, ["weight"])["weight"])
         values = finite_values(column, "weight", "weights", lambda row: self.table.where(start + row))
-        return torch.from_numpy(np.maximum(values[:, 0].astype(np.float64), 0.0))
+        negative = np.flatnonzero(values[:, 0] < 0)
+        if len(negative):
+            row = int(negative[0])
+            raise InputError(
+                f"weights: column `weight` must be >= 0, got {values[row, 0]} at {self.table.where(start + row)}. "
+                "Change `weights`."
+            )
+        return torch.from_numpy(values[:, 0].astype(np.float64))
 
     def flagged(self, reader: Reader, start: int, stop: int) -> Tensor:
         """Return which of rows [start, stop) are flagged; a null flags nothing."""

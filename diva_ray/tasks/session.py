@@ -23,7 +23,7 @@ from diva_ray.engine.scan import Scan, scan
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
-from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.options import choose_loss
 from diva_ray.tasks.runner import Engine, Runner
 
@@ -195,16 +195,6 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
     return Session(
         config, folder, tables, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup, original
     )
-
-
-def stored(table: Table, folder: Folder, name: str) -> Table:
-    """Return the table in files that every worker can read, written once if it is in memory."""
-    if table.memory is None:
-        return table
-    rows = table.memory
-    for k, start in enumerate(range(0, rows.num_rows, 65_536)):
-        folder.write_table(f"{name}/part-{k:05d}.parquet", rows.slice(start, 65_536))
-    return open_parquet(folder.location(name))
 
 
 def start(

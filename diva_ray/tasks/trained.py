@@ -160,7 +160,7 @@ def sheet_of(session: Session, course: Course, summary: dict[str, Any]) -> Sheet
     headline = [f"Test {error} {shape(first['error'])} with {first['words']}."]
     if first is not uniform:
         seen = {"lower": "lower than", "higher": "higher than"}.get(first["verdict"], "not clearly different from")
-        headline.append(f"That is {seen} with every row alike: {shape(uniform['error'])}.")
+        headline.append(f"That is {seen} the {shape(uniform['error'])} of training with every row alike.")
     tiles = [
         Tile(arm["name"].replace("_", " "), shape(arm["error"]), arm["verdict"] or "", _tone(arm)) for arm in s["arms"]
     ]
@@ -178,7 +178,7 @@ def sheet_of(session: Session, course: Course, summary: dict[str, Any]) -> Sheet
     return Sheet(
         "What the weights are worth to a trained model", headline, tiles, _parts(course, s), facts,
         session.runner.seconds, notes=notes_of(session, s), downloads=files,
-        footer="Test rows took no part in the weights or in training.",
+        footer="Test rows take no part in training; nor in the weights, unless the run that made them saw these rows.",
     )  # fmt: skip
 
 
