@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diva_ray.tasks.reweight import reweight as reweight
     from diva_ray.tasks.score import curate as curate
     from diva_ray.tasks.score import score as score
+    from diva_ray.tasks.train import train as train
 
 HOMES = {
     "InputError": "diva_ray.errors",
@@ -22,8 +23,9 @@ HOMES = {
     "extend": "diva_ray.tasks.extend",
     "reweight": "diva_ray.tasks.reweight",
     "score": "diva_ray.tasks.score",
+    "train": "diva_ray.tasks.train",
 }
-__all__ = ["InputError", "augment", "augmented", "curate", "extend", "reweight", "score"]
+__all__ = ["InputError", "augment", "augmented", "curate", "extend", "reweight", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

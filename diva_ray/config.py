@@ -124,6 +124,33 @@ class AugmentConfig(FitConfig):
 
 
 @dataclass
+class TestConfig:
+    """Rows on which trained models are compared; the columns of the table, but weights, groups and sources."""
+
+    path: str | None = None  # None: for the built-in digits, a seeded fifth of the rows, with their true labels
+
+
+@dataclass
+class TrainConfig(FitConfig):
+    """Schema of `configs/train.yaml`."""
+
+    test: TestConfig = field(default_factory=TestConfig)
+    weights: str | None = None  # output of a reweight or score run on the same rows | auto: reweight them first
+    flag: str = "is_label_issue"  # rows that `without_flagged` deletes: is_label_issue | is_detrimental | either
+    epochs: int = 30
+    batch_size: int = 128  # rows of a step, of all workers together
+    learning_rate: float = 1.0  # at the start; it falls to 0 along half a cosine
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    seeds: int = 3  # models of every arm: initial weights and order of rows differ
+    module: str | None = (
+        None  # module:function (n_features, n_outputs) -> torch.nn.Module (needs trust_code); None: linear
+    )
+    window: int = 262_144  # rows that a worker holds and shuffles at a time; all it owns, if they are fewer
+    output: str = "outputs/train"
+
+
+@dataclass
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
@@ -142,5 +169,6 @@ SCHEMAS = {
     "reweight": ReweightConfig,
     "extend": ExtendConfig,
     "augment": AugmentConfig,
+    "train": TrainConfig,
     "benchmark": BenchmarkConfig,
 }  # configs/NAME.yaml builds on NAME_schema

@@ -18,7 +18,10 @@ JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
 ON_CLUSTERS = [job for job in JOBS if "cluster:" in (ROOT / "configs" / f"{job}.yaml").read_text()]
 
 
-@pytest.mark.parametrize("module", ["diva_ray", "diva_ray.core.derivative", "diva_ray.tasks.score", "diva_ray.report"])
+@pytest.mark.parametrize(
+    "module",
+    ["diva_ray", "diva_ray.core.derivative", "diva_ray.tasks.score", "diva_ray.tasks.train", "diva_ray.report"],
+)
 def test_ray_is_loaded_only_by_the_cluster_engine(module):
     code = f"import sys, {module}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -52,6 +52,11 @@ class Columns:
         )
         return list(dict.fromkeys([*self.features, *(name for name in rest if name)]))
 
+    def found_in(self, names: list[str]) -> Columns:
+        """Return the same without what a table that only validates or tests may lack."""
+        idle = ("id", "weight", "validation_weight", "group", "source", "truth", "position")
+        return replace(self, **{name: None for name in idle if getattr(self, name) not in names})
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -61,7 +66,7 @@ class Extent:
         index: of the shard, among those of all tables.
         table: which table.
         held_out: of a separate validation table: no weight, not scored.
-        pool: of a pool: weight 0 until chosen, not heard, and not resident.
+        pool: of a pool: weight 0 until chosen, not heard, and not resident. Rows of a test table are both.
     """
 
     index: int
@@ -127,8 +132,8 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     Raises:
         InputError: a value that cannot be used, with its row.
     """
-    if extent.held_out and columns.id not in table.schema.names:
-        columns = replace(columns, id=None)
+    if extent.held_out:
+        columns = columns.found_in(table.schema.names)
     rows = reader.read(extent.start, extent.stop, columns.names())
     order = None
     if columns.group:

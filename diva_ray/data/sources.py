@@ -24,8 +24,8 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: s
         return open_builtin(builtin, noise, seed, option)
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return open_parquet(str(data), option)
-    if isinstance(data, pa.Table):
-        return from_arrow(data, "the given Arrow table", option)
+    if isinstance(data, (Table, pa.Table)):
+        return data if isinstance(data, Table) else from_arrow(data, "the given Arrow table", option)
     if isinstance(data, Mapping):
         return from_arrays(dict(data), option=option)
     kind = f"{type(data).__module__}.{type(data).__qualname__}"

@@ -27,11 +27,22 @@ from diva_ray.tasks.session import Session, open_session
 log = logging.getLogger("diva_ray")
 
 
-def begin(config: FitConfig, data: Any, loss: Callable | None, *, quiet: bool, pool: Any = None) -> Session | Plan:
-    """Return a session with every shard (but a pool's) loaded and checked; only its plan with `config.plan`."""
+def begin(
+    config: FitConfig,
+    data: Any,
+    loss: Callable | None,
+    *,
+    quiet: bool,
+    pool: Any = None,
+    folder: Folder | None = None,
+) -> Session | Plan:
+    """Return a session with every shard (but a pool's) loaded and checked; only its plan with `config.plan`.
+
+    `pool` are rows of a pool or of a test table; `folder` is the output, where it is open already.
+    """
     started = now()
     check_options(config)
-    folder = open_folder(config)
+    folder = folder or open_folder(config)
     if type(data).__module__.startswith("ray.data"):
         data = _from_dataset(config, data, folder)
     plan, opened = make_plan(config, data, loss, pool)

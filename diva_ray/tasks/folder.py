@@ -13,6 +13,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import yaml
 
+from diva_ray.data.table import Table, open_parquet
 from diva_ray.errors import InputError
 
 
@@ -127,3 +128,20 @@ class Folder:
         """Put folder `new` in the place of folder `old`."""
         self.filesystem.delete_dir(self._full(old))
         self.filesystem.move(self._full(new), self._full(old))
+
+
+def stored(table: Table, folder: Folder, name: str) -> Table:
+    """Return the table in files that every worker can read, written once if it is in memory.
+
+    A file that is there already with the same bytes is left alone: a resumed run finds the data it began with.
+    """
+    if table.memory is None:
+        return table
+    rows, present = table.memory, folder.names(name)
+    for k, start in enumerate(range(0, rows.num_rows, 65_536)):
+        file, content = f"part-{k:05d}.parquet", pa.BufferOutputStream()
+        pq.write_table(rows.slice(start, 65_536), content)
+        content = content.getvalue().to_pybytes()
+        if file not in present or folder.read(f"{name}/{file}") != content:
+            folder.write(f"{name}/{file}", content)
+    return open_parquet(folder.location(name))

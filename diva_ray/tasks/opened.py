@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from diva_ray.config import AugmentConfig, ExtendConfig, FitConfig, ReweightConfig
+from diva_ray.config import AugmentConfig, ExtendConfig, FitConfig, ReweightConfig, TrainConfig
 from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
@@ -20,6 +20,8 @@ from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
 from diva_ray.tasks.options import choose_loss
 
+APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
+
 
 def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> tuple[planning.Plan, Opened]:
     """Return the plan of a run and what it found; nothing is started or written."""
@@ -28,7 +30,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     widths = planning.band_widths(table, opened.columns)
     p = sum(width for width, _ in widths) + int(config.intercept)
     outputs = _outputs_at_sight(table, opened.columns, opened.task)
-    rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role != "pool")
+    rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
     need = planning.resident_bytes(rows, widths, outputs)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
@@ -44,7 +46,10 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
     times, notes = more_work(config, opened)
     operations *= times
-    if copies > 1:
+    if isinstance(config, TrainConfig):
+        passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["train"]
+        notes.append("the time is that of the closed form: training logs its own rate and time left")
+    elif copies > 1:
         notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
     if planning.blas_environment():
         notes.append(
@@ -86,7 +91,7 @@ class Opened:
     show: str | None
     task: str
     loss: str | Callable
-    roles: list[str]  # of every table: train, held_out, pool
+    roles: list[str]  # of every table: train, held_out, pool, test
 
 
 def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> Opened:
@@ -104,14 +109,19 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     if isinstance(config, ExtendConfig):
         found = open_data(config.pool.path if pool is None else pool, None, 0.0, 0, "pool.path")
         tables, roles = [*tables, found], [*roles, "pool"]
-    for other in tables[1:]:
-        check_columns(table, other, columns, task)
+    if isinstance(config, TrainConfig):
+        found = open_data(config.test.path if pool is None else pool, None, 0.0, 0, "test.path")
+        tables, roles = [*tables, found], [*roles, "test"]
+    for other, role in zip(tables[1:], roles[1:], strict=True):
+        check_columns(table, other, columns, task, unweighted=role == "test")
     return Opened(tables, columns, show, task, choose_loss(config, task, loss), roles)
 
 
-def check_columns(table: Table, other: Table, columns: Columns, task: str) -> None:
-    """Raise unless a validation or pool table has the columns of the table, of the same kinds."""
-    idle = (columns.id, columns.truth, columns.validation_weight)
+def check_columns(table: Table, other: Table, columns: Columns, task: str, *, unweighted: bool = False) -> None:
+    """Raise unless a validation, pool or test table has the columns of the table, of the same kinds."""
+    idle = [columns.id, columns.truth, columns.validation_weight]
+    if unweighted:
+        idle += [columns.weight, columns.group, columns.source]
     missing = [name for name in columns.names() if name not in other.schema.names and name not in idle]
     if missing:
         raise InputError(

@@ -97,25 +97,28 @@ def choose_loss(config: FitConfig, task: str, given: Callable | None) -> str | C
     if config.loss == "auto":
         return DEFAULT[task]
     if ":" in config.loss:
-        if not config.trust_code:
-            raise InputError(
-                f"loss: code may run only with trust_code=true, got loss={config.loss}. Add `trust_code=true`."
-            )
-        module, _, name = config.loss.partition(":")
-        try:
-            return _callable(getattr(importlib.import_module(module), name), config.loss)
-        except (ImportError, AttributeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"loss: must be importable as module:function, got {config.loss} ({error}). Change `loss`."
-            ) from error
+        return _callable(import_code("loss", config.loss, trusted=config.trust_code), config.loss)
     if task not in FITTING.get(config.loss, ()):
         fitting = [name for name, tasks in FITTING.items() if task in tasks]
         raise InputError(
             f"loss: must fit {task} ({', '.join(fitting)}, module:function), got {config.loss}. Change `loss`."
         )
     return config.loss
+
+
+def import_code(option: str, named: str, *, trusted: bool) -> Any:
+    """Return what an option names as module:function; it is imported only with `trust_code=true`."""
+    if not trusted:
+        raise InputError(
+            f"{option}: code may run only with trust_code=true, got {option}={named}. Add `trust_code=true`."
+        )
+    module, _, name = named.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{option}: must be importable as module:function, got {named} ({error}). Change `{option}`."
+        ) from error
 
 
 def _callable(loss: Any, named: Any) -> Callable:

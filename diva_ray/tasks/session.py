@@ -13,17 +13,16 @@ from diva_ray.config import FitConfig
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.shards import Columns, Extent, Scale
 from diva_ray.data.split import split
-from diva_ray.data.table import Table, open_parquet
+from diva_ray.data.table import Table
 from diva_ray.engine.context import Setup
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.folder import Folder
-from diva_ray.tasks.opened import Opened
+from diva_ray.tasks.folder import Folder, stored
+from diva_ray.tasks.opened import APART, Opened
 from diva_ray.tasks.runner import Engine, Runner
 
 log = logging.getLogger("diva_ray")
-ROLES = ("train", "held_out", "pool")  # of a table
 
 
 @dataclass
@@ -53,7 +52,7 @@ class Session:
     @property
     def validation(self) -> str:
         """What validates, in words."""
-        return "separate table" if any(extent.held_out for extent in self.engine.extents) else "leave-one-out"
+        return "separate table" if any(e.held_out and not e.pool for e in self.engine.extents) else "leave-one-out"
 
     def scored(self) -> list[Extent]:
         """Return the shards whose rows are scored: all but those of a separate validation table."""
@@ -75,7 +74,7 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
     try:
         found = look(runner, roles, columns, opened.task)
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
-            if len(tables) > 1:
+            if {"held_out", "pool"} & set(roles):
                 raise InputError(
                     "data.group: every group must lie together in one table when there are two, got one that is "
                     "scattered, or split between training and validation. Sort the table, or move the group."
@@ -97,23 +96,15 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
     )
 
 
-def stored(table: Table, folder: Folder, name: str) -> Table:
-    """Return the table in files that every worker can read, written once if it is in memory."""
-    if table.memory is None:
-        return table
-    rows = table.memory
-    for k, start in enumerate(range(0, rows.num_rows, 65_536)):
-        folder.write_table(f"{name}/part-{k:05d}.parquet", rows.slice(start, 65_536))
-    return open_parquet(folder.location(name))
-
-
 def start(
     config: FitConfig, plan: planning.Plan, tables: list[Table], roles: list[str], columns: Columns, quiet: bool
 ) -> Runner:
     """Return a runner whose engine is loading."""
     extents: list[Extent] = []
     for k, (table, role) in enumerate(zip(tables, roles, strict=True)):
-        extents += split(table, columns, first=len(extents), which=k, **{name: name == role for name in ROLES[1:]})
+        apart = {name: role in those for name, those in APART.items()}
+        found = columns.found_in(table.schema.names) if role == "test" else columns
+        extents += split(table, found, first=len(extents), which=k, **apart)
     if plan.kind == "inline":
         from diva_ray.engine.inline import Inline
 

@@ -1,0 +1,67 @@
+"""How models compare: means over seeds with t intervals, and differences over the rows of a test table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import t as student
+from torch import Tensor
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its standard error and the ends of its 95 % interval; None where one value cannot tell."""
+
+    mean: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+
+
+def mean_interval(values: list[float]) -> Interval:
+    """Return the mean of independent values with Student's t interval: mean +- t_(k-1) s / sqrt(k).
+
+    Exact for normal values; it says nothing of what the values have in common, such as their test rows.
+    """
+    k, mean = len(values), float(np.mean(values))
+    if k < 2:
+        return Interval(mean, None, None, None)
+    error = float(np.std(values, ddof=1)) / k**0.5
+    reach = float(student.ppf(0.5 + CONFIDENCE / 2, k - 1)) * error
+    return Interval(mean, error, mean - reach, mean + reach)
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """Sums over test rows of the errors e of K models; `+` merges.
+
+    Attributes:
+        n: rows.
+        total: sum e, (K,).
+        products: sum e e', (K, K).
+    """
+
+    n: float
+    total: Float[Tensor, " k"]
+    products: Float[Tensor, "k k"]
+
+    def __add__(self, other: RowSums) -> RowSums:
+        return RowSums(self.n + other.n, self.total + other.total, self.products + other.products)
+
+    def contrast(self, weights: Float[Tensor, " k"]) -> Interval:
+        """Return the mean over rows of weights' e with its interval: paired, row against row.
+
+        The variance of weights' e is weights' (sum e e') weights / n - mean^2, whatever the models have in common.
+        Normal approximation: enough rows must differ.
+        """
+        mean = float(weights @ self.total) / self.n
+        variance = max(float(weights @ self.products @ weights) / self.n - mean**2, 0.0)
+        if self.n < 2:
+            return Interval(mean, None, None, None)
+        error = (variance / (self.n - 1)) ** 0.5
+        reach = 1.959964 * error
+        return Interval(mean, error, mean - reach, mean + reach)

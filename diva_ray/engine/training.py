@@ -1,0 +1,203 @@
+"""The training loop, the same in this process and on every worker of Ray Train: every arm under every seed.
+
+A model is trained on the rows of all workers together: a step takes about `batch_size` rows, each worker's share of
+them from its own rows, and every worker makes the same number of steps, so none waits for one that has finished.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from diva_ray.engine.course import Course, Rows, Share, cut
+
+CHECKPOINTS = "checkpoints"  # one file for every arm and seed, written at the end of every epoch
+EVALUATION = f"{CHECKPOINTS}/evaluation.npz"
+PROGRESS = f"{CHECKPOINTS}/progress.json"
+BLOCK = 4096  # test rows at a time
+
+
+class Crew(Protocol):
+    """The workers of a run, as one of them sees them."""
+
+    rank: int
+    world: int
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model with gradients that are averaged over all workers."""
+        ...
+
+    def add(self, values: Tensor) -> Tensor:
+        """Return the sum over all workers."""
+        ...
+
+    def tell(self, told: dict[str, Any], /) -> None:
+        """Say how far the run is."""
+        ...
+
+
+class Alone:
+    """A crew of this process; `told` hears of every epoch."""
+
+    rank, world = 0, 1
+
+    def __init__(self, told: Callable[[dict[str, Any]], Any]) -> None:
+        self.tell = told
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model."""
+        return model
+
+    def add(self, values: Tensor) -> Tensor:
+        """Return the values."""
+        return values
+
+
+def train_all(course: Course, crew: Crew) -> None:
+    """Train every arm under every seed, then compare all of them on the test rows; checkpoints say what is done."""
+    share = Share(course, crew.rank, crew.world)
+    with torch.random.fork_rng(devices=[]):
+        for k, (arm, seed) in enumerate(course.models):
+            train_one(course, share, crew, arm, seed, before=k * course.epochs)
+    n, total, products = evaluate(course, crew)
+    if crew.rank == 0:
+        course.folder.write_arrays(EVALUATION, {"n": n.numpy(), "total": total.numpy(), "products": products.numpy()})
+
+
+def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, before: int) -> None:
+    """Train one model from its last checkpoint on; after every epoch there is a new one."""
+    model, history, momentum = restore(course, arm, seed)
+    agreed = crew.add(torch.tensor([float(len(history))]))
+    if float(agreed) != crew.world * len(history):
+        raise RuntimeError(f"workers found different checkpoints of {arm}, seed {seed}")  # Ray starts them again
+    if len(history) == course.epochs:
+        return
+    alpha = share.weights(arm)
+    kept, weight = crew.add(torch.stack([(alpha > 0).double().sum(), alpha.sum()])).tolist()
+    steps = max(1, math.ceil(kept / course.batch_size))
+    wrapped = crew.wrap(model)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=course.learning_rate, momentum=course.momentum, weight_decay=course.weight_decay
+    )
+    for parameter, buffer in zip(model.parameters(), momentum, strict=bool(momentum)):
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    for epoch in range(len(history), course.epochs):
+        generator = seeded(seed, epoch, crew.rank)
+        loss = 0.0
+        wrapped.train()
+        for step, rows in enumerate(share.batches(alpha, steps, generator)):
+            optimizer.param_groups[0]["lr"] = rate(course, epoch + step / steps)
+            found = (rows.weight.float() * row_losses(course, wrapped, rows)).sum()
+            optimizer.zero_grad()
+            (found * (crew.world * steps / weight)).backward()
+            optimizer.step()
+            loss += float(found.detach())
+        history.append(float(crew.add(torch.tensor([loss], dtype=torch.float64))) / weight)
+        if crew.rank == 0:
+            save(course, arm, seed, model, history, optimizer)
+        done = before + epoch + 1
+        crew.tell({"done": done, "arm": arm, "seed": seed, "epoch": epoch + 1, "loss": history[-1]})
+
+
+def seeded(seed: int, epoch: int, rank: int) -> torch.Generator:
+    """Return the generator of one epoch of one worker, and seed the module's own randomness alike."""
+    number = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(number)
+    return torch.Generator().manual_seed(number)
+
+
+def rate(course: Course, epoch: float) -> float:
+    """Return the learning rate at a time, in epochs: half a cosine from the first to 0."""
+    return course.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / course.epochs))
+
+
+def linear(n_features: int, n_outputs: int, *, bias: bool = True) -> torch.nn.Module:
+    """Return the default module: a linear head."""
+    return torch.nn.Linear(n_features, n_outputs, bias=bias)
+
+
+def outputs(model: torch.nn.Module, rows: Rows) -> Tensor:
+    """Return the model's outputs, which correct the rows' own if they have any."""
+    found = model(rows.Z)
+    return found if rows.offset is None else found + rows.offset
+
+
+def row_losses(course: Course, model: torch.nn.Module, rows: Rows) -> Tensor:
+    """Return the loss of every row: cross-entropy; binary cross-entropy summed over classes; half the squared error."""
+    found = outputs(model, rows)
+    if course.task == "classification":
+        return functional.cross_entropy(found, rows.Y, reduction="none")
+    if course.task == "multilabel":
+        return functional.binary_cross_entropy_with_logits(found, rows.Y, reduction="none").sum(1)
+    return 0.5 * (found - rows.Y).square().sum(1)
+
+
+def row_errors(course: Course, found: Tensor, Y: Tensor, threshold: float) -> Tensor:
+    """Return the error of every row: 0 or 1; the share of classes that are wrong; the squared error."""
+    if course.task == "classification":
+        return (found.argmax(1) != Y).double()
+    if course.task == "multilabel":
+        return ((found > threshold) != (Y > 0.5)).double().mean(1)
+    return (found - Y).double().square().sum(1) * course.target_scale**2
+
+
+def checkpoint(arm: str, seed: int) -> str:
+    """Return the name of a model's file."""
+    return f"{CHECKPOINTS}/{arm}-{seed}.npz"
+
+
+def save(
+    course: Course, arm: str, seed: int, model: torch.nn.Module, history: list[float], optimizer: torch.optim.Optimizer
+) -> None:
+    """Write a model's file, whole or not at all; without the optimizer's state once it is trained."""
+    arrays = {f"model.{name}": value.numpy() for name, value in model.state_dict().items()}
+    if len(history) < course.epochs:
+        for k, parameter in enumerate(model.parameters()):
+            buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            arrays[f"momentum.{k:05d}"] = (torch.zeros_like(parameter) if buffer is None else buffer).detach().numpy()
+    course.folder.write_arrays(checkpoint(arm, seed), {**arrays, "loss": np.array(history)})
+    told = {"arm": arm, "seed": seed, "epoch": len(history), "loss": history[-1], "process": os.getpid()}
+    done = course.models.index((arm, seed)) * course.epochs + len(history)
+    course.folder.write_json(PROGRESS, {"done": done, **told})
+
+
+def restore(course: Course, arm: str, seed: int) -> tuple[torch.nn.Module, list[float], list[Tensor]]:
+    """Return a model, the losses of its epochs so far and the optimizer's momenta: a new one without a checkpoint."""
+    torch.manual_seed(seed)
+    model = course.build(course.scale.width, course.outputs).float()
+    found = course.folder.read_arrays(checkpoint(arm, seed))
+    if found is None:
+        return model, [], []
+    model.load_state_dict({name[6:]: torch.from_numpy(found[name]) for name in found if name.startswith("model.")})
+    momentum = [torch.from_numpy(found[name]) for name in sorted(found) if name.startswith("momentum.")]
+    return model, found["loss"].tolist(), momentum
+
+
+def evaluate(course: Course, crew: Crew) -> tuple[Tensor, Tensor, Tensor]:
+    """Return over all test rows: n, sum e, sum e e' of the errors e of every model, the closed form last; one read."""
+    crew.add(torch.zeros(1))  # every checkpoint is written
+    models = [restore(course, arm, seed)[0].eval() for arm, seed in course.models]
+    closed = course.folder.read_arrays("model/closed_form.npz") or {}
+    weight, bias = (torch.from_numpy(closed[name]) for name in ("weight", "bias"))
+    K = len(models) + 1
+    sums, reader = torch.zeros(1 + K + K * K, dtype=torch.float64), course.test.reader()
+    pieces = cut(0, course.test.rows, BLOCK)
+    with torch.no_grad():
+        for a, b in pieces[len(pieces) * crew.rank // crew.world : len(pieces) * (crew.rank + 1) // crew.world]:
+            rows = course.read(course.test, reader, a, b)
+            errors = [row_errors(course, outputs(model, rows), rows.Y, 0.0) for model in models]
+            found = rows.Z.double() @ weight.T + bias
+            found = found if rows.offset is None else found + rows.offset * course.target_scale
+            if course.classes is None:
+                found = (found - course.target_mean) / course.target_scale
+            E = torch.stack([*errors, row_errors(course, found, rows.Y, 0.5)], 1)
+            sums += torch.cat([torch.tensor([float(b - a)]), E.sum(0), (E.T @ E).reshape(-1)])
+    sums = crew.add(sums)
+    return sums[0], sums[1 : 1 + K], sums[1 + K :].reshape(K, K)

@@ -1,0 +1,114 @@
+"""From a session to what the workers of a training run are told: test rows checked, weights taken, the closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from diva_ray.config import TrainConfig
+from diva_ray.core.ridge import Solution
+from diva_ray.data.given import Given
+from diva_ray.data.shards import Columns
+from diva_ray.engine.context import Setup, Tally
+from diva_ray.engine.course import Course
+from diva_ray.engine.given import STEP, adopt
+from diva_ray.engine.scan import Scan, scan
+from diva_ray.errors import InputError
+from diva_ray.tasks.derive import fit_ridge
+from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.trained import Trained
+
+REWEIGHTED = "reweight"  # folder of the run that weights=auto makes
+
+
+def prepare_course(
+    session: Session, config: TrainConfig, given: Given | None, build: Callable
+) -> tuple[Course, Trained]:
+    """Check the test rows, give every row its weight, solve the closed form; return what the workers are told."""
+    runner, setup, counts = session.runner, session.setup, session.scan.counts
+    extents = [extent for extent in session.engine.extents if extent.pool]
+    found: Scan = runner.run(scan, "scan test", extents)
+    _ = replace(session.scan, place="the table") + replace(found, place="the test table")  # raises where widths differ
+    if sum(table.rows for table in session.tables) < setup.scale.width:
+        setup = replace(setup, dtype=torch.float64)
+    adopted = None if given is None else take_weights(session, config, given)
+    ridge = config.ridge
+    if ridge == "auto" and given is not None:
+        ridge = ridge_of(config, session)
+    setup, ridge, solution, _ = fit_ridge(runner, setup, ridge)
+    session.folder.drop("weights")
+    save_closed_form(session.folder, setup, solution)
+    arms = ("weighted", "uniform", "without_flagged") if given is not None and given.flags else ("weighted", "uniform")
+    arms = arms if given is not None or session.columns.weight else ("uniform",)
+    course = course_of(session, config, setup, given, arms, build)
+    check_module(course)
+    return course, Trained(setup, float(ridge), adopted, int(counts["rows"]))
+
+
+def take_weights(session: Session, config: TrainConfig, given: Given) -> Tally:
+    """Give every row the weight of the run; return what they add up to."""
+    runner = session.runner
+    runner.engine.tell(given=given, store=session.folder if session.plan.kind != "inline" else None)
+    adopted: Tally = runner.run(adopt, "weights", session.scored())
+    if not adopted["weight"] > 0:
+        raise InputError(f"weights: some weight must be > 0, got all zero in {config.weights}. Change `weights`.")
+    if given.flags and adopted["n_flagged"] == adopted["n"]:
+        raise InputError(f"flag: some row must be left, got every row flagged in {config.weights}. Change `flag`.")
+    runner.engine.tell(step=STEP, factor=1.0)
+    return adopted
+
+
+def ridge_of(config: TrainConfig, session: Session) -> float | str:
+    """Return the ridge of the weights' run, if it says one."""
+    folder = session.folder.location(REWEIGHTED) if config.weights == "auto" else str(config.weights)
+    return (Folder(folder).read_json("summary.json") or {}).get("ridge", "auto")
+
+
+def save_closed_form(folder: Folder, setup: Setup, solution: Solution) -> None:
+    """Write the ridge solution as weight (c, p) and bias (c,)."""
+    W, first = solution.W.double(), int(setup.scale.intercept)
+    bias = W[0] if first else torch.zeros(W.shape[1], dtype=torch.float64)
+    folder.write_arrays("model/closed_form.npz", {"weight": W[first:].T.contiguous().numpy(), "bias": bias.numpy()})
+
+
+def course_of(
+    session: Session, config: TrainConfig, setup: Setup, given: Given | None, arms: tuple[str, ...], build: Callable
+) -> Course:
+    """Return what the workers are told; rows are read in the table's own order, whatever their groups."""
+    mean, spread = torch.zeros(setup.outputs, dtype=torch.float64), 1.0
+    if setup.classes is None:
+        v, squares = float(session.scan.target[0]), float(session.scan.target[-1])
+        mean = session.scan.target[1:-1] / v
+        variance = (squares / v - float(mean @ mean)) / setup.outputs
+        spread = variance**0.5 if variance > 1e-12 * squares / v else 1.0
+    known = session.columns
+    return Course(
+        session.original or session.tables[0], session.tables[-1],
+        Columns(known.features, known.label, weight=known.weight, offset=known.offset), given, session.folder,
+        session.task, replace(setup.scale, intercept=False), setup.classes, setup.outputs, mean, spread, arms,
+        tuple(range(config.seed, config.seed + config.seeds)), build, config.epochs, config.batch_size,
+        config.learning_rate, config.momentum, config.weight_decay, config.window,
+        config.cluster.threads or (torch.get_num_threads() if session.plan.kind == "inline" else 1),
+    )  # fmt: skip
+
+
+def check_module(course: Course) -> None:
+    """Raise unless the module can be built, has parameters and takes (rows, features) to (rows, outputs)."""
+    p, c = course.scale.width, course.outputs
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model = course.build(p, c).float().eval()
+            shape, parameters = tuple(model(torch.zeros(2, p)).shape), sum(1 for _ in model.parameters())
+    except Exception as error:  # the user's code
+        raise InputError(
+            f"module: must be built and run for {p} features and {c} outputs, got {type(error).__name__} ({error}). "
+            "Change `module`."
+        ) from error
+    if shape != (2, c) or not parameters:
+        raise InputError(
+            f"module: must have parameters and take (2, {p}) to (2, {c}), got {parameters} parameters and {shape}. "
+            "Change `module`."
+        )

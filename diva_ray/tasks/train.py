@@ -1,0 +1,212 @@
+"""Train: SGD on the weighted rows, and its test error beside uniform weights, deleted rows and the closed form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from diva_ray.config import FitConfig, ReweightConfig, TrainConfig
+from diva_ray.data.given import FLAGS, Given
+from diva_ray.data.sources import digits, open_data
+from diva_ray.data.table import Table, from_arrow
+from diva_ray.engine.course import Course
+from diva_ray.engine.progress import Progress
+from diva_ray.engine.training import Alone, checkpoint, linear, train_all
+from diva_ray.errors import InputError
+from diva_ray.report.sheet import render_sheet
+from diva_ray.tasks import plan as planning
+from diva_ray.tasks.begin import begin, conclude, open_folder
+from diva_ray.tasks.calls import configure
+from diva_ray.tasks.course import REWEIGHTED, prepare_course
+from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.options import check_options, import_code
+from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.result import Result
+from diva_ray.tasks.session import Session, open_tables
+from diva_ray.tasks.trained import Trained, figures, sheet_of, told, write_model
+from diva_ray.tasks.weights import check_classes, open_given
+
+log = logging.getLogger("diva_ray")
+TEST_SHARE = 0.2  # of the built-in digits
+
+
+def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -> Result | Plan:
+    """Return the test error of a module trained by SGD under weights, beside three others, with intervals.
+
+    Arms: `weighted`; `uniform`, every row alike; `without_flagged`, uniform without the rows that the run flagged; each
+    trained `seeds` times. `closed_form` is the ridge solution under the weights, with the run's ridge. Differences to
+    uniform are paired: seed against seed (Student's t), and test row against test row.
+    A row of weight w adds w times its loss to its step; weights are brought to mean 1 over the rows that take part.
+    Workers read their own rows, and write a checkpoint after every epoch from which a killed run goes on.
+
+    Args:
+        data: as for `diva_ray.score`.
+        test: path, Arrow table, DataFrame or mapping of arrays with the same columns.
+        quiet: no progress.
+        **options: columns and fields of `TrainConfig`; `weights` is the folder of a reweight or score run (or `auto`),
+            `module` a callable (n_features, n_outputs) -> torch.nn.Module.
+
+    Returns:
+        A `Result`; `.samples` has a row for every model: arm, seed, error.
+
+    Raises:
+        InputError: bad input or options, in one line.
+    """
+    if isinstance(test, str) or hasattr(test, "__fspath__"):
+        options["test"], test = {"path": str(test)}, None
+    build = options.pop("module", None)
+    if build is not None:
+        options["module"] = build if isinstance(build, str) else "callable"
+    options["weights"] = getattr(options.get("weights"), "path", options.get("weights"))
+    config, data, loss = configure(TrainConfig, data, options)
+    build = None if isinstance(build, str) else build
+    return run(config, data, loss=loss, quiet=quiet, test_rows=test, build=build)
+
+
+def run(
+    config: TrainConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False, test_rows: Any = None,
+    build: Callable | None = None,
+) -> Result | Plan:  # fmt: skip
+    """Return the result of a training run as its config says (`jobs/train.py`); see `train`."""
+    check_options(config)
+    check(config)
+    build = choose_module(config, build)
+    data, test = open_both(config, data, test_rows)
+    given = look_ahead(config, data, loss, test)
+    folder = open_folder(config)
+    if config.weights == "auto" and not config.plan:
+        given = reweight_first(config, data, loss, folder, quiet=quiet)
+    session = begin(config, data, loss, quiet=quiet, pool=test, folder=folder)
+    if isinstance(session, Plan):
+        return session
+    try:
+        folder.write_json("state.json", session.mark)
+        course, trained = prepare_course(session, config, given, build)
+        session.engine.close()
+        go(session, course, quiet=quiet)
+        return _finish(session, config, course, trained)
+    finally:
+        session.engine.close()
+
+
+def check(config: TrainConfig) -> None:
+    """Raise for options that no table could make right."""
+    if config.flag not in FLAGS:
+        raise InputError(f"flag: must be {', '.join(FLAGS)}, got {config.flag}. Change `flag`.")
+    for name, least in (("epochs", 1), ("batch_size", 1), ("seeds", 1), ("window", 1), ("weight_decay", 0)):
+        if not getattr(config, name) >= least:
+            raise InputError(f"{name}: must be at least {least}, got {getattr(config, name)}. Change `{name}`.")
+    if not config.learning_rate > 0:
+        raise InputError(f"learning_rate: must be > 0, got {config.learning_rate}. Change `learning_rate`.")
+    if not 0 <= config.momentum < 1:
+        raise InputError(f"momentum: must be at least 0 and below 1, got {config.momentum}. Change `momentum`.")
+
+
+def choose_module(config: TrainConfig, given: Callable | None) -> Callable[..., Any]:
+    """Return what builds the module: the user's callable, code that is trusted, or a linear head."""
+    if given is None and config.module is None:
+        return partial(linear, bias=config.intercept)
+    build: Any = given or import_code("module", str(config.module), trusted=config.trust_code)
+    if not callable(build):
+        raise InputError(
+            f"module: must be a function (n_features, n_outputs) -> torch.nn.Module, got {config.module}. Change "
+            "`module`."
+        )
+    return build
+
+
+def open_both(config: TrainConfig, data: Any, test: Any) -> tuple[Any, Table]:
+    """Return the table (a Ray Dataset as it is) and the test table; the built-in digits are split by themselves."""
+    named = config.test.path if test is None else test
+    builtin = data is None and config.data.path is None and config.data.builtin == "digits"
+    if named is None and builtin:
+        rows = digits(config.data.noise, config.seed)
+        order = np.random.default_rng([config.seed, 1]).permutation(rows.num_rows)
+        count = round(TEST_SHARE * len(order))
+        apart, rest = rows.take(np.sort(order[:count])), rows.take(np.sort(order[count:]))
+        label = apart.column_names.index("label")
+        apart = apart.set_column(label, "label", apart["true_label"])
+        config.data.truth = config.data.truth or "true_label"
+        name = f"scikit-learn's digits, {config.data.noise:.0%} of the labels flipped"
+        return from_arrow(rest, name), from_arrow(apart, "a fifth of scikit-learn's digits", "test.path")
+    if named is None:
+        raise InputError("test.path: a table of test rows must be named, got none. Set `test.path`.")
+    table = open_data(
+        data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
+    )
+    found = open_data(named, None, 0.0, 0, "test.path")
+    if not isinstance(found, Table):
+        raise InputError()
+    return table, found
+
+
+def look_ahead(config: TrainConfig, data: Any, loss: Callable | None, test: Table) -> Given | None:
+    """Return the weights' run; raise for what footers, labels and the first ids tell, before anything is started."""
+    if not isinstance(data, Table):  # a Ray Dataset tells nothing before it is read
+        return open_given(config)
+    opened = open_tables(config, data, loss, test)
+    if opened.task in ("classification", "multilabel"):
+        check_classes(data, test, opened.columns.label)
+    return open_given(config, data, opened.columns)
+
+
+def reweight_first(config: TrainConfig, data: Any, loss: Callable | None, folder: Folder, *, quiet: bool) -> Given:
+    """Reweight the rows into a folder of the output, unless that was done before; return the weights."""
+    from diva_ray.tasks import reweight
+
+    output = folder.location(REWEIGHTED)
+    if Folder(output).read_json("summary.json") is None:
+        log.info("weights=auto: the rows are reweighted first, in %s", output)
+        same = {field.name: getattr(config, field.name) for field in fields(FitConfig)}
+        first = ReweightConfig(**{**same, "data": replace(config.data), "output": output})
+        reweight.run(first, data, loss=loss, quiet=quiet)
+    found = open_given(replace(config, weights=output))
+    assert found is not None
+    return found
+
+
+def go(session: Session, course: Course, *, quiet: bool) -> None:
+    """Train, in this process or on Ray, with progress."""
+    rows, folder = course.table.rows, course.folder
+    before = sum(len((folder.read_arrays(checkpoint(*model)) or {"loss": ()})["loss"]) for model in course.models)
+    progress = Progress("train", (len(course.models) * course.epochs - before) * rows, quiet=quiet)
+    done = [before]
+
+    def told(report: dict[str, Any]) -> None:
+        if report.get("done", 0) > done[0]:
+            progress.add((report["done"] - done[0]) * rows)
+            done[0] = report["done"]
+
+    if session.plan.kind == "inline":
+        train_all(course, Alone(told))
+    else:
+        from diva_ray.engine.trainer import run_on_ray
+
+        workers = session.config.cluster.workers or session.engine.workers
+        threads = str(course.threads)
+        environment = {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        environment |= planning.blas_environment() if session.plan.kind == "local" else {}
+        run_on_ray(course, min(workers, rows), environment, told)
+        told({"done": len(course.models) * course.epochs})
+    session.runner.seconds["train"] = progress.close()
+
+
+def _finish(session: Session, config: TrainConfig, course: Course, trained: Trained) -> Result:
+    """Write the model and the errors, and describe."""
+    folder = session.folder
+    write_model(session, config, course)
+    summary = figures(session, config, course, trained)
+    errors = [
+        {"arm": arm["name"], "seed": seed, "error": error}
+        for arm in summary["arms"]
+        for seed, error in zip(course.seeds if len(arm["per_seed"]) > 1 else [None], arm["per_seed"], strict=False)
+    ]
+    folder.write_table("errors/part-00000.parquet", pa.Table.from_pylist(errors))
+    conclude(session, summary, render_sheet(sheet_of(session, course, summary)))
+    return Result(summary, folder, False, told(summary), "errors")

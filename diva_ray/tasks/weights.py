@@ -1,0 +1,79 @@
+"""The run whose weights are trained with, and the test table's classes: checked before anything is started."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from diva_ray.config import TrainConfig
+from diva_ray.data.columns import one_chunk
+from diva_ray.data.given import FLAGS, Given
+from diva_ray.data.shards import Columns, label_values
+from diva_ray.data.table import Table, open_parquet
+from diva_ray.engine.scan import merge_values
+from diva_ray.errors import InputError
+from diva_ray.tasks.folder import Folder
+
+LOOK = 65_536  # rows at either end whose ids are compared on the driver; workers compare all of theirs
+LABELS = 1 << 20  # labels read at a time
+
+
+def open_given(config: TrainConfig, table: Table | None = None, columns: Columns | None = None) -> Given | None:
+    """Return the weights and flags of a run, or None if there is none yet.
+
+    Raises:
+        InputError: no run there, or one on other rows.
+    """
+    if config.weights in (None, "auto"):
+        return None
+    if "samples" not in Folder(str(config.weights)).names(""):
+        raise InputError(
+            "weights: must be the output of a reweight or score run, with samples/, got none at "
+            f"{config.weights}. Change `weights`."
+        )
+    samples = open_parquet(f"{str(config.weights).rstrip('/')}/samples", "weights")
+    flags = FLAGS[config.flag]
+    for name in ("id", "weight", *(flags if config.flag != "is_label_issue" else ())):
+        if name not in samples.schema.names:
+            raise InputError(
+                f"weights: samples/ must have column `{name}`, got {', '.join(samples.schema.names)} at "
+                f"{samples.name}. Change `weights`{' or `flag`' if name in flags else ''}."
+            )
+    given = Given(samples, tuple(name for name in flags if name in samples.schema.names))
+    if table is not None and columns is not None:
+        _compare(given, table, columns)
+    return given
+
+
+def _compare(given: Given, table: Table, columns: Columns) -> None:
+    """Raise if a run was on another number of rows, or on rows with other ids."""
+    if given.table.rows != table.rows:
+        raise InputError(
+            f"weights: the run must have the table's {table.rows:,} rows, got {given.table.rows:,} at "
+            f"{given.table.name}. Change `weights`, or run it again on this table."
+        )
+    reader, rows = given.table.reader(), table.reader()
+    for start, stop in {(0, min(LOOK, table.rows)), (max(0, table.rows - LOOK), table.rows)}:
+        ids = None if columns.id is None else one_chunk(rows.read(start, stop, [columns.id])[columns.id])
+        given.check(reader, np.arange(start, stop), ids, lambda row, first=start: table.where(first + row))
+
+
+def check_classes(table: Table, test: Table, label: str) -> None:
+    """Raise if the test rows have a class that the table has not; reads the label column of both."""
+    known, found = _classes(table, label), _classes(test, label)
+    names = set(known.to_pylist())
+    new = [value for value in found.to_pylist() if value not in names and value is not None]
+    if new:
+        raise InputError(
+            f"test.path: labels must be among the table's {len(known)} classes, got {len(new)} new ones, such as "
+            f"{new[0]!r} at {test.name}. Fix the test table or `test.path`."
+        )
+
+
+def _classes(table: Table, label: str) -> pa.Array:
+    reader, values = table.reader(), None
+    for start in range(0, table.rows, LABELS):
+        column = one_chunk(reader.read(start, min(start + LABELS, table.rows), [label])[label])
+        values = merge_values(values, label_values(column))
+    assert values is not None
+    return values

@@ -1,0 +1,332 @@
+"""Training under weights, beside uniform weights, deleted rows and the closed form."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import diva_ray
+from diva_ray.config import ClusterConfig, DataConfig, TrainConfig
+from diva_ray.core.compare import RowSums, mean_interval
+from diva_ray.engine import training
+from diva_ray.errors import InputError
+from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.train import run
+
+ROOT = Path(__file__).resolve().parents[2]
+INLINE = {"kind": "inline", "threads": 1}
+QUICK = {"epochs": 3, "seeds": 2, "quiet": True}
+
+
+def noisy(n=2400, d=12, classes=4, share=0.3, seed=0):
+    """Return rows whose labels are partly wrong, clean test rows, and which labels are wrong."""
+    generator = np.random.default_rng(seed)
+    X = generator.standard_normal((n + 1000, d)).astype(np.float32)
+    truth = (X[:, :classes] * 2 + 0.3 * generator.standard_normal((n + 1000, classes))).argmax(1)
+    wrong = generator.random(n) < share
+    label = np.where(wrong, (truth[:n] + 1) % classes, truth[:n])  # one class is taken for the next
+    return {"features": X[:n], "label": label}, {"features": X[n:], "label": truth[n:]}, wrong
+
+
+def run_of(folder, weight, issue=None, ids=None, **summary):
+    """Write what a reweight run leaves that training reads."""
+    import pyarrow as pa
+
+    target = Folder(str(folder))
+    ids = np.arange(len(weight)) if ids is None else ids
+    flags = {} if issue is None else {"is_label_issue": issue, "is_detrimental": issue}
+    target.write_table(
+        "samples/part-00000.parquet", pa.table({"id": ids, "weight": weight.astype(np.float32), **flags})
+    )
+    target.write_json("summary.json", summary)
+    return target.path
+
+
+def by_name(result):
+    return {arm["name"]: arm for arm in result.summary["arms"]}
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """A table, test rows, and a run that knows every wrong label."""
+    data, test, wrong = noisy()
+    folder = run_of(tmp_path_factory.mktemp("runs") / "weights", 1.0 - 0.9 * wrong, wrong, ridge=0.5)
+    return data, test, wrong, folder
+
+
+# --- inline ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(known, tmp_path_factory):
+    data, test, _, folder = known
+    output = tmp_path_factory.mktemp("runs") / "trained"
+    return diva_ray.train(data, test, weights=folder, cluster=INLINE, epochs=10, output=str(output), quiet=True)
+
+
+def test_right_weights_and_deleted_rows_beat_uniform_weights(trained):
+    arms = by_name(trained)
+    assert list(arms) == ["weighted", "uniform", "without_flagged", "closed_form"]
+    assert arms["uniform"]["difference_to_uniform"] is None
+    for name in ("weighted", "without_flagged"):
+        gap = arms[name]["difference_to_uniform"]
+        assert arms[name]["error"] < arms["uniform"]["error"] - 0.01 and arms[name]["verdict"] == "lower", arms
+        assert gap["low"] < gap["mean"] < gap["high"] < 0 and gap["rows_low"] < gap["mean"] < gap["rows_high"] < 0
+        assert gap["mean"] == pytest.approx(arms[name]["error"] - arms["uniform"]["error"], abs=1e-12)
+    assert trained.summary["n_flagged"] == trained.summary["n_samples"] - round(
+        sum(np.isclose(pq.read_table(trained.summary["weights"] + "/samples")["weight"], 1.0))
+    )
+
+
+def test_the_closed_form_is_the_ridge_solution(trained, known):
+    """By plain NumPy: standardised rows, an unpenalised column of 1, the run's own ridge and weights."""
+    data, test, wrong, _ = known
+    X, alpha = data["features"].astype(np.float64), (1.0 - 0.9 * wrong).astype(np.float32).astype(np.float64)
+    centred = X - X.mean(0)
+    scale = (centred**2).sum(1).mean() ** -0.5
+    Z = np.c_[np.ones(len(X)), centred * scale]
+    penalty = np.diag([0.0] + [0.5] * X.shape[1])
+    W = np.linalg.solve(Z.T @ (alpha[:, None] * Z) + penalty, Z.T @ (alpha[:, None] * np.eye(4)[data["label"]]))
+    found = trained.folder.read_arrays("model/closed_form.npz")
+    np.testing.assert_allclose(found["weight"], W[1:].T, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["bias"], W[0], rtol=1e-4, atol=1e-6)
+    predicted = (np.c_[np.ones(1000), (test["features"] - X.mean(0)) * scale] @ W).argmax(1)
+    assert by_name(trained)["closed_form"]["error"] == pytest.approx((predicted != test["label"]).mean(), abs=0.0021)
+
+
+def test_the_model_can_be_used_as_it_says(trained, known):
+    _, test, _, _ = known
+    model, scale = (trained.folder.read_arrays(f"model/{name}.npz") for name in ("model", "scale"))
+    told = trained.folder.read_json("model/model.json")
+    x = (test["features"] - scale["mean"]) * scale["scale"]
+    predicted = np.array(told["classes"])[(x @ model["weight"].T + model["bias"]).argmax(1)]
+    assert told["arm"] == "weighted" and told["n_features"] == 12
+    error = (predicted != test["label"]).mean()
+    assert error == pytest.approx(by_name(trained)["weighted"]["per_seed"][0], abs=0.0011)
+
+
+def test_it_writes_what_the_contract_promises(trained):
+    names = set(trained.folder.names(""))
+    assert {"config.yaml", "summary.json", "manifest.json", "report.html", "model", "errors"} <= names
+    assert trained.samples.num_rows == 3 * 3 + 1 and trained.summary["n_test"] == 1000
+    page = trained.folder.read("report.html").decode()
+    assert "What the weights are worth" in page and "without flagged" in page
+    assert any("test error" in line for line in trained.lines())
+
+
+def test_a_finished_run_is_not_trained_again(trained, known, monkeypatch):
+    data, test, _, folder = known
+    options = {"weights": folder, "cluster": INLINE, "epochs": 10, "output": trained.path, "quiet": True}
+    with pytest.raises(InputError, match="output: the folder must be new or empty"):
+        diva_ray.train(data, test, **options)
+    monkeypatch.setattr(training, "row_losses", None)
+    again = diva_ray.train(data, test, resume=True, **options)
+    assert [arm["per_seed"] for arm in again.summary["arms"]] == [arm["per_seed"] for arm in trained.summary["arms"]]
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(known, tmp_path, monkeypatch, momentum):
+    """Dropout too: a module's own randomness is seeded epoch by epoch. Windows are smaller than the table."""
+    data, test, _, folder = known
+
+    def build(p, c):
+        first, last = torch.nn.Linear(p, 16), torch.nn.Linear(16, c)
+        return torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Dropout(0.2), last)
+
+    options = {"weights": folder, "module": build, "cluster": INLINE, "window": 700, "momentum": momentum, **QUICK}
+    whole = diva_ray.train(data, test, **options)
+    epochs, save = [], training.save
+
+    def dies(*given):
+        save(*given)
+        epochs.append(given[1])
+        if len(epochs) == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training, "save", dies)
+        diva_ray.train(data, test, output=str(tmp_path / "run"), **options)
+    again = diva_ray.train(data, test, output=str(tmp_path / "run"), resume=True, **options)
+    for arm, other in zip(whole.summary["arms"], again.summary["arms"], strict=True):
+        assert arm["per_seed"] == other["per_seed"] and arm.get("training_loss") == other.get("training_loss")
+
+
+@pytest.mark.parametrize("task", ["regression", "vector", "multilabel"])
+def test_other_targets(task):
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((1500, 6)).astype(np.float32)
+    Y = 1000 + 50 * (X[:, :2] + 0.1 * generator.standard_normal((1500, 2)))
+    label = {
+        "regression": Y[:, 0], "vector": list(Y),
+        "multilabel": [[name for name, on in zip("ab", row, strict=True) if on] for row in Y > 1000],
+    }[task]  # fmt: skip
+    weight = generator.random(1500)
+    rows = {"features": X[:1000], "label": label[:1000], "w": weight[:1000]}
+    test = {"features": X[1000:], "label": label[1000:]}
+    result = diva_ray.train(rows, test, weight="w", cluster=INLINE, epochs=15, seeds=2, quiet=True)
+    arms = by_name(result)
+    assert list(arms) == ["weighted", "uniform", "closed_form"]  # nothing flags a row
+    noise = {"regression": 25.0, "vector": 50.0, "multilabel": 0.05}[task]
+    for arm in arms.values():
+        assert 0.2 * noise < arm["error"] < 1.5 * noise, arms
+
+
+def test_offsets_are_corrected_not_learned_again():
+    generator = np.random.default_rng(0)
+    X, own = generator.standard_normal((900, 3)).astype(np.float32), 100 * generator.standard_normal(900)
+    rows = {"features": X, "label": X[:, 0] + own, "own": own[:, None]}
+    first, rest = ({name: values[part] for name, values in rows.items()} for part in (slice(600), slice(600, None)))
+    arms = by_name(diva_ray.train(first, rest, offset="own", cluster=INLINE, epochs=60, seeds=1, quiet=True))
+    assert arms["closed_form"]["error"] < 1e-3 and arms["uniform"]["error"] < 1.0 and arms["uniform"]["low"] is None
+
+
+def test_weights_by_default_come_from_reweighting_first():
+    config = TrainConfig(DataConfig(builtin="digits"), cluster=ClusterConfig(**INLINE), weights="auto", output="")
+    config.epochs, config.seeds = 8, 2
+    result = run(config, quiet=True)
+    assert result.summary["n_test"] == 359 and result.summary["n_samples"] == 1438
+    assert {"samples", "summary.json"} <= set(result.folder.names("reweight"))
+    assert result.summary["ridge"] == result.folder.read_json("reweight/summary.json")["ridge"]
+    assert all(arm["error"] < 0.25 for arm in result.summary["arms"])
+
+
+def test_intervals():
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.standard_error) == (2.0, pytest.approx(3**-0.5))
+    assert found.high - 2.0 == pytest.approx(4.302653 * 3**-0.5, rel=1e-6)
+    E = torch.from_numpy(np.random.default_rng(0).random((50, 3)))
+    halves = [RowSums(25.0, e.sum(0), e.T @ e) for e in (E[:25], E[25:])]
+    found = (halves[0] + halves[1]).contrast(torch.tensor([1.0, -0.5, -0.5], dtype=torch.float64))
+    d = (E[:, 0] - E[:, 1:].mean(1)).numpy()
+    assert (found.mean, found.standard_error) == (pytest.approx(d.mean()), pytest.approx(d.std(ddof=1) / 50**0.5))
+
+
+# --- Ray -------------------------------------------------------------------------------------------------------------
+
+
+def kill_a_worker(output, after, killed):
+    """Kill the process that writes the checkpoints, once it has written `after` epochs."""
+    progress = Path(output) / training.PROGRESS
+    for _ in range(6000):
+        found = json.loads(progress.read_text()) if progress.exists() else {}
+        if found.get("done", 0) >= after and psutil.pid_exists(found["process"]):
+            os.kill(found["process"], signal.SIGKILL)
+            killed.append(found)
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # two seconds by default
+    data, test, _, folder = known
+    options = {"weights": folder, "cluster": {"kind": "ray", "workers": 2}, "epochs": 4, "seeds": 2, "quiet": True}
+    whole = diva_ray.train(data, test, output=str(tmp_path / "whole"), **options)
+    killed: list[dict] = []
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "killed", 6, killed))
+    killer.start()
+    again = diva_ray.train(data, test, output=str(tmp_path / "killed"), **options)
+    killer.join()
+    assert killed and 6 <= killed[0]["done"] < 24, "a worker died in the middle"
+    last = again.folder.read_json(training.PROGRESS)
+    assert last["done"] == 24 and last["process"] != killed[0]["process"]
+    for arm, other in zip(whole.summary["arms"], again.summary["arms"], strict=True):
+        assert arm["per_seed"] == pytest.approx(other["per_seed"], abs=1e-6)
+        assert arm.get("training_loss") == pytest.approx(other.get("training_loss"), abs=1e-6)
+    for name in whole.folder.names("checkpoints"):
+        if name.endswith(".npz"):
+            one, two = (run.folder.read_arrays(f"checkpoints/{name}") for run in (whole, again))
+            assert one.keys() == two.keys() and all(np.allclose(one[key], two[key], atol=1e-6) for key in one)
+    inline = diva_ray.train(data, test, **{**options, "cluster": INLINE})
+    for arm, other in zip(whole.summary["arms"], inline.summary["arms"], strict=True):
+        assert arm["error"] == pytest.approx(other["error"], abs=0.02)
+    assert "ray_train" not in whole.folder.names("") and whole.samples.num_rows == 7
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options,told",
+    [
+        ({"test": None}, r"test.path: a table of test rows must be named, got none. Set `test.path`"),
+        ({"epochs": 0}, r"epochs: must be at least 1, got 0. Change `epochs`"),
+        ({"seeds": 0}, r"seeds: must be at least 1, got 0"),
+        ({"batch_size": 0}, r"batch_size: must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, r"learning_rate: must be > 0, got 0.0"),
+        ({"momentum": 1.0}, r"momentum: must be at least 0 and below 1, got 1.0"),
+        ({"flag": "bad"}, r"flag: must be is_label_issue, is_detrimental, either, got bad. Change `flag`"),
+        ({"module": "os:system"}, r"module: code may run only with trust_code=true, got module=os:system"),
+        ({"module": "no.such:f", "trust_code": True}, r"module: must be importable as module:function, got no.such"),
+        ({"module": lambda p, c: torch.nn.Linear(p, c + 1)}, r"module: must have parameters and take \(2, 12\) to "),
+        ({"module": lambda p: torch.nn.Linear(p, 2)}, r"module: must be built and run for 12 features .* TypeError"),
+        ({"weights": "/no/such"}, r"weights: must be the output of a reweight or score run, .* got none at /no/such"),
+        ({"epoch": 3}, r"train: options must be columns or fields of TrainConfig, got 'epoch'"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_mistakes_in_options(known, options, told):
+    data, test, _, _ = known
+    options = {"cluster": INLINE, "quiet": True, "test": test, **options}
+    with pytest.raises(InputError, match=told) as caught:
+        diva_ray.train(data, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_in_tables(known, tmp_path):
+    data, test, _, _ = known
+    rest = {"cluster": INLINE, "quiet": True}
+
+    def refuses(told, test=test, **options):
+        with pytest.raises(InputError, match=told):
+            diva_ray.train(options.pop("data", data), test, **{**rest, **options})
+
+    refuses(r"test.path: the table must have the same columns, got no `features`", {"x": [1.0], "label": [0]})
+    new = {**test, "label": np.full(1000, 9)}
+    refuses(r"test.path: labels must be among the table's 4 classes, got 1 new ones, such as 9 at", new)
+    refuses(r"test.path: column `label` must hold integer as in the table, got string", {**test, "label": ["a"] * 1000})
+    refuses(r"data.features: vectors of a band must have equal length", {**test, "features": test["features"][:, :5]})
+    spoilt = test["features"].copy()
+    spoilt[7, 0] = np.nan
+    refuses(r"data.features: column `features` must be finite, got nan at row 7", {**test, "features": spoilt})
+    other = run_of(tmp_path / "other", np.ones(2400), ids=np.arange(2400)[::-1].copy())
+    refuses(r"weights: the run must have the table's rows in the table's order, got id 2399 in", weights=other)
+    short = run_of(tmp_path / "short", np.ones(7))
+    refuses(r"weights: the run must have the table's 2,400 rows, got 7 at", weights=short)
+    zero = run_of(tmp_path / "zero", np.zeros(2400))
+    refuses(r"weights: some weight must be > 0, got all zero", weights=zero)
+    negative = run_of(tmp_path / "negative", np.where(np.arange(2400) == 5, -1.0, 1.0))
+    refuses(r"weights: column `weight` must be >= 0, got -1.0 at part-00000.parquet row 5", weights=negative)
+    refuses(
+        r"weights: samples/ must have column `is_detrimental`, got id, weight at .*or `flag`", weights=zero,
+        flag="is_detrimental",
+    )  # fmt: skip
+
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.jobs
+def test_the_job_runs_by_itself_and_says_mistakes_in_one_line(tmp_path):
+    def job(*words):
+        command = [sys.executable, "jobs/train.py", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    done = job("cluster=inline", f"output={tmp_path / 'run'}", "epochs=4", "seeds=2", "cluster.threads=1")
+    assert done.returncode == 0, done.stderr
+    assert "weighted" in done.stdout and "rows/s" in done.stderr
+    bad = job(f"data.path={ROOT}", "epochs=0", f"output={tmp_path / 'bad'}")
+    assert bad.returncode == 2 and bad.stderr.strip() == "epochs: must be at least 1, got 0. Change `epochs`."
+    bad = job(f"data.path={ROOT}", f"output={tmp_path / 'bad'}")
+    assert bad.returncode == 2 and bad.stderr.startswith("test.path: a table of test rows must be named, got none.")
