@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.given import Given
-from diva_ray.data.shards import Columns, Extent, Scale, class_targets, number_targets, prepare, read_shard
+from diva_ray.data.shards import Columns, Extent, Scale, prepare, read_shard
 from diva_ray.data.table import Reader, Table
+from diva_ray.data.targets import class_targets, number_targets
 
 PIECE = 8192  # rows read at a time
 
