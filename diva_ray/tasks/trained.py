@@ -14,9 +14,10 @@ from diva_ray.engine.context import Setup, Tally
 from diva_ray.engine.course import Course
 from diva_ray.engine.training import EVALUATION, checkpoint
 from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
+from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, run_facts
+from diva_ray.tasks.summary import common_figures
 
 WORDS = {
     "weighted": "SGD on the weighted rows",
