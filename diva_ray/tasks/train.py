@@ -25,10 +25,11 @@ from diva_ray.tasks.begin import begin, conclude, open_folder
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.course import REWEIGHTED, prepare_course
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, import_code
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
-from diva_ray.tasks.session import Session, open_tables
+from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import Trained, figures, sheet_of, told, write_model
 from diva_ray.tasks.weights import check_classes, open_given
 
