@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -119,10 +120,22 @@ def _measure_set(report: TaskReport, one: RealSet, noise: Iterable[float]) -> No
     for share in noise if one.given is None else (None,):  # human errors are what they are
         for seed in range(report.seeds):
             start = time.perf_counter()
-            found = TASKS[report.task].measure(one, share or 0.0, seed)
+            with _hushed():
+                found = TASKS[report.task].measure(one, share or 0.0, seed)
             report.results.add(one.name, share, found)
             what = "human errors" if share is None else f"{share:.0%} planted"
             log.info("%s, %s, seed %d: %.0f s", one.name, what, seed, time.perf_counter() - start)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep the steps of every single run off the terminal; warnings stay."""
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def open_folder(config: BenchmarkConfig) -> tuple[Folder, str]:
