@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +29,7 @@ class Table:
         for row in every:
             plain = [cell.replace("**", "") for cell in row]
             shown.append("  ".join(cell.ljust(width) for cell, width in zip(plain, widths, strict=True)).rstrip())
-        return [self.title, shown[0], "-" * len(shown[0]), *shown[1:], *([self.note] if self.note else [])]
+        return [self.title, shown[0], "-" * len(shown[0]), *shown[1:], *textwrap.wrap(self.note, 120)]
 
     def markdown(self) -> str:
         """Return it as Markdown."""
