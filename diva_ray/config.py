@@ -154,13 +154,17 @@ class TrainConfig(FitConfig):
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
+    task: str = "speed"  # speed: time, memory, accuracy | detect, reweight, extend: quality on real sets, by seed
     size: str = "full"  # full: the sizes of the goals | small: every entry in seconds
     n: int | None = None  # rows of the main entries; None: as `size` says
     p: int | None = None  # features
     c: int | None = None  # classes
     only: list[str] = field(default_factory=list)  # entries to run, such as [machine,derivative]; empty: all
     peers: str = "sample"  # sample: cleanlab on a sixth of the rows, extrapolated | full: on every row
-    data_folder: str | None = None  # folder of flowers/, caltech101/, dtd/, agnews/ with train.parquet
+    data_folder: str | None = None  # folder of flowers/, caltech101/, dtd/, agnews/, ... with train and test.parquet
+    seeds: int = 3  # not speed: plantings, splits and draws of which mean and spread are told
+    sets: list[str] = field(default_factory=list)  # not speed: such as [digits,dtd]; empty: all that are found
+    noise: list[float] = field(default_factory=list)  # not speed: shares of labels planted wrong; empty: the task's own
     output: str = "outputs/benchmark"
 
 

@@ -246,7 +246,8 @@ def write_selected(shard: Shard, known: Known) -> Tally:
 
     setup, parts = known["setup"], []
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
-    counts = torch.zeros(known["choices"], dtype=torch.int64)
+    classes = setup.outputs if setup.task == "classification" else 1
+    counts = torch.zeros(classes, dtype=torch.int64)
     for k, facts in sorted(chosen_rows(shard, known).items()):
         ranked, first = known["ranks"][k]
         rank = first + np.searchsorted(ranked.numpy().view(np.uint64), facts["key"].numpy().view(np.uint64))

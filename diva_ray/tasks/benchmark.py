@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -25,9 +23,8 @@ from diva_ray.data.columns import to_matrix
 from diva_ray.data.sources import digits as digits_table
 from diva_ray.data.table import open_parquet
 from diva_ray.errors import InputError
-from diva_ray.tasks import peers
+from diva_ray.tasks import bench_run, peers
 from diva_ray.tasks.derive import derive, penalty_pattern
-from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.measure import (
     SMALL,
     THREADS,
@@ -250,14 +247,16 @@ def sizes_of(config: BenchmarkConfig) -> Sizes:
     return replace(sizes, cleanlab_share=1.0 if config.peers == "full" else sizes.cleanlab_share)
 
 
-def run(config: BenchmarkConfig) -> Report:
-    """Return the report of a benchmark (`jobs/benchmark.py`); it is written again after every entry."""
+def run(config: BenchmarkConfig) -> Report | bench_run.TaskReport:
+    """Return the report of a benchmark (`jobs/benchmark.py`): of a task, or of speed, entry by entry."""
+    return run_speed(config) if config.task == "speed" else bench_run.run(config)
+
+
+def run_speed(config: BenchmarkConfig) -> Report:
+    """Return the report of the speed entries; it is written again after every entry."""
     sizes = sizes_of(config)
-    folder = Folder(config.output)
-    folder.open_new(resume=False)
-    folder.write_yaml("config.yaml", asdict(config))
-    versions = {name: version(name) for name in ("diva_ray", "torch", "numpy", "scipy", "ray", "scikit-learn")}
-    started, report = time.strftime("%Y-%m-%dT%H:%M:%S%z"), Report(sizes)
+    folder, started = bench_run.open_folder(config)
+    report = Report(sizes)
     for name in config.only or [name for name in ENTRIES if config.data_folder or name not in NEEDS_DATA]:
         log.info("%s ...", name)
         start = time.perf_counter()
@@ -266,9 +265,7 @@ def run(config: BenchmarkConfig) -> Report:
         folder.write_json("benchmark.json", report.record())
     missed = [f"{e}: {f.what}" for e, found in report.entries.items() for f in found if f.verdict() == "not met"]
     folder.write_json("summary.json", {"not_met": missed, "seconds": report.seconds})
-    ended = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    manifest = {"versions": versions, "start": started, "end": ended, "machine": platform.platform()}
-    folder.write_json("manifest.json", manifest)
+    bench_run.close_folder(folder, started)
     return report
 
 

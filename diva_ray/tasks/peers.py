@@ -124,21 +124,23 @@ class Found:
     seconds: float
 
 
-def cleanlab(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return cleanlab's label quality and its default cut, from 5-fold LogisticRegression on standardised features."""
+def cleanlab(X: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return cleanlab's label quality and its default cut, from 5-fold LogisticRegression on standardised features;
+    rows of a group are in one fold."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression())
+    folds = 5 if groups is None else StratifiedGroupKFold(5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", UserWarning)  # classes with fewer rows than folds
-        probabilities = np.asarray(cross_val_predict(model, X, y, cv=5, method="predict_proba"))
+        probabilities = np.asarray(cross_val_predict(model, X, y, groups=groups, cv=folds, method="predict_proba"))
     issues = find_label_issues(y, probabilities, n_jobs=1)
     return get_label_quality_scores(y, probabilities), issues
 

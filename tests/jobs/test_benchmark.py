@@ -1,15 +1,20 @@
-"""The benchmark's structure and its figures of accuracy; nothing here is timed."""
+"""The benchmark's structure, its figures of accuracy and its tables of quality; nothing here is timed."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import benchmark
+from diva_ray.tasks import bench_extend, bench_reweight, bench_sets, benchmark
+from diva_ray.tasks.bench_tables import Results
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,3 +100,121 @@ def test_job_prints_the_table(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "exponent of n" in done.stdout
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits of 300 rows."""
+    whole = bench_sets.read_set("digits", None)
+    fewer = replace(whole, bands={"features": whole.bands["features"][:300]}, truth=whole.truth[:300])
+    monkeypatch.setattr("diva_ray.tasks.bench_run.read_set", lambda name, folder: fewer)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("task", "noise", "heads"),
+    [
+        ("detect", 0.2, ["AUC label_score", "AUC cleanlab", "AUC Data-OOB", "F1 KNN-Shapley", "F1 derivative > 0"]),
+        ("reweight", 0.4, ["uniform", "ours", "paper", "dropped", "chang", "ren", "cleaned"]),
+        ("extend", 0.4, ["core", "ours 10%", "paper 80%", "uniform 40%", "whole", "stop"]),
+    ],
+)
+def test_a_task_is_measured_on_a_set(task: str, noise: float, heads: list[str], tmp_path: Path) -> None:
+    options = {"sets": ["digits"], "noise": [noise], "seeds": 1, "output": f"{tmp_path}/out"}
+    report = benchmark.run(BenchmarkConfig(task=task, **options))
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "benchmark.json", "benchmark.md", "config.yaml", "manifest.json", "summary.json",
+    }  # fmt: skip
+    written = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    by_name = {row["what"]: row for row in written["results"]}
+    assert set(heads) <= set(by_name)
+    for name in heads:
+        assert len(by_name[name]["values"]) == 1
+        assert 0 <= by_name[name]["mean"] <= (1 if task == "detect" else 100)
+        assert (by_name[name]["set"], by_name[name]["noise"]) == ("digits", noise)
+    if task == "detect":
+        assert by_name["AUC label_score"]["mean"] > 0.95
+    markdown = (tmp_path / "out" / "benchmark.md").read_text()
+    assert f"| digits, {noise:.0%} |" in markdown
+    assert any(line.startswith("digits") for line in report.lines())
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+
+
+def test_tables_tell_mean_and_spread_and_mark_the_best() -> None:
+    results = Results()
+    for ours, truth in ((1.0, 0.5), (3.0, 0.7)):
+        results.add("digits", 0.2, {"ours": ours, "other": 4.0, "truth": truth})
+    table = results.table("Errors", {"ours": "ours", "other": "other", "truth": "truth*"}, 1, min)
+    assert table.rows == [["digits, 20%", "**2.0 ± 1.4**", "4.0 ± 0.0", "0.6 ± 0.1"]]
+    assert table.markdown().splitlines()[2:] == [
+        "| set | ours | other | truth* |", "| --- | ---: | ---: | ---: |",
+        "| digits, 20% | **2.0 ± 1.4** | 4.0 ± 0.0 | 0.6 ± 0.1 |",
+    ]  # fmt: skip
+    assert "**" not in "".join(table.lines())
+
+
+def test_share_of_the_gap_counts_only_pairs_that_have_one() -> None:
+    results = Results()
+    same = dict.fromkeys(("paper", "dropped", "chang", "ren"), 10.0)
+    results.add("digits", 0.4, {"uniform": 10.0, "ours": 7.0, "cleaned": 6.0, **same})
+    results.add("digits", 0.0, {"uniform": 10.0, "ours": 10.5, "cleaned": 9.5, **same})
+    (ours, *others) = bench_reweight.gap_table(results).rows
+    assert ours == ["ours (safe)", "75%", "0.50", "+1.25"]
+    assert all(row[1:] == ["0%", "0.00", "+0.00"] for row in others)
+
+
+def test_groups_are_never_cut() -> None:
+    whole = bench_sets.read_set("digits", None)
+    twins = replace(whole, group=np.repeat(np.arange(450), 2), truth=np.repeat(whole.truth[:450], 2))
+    core, pool = bench_extend.split(twins, 0)
+    assert set(twins.groups[core]).isdisjoint(twins.groups[pool])
+    assert sorted([*core, *pool]) == list(range(900))
+    assert np.bincount(twins.truth[core], minlength=10) == pytest.approx(
+        0.3 * np.bincount(twins.truth, minlength=10), abs=2
+    )
+    held = twins.held_out(0.2, 0)
+    assert (held[::2] == held[1::2]).all()
+    assert held.mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_sets_that_are_not_there_are_named() -> None:
+    names, notes = bench_sets.found_sets(None, [])
+    assert "digits" in names
+    assert "dtd left out: `data_folder` is not set" in notes
+
+
+def test_emoji_leave_by_name_and_human_errors_stay(tmp_path: Path) -> None:
+    for part, rows in (("train", 6), ("test", 3)):
+        for name, bands in (("emoji", ("image", "text")), ("agnews", ("features",))):
+            (tmp_path / name).mkdir(exist_ok=True)
+            features = {band: [[float(k), 1.0] for k in range(rows)] for band in bands}
+            labels = {"label": ["a", "b", "c"] * (rows // 3), "name": ["x", "y", "z"] * (rows // 3)}
+            gold = {"gold_label": ["b"] * rows} if (name, part) == ("agnews", "train") else {}
+            pq.write_table(pa.table({**features, **labels, **gold}), tmp_path / name / f"{part}.parquet")
+    emoji, news = (bench_sets.read_set(name, str(tmp_path)) for name in ("emoji", "agnews"))
+    assert emoji.groups.tolist() == [0, 1, 2, 0, 1, 2]
+    assert emoji.columns["group"] == "group"
+    assert emoji.features.shape == (6, 5)
+    assert news.labels(0.4, 0).tolist() == [0, 1, 2, 0, 1, 2]
+    assert news.truth.tolist() == [1] * 6
+    assert bench_sets.found_sets(str(tmp_path), ["agnews"])[0] == ["agnews"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "win"}, "task: must be speed, detect, reweight, extend, got win"),
+        ({"task": "detect", "seeds": 0}, "seeds: must be at least 1, got 0"),
+        ({"task": "reweight", "noise": [1.0]}, "noise: must be at least 0 and below 1, got 1.0"),
+        ({"task": "detect", "noise": [0.0]}, "noise: must be above 0 with task=detect"),
+        ({"task": "extend", "sets": ["mnist"]}, "sets: must be among digits, .*, got mnist"),
+        ({"task": "extend", "sets": ["dtd"]}, "sets: dtd must be there, got none: `data_folder` is not set"),
+        ({"task": "extend", "data_folder": "/none"}, "data_folder: must be a folder of sets, got /none"),
+        ({"task": "detect", "only": ["ridges"]}, "only: must be empty with task=detect, got ridges"),
+    ],
+)
+def test_task_options_that_cannot_be_are_refused(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        benchmark.run(BenchmarkConfig(**options, output=f"{tmp_path}/out"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,154 @@
+"""The task benchmarks: every set, share of wrong labels and seed in turn, and tables of mean and spread."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from diva_ray.config import BenchmarkConfig
+from diva_ray.errors import InputError
+from diva_ray.tasks import bench_detect, bench_extend, bench_reweight
+from diva_ray.tasks.bench_sets import RealSet, found_sets, read_set
+from diva_ray.tasks.bench_tables import Results, Table
+from diva_ray.tasks.folder import Folder
+
+log = logging.getLogger("diva_ray")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured on a set, and how it is shown; shares of wrong labels where the config names none."""
+
+    measure: Callable[[RealSet, float, int], dict[str, float]]
+    tables: Callable[[Results], list[Table]]
+    noise: tuple[float, ...]
+
+
+TASKS = {
+    "detect": Task(bench_detect.measure, bench_detect.tables, (0.2,)),
+    "reweight": Task(bench_reweight.measure, bench_reweight.tables, (0.0, 0.2, 0.4)),
+    "extend": Task(bench_extend.measure, bench_extend.tables, (0.0, 0.4)),
+}
+
+
+@dataclass
+class TaskReport:
+    """What one run measured; `lines` for a terminal, `markdown` and `record` for files."""
+
+    task: str
+    seeds: int
+    results: Results = field(default_factory=Results)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def tables(self) -> list[Table]:
+        """Return the tables of what was measured so far."""
+        return TASKS[self.task].tables(self.results)
+
+    def lines(self) -> list[str]:
+        """Return the tables for a terminal."""
+        shown = [line for table in self.tables() for line in (*table.lines(), "")]
+        return [*shown, *self.notes, f"{self.seeds} seeds; {sum(self.seconds.values()):,.0f} s in all"]
+
+    def markdown(self) -> str:
+        """Return the tables for a README."""
+        spread = "mean and standard deviation over" if self.seeds > 1 else "with"
+        said = f"Numbers are {spread} {self.seeds} seed{'s' if self.seeds > 1 else ''}."
+        parts = [table.markdown() for table in self.tables()]
+        return "\n\n".join([*parts, said, *self.notes]) + "\n"
+
+    def record(self) -> dict[str, Any]:
+        """Return everything for benchmark.json."""
+        return {
+            "task": self.task, "seeds": self.seeds, "results": self.results.record(), "notes": self.notes,
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+
+def check(config: BenchmarkConfig) -> None:
+    """Raise for options of a task benchmark that cannot be."""
+    if config.task not in TASKS:
+        raise InputError(f"task: must be speed, {', '.join(TASKS)}, got {config.task}. Change `task`.")
+    if config.only:
+        raise InputError(f"only: must be empty with task={config.task}, got {config.only[0]}. Use `sets`.")
+    if config.seeds < 1:
+        raise InputError(f"seeds: must be at least 1, got {config.seeds}. Change `seeds`.")
+    for share in config.noise:
+        if not 0 <= share < 1:
+            raise InputError(f"noise: must be at least 0 and below 1, got {share}. Change `noise`.")
+        if share == 0 and config.task == "detect":
+            raise InputError(f"noise: must be above 0 with task=detect, got {share}. Change `noise`.")
+
+
+def run(config: BenchmarkConfig) -> TaskReport:
+    """Return the report of a task benchmark; the files are written again after every set.
+
+    In this process and on one thread: what is compared is how good the answers are.
+    """
+    check(config)
+    names, left_out = found_sets(config.data_folder, list(config.sets))
+    folder, started = open_folder(config)
+    report = TaskReport(config.task, config.seeds, notes=left_out)
+    noise = tuple(config.noise) or TASKS[config.task].noise
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            for name in names:
+                start = time.perf_counter()
+                _measure_set(report, read_set(name, config.data_folder), noise)
+                report.seconds[name] = round(time.perf_counter() - start, 1)
+                folder.write_json("benchmark.json", report.record())
+                folder.write("benchmark.md", report.markdown().encode())
+    finally:
+        torch.set_num_threads(threads)
+    folder.write_json("summary.json", {"task": config.task, "seconds": report.seconds})
+    close_folder(folder, started)
+    return report
+
+
+def _measure_set(report: TaskReport, one: RealSet, noise: Iterable[float]) -> None:
+    for share in noise if one.given is None else (None,):  # human errors are what they are
+        for seed in range(report.seeds):
+            start = time.perf_counter()
+            with _hushed():
+                found = TASKS[report.task].measure(one, share or 0.0, seed)
+            report.results.add(one.name, share, found)
+            what = "human errors" if share is None else f"{share:.0%} planted"
+            log.info("%s, %s, seed %d: %.0f s", one.name, what, seed, time.perf_counter() - start)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep the steps of every single run off the terminal; warnings stay."""
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def open_folder(config: BenchmarkConfig) -> tuple[Folder, str]:
+    """Open the output with the config in it; return it and the time."""
+    folder = Folder(config.output)
+    folder.open_new(resume=False)
+    folder.write_yaml("config.yaml", asdict(config))
+    return folder, time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def close_folder(folder: Folder, started: str) -> None:
+    """Write versions, times and the machine."""
+    versions = {name: version(name) for name in ("diva_ray", "torch", "numpy", "scipy", "ray", "scikit-learn")}
+    ended = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    manifest = {"versions": versions, "start": started, "end": ended, "machine": platform.platform()}
+    folder.write_json("manifest.json", manifest)
