@@ -16,8 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import bench_detect, bench_extend, bench_reweight
-from diva_ray.tasks.bench_sets import RealSet, found_sets, read_set
+from diva_ray.tasks import bench_augment, bench_detect, bench_extend, bench_reweight
+from diva_ray.tasks.bench_sets import NAMES, RealSet, found_sets, read_set
 from diva_ray.tasks.bench_tables import Results, Table
 from diva_ray.tasks.folder import Folder
 
@@ -31,12 +31,14 @@ class Task:
     measure: Callable[[RealSet, float, int], dict[str, float]]
     tables: Callable[[Results], list[Table]]
     noise: tuple[float, ...]
+    sets: tuple[str, ...] = NAMES
 
 
 TASKS = {
     "detect": Task(bench_detect.measure, bench_detect.tables, (0.2,)),
     "reweight": Task(bench_reweight.measure, bench_reweight.tables, (0.0, 0.2, 0.4)),
     "extend": Task(bench_extend.measure, bench_extend.tables, (0.0, 0.4)),
+    "augment": Task(bench_augment.measure, bench_augment.tables, (0.0,), bench_augment.SETS),
 }
 
 
@@ -95,7 +97,7 @@ def run(config: BenchmarkConfig) -> TaskReport:
     In this process and on one thread: what is compared is how good the answers are.
     """
     check(config)
-    names, left_out = found_sets(config.data_folder, list(config.sets))
+    names, left_out = found_sets(config.data_folder, list(config.sets), TASKS[config.task].sets)
     folder, started = open_folder(config)
     report = TaskReport(config.task, config.seeds, notes=left_out)
     noise = tuple(config.noise) or TASKS[config.task].noise

@@ -136,18 +136,18 @@ class RealSet:
         return self.test_error(sums, self.tuned_ridge(sums, y, weight, np.flatnonzero(weight > 0)))
 
 
-def found_sets(folder: str | None, asked: list[str]) -> tuple[list[str], list[str]]:
+def found_sets(folder: str | None, asked: list[str], among: tuple[str, ...] = NAMES) -> tuple[list[str], list[str]]:
     """Return the sets to use, and a note for every other; raise for one that was asked for and is not there."""
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"data_folder: must be a folder of sets, got {folder}. Change `data_folder`.")
-    unknown = [name for name in asked if name not in NAMES]
+    unknown = [name for name in asked if name not in among]
     if unknown:
-        raise InputError(f"sets: must be among {', '.join(NAMES)}, got {unknown[0]}. Change `sets`.")
-    missing = {name: why for name in NAMES if (why := _missing(name, folder))}
+        raise InputError(f"sets: must be among {', '.join(among)}, got {unknown[0]}. Change `sets`.")
+    missing = {name: why for name in among if (why := _missing(name, folder))}
     for name in asked:
         if name in missing:
             raise InputError(f"sets: {name} must be there, got none: {missing[name]}. Change `sets` or `data_folder`.")
-    return asked or [name for name in NAMES if name not in missing], [f"{k} left out: {v}" for k, v in missing.items()]
+    return asked or [name for name in among if name not in missing], [f"{k} left out: {v}" for k, v in missing.items()]
 
 
 def _missing(name: str, folder: str | None) -> str:
@@ -163,6 +163,17 @@ def read_set(name: str, folder: str | None) -> RealSet:
     """Return a set by its name."""
     readers: dict[str, Callable[[], RealSet]] = {"digits": _digits, "fashion-mnist": _fashion}
     return readers[name]() if name in readers else _parquet(name, Path(folder or ""))
+
+
+def read_pictures(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return pictures (n, height, width) uint8 and labels to train with, and the same to test with."""
+    if name == "digits":
+        one = _digits()
+        pixels = [np.uint8(15 * bands["features"]).reshape(-1, 8, 8) for bands in (one.bands, one.test_bands)]
+        return pixels[0], one.truth, pixels[1], one.test_label
+    pixels = [_idx(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28) for part in ("train", "t10k")]
+    labels = [_idx(f"{part}-labels-idx1-ubyte.gz", 8).astype(np.int64) for part in ("train", "t10k")]
+    return pixels[0][:PICTURES], labels[0][:PICTURES], pixels[1], labels[1]
 
 
 def _digits() -> RealSet:
