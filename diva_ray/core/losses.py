@@ -25,6 +25,16 @@ def subtract_from_targets(Y: Tensor, F: Float[Tensor, "n c"]) -> Float[Tensor, "
     return residual
 
 
+def errors(F: Float[Tensor, "n c"], Y: Tensor, *, several: bool = False) -> Float[Tensor, " n"]:
+    """Return what a person counts: 1 for a wrong class, the share of wrong labels of several (f > 1/2 means yes),
+    else the squared error."""
+    if Y.ndim == 1:
+        return (F.argmax(1) != Y).double()
+    if several:
+        return ((F > 0.5) != (Y > 0.5)).double().mean(1)
+    return (F - Y).double().square().sum(1)
+
+
 def cross_entropy(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:
     """Return -log softmax(f)_y and softmax(f) - onehot(y)."""
     log_p = F.log_softmax(1)

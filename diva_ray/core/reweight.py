@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core import verdict
-from diva_ray.core.losses import Loss
+from diva_ray.core.losses import Loss, errors
 from diva_ray.core.verdict import Histogram, Link
 
 
@@ -95,16 +95,15 @@ def label_losses(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], calibration: Cal
     return -torch.log((1 - e) * p + e * (1 - p) / max(F.shape[1] - 1, 1))
 
 
-def trial_losses(F: Tensor, Y: Tensor, calibration: Calibration | None, loss: Loss) -> tuple[Tensor, Tensor]:
-    """Return the loss and the error (0 or 1; squared error for numbers) of outputs on rows set apart.
+def trial_losses(
+    F: Tensor, Y: Tensor, calibration: Calibration | None, loss: Loss, *, several: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and the error (`losses.errors`) of outputs on rows set apart.
 
     Classes: `label_losses` under the model's own calibration, which forgives it its scale. Other targets: `loss`.
     """
-    if calibration is not None:
-        return label_losses(F, Y, calibration), (F.argmax(1) != Y).double()
-    if Y.ndim == 1:
-        return loss(F, Y)[0].double(), (F.argmax(1) != Y).double()
-    return loss(F, Y)[0].double(), (F - Y).double().square().sum(1)
+    found = loss(F, Y)[0].double() if calibration is None else label_losses(F, Y, calibration)
+    return found, errors(F, Y, several=several)
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class TrialSums:
 
 def trial_sums(
     losses: Float[Tensor, "n models"],
-    errors: Float[Tensor, "n models"],
+    wrong: Float[Tensor, "n models"],
     v: Float[Tensor, " n"],
     unit: Int[Tensor, " n"],
     bases: int,
@@ -159,7 +158,7 @@ def trial_sums(
     by_unit = torch.zeros(count, losses.shape[1], dtype=torch.float64).index_add_(0, unit, losses * v[:, None])
     gains = by_unit[:, :bases, None] - by_unit[:, None]
     return TrialSums(
-        float(v.sum()), float(per_unit.square().sum()), v @ losses, v @ errors,
+        float(v.sum()), float(per_unit.square().sum()), v @ losses, v @ wrong,
         torch.einsum("u,ubm->bm", per_unit, gains), gains.square().sum(0),
     )  # fmt: skip
 

@@ -107,9 +107,9 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     Y = targets(shard, setup)
     v = validation_weights(shard, known)
     result = Tally(loss=float(v @ rows.loss.double()), max_leverage=float(rows.leverage.max()))
+    wrong = losses.errors(rows.outputs, Y, several=setup.task == "multilabel")
+    result["wrong"] = float(v @ wrong)
     if setup.task == "classification":
-        wrong = (rows.outputs.argmax(1) != Y).double()
-        result["wrong"] = float(v @ wrong)
         result["levels"] = verdict.class_sums(rows.outputs, Y, shaping(shard, known))
         for name, values in (
             ("class_n", torch.ones_like(v)),
@@ -117,10 +117,6 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
             ("class_loss", rows.loss.double()),
         ):
             result[name] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, values)
-    elif setup.task == "multilabel":
-        result["wrong"] = float(v @ ((rows.outputs > 0.5) != (Y > 0.5)).double().mean(1))
-    else:
-        result["wrong"] = float(v @ (Y - rows.outputs).double().square().sum(1))
     return result
 
 

@@ -235,7 +235,7 @@ def core_error(shard: Shard, known: Known) -> Tally:
         F = F if b.offset is None else F + b.offset
         r = losses.subtract_from_targets(b.Y, F)
         outputs = F + r - leave_out(multiply_triangular_(b.Z, whiten, upper=True), r, b.alpha, b.group_rows).e
-        wrong = (outputs.argmax(1) != b.Y).double() if b.Y.ndim == 1 else (outputs - b.Y).double().square().sum(1)
+        wrong = losses.errors(outputs, b.Y, several=setup.task == "multilabel")
         total += torch.stack([b.v.double() @ loss(outputs, b.Y)[0].double(), b.v.double() @ wrong])
     return Tally(loss=total[0], wrong=total[1])
 

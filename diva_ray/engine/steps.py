@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_ray.core import reweight, verdict
+from diva_ray.core import losses, reweight, verdict
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
@@ -122,16 +122,19 @@ def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
     """Return the sums from which models are compared, row against row (group against group)."""
     setup: Setup = known["setup"]
     models, calibrations, loss = known["trials"].models, known["calibrations"], setup.loss_function()
+    several = setup.task == "multilabel"
+    if setup.loss == "logistic":  # of ridge outputs it rewards a mere change of scale; their own loss does not
+        loss = losses.squared
     none = torch.zeros(0, models, dtype=torch.float64)
     bases = known["trials"].bases
     total = reweight.trial_sums(none, none, none[:, 0], torch.zeros(0, dtype=torch.int64), bases)
     codes = group_codes(shard, known)
     for b, rows, F in trial_outputs(shard, known):
         found = [
-            reweight.trial_losses(F[:, m], b.Y[rows], calibrations[m] if calibrations else None, loss)
+            reweight.trial_losses(F[:, m], b.Y[rows], calibrations[m] if calibrations else None, loss, several=several)
             for m in range(models)
         ]
-        losses, errors = (torch.stack(columns, 1) for columns in zip(*found, strict=True))
+        values, wrong = (torch.stack(columns, 1) for columns in zip(*found, strict=True))
         unit = torch.unique(codes[b.start : b.stop][rows], return_inverse=True)[1]
-        total = total + reweight.trial_sums(losses, errors, b.v[rows].double(), unit, bases)
+        total = total + reweight.trial_sums(values, wrong, b.v[rows].double(), unit, bases)
     return total

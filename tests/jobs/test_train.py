@@ -299,7 +299,9 @@ def test_mistakes_in_tables(known, tmp_path):
     refuses(r"data.features: vectors of a band must have equal length", {**test, "features": test["features"][:, :5]})
     spoilt = test["features"].copy()
     spoilt[7, 0] = np.nan
-    refuses(r"data.features: column `features` must be finite, got nan at test.path row 7", {**test, "features": spoilt})
+    refuses(
+        r"data.features: column `features` must be finite, got nan at test.path row 7", {**test, "features": spoilt}
+    )
     other = run_of(tmp_path / "other", np.ones(2400), ids=np.arange(2400)[::-1].copy())
     refuses(r"weights: the run must have the table's rows in the table's order, got id 2399 in", weights=other)
     short = run_of(tmp_path / "short", np.ones(7))
