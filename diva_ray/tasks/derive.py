@@ -100,8 +100,9 @@ def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) 
     """Return dL/dLambda of every column and the score pass: derivative and standard error stay with the shards."""
     found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums)
     runner.engine.tell(adjoint=found.to(setup.dtype))
-    if left.rows is not None:
-        runner.engine.tell(validation=validation_rows(solution, left.rows.joined(), setup.dtype))
+    runner.engine.tell(
+        validation=None if left.rows is None else validation_rows(solution, left.rows.joined(), setup.dtype)
+    )
     return penalty, runner.run(passes.score, "score")
 
 

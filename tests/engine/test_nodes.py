@@ -1,0 +1,19 @@
+"""Several nodes, one of which is lost for real."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.mark.cluster
+def test_a_lost_node_changes_no_bit(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.engine.nodes_run", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any(line.startswith("OK") for line in done.stdout.splitlines()), done.stdout[-2000:]
