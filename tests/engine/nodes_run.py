@@ -1,4 +1,4 @@
-"""A cluster of three nodes on this machine, one of which is lost in the middle of a pass: run in a process of its own."""
+"""Three nodes on this machine, one of which is lost in the middle of a pass: run in a process of its own."""
 
 import sys
 
