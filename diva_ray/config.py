@@ -11,7 +11,7 @@ class DataConfig:
     """Which table, and which columns are what."""
 
     path: str | None = None  # Parquet file, folder, glob or URI; None: the built-in table named by `builtin`
-    builtin: str | None = None  # digits: scikit-learn's, a seeded share of labels flipped | digits_augmented
+    builtin: str | None = None  # digits (a share of labels flipped) | digits_core | digits_augmented
     noise: float = 0.2  # share of the built-in table's labels that are flipped, 0..1
     features: Any = "features"  # a column or a list of columns: each is a band (modality)
     label: str = "label"

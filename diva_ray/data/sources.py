@@ -15,6 +15,7 @@ from diva_ray.data.table import Table, from_arrays, from_arrow, open_parquet
 from diva_ray.errors import InputError
 
 SHOWN = ("image", "picture", "photo", "text", "caption", "sentence", "name")  # columns the report shows unasked
+CORE = 300  # digits in the built-in table that is extended by the others
 KEYS = ("data.id", "data.group", "data.source")
 
 
@@ -49,6 +50,12 @@ def open_builtin(builtin: str | None, noise: float, seed: int, option: str) -> T
     """Return a built-in table by its name."""
     if builtin == "digits":
         return from_arrow(digits(noise, seed), f"scikit-learn's digits, {noise:.0%} of the labels flipped")
+    if builtin in ("digits_core", "digits_pool"):
+        rows = digits(noise if builtin == "digits_pool" else 0.0, seed)
+        order = np.random.default_rng(seed + 1).permutation(len(rows))
+        some = order[:CORE] if builtin == "digits_core" else order[CORE:]
+        kind = "with their right labels" if builtin == "digits_core" else f"{noise:.0%} of the labels flipped"
+        return from_arrow(rows.take(pa.array(some)), f"{len(some):,} of scikit-learn's digits, {kind}", option)
     if builtin == "digits_augmented":
         return from_arrow(digits_augmented(seed), "scikit-learn's digits, five copies of each")
     raise InputError(f"{option}: a table must be named, got none. Set `{option}`.")

@@ -107,7 +107,10 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     if config.validation.path:
         tables, roles = [*tables, open_parquet(config.validation.path, "validation.path")], [*roles, "held_out"]
     if isinstance(config, ExtendConfig):
-        found = open_data(config.pool.path if pool is None else pool, None, 0.0, 0, "pool.path")
+        own = data is not None or config.data.path is not None
+        builtin = "digits_pool" if config.data.builtin == "digits_core" and not own else None
+        named = config.pool.path if pool is None else pool
+        found = open_data(named, builtin, config.data.noise, config.seed, "pool.path")
         tables, roles = [*tables, found], [*roles, "pool"]
     if isinstance(config, TrainConfig):
         found = open_data(config.test.path if pool is None else pool, None, 0.0, 0, "test.path")

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -148,3 +151,18 @@ def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, 
     assert {"score_pool", "count_choices", "count_bytes", "take", "core_error", "write_selected"} <= set(killed)
     assert result.folder.read_table("selected").equals(inline.samples)
     assert result.summary["error_by_budget"] == inline.summary["error_by_budget"]
+
+
+@pytest.mark.jobs
+def test_the_job_runs_by_itself_and_asks_for_a_pool_of_ones_own(tmp_path):
+    root = Path(__file__).resolve().parent.parent.parent
+    command = [sys.executable, "jobs/extend.py", f"output={tmp_path / 'run'}", "cluster=inline", "rounds=3"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "no remaining row helps" in done.stdout
+    assert {"selected", "summary.json", "report.html"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    pq.write_table(pa.table({"features": [[0.0]], "label": [0]}), tmp_path / "table.parquet")
+    command = [*command[:2], f"data.path={tmp_path / 'table.parquet'}", f"output={tmp_path / 'other'}"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("pool.path: a table must be named, got none. Set `pool.path`.")
