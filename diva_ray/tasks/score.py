@@ -134,7 +134,7 @@ def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: A
 
     Args:
         data, quiet, options: as for `diva_ray.score`.
-        action: drop, weight or relabel.
+        action: drop, weight or relabel; also by the job's name for it, `curate`.
     """
-    result = score(data, quiet=quiet, curate=action, **options)
+    result = score(data, quiet=quiet, **{"curate": action, **options})
     return replace(result, rows="curated") if isinstance(result, Result) else result
