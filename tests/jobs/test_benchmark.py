@@ -96,7 +96,13 @@ def test_options_that_cannot_be_are_refused(options: dict, message: str) -> None
 
 @pytest.mark.jobs
 def test_job_prints_the_table(tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/benchmark.py", "size=small", "only=[machine,scaling]", f"output={tmp_path}/out"]
+    command = [
+        sys.executable,
+        "jobs/benchmark.py",
+        "size=small",
+        "only=[machine,scaling,pool,weight_steps]",
+        f"output={tmp_path}/out",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "exponent of n" in done.stdout
@@ -117,6 +123,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         ("detect", 0.2, ["AUC label_score", "AUC cleanlab", "AUC Data-OOB", "F1 KNN-Shapley", "F1 derivative > 0"]),
         ("reweight", 0.4, ["uniform", "ours", "paper", "dropped", "chang", "ren", "cleaned"]),
         ("extend", 0.4, ["core", "ours 10%", "paper 80%", "uniform 40%", "whole", "stop"]),
+        ("augment", 0.0, ["originals", "alike", "ours", "paper", "p identity", "paper vflip", "loo", "lgo"]),
     ],
 )
 def test_a_task_is_measured_on_a_set(task: str, noise: float, heads: list[str], tmp_path: Path) -> None:
@@ -136,6 +143,9 @@ def test_a_task_is_measured_on_a_set(task: str, noise: float, heads: list[str], 
         assert by_name["AUC label_score"]["mean"] > 0.95
     markdown = (tmp_path / "out" / "benchmark.md").read_text()
     assert f"| digits, {noise:.0%} |" in markdown
+    if task == "augment":
+        assert by_name["p vflip"]["mean"] < by_name["p identity"]["mean"]
+        assert by_name["ours"]["mean"] < by_name["alike"]["mean"]
     assert any(line.startswith("digits") for line in report.lines())
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
@@ -204,7 +214,7 @@ def test_emoji_leave_by_name_and_human_errors_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "win"}, "task: must be speed, detect, reweight, extend, got win"),
+        ({"task": "win"}, "task: must be speed, detect, reweight, extend, augment, got win"),
         ({"task": "detect", "seeds": 0}, "seeds: must be at least 1, got 0"),
         ({"task": "reweight", "noise": [1.0]}, "noise: must be at least 0 and below 1, got 1.0"),
         ({"task": "detect", "noise": [0.0]}, "noise: must be above 0 with task=detect"),
