@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, losses, verdict
+from diva_ray.core import choose, loss_verdict, losses, verdict
 from diva_ray.core import derivative as dd
 from diva_ray.core.leave_out import leave_out
 from diva_ray.core.products import multiply_triangular_
@@ -93,7 +93,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     if setup.task == "classification":
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), free.double())
     else:
-        histogram = verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
+        histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
     return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int(in_slice.sum())))
 
 
@@ -111,7 +111,7 @@ def probabilities(shard: Shard, known: Known) -> Tensor:
     evidence, rule = scored_pool(shard, known).evidence, known["pool_verdict"]
     if known["setup"].task == "classification":
         return verdict.label_scores(evidence, rule)
-    return (verdict.loss_scores(evidence, rule) >= rule.label.value).double()
+    return (loss_verdict.loss_scores(evidence, rule) >= rule.label.value).double()
 
 
 def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:

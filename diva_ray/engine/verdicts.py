@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.core import losses, noise, verdict
+from diva_ray.core import loss_verdict, losses, noise, verdict
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, Rows, Setup, Tally, blocks, group_codes, targets, weights_after
@@ -107,7 +107,7 @@ def judge(shard: Shard, known: Known) -> verdict.Histogram:
     if setup.task == "classification":
         return verdict.verdict_sums(given_odds(shard, known), z, shaping(shard, known))
     own = label_losses(rows.outputs, targets(shard, setup), setup)
-    return verdict.loss_sums(own, reference_losses(rows.outputs, known), z, shaping(shard, known))
+    return loss_verdict.loss_sums(own, reference_losses(rows.outputs, known), z, shaping(shard, known))
 
 
 def issue_flags(shard: Shard, known: Known) -> Tensor:
@@ -121,7 +121,7 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
     Y, rule = targets(shard, setup), known["verdict"]
     if setup.task == "classification":
         return verdict.label_scores(given_odds(shard, known), rule)
-    return verdict.loss_scores(label_losses(left_out_rows(shard, known).outputs, Y, setup), rule)
+    return loss_verdict.loss_scores(label_losses(left_out_rows(shard, known).outputs, Y, setup), rule)
 
 
 def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:

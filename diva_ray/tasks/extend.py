@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import ExtendConfig
-from diva_ray.core import choose, verdict
+from diva_ray.core import choose, loss_verdict, verdict
 from diva_ray.core.derivative import solve_adjoint
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, Solution, solve
@@ -244,7 +244,7 @@ class Extension:
         if self.setup.task == "classification":
             rule = verdict.fit_verdict(histogram, classes)
         else:
-            rule = verdict.fit_loss_verdict(histogram)
+            rule = loss_verdict.fit_loss_verdict(histogram)
         self.noise_rate = rule.noise_rate if k == 0 else self.noise_rate
         engine.tell(pool_verdict=rule)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from diva_ray.core import noise, verdict
+from diva_ray.core import loss_verdict, noise, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import verdicts
 from diva_ray.engine.context import Setup, Tally
@@ -27,7 +27,7 @@ def judge(
     if link is not None:
         rule, link = _judge_classes(runner, setup, verdict.class_levels(tally["levels"]), scored, link, doubt=doubt)
     else:
-        rule = verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored))
+        rule = loss_verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored))
     runner.engine.tell(verdict=rule)
     return rule, link
 

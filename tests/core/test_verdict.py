@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from diva_ray.core import loss_verdict as loss_rule
 from diva_ray.core import verdict as rule
 
 
@@ -113,7 +114,7 @@ def test_cutting_into_blocks_changes_nothing(cuts: list[int], seed: int) -> None
     for kernel, columns in (
         (rule.link_sums, (F, y, weight)),
         (rule.verdict_sums, (odds, z, weight)),
-        (rule.loss_sums, (F.square().sum(1), reference, z, weight)),
+        (loss_rule.loss_sums, (F.square().sum(1), reference, z, weight)),
     ):
         expected = kernel(*columns)
         merged = kernel(*(x[blocks[0]] for x in columns))
@@ -151,7 +152,7 @@ def test_label_score_rises_with_the_output_of_the_given_label() -> None:
     path[:, 2] = torch.linspace(-0.3, 0.3, 50)
     odds = rule.log_odds(path, torch.full((50,), 2), rule.Link(0.3, 16.0))
     assert (rule.label_scores(odds, verdict).diff() > 0).all()
-    assert (rule.loss_scores(torch.linspace(0, 10, 50), verdict).diff() < 0).all()
+    assert (loss_rule.loss_scores(torch.linspace(0, 10, 50), verdict).diff() < 0).all()
 
 
 def test_scaling_weights_changes_nothing_and_weight_0_does_not_count() -> None:
@@ -212,9 +213,9 @@ def test_degenerate_data_give_finite_verdicts(name: str, weight: float, z: float
     assert ((scores >= 0) & (scores <= 1)).all()
     assert z == math.inf or not detrimental.any()
     losses = (1 - F).square().sum(1)
-    other = rule.fit_loss_verdict(rule.loss_sums(losses, F.square(), z_column, torch.full((len(y),), weight)))
+    other = loss_rule.fit_loss_verdict(loss_rule.loss_sums(losses, F.square(), z_column, torch.full((len(y),), weight)))
     assert np.isfinite([other.offset, other.noise_rate, *astuple(other.label), *astuple(other.z)]).all()
-    assert rule.loss_scores(losses, other).isfinite().all()
+    assert loss_rule.loss_scores(losses, other).isfinite().all()
 
 
 def test_no_label_is_no_issue() -> None:
@@ -234,8 +235,8 @@ def test_losses_of_vectors_find_swapped_targets(noise: float) -> None:
     Y[wrong] = Y[wrong].roll(1, 0)
     losses = (F - Y).square().sum(1)
     reference = torch.cdist(F, Y[~wrong][:32]).square()
-    verdict = rule.fit_loss_verdict(rule.loss_sums(losses, reference, torch.zeros(4000), torch.ones(4000)))
-    issue = rule.loss_scores(losses, verdict) < verdict.label.value
+    verdict = loss_rule.fit_loss_verdict(loss_rule.loss_sums(losses, reference, torch.zeros(4000), torch.ones(4000)))
+    issue = loss_rule.loss_scores(losses, verdict) < verdict.label.value
     precision, recall = precision_and_recall(issue, wrong)
     assert min(precision, recall) > 0.9
     assert verdict.noise_rate == pytest.approx(noise, abs=0.03)
@@ -247,6 +248,6 @@ def test_losses_of_a_model_that_tells_nothing_flag_nothing() -> None:
     F, Y = torch.zeros(1000, 1), torch.randn(1000, 1, generator=generator)
     reference = torch.cdist(F, Y[:32]).square()
     losses = (F - Y).square().sum(1)
-    verdict = rule.fit_loss_verdict(rule.loss_sums(losses, reference, torch.zeros(1000), torch.ones(1000)))
+    verdict = loss_rule.fit_loss_verdict(loss_rule.loss_sums(losses, reference, torch.zeros(1000), torch.ones(1000)))
     assert verdict.noise_rate == 0
-    assert not (rule.loss_scores(losses, verdict) < verdict.label.value).any()
+    assert not (loss_rule.loss_scores(losses, verdict) < verdict.label.value).any()
