@@ -132,7 +132,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     Raises:
         InputError: a value that cannot be used, with its row.
     """
-    if extent.held_out:
+    if extent.held_out or extent.pool:
         columns = columns.found_in(table.schema.names)
     rows = reader.read(extent.start, extent.stop, columns.names())
     order = None
@@ -158,7 +158,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         if name:
             check_nulls(arrays[name], name, option, where)
     position = np.arange(extent.start, extent.stop) if order is None else extent.start + order
-    keys = row_keys(ids if ids is not None else pa.array(position), seed=int(extent.held_out))
+    keys = row_keys(ids, seed=int(extent.held_out)) if ids is not None else row_keys(pa.array(position), extent.table)
     shard = Shard(
         extent,
         bands,

@@ -79,6 +79,8 @@ def augmented(
         InputError: an unknown transform, or no identity.
     """
     check_transforms(transforms)
+    if not len(pictures):
+        raise InputError("augmented: there must be pictures, got none. Give at least one.")
     if len(pictures) != len(labels):
         raise InputError(
             f"augmented: there must be a label for every picture, got {len(pictures)} pictures and {len(labels)} "
@@ -114,16 +116,26 @@ def check_transforms(transforms: Sequence[str]) -> None:
     unknown = [name for name in transforms if name not in TRANSFORMS]
     if unknown:
         raise InputError(f"transforms: must be among {', '.join(TRANSFORMS)}, got {unknown[0]!r}. Change `transforms`.")
+    if len(set(transforms)) < len(transforms):
+        raise InputError(f"transforms: each must be named once, got {', '.join(transforms)}. Change `transforms`.")
     if IDENTITY not in transforms:
         raise InputError(f"transforms: `{IDENTITY}` must be among them, got {', '.join(transforms)}. Add it.")
 
 
 def _open(given: Any) -> Image.Image:
     if isinstance(given, Image.Image):
-        return given
+        return given if given.mode in ("L", "RGB") else given.convert("RGB")
     if isinstance(given, bytes):
         return Image.open(io.BytesIO(given)).convert("RGB")
-    return Image.fromarray(np.asarray(given, np.uint8))
+    pixels = np.asarray(given)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise InputError(
+            f"augmented: arrays must be uint8 of shape (height, width) or (height, width, 3), got {pixels.dtype} of "
+            f"shape {pixels.shape}. Convert the picture."
+        )
+    return Image.fromarray(pixels)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -240,11 +240,12 @@ class Cluster:
             finished = now
         return fetch(ref)
 
-    def duplicate(self, field: str) -> int | None:
-        """Return a key that occurs twice among all shards, or None: keys are dealt to the workers by value."""
+    def duplicate(self, field: str, *, pool: bool = False) -> int | None:
+        """Return a key that occurs twice among all shards (a pool's too), or None: keys are dealt by value."""
         n = len(self.actors)
+        asked = {extent.index for extent in self.extents if pool or not extent.pool}
         dealt = [
-            actor.split_keys.options(num_returns=n).remote(field, mine, n)
+            actor.split_keys.options(num_returns=n).remote(field, [k for k in mine if k in asked], n)
             for actor, mine in zip(self.actors, self.owned, strict=True)
         ]
         dealt = [[refs] if n == 1 else refs for refs in dealt]

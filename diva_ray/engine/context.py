@@ -197,8 +197,15 @@ def weights(shard: Shard, known: Known) -> Tensor:
         return torch.zeros_like(shard.weight)
     alpha = weights_after(shard, known, known.get("step"), known.get("factor", 1.0))
     if known.get("trust") and not known.get("step"):  # later steps start from there
-        alpha = torch.where(shard.validation > 0, known["trust"] * alpha, alpha)
-    return alpha.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else alpha
+        alpha = torch.where(validation_weights(shard, known) > 0, known["trust"] * alpha, alpha)
+    return alpha.masked_fill(idle(shard, known), 0.0)
+
+
+def idle(shard: Shard, known: Known) -> Tensor:
+    """Return which rows must not be fitted to: those of a validation table, and those set apart."""
+    if shard.extent.held_out:
+        return torch.ones(len(shard), dtype=torch.bool)
+    return known["fold"](shard, known) if "fold" in known else torch.zeros(len(shard), dtype=torch.bool)
 
 
 def weights_after(shard: Shard, known: Known, step: str | None, factor: float) -> Tensor:

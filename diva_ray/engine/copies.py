@@ -15,6 +15,8 @@ from diva_ray.engine.verdicts import final_weights
 def count(shard: Shard, known: Known) -> Tally:
     """Return the copies of every transform, the originals that are not there as they are, and one of them."""
     setup: Setup = known["setup"]
+    if shard.extent.held_out:
+        return Tally(copies=torch.zeros(len(setup.sources or ()), dtype=torch.int64), bare=0, example=[])
     codes = source_codes(shard, setup)
     assert codes is not None and shard.group is not None and shard.group_keys is not None and setup.sources is not None
     plain = pc.equal(shard.source, known["identity"]).to_numpy(zero_copy_only=False)
@@ -29,5 +31,7 @@ def weights_by_source(shard: Shard, known: Known) -> Tensor:
     """Return the sum of the final weights of every source."""
     setup: Setup = known["setup"]
     codes = source_codes(shard, setup)
-    assert codes is not None and setup.sources is not None
+    assert setup.sources is not None
+    if codes is None or shard.extent.held_out:
+        return torch.zeros(len(setup.sources), dtype=torch.float64)
     return torch.zeros(len(setup.sources), dtype=torch.float64).index_add_(0, codes, final_weights(shard, known))

@@ -39,7 +39,8 @@ def _drop(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.T
 
 def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
     """Weigh every row by the probability that its label is right; where that is no probability, flagged rows by 0."""
-    name = known["weight_column"] or "weight"
+    names = rows.schema.names
+    name = known["weight_column"] or ("sample_weight" if "weight" in names else "weight")
     score = one_chunk(facts["label_score"]).to_numpy(zero_copy_only=False).astype(np.float64)
     if known["setup"].task != "classification":
         score = 1.0 - _flags(facts).to_numpy(zero_copy_only=False)
@@ -58,7 +59,7 @@ def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, p
     name, flags = known["label"], _flags(facts)
     given, found = one_chunk(rows[name]), one_chunk(facts["predicted_label"])
     label = pc.if_else(flags, found.cast(given.type), given)
-    curated = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), label)
+    curated = rows.set_column(rows.schema.get_field_index(name), name, label)
     facts = facts.append_column("label_before", given).append_column("label_after", label)
     changes = facts.filter(flags).select(["id", "label_score", "label_before", "label_after"])
     return curated, changes.append_column("change", pa.array(["relabelled"] * len(changes)))

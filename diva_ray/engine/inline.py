@@ -72,9 +72,10 @@ class Inline:
         for unit in units(extents):
             yield add_in_order(partials(unit))
 
-    def duplicate(self, field: str) -> int | None:
-        """Return a 64-bit key (`keys` or `group_keys`) that occurs twice among all shards, or None."""
-        parts = [np.asarray(getattr(shard, field)) for shard in self.shards if getattr(shard, field) is not None]
+    def duplicate(self, field: str, *, pool: bool = False) -> int | None:
+        """Return a 64-bit key (`keys` or `group_keys`) that occurs twice among all shards (a pool's too), or None."""
+        shards = [shard for shard in self.shards if pool or not shard.extent.pool]
+        parts = [np.asarray(getattr(shard, field)) for shard in shards if getattr(shard, field) is not None]
         return first_duplicate(parts)
 
     def close(self) -> None:

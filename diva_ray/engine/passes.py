@@ -25,6 +25,7 @@ from diva_ray.engine.context import (
     Tally,
     blocks,
     group_codes,
+    idle,
     keep_weights,
     row_signs,
     source_codes,
@@ -152,9 +153,13 @@ def score(shard: Shard, known: Known) -> Partial:
     exact, update = known.get("validation"), known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
     columns = 1 + (len(exact.codes) if exact else setup.copies - 1)
-    by_source = torch.zeros(0 if codes is None else len(setup.sources or ()), columns, dtype=torch.float64)
+    by_source = torch.zeros(0 if setup.sources is None else len(setup.sources), columns, dtype=torch.float64)
     following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype) if update else None
-    alpha = weights(shard, known).clone()
+    alpha, apart = weights(shard, known).clone(), idle(shard, known)
+    if shard.extent.held_out:  # a validation table is no source
+        codes = None
+    # What a source's derivative is of: a weight added to every row, or (in steps) a factor of the weights there are.
+    moved = alpha.clone() if known.get("multiplied") else torch.ones_like(alpha)
     scratch: Tensor | None = None
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
@@ -162,14 +167,14 @@ def score(shard: Shard, known: Known) -> Partial:
         d = dd.derivative(b.Z, rows.r[part], rows.own[part], signs[part], adjoint_, scratch).double()
         error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros(len(d), dtype=torch.float64)
         if codes is not None:
-            by_source[:, : d.shape[1]].index_add_(0, codes[part], d)
+            by_source[:, : d.shape[1]].index_add_(0, codes[part], d * moved[part, None])
         for inner, C in exact.contributions(b.Z, rows.r[part], group_codes(shard, known)[part]) if exact else ():
             error[inner] = C.norm(dim=1).double()
             if codes is not None:
-                by_source[:, 1:].index_add_(0, codes[part][inner], C.double())
+                by_source[:, 1:].index_add_(0, codes[part][inner], C.double() * moved[part][inner, None])
         scored[part, 0], scored[part, 1] = d[:, 0], error
         if following is not None and update is not None:
-            alpha[part] = update(alpha[part], d[:, 0], error, None, None)
+            alpha[part] = update(alpha[part], d[:, 0], error, None, None).masked_fill(apart[part], 0.0)
             following.add(b.Z, b.Y, alpha[part].to(setup.dtype), b.offset)
     shard.state["scored"] = scored
     if following is not None:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from diva_ray.core import choose, loss_verdict, losses, verdict
 from diva_ray.core import derivative as dd
-from diva_ray.core.leave_out import leave_out
+from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, Partial, Rows, Setup, Tally, blocks, keep_weights, targets, weights_after
+from diva_ray.engine.passes import leverage_error
 from diva_ray.engine.verdicts import label_losses, reference_losses
 
 
@@ -70,7 +71,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
     low, high = known["uniform_slice"]
     in_slice = (draw >= low) & (draw < high)
-    close = choose.random_order(shard.keys, known["seed"]) < known["keep_share"]
+    place = choose.random_order(shard.keys, known["seed"])
+    close = (place >= known["near"][0]) & (place < known["near"][1])
     free, near, reference = ~taken(shard, known), [], []
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
@@ -91,7 +93,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     kept = (torch.cat([rows for rows, _ in near]), torch.cat([Z for _, Z in near]))
     shard.state["pool"] = PoolRows(derivative, evidence, kept)
     if setup.task == "classification":
-        histogram = verdict.verdict_sums(evidence, torch.zeros(n), free.double())
+        judged = free & ~known["new"][targets(shard, setup)]  # of a class without a row in the fit nothing is known
+        histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged.double())
     else:
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
     return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int(in_slice.sum())))
@@ -110,7 +113,8 @@ def probabilities(shard: Shard, known: Known) -> Tensor:
     """Return the probability that each given label is right; 0 or 1 by the cut where targets are not classes."""
     evidence, rule = scored_pool(shard, known).evidence, known["pool_verdict"]
     if known["setup"].task == "classification":
-        return verdict.label_scores(evidence, rule)
+        unknown = known["new"][targets(shard, known["setup"])]
+        return verdict.label_scores(evidence, rule).masked_fill(unknown, 1 - rule.noise_rate)
     return (loss_verdict.loss_scores(evidence, rule) >= rule.label.value).double()
 
 
@@ -129,8 +133,8 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         if setup.task != "classification":  # no coin is thrown there, and a loss alone says little
             helps &= scored_pool(shard, known).derivative < 0
         classes = classes_of(shard, setup)
-    kind = torch.where(helps & (shard.weight > 0), 0, 1)
-    return keys, classes, kind.masked_fill(taken(shard, known), 2)
+    kind = torch.where(helps, 0, 1)
+    return keys, classes, kind.masked_fill(taken(shard, known) | (shard.weight == 0), 2)
 
 
 def count_choices(shard: Shard, known: Known) -> Tensor:
@@ -234,7 +238,11 @@ def core_error(shard: Shard, known: Known) -> Tally:
         F = b.Z @ W
         F = F if b.offset is None else F + b.offset
         r = losses.subtract_from_targets(b.Y, F)
-        outputs = F + r - leave_out(multiply_triangular_(b.Z, whiten, upper=True), r, b.alpha, b.group_rows).e
+        try:
+            left = leave_out(multiply_triangular_(b.Z, whiten, upper=True), r, b.alpha, b.group_rows)
+        except LeverageError as error:
+            raise leverage_error(shard, b.start + error.row, error.leverage) from error
+        outputs = F + r - left.e
         wrong = losses.errors(outputs, b.Y, several=setup.task == "multilabel")
         total += torch.stack([b.v.double() @ loss(outputs, b.Y)[0].double(), b.v.double() @ wrong])
     return Tally(loss=total[0], wrong=total[1])

@@ -14,6 +14,7 @@ from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
     Block,
+    Fold,
     Known,
     Partial,
     Setup,
@@ -21,6 +22,7 @@ from diva_ray.engine.context import (
     blocks,
     fold_of,
     group_codes,
+    idle,
     keep_weights,
     source_codes,
     targets,
@@ -67,7 +69,18 @@ def next_weights(shard: Shard, known: Known, step: reweight.Step, alpha: Tensor)
         factor = known["factors"][step.value][codes]
     issue = issue_flags(shard, known) if step.kind == "issues" else None
     after = step(alpha, scored[:, 0], scored[:, 1], issue, factor)
-    return torch.where(shard.validation > 0, alpha, after) if known.get("trust") else after
+    after = torch.where(validation_weights(shard, known) > 0, alpha, after) if known.get("trust") else after
+    return after.masked_fill(idle(shard, known), 0.0)
+
+
+def fold_counts(shard: Shard, known: Known) -> Tensor:
+    """Return, for every fold, how many rows are heard in it, heard outside, and fitted to outside, (folds, 3)."""
+    found = []
+    for k in range(known["folds"]):
+        within = {**known, "fold": Fold(k, known["folds"])}
+        heard, outside = validation_weights(shard, known) > 0, validation_weights(shard, within) > 0
+        found.append([int((heard & ~outside).sum()), int(outside.sum()), int((weights(shard, within) > 0).sum())])
+    return torch.tensor(found)
 
 
 def heard_by_class(shard: Shard, known: Known) -> Tensor:

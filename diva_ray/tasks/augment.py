@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -61,7 +62,6 @@ def run(config: AugmentConfig, data: Any = None, *, loss: Callable | None = None
     if isinstance(session, Plan):
         return session
     try:
-        session.folder.write_json("state.json", session.mark)
         counts = count_copies(session, config)
         return _finish(session, config, counts, *weigh(session, config))
     finally:
@@ -171,6 +171,7 @@ def _finish(
 ) -> Result:
     """Describe."""
     folder = session.folder
+    folder.write_json("state.json", session.mark)
     folder.drop("weights")
     for row, n in zip(found.values(), counts.tolist(), strict=True):
         row["n"] = n
@@ -180,8 +181,11 @@ def _finish(
         "rule": "probability: share of all weights; z > 0: the transform raises the left-out loss of the originals",
     }  # fmt: skip
     folder.write_json("augmentations.json", found)
+    folder.write_table(
+        "transforms/part-00000.parquet", pa.Table.from_pylist([{"transform": k, **v} for k, v in found.items()])
+    )
     conclude(session, summary, render_sheet(sheet_of(session, summary)))
-    return Result(summary, folder, session.plan.kind != "inline", told(summary), "augmentations.json")
+    return Result(summary, folder, session.plan.kind != "inline", told(summary), "transforms")
 
 
 def told(summary: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
-from diva_ray.tasks.derive import tell_solution, validation_rows, with_errors
+from diva_ray.tasks.derive import fit_ridge, tell_solution, validation_rows, with_errors
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
 from diva_ray.tasks.extended import figures, sheet_of, told
 from diva_ray.tasks.judge import calibrate
@@ -77,9 +77,9 @@ def run(
     if isinstance(session, Plan):
         return session
     try:
-        session.folder.write_json("state.json", session.mark)
         work = Extension(session, config, *enroll(session, config))
         work.go()
+        session.folder.write_json("state.json", session.mark)
         return _finish(work)
     finally:
         session.engine.close()
@@ -103,9 +103,6 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     runner, core = session.runner, session.scan
     extents = [extent for extent in session.engine.extents if extent.pool]
     found: Scan = runner.run(scan, "scan pool", extents)
-    rows = found.counts["rows"]
-    if config.budget is not None and config.budget > rows:
-        raise InputError(f"budget: must be at most the pool's {rows:,} rows, got {config.budget:,}. Change `budget`.")
     _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ
     setup = session.setup
     if core.labels is not None and found.labels is not None:
@@ -120,7 +117,19 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
                     f"{new[0]!r}. Fix the pool, or set `pool.new_classes=allow`."
                 )
             setup = replace(setup, classes=classes, outputs=len(classes))
-    check_ids(runner, session.columns)
+    check_ids(runner, session.columns, pool=True)
+    if session.columns.group and runner.engine.duplicate("group_keys", pool=True) is not None:
+        raise InputError(
+            "data.group: a group must lie in the table or in the pool, got one that is split between them (a copy in "
+            "the pool would vouch for its original). Move its rows."
+        )
+    if core.offset_width not in (0, setup.outputs):
+        raise InputError(
+            f"data.offset: column `{session.columns.offset}` must hold {setup.outputs} numbers, one for each class of "
+            f"the pool too, got {core.offset_width}. Change `data.offset`, or use `pool.new_classes=error`."
+        )
+    if core.counts["rows"] < setup.scale.width:
+        setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     setup = with_errors(setup, core.counts["heard"], config.standard_errors)
     runner.engine.tell(setup=setup)
     return extents, setup, runner.run(pool.class_counts, "count", extents, features=False)
@@ -149,6 +158,9 @@ class Extension:
     ranks: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     chosen: int = 0
     uniform_chosen: int = 0
+    uniform_to: float = 0.0
+    reached: float = 0.0
+    helping: int = 0
     helped: int = 0
     reason: str = ""
     ridge: float = 0.0
@@ -161,7 +173,7 @@ class Extension:
 
     def go(self) -> None:
         """Choose in rounds until the budget is spent, no row helps, or none is left."""
-        total = int(self.pool_counts.sum())
+        total = self.helping = int(self.pool_counts.sum())
         goal = self.config.budget or total
         store = self.session.folder if self.session.plan.kind != "inline" else None
         self.runner.engine.tell(
@@ -169,6 +181,7 @@ class Extension:
             choices=self.setup.outputs if self._by_class else 1, levels=None, link=None,
         )  # fmt: skip
         self.taken = torch.zeros_like(self.pool_counts) if self._by_class else torch.zeros(1, dtype=torch.int64)
+        self.setup, _, _, _ = fit_ridge(self.runner, self.setup, self.config.ridge)  # in the precision that it takes
         self.sums = self.runner.run(passes.fit, "fit")
         self.uniform_sums = self.sums
         for k in range(self.config.rounds):
@@ -232,10 +245,15 @@ class Extension:
             engine.tell(validation=validation_rows(self.solution, self.left.rows.joined(), self.setup.dtype))
         calibrate(self.runner, self.setup, self.left.tally, self.session.scored())
         engine.forget("pool")
+        if self.setup.task == "classification":
+            engine.tell(new=self.left.tally["class_n"] + (self.taken if self._by_class else 0) == 0)
         row = self.setup.scale.width * self.setup.dtype.itemsize
-        share = min(1.5 * batch / max(total - self.chosen, 1), 1.0, NEAR_BYTES * engine.workers / (row * total))
-        low, high = self.chosen / total, (self.chosen + batch) / total
-        engine.tell(uniform_slice=(low, high), keep_share=share, round=k, next_step=f"chosen{k + 1}")
+        # Of the random order in which helping rows are taken, the part that this round will probably reach.
+        share = min(1.5 * batch / max(self.helping, 1), 1.0, NEAR_BYTES * engine.workers / (row * total))
+        near = (self.reached, self.reached + share) if self.config.method == "balanced" else (0.0, 0.0)
+        low, high = self.uniform_to, max(self.uniform_to, (self.chosen + batch) / total)
+        self.uniform_to = high
+        engine.tell(uniform_slice=(low, high), near=near, round=k, next_step=f"chosen{k + 1}")
         found: Partial = self.runner.run(pool.score_pool, "score pool", self.extents)
         self.uniform_sums = self.uniform_sums + found.sums
         self.uniform_chosen += found.tally["uniform"]
@@ -259,8 +277,12 @@ class Extension:
         if not int(first.sum() + second.sum()):
             return 0
         self.helped += int(first.sum())
+        self.helping = max(int(helping.sum()) + self.chosen, 1)
         self.taken = self.taken + first + second
-        engine.tell(limits={kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))})
+        limits = {kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))}
+        engine.tell(limits=limits)
+        if bool((first > 0).any()) and self.config.method == "balanced":
+            self.reached = float(limits[0][0][first > 0].min()) / (1 << 62)
         found: Partial = self.runner.run(pool.take, "take", self.extents, features=False)
         again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]
         if again:

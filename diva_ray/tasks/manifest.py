@@ -28,8 +28,13 @@ def manifest(session: Session, started: str, ended: str) -> dict[str, Any]:
 
 
 def fingerprint(table: Any) -> str:
-    """Return a hash of the table's schema, rows and files (name, size, time of change), not of every value."""
+    """Return a hash of the table's schema, rows and files (name, size, time of change), not of every value;
+    of a table in memory every byte."""
     digest = hashlib.sha256(f"{table.schema.remove_metadata()}{table.rows}".encode())
+    for column in table.memory.columns if table.memory is not None else ():
+        for chunk in column.chunks:
+            for buffer in chunk.buffers():
+                digest.update(buffer or b"")
     for file in sorted({piece.file for piece in table.pieces}):
         info = table.filesystem.get_file_info(file)
         digest.update(f"{file}{info.size}{info.mtime_ns}".encode())

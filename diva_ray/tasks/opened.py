@@ -112,6 +112,10 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
         named = config.pool.path if pool is None else pool
         found = open_data(named, builtin, config.data.noise, config.seed, "pool.path")
         tables, roles = [*tables, found], [*roles, "pool"]
+        if config.budget is not None and config.budget > found.rows:
+            raise InputError(
+                f"budget: must be at most the pool's {found.rows:,} rows, got {config.budget:,}. Change `budget`."
+            )
     if isinstance(config, TrainConfig):
         found = open_data(config.test.path if pool is None else pool, None, 0.0, 0, "test.path")
         tables, roles = [*tables, found], [*roles, "test"]

@@ -16,7 +16,7 @@ from diva_ray.core.reweight import Step, TrialSums, best_trial
 from diva_ray.data.regroup import restore_order
 from diva_ray.engine import verdicts
 from diva_ray.engine.context import Fold, Tally
-from diva_ray.engine.steps import Trials
+from diva_ray.engine.steps import Trials, fold_counts
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude
@@ -69,7 +69,6 @@ def run(
     if isinstance(session, Plan):
         return session
     try:
-        session.folder.write_json("state.json", session.mark)
         return _finish(session, config, _weigh(session, config))
     finally:
         session.engine.close()
@@ -115,6 +114,7 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
 
 def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums, int]:
     """Return every arm, how it does on the folds set apart, and how many were asked until the answer was clear."""
+    _check_folds(walk, folds)
     solutions: dict[int, Tensor] = {}
     for k in range(folds):
         if not walk.runner.quiet:
@@ -129,6 +129,18 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
     raise AssertionError("the last fold always answers")
 
 
+def _check_folds(walk: Walk, folds: int) -> None:
+    """Raise unless every fold hears rows, and leaves rows to hear and to fit to."""
+    walk.runner.engine.tell(setup=walk.setup, folds=folds)
+    counts = walk.runner.run(fold_counts, "count")
+    for k, (inside, outside, fitted) in enumerate(counts.tolist()):
+        if not (inside and outside and fitted):
+            raise InputError(
+                f"folds: every outer fold must hear rows and leave some, got {inside} heard in fold {k}, {outside} "
+                f"outside and {fitted} to fit to. Lower `folds`, or let more rows (or groups) validate."
+            )
+
+
 def _clear(sums: TrialSums) -> bool:
     """Return whether another fold could hardly change the answer: some arm surely gains, or none can."""
     z = (sums.gain / sums.gain_error.clamp_min(1e-300)).amin(0)[len(RIDGES) :]
@@ -138,6 +150,9 @@ def _clear(sums: TrialSums) -> bool:
 def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Result:
     """Write the rows with their new weights, and describe."""
     folder, runner, scan = session.folder, session.runner, session.scan
+    folder.write_json("state.json", session.mark)
+    if session.original is not None:
+        folder.drop("samples")  # of a run that is resumed: in another order
     runner.engine.tell(
         folder=folder, outputs=False, rank_truth=False, mean_weight=scan.counts["weight"] / scan.counts["rows"],
         written=set(folder.names("samples")) if config.resume else set(),

@@ -24,7 +24,7 @@ class Engine(Protocol):
     def tell(self, **known: Any) -> None: ...  # noqa: D102
     def forget(self, *names: str) -> None: ...  # noqa: D102
     def each(self, kernel: Any, extents: list[Extent], done: Any = ..., features: bool = ...) -> Any: ...  # noqa: D102
-    def duplicate(self, field: str) -> int | None: ...  # noqa: D102
+    def duplicate(self, field: str, *, pool: bool = ...) -> int | None: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
 

@@ -67,6 +67,8 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
     if isinstance(session, Plan):
         return session
     try:
+        if config.curate == "relabel" and session.task != "classification":
+            raise InputError(f"curate: relabel is for classes, got task={session.task}. Change `curate`.")
         derived = derive_trusted(session) if config.method == "trusted" else derive_all(session)
         session.folder.write_json("state.json", session.mark)
         return _finish(session, derived)
@@ -78,8 +80,6 @@ def check(config: ScoreConfig) -> None:
     """Raise for options that no table could make right."""
     if config.method not in ("plain", "trusted"):
         raise InputError(f"method: must be plain or trusted, got {config.method}. Change `method`.")
-    if config.curate == "relabel" and config.task in ("regression", "vector"):
-        raise InputError(f"curate: relabel is for classes, got task={config.task}. Change `curate`.")
 
 
 def derive_all(session: Session) -> Derived:
@@ -93,6 +93,8 @@ def _finish(session: Session, derived: Derived) -> Result:
     """Judge, write and describe."""
     config, folder, runner = session.config, session.folder, session.runner
     doubt = derived.form == "primal" and config.labeller_doubt == "auto"
+    if session.original is not None:
+        folder.drop("samples")  # of a run that is resumed: in another order
     rule, link = judge(runner, derived.setup, derived.tally, session.scored(), doubt=doubt)
     runner.engine.tell(
         folder=folder, outputs=config.outputs,
@@ -102,6 +104,7 @@ def _finish(session: Session, derived: Derived) -> Result:
     written = runner.run(verdicts.write, "write", session.scored())
     if session.original is not None:
         restore_order(folder, on_ray=session.plan.kind != "inline")
+    folder.drop("weights")
     summary = summarise(session, derived, rule, link, written)
     sources = sources_of(session, derived, written)
     if sources:

@@ -174,12 +174,13 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
     check_ids(runner, columns)
 
 
-def check_ids(runner: Runner, columns: Columns) -> None:
+def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:
     """Raise if an id occurs twice, in one table or in two."""
     if columns.id is not None:
-        key = runner.engine.duplicate("keys")
+        key = runner.engine.duplicate("keys", pool=pool)
         if key is not None:
-            everywhere = runner.engine.each(_places(key), runner.engine.extents, int, False)
+            asked = [extent for extent in runner.engine.extents if pool or not extent.pool]
+            everywhere = runner.engine.each(_places(key), asked, int, False)
             rows = [place for places in everywhere for place in places]
             raise InputError(
                 f"data.id: ids must be unique, got {rows[0][0]!r} twice at "

@@ -78,7 +78,8 @@ class Walk:
         engine = self.runner.engine
         engine.forget("fold", "step", "factor", "weights", "rows", "scored")
         self.at, self.name = 0, "all" if fold is None else f"without{fold.k}"
-        engine.tell(setup=self.setup, store=self.store, **({} if fold is None else {"fold": fold}))
+        engine.tell(setup=self.setup, store=self.store, multiplied=self.path.chain.kind == "sources")
+        engine.tell(**({} if fold is None else {"fold": fold}))
         return self.runner.run(passes.fit, "fit")
 
     def solve(self, sums: FitSums, factor: float = 1.0) -> Solution:
@@ -132,7 +133,10 @@ class Walk:
         found: Partial = self.runner.run(steps.propose, "propose")
         before, *after = found.tally["totals"].tolist()
         factors = [before / total if total > 0 else 1.0 for total in after]
-        after_sums = [steps.changed(sums, change, k) for change, k in zip(found.sums, factors, strict=True)]
+        after_sums = [  # a step that leaves no row is no step
+            steps.changed(sums, change, k) if total > 0 else sums
+            for change, k, total in zip(found.sums, factors, after, strict=True)
+        ]
         return after_sums, factors
 
     def go(self, factor: float) -> None:
