@@ -71,8 +71,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
     low, high = known["uniform_slice"]
     in_slice = (draw >= low) & (draw < high)
-    place = choose.random_order(shard.keys, known["seed"])
-    close = (place >= known["near"][0]) & (place < known["near"][1])
+    close = is_near(shard, known)
     free, near, reference = ~taken(shard, known), [], []
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
@@ -98,6 +97,12 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     else:
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
     return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int(in_slice.sum())))
+
+
+def is_near(shard: Shard, known: Known) -> Tensor:
+    """Return which rows this round will probably reach in their random order: their features are kept."""
+    place = choose.random_order(shard.keys, known["seed"])
+    return (place >= known["near"][0]) & (place < known["near"][1])
 
 
 def scored_pool(shard: Shard, known: Known) -> PoolRows:
@@ -134,6 +139,8 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
             helps &= scored_pool(shard, known).derivative < 0
         classes = classes_of(shard, setup)
     kind = torch.where(helps, 0, 1)
+    if known["near_only"]:  # rows whose features were not kept wait for their turn
+        kind = kind.masked_fill(helps & ~is_near(shard, known), 2)
     return keys, classes, kind.masked_fill(taken(shard, known) | (shard.weight == 0), 2)
 
 

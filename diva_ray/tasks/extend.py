@@ -249,7 +249,7 @@ class Extension:
             engine.tell(new=self.left.tally["class_n"] + (self.taken if self._by_class else 0) == 0)
         row = self.setup.scale.width * self.setup.dtype.itemsize
         # Of the random order in which helping rows are taken, the part that this round will probably reach.
-        share = min(1.5 * batch / max(self.helping, 1), 1.0, NEAR_BYTES * engine.workers / (row * total))
+        share = min(2.5 * batch / max(self.helping, 1), 1.0, NEAR_BYTES * engine.workers / (row * total))
         near = (self.reached, self.reached + share) if self.config.method == "balanced" else (0.0, 0.0)
         low, high = self.uniform_to, max(self.uniform_to, (self.chosen + batch) / total)
         self.uniform_to = high
@@ -269,7 +269,12 @@ class Extension:
     def choose(self, k: int, batch: int) -> int:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
         engine = self.runner.engine
+        engine.tell(near_only=self.config.method == "balanced")
         helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
+        if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there
+            engine.tell(near_only=False)
+            helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
+            self.helping = max(int(helping.sum()) + self.chosen, 1)
         first = choose.quotas(helping, batch, self.taken)
         second = torch.zeros_like(first)
         if self.config.budget is not None:
@@ -277,7 +282,6 @@ class Extension:
         if not int(first.sum() + second.sum()):
             return 0
         self.helped += int(first.sum())
-        self.helping = max(int(helping.sum()) + self.chosen, 1)
         self.taken = self.taken + first + second
         limits = {kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))}
         engine.tell(limits=limits)
