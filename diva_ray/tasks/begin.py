@@ -44,7 +44,10 @@ def begin(
     check_options(config)
     folder = folder or open_folder(config)
     if type(data).__module__.startswith("ray.data"):
-        data = _from_dataset(config, data, folder)
+        data = _from_dataset(data, folder, "table", config.plan)
+        config.data.path = None if config.plan else data
+    if type(pool).__module__.startswith("ray.data"):
+        pool = _from_dataset(pool, folder, "pool", config.plan)
     plan, opened = make_plan(config, data, loss, pool)
     if config.plan:
         return plan
@@ -98,15 +101,14 @@ def _mark(session: Session) -> dict[str, Any]:
     return mark
 
 
-def _from_dataset(config: FitConfig, dataset: Any, folder: Folder) -> Any:
+def _from_dataset(dataset: Any, folder: Folder, name: str, plan: bool) -> Any:
     """Write a Ray Dataset once into shards that survive a restart; return their path, or its first rows for a plan."""
-    if config.plan:
+    if plan:
         return pa.concat_tables(dataset.limit(1000).iter_batches(batch_size=1000, batch_format="pyarrow"))
-    log.info("the Ray Dataset is written to %s for the workers", folder.location("table"))
-    if "table" not in folder.names(""):
-        dataset.write_parquet(folder.location("table"))
-    config.data.path = folder.location("table")
-    return folder.location("table")
+    log.info("the Ray Dataset is written to %s for the workers", folder.location(name))
+    if name not in folder.names(""):
+        dataset.write_parquet(folder.location(name))
+    return folder.location(name)
 
 
 def now() -> str:

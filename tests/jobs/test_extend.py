@@ -166,3 +166,18 @@ def test_the_job_runs_by_itself_and_asks_for_a_pool_of_ones_own(tmp_path):
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("pool.path: a table must be named, got none. Set `pool.path`.")
+
+
+@pytest.mark.ray
+def test_a_ray_dataset_may_be_the_pool(ray_cluster, tmp_path):
+    import ray
+
+    core, pool, _, _ = tables(0.4)
+    rows = pa.table({"features": pa.FixedSizeListArray.from_arrays(pa.array(pool["features"].reshape(-1)), 64),
+                     "label": pool["label"], "id": pool["id"]})  # fmt: skip
+    where = {"kind": "ray", "workers": 1}
+    options = {"budget": 60, "rounds": 2, "cluster": where}
+    result = run(core, ray.data.from_arrow(rows), output=str(tmp_path / "run"), **options)
+    assert set(result.folder.read_table("selected")["id"].to_pylist()) == set(
+        run(core, pool, **options).folder.read_table("selected")["id"].to_pylist()
+    )
