@@ -66,7 +66,7 @@ def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
 
 def band_slices(setup: Setup) -> list[slice]:
     """Return the columns of every band."""
-    widths = [len(mean) for mean in setup.scale.mean]
+    widths = setup.scale.widths
     starts = [int(setup.scale.intercept) + sum(widths[:k]) for k in range(len(widths))]
     return [slice(start, start + width) for start, width in zip(starts, widths, strict=True)]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from diva_ray.config import AugmentConfig, ExtendConfig, FitConfig, ReweightConfig, TrainConfig
+from diva_ray.config import AugmentConfig, ExtendConfig, FitConfig, ReweightConfig, TrainConfig, TuneConfig
 from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
@@ -19,6 +19,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
 from diva_ray.tasks.options import choose_loss
+from diva_ray.tasks.space import tuning_work
 
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
@@ -28,12 +29,14 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     opened = open_tables(config, data, loss, pool)
     table = opened.tables[0]
     widths = planning.band_widths(table, opened.columns)
-    p = sum(width for width, _ in widths) + int(config.intercept)
+    p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
     outputs = _outputs_at_sight(table, opened.columns, opened.task)
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
     need = planning.resident_bytes(rows, widths, outputs)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
+    if isinstance(config, TuneConfig):  # fit sums of every fold
+        state += 8 * p * p * 3 * config.folds
     kind, why = planning.choose_kind(config.cluster, need + state, dataset=False)
     threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
     shards = len(split(table, replace(opened.columns, group=None)))
@@ -79,6 +82,8 @@ def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:
             f"pool of {pool.rows:,} rows ({pool.bytes / 2**30:.2f} GiB): read once to check it, and once in each of at "
             f"most {config.rounds} rounds; never in memory as a whole"
         ]
+    if isinstance(config, TuneConfig):
+        return tuning_work(config)
     return 1.0, []
 
 
@@ -116,7 +121,7 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
             raise InputError(
                 f"budget: must be at most the pool's {found.rows:,} rows, got {config.budget:,}. Change `budget`."
             )
-    if isinstance(config, TrainConfig):
+    if isinstance(config, TrainConfig) or (isinstance(config, TuneConfig) and (config.test.path or pool is not None)):
         found = open_data(config.test.path if pool is None else pool, None, 0.0, 0, "test.path")
         tables, roles = [*tables, found], [*roles, "test"]
     for other, role in zip(tables[1:], roles[1:], strict=True):
