@@ -52,6 +52,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     if isinstance(config, TrainConfig):
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["train"]
         notes.append("the time is that of the closed form: training logs its own rate and time left")
+    elif isinstance(config, TuneConfig):
+        passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
     elif copies > 1:
         notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
     if planning.blas_environment():

@@ -134,7 +134,7 @@ class Trials:
         try:
             found: dict[str, Any] = dict(self.study.judge(choice, fold))
         except InputError as error:
-            if str(error).startswith(("cluster", "loss")):  # not this trial's: the run's
+            if str(error).startswith(("cluster", "loss", "shares")):  # not this trial's: the run's
                 raise
             return {"failed": str(error)}
         seconds = time.perf_counter() - start
@@ -150,8 +150,8 @@ class Trials:
         varied = ", ".join(f"{name} {short(getattr(last.choice, name))[:40]}" for name in self.space.dimensions)
         ended = last.failed or f"error {last.error:.4f}" + ("" if last.complete else f" after {len(last.folds)} folds")
         done = [one for one in self.records.values() if one.complete]
-        best = min((one.error for one in done), default=float("nan"))
-        log.info("trial %d: %s (%s); best %.4f", last.number, ended, varied, best)
+        best = f"; best {min(one.error for one in done):.4f}" if done else ""
+        log.info("trial %d: %s (%s)%s", last.number, ended, varied, best)
 
     def end(self) -> list[Record]:
         """Return every trial in the order of their first question.

@@ -200,12 +200,14 @@ def test_float64_is_taken_where_a_trial_needs_it_and_leaves_no_trace(tmp_path):
     table = {"image": X[:, :8], "text": X[:, 8:], "label": X @ generator.standard_normal(14), "id": np.arange(N)}
     runs = []
     for order in ((1.0, 1e-9, 1.0), (1e-9, 1.0, 1e-9)):
-        study = open_study(table, tmp_path / str(order[0]))
+        study = open_study(table, tmp_path / str(order[0]))  # precision=float64; from here on as auto:
         study.session.setup = replace(study.session.setup, dtype=torch.float32)
         base = replace(parse_space(study.config).base, standardize="none")
         runs.append({ridge: dict(study.judge(replace(base, ridge=ridge), 0)) for ridge in order})
         assert {dtype for _, dtype in study.sums} == {torch.float32, torch.float64}
     assert runs[0] == runs[1]
+    double = open_study(table, tmp_path / "double")
+    assert dict(double.judge(replace(base, ridge=1e-9), 0)) == runs[0][1e-9], "float64 from the targets on"
 
 
 def test_a_validation_table_is_what_trials_are_judged_on(tmp_path):
