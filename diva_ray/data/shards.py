@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -267,9 +268,18 @@ class Scale:
     intercept: bool
 
     @property
+    def widths(self) -> list[int]:
+        """Number of columns of every band."""
+        return [len(mean) for mean in self.mean]
+
+    @property
     def width(self) -> int:
         """Number of columns p, intercept included."""
-        return int(self.intercept) + sum(len(mean) for mean in self.mean)
+        return int(self.intercept) + sum(self.widths)
+
+    def shared(self, shares: Sequence[float]) -> Scale:
+        """Return the scale under which a common ridge is the penalty ridge / share on every band."""
+        return replace(self, scale=tuple(s * share**0.5 for s, share in zip(self.scale, shares, strict=True)))
 
 
 def prepare(shard: Shard, start: int, stop: int, scale: Scale, out: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.opened import APART, Opened
+from diva_ray.tasks.options import chosen_shares
 from diva_ray.tasks.runner import Engine, Runner
 
 log = logging.getLogger("diva_ray")
@@ -213,6 +214,8 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" else None
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     scale = Scale(tuple(means), tuple(scales), config.intercept)
+    shares = chosen_shares(config, opened.columns.features)
+    scale = scale if shares is None else scale.shared(shares)
     return Setup(
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
         config.block_rows, config.seed, sources=found.sources,
