@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diva_ray.data.transforms import augmented as augmented
     from diva_ray.errors import InputError as InputError
+    from diva_ray.tasks.aggregate import aggregate as aggregate
     from diva_ray.tasks.augment import augment as augment
     from diva_ray.tasks.extend import extend as extend
     from diva_ray.tasks.reweight import reweight as reweight
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     "InputError": "diva_ray.errors",
+    "aggregate": "diva_ray.tasks.aggregate",
     "augment": "diva_ray.tasks.augment",
     "augmented": "diva_ray.data.transforms",
     "curate": "diva_ray.tasks.score",
@@ -27,7 +29,7 @@ HOMES = {
     "train": "diva_ray.tasks.train",
     "tune": "diva_ray.tasks.tune",
 }
-__all__ = ["InputError", "augment", "augmented", "curate", "extend", "reweight", "score", "train", "tune"]
+__all__ = ["InputError", "aggregate", "augment", "augmented", "curate", "extend", "reweight", "score", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ class DataConfig:
     """Which table, and which columns are what."""
 
     path: str | None = None  # Parquet file, folder, glob or URI; None: the built-in table named by `builtin`
-    builtin: str | None = None  # digits (a share of labels flipped) | digits_core | digits_augmented
+    builtin: str | None = None  # digits (a share of labels flipped) | digits_core | digits_bands | digits_augmented
     noise: float = 0.2  # share of the built-in table's labels that are flipped, 0..1
     features: Any = "features"  # a column or a list of columns: each is a band (modality)
     label: str = "label"
@@ -58,6 +58,7 @@ class FitConfig:
     standardize: str = "auto"  # auto: every band centred, unit mean squared norm | none: features exactly as given
     projection: int | None = None  # columns that a wider band is randomly projected to, by `seed`; None: as it is
     ridge: Any = "auto"  # auto: chosen by leave-one-out | a number >= 0
+    shares: Any = None  # {band: share > 0}: its penalty is ridge / share | bands.json of an aggregate run; None: alike
     precision: str = "auto"  # auto: float32 products where the condition number allows | float32 (same) | float64
     block_rows: int = 1024  # rows worked on at a time
     standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows | exact | estimate
@@ -122,6 +123,18 @@ class AugmentConfig(FitConfig):
     eta: float = 0.1  # size of a plain step, for the paper's answer beside
     folds: int = 5  # outer folds of originals on which steps are judged
     output: str = "outputs/augment"
+
+
+@dataclass
+class AggregateConfig(FitConfig):
+    """Schema of `configs/aggregate.yaml`: every column of `data.features` is a band with a penalty of its own."""
+
+    starts: int = 3  # descents, each from another start, 1..20
+    evaluations: int = 20  # of a descent, each a solve and a pass, 1..1000
+    weights: str = "given"  # given | joint: sample weights too, accepted on outer folds as by jobs/reweight.py
+    steps: int = 2  # weight steps at most (weights=joint), 1..10
+    folds: int = 5  # outer folds on which weight steps are judged (weights=joint)
+    output: str = "outputs/aggregate"
 
 
 @dataclass
@@ -194,6 +207,7 @@ SCHEMAS = {
     "reweight": ReweightConfig,
     "extend": ExtendConfig,
     "augment": AugmentConfig,
+    "aggregate": AggregateConfig,
     "train": TrainConfig,
     "tune": TuneConfig,
     "benchmark": BenchmarkConfig,

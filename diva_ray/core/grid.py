@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +80,25 @@ def grid_losses(
     ridges: Float[Tensor, " ridges"],
     loss: Loss,
 ) -> Float[Tensor, " ridges"]:
-    """Return sum_i v_i l(f_i, y_i) of a block for every ridge; infinite where a leverage reaches 1.
+    """Return sum_i v_i l(f_i, y_i) of a block for every ridge; infinite where a leverage reaches 1."""
+    return grid_sums(Z, Y, alpha, v, offset, group_rows, rotation, ridges, (lambda F, Y: loss(F, Y)[0],))[0]
 
-    2 n p^2 + 2 n p (c + 1) ridges operations: q_i(ridge) = sum_k x_ik^2 / (e_k + ridge) + 1 / sum alpha.
+
+def grid_sums(
+    Z: Float[Tensor, "n p"],
+    Y: Tensor,
+    alpha: Float[Tensor, " n"],
+    v: Float[Tensor, " n"],
+    offset: Float[Tensor, "n c"] | None,
+    group_rows: list[Int[Tensor, "_ _"]],
+    rotation: Rotation,
+    ridges: Float[Tensor, " ridges"],
+    measures: Sequence[Callable[[Tensor, Tensor], Tensor]],
+) -> Float[Tensor, "measures ridges"]:
+    """Return sum_i v_i m(f_i, y_i) of a block for every measure (F, Y) -> (n,) and ridge.
+
+    2 n p^2 + 2 n p (c + 1) ridges operations: q_i(ridge) = sum_k x_ik^2 / (e_k + ridge) + 1 / sum alpha. Infinite
+    where a leverage reaches 1.
     """
     X = multiply(Z, rotation.basis)
     shrink = 1 / (rotation.values[:, None] + ridges.to(Z))
@@ -89,7 +106,7 @@ def grid_losses(
     # The predictions of every ridge side by side, from one product.
     solutions = shrink[:, :, None] * rotation.cross[:, None, :]
     predictions = multiply(X, solutions.flatten(1)).unflatten(1, solutions.shape[1:])
-    losses = torch.empty(len(ridges), dtype=torch.float64)
+    found = torch.empty(len(measures), len(ridges), dtype=torch.float64)
     for k in range(len(ridges)):
         F = predictions[:, k] + rotation.mean
         F = F if offset is None else F + offset
@@ -101,8 +118,9 @@ def grid_losses(
             else:
                 left = solve_left_out(r, alpha, leverages[:, k], 1 - alpha * leverages[:, k], [])
         except LeverageError:
-            losses[k] = torch.inf  # this ridge is too small for these features: not a candidate
+            found[:, k] = torch.inf  # this ridge is too small for these features: not a candidate
             continue
-        values, _ = loss(F + r - left.e, Y)
-        losses[k] = (v * values).double().sum()
-    return losses
+        outputs = F + r - left.e
+        for j, measure in enumerate(measures):
+            found[j, k] = (v * measure(outputs, Y)).double().sum()
+    return found

@@ -44,12 +44,18 @@ def restrict(sums: FitSums, columns: Int[Tensor, " k"], project: list[tuple[slic
         columns: which of them, ascending.
         project: which of the chosen columns are replaced by their projection R, in order; the others stay.
     """
-    gram, cross = symmetric(sums.gram)[columns][:, columns], sums.cross.double()[columns]
+    part = sums.columns(columns)
+    gram, cross = symmetric(part.gram), part.cross.double()
     for part, R in reversed(project):  # from the last block, so that earlier positions stay true
         left = torch.cat([gram[:, : part.start], multiply(gram[:, part].contiguous(), R), gram[:, part.stop :]], 1)
         gram = torch.cat([left[: part.start], multiply(R.T, left[part].contiguous()), left[part.stop :]])
         cross = torch.cat([cross[: part.start], multiply(R.T, cross[part].contiguous()), cross[part.stop :]])
     return FitSums(gram.contiguous(), cross.contiguous())
+
+
+def rescale(sums: FitSums, factor: Float[Tensor, " k"]) -> FitSums:
+    """Return the fit sums of columns that are multiplied by a factor each."""
+    return FitSums(factor[:, None] * sums.gram * factor, factor[:, None] * sums.cross)
 
 
 def expand(W: Float[Tensor, "k c"], project: list[tuple[slice, Tensor]]) -> Float[Tensor, "p c"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -35,3 +36,7 @@ class Scale:
     def width(self) -> int:
         """Number of columns p, intercept included."""
         return int(self.intercept) + sum(self.widths)
+
+    def shared(self, shares: Sequence[float]) -> Scale:
+        """Return the scale under which a common ridge is the penalty ridge / share on every band."""
+        return replace(self, scale=tuple(s * share**0.5 for s, share in zip(self.scale, shares, strict=True)))

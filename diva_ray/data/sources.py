@@ -56,6 +56,10 @@ def open_builtin(builtin: str | None, noise: float, seed: int, option: str) -> T
         some = order[:CORE] if builtin == "digits_core" else order[CORE:]
         kind = "with their right labels" if builtin == "digits_core" else f"{noise:.0%} of the labels flipped"
         return from_arrow(rows.take(pa.array(some)), f"{len(some):,} of scikit-learn's digits, {kind}", option)
+    if builtin == "digits_bands":
+        return from_arrow(
+            digits_bands(noise, seed), f"scikit-learn's digits in three bands, {noise:.0%} of labels flipped"
+        )
     if builtin == "digits_augmented":
         return from_arrow(digits_augmented(seed), "scikit-learn's digits, five copies of each")
     raise InputError(f"{option}: a table must be named, got none. Set `{option}`.")
@@ -93,6 +97,31 @@ def digits(noise: float, seed: int) -> pa.Table:
             "image": pa.array(pictures, pa.binary()),
         }
     )
+
+
+def digits_bands(noise: float, seed: int) -> pa.Table:
+    """Return the digits in three bands: pixels (64), directions of strokes (32), random numbers (64)."""
+    table = digits(noise, seed)
+    pixels = np.stack(table["features"].to_numpy()).reshape(-1, 8, 8)
+    down, right = (np.asarray(np.gradient(pixels, axis=axis)) for axis in (1, 2))
+    sector = ((np.arctan2(down, right) / np.pi + 1) * 4).astype(int) % 8
+    size = np.hypot(down, right)
+    # Gradient size by direction in each quarter of the picture: an oriented histogram (Dalal and Triggs 2005).
+    quarters = [
+        (size * (sector == k))[:, a : a + 4, b : b + 4].sum((1, 2)) for k in range(8) for a in (0, 4) for b in (0, 4)
+    ]
+    random = np.random.default_rng(seed + 2).standard_normal((len(pixels), 64))
+
+    def band(values: np.ndarray) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).reshape(-1)), values.shape[1])
+
+    bands = {
+        "pixels": band(pixels.reshape(len(pixels), 64)),
+        "strokes": band(np.stack(quarters, 1)),
+        "random": band(random),
+    }
+    rest = table.drop_columns(["features"])
+    return pa.table({**dict(zip(rest.column_names, rest.columns, strict=True)), **bands})
 
 
 def digits_augmented(seed: int) -> pa.Table:

@@ -21,6 +21,7 @@ from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, with_errors
 from diva_ray.tasks.derived import SIGN_VECTORS
+from diva_ray.tasks.options import check_range
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -74,9 +75,7 @@ def check(config: AugmentConfig) -> None:
         if not getattr(config.data, name):
             role = "transforms" if name == "source" else "originals"
             raise InputError(f"data.{name}: must name the column of {role}, got none. Set `data.{name}`.")
-    for name, least, most in (("steps", 1, 10), ("folds", 2, 50)):
-        if not least <= getattr(config, name) <= most:
-            raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
+    check_range(config, steps=(1, 10), folds=(2, 50))
     if not config.eta > 0:
         raise InputError(f"eta: must be > 0, got {config.eta}. Change `eta`.")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diva_ray.core.bands import band_slices
 from diva_ray.engine.context import Setup, Tally
 from diva_ray.errors import InputError
 
@@ -64,13 +65,7 @@ def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
     return ridge
 
 
-def band_slices(setup: Setup) -> list[slice]:
-    """Return the columns of every band."""
-    widths = setup.scale.widths
-    starts = [int(setup.scale.intercept) + sum(widths[:k]) for k in range(len(widths))]
-    return [slice(start, start + width) for start, width in zip(starts, widths, strict=True)]
-
-
 def by_band(setup: Setup, columns: Tensor) -> Tensor:
     """Return the sum of a per-column quantity over every band."""
-    return torch.stack([columns[band].sum() for band in band_slices(setup)]).double()
+    slices = band_slices(setup.scale.widths, int(setup.scale.intercept))
+    return torch.stack([columns[band].sum() for band in slices]).double()

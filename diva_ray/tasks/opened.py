@@ -9,7 +9,15 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from diva_ray.config import AugmentConfig, ExtendConfig, FitConfig, ReweightConfig, TrainConfig, TuneConfig
+from diva_ray.config import (
+    AggregateConfig,
+    AugmentConfig,
+    ExtendConfig,
+    FitConfig,
+    ReweightConfig,
+    TrainConfig,
+    TuneConfig,
+)
 from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
@@ -18,7 +26,7 @@ from diva_ray.data.table import Table, family, open_parquet
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
-from diva_ray.tasks.options import choose_loss
+from diva_ray.tasks.options import choose_loss, chosen_shares
 from diva_ray.tasks.space import tuning_work
 
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
@@ -78,6 +86,12 @@ def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:
             f"about {count} derivatives: {steps} step(s) on {folds} folds, then on all rows; fewer if the answer is "
             "clear before"
         ]
+    if isinstance(config, AggregateConfig):
+        most = config.starts * config.evaluations
+        return 1 + most / 2, [
+            f"at most {most} evaluations of the penalties ({config.starts} descents), half a derivative each; mostly "
+            "a third of that"
+        ]
     if isinstance(config, ExtendConfig):
         pool = opened.tables[-1]
         return float(config.rounds), [
@@ -107,6 +121,7 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
         data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
     )
     columns, show = find_columns(table.schema, config.data, builtin=data is None and config.data.path is None)
+    chosen_shares(config, columns.features)
     task = task_of(table.schema, config.data.label, config.task)
     tables, roles = [table], ["train"]
     if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.path):

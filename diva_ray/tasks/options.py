@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from diva_ray.config import ClusterConfig, FitConfig
 from diva_ray.errors import InputError
+from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.plan import parse_bytes
 
 FITTING = {  # losses, and the tasks they are for; the first of a task is its default
@@ -127,3 +128,37 @@ def _callable(loss: Any, named: Any) -> Callable:
     if not callable(loss):
         raise InputError(f"loss: must be a function (outputs, targets) -> values, got {named}. Change `loss`.")
     return loss
+
+
+def check_range(config: Any, **ranges: tuple[int, int]) -> None:
+    """Raise for numbers outside [least, most]."""
+    for name, (least, most) in ranges.items():
+        if not least <= getattr(config, name) <= most:
+            raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
+
+
+def chosen_shares(config: FitConfig, bands: Sequence[str]) -> list[float] | None:
+    """Return the share of every band, or None where all are alike; from a mapping or an aggregate run's bands.json."""
+    given = config.shares
+    if given is None:
+        return None
+    if isinstance(given, str):
+        folder, _, name = given.rpartition("/")
+        found = Folder(folder or ".").read_json(name)
+        if not isinstance(found, dict) or not all(isinstance(v, dict) and "share" in v for v in found.values()):
+            raise InputError(f"shares: must be bands.json of an aggregate run, got {given}. Change `shares`.")
+        given = {band: figures["share"] for band, figures in found.items()}
+    if not isinstance(given, Mapping):
+        raise InputError(f"shares: must be {{band: share}} or the path of bands.json, got {given!r}. Change `shares`.")
+    if set(given) != set(bands):
+        raise InputError(
+            f"shares: every band of data.features must have one ({', '.join(bands)}), got "
+            f"{', '.join(map(str, given))}. Change `shares`."
+        )
+    for band, share in given.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < float("inf"):
+            raise InputError(
+                f"shares: must be numbers > 0, got {share!r} for `{band}`. Leave the band out of `data.features`, or "
+                "change `shares`."
+            )
+    return [float(given[band]) for band in bands]

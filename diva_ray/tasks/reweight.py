@@ -22,6 +22,7 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, with_errors
+from diva_ray.tasks.options import check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
@@ -81,9 +82,7 @@ def check(config: ReweightConfig) -> None:
     for name, allowed in (("method", ("safe", "paper", "trusted")), ("level", ("sample", "source"))):
         if getattr(config, name) not in allowed:
             raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
-    for name, least, most in (("steps", 1, 10), ("folds", 2, 50)):
-        if not least <= getattr(config, name) <= most:
-            raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
+    check_range(config, steps=(1, 10), folds=(2, 50))
     if not config.eta > 0:
         raise InputError(f"eta: must be > 0, got {config.eta}. Change `eta`.")
     if config.level == "source" and config.method == "paper":

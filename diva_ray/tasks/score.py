@@ -13,6 +13,7 @@ from diva_ray.data.regroup import restore_order
 from diva_ray.data.table import open_parquet
 from diva_ray.engine import curate as curating
 from diva_ray.engine import verdicts
+from diva_ray.engine.context import Tally
 from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
 from diva_ray.tasks.begin import begin, conclude
@@ -91,17 +92,31 @@ def derive_all(session: Session) -> Derived:
 
 def _finish(session: Session, derived: Derived) -> Result:
     """Judge, write and describe."""
+    config, folder = session.config, session.folder
+    summary, written, sources = write_rows(session, derived, doubt=config.labeller_doubt, outputs=config.outputs)
+    if config.curate != "none":
+        summary["curated"] = write_curated(session, config.curate)
+    page = page_of(session, derived, summary, written, sources)
+    conclude(session, summary, render_score_page(page), worker_memory=written["max_memory"])
+    return Result(summary, folder, session.plan.kind != "inline", told(summary))
+
+
+def write_rows(
+    session: Session, derived: Derived, *, doubt: str = "auto", outputs: bool = False
+) -> tuple[dict[str, Any], Tally, list[dict[str, Any]]]:
+    """Judge every row and write `samples/` and `sources.parquet`; return the summary's figures, tallies and sources."""
     config, folder, runner = session.config, session.folder, session.runner
-    doubt = derived.form == "primal" and config.labeller_doubt == "auto"
     if session.original is not None:
         folder.drop("samples")  # of a run that is resumed: in another order
-    rule, link = judge(runner, derived.setup, derived.tally, session.scored(), doubt=doubt)
+    rule, link = judge(
+        runner, derived.setup, derived.tally, session.scored(), doubt=derived.form == "primal" and doubt == "auto"
+    )
     runner.engine.tell(
-        folder=folder, outputs=config.outputs,
+        folder=folder, outputs=outputs,
         rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
         written=set(folder.names("samples")) if config.resume else set(),
     )  # fmt: skip
-    written = runner.run(verdicts.write, "write", session.scored())
+    written: Tally = runner.run(verdicts.write, "write", session.scored())
     if session.original is not None:
         restore_order(folder, on_ray=session.plan.kind != "inline")
     folder.drop("weights")
@@ -109,11 +124,7 @@ def _finish(session: Session, derived: Derived) -> Result:
     sources = sources_of(session, derived, written)
     if sources:
         folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
-    if config.curate != "none":
-        summary["curated"] = write_curated(session, config.curate)
-    page = page_of(session, derived, summary, written, sources)
-    conclude(session, summary, render_score_page(page), worker_memory=written["max_memory"])
-    return Result(summary, folder, session.plan.kind != "inline", told(summary))
+    return summary, written, sources
 
 
 def write_curated(session: Session, action: str) -> dict[str, int]:

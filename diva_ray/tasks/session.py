@@ -22,6 +22,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.opened import APART, Opened
+from diva_ray.tasks.options import chosen_shares
 from diva_ray.tasks.runner import Engine, Runner
 
 log = logging.getLogger("diva_ray")
@@ -224,4 +225,6 @@ def make_scale(config: FitConfig, found: Scan, names: tuple[str, ...]) -> Scale:
         means.append(mean)
         scales.append(scale)
     project = projections(names, [len(mean) for mean in means], config.projection, config.seed)
-    return Scale(tuple(means), tuple(scales), config.intercept, project=project)
+    scale = Scale(tuple(means), tuple(scales), config.intercept, project=project)
+    shares = chosen_shares(config, names)
+    return scale if shares is None else scale.shared(shares)

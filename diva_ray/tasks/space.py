@@ -12,6 +12,7 @@ from typing import Any
 from diva_ray.config import TuneConfig
 from diva_ray.core.reweight import Step
 from diva_ray.errors import InputError
+from diva_ray.tasks.options import chosen_shares
 
 RULES = {
     "none": None,
@@ -130,8 +131,10 @@ def parse_space(config: TuneConfig) -> Space:
         raise InputError(
             f"space: names must be among {', '.join(NAMES)}, got {unknown[0]!r} at space.{unknown[0]}. Change `space`."
         )
+    given = chosen_shares(config, features)
+    shares = "none" if given is None else dict(zip(features, given, strict=True))
     base = Choice(
-        features, "none", config.ridge, config.loss, config.intercept, config.standardize, config.projection,
+        features, shares, config.ridge, config.loss, config.intercept, config.standardize, config.projection,
         config.rule, config.steps, config.eta,
     )  # fmt: skip
     for name in ("rule", "steps", "eta"):
@@ -248,6 +251,7 @@ def tuning_work(config: TuneConfig) -> tuple[float, list[str]]:
     auto = "auto" in space.values("ridge")
     distinct = prod(len(space.values(name)) for name in ("bands", "intercept", "standardize", "projection"))
     fits, grids = len(space.values("standardize")), config.folds * min(distinct, trials) * auto
+    descents = distinct * ("auto" in space.values("shares"))
     rules, steps = space.values("rule"), space.values("steps")
     share = sum(rule != "none" for rule in rules) / len(rules) * sum(steps) / len(steps)
     derivatives = round(trials * config.folds * share)
@@ -256,8 +260,9 @@ def tuning_work(config: TuneConfig) -> tuple[float, list[str]]:
         f"scheduler={config.scheduler}"
         + (": the fewer folds, the earlier a trial is stopped" if config.scheduler == "asha" else ""),
         f"shared by all trials: one load, {fits} pass(es) for the fit sums of every fold, at most {grids} passes for "
-        f"ridges; about {derivatives} derivatives for weights; each fold of a trial reads its own rows once more",
+        f"ridges; about {derivatives} derivatives for weights; at most "
+        f"{config.folds * descents} descents for shares; each fold of a trial reads its own rows once more",
         "Ray Tune needs Ray, some 10 s to start: with cluster=inline a small one on this machine for the trials' "
         "processes, while the data stay in this one; each trial takes another 0.1 s or so beside its passes",
     ]
-    return (fits + 2 * grids) / 22 + derivatives + 0.02 * trials, notes
+    return (fits + 2 * grids + 40 * config.folds * descents) / 22 + derivatives + 0.02 * trials, notes

@@ -9,6 +9,7 @@ the fold, to count errors; `ridge=auto` adds one pass for a grid, and a rule for
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,24 +17,26 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import TuneConfig
+from diva_ray.core.bands import band_slices, shares_of
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.reweight import Step
 from diva_ray.core.ridge import FitSums, Solution, solve
-from diva_ray.core.subspace import expand, projections, restrict
+from diva_ray.core.subspace import expand, projections, rescale, restrict
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent
 from diva_ray.engine import passes, tuning
 from diva_ray.engine.context import Fold, Kernel, Setup, Tally
 from diva_ray.engine.reduce import add_in_order
-from diva_ray.errors import InputError
 from diva_ray.tasks.derive import with_errors
-from diva_ray.tasks.derived import MOST_CONDITION, band_slices, best_ridge, penalty_pattern
+from diva_ray.tasks.derived import MOST_CONDITION, best_ridge, penalty_pattern
 from diva_ray.tasks.options import DEFAULT
 from diva_ray.tasks.session import Session, make_scale
+from diva_ray.tasks.shares import Search, aggregate_bands
 from diva_ray.tasks.space import BARE, RULES, Choice
 from diva_ray.tasks.walk import Path, Walk
 
 log = logging.getLogger("diva_ray")
+STARTS, EVALUATIONS = 2, 20  # of the descents for shares, without each fold
 LEFT_BEHIND = ("fold", "step", "factor", "weights", "rows", "scored", "update", "next_step", "validation")
 
 
@@ -53,7 +56,7 @@ class Study:
 
     Attributes:
         sums: fit sums of every fold, by (standardize, dtype), of every band and an intercept.
-        ridges: what the grid chose, by everything it depends on.
+        ridges, shares: what the grid, or a descent, chose, by everything that depends on.
         passes: how many passes over the rows were made, by what for.
     """
 
@@ -61,6 +64,7 @@ class Study:
     config: TuneConfig
     sums: dict[tuple[str, torch.dtype], list[FitSums]] = field(default_factory=dict)
     ridges: dict[tuple, float] = field(default_factory=dict)
+    shares: dict[tuple, tuple[float, Tensor, torch.dtype]] = field(default_factory=dict)
     passes: dict[str, int] = field(default_factory=dict)
     dtype: torch.dtype | None = None
 
@@ -95,6 +99,8 @@ class Study:
         """
         setup = self.setup(choice, dtype)
         sums = self._fit_sums(choice, setup, fold)
+        if choice.shares == "auto" and len(choice.bands) > 1:
+            setup, sums, choice = self._share(choice, setup, sums, fold)
         ridge = self._ridge(choice, setup, sums, fold)
         solution: Solution = self.session.runner.timed("solve", solve, sums, ridge * penalty_pattern(setup))
         if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:
@@ -115,8 +121,9 @@ class Study:
         loss = self.session.loss if choice.loss in ("", self.config.loss) else choice.loss
         loss = DEFAULT[self.session.task] if loss == "auto" else loss
         center = self.session.scan.target[1:-1] / self.session.scan.target[0] if loss == "cosine" else None
-        setup = replace(self.session.setup, scale=scale, loss=loss, center=center, dtype=dtype)
-        return with_shares(setup, choice)
+        if isinstance(choice.shares, Mapping):
+            scale = scale.shared([choice.shares[name] for name in choice.bands])
+        return replace(self.session.setup, scale=scale, loss=loss, center=center, dtype=dtype)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -124,7 +131,7 @@ class Study:
 
     def _whole(self, standardize: str) -> Scale:
         """Return how every band enters, with an intercept and nothing projected."""
-        config = replace(self.config, standardize=standardize, intercept=True, projection=None)
+        config = replace(self.config, standardize=standardize, intercept=True, projection=None, shares=None)
         return make_scale(config, self.session.scan, self._names)
 
     def _fit_sums(self, choice: Choice, setup: Setup, fold: int | None) -> FitSums:
@@ -137,11 +144,36 @@ class Study:
             self.sums[key] = list(self._pass(tuning.fold_sums, "fit"))
         parts = self.sums[key]
         kept = parts if fold is None or len(parts) == 1 else [*parts[:fold], *parts[fold + 1 :]]
-        bands = band_slices(whole)
-        chosen = [torch.arange(bands[self._names.index(name)].start, bands[self._names.index(name)].stop)
-                  for name in choice.bands]  # fmt: skip
+        bands = band_slices(whole.scale.widths, 1)
+        chosen = [torch.arange(*bands[self._names.index(name)].indices(whole.scale.width)) for name in choice.bands]
         columns = torch.cat([torch.zeros(int(choice.intercept), dtype=torch.int64), *chosen])
-        return self.session.runner.timed("solve", restrict, add_in_order(kept), columns, _projected(setup.scale))
+        timed = self.session.runner.timed
+        found = timed("solve", restrict, add_in_order(kept), columns, _projected(setup.scale))
+        if isinstance(choice.shares, Mapping):
+            found = rescale(found, _roots(setup.scale, [choice.shares[name] for name in choice.bands]))
+        return found
+
+    def _share(self, choice: Choice, setup: Setup, sums: FitSums, fold: int | None) -> tuple[Setup, FitSums, Choice]:
+        """Return setup, fit sums and choice with the shares and ridge that a descent of the exact leave-one-out
+        gradient finds among the rows outside the fold: the one place where a trial's penalties per band are decided."""
+        bare = replace(choice, rule="none", ridge="auto").canonical()
+        key = (bare.key(), setup.dtype, fold)
+        if key not in self.shares:
+            self._tell(setup, fold)
+            heard = self.session.runner.run(tuning.heard, "count", features=False)
+            search = Search(self.session.runner, setup, heard, sums)
+            found = aggregate_bands(search, list(choice.bands), STARTS, EVALUATIONS)
+            self._count("shares", found.evaluations)
+            self.dtype = search.setup.dtype
+            self.shares[key] = *shares_of(found.penalties), self.dtype
+        ridge, shares, dtype = self.shares[key]
+        if dtype != setup.dtype:  # float32 would not do
+            self.shares[(key[0], dtype, fold)] = self.shares[key]
+            setup = replace(setup, dtype=dtype)
+            sums = self._fit_sums(choice, setup, fold)
+        sums = rescale(sums, _roots(setup.scale, shares.tolist()))
+        chosen = replace(choice, ridge=ridge if choice.ridge == "auto" else choice.ridge)
+        return replace(setup, scale=setup.scale.shared(shares.tolist())), sums, chosen
 
     def _ridge(self, choice: Choice, setup: Setup, sums: FitSums, fold: int | None) -> float:
         """Return the ridge of a choice; `auto` is found by leave-one-out among the rows outside the fold."""
@@ -197,13 +229,10 @@ class Study:
         self.passes[label] = self.passes.get(label, 0) + times
 
 
-def with_shares(setup: Setup, choice: Choice) -> Setup:
-    """Return the setup with the penalties of the choice's bands: the one place where a trial's shares are decided."""
-    if choice.shares == "none":
-        return setup
-    raise InputError(
-        f"shares: bands with penalties of their own are not wired yet, got {choice.shares!r}. Leave `space.shares` out."
-    )
+def _roots(scale: Scale, shares: list[float]) -> Tensor:
+    """Return the factor of every column under shares: a common ridge is then ridge / share."""
+    roots = torch.tensor(shares, dtype=torch.float64).sqrt().repeat_interleave(torch.tensor(scale.widths))
+    return torch.cat([torch.ones(int(scale.intercept), dtype=torch.float64), roots])
 
 
 def _projected(scale: Scale) -> list[tuple[slice, Tensor]]:

@@ -50,7 +50,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "ridge_derivative": float(derived.band_derivatives.sum()),
         "band_penalty_derivative": bands,
         "loss": derived.tally["loss"] / counts["validation"],
-        "error": error_of(session, derived),
+        "error": error_of(session, derived.tally["wrong"]),
         "threshold": rule.z.value,
         "n_detrimental": int(written["n_detrimental"]),
         "detrimental_precision": rule.z.precision,
@@ -104,9 +104,9 @@ def told(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def error_of(session: Session, derived: Derived) -> float:
-    """Return the left-out error rate (classes), share of wrong labels (several), or R2 (numbers)."""
-    wrong, total = derived.tally["wrong"], session.scan.counts["validation"]
+def error_of(session: Session, wrong: float) -> float:
+    """Return the left-out error rate (classes), share of wrong labels (several), or R2 (numbers) of counted errors."""
+    total = session.scan.counts["validation"]
     if session.task in ("classification", "multilabel"):
         return wrong / total
     v, squares = float(session.scan.target[0]), float(session.scan.target[-1])

@@ -134,7 +134,7 @@ class Trials:
         try:
             found: dict[str, Any] = dict(self.study.judge(choice, fold))
         except InputError as error:
-            if str(error).startswith(("cluster", "loss", "shares")):  # not this trial's: the run's
+            if str(error).startswith(("cluster", "loss")):  # not this trial's: the run's
                 raise
             return {"failed": str(error)}
         seconds = time.perf_counter() - start

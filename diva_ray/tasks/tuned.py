@@ -22,7 +22,7 @@ from diva_ray.tasks.trials import Record, Trials, error_of_choosing
 RULE = (
     "error: mean over the rows of all outer folds, each judged by a model whose ridge, weights and fit never saw it; "
     "standard_error over rows (groups), low and high: 95 %, of other rows, not of other training rows. The best trial "
-    "is chosen by this error among n_complete: it is too good. error_of_choosing chooses without the fold that judges; "
+    "is chosen by this error among n_trials: it is too good. error_of_choosing chooses without the fold that judges; "
     "test_error is of rows that took no part in the choice"
 )
 SAME = ("task", "precision", "block_rows", "standard_errors", "trust_code")
@@ -63,13 +63,15 @@ def figures(
 
 def target_of(choice: Choice) -> tuple[str, dict[str, Any]]:
     """Return the job that does what a choice says, and the options that make it."""
-    if choice.shares != "none":
-        return "aggregate", {"shares": choice.shares}
+    if choice.shares == "auto" and len(choice.bands) > 1:  # which finds the ridge too
+        joint = {"weights": "joint", "steps": choice.steps} if choice.rule != "none" else {}
+        return "aggregate", {"ridge": "auto", **joint}
+    given = {"shares": {name: choice.shares[name] for name in choice.bands}} if isinstance(choice.shares, dict) else {}
     if choice.rule == "shrink":
-        return "reweight", {"method": "safe", "steps": choice.steps}
+        return "reweight", {"method": "safe", "steps": choice.steps, **given}
     if choice.rule == "paper":
-        return "reweight", {"method": "paper", "steps": choice.steps, "eta": choice.eta}
-    return "score", {"curate": "drop"} if choice.rule == "drop_label_issues" else {}
+        return "reweight", {"method": "paper", "steps": choice.steps, "eta": choice.eta, **given}
+    return "score", ({"curate": "drop"} if choice.rule == "drop_label_issues" else {}) | given
 
 
 def best_options(config: TuneConfig, choice: Choice) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"{s['folds']} folds on {s['n_validation']:,} rows; {s['seconds_judging']:.1f} s of judging",
         f"best: {choice}",
         f"{kind} {s['error']:.4f} +- {s['standard_error']:.4f} ({s['low']:.4f} to {s['high']:.4f}): the "
-        f"least of {s['n_complete']}, so a little too good",
+        f"least of {s['n_trials']}, so a little too good",
     ]
     if s["error_of_choosing"] is not None:
         lines.append(f"chosen without the fold that judges: {kind} {s['error_of_choosing']:.4f}")
@@ -137,9 +139,9 @@ def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list
     s, (error, shape) = summary, error_words(summary)
     choice = ", ".join(f"{name} {short(s['best'][name])}" for name in s["varied"])
     headline = [
-        f"Best of {s['n_complete']} whole trials: {choice}.",
-        f"Its {error} on rows that took no part in it is {shape(s['error'])} ({shape(s['low'])} to {shape(s['high'])}); "
-        "the least of many is a little too good.",
+        f"Best of {s['n_trials']} trials: {choice}.",
+        f"Its {error} on rows that took no part in it is {shape(s['error'])} ({shape(s['low'])} to "
+        f"{shape(s['high'])}); the least of many is a little too good.",
     ]
     tiles = [
         Tile(f"{error} of the best", shape(s["error"]), f"{shape(s['low'])} to {shape(s['high'])}, over rows", "good"),

@@ -70,6 +70,7 @@ class Walk:
     store: Any = None
     at: int = 0
     name: str = ""
+    final: tuple[str, float] | None = None  # step and factor of the weights that a walk to an arm ended with
     penalty: Tensor = field(default_factory=lambda: torch.zeros(0))  # dL/dLambda of every column, at the last look
     by_source: Tensor = field(default_factory=lambda: torch.zeros(0, 1))  # what the last look found, see `passes.score`
 
@@ -184,7 +185,8 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
         (sums,), (factor,) = walk.propose(sums, (step,), kept=0)
         factor = 1.0 if step.kind == "plain" else factor
         if k == len(arm.steps) - 1:
-            walk.runner.engine.tell(final=(f"{walk.name}-{walk.at + 1}", factor))
+            walk.final = (f"{walk.name}-{walk.at + 1}", factor)
+            walk.runner.engine.tell(final=walk.final)
             return left
         walk.go(factor)
     return walk.look(walk.solve(sums))

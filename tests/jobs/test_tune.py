@@ -127,7 +127,13 @@ def job(*words):
 
 @pytest.mark.jobs
 def test_a_killed_driver_goes_on_where_it_was_and_its_config_feeds_score(tmp_path):
-    words = ["trials=8", "folds=3", "space=none", "+space.ridge.loguniform=[0.1,10]", "+space.projection.choice=[24,none]"]
+    words = [
+        "trials=8",
+        "folds=3",
+        "space=none",
+        "+space.ridge.loguniform=[0.1,10]",
+        "+space.projection.choice=[24,none]",
+    ]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = job(*words, f"output={whole}")
     said, complaint = done.communicate(timeout=300)

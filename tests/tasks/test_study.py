@@ -15,7 +15,7 @@ from diva_ray.core.derivative import splitmix
 from diva_ray.core.subspace import gaussian_projection
 from diva_ray.tasks.begin import begin
 from diva_ray.tasks.space import parse_space
-from diva_ray.tasks.study import Study
+from diva_ray.tasks.study import EVALUATIONS, STARTS, Study
 from diva_ray.tasks.trials import SUMS, Record, error_figures, error_of_choosing
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -182,9 +182,60 @@ def test_weights_follow_the_rows_outside_the_fold_alone(study, rule):
     assert np.abs(outputs - fit(X[rest], y[rest], np.ones(len(rest)), 1.0)(X)).max() > 1e-3, "it changes something"
 
 
+def banded(X, y, fold, penalties):
+    """Return 1 for every row that a model without its fold gets wrong; `penalties` of each column, by its rows."""
+    found = np.zeros(len(y))
+    for k in range(FOLDS):
+        rest = np.flatnonzero(fold != k)
+        Z = np.c_[np.ones(len(rest)), X[rest]]
+        W = np.linalg.solve(Z.T @ Z + np.diag(np.r_[0.0, penalties(rest)]), Z.T @ np.eye(3)[y[rest]])
+        found[fold == k] = (np.c_[np.ones(N), X][fold == k] @ W).argmax(1) != y[fold == k]
+    return found
+
+
+def test_given_shares_are_penalties_of_bands(study):
+    table, shares = draw(), {"image": 0.002, "text": 4.0}
+    X, y, fold = features(table), table["label"], fold_of(table["id"])
+    choice = replace(parse_space(study.config).base, shares=shares, ridge=2.0)
+    wrong = banded(X, y, fold, lambda rest: np.r_[np.full(8, 2.0 / 0.002), np.full(6, 2.0 / 4.0)])
+    assert judged(study, choice) == by_fold(wrong, fold)
+    assert judged(study, choice) != judged(study, replace(choice, shares="none"))
+    alone = replace(choice, bands=("text",), ridge=8.0)  # a penalty of 8 / 4
+    assert judged(study, alone) == judged(study, replace(alone, shares="none", ridge=2.0))
+
+
+def test_shares_are_found_without_the_fold(study):
+    """Against runs of `aggregate` on tables without the fold."""
+    table = draw()
+    X, y, fold = features(table, standardize="none"), table["label"], fold_of(table["id"])
+    choice = replace(parse_space(study.config).base, shares="auto", ridge="auto", standardize="none")
+
+    def penalties(rest):
+        part = {name: values[rest] for name, values in table.items()}
+        bands = diva_ray.aggregate(
+            part, features=["image", "text"], standardize="none", precision="float64", starts=STARTS,
+            evaluations=EVALUATIONS, cluster=INLINE, quiet=True,
+        ).summary["bands"]  # fmt: skip
+        found = [one["penalty"] for one in (bands.values() if isinstance(bands, dict) else bands)]
+        return np.repeat(found, [8, 6])
+
+    assert judged(study, choice) == by_fold(banded(X, y, fold, penalties), fold)
+    before = study.passes["shares"]
+    assert judged(study, replace(choice, rule="paper", eta=1e-12)) == judged(study, choice)
+    assert study.passes["shares"] == before, "the same columns have the same shares"
+    rest = np.flatnonzero(fold != 1)
+    Z = np.c_[np.ones(len(rest)), X[rest]]
+    W = np.linalg.solve(Z.T @ Z + np.diag(np.r_[0.0, penalties(rest)]), Z.T @ np.eye(3)[y[rest]])
+    model = study.train(choice, 1)
+    roots = np.r_[1.0, np.repeat(model.scale.scale, [8, 6])]
+    np.testing.assert_allclose(roots[:, None] * model.solution.numpy(), W, rtol=1e-6, atol=1e-9)
+
+
 def test_sums_are_made_once_and_the_order_of_trials_changes_no_bit(study, tmp_path):
     base = parse_space(study.config).base
-    choices = [replace(base, **more) for more in (*TRIALS.values(), {"rule": "shrink"}, {"ridge": "auto"})]
+    choices = [
+        replace(base, **more) for more in (*TRIALS.values(), {"rule": "shrink"}, {"ridge": "auto"}, {"shares": "auto"})
+    ]
     found = {k: [dict(study.judge(one, 1)), study.train(one, 1).solution] for k, one in enumerate(choices)}
     assert study.passes["fit"] == 2, "one for each standardisation"
     other = open_study(draw(), tmp_path / "other")

@@ -1,0 +1,135 @@
+"""Aggregate: the penalty and share of every band (modality), by the exact leave-one-out gradient."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from diva_ray.config import AggregateConfig
+from diva_ray.core.bands import shares_of
+from diva_ray.core.reweight import best_trial
+from diva_ray.engine.context import Setup
+from diva_ray.errors import InputError
+from diva_ray.report.sheet import render_sheet
+from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
+from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.calls import configure
+from diva_ray.tasks.derive import derive, with_errors
+from diva_ray.tasks.options import check_range
+from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.result import Result
+from diva_ray.tasks.reweight import try_folds
+from diva_ray.tasks.score import write_rows
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.shares import Aggregated, Search, aggregate_bands
+from diva_ray.tasks.walk import SAMPLES, Walk, walk_to
+
+log = logging.getLogger("diva_ray")
+
+
+def aggregate(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
+    """Return the penalty and share of every band, and the dataset derivative of every sample under them.
+
+    Every column of `features` is a band with a penalty Lambda_m = ridge / share_m, shares adding up to 1. The left-out
+    squared error is minimised over all penalties by L-BFGS with its exact gradient, from several starts: all bands are
+    summed once into one Gram matrix; an evaluation is a solve and one pass (half a derivative), the gradient costs none
+    (`core.bands`). The figures of each band alone and of all others without it come from sub-blocks of that matrix.
+    With `weights=joint` sample weights are found as by `diva_ray.reweight` (accepted on outer folds, else left alone)
+    under those shares, and the shares once more under the weights.
+
+    Args:
+        data: as for `diva_ray.score`.
+        quiet: no progress.
+        **options: columns and fields of `AggregateConfig`.
+
+    Returns:
+        A `Result`; `.summary["bands"]` has penalty, share, error_alone and error_without of every band.
+
+    Raises:
+        InputError: bad input or options, in one line.
+
+    References:
+        Dukler et al. 2022, section 3.4 (multi-modal aggregation); banded ridge: Nunez-Elizalde, Huth, Gallant 2019.
+    """
+    config, data, loss = configure(AggregateConfig, data, options)
+    return run(config, data, loss=loss, quiet=quiet)
+
+
+def run(
+    config: AggregateConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False
+) -> Result | Plan:
+    """Return the result of an aggregation as its config says (`jobs/aggregate.py`); see `aggregate`."""
+    check(config)
+    session = begin(config, data, loss, quiet=quiet)
+    if isinstance(session, Plan):
+        return session
+    try:
+        return _finish(session, config)
+    finally:
+        session.engine.close()
+
+
+def check(config: AggregateConfig) -> None:
+    """Raise for options that no table could make right."""
+    check_range(config, starts=(1, 20), evaluations=(1, 1000), steps=(1, 10), folds=(2, 50))
+    if config.weights not in ("given", "joint"):
+        raise InputError(f"weights: must be given or joint, got {config.weights}. Change `weights`.")
+    for name, neutral in (("ridge", "auto"), ("shares", None)):
+        if getattr(config, name) != neutral:
+            raise InputError(
+                f"{name}: is what jobs/aggregate.py finds, got {getattr(config, name)}. Leave `{name}` out."
+            )
+    if isinstance(config.data.features, str) or len(config.data.features) < 2:
+        raise InputError(
+            f"data.features: must name at least two bands, got {config.data.features}. Change `data.features`."
+        )
+
+
+def _finish(session: Session, config: AggregateConfig) -> Result:
+    """Search, score under what was found, and describe."""
+    runner, names, heard = session.runner, list(session.columns.features), session.scan.counts["validation"]
+    rows = sum(table.rows for table in session.tables)
+    setup = session.setup
+    if rows < setup.scale.width:
+        setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
+    search = Search(runner, setup, heard)
+    found = aggregate_bands(search, names, config.starts, config.evaluations)
+    joint, factor = None, 1.0
+    if config.weights == "joint":
+        joint = weigh(session, config, replace(setup, dtype=search.setup.dtype), found)
+        if joint.taken:
+            search = Search(runner, search.setup, heard)
+            found = aggregate_bands(search, names, config.starts, config.evaluations, found.penalties)
+            factor = joint.arms[joint.taken].ridge
+    ridge, shares = shares_of(factor * found.penalties)
+    final = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()))
+    runner.engine.forget("rows", "scored", "targets")
+    derived = derive(runner, final, ridge, rows, session.scan.counts["heard"], config.standard_errors)
+    session.folder.write_json("state.json", session.mark)
+    summary, written, sources = write_rows(session, derived)
+    summary.update(figures(session, found, joint, factor))
+    session.folder.write_json("bands.json", bands_of(summary))
+    page = render_sheet(sheet_of(session, derived, found, summary, written, sources))
+    conclude(session, summary, page, worker_memory=written["max_memory"])
+    return Result(summary, session.folder, session.plan.kind != "inline", told(summary, session.folder))
+
+
+def weigh(session: Session, config: AggregateConfig, setup: Setup, found: Aggregated) -> Joint:
+    """Try sample weights under the shares found; the engine knows those taken from then on."""
+    ridge, shares = shares_of(found.penalties)
+    setup = replace(setup, scale=setup.scale.shared(shares.tolist()))
+    setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
+    store = session.folder if session.plan.kind != "inline" else None
+    walk = Walk(session.runner, setup, ridge, SAMPLES, session.scored(), store)
+    arms, sums, _ = try_folds(walk, config.folds, config.steps)
+    taken = best_trial(sums)
+    walk_to(walk, arms[taken])
+    if walk.final:
+        step, factor = walk.final
+        session.engine.tell(step=step, factor=factor)
+    session.engine.forget("fold", "verdict", "validation", "adjoint")
+    return Joint(arms, sums, taken)

@@ -1,0 +1,198 @@
+"""What an aggregation says of itself: summary, bands.json, a few lines, and the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diva_ray.core.bands import share_derivatives, shares_of
+from diva_ray.core.reweight import TrialSums
+from diva_ray.engine.context import Tally
+from diva_ray.report import words
+from diva_ray.report.sheet import Bars, Columns, Gallery, Lines, Sheet, Table, Tile
+from diva_ray.tasks.derived import Derived
+from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.page import histogram, notes_of, run_facts, shown
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.shares import Aggregated
+from diva_ray.tasks.summary import error_of, warnings_of
+from diva_ray.tasks.walk import RIDGES, Arm
+
+MEANING = {
+    "penalty": "ridge on the band's columns, standardised as `standardize` says: common ridge / share",
+    "share": "how freely the band is used, beside the others: ridge / penalty; shares add up to 1",
+    "error_alone": "left-out error of a fit to this band only, under its own best ridge",
+    "error_without": "left-out error of a fit to all other bands, under their shares and a ridge of their own",
+    "share_derivative": "dL/dshare at a fixed ridge, L the summed left-out squared error; near 0 where the search "
+    "ended inside its bounds, < 0: a larger share would lower the error",
+}
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Sample weights tried under the shares found: every arm, how it did on folds set apart, and the one taken."""
+
+    arms: list[Arm]
+    sums: TrialSums
+    taken: int
+
+
+def figures(session: Session, found: Aggregated, joint: Joint | None, factor: float) -> dict[str, Any]:
+    """Return what summary.json says beyond a scoring run; `factor` of the penalties came with the sample weights."""
+    total, names = session.scan.counts["validation"], session.columns.features
+    penalties = factor * found.penalties
+    ridge, shares = shares_of(penalties)
+    ridge_derivative, derivatives = share_derivatives(total * found.gradient, found.penalties)
+    bands = {
+        name: {
+            "penalty": float(penalties[m]),
+            "share": float(shares[m]),
+            "share_derivative": float(derivatives[m]),
+            "columns": session.setup.scale.widths[m],
+            "rows": float(session.scan.rows[m]),
+            "ridge_alone": found.alone[m].ridge,
+            "error_alone": error_of(session, found.alone[m].wrong),
+            "error_without": error_of(session, found.without[m].wrong),
+            "squared_error_alone": found.alone[m].loss,
+            "squared_error_without": found.without[m].loss,
+        }
+        for m, name in enumerate(names)
+    }
+    result: dict[str, Any] = {
+        "ridge": ridge,
+        "bands": bands,
+        "squared_error": found.loss,
+        "squared_error_concatenated": found.together.loss,
+        "error_concatenated": error_of(session, found.together.wrong),
+        "ridge_concatenated": found.together.ridge,
+        "ridge_derivative": ridge_derivative,
+        "evaluations": found.evaluations,
+        "starts": [
+            {"start": one.start, "squared_error": one.loss, "evaluations": len(one.losses),
+             "penalties": dict(zip(names, one.penalties.tolist(), strict=True))}
+            for one in found.descents
+        ],
+        "meaning": MEANING,
+    }  # fmt: skip
+    if joint is not None:
+        result["weights"] = _weights(joint)
+    return result
+
+
+def _weights(joint: Joint) -> dict[str, Any]:
+    """Return how sample weights did on folds that took no part in them."""
+    sums, taken = joint.sums, joint.taken
+    base = int(sums.loss[: len(RIDGES)].argmin())
+    share = (sums.error / sums.weight).tolist()
+    return {
+        "accepted": taken > 0,
+        "chosen": joint.arms[taken].name,
+        "error_uniform": share[base] if taken else share[0],
+        "error_reweighted": share[taken],
+        "gain": float(sums.gain[base, taken]) if taken else 0.0,
+        "gain_standard_error": float(sums.gain_error[base, taken]) if taken else 0.0,
+    }
+
+
+def bands_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return bands.json: {band: {penalty, share, error_alone, ...}}; `shares=bands.json` gives it to other jobs."""
+    return summary["bands"]
+
+
+def told(summary: dict[str, Any], folder: Folder) -> list[str]:
+    """Return an aggregation in a few lines, for a terminal."""
+    s, word = summary, error_word(summary)
+    alone = best_alone(summary)
+    lines = [
+        f"{s['n_samples']:,} samples, {len(s['bands'])} bands: left-out {word} {s['error']:.4f}; all under one ridge "
+        f"{s['error_concatenated']:.4f}, best alone {s['bands'][alone]['error_alone']:.4f} ({alone})",
+        "shares: " + ", ".join(f"{name} {band['share']:.3f}" for name, band in s["bands"].items()),
+        f"use them: ridge={s['ridge']:.6g} shares={folder.location('bands.json')}",
+    ]
+    if "weights" in s:
+        w = s["weights"]
+        verdict = f"accepted: {w['chosen']}" if w["accepted"] else "left as they were"
+        lines.append(
+            f"sample weights {verdict}; on folds that took no part {w['error_uniform']:.4f} as given, "
+            f"{w['error_reweighted']:.4f} with them"
+        )
+    return lines + [f"warning: {warning}" for warning in warnings_of(s)]
+
+
+def error_word(summary: dict[str, Any]) -> str:
+    """Return what `error` is of the task at hand."""
+    return "error" if summary["task"] in ("classification", "multilabel") else "R2"
+
+
+def best_alone(summary: dict[str, Any]) -> str:
+    """Return the band with the least left-out squared error alone."""
+    return min(summary["bands"], key=lambda name: summary["bands"][name]["squared_error_alone"])
+
+
+def sheet_of(
+    session: Session, derived: Derived, found: Aggregated, summary: dict[str, Any], written: Tally, sources: list
+) -> Sheet:
+    """Return the contents of report.html."""
+    s, alone, word = summary, best_alone(summary), error_word(summary)
+    show = words.percent if word == "error" else words.fixed
+    total = session.scan.counts["validation"]
+    spread = (lambda e: float(np.sqrt(max(e * (1 - e), 0) / total))) if word == "error" else (lambda e: None)
+    bars = [("all bands, shares found", s["error"], True), ("all bands, one ridge", s["error_concatenated"], False)]
+    bars += [(f"{name} alone", band["error_alone"], False) for name, band in s["bands"].items()]
+    if len(s["bands"]) > 2:
+        bars += [(f"without {name}", band["error_without"], False) for name, band in s["bands"].items()]
+    rows = [{"band": name, **band} for name, band in s["bands"].items()]
+    longest = max(len(one.losses) for one in found.descents)
+    headline = [
+        f"{len(rows)} bands together: left-out {word} {show(s['error'])}, against {show(s['error_concatenated'])} "
+        f"under one ridge and {show(s['bands'][alone]['error_alone'])} with {alone} alone."
+    ]
+    tiles = [
+        Tile(f"left-out {word}", show(s["error"]), "shares found", "good"),
+        Tile("one ridge for all", show(s["error_concatenated"]), f"ridge {s['ridge_concatenated']:.3g}"),
+        Tile("best band alone", show(s["bands"][alone]["error_alone"]), alone),
+        Tile("samples hurt", words.count(s["n_detrimental"]), f"z > {s['threshold']:.2f}", "hurts"),
+        Tile("labels look wrong", words.count(s["n_label_issues"]), "under the shares found", "issue"),
+    ]  # fmt: skip
+    edges, counts, _ = histogram(written)
+    parts: list[Any] = [
+        Bars(
+            f"Left-out {word}", [{"label": n, "value": v, "error": spread(v), "detail": show(v), "strong": strong}
+                                 for n, v, strong in bars],
+            "Leave-one-out, every fit under its own best ridge; whiskers are one standard error.",
+        ),
+        Table(
+            "Bands",
+            [("band", "Band", "label"), ("share", "Share", "bar"), ("penalty", "Penalty", "number"),
+             ("columns", "Columns", "count"), ("rows", "Rows that have it", "count"),
+             ("error_alone", f"{word} alone", "percent" if word == "error" else "fixed"),
+             ("error_without", f"{word} without", "percent" if word == "error" else "fixed")],
+            rows, "A share says how freely a band is used beside the others. A band whose absence costs nothing can be "
+            "left out.",
+        ),
+        Lines(
+            "The search", [float(k + 1) for k in range(longest)],
+            [{"name": f"from {one.start}", "y": [*one.losses, *[None] * (longest - len(one.losses))],
+              "strong": one.loss == min(d.loss for d in found.descents)} for one in found.descents],
+            "Mean left-out squared error, evaluation by evaluation; starts that end alike found the same shares.",
+            "evaluation", "squared error",
+        ),
+        Columns("z of the samples", edges, counts, "Above 0: more weight on the sample raises the error.", "z"),
+        Gallery("Samples that hurt most", shown(session, written["examples"].worst), "By z, under the shares found."),
+    ]  # fmt: skip
+    if sources:
+        parts.append(
+            Table("Sources", [("source", "Source", "label"), ("n", "Samples", "count"), ("z", "z", "z")], sources)
+        )
+    files = [
+        "bands.json: penalty, share and errors of every band; other jobs take it as `shares=`",
+        "samples/: derivative, z and verdicts of every sample under the shares found",
+        "summary.json: every figure of this page, and what it means",
+    ]
+    return Sheet(
+        "Which modalities count", headline, tiles, parts, run_facts(session, s), session.runner.seconds,
+        notes=notes_of(session, derived, s), downloads=files,
+        footer="Shares are found by the exact gradient of the leave-one-out error (DIVA, ICLR 2022, section 3.4).",
+    )  # fmt: skip

@@ -1,0 +1,199 @@
+"""The search for every band's penalty: the leave-one-out loss as their function, its starts, and fits to some bands."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_ray.core.bands import Descent, band_slices, descend, penalty_of_columns
+from diva_ray.core.derivative import solve_adjoint
+from diva_ray.core.grid import default_ridges, rotate
+from diva_ray.core.ridge import FitSums, solve
+from diva_ray.engine import bands, passes
+from diva_ray.engine.context import Partial, Setup
+from diva_ray.errors import InputError
+from diva_ray.tasks.derive import tell_solution
+from diva_ray.tasks.derived import MOST_CONDITION, MOST_LEVERAGE, by_band
+from diva_ray.tasks.runner import Runner
+
+log = logging.getLogger("diva_ray")
+
+FAR = 1e3  # how far above its own ridge a band's penalty starts that is to take no part
+AROUND = torch.logspace(-1, 1, 9, dtype=torch.float64)  # ridges tried around the penalties found
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit to some bands, at the ridge with the least left-out squared error.
+
+    Attributes:
+        ridge: in units of the pattern it was sought along.
+        loss: mean left-out squared error; `wrong`: summed counted errors.
+    """
+
+    ridge: float
+    loss: float
+    wrong: float
+
+
+class Search:
+    """The mean left-out squared error of a fit to every band, as a function of their penalties.
+
+    `sums`: the fit sums of all bands and pairs of bands, the only ones ever needed, where they are known already.
+
+    Squared error whatever the loss, as for the ridge: cross-entropy of raw outputs prefers no ridge at all.
+    """
+
+    def __init__(self, runner: Runner, setup: Setup, validation: float, sums: FitSums | None = None) -> None:
+        self.runner, self.total = runner, validation
+        self.setup = replace(setup, loss="squared", copies=1, collect=False)
+        self.widths, self.first = setup.scale.widths, int(setup.scale.intercept)
+        self.seen: dict[tuple[float, ...], tuple[float, Tensor]] = {}
+        self._begin()
+        self.sums: FitSums = self.runner.run(passes.fit, "fit") if sums is None else sums
+
+    def _begin(self) -> None:
+        self.runner.engine.forget("rows", "scored", "targets")
+        self.runner.engine.tell(setup=self.setup)
+
+    def columns(self, penalties: Tensor) -> Tensor:
+        """Return the penalty of every column."""
+        return penalty_of_columns(penalties, self.widths, self.first)
+
+    def evaluate(self, penalties: Tensor) -> tuple[float, Tensor]:
+        """Return the mean loss and its derivative by every band's penalty: a solve, and one pass (half a derivative).
+
+        Products are in float64 from where float32 would lose the answer.
+        """
+        key = tuple(penalties.tolist())
+        if key not in self.seen:
+            self.seen[key] = self._evaluate(penalties)
+        return self.seen[key]
+
+    def _evaluate(self, penalties: Tensor) -> tuple[float, Tensor]:
+        runner, single = self.runner, self.setup.dtype == torch.float32
+        solution = runner.timed("solve", solve, self.sums, self.columns(penalties))
+        if not (single and solution.condition > MOST_CONDITION):
+            tell_solution(runner, solution, self.setup.dtype)
+            left: Partial = runner.run(passes.leave_one_out, "leave-out")
+            if not single or left.tally["max_leverage"] < MOST_LEVERAGE:
+                _, gradient = runner.timed("solve", solve_adjoint, solution, left.sums)
+                return left.tally["loss"] / self.total, by_band(self.setup, gradient) / self.total
+        if not runner.quiet:
+            log.info("condition number %.1e: products in float64 from here", solution.condition)
+        self.setup = replace(self.setup, dtype=torch.float64)
+        self._begin()
+        self.sums = self.runner.run(passes.fit, "fit")
+        return self._evaluate(penalties)
+
+    def fits(self, subsets: list[list[int]], penalties: Tensor | None) -> tuple[list[Fitted], list[Tensor]]:
+        """Return the best fit to every subset of bands, and the ridges tried: one read of the rows for all of them.
+
+        Ridges alike on all of a subset's bands, over the default grid; or, with `penalties`, multiples of those.
+        """
+        slices = band_slices(self.widths, self.first)
+        pattern = self.columns(torch.ones(len(slices), dtype=torch.float64) if penalties is None else penalties)
+        parts = []
+        for subset in subsets:
+            kept = torch.cat(
+                [torch.arange(self.first), *(torch.arange(s.start, s.stop) for s in slices_of(slices, subset))]
+            )
+            rotation = self.runner.timed("solve", rotate, self.sums.columns(kept), pattern[kept])
+            ridges = default_ridges(rotation) if penalties is None else AROUND
+            parts.append(bands.Part(kept, rotation.to(self.setup.dtype), ridges))
+        self.runner.engine.tell(parts=parts)
+        found: Tensor = self.runner.run(bands.part_losses, "bands")
+        self.runner.engine.forget("parts")
+        return [self._best(part.ridges, losses) for part, losses in zip(parts, found, strict=True)], [
+            part.ridges[torch.isfinite(losses[0])] for part, losses in zip(parts, found, strict=True)
+        ]
+
+    def _best(self, ridges: Tensor, losses: Tensor) -> Fitted:
+        k = int(losses[0].argmin())
+        if not bool(torch.isfinite(losses[0, k])):
+            raise InputError(
+                f"ridge: some ridge must leave every leverage below 1, got none up to {float(ridges[-1]):.3g}. Add "
+                "samples, or let fewer bands take part (`data.features`)."
+            )
+        return Fitted(float(ridges[k]), float(losses[0, k]) / self.total, float(losses[1, k]))
+
+
+def slices_of(slices: list[slice], subset: list[int]) -> list[slice]:
+    """Return the columns of some bands."""
+    return [slices[m] for m in subset]
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """What a search found.
+
+    Attributes:
+        penalties: of every band, (bands,); `gradient`: dL/dLambda there, of the mean loss.
+        loss: mean left-out squared error there.
+        together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
+        final: at the penalties found.
+        descents: the starts, in the order they were tried.
+    """
+
+    penalties: Tensor
+    gradient: Tensor
+    loss: float
+    together: Fitted
+    alone: list[Fitted]
+    without: list[Fitted]
+    final: Fitted
+    descents: list[Descent]
+    evaluations: int
+
+
+def aggregate_bands(
+    search: Search, names: list[str], starts: int, evaluations: int, first: Tensor | None = None
+) -> Aggregated:
+    """Return the penalties with the least left-out squared error that descents from several starts find.
+
+    Args:
+        starts: descents at most, from the starts with the least loss.
+        evaluations: of a descent, at most.
+        first: penalties to start from before all others.
+    """
+    count = len(names)
+    (together, *alone), (ridges, *_) = search.fits([list(range(count)), *([m] for m in range(count))], None)
+    own = torch.tensor([fit.ridge for fit in alone], dtype=torch.float64)
+    low = torch.full_like(own, float(ridges[0]))  # under which no leverage reaches 1
+    high = 1e2 * FAR * torch.maximum(own, torch.tensor(together.ridge))
+    begin = [("as alone", own), ("all alike", torch.full_like(own, together.ridge))]
+    for m, name in enumerate(names):
+        far = FAR * own
+        far[m] = own[m]
+        begin.append((f"{name} alone", far))
+    begin = begin if first is None else [("as before", first), *begin]
+    descents: list[Descent] = []
+    for name, start in _promising(search, begin, starts, low, high):
+        descents.append(descend(search.evaluate, start, low, high, evaluations, name, descents))
+        if not search.runner.quiet:
+            last = descents[-1]
+            log.info("from %s: squared error %.6f after %d evaluations", name, last.loss, len(last.losses))
+    best = min(descents, key=lambda descent: descent.loss)
+    loss, gradient = search.evaluate(best.penalties)
+    subsets = [list(range(count)), *([k for k in range(count) if k != m] for m in range(count))]
+    if count == 2:  # without the one is the other alone
+        (final,), _ = search.fits(subsets[:1], best.penalties)
+        without = alone[::-1]
+    else:
+        (final, *without), _ = search.fits(subsets, best.penalties)
+    return Aggregated(best.penalties, gradient, loss, together, alone, without, final, descents, len(search.seen))
+
+
+def _promising(
+    search: Search, begin: list[tuple[str, Any]], starts: int, low: Tensor, high: Tensor
+) -> list[tuple[str, Any]]:
+    """Return the starts with the least loss, in that order; one evaluation each where there are more than asked for."""
+    if len(begin) <= starts:
+        return begin
+    losses = [search.evaluate(start.clamp(low, high))[0] for _, start in begin]
+    order = sorted(range(len(begin)), key=losses.__getitem__)
+    return [begin[k] for k in order[:starts]]

@@ -1,0 +1,242 @@
+"""Aggregation of bands, on digits and on tables made so that the answer is known."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.optimize import minimize
+
+import diva_ray
+from diva_ray.data.sources import digits_bands
+from diva_ray.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+INLINE = {"kind": "inline", "threads": 1}
+BANDS = ["signal", "faint", "random"]
+
+
+def table(n=240, seed=0, missing=False):
+    """Three bands of which one tells the class, one tells it faintly, and one nothing; half the rows lack `faint`."""
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, 3, n)
+    means = 1.5 * generator.standard_normal((3, 8))
+    bands = {
+        "signal": means[y] + generator.standard_normal((n, 8)),
+        "faint": 0.3 * means[y] + generator.standard_normal((n, 8)),
+        "random": 5 * generator.standard_normal((n, 30)),
+    }
+    columns = {name: [row.tolist() for row in band.astype(np.float32)] for name, band in bands.items()}
+    if missing:
+        columns["faint"] = [row if k % 2 else None for k, row in enumerate(columns["faint"])]
+    return pa.table({"label": y, **columns})
+
+
+def run(data, features=BANDS, **options):
+    return diva_ray.aggregate(data, features=features, **{"cluster": INLINE, "quiet": True, **options})
+
+
+def standardised(data, names):
+    """Bands centred and of unit mean squared norm where they are there, zeros elsewhere."""
+    parts = []
+    for name in names:
+        rows = data[name].to_pylist()
+        there = np.array([row is not None for row in rows])
+        width = len(rows[int(there.argmax())])
+        X = np.array([row if row is not None else [0.0] * width for row in rows])
+        centred = X[there] - X[there].mean(0)
+        X[there] = centred / np.sqrt((centred**2).sum(1).mean())
+        parts.append(X)
+    return parts
+
+
+def left_out(parts, y, penalties, groups=None):
+    """Return outputs of refits, each without one group, from the normal equations."""
+    Z = np.c_[np.ones(len(y)), *parts]
+    Lambda = np.diag(np.r_[0.0, *[np.full(X.shape[1], q) for X, q in zip(parts, penalties, strict=True)]])
+    Y, F = np.eye(int(y.max()) + 1)[y], np.empty((len(y), int(y.max()) + 1))
+    groups = np.arange(len(y)) if groups is None else groups
+    for group in np.unique(groups):
+        out = groups == group
+        W = np.linalg.solve(Z[~out].T @ Z[~out] + Lambda, Z[~out].T @ Y[~out])
+        F[out] = Z[out] @ W
+    return F
+
+
+def squared_error(parts, y, penalties, groups=None):
+    return float(((left_out(parts, y, penalties, groups) - np.eye(int(y.max()) + 1)[y]) ** 2).sum(1).mean())
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_penalties_are_those_of_a_search_by_refits(missing):
+    data = table(90, missing=missing)
+    y, parts = np.array(data["label"]), standardised(data, ["signal", "faint"])
+    result = run(data, ["signal", "faint"], precision="float64", starts=4, evaluations=60)
+    s = result.summary
+    best = min(
+        (minimize(lambda x: squared_error(parts, y, np.exp(x)), start, method="Nelder-Mead", options={"xatol": 1e-3})
+         for start in ([0.0, 0.0], [1.0, 3.0])), key=lambda found: found.fun,
+    )  # fmt: skip
+    assert s["squared_error"] == pytest.approx(best.fun, rel=1e-4)
+    found = [s["bands"][name]["penalty"] for name in ("signal", "faint")]
+    assert s["squared_error"] == pytest.approx(squared_error(parts, y, found), rel=1e-9)
+    assert s["error"] == pytest.approx((left_out(parts, y, found).argmax(1) != y).mean(), abs=1e-12)
+
+
+def test_what_each_band_adds_is_what_refits_without_it_say():
+    data = table(90)
+    y, parts = np.array(data["label"]), standardised(data, BANDS)
+    s = run(data, precision="float64").summary
+    penalties = [s["bands"][name]["penalty"] for name in BANDS]
+    for m, name in enumerate(BANDS):
+        band = s["bands"][name]
+        F = left_out([parts[m]], y, [band["ridge_alone"]])
+        assert band["error_alone"] == pytest.approx((F.argmax(1) != y).mean(), abs=1e-12)
+        rest = [k for k in range(3) if k != m]
+        tried = [
+            squared_error([parts[k] for k in rest], y, [factor * penalties[k] for k in rest])
+            for factor in np.logspace(-1, 1, 9)
+        ]
+        assert band["squared_error_without"] == pytest.approx(min(tried), rel=1e-9)
+    concatenated = squared_error(parts, y, [s["ridge_concatenated"]] * 3)
+    assert s["squared_error_concatenated"] == pytest.approx(concatenated, rel=1e-9)
+    assert s["squared_error"] < concatenated
+    assert s["bands"]["random"]["share"] < 0.02
+    assert sum(band["share"] for band in s["bands"].values()) == pytest.approx(1)
+    shares = [s["bands"][name]["share"] * s["bands"][name]["penalty"] for name in BANDS]
+    assert shares == pytest.approx([s["ridge"]] * 3)
+
+
+def test_rows_of_a_group_leave_together():
+    data = table(60)
+    twice, group = pa.concat_tables([data, data]), np.tile(np.arange(60), 2)
+    y, parts = np.array(twice["label"]), standardised(twice, ["signal", "faint"])
+    grouped = twice.append_column("pair", pa.array(group))
+    s = run(grouped, ["signal", "faint"], group="pair", precision="float64").summary
+    found = [s["bands"][name]["penalty"] for name in ("signal", "faint")]
+    assert s["squared_error"] == pytest.approx(squared_error(parts, y, found, group), rel=1e-9)
+
+
+def test_fewer_rows_than_columns():
+    data = table(40, seed=3)
+    y, parts = np.array(data["label"]), standardised(data, BANDS)
+    s = run(data).summary
+    found = [s["bands"][name]["penalty"] for name in BANDS]
+    assert s["form"] == "dual"
+    assert s["squared_error"] == pytest.approx(squared_error(parts, y, found), rel=1e-6)
+    assert s["error"] == pytest.approx((left_out(parts, y, found).argmax(1) != y).mean(), abs=1e-6)
+
+
+def test_other_jobs_take_the_shares(tmp_path):
+    data = table()
+    s = run(data, output=str(tmp_path / "run")).summary
+    again = diva_ray.score(
+        data, features=BANDS, ridge=s["ridge"], shares=str(tmp_path / "run" / "bands.json"), cluster=INLINE, quiet=True
+    )
+    for name in ("error", "loss", "n_detrimental"):
+        assert again.summary[name] == s[name]
+    named = {name: 7 * band["share"] for name, band in s["bands"].items()}
+    named = diva_ray.score(data, features=BANDS, ridge=7 * s["ridge"], shares=named, cluster=INLINE, quiet=True)
+    assert named.summary["loss"] == pytest.approx(s["loss"], rel=1e-5), "only penalty = ridge / share counts"
+
+
+def test_sample_weights_are_found_under_the_shares_when_asked_for():
+    data = digits_bands(0.4, 0)
+    s = run(data, ["pixels", "strokes", "random"], weights="joint", starts=1, steps=1, folds=3)
+    given = run(data, ["pixels", "strokes", "random"], starts=1)
+    weight = np.array(s.samples["weight"], dtype=float)
+    assert s.summary["weights"]["accepted"]
+    assert s.summary["weights"]["error_reweighted"] < s.summary["weights"]["error_uniform"]
+    wrong = np.array(data["label"]) != np.array(data["true_label"])
+    assert weight.mean() == pytest.approx(1, abs=1e-5) and weight[wrong].mean() < 0.6 < weight[~wrong].mean()
+    assert s.summary["ridge"] < given.summary["ridge"], "cleaner data bear less ridge"
+    assert (np.array(given.samples["weight"]) == 1).all()
+
+
+@pytest.mark.ray
+def test_workers_find_the_same_bits_also_when_one_dies(ray_cluster, monkeypatch):
+    import ray
+
+    from diva_ray.engine.cluster import Cluster
+
+    data = table(2600, missing=True)
+    options = {"starts": 2, "evaluations": 4}
+    inline = run(data, **options)
+    whole, killed = Cluster.each, []
+
+    def each_with_a_death(self, kernel, extents, done=int, features=True):
+        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
+            if k == 0 and kernel.__name__ in ("part_losses", "leave_one_out") and kernel.__name__ not in killed:
+                os.kill(ray.get(self.actors[len(killed) % 2].process.remote()), signal.SIGKILL)
+                killed.append(kernel.__name__)
+            yield partial
+
+    monkeypatch.setattr(Cluster, "each", each_with_a_death)
+    result = run(data, cluster={"kind": "ray", "workers": 2}, **options)
+    assert sorted(killed) == ["leave_one_out", "part_losses"]
+    assert result.summary["bands"] == inline.summary["bands"]
+    assert result.folder.read_table("samples").equals(inline.samples)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"features": "signal"}, "data.features: must name at least two bands, got signal"),
+        ({"features": ["signal", "absent"]}, "data.features: column `absent` must be in the table"),
+        ({"ridge": 1.0}, "ridge: is what jobs/aggregate.py finds, got 1.0. Leave `ridge` out"),
+        ({"shares": {"signal": 1}}, "shares: is what jobs/aggregate.py finds"),
+        ({"starts": 0}, "starts: must be 1 to 20, got 0"),
+        ({"weights": "some"}, "weights: must be given or joint, got some"),
+    ],
+)
+def test_mistakes_are_one_line(options, told):
+    with pytest.raises(InputError, match=told):
+        run(table(30), **options)
+
+
+@pytest.mark.parametrize(
+    ("shares", "told"),
+    [
+        ({"signal": 1.0, "faint": 1.0}, r"shares: every band of data.features must have one \(signal, faint, random\)"),
+        ({"signal": 1.0, "faint": 0, "random": 1.0}, r"shares: must be numbers > 0, got 0 for `faint`. Leave the band"),
+        ("nowhere/bands.json", "shares: must be bands.json of an aggregate run, got nowhere/bands.json"),
+        ([1, 2, 3], r"shares: must be {band: share} or the path of bands.json, got \[1, 2, 3\]"),
+    ],
+)
+def test_shares_that_cannot_be_used_are_one_line(shares, told):
+    with pytest.raises(InputError, match=told):
+        diva_ray.score(table(30), features=BANDS, shares=shares, cluster=INLINE, quiet=True)
+
+
+def test_a_band_of_another_width_in_one_file_is_one_line(tmp_path):
+    import pyarrow.parquet as pq
+
+    data = table(30)
+    pq.write_table(data, tmp_path / "a.parquet")
+    short = [row[:5] for row in data["faint"].to_pylist()]
+    pq.write_table(data.set_column(data.schema.get_field_index("faint"), "faint", [short]), tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"data.features: .*faint.*got .*8.*5|data.features: .*faint.*5.*8") as caught:
+        run(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.jobs
+def test_the_job_writes_what_the_contract_promises(tmp_path):
+    command = [sys.executable, "jobs/aggregate.py", f"output={tmp_path / 'run'}", "cluster=inline", "starts=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    bands = json.loads((tmp_path / "run" / "bands.json").read_text())
+    assert list(bands) == ["pixels", "strokes", "random"]
+    for band in bands.values():
+        assert {"penalty", "share", "error_alone", "error_without"} <= band.keys()
+    assert {"samples", "report.html", "config.yaml", "manifest.json", "summary.json"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    assert "shares=" in done.stdout and "best alone" in done.stdout
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Which modalities count" in page and "http" not in page.replace("http-equiv", "")
