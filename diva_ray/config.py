@@ -170,7 +170,7 @@ class TuneConfig(FitConfig):
 
     test: TestConfig = field(default_factory=TestConfig)  # on its rows the best trial alone is judged
     # NAME: {choice: [...]} | {loguniform: [low, high]} | {uniform: [low, high]} | one value. Names: bands (lists of
-    # data.features), shares, ridge, loss, intercept, standardize, projection, rule, steps, eta
+    # data.features, or choice: subsets), shares, ridge, loss, intercept, standardize, projection, rule, steps, eta
     space: dict[str, Any] = field(default_factory=dict)
     search: str = "random"  # random | grid: every combination of the choices | optuna: TPE (diva_ray[optuna])
     scheduler: str = "none"  # none | asha: trials that are behind after some folds are stopped

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from math import prod
 from typing import Any
 
@@ -23,6 +24,7 @@ RULES = {
 }
 BARE = ("paper", "drop_label_issues")  # rules that look at no standard error
 KINDS = ("choice", "uniform", "loguniform")
+MOST_BANDS = 8  # of which all 255 subsets may be asked for
 CONTINUOUS = ("ridge", "eta")  # names whose values may be drawn between two numbers
 
 
@@ -161,6 +163,8 @@ def _dimension(name: str, given: Any, features: tuple[str, ...]) -> Dimension:
         )
     ((kind, values),) = given.items()
     place = f"{place}.{kind}"
+    if name == "bands" and kind == "choice" and values == "subsets":
+        return Dimension(kind, _subsets(features, place))
     if not isinstance(values, (list, tuple)) or not values:
         raise InputError(f"space: values must be listed, got {values!r} at {place}. Write [...] there.")
     if kind == "choice":
@@ -178,6 +182,16 @@ def _dimension(name: str, given: Any, features: tuple[str, ...]) -> Dimension:
     if not (len(values) == 2 and all(map(_is_number, values)) and 0 < values[0] < values[1] < float("inf")):
         raise InputError(f"space: must be two numbers, 0 < low < high, got {list(values)} at {place}. Change `space`.")
     return Dimension(kind, [float(value) for value in values])
+
+
+def _subsets(features: tuple[str, ...], place: str) -> list[tuple[str, ...]]:
+    """Return every subset of the bands but the empty one."""
+    if len(features) > MOST_BANDS:
+        raise InputError(
+            f"space: subsets are those of at most {MOST_BANDS} bands, got {len(features)} at {place}. List the ones to "
+            "try, or name fewer columns in `data.features`."
+        )
+    return [one for count in range(len(features), 0, -1) for one in combinations(features, count)]
 
 
 def _listed(given: Mapping[str, Any]) -> str:

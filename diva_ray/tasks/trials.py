@@ -168,8 +168,9 @@ class Trials:
 
 
 def best_of(records: list[Record]) -> Record:
-    """Return the trial with the least error among those judged on every fold; of equal ones the first."""
-    return min((record for record in records if record.complete), key=lambda record: record.error)
+    """Return the trial with the least error among those judged on every fold; of equal ones the simplest, the first."""
+    whole = [record for record in records if record.complete]
+    return min(whole, key=lambda one: (one.error, one.choice.rule != "none", len(one.choice.bands), one.number))
 
 
 def error_of_choosing(records: list[Record]) -> float | None:

@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 import diva_ray
+from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
+from diva_ray.tasks import tune
 from tests.jobs.problems import digits_split, weighted_error
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -64,6 +67,35 @@ def test_the_best_bands_win_and_the_same_search_has_the_same_bits_on_workers(ray
     target = getattr(diva_ray, s["target"])(two_bands(), cluster=INLINE, quiet=True, **inline.best)
     assert target.summary["ridge"] == pytest.approx(s["best"]["ridge"]) or s["target"] == "reweight"
     assert target.summary["n_features"] == 16
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_dead_worker_and_a_dead_trial_change_no_bit(ray_cluster, monkeypatch, tmp_path):
+    import ray
+
+    from diva_ray.engine.cluster import Cluster
+
+    space = {"rule": {"choice": ["none", "shrink"]}, "ridge": {"loguniform": [0.1, 10.0]}}
+    calm = run(space=space, trials=3, folds=2)
+    whole, killed = Cluster.each, []
+
+    def each_with_a_death(self, kernel, extents, done=int, features=True):
+        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
+            if k == 0 and kernel.__name__ == "propose" and "propose" not in killed:
+                os.kill(ray.get(self.actors[0].process.remote()), signal.SIGKILL)
+                killed.append("propose")
+            elif k == 0 and kernel.__name__ == "model_errors" and "trial" not in killed:
+                (trial,) = [one for one in psutil.Process().children(recursive=True) if "ImplicitFunc" in one.name()]
+                trial.kill()
+                killed.append("trial")
+            yield partial
+
+    monkeypatch.setattr(Cluster, "each", each_with_a_death)
+    result = run(space=space, trials=3, folds=2, cluster={"kind": "ray", "workers": 2}, output=str(tmp_path / "out"))
+    assert sorted(killed) == ["propose", "trial"]
+    assert told(result).equals(told(calm))
+    assert "weights" not in result.folder.names(""), "what only a restart needs is gone in the end"
 
 
 @pytest.mark.ray
@@ -125,8 +157,10 @@ def job(*words):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.jobs
-def test_a_killed_driver_goes_on_where_it_was_and_its_config_feeds_score(tmp_path):
+def test_a_killed_driver_goes_on_where_it_was_and_its_config_feeds_score(ray_cluster, tmp_path):
     words = [
         "trials=8",
         "folds=3",
@@ -134,11 +168,10 @@ def test_a_killed_driver_goes_on_where_it_was_and_its_config_feeds_score(tmp_pat
         "+space.ridge.loguniform=[0.1,10]",
         "+space.projection.choice=[24,none]",
     ]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = job(*words, f"output={whole}")
-    said, complaint = done.communicate(timeout=300)
-    assert done.returncode == 0, complaint
-    assert "8 trials (8 whole" in said
+    space = {"ridge": {"loguniform": [0.1, 10]}, "projection": {"choice": [24, "none"]}}
+    here = {"data": DataConfig(builtin="digits"), "cluster": ClusterConfig(**INLINE), "output": str(tmp_path / "whole")}
+    whole = tune.run(TuneConfig(space=space, trials=8, folds=3, **here), quiet=True)
+    broken = tmp_path / "broken"
     first = job(*words, f"output={broken}")
     deadline = time.monotonic() + 120
     while len(list(broken.glob("folds/*.json"))) < 7 and first.poll() is None and time.monotonic() < deadline:
@@ -148,19 +181,19 @@ def test_a_killed_driver_goes_on_where_it_was_and_its_config_feeds_score(tmp_pat
     before = {path.name: path.stat().st_mtime_ns for path in broken.glob("folds/*.json")}
     assert 7 <= len(before) < 24 and not (broken / "trials.parquet").exists()
     again = job(*words, f"output={broken}", "resume=true")
-    _, complaint = again.communicate(timeout=300)
+    said, complaint = again.communicate(timeout=300)
     assert again.returncode == 0, complaint
+    assert "8 trials (8 whole" in said
     summary = json.loads((broken / "summary.json").read_text())
     assert summary["shared"]["folds_known_before"] == len(before)
     assert summary["shared"]["folds_judged"] == 24 - len(before)
     assert all((broken / "folds" / name).stat().st_mtime_ns == at for name, at in before.items())
-    tables = [pq.read_table(folder / "trials.parquet").drop_columns(["seconds"]) for folder in (whole, broken)]
-    assert tables[0].equals(tables[1])
-    written = {path.name for path in whole.iterdir()}
+    assert pq.read_table(broken / "trials.parquet").drop_columns(["seconds"]).equals(told(whole))
+    written = {path.name for path in broken.iterdir()}
     assert {"trials.parquet", "best.yaml", "report.html", "summary.json", "config.yaml", "manifest.json"} <= written
-    page = (whole / "report.html").read_text()
+    page = (broken / "report.html").read_text()
     assert "Error by projection" in page and "http" not in page.replace("http-equiv", "")
-    score_with_best(whole, tmp_path / "scored", summary)
+    score_with_best(broken, tmp_path / "scored", summary)
 
 
 def score_with_best(folder, output, summary):
