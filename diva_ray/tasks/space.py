@@ -45,9 +45,10 @@ class Choice:
 
     def canonical(self) -> Choice:
         """Return the choice without what has no effect, so that equal trials are known as such."""
+        chosen = replace(self, shares="none") if self.shares == "auto" and len(self.bands) == 1 else self
         if self.rule == "none":
-            return replace(self, steps=0, eta=0.0, loss="")
-        return self if self.rule == "paper" else replace(self, eta=0.0)
+            return replace(chosen, steps=0, eta=0.0, loss="")
+        return chosen if self.rule == "paper" else replace(chosen, eta=0.0)
 
     def key(self) -> str:
         """Return a name of the canonical choice for files."""

@@ -200,6 +200,9 @@ def test_given_shares_are_penalties_of_bands(study):
     wrong = banded(X, y, fold, lambda rest: np.r_[np.full(8, 2.0 / 0.002), np.full(6, 2.0 / 4.0)])
     assert judged(study, choice) == by_fold(wrong, fold)
     assert judged(study, choice) != judged(study, replace(choice, shares="none"))
+    small, few = features(table, projection=5), replace(choice, projection=5)
+    wrong = banded(small, y, fold, lambda rest: np.r_[np.full(5, 2.0 / 0.002), np.full(5, 2.0 / 4.0)])
+    assert judged(study, few) == by_fold(wrong, fold)
     alone = replace(choice, bands=("text",), ridge=8.0)  # a penalty of 8 / 4
     assert judged(study, alone) == judged(study, replace(alone, shares="none", ridge=2.0))
 
