@@ -10,7 +10,7 @@ from torch import Tensor
 from diva_ray.core import losses
 from diva_ray.core.grid import Rotation, grid_sums
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Setup, blocks
+from diva_ray.engine.context import Known, Setup, blocks, validation_weights
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,8 @@ def part_losses(shard: Shard, known: Known) -> Tensor:
                 Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, part.rotation, part.ridges, (squared, counted)
             )
     return total
+
+
+def heard_weight(shard: Shard, known: Known) -> float:
+    """Return the sum of the validation weights."""
+    return float(validation_weights(shard, known).sum())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from diva_ray.core.bands import share_derivatives, shares_of
 from diva_ray.core.reweight import TrialSums
@@ -27,22 +28,30 @@ MEANING = {
     "error_without": "left-out error of a fit to all other bands, under their shares and a ridge of their own",
     "share_derivative": "dL/dshare at a fixed ridge, L the summed left-out squared error; near 0 where the search "
     "ended inside its bounds, < 0: a larger share would lower the error",
+    "weights": "errors and squared errors of bands, and what follows from them, are those before sample weights moved; "
+    "penalties and shares were found once more under the weights, rows heard as much less as they weigh",
 }
 
 
 @dataclass(frozen=True)
 class Joint:
-    """Sample weights tried under the shares found: every arm, how it did on folds set apart, and the one taken."""
+    """Sample weights tried under the shares found.
+
+    Attributes:
+        arms, sums, taken: what was tried, how it did on folds set apart, and which was taken.
+        penalties: of every band, found under the weights taken.
+    """
 
     arms: list[Arm]
     sums: TrialSums
     taken: int
+    penalties: Tensor
 
 
-def figures(session: Session, found: Aggregated, joint: Joint | None, factor: float) -> dict[str, Any]:
-    """Return what summary.json says beyond a scoring run; `factor` of the penalties came with the sample weights."""
+def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[str, Any]:
+    """Return what summary.json says beyond a scoring run."""
     total, names = session.scan.counts["validation"], session.columns.features
-    penalties = factor * found.penalties
+    penalties = found.penalties if joint is None else joint.penalties
     ridge, shares = shares_of(penalties)
     ridge_derivative, derivatives = share_derivatives(total * found.gradient, found.penalties)
     bands = {
