@@ -176,6 +176,7 @@ class BenchmarkConfig:
     peers: str = "sample"  # sample: cleanlab on a sixth of the rows, extrapolated | full: on every row
     data_folder: str | None = None  # folder of flowers/, caltech101/, dtd/, agnews/, ... with train and test.parquet
     seeds: int = 3  # not speed: plantings, splits and draws of which mean and spread are told
+    first_seed: int = 0  # not speed: the seeds are first_seed to first_seed + seeds - 1
     sets: list[str] = field(default_factory=list)  # not speed: such as [digits,dtd]; empty: all that are found
     noise: list[float] = field(default_factory=list)  # not speed: shares of labels planted wrong; empty: the task's own
     output: str = "outputs/benchmark"

@@ -33,6 +33,7 @@ class Session:
     config: FitConfig
     folder: Folder
     tables: list[Table]
+    roles: list[str]  # of every table: train, held_out, pool, test
     columns: Columns
     show: str | None
     task: str
@@ -93,8 +94,9 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
         runner.engine.close()
         raise
     return Session(
-        config, folder, tables, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup, original
-    )
+        config, folder, tables, roles, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup,
+        original,
+    )  # fmt: skip
 
 
 def start(
