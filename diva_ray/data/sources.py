@@ -103,13 +103,6 @@ def digits_bands(noise: float, seed: int) -> pa.Table:
     """Return the digits in three bands: pixels (64), directions of strokes (32), random numbers (64)."""
     table = digits(noise, seed)
     pixels = np.stack(table["features"].to_numpy()).reshape(-1, 8, 8)
-    down, right = (np.asarray(np.gradient(pixels, axis=axis)) for axis in (1, 2))
-    sector = ((np.arctan2(down, right) / np.pi + 1) * 4).astype(int) % 8
-    size = np.hypot(down, right)
-    # Gradient size by direction in each quarter of the picture: an oriented histogram (Dalal and Triggs 2005).
-    quarters = [
-        (size * (sector == k))[:, a : a + 4, b : b + 4].sum((1, 2)) for k in range(8) for a in (0, 4) for b in (0, 4)
-    ]
     random = np.random.default_rng(seed + 2).standard_normal((len(pixels), 64))
 
     def band(values: np.ndarray) -> pa.Array:
@@ -117,11 +110,22 @@ def digits_bands(noise: float, seed: int) -> pa.Table:
 
     bands = {
         "pixels": band(pixels.reshape(len(pixels), 64)),
-        "strokes": band(np.stack(quarters, 1)),
+        "strokes": band(strokes(pixels)),
         "random": band(random),
     }
     rest = table.drop_columns(["features"])
     return pa.table({**dict(zip(rest.column_names, rest.columns, strict=True)), **bands})
+
+
+def strokes(pictures: np.ndarray) -> np.ndarray:
+    """Return directions of strokes in each quarter of pictures (n, h, w): histograms of oriented gradients (Dalal and
+    Triggs 2005), eight directions, (n, 32)."""
+    down, right = (np.asarray(np.gradient(pictures, axis=axis)) for axis in (1, 2))
+    sector = ((np.arctan2(down, right) / np.pi + 1) * 4).astype(int) % 8
+    size, (h, w) = np.hypot(down, right), (extent // 2 for extent in pictures.shape[1:])
+    halves = [(slice(None, h), slice(None, w)), (slice(None, h), slice(w, None)), (slice(h, None), slice(None, w)),
+              (slice(h, None), slice(w, None))]  # fmt: skip
+    return np.stack([(size * (sector == k))[:, a, b].sum((1, 2)) for k in range(8) for a, b in halves], 1)
 
 
 def digits_augmented(seed: int) -> pa.Table:

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import bench_augment, bench_detect, bench_extend, bench_reweight
+from diva_ray.tasks import bench_aggregate, bench_augment, bench_detect, bench_extend, bench_reweight
 from diva_ray.tasks.bench_sets import NAMES, RealSet, found_sets, read_set
 from diva_ray.tasks.bench_tables import Results, Table
 from diva_ray.tasks.folder import Folder
@@ -39,6 +39,7 @@ TASKS = {
     "reweight": Task(bench_reweight.measure, bench_reweight.tables, (0.0, 0.2, 0.4)),
     "extend": Task(bench_extend.measure, bench_extend.tables, (0.0, 0.4)),
     "augment": Task(bench_augment.measure, bench_augment.tables, (0.0,), bench_augment.SETS),
+    "aggregate": Task(bench_aggregate.measure, bench_aggregate.tables, (0.0, 0.2), bench_aggregate.SETS),
 }
 
 

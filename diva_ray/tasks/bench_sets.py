@@ -18,6 +18,7 @@ from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.core.losses import squared
 from diva_ray.core.ridge import FitAccumulator, FitSums, solve
 from diva_ray.data.columns import to_matrix
+from diva_ray.data.sources import strokes
 from diva_ray.errors import InputError
 from diva_ray.tasks import peers
 
@@ -54,6 +55,7 @@ SPLITS: dict[str, tuple[str, int | None]] = {  # loader of scikit-learn; trainin
     "digits": ("load_digits", 900), "digits_resplit": ("load_digits", 900), "wine": ("load_wine", None),
     "breast_cancer": ("load_breast_cancer", None), "iris": ("load_iris", None),
 }  # fmt: skip
+BANDED = ("digits_bands", "cancer_bands", "fashion_bands")  # pictures and measurements in bands, for aggregation
 SEEN = ("digits", "flowers", "caltech101", "dtd", "fashion-mnist", "agnews", "grocery", "emoji")
 UNTOUCHED = (  # no rule or default was chosen by looking at test errors with these rows, labels or features
     "wine", "breast_cancer", "iris", "digits_resplit", "flowers_val", "caltech101_val", "fashion_other", "agnews_gold",
@@ -182,7 +184,7 @@ def found_sets(folder: str | None, asked: list[str], among: tuple[str, ...] = NA
 
 
 def _missing(name: str, folder: str | None) -> str:
-    if name in SPLITS:
+    if name in SPLITS or name in ("digits_bands", "cancer_bands"):
         return ""
     if name not in FILES:
         there = (FASHION / "train-images-idx3-ubyte.gz").is_file()
@@ -197,6 +199,8 @@ def read_set(name: str, folder: str | None, seed: int = 0) -> RealSet:
     """Return a set by its name; the seed draws which rows of scikit-learn's are training rows, but for digits."""
     if name in FILES:
         return _parquet(name, Path(folder or ""))
+    if name in BANDED:
+        return _banded(name, seed)
     return _split(name, seed) if name in SPLITS else _fashion(name)
 
 
@@ -222,6 +226,26 @@ def _split(name: str, seed: int = 0) -> RealSet:
         X = (X - X[:n].mean(0)) / X[:n].std(0)
     X = X.astype(np.float32)
     return RealSet(name, {"features": X[:n]}, y[:n], {"features": X[n:]}, y[n:])
+
+
+def _banded(name: str, seed: int) -> RealSet:
+    """Pixels (or their cosine features), directions of strokes, random numbers; breast cancer: the mean, the standard
+    error and the worst of every measurement."""
+    if name == "cancer_bands":
+        one = _split("breast_cancer", seed)
+        cut = {"mean": slice(10), "standard_error": slice(10, 20), "worst": slice(20, 30)}
+        bands = [{k: b["features"][:, s] for k, s in cut.items()} for b in (one.bands, one.test_bands)]
+        return RealSet(name, bands[0], one.truth, bands[1], one.test_label)
+    one = _split("digits_resplit", seed) if name == "digits_bands" else _fashion("fashion-mnist")
+    if name == "digits_bands":
+        pictures = [bands["features"].reshape(-1, 8, 8) for bands in (one.bands, one.test_bands)]
+    else:
+        pictures = [rows.astype(np.float32) for rows in read_pictures("fashion-mnist")[::2]]
+    draw, bands = np.random.default_rng(seed), []
+    for own, pixels in zip((one.bands, one.test_bands), pictures, strict=True):
+        noise = draw.standard_normal((len(pixels), 64)).astype(np.float32)
+        bands.append({"pixels": own["features"], "strokes": strokes(pixels).astype(np.float32), "random": noise})
+    return RealSet(name, bands[0], one.truth, bands[1], one.test_label)
 
 
 def _fashion(name: str) -> RealSet:
