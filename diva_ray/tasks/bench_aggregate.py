@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ TIMES = {"ours s": "ours", "himalaya s": "himalaya"}
 NOTE = (
     "Test error in percent of a ridge head; shares, ridge and the best band are chosen without a test row: ours, one "
     f"ridge and the best band by leave-one-out, himalaya by five folds and {DRAWS} draws of shares (its default; {FEW} "
-    f"where rows times columns are above {LARGEST:,}), for every class its own. Rows that leave with others (emoji: all "
+    f"above {LARGEST:,} rows times columns), for every class its own. Rows that leave with others (emoji: all "
     "vendors' pictures of one) leave with them in either."
 )
 
@@ -41,7 +42,7 @@ def measure(one: RealSet, noise: float, seed: int) -> dict[str, float]:
     bands = result.summary["bands"]
     sums, names = one.fit_sums(y, np.ones(len(y))), list(one.bands)
 
-    def error(penalties: dict[str, float]) -> float:
+    def error(penalties: Mapping[str, float]) -> float:
         far = [penalties.get(name, 1e12) for name in names]
         return one.error_of(solve(sums, _columns(one, far)).W)
 
@@ -71,7 +72,8 @@ def himalaya(one: RealSet, y: np.ndarray, seed: int, draws: int) -> Tensor:
     bands = np.repeat(np.arange(len(one.bands)), [band.shape[1] for band in one.bands.values()])
     params: dict[str, Any] = {"n_iter": draws, "alphas": np.logspace(-3, 4, 15), "progress_bar": False, "warn": False}
     folds = list(GroupKFold(5, shuffle=True, random_state=seed).split(X, groups=one.groups))
-    model = GroupRidgeCV(groups=bands, solver_params=params, fit_intercept=True, cv=folds, random_state=seed)
+    splits: Any = folds  # its annotation says int, its documentation an iterable too
+    model = GroupRidgeCV(groups=bands, solver_params=params, fit_intercept=True, cv=splits, random_state=seed)
     model.fit(X, Y)
     W = np.concatenate([np.asarray(model.intercept_)[None], np.asarray(model.coef_)])
     return torch.from_numpy(W.astype(np.float64))
