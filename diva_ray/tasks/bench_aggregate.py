@@ -42,7 +42,7 @@ def measure(one: RealSet, noise: float, seed: int) -> dict[str, float]:
     bands = result.summary["bands"]
     sums, names = one.fit_sums(y, np.ones(len(y))), list(one.bands)
 
-    def error(penalties: Mapping[str, float]) -> float:
+    def error(penalties: Mapping[str, Any]) -> float:
         far = [penalties.get(name, 1e12) for name in names]
         return one.error_of(solve(sums, _columns(one, far)).W)
 
