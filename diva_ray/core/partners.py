@@ -17,7 +17,7 @@ Approximate: exponential tilts of cosines, and margins from a sample of partners
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Partners:
 
     similarities: tuple[Similarity, ...]
     level: float
-    noise_rate: float  # the likeliest e on the sample
+    informed: bool = True  # whether anything tells partners; if not, every pair has odds 0
 
 
 def margin_odds(
@@ -70,14 +70,17 @@ def margin_odds(
         sharpness: beta.
     """
     own = sharpness * own.double()
-    margins = [_margin(own, sharpness * cosines.double(), others) for cosines in (rows, columns)]
+    margins = [_margin(own, cosines.masked_fill(~others, -torch.inf), sharpness) for cosines in (rows, columns)]
     return own - (margins[0] + margins[1]) / 2
 
 
-def _margin(own: Tensor, logits: Tensor, others: Tensor) -> Tensor:
-    """Return log mean exp over the pair's own partner and the others."""
-    total = torch.logaddexp(own, logits.masked_fill(~others, -torch.inf).logsumexp(1))
-    return total - torch.log1p(others.sum(1).to(own))
+def _margin(own: Tensor, cosines: Tensor, sharpness: float) -> Tensor:
+    """Return log mean exp over the pair's own partner and the others; a cosine of -inf is none of these.
+
+    Sums in the precision of the cosines: float32 costs 5e-5 at the largest sharpness.
+    """
+    total = torch.logaddexp(own, (sharpness * cosines).logsumexp(1).double())
+    return total - torch.log1p(torch.isfinite(cosines).sum(1).to(own))
 
 
 def cross_odds(
@@ -93,10 +96,10 @@ def cross_odds(
         reference: cosines of the reference pairs' first sides (columns) with their second sides (rows).
         others, apart: which reference pairs are of another group than the pair, than the reference pair.
     """
-    logits = (sharpness * rows.double()).masked_fill(~others, -torch.inf)
-    first = logits.logsumexp(1, keepdim=True) - others.sum(1, keepdim=True).double().clamp_min(1).log()
-    second = (sharpness * reference.double()).masked_fill(~apart, -torch.inf).logsumexp(1)
-    second = torch.logaddexp(second, logits) - torch.log1p(apart.sum(1).double())
+    logits = sharpness * rows.masked_fill(~others, -torch.inf)
+    first = logits.logsumexp(1, keepdim=True) - others.sum(1, keepdim=True).clamp_min(1).to(logits).log()
+    second = (sharpness * reference.masked_fill(~apart, -torch.inf)).logsumexp(1)
+    second = torch.logaddexp(second, logits) - torch.log1p(apart.sum(1).to(logits))
     return torch.where(others, logits - (first + second) / 2, -torch.inf)
 
 
@@ -105,10 +108,12 @@ def fit_sharpness(
 ) -> Similarity:
     """Return the likeliest beta: each side must tell its partner from the others, a share e of the pairs excepted."""
 
+    known = [cosines.masked_fill(~others, -torch.inf) for cosines in (rows, columns)]
+
     def gain(log_beta: float) -> float:
-        scaled = math.exp(log_beta) * own.double()
-        margins = [_margin(scaled, math.exp(log_beta) * cosines.double(), others) for cosines in (rows, columns)]
-        return likeliest_share(torch.cat([scaled - margin for margin in margins]))[1]
+        beta = math.exp(log_beta)
+        scaled = beta * own.double()
+        return likeliest_share(torch.cat([scaled - _margin(scaled, cosines, beta) for cosines in known]))[1]
 
     low, high = map(math.log, SHARPNESS)
     grid = np.linspace(low, high, 12)
@@ -119,37 +124,49 @@ def fit_sharpness(
 
 
 def fit_weights(
-    similarities: list[Similarity], own: Float[Tensor, "k s"], cross: Float[Tensor, "k s m"]
+    similarities: list[Similarity], own: Float[Tensor, "k s"], cross: Float[Tensor, "k s m"], groups: int
 ) -> Partners:
     """Return the weights of several similarities, and the level, under which the observed pairs are likeliest.
+
+    Where that likelihood is above chance by less than half the parameters times the log of the groups (BIC), nothing is
+    known: all weights are 0.
 
     Args:
         own: l of every similarity (`margin_odds`) of s observed pairs.
         cross: l of every similarity (`cross_odds`) of their first sides with other partners, at random.
+        groups: leave-out groups among the s pairs.
     """
     others = torch.isfinite(cross[0])
     null = cross.masked_fill(~others, 0.0).flatten(1)[:, others.flatten()]
     count = null.shape[1] + own.shape[1]
 
-    def odds(weights: Tensor) -> tuple[Tensor, float]:
+    def odds(weights: Tensor) -> tuple[Tensor, Tensor]:
         mine = weights @ own
-        level = math.log(count) - float(torch.logaddexp((weights @ null).logsumexp(0), mine.logsumexp(0)))
+        rest = (weights.to(null) @ null).logsumexp(0).double()
+        level = math.log(count) - torch.logaddexp(rest, mine.logsumexp(0))
         return mine + level, level
 
-    def loss(log_weights: np.ndarray) -> float:
-        return -likeliest_share(odds(torch.from_numpy(np.exp(log_weights)))[0])[1]
+    def loss(log_weights: np.ndarray) -> tuple[float, np.ndarray]:
+        with torch.enable_grad():
+            at = torch.from_numpy(log_weights).requires_grad_()
+            mine = odds(at.exp())[0]
+            e = likeliest_share(mine.detach())[0]  # at its best: the gradient through it is 0
+            value = -torch.logaddexp(math.log1p(-e) + mine, torch.full_like(mine, math.log(max(e, 1e-300)))).mean()
+            (gradient,) = torch.autograd.grad(value, at)
+        return float(value.detach()), gradient.numpy()
 
     bounds = [(math.log(WEIGHTS[0]), math.log(WEIGHTS[1]))] * len(own)
     # Two starts: even shares, and the best similarity alone (where the towers are aligned, the others add little).
     best = max(range(len(own)), key=lambda k: similarities[k].gain)
     starts = [np.full(len(own), -math.log(len(own))), np.where(np.arange(len(own)) == best, 0.0, -3.0)]
-    found = min((minimize(loss, start, method="L-BFGS-B", bounds=bounds) for start in starts), key=lambda one: one.fun)
+    options = {"maxiter": 40, "ftol": 1e-7}
+    runs = [minimize(loss, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for x in starts]
+    found = min(runs, key=lambda one: one.fun)
     weights = torch.from_numpy(np.exp(found.x))
-    mine, level = odds(weights)
-    known = tuple(
-        Similarity(one.sharpness, one.gain, float(w)) for one, w in zip(similarities, weights, strict=True)
-    )
-    return Partners(known, level, likeliest_share(mine)[0])
+    informed = -found.fun * groups > (2 * len(own) + 1) * math.log(max(groups, 2)) / 2
+    level = float(odds(weights)[1]) if informed else 0.0
+    known = tuple(replace(one, weight=float(w) * informed) for one, w in zip(similarities, weights, strict=True))
+    return Partners(known, level, informed)
 
 
 def log_odds(own: Float[Tensor, "k n"], partners: Partners) -> Float[Tensor, " n"]:

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.shards import Extent, Scale, Shard, prepare
-from diva_ray.engine.context import Kernel, Known, Rows, Tally, blocks, group_codes, unit_keys
+from diva_ray.engine.context import (
+    Kernel,
+    Known,
+    Rows,
+    Setup,
+    Tally,
+    blocks,
+    group_codes,
+    source_codes,
+    unit_keys,
+)
 from diva_ray.engine.passes import left_out_rows, score, scored_rows
 
 DIRECTIONS = {"forward": (0, 1), "backward": (1, 0)}  # source and target, as places in `data.features`
@@ -114,28 +124,41 @@ def sample_sides(shard: Shard, known: Known) -> Rows:
 
 
 def join(shard: Shard, known: Known) -> Tally:
-    """Derivative and standard error of the sum of both directions' losses, kept with the shard.
+    """Derivative and standard error of the sum of both directions' losses, kept with the shard; sums for every source.
 
     Both are exact where each direction's are: contributions of a validation group (or of a draw of signs, the same in
     both directions) are added before they are squared.
     """
-    (forward, known_f), (backward, known_b) = views(shard, known)
-    scored = scored_rows(forward, known_f) + scored_rows(backward, known_b)
-    if "dual" in known_f:
-        moved = [one["dual_contributions"][shard.extent.index].double() for one in (known_f, known_b)]
-        scored[:, 1] = (moved[0] + moved[1]).norm(dim=1)
-    elif known_f["setup"].copies > 1:
-        drawn = drawn_rows(forward, known_f) + drawn_rows(backward, known_b)
-        scored[:, 1] = drawn[:, 1:].square().mean(1).sqrt()
-    else:
-        for rows, error in _exact_errors((forward, known_f), (backward, known_b)):
-            scored[rows, 1] = error
+    both = views(shard, known)
+    scored = torch.stack([scored_rows(*one)[:, 0] for one in both]).sum(0)[:, None].repeat(1, 2)
+    setup: Setup = known["setup"]
+    codes = None if shard.extent.held_out else source_codes(shard, setup)
+    sums: Tensor | None = None
+    for rows, contributions in _contributions(both):
+        draws = both[0][1]["setup"].copies > 1
+        scored[rows, 1] = contributions.square().mean(1).sqrt() if draws else contributions.norm(dim=1)
+        if setup.sources is not None:
+            every = torch.cat([scored[rows, :1], contributions], 1)
+            sums = torch.zeros(len(setup.sources), every.shape[1], dtype=every.dtype) if sums is None else sums
+            if codes is not None:
+                sums.index_add_(0, codes[rows], every)
     shard.state["scored"] = scored
-    return Tally(rows=len(shard))
+    return Tally(rows=len(shard), sources=torch.zeros(0) if sums is None else sums)
 
 
-def _exact_errors(*directions: tuple[Shard, Known]) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the joint standard errors of slices of rows."""
+def _contributions(both: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor]]:
+    """Yield what every validation group (or draw of signs) adds to the joint derivatives of slices of rows, float64."""
+    (shard, known), _ = both
+    if "dual" in known:
+        moved = [one["dual_contributions"][shard.extent.index].double() for _, one in both]
+        yield slice(0, len(shard)), moved[0] + moved[1]
+    elif known["setup"].copies > 1:
+        yield slice(0, len(shard)), (drawn_rows(*both[0]) + drawn_rows(*both[1]))[:, 1:]
+    else:
+        yield from _exact_contributions(both)
+
+
+def _exact_contributions(directions: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor]]:
     r = [left_out_rows(*one).r for one in directions]
     codes = group_codes(*directions[0])
     for both in zip(*(blocks(*one) for one in directions), strict=True):
@@ -145,7 +168,7 @@ def _exact_errors(*directions: tuple[Shard, Known]) -> Iterator[tuple[slice, Ten
             for one, block, residual in zip(directions, both, r, strict=True)
         ]
         for (inner, C), (_, D) in zip(*found, strict=True):
-            yield slice(part.start + inner.start, part.start + min(inner.stop, part.stop)), (C + D).norm(dim=1).double()
+            yield slice(part.start + inner.start, part.start + inner.stop), C.double() + D.double()
 
 
 def drawn_rows(shard: Shard, known: Known) -> Tensor:

@@ -150,7 +150,8 @@ def score(shard: Shard, known: Known) -> Partial:
     setup: Setup = known["setup"]
     rows, adjoint_ = left_out_rows(shard, known), known["adjoint"]
     signs, codes = row_signs(shard, setup), source_codes(shard, setup)
-    exact, update = known.get("validation"), known.get("update")
+    exact = None if known.get("draws") else known.get("validation")  # pairs: added up in `pairs.join`
+    update = known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
     drawn = torch.zeros(len(shard), setup.copies, dtype=torch.float64) if known.get("draws") else None
     columns = 1 + (len(exact.codes) if exact else setup.copies - 1)

@@ -49,12 +49,12 @@ def score_pairs(session: Session) -> Result:
     session.engine.tell(scales=scales, setup=session.setup, sampled=-(-SAMPLED // len(session.scored())))
     aligned, alignment, slopes = align(session)
     session.engine.tell(aligned=aligned)
-    derived = derive_directions(session, scales, slopes)
+    derived, by_source = derive_directions(session, scales, slopes)
     session.folder.write_json("state.json", session.mark)
     fitted = fit_partners(session)
     rule = fit_verdict(session.runner.run(pair_verdicts.judge, "judge", session.scored()), 2, most=partners.MOST_WRONG)
     session.engine.tell(verdict=rule)
-    return _finish(session, derived, Judged(aligned, alignment, fitted, rule))
+    return _finish(session, derived, by_source, Judged(aligned, alignment, fitted, rule))
 
 
 def target_scales(session: Session) -> tuple[Scale, Scale]:
@@ -85,8 +85,9 @@ def align(session: Session) -> tuple[bool, float, dict[str, float | None]]:
 
 def derive_directions(
     session: Session, scales: tuple[Scale, Scale], slopes: dict[str, float | None]
-) -> dict[str, Derived]:
-    """Return what is known of either direction; the joint derivative and its standard error stay with the shards."""
+) -> tuple[dict[str, Derived], Tensor]:
+    """Return what is known of either direction, and joint sums for every source; the joint derivative and its standard
+    error stay with the shards."""
     config, heard = session.config, session.scan.counts["heard"]
     rows = sum(table.rows for table in session.tables)
     setups = {name: direction_setup(session.setup, scales, *places) for name, places in pairs.DIRECTIONS.items()}
@@ -98,8 +99,8 @@ def derive_directions(
         runner = Runner(pairs.Directed(session.engine, name), session.runner.quiet, session.runner.seconds)
         runner.engine.tell(setup=setup, slope=slopes[name], draws=True)
         derived[name] = derive(runner, setup, config.ridge, rows, heard, errors, dual=dual)
-    session.runner.run(pairs.join, "join", session.scored())
-    return derived
+    joint: Tally = session.runner.run(pairs.join, "join", session.scored())
+    return derived, joint["sources"]
 
 
 def direction_setup(setup: Setup, scales: tuple[Scale, Scale], source: int, target: int) -> Setup:
@@ -133,13 +134,13 @@ def similarities_of(sampled: list[tuple[Tensor, Tensor]], codes: Tensor, at: Ten
         found.append(one)
         own.append(partners.margin_odds(mine, across, down, others, one.sharpness))
         cross.append(partners.cross_odds(across, down[at], others, others[at], one.sharpness))
-    return partners.fit_weights(found, torch.stack(own), torch.stack(cross))
+    return partners.fit_weights(found, torch.stack(own), torch.stack(cross), len(torch.unique(codes)))
 
 
-def _finish(session: Session, derived: dict[str, Derived], judged: Judged) -> Result:
+def _finish(session: Session, derived: dict[str, Derived], by_source: Tensor, judged: Judged) -> Result:
     written: Tally = write_samples(session, pair_verdicts.write)
     summary: dict[str, Any] = summarise(session, derived, judged, written)
-    sources = sources_of(session, derived, written)
+    sources = sources_of(session, derived["forward"], by_source, written)
     if sources:
         session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
     finish_copies(session, summary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from diva_ray.engine.context import Tally
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
@@ -36,6 +37,7 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
         "ridge": {name: one.ridge for name, one in derived.items()},
         "loss": sum(one.tally["loss"] for one in derived.values()) / counts["validation"],
         "error": {name: one.tally["wrong"] / counts["validation"] for name, one in derived.items()},
+        "informed": judged.partners.informed,
         "aligned": judged.aligned,
         "alignment": judged.alignment,
         "similarities": {
@@ -85,12 +87,11 @@ def told(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def sources_of(session: Session, derived: dict[str, Derived], written: Tally) -> list[dict[str, Any]]:
+def sources_of(session: Session, one: Derived, sums: Tensor, written: Tally) -> list[dict[str, Any]]:
     """Return every source with the derivative of adding the same weight to all its pairs, and its standard error."""
-    names, one = session.setup.sources, derived["forward"]
+    names = session.setup.sources
     if names is None:
         return []
-    sums = one.by_source + derived["backward"].by_source  # the same validation groups, or draws of signs
     scale = 1.0 if one.standard_errors == "exact" else SIGN_VECTORS**-0.5
     d, error = sums[:, 0].tolist(), (sums[:, 1:].norm(dim=1) * scale).tolist()
     n, hurt = written["source_n"].tolist(), written["source_detrimental"].tolist()
@@ -154,7 +155,9 @@ def run_facts_of(session: Session, summary: dict[str, Any]) -> list[tuple[str, s
 def notes_of(summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know."""
     notes = []
-    if not summary["n_label_issues"]:
+    if not summary["informed"]:
+        notes.append("Neither side tells its partner from others' beyond chance: nothing is said of who belongs together.")
+    elif not summary["n_label_issues"]:
         notes.append("The share of mismatched pairs could not be told from none.")
     if summary["standard_errors"] != "exact":
         notes.append(f"Standard errors are estimated from {SIGN_VECTORS} random sign vectors.")
