@@ -143,6 +143,11 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
             f"data.offset: pairs must have none, got `{columns.offset}`: aligned towers are found and used as offset. "
             "Leave `data.offset` out."
         )
+    truth = None if columns.truth is None else table.schema.field(columns.truth).type
+    if task == "pairs" and truth is not None and not pa.types.is_boolean(truth):
+        raise InputError(
+            f"data.truth: column `{columns.truth}` of pairs must hold true or false, got {truth}. Change `data.truth`."
+        )
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
         if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
