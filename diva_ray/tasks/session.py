@@ -35,7 +35,7 @@ class Session:
     tables: list[Table]
     roles: list[str]  # of every table: train, held_out, pool, test
     columns: Columns
-    show: str | None
+    show: tuple[str, ...]
     task: str
     loss: str | Callable
     plan: planning.Plan
@@ -134,7 +134,7 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str) -> Scan:
     """Load and scan every shard; those of a pool are left for its task."""
     numbers = task in ("regression", "vector")
     runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out="held_out" in roles)
-    runner.engine.tell(heard_source=columns.heard_source)
+    runner.engine.tell(heard_source=columns.heard_source, pairs=task == "pairs")
     runner.load()
     return runner.run(scan, "scan")
 
@@ -213,7 +213,8 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
         scales.append(scale)
     classes = found.labels
     outputs = len(classes) if classes is not None else found.target_width
-    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" else None
+    outputs = sum(found.widths) if opened.task == "pairs" else outputs
+    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" and opened.task == "vector" else None
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     scale = Scale(tuple(means), tuple(scales), config.intercept)
     shares = chosen_shares(config, opened.columns.features)
