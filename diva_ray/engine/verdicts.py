@@ -199,7 +199,7 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
     predicted, margin = torch.zeros(len(z), dtype=torch.int64), facts["margin"]
     if setup.task == "classification":
         facts["predicted"] = predicted = rows.outputs.argmax(1)
-        facts["margin"] = margin = _margin(rows.outputs, Y).float()
+        facts["margin"] = margin = margins(rows.outputs, Y).float()
     if shard.truth is not None:
         wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
         facts["planted"] = torch.from_numpy(wrong)
@@ -254,7 +254,8 @@ def final_weights(shard: Shard, known: Known) -> Tensor:
     return weights_after(shard, known, step, factor)
 
 
-def _margin(outputs: Tensor, Y: Tensor) -> Tensor:
+def margins(outputs: Tensor, Y: Tensor) -> Tensor:
+    """Return the output of every given label less the best other; NaN with one class."""
     if outputs.shape[1] < 2:
         return torch.full((len(Y),), torch.nan)
     own = outputs.gather(1, Y[:, None])

@@ -12,8 +12,7 @@ import torch
 from diva_ray.config import AggregateConfig
 from diva_ray.core.bands import shares_of
 from diva_ray.core.reweight import best_trial
-from diva_ray.engine.bands import heard_weight
-from diva_ray.engine.context import Setup
+from diva_ray.engine import bands
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
@@ -100,14 +99,16 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     found = aggregate_bands(search, names, config.starts, config.evaluations)
     joint, penalties = None, found.penalties
     if config.weights == "joint":
-        joint = weigh(session, config, replace(setup, dtype=search.setup.dtype), found)
-        penalties = joint.penalties
+        joint = weigh(session, config, search, found)
+        penalties, search = joint.penalties, joint.search
     ridge, shares = shares_of(penalties)
     final = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()))
     runner.engine.forget("rows", "scored", "targets")
     derived = derive(runner, final, ridge, rows, session.scan.counts["heard"], config.standard_errors)
+    ridges = [fit.ridge for fit in found.alone]
+    runner.engine.tell(alone=search.alone(names, ridges, shares))
     session.folder.write_json("state.json", session.mark)
-    summary, written, sources = write_rows(session, derived)
+    summary, written, sources = write_rows(session, derived, kernel=bands.write)
     summary.update(figures(session, found, joint))
     session.folder.write_json("bands.json", bands_of(summary))
     page = render_sheet(sheet_of(session, derived, found, summary, written, sources))
@@ -115,14 +116,14 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     return Result(summary, session.folder, session.plan.kind != "inline", told(summary, session.folder))
 
 
-def weigh(session: Session, config: AggregateConfig, setup: Setup, found: Aggregated) -> Joint:
+def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggregated) -> Joint:
     """Try sample weights under the shares found, and search once more under those taken.
 
     There a row validates as much less as its weight was lowered: what is believed to be wrong must choose no penalty
     (with such rows heard in full, the ridge found is far too large). The engine knows the weights from then on.
     """
     ridge, shares = shares_of(found.penalties)
-    setup = replace(setup, scale=setup.scale.shared(shares.tolist()))
+    setup = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()), dtype=search.setup.dtype)
     setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
     store = session.folder if session.plan.kind != "inline" else None
     walk = Walk(session.runner, setup, ridge, SAMPLES, session.scored(), store)
@@ -135,8 +136,8 @@ def weigh(session: Session, config: AggregateConfig, setup: Setup, found: Aggreg
         step, factor = walk.final
         engine.tell(step=step, factor=factor, believed=True, setup=setup)
         search = Search(
-            session.runner, replace(session.setup, dtype=setup.dtype), session.runner.run(heard_weight, "count")
+            session.runner, replace(session.setup, dtype=setup.dtype), session.runner.run(bands.heard_weight, "count")
         )
         penalties, _ = refine(search, found, config.evaluations)
         engine.forget("believed")
-    return Joint(arms, sums, taken, penalties)
+    return Joint(arms, sums, taken, penalties, search)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from diva_ray.config import ScoreConfig
 from diva_ray.engine import verdicts
-from diva_ray.engine.context import Tally
+from diva_ray.engine.context import Kernel, Tally
 from diva_ray.engine.uids import check_uids
 from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
@@ -106,12 +106,13 @@ def _finish(session: Session, derived: Derived) -> Result:
 
 
 def write_rows(
-    session: Session, derived: Derived, *, doubt: str = "auto"
+    session: Session, derived: Derived, *, doubt: str = "auto", kernel: Kernel = verdicts.write
 ) -> tuple[dict[str, Any], Tally, list[dict[str, Any]]]:
-    """Judge every row and write `samples/` and `sources.parquet`; return the summary's figures, tallies and sources."""
+    """Judge every row and write `samples/` (by the kernel) and `sources.parquet`; return the summary's figures, tallies
+    and sources."""
     asked = derived.form == "primal" and doubt == "auto"
     rule, link = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
-    written = write_samples(session, verdicts.write)
+    written = write_samples(session, kernel)
     summary = summarise(session, derived, rule, link, written)
     sources = sources_of(session, derived, written)
     if sources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,9 +97,7 @@ class Search:
         pattern = self.columns(torch.ones(len(slices), dtype=torch.float64) if penalties is None else penalties)
         parts = []
         for subset in subsets:
-            kept = torch.cat(
-                [torch.arange(self.first), *(torch.arange(s.start, s.stop) for s in slices_of(slices, subset))]
-            )
+            kept = self.kept(subset)
             rotation = self.runner.timed("solve", rotate, self.sums.columns(kept), pattern[kept])
             ridges = default_ridges(rotation) if penalties is None else AROUND
             parts.append(bands.Part(kept, rotation.to(self.setup.dtype), ridges))
@@ -109,6 +108,25 @@ class Search:
             part.ridges[torch.isfinite(losses[0])] for part, losses in zip(parts, found, strict=True)
         ]
 
+    def kept(self, subset: list[int]) -> Tensor:
+        """Return the columns of some bands, the intercept first."""
+        slices = band_slices(self.widths, self.first)
+        chosen = (slices[m] for m in subset)
+        return torch.cat([torch.arange(self.first), *(torch.arange(part.start, part.stop) for part in chosen)])
+
+    def alone(self, names: Sequence[str], ridges: Sequence[float], shares: Tensor) -> dict[str, bands.Alone]:
+        """Return fits to each band alone, in the coordinates of bands that are scaled by the root of their share."""
+        fits, dtype = {}, self.setup.dtype
+        for m, (name, ridge) in enumerate(zip(names, ridges, strict=True)):
+            kept = self.kept([m])
+            penalty = self.columns(torch.full_like(shares, ridge))[kept]
+            solution = self.runner.timed("solve", solve, self.sums.columns(kept), penalty)
+            root = torch.where(penalty > 0, shares[m].sqrt(), torch.ones_like(penalty))[:, None]
+            fits[name] = bands.Alone(
+                kept, (solution.W / root).to(dtype), (solution.Linv.T / root).to(dtype).contiguous()
+            )
+        return fits
+
     def _best(self, ridges: Tensor, losses: Tensor) -> Fitted:
         k = int(losses[0].argmin())
         if not bool(torch.isfinite(losses[0, k])):
@@ -117,11 +135,6 @@ class Search:
                 "samples, or let fewer bands take part (`data.features`)."
             )
         return Fitted(float(ridges[k]), float(losses[0, k]) / self.total, float(losses[1, k]))
-
-
-def slices_of(slices: list[slice], subset: list[int]) -> list[slice]:
-    """Return the columns of some bands."""
-    return [slices[m] for m in subset]
 
 
 @dataclass(frozen=True)
