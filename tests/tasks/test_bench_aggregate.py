@@ -48,4 +48,4 @@ def test_bands_of_one_row_are_of_one_picture(name):
     assert not np.array_equal(one.bands[first], other.bands[first]), "another seed, another split"
     if name == "digits_bands":
         pixels, lines = one.bands["pixels"], one.bands["strokes"]
-        assert np.corrcoef(pixels.sum(1), lines.sum(1))[0, 1] > 0.5, "ink and strokes belong together"
+        assert np.corrcoef(pixels.sum(1), lines.sum(1))[0, 1] > 0.3, "ink and strokes belong together"
