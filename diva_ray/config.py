@@ -14,15 +14,17 @@ class DataConfig:
     builtin: str | None = None  # digits (a share of labels flipped) | digits_core | digits_bands | digits_augmented
     noise: float = 0.2  # share of the built-in table's labels that are flipped, 0..1
     features: Any = "features"  # a column or a list of columns: each is a band (modality)
-    label: str = "label"
+    label: str = "label"  # not with task=pairs
     id: str | None = None  # unique key; None: the column `id` if there, else row positions; none: row positions
     weight: str | None = None  # starting sample weight, >= 0
     validation_weight: str | None = None  # how much a sample counts in validation, >= 0
     group: str | None = None  # rows that leave together
     source: str | None = None  # where a row comes from; derivatives are also summed per source
     offset: str | None = None  # the pretrained model's own output
-    show: str | None = "auto"  # picture or text column for the report; none; auto: image, picture, text, caption...
-    truth: str | None = None  # true label, for experiments: the report compares what was found with it
+    # picture and text columns for the report, one or a list; none; auto: image, picture, text, caption...
+    show: Any = "auto"
+    # true label (pairs: whether they belong together), for experiments: the report compares what was found with it
+    truth: str | None = None
 
 
 @dataclass
@@ -52,7 +54,7 @@ class FitConfig:
     data: DataConfig = field(default_factory=DataConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    task: str = "auto"  # auto | classification | regression | multilabel | vector
+    task: str = "auto"  # auto | classification | regression | multilabel | vector | pairs (score: two bands, no label)
     loss: str = "auto"  # auto | cross_entropy | squared | logistic | cosine | module:function (needs trust_code)
     intercept: bool = True  # an unpenalised column of 1
     standardize: str = "auto"  # auto: every band centred, unit mean squared norm | none: features exactly as given
@@ -80,6 +82,7 @@ class ScoreConfig(FitConfig):
     # auto: where neighbours do not share what the model misses, part of it is taken for wrong labels | off: never
     labeller_doubt: str = "auto"
     outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
+    export: str = "none"  # none | datacomp: also write subset.npy, the sorted uids of the rows that are no label issue
     output: str = "outputs/score"
 
 
@@ -188,7 +191,7 @@ class TuneConfig(FitConfig):
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
-    task: str = "speed"  # speed: time, memory, accuracy | detect, reweight, extend, augment: quality, by seed
+    task: str = "speed"  # speed: time, memory, accuracy | detect, reweight, extend, augment, aggregate: quality
     size: str = "full"  # full: the sizes of the goals | small: every entry in seconds
     n: int | None = None  # rows of the main entries; None: as `size` says
     p: int | None = None  # features
@@ -197,6 +200,7 @@ class BenchmarkConfig:
     peers: str = "sample"  # sample: cleanlab on a sixth of the rows, extrapolated | full: on every row
     data_folder: str | None = None  # folder of flowers/, caltech101/, dtd/, agnews/, ... with train and test.parquet
     seeds: int = 3  # not speed: plantings, splits and draws of which mean and spread are told
+    first_seed: int = 0  # not speed: the seeds are first_seed to first_seed + seeds - 1
     sets: list[str] = field(default_factory=list)  # not speed: such as [digits,dtd]; empty: all that are found
     noise: list[float] = field(default_factory=list)  # not speed: shares of labels planted wrong; empty: the task's own
     output: str = "outputs/benchmark"

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
+FLAT = 1e3  # loss over slope beyond which a start counts as flat
 NEAR = 0.1  # how close, in the logarithm of every penalty, a descent has come to the end of another
 
 
@@ -84,23 +85,29 @@ def descend(
         start, low, high: penalties > 0.
         most: evaluations after which no further line search begins.
     """
-    found = Descent(name, start, float("inf"))
+    start = start.clamp(low, high)
+    first, slope = evaluate(start)
+    found = Descent(name, start, first, [first])
+    # Within bounds L-BFGS-B begins with a step as long as the gradient: here e-fold in the steepest penalty, no more.
+    scale = min(1 / float((slope * start).abs().max().clamp_min(1e-300)), FLAT / first) if first > 0 else 1.0
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
         penalties = torch.from_numpy(np.exp(x))
+        if np.array_equal(x, begin):
+            return scale * first, scale * (slope * start).numpy()
         loss, gradient = evaluate(penalties)
         found.losses.append(loss)
         if loss < found.loss:
             found.penalties, found.loss = penalties, loss
-        return loss, (gradient * penalties).numpy()
+        return scale * loss, scale * (gradient * penalties).numpy()
 
-    begin = start.clamp(low, high).log().numpy()
+    begin = start.log().numpy()
     bounds = list(zip(low.log().tolist(), high.log().tolist(), strict=True))
     ends = [(one.penalties.log().numpy(), one.loss) for one in before]
 
     def known(intermediate_result: OptimizeResult) -> None:
         x, loss = intermediate_result.x, intermediate_result.fun
-        if any(end <= loss and np.abs(x - there).max() < NEAR for there, end in ends):
+        if any(scale * end <= loss and np.abs(x - there).max() < NEAR for there, end in ends):
             raise StopIteration
 
     options = {"ftol": 1e-6, "gtol": 1e-7, "maxfun": most}

@@ -162,7 +162,9 @@ def verdict_sums(odds: Float[Tensor, " n"], z: Float[Tensor, " n"], weight: Floa
     return Histogram(_count(at, w, ODDS[2] * Z[2]).view(ODDS[2], Z[2]), float(w.square().sum()))
 
 
-def fit_verdict(sums: Histogram, classes: int, *, flips: bool = False, doubt: float = 0.0) -> Verdict:
+def fit_verdict(
+    sums: Histogram, classes: int, *, flips: bool = False, doubt: float = 0.0, most: float | None = None
+) -> Verdict:
     """Return both cuts, each where the F1 to be expected against wrong labels is best.
 
     With log-odds l, a label is wrong with posterior 1 / (1 + exp(l - offset)), offset = log(e / (1 - e) / (c - 1)).
@@ -175,12 +177,13 @@ def fit_verdict(sums: Histogram, classes: int, *, flips: bool = False, doubt: fl
     `flips`: log-odds that include the flip rates of `noise.fit_flips`; or `doubt` > 0 (`noise.find_doubt`): that share
     of 1 - p_y is added to the posterior, as if truth and label were two draws from p. The test above is then not made.
     Doubt is an assumption about labels, not about harm: the cut on z stays that of the uniform model.
+    `most` is the largest e, by default (c - 1) / c. Pairs (`core.partners`) are judged as two classes are.
     """
     counts = sums.counts.cpu().numpy()
     odds_counts, z_counts = counts.sum(1), counts.sum(0)
     total = float(odds_counts.sum())
     rows = sums.rows(total)
-    rate, _, gain = _noise_rate(odds_counts, classes)
+    rate, _, gain = _noise_rate(odds_counts, classes, most)
     shown = max(rate, 0.5 / max(rows, 1))  # keeps the scores in order where no noise is found
     offset = 0.0 if flips else math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
     if total == 0 or not (flips or doubt or gain * rows / total > math.log(max(rows, 2)) / 2):
@@ -236,11 +239,11 @@ def _edges(grid: tuple[float, float, int]) -> np.ndarray:
     return np.linspace(grid[0], grid[1], grid[2] + 1)
 
 
-def _noise_rate(counts: np.ndarray, classes: int) -> tuple[float, float, float]:
-    """Return the likeliest share e <= (c - 1) / c of wrong labels, the log likelihood, its gain over e = 0."""
+def _noise_rate(counts: np.ndarray, classes: int, most: float | None = None) -> tuple[float, float, float]:
+    """Return the likeliest share e <= (c - 1) / c (or `most`) of wrong labels, the log likelihood, its gain over e = 0."""
     centers, others = _edges(ODDS)[:-1] + LIMIT / ODDS[2], max(classes - 1, 1)
     ratio = np.expm1(-centers - math.log(others))  # (1 - p) / (c - 1) / p - 1
-    low, high = 0.0, others / (others + 1.0)
+    low, high = 0.0, others / (others + 1.0) if most is None else most
     for _ in range(50):
         e = (low + high) / 2
         low, high = (e, high) if counts @ (ratio / (1 + e * ratio)) > 0 else (low, e)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_left
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -25,7 +26,7 @@ from diva_ray.errors import InputError
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are what (the contract's `data.*`); None where the table has none."""
+    """Which columns are what (the contract's `data.*`); None where the table has none. Pairs have no label: ""."""
 
     features: tuple[str, ...]
     label: str
@@ -42,7 +43,7 @@ class Columns:
     def names(self) -> list[str]:
         """Return every column that a shard reads, once."""
         rest = (
-            self.label,
+            self.label or None,
             self.id,
             self.weight,
             self.validation_weight,
@@ -112,7 +113,7 @@ class Shard:
     order: np.ndarray | None = None
     original: np.ndarray | None = None
     where: Where = str
-    state: dict[str, object] = field(default_factory=dict)
+    state: MutableMapping[str, object] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.extent.stop - self.extent.start
@@ -165,7 +166,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         extent,
         bands,
         missing,
-        arrays[columns.label],
+        arrays[columns.label] if columns.label else pa.nulls(len(rows)),
         weight,
         validation,
         _signed(keys),

@@ -103,13 +103,6 @@ def digits_bands(noise: float, seed: int) -> pa.Table:
     """Return the digits in three bands: pixels (64), directions of strokes (32), random numbers (64)."""
     table = digits(noise, seed)
     pixels = np.stack(table["features"].to_numpy()).reshape(-1, 8, 8)
-    down, right = (np.asarray(np.gradient(pixels, axis=axis)) for axis in (1, 2))
-    sector = ((np.arctan2(down, right) / np.pi + 1) * 4).astype(int) % 8
-    size = np.hypot(down, right)
-    # Gradient size by direction in each quarter of the picture: an oriented histogram (Dalal and Triggs 2005).
-    quarters = [
-        (size * (sector == k))[:, a : a + 4, b : b + 4].sum((1, 2)) for k in range(8) for a in (0, 4) for b in (0, 4)
-    ]
     random = np.random.default_rng(seed + 2).standard_normal((len(pixels), 64))
 
     def band(values: np.ndarray) -> pa.Array:
@@ -117,11 +110,22 @@ def digits_bands(noise: float, seed: int) -> pa.Table:
 
     bands = {
         "pixels": band(pixels.reshape(len(pixels), 64)),
-        "strokes": band(np.stack(quarters, 1)),
+        "strokes": band(strokes(pixels)),
         "random": band(random),
     }
     rest = table.drop_columns(["features"])
     return pa.table({**dict(zip(rest.column_names, rest.columns, strict=True)), **bands})
+
+
+def strokes(pictures: np.ndarray) -> np.ndarray:
+    """Return directions of strokes in each quarter of pictures (n, h, w): histograms of oriented gradients (Dalal and
+    Triggs 2005), eight directions, (n, 32)."""
+    down, right = (np.asarray(np.gradient(pictures, axis=axis)) for axis in (1, 2))
+    sector = ((np.arctan2(down, right) / np.pi + 1) * 4).astype(int) % 8
+    size, (h, w) = np.hypot(down, right), (extent // 2 for extent in pictures.shape[1:])
+    halves = [(slice(None, h), slice(None, w)), (slice(None, h), slice(w, None)), (slice(h, None), slice(None, w)),
+              (slice(h, None), slice(w, None))]  # fmt: skip
+    return np.stack([(size * (sector == k))[:, a, b].sum((1, 2)) for k in range(8) for a, b in halves], 1)
 
 
 def digits_augmented(seed: int) -> pa.Table:
@@ -135,14 +139,16 @@ def digits_augmented(seed: int) -> pa.Table:
     return augmented([np.uint8(row.reshape(8, 8) * 15) for row in pixels[some]], label[some].tolist(), seed=seed)
 
 
-def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Columns, str | None]:
-    """Return which columns are what, and the column to show; every named column must be there.
+def find_columns(
+    schema: pa.Schema, options: Any, builtin: bool, *, labelled: bool = True
+) -> tuple[Columns, tuple[str, ...]]:
+    """Return which columns are what, and the columns to show; every named column must be there.
 
     Raises:
         InputError: a missing column, or one whose type cannot serve.
     """
     features = options.features if isinstance(options.features, (list, tuple)) else [options.features]
-    named = {"data.features": list(map(str, features)), "data.label": [options.label]}
+    named = {"data.features": list(map(str, features)), "data.label": [options.label] if labelled else []}
     identifier = None if options.id == "none" else options.id or ("id" if "id" in schema.names else None)
     if identifier:
         named["data.id"] = [identifier]
@@ -150,15 +156,23 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
         if getattr(options, option):
             named[f"data.{option}"] = [getattr(options, option)]
     if options.show not in (None, "none", "auto"):
-        named["data.show"] = [options.show]
+        named["data.show"] = (
+            list(map(str, options.show)) if isinstance(options.show, (list, tuple)) else [str(options.show)]
+        )
     if not named["data.features"]:
         raise InputError("data.features: at least one column must be named, got none. Change `data.features`.")
+    if not labelled and len(set(named["data.features"])) != 2:
+        raise InputError(
+            f"data.features: a pair must have two bands, got {len(set(named['data.features']))} "
+            f"({', '.join(named['data.features'])}). Name two columns in `data.features`, or change `task`."
+        )
     for option, names in named.items():
         for name in names:
             if name not in schema.names:
+                pairs = option == "data.label" and len(named["data.features"]) == 2
                 raise InputError(
                     f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. "
-                    f"Change `{option}`."
+                    f"Change `{option}`{', or use `task=pairs` for pairs without labels' if pairs else ''}."
                 )
             if schema.names.count(name) > 1:
                 raise InputError(
@@ -178,20 +192,22 @@ def find_columns(schema: pa.Schema, options: Any, builtin: bool) -> tuple[Column
             )
     truth = options.truth or ("true_label" if builtin and "true_label" in schema.names else None)
     columns = Columns(
-        tuple(named["data.features"]), options.label, identifier, options.weight, options.validation_weight,
+        tuple(named["data.features"]), options.label if labelled else "", identifier, options.weight, options.validation_weight,
         options.group, options.source, options.offset, truth,
     )  # fmt: skip
-    return columns, _shown(schema, options.show)
+    return columns, tuple(
+        named.get("data.show", _shown(schema, several=not labelled) if options.show == "auto" else ())
+    )
 
 
-def _shown(schema: pa.Schema, show: str | None) -> str | None:
-    if show != "auto":
-        return None if show == "none" else show
+def _shown(schema: pa.Schema, *, several: bool) -> list[str]:
+    """Return the first column of pictures or of texts by its name; of `several`, the first of either."""
+    found: dict[bool, str] = {}
     for name in SHOWN:
         kind = schema.field(name).type if name in schema.names else None
         if kind is not None and not is_list(kind) and (_is_text(kind) or _is_bytes(kind)):
-            return name
-    return None
+            found.setdefault(_is_bytes(kind), name)
+    return list(found.values())[: 2 if several else 1]
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -220,7 +236,7 @@ def task_of(schema: pa.Schema, label: str, task: str) -> str:
             return found[0]
         task = "any task"
     elif task not in fits:
-        raise InputError(f"task: must be auto, {', '.join(fits)}, got {task}. Change `task`.")
+        raise InputError(f"task: must be auto, {', '.join(fits)} or pairs, got {task}. Change `task`.")
     if not fits.get(task):
         raise InputError(
             f"task: labels in column `{label}` must fit {task}, got {kind}. Change `task` or `data.label`."

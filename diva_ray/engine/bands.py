@@ -1,16 +1,24 @@
-"""The pass that tells how good fits to some of the bands are, several of them in one read of every block."""
+"""What the bands say apart: how good fits to some of them are, and what each alone says of every row."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from diva_ray.core import losses
 from diva_ray.core.grid import Rotation, grid_sums
+from diva_ray.core.leave_out import LeverageError, leave_out
+from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Setup, blocks
+from diva_ray.engine.context import Known, Setup, Tally, blocks, targets, validation_weights
+from diva_ray.engine.extremes import examples
+from diva_ray.engine.passes import leverage_error
+from diva_ray.engine.verdicts import margins, samples_table, write_rows
 
 
 @dataclass(frozen=True)
@@ -48,3 +56,73 @@ def part_losses(shard: Shard, known: Known) -> Tensor:
                 Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, part.rotation, part.ridges, (squared, counted)
             )
     return total
+
+
+def heard_weight(shard: Shard, known: Known) -> float:
+    """Return the sum of the validation weights."""
+    return float(validation_weights(shard, known).sum())
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A fit to one band alone.
+
+    Attributes:
+        columns: which of Z, the intercept included, (k,).
+        W: its solution, (k, c); whiten: L'^-1, (k, k); in the dtype of its products.
+    """
+
+    columns: Tensor
+    W: Tensor
+    whiten: Tensor
+
+
+def write(shard: Shard, known: Known) -> Tally:
+    """Write the shard's rows with what each band alone says of them; report those on which bands differ most.
+
+    Columns `margin_BAND` and `predicted_BAND` for classes, else `loss_BAND` (squared error), of the left-out output of
+    a fit to that band alone; null where the row lacks the band. n k^2 operations a band of k columns.
+    """
+    table, facts = samples_table(shard, known)
+    names, told = list(known["alone"]), []
+    for m, (name, fit) in enumerate(known["alone"].items()):
+        says, columns = _said(shard, known, fit, m)
+        told.append(says)
+        for kind, values in columns.items():
+            in_order = values if shard.order is None else values.take(pa.array(np.argsort(shard.order)))
+            table = table.append_column(f"{kind}_{name}", in_order)
+    counts = write_rows(shard, known, table, facts)
+    every = torch.stack(told)
+    for m, name in enumerate(names):
+        others = torch.cat([every[:m], every[m + 1 :]]).nan_to_num(-torch.inf).amax(0)
+        gap = (others - every[m]).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+        counts[f"against_{name}"] = examples(shard, table, gap, "gap")
+    return counts
+
+
+def _said(shard: Shard, known: Known, fit: Alone, band: int) -> tuple[Tensor, dict[str, pa.Array]]:
+    """Return how well a band alone says each label, larger is better and NaN where it is missing, and its columns."""
+    setup: Setup = known["setup"]
+    outputs = torch.empty(len(shard), setup.outputs, dtype=fit.W.dtype)
+    for b in blocks(shard, known):
+        Z = b.Z[:, fit.columns].to(fit.W.dtype)
+        F = multiply(Z, fit.W)
+        F = F if b.offset is None else F + b.offset.to(F)
+        r = losses.subtract_from_targets(b.Y if b.Y.ndim == 1 else b.Y.to(F), F)
+        try:
+            left = leave_out(multiply(Z, fit.whiten), r, b.alpha.to(F), b.group_rows)
+        except LeverageError as error:
+            raise leverage_error(shard, b.start + error.row, error.leverage) from error
+        outputs[b.start : b.stop] = F + r - left.e
+    Y = targets(shard, setup)
+    absent = shard.missing[band]
+    gone: Any = None if absent is None else absent.numpy()
+    if setup.classes is None or setup.task != "classification":
+        loss = losses.squared(outputs, Y.to(outputs))[0].float()
+        return (-loss if absent is None else (-loss).masked_fill(absent, torch.nan)), {
+            "loss": pa.array(loss.numpy(), mask=gone)
+        }
+    margin = margins(outputs, Y).float()
+    codes = pa.array(outputs.argmax(1).numpy(), mask=gone)
+    said = margin if absent is None else margin.masked_fill(absent, torch.nan)
+    return said, {"margin": pa.array(margin.numpy(), mask=gone), "predicted": setup.classes.take(codes)}

@@ -275,6 +275,9 @@ def validation_weights(shard: Shard, known: Known) -> Tensor:
     if known.get("heard_source") is not None and shard.source is not None:
         heard = pc.equal(shard.source, known["heard_source"]).to_numpy(zero_copy_only=False)
         v = v * torch.from_numpy(heard).double()
+    if known.get("believed") and not shard.extent.held_out:  # a row whose weight was lowered validates as much less
+        left = weights_after(shard, known, known.get("step"), 1.0) / shard.weight
+        v = v * left.nan_to_num(0.0).clamp(0.0, 1.0)
     return v.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else v
 
 

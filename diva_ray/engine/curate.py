@@ -10,7 +10,7 @@ from diva_ray.data.columns import one_chunk
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, Tally
 
-FACTS = ["id", "is_label_issue", "label_score", "predicted_label"]
+FACTS = ["id", "is_label_issue", "label_score"]
 
 
 def curate(shard: Shard, known: Known) -> Tally:
@@ -18,7 +18,8 @@ def curate(shard: Shard, known: Known) -> Tally:
     start, stop, index = shard.extent.start, shard.extent.stop, shard.extent.index
     table, folder = known["table"], known["folder"]
     rows = table.reader().read(start, stop, table.schema.names)
-    facts = known["scores"].reader().read(start, stop, FACTS)
+    names = [*FACTS, "predicted_label"] if known["curate"] == "relabel" else FACTS
+    facts = known["scores"].reader().read(start, stop, names)
     change = {"drop": _drop, "weight": _weight, "relabel": _relabel}[known["curate"]]
     curated, changes = change(rows, facts, known)
     folder.write_table(f"curated/part-{index:05d}.parquet", curated)
@@ -42,7 +43,7 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
     names = rows.schema.names
     name = known["weight_column"] or ("sample_weight" if "weight" in names else "weight")
     score = one_chunk(facts["label_score"]).to_numpy(zero_copy_only=False).astype(np.float64)
-    if known["setup"].task != "classification":
+    if known["setup"].task not in ("classification", "pairs"):
         score = 1.0 - _flags(facts).to_numpy(zero_copy_only=False)
     before = np.ones(len(score))
     if known["weight_column"]:

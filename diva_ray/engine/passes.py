@@ -150,8 +150,10 @@ def score(shard: Shard, known: Known) -> Partial:
     setup: Setup = known["setup"]
     rows, adjoint_ = left_out_rows(shard, known), known["adjoint"]
     signs, codes = row_signs(shard, setup), source_codes(shard, setup)
-    exact, update = known.get("validation"), known.get("update")
+    exact = None if known.get("draws") else known.get("validation")  # pairs: added up in `pairs.join`
+    update = known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
+    drawn = torch.zeros(len(shard), setup.copies, dtype=torch.float64) if known.get("draws") else None
     columns = 1 + (len(exact.codes) if exact else setup.copies - 1)
     by_source = torch.zeros(0 if setup.sources is None else len(setup.sources), columns, dtype=torch.float64)
     following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype) if update else None
@@ -173,10 +175,14 @@ def score(shard: Shard, known: Known) -> Partial:
             if codes is not None:
                 by_source[:, 1:].index_add_(0, codes[part][inner], C.double() * moved[part][inner, None])
         scored[part, 0], scored[part, 1] = d[:, 0], error
+        if drawn is not None:
+            drawn[part] = d
         if following is not None and update is not None:
             alpha[part] = update(alpha[part], d[:, 0], error, None, None).masked_fill(apart[part], 0.0)
             following.add(b.Z, b.Y, alpha[part].to(setup.dtype), b.offset)
     shard.state["scored"] = scored
+    if drawn is not None:
+        shard.state["drawn"] = drawn
     if following is not None:
         keep_weights(shard, known, alpha, known["next_step"])
     return Partial(following.sums() if following else None, Tally(sources=by_source))

@@ -96,6 +96,11 @@ def scan(shard: Shard, known: Known) -> Scan:
             part = values[a : a + 4096].double()
             total += part.sum(0)
             square += float(torch.linalg.vecdot(part, part).sum())
+        if known.get("pairs") and absent is not None and bool(absent.any()):
+            raise InputError(
+                f"data.features: every pair must have both sides, got null in `{name}` at "
+                f"{shard.name(int(torch.nonzero(absent)[0]))}. Drop such rows, or fill the column."
+            )
         if not bool(torch.isfinite(total).all()) or not np.isfinite(square):
             raise _not_finite(shard, name, values)
         here = len(shard) - (0 if absent is None else int(absent.sum()))
@@ -108,7 +113,7 @@ def scan(shard: Shard, known: Known) -> Scan:
         Y = number_targets(shard.label, known["label"], shard.where)
         width = Y.shape[1]
         target = torch.cat([v.sum()[None], v @ Y, (v @ Y.square().sum(1))[None]])
-    else:
+    elif known["label"]:
         labels = merge_values(label_values(shard.label), label_values(shard.label))
     sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))
     counts = Tally(

@@ -16,11 +16,11 @@ from diva_ray.core import loss_verdict, losses, noise, verdict
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, Rows, Setup, Tally, blocks, group_codes, targets, weights_after
+from diva_ray.engine.extremes import confused_pairs, examples
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
+from diva_ray.engine.uids import write_uids
 
-PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
-EXAMPLES = 60  # worst samples that a shard reports
 
 
 def z_of(scored: Tensor) -> Tensor:
@@ -94,8 +94,10 @@ def _whitened(shard: Shard, known: Known) -> Iterator[tuple[int, int, Tensor]]:
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Rows:
-    """Return a few targets, evenly spaced, that stand for other rows' labels."""
+    """Return a few targets, evenly spaced, that stand for other rows' labels; none of rows that are set apart."""
     Y = targets(shard, known["setup"])
+    if "fold" in known:
+        Y = Y[~known["fold"](shard, known)]
     at = torch.linspace(0, len(Y) - 1, min(len(Y), known["examples"])).long()
     return Rows((Y[at],))
 
@@ -139,8 +141,12 @@ def reference_losses(outputs: Tensor, known: Known) -> Tensor:
 
 def write(shard: Shard, known: Known) -> Tally:
     """Last round: decide, write the shard's rows in the order of the input, and report counts and the worst of them."""
+    return write_rows(shard, known, *samples_table(shard, known))
+
+
+def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Tensor]) -> Tally:
+    """Write the rows of the output, and report counts and the worst of them; `facts` are in the shard's order."""
     setup: Setup = known["setup"]
-    table, facts = samples_table(shard, known)
     name = f"samples/part-{shard.extent.index:05d}.parquet"
     folder = known["folder"]
     if name.split("/")[1] not in known["written"]:
@@ -156,22 +162,27 @@ def write(shard: Shard, known: Known) -> Tally:
     size = len(Z_EDGES) - 1
     counts["z_counts"] = torch.bincount(cells, minlength=size)
     counts["z_issue_counts"] = torch.bincount(cells[issue], minlength=size)
-    counts["examples"] = _examples(shard, table, z)
+    if "odds" in facts:
+        counts["hurting"] = examples(shard, table, z)
+        counts["examples"] = examples(shard, table, -facts["odds"], "suspicion")
+    else:
+        counts["examples"] = examples(shard, table, z)
+    if known.get("export") == "datacomp":
+        write_uids(shard, folder, ~issue & (alpha > 0))
     if setup.task == "classification":
         Y = targets(shard, setup)
         for key, chosen in (("class_detrimental", facts["detrimental"]), ("class_issues", issue)):
             counts[key] = torch.bincount(Y[chosen], minlength=setup.outputs)
         counts["class_n"] = torch.bincount(Y, minlength=setup.outputs)
         counts["class_weight"] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, alpha)
-        counts["pairs"] = _pairs(Y, facts["predicted"], issue, setup.outputs)
+        counts["pairs"] = confused_pairs(Y, facts["predicted"], issue, setup.outputs)
     if shard.source is not None and setup.sources is not None:
         codes = torch.from_numpy(pc.index_in(shard.source, setup.sources).to_numpy().astype(np.int64))
         counts["source_n"] = torch.bincount(codes, minlength=len(setup.sources))
         counts["source_weight"] = torch.zeros(len(setup.sources), dtype=torch.float64).index_add_(0, codes, alpha)
         counts["source_detrimental"] = torch.bincount(codes[facts["detrimental"]], minlength=len(setup.sources))
     if shard.truth is not None:
-        wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
-        planted, hurts = torch.from_numpy(wrong), facts["detrimental"]
+        planted, hurts = facts["planted"], facts["detrimental"]
         found = [planted, issue, hurts, planted & issue, planted & hurts]
         counts["planted"] = torch.stack([flags.sum() for flags in found])
         scores = torch.stack([planted.float(), facts["label_score"], z, facts["margin"]], 1)
@@ -182,19 +193,16 @@ def write(shard: Shard, known: Known) -> Tally:
 def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tensor]]:
     """Return the rows of the output, in the order of the input, and the facts behind them, in the shard's order."""
     setup: Setup = known["setup"]
-    rule: verdict.Verdict = known["verdict"]
     rows, scored = left_out_rows(shard, known), scored_rows(shard, known)
     Y, z = targets(shard, setup), z_of(scored)
-    margin, predicted = torch.full_like(z, torch.nan), torch.zeros(len(z), dtype=torch.int64)
-    label_score = label_scores(shard, known)
+    facts = facts_of(shard, known, z, label_scores(shard, known))
+    predicted, margin = torch.zeros(len(z), dtype=torch.int64), facts["margin"]
     if setup.task == "classification":
-        predicted = rows.outputs.argmax(1)
-        margin = _margin(rows.outputs, Y).float()
-    facts = {
-        "z": z, "margin": margin, "label_score": label_score.float(), "predicted": predicted,
-        "weight": final_weights(shard, known), "issue": label_score < rule.label.value,
-        "detrimental": verdict.is_detrimental(z, rule),
-    }  # fmt: skip
+        facts["predicted"] = predicted = rows.outputs.argmax(1)
+        facts["margin"] = margin = margins(rows.outputs, Y).float()
+    if shard.truth is not None:
+        wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
+        facts["planted"] = torch.from_numpy(wrong)
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
     columns: dict[str, Any] = {
         "id": identifier,
@@ -211,16 +219,33 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
         "label_score": facts["label_score"],
         "is_label_issue": facts["issue"],
     }
-    for name, values in (("group", shard.group_values), ("source", shard.source_values), ("true_label", shard.truth)):
+    if shard.truth is not None:
+        columns["true_label"] = shard.truth
+    if known["outputs"]:
+        columns["loo_output"] = lists(rows.outputs)
+    return as_table(shard, columns), facts
+
+
+def facts_of(shard: Shard, known: Known, z: Tensor, label_score: Tensor) -> dict[str, Tensor]:
+    """Return what is decided of every row."""
+    rule: verdict.Verdict = known["verdict"]
+    return {
+        "z": z, "label_score": label_score.float(), "weight": final_weights(shard, known),
+        "issue": label_score < rule.label.value, "detrimental": verdict.is_detrimental(z, rule),
+        "margin": torch.full_like(z, torch.nan),
+    }  # fmt: skip
+
+
+def as_table(shard: Shard, columns: dict[str, Any]) -> pa.Table:
+    """Return columns and what the table says of its rows, in the order of the input."""
+    columns = {**columns}
+    for name, values in (("group", shard.group_values), ("source", shard.source_values)):
         if values is not None:
             columns[name] = values
     if shard.original is not None:
         columns["__row__"] = pa.array(shard.original)
-    if known["outputs"]:
-        columns["loo_output"] = _lists(rows.outputs)
-    arrays = {k: pa.array(v.numpy()) if isinstance(v, Tensor) else v for k, v in columns.items()}
-    table = pa.table(arrays)
-    return table if shard.order is None else table.take(pa.array(np.argsort(shard.order))), facts
+    table = pa.table({k: pa.array(v.numpy()) if isinstance(v, Tensor) else v for k, v in columns.items()})
+    return table if shard.order is None else table.take(pa.array(np.argsort(shard.order)))
 
 
 def final_weights(shard: Shard, known: Known) -> Tensor:
@@ -229,7 +254,8 @@ def final_weights(shard: Shard, known: Known) -> Tensor:
     return weights_after(shard, known, step, factor)
 
 
-def _margin(outputs: Tensor, Y: Tensor) -> Tensor:
+def margins(outputs: Tensor, Y: Tensor) -> Tensor:
+    """Return the output of every given label less the best other; NaN with one class."""
     if outputs.shape[1] < 2:
         return torch.full((len(Y),), torch.nan)
     own = outputs.gather(1, Y[:, None])
@@ -247,56 +273,12 @@ def predicted_labels(outputs: Tensor, best: Tensor, setup: Setup) -> pa.Array:
         row, column = torch.nonzero(outputs > 0.5, as_tuple=True)
         offsets = torch.searchsorted(row, torch.arange(len(outputs) + 1)).int()
         return pa.ListArray.from_arrays(pa.array(offsets.numpy()), setup.classes.take(pa.array(column.numpy())))
-    return pa.array(outputs[:, 0].float().numpy()) if setup.task == "regression" else _lists(outputs)
+    return pa.array(outputs[:, 0].float().numpy()) if setup.task == "regression" else lists(outputs)
 
 
-def _lists(values: Tensor) -> pa.Array:
+def lists(values: Tensor) -> pa.Array:
+    """Return rows of numbers as an Arrow list column."""
     n, c = values.shape
     offsets = pa.array(np.arange(0, n * c + 1, c, dtype=np.int32 if n * c < 2**31 else np.int64))
     flat = pa.array(values.float().contiguous().numpy().reshape(-1))
     return (pa.ListArray if n * c < 2**31 else pa.LargeListArray).from_arrays(offsets, flat)
-
-
-def _examples(shard: Shard, table: pa.Table, z: Tensor) -> Examples:
-    """Return the rows with the largest and the smallest z, with their place in the table."""
-    in_order = z if shard.order is None else z[torch.from_numpy(np.argsort(shard.order))]
-    names = [name for name in table.column_names if name != "loo_output"]
-
-    def rows_at(at: Tensor) -> list[dict[str, Any]]:
-        rows = table.select(names).take(pa.array(at.numpy())).to_pylist()
-        return [{**row, "row": shard.extent.start + int(k)} for row, k in zip(rows, at, strict=True)]
-
-    k = min(EXAMPLES, len(z))
-    return Examples(rows_at(in_order.topk(k).indices), rows_at(in_order.topk(k, largest=False).indices))
-
-
-class Examples:
-    """The worst and the best samples seen so far, by z; `+` keeps the extremes of both."""
-
-    def __init__(self, worst: list[dict[str, Any]], best: list[dict[str, Any]]) -> None:
-        self.worst, self.best = worst, best
-
-    def __add__(self, other: Examples) -> Examples:
-        worst = sorted(self.worst + other.worst, key=lambda row: (-row["z"], row["row"]))[:EXAMPLES]
-        best = sorted(self.best + other.best, key=lambda row: (row["z"], row["row"]))[:EXAMPLES]
-        return Examples(worst, best)
-
-
-def _pairs(Y: Tensor, predicted: Tensor, issue: Tensor, classes: int) -> Pairs:
-    """Return how often each class was predicted for another, the most frequent pairs first."""
-    wrong = predicted != Y
-    code, inverse, n = torch.unique(Y[wrong] * classes + predicted[wrong], return_inverse=True, return_counts=True)
-    issues = torch.zeros(len(code)).index_add_(0, inverse, issue[wrong].float())
-    kept = n.topk(min(PAIRS_KEPT, len(n))).indices
-    return Pairs({int(code[k]): (int(n[k]), int(issues[k])) for k in kept})
-
-
-class Pairs(dict[int, tuple[int, int]]):
-    """Counts (rows, label issues) by pair code given * classes + predicted; `+` adds."""
-
-    def __add__(self, other: Pairs) -> Pairs:
-        total = Pairs(self)
-        for code, (n, issues) in other.items():
-            seen = total.get(code, (0, 0))
-            total[code] = (seen[0] + n, seen[1] + issues)
-        return total

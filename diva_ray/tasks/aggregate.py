@@ -12,7 +12,7 @@ import torch
 from diva_ray.config import AggregateConfig
 from diva_ray.core.bands import shares_of
 from diva_ray.core.reweight import best_trial
-from diva_ray.engine.context import Setup
+from diva_ray.engine import bands
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
@@ -25,7 +25,7 @@ from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweight import try_folds
 from diva_ray.tasks.score import write_rows
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.shares import Aggregated, Search, aggregate_bands
+from diva_ray.tasks.shares import Aggregated, Search, aggregate_bands, refine
 from diva_ray.tasks.walk import SAMPLES, Walk, walk_to
 
 log = logging.getLogger("diva_ray")
@@ -92,44 +92,52 @@ def check(config: AggregateConfig) -> None:
 def _finish(session: Session, config: AggregateConfig) -> Result:
     """Search, score under what was found, and describe."""
     runner, names, heard = session.runner, list(session.columns.features), session.scan.counts["validation"]
-    rows = sum(table.rows for table in session.tables)
-    setup = session.setup
+    rows, setup = sum(table.rows for table in session.tables), session.setup
     if rows < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     search = Search(runner, setup, heard)
     found = aggregate_bands(search, names, config.starts, config.evaluations)
-    joint, factor = None, 1.0
+    joint, penalties = None, found.penalties
     if config.weights == "joint":
-        joint = weigh(session, config, replace(setup, dtype=search.setup.dtype), found)
-        if joint.taken:
-            search = Search(runner, search.setup, heard)
-            found = aggregate_bands(search, names, config.starts, config.evaluations, found.penalties)
-            factor = joint.arms[joint.taken].ridge
-    ridge, shares = shares_of(factor * found.penalties)
+        joint = weigh(session, config, search, found)
+        penalties, search = joint.penalties, joint.search
+    ridge, shares = shares_of(penalties)
     final = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()))
     runner.engine.forget("rows", "scored", "targets")
     derived = derive(runner, final, ridge, rows, session.scan.counts["heard"], config.standard_errors)
+    ridges = [fit.ridge for fit in found.alone]
+    runner.engine.tell(alone=search.alone(names, ridges, shares))
     session.folder.write_json("state.json", session.mark)
-    summary, written, sources = write_rows(session, derived)
-    summary.update(figures(session, found, joint, factor))
+    summary, written, sources = write_rows(session, derived, kernel=bands.write)
+    summary.update(figures(session, found, joint))
     session.folder.write_json("bands.json", bands_of(summary))
     page = render_sheet(sheet_of(session, derived, found, summary, written, sources))
     conclude(session, summary, page, worker_memory=written["max_memory"])
     return Result(summary, session.folder, session.plan.kind != "inline", told(summary, session.folder))
 
 
-def weigh(session: Session, config: AggregateConfig, setup: Setup, found: Aggregated) -> Joint:
-    """Try sample weights under the shares found; the engine knows those taken from then on."""
+def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggregated) -> Joint:
+    """Try sample weights under the shares found, and search once more under those taken.
+
+    There a row validates as much less as its weight was lowered: what is believed to be wrong must choose no penalty
+    (with such rows heard in full, the ridge found is far too large). The engine knows the weights from then on.
+    """
     ridge, shares = shares_of(found.penalties)
-    setup = replace(setup, scale=setup.scale.shared(shares.tolist()))
+    setup = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()), dtype=search.setup.dtype)
     setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
     store = session.folder if session.plan.kind != "inline" else None
     walk = Walk(session.runner, setup, ridge, SAMPLES, session.scored(), store)
     arms, sums, _ = try_folds(walk, config.folds, config.steps)
     taken = best_trial(sums)
     walk_to(walk, arms[taken])
+    engine, penalties = session.engine, found.penalties
+    engine.forget("fold", "verdict", "validation", "adjoint")
     if walk.final:
         step, factor = walk.final
-        session.engine.tell(step=step, factor=factor)
-    session.engine.forget("fold", "verdict", "validation", "adjoint")
-    return Joint(arms, sums, taken)
+        engine.tell(step=step, factor=factor, believed=True, setup=setup)
+        search = Search(
+            session.runner, replace(session.setup, dtype=setup.dtype), session.runner.run(bands.heard_weight, "count")
+        )
+        penalties, _ = refine(search, found, config.evaluations)
+        engine.forget("believed")
+    return Joint(arms, sums, taken, penalties, search)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from diva_ray.core.bands import share_derivatives, shares_of
 from diva_ray.core.reweight import TrialSums
@@ -16,7 +17,7 @@ from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.page import histogram, notes_of, run_facts, shown
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.shares import Aggregated
+from diva_ray.tasks.shares import Aggregated, Search
 from diva_ray.tasks.summary import error_of, warnings_of
 from diva_ray.tasks.walk import RIDGES, Arm
 
@@ -27,22 +28,43 @@ MEANING = {
     "error_without": "left-out error of a fit to all other bands, under their shares and a ridge of their own",
     "share_derivative": "dL/dshare at a fixed ridge, L the summed left-out squared error; near 0 where the search "
     "ended inside its bounds, < 0: a larger share would lower the error",
+    "weights": "errors and squared errors of bands, and what follows from them, are those before sample weights moved; "
+    "penalties and shares were found once more under the weights, rows heard as much less as they weigh",
 }
+SHOWN = 12  # samples of a band on the page
+AGAINST = (
+    "The given label suits another band, but not this one: this side of the sample may be bad or belong elsewhere. By "
+    "how much better the other band's own fit predicts the label (columns margin_... or loss_... of samples/)."
+)
+
+
+SHOWN = 12  # samples of a band on the page
+AGAINST = (
+    "The given label suits another band, but not this one: this side of the sample may be bad, or belong elsewhere. By "
+    "how much better the other band's own fit predicts the label (columns margin_... or loss_... of samples/)."
+)
 
 
 @dataclass(frozen=True)
 class Joint:
-    """Sample weights tried under the shares found: every arm, how it did on folds set apart, and the one taken."""
+    """Sample weights tried under the shares found.
+
+    Attributes:
+        arms, sums, taken: what was tried, how it did on folds set apart, and which was taken.
+        penalties: of every band, found under the weights taken; `search` has the fit sums under them.
+    """
 
     arms: list[Arm]
     sums: TrialSums
     taken: int
+    penalties: Tensor
+    search: Search
 
 
-def figures(session: Session, found: Aggregated, joint: Joint | None, factor: float) -> dict[str, Any]:
-    """Return what summary.json says beyond a scoring run; `factor` of the penalties came with the sample weights."""
+def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[str, Any]:
+    """Return what summary.json says beyond a scoring run."""
     total, names = session.scan.counts["validation"], session.columns.features
-    penalties = factor * found.penalties
+    penalties = found.penalties if joint is None else joint.penalties
     ridge, shares = shares_of(penalties)
     ridge_derivative, derivatives = share_derivatives(total * found.gradient, found.penalties)
     bands = {
@@ -182,6 +204,10 @@ def sheet_of(
         Columns("z of the samples", edges, counts, "Above 0: more weight on the sample raises the error.", "z"),
         Gallery("Samples that hurt most", shown(session, written["examples"].worst), "By z, under the shares found."),
     ]  # fmt: skip
+    for name in s["bands"]:
+        apart = [row for row in written[f"against_{name}"].worst if row["gap"] > 0][:SHOWN]
+        if apart:
+            parts.append(Gallery(f"Where {name} stands alone", shown(session, apart), AGAINST))
     if sources:
         parts.append(
             Table("Sources", [("source", "Source", "label"), ("n", "Samples", "count"), ("z", "z", "z")], sources)

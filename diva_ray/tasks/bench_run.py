@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import bench_augment, bench_detect, bench_extend, bench_reweight
+from diva_ray.tasks import bench_aggregate, bench_augment, bench_detect, bench_extend, bench_reweight
 from diva_ray.tasks.bench_sets import NAMES, RealSet, found_sets, read_set
 from diva_ray.tasks.bench_tables import Results, Table
 from diva_ray.tasks.folder import Folder
@@ -39,6 +39,7 @@ TASKS = {
     "reweight": Task(bench_reweight.measure, bench_reweight.tables, (0.0, 0.2, 0.4)),
     "extend": Task(bench_extend.measure, bench_extend.tables, (0.0, 0.4)),
     "augment": Task(bench_augment.measure, bench_augment.tables, (0.0,), bench_augment.SETS),
+    "aggregate": Task(bench_aggregate.measure, bench_aggregate.tables, (0.0, 0.2), bench_aggregate.SETS),
 }
 
 
@@ -48,6 +49,7 @@ class TaskReport:
 
     task: str
     seeds: int
+    first_seed: int = 0
     results: Results = field(default_factory=Results)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -59,20 +61,23 @@ class TaskReport:
     def lines(self) -> list[str]:
         """Return the tables for a terminal."""
         shown = [line for table in self.tables() for line in (*table.lines(), "")]
-        return [*shown, *self.notes, f"{self.seeds} seeds; {sum(self.seconds.values()):,.0f} s in all"]
+        return [*shown, *self.notes, f"{self._told_seeds()}; {sum(self.seconds.values()):,.0f} s in all"]
 
     def markdown(self) -> str:
         """Return the tables for a README."""
         spread = "mean and standard deviation over" if self.seeds > 1 else "with"
-        said = f"Numbers are {spread} {self.seeds} seed{'s' if self.seeds > 1 else ''}."
         parts = [table.markdown() for table in self.tables()]
-        return "\n\n".join([*parts, said, *self.notes]) + "\n"
+        return "\n\n".join([*parts, f"Numbers are {spread} {self._told_seeds()}.", *self.notes]) + "\n"
+
+    def _told_seeds(self) -> str:
+        first, last = self.first_seed, self.first_seed + self.seeds - 1
+        return f"seed {first}" if first == last else f"{self.seeds} seeds, {first} to {last}"
 
     def record(self) -> dict[str, Any]:
         """Return everything for benchmark.json."""
         return {
-            "task": self.task, "seeds": self.seeds, "results": self.results.record(), "notes": self.notes,
-            "seconds": self.seconds,
+            "task": self.task, "seeds": self.seeds, "first_seed": self.first_seed, "results": self.results.record(),
+            "notes": self.notes, "seconds": self.seconds,
         }  # fmt: skip
 
 
@@ -82,8 +87,9 @@ def check(config: BenchmarkConfig) -> None:
         raise InputError(f"task: must be speed, {', '.join(TASKS)}, got {config.task}. Change `task`.")
     if config.only:
         raise InputError(f"only: must be empty with task={config.task}, got {config.only[0]}. Use `sets`.")
-    if config.seeds < 1:
-        raise InputError(f"seeds: must be at least 1, got {config.seeds}. Change `seeds`.")
+    for name, least in (("seeds", 1), ("first_seed", 0)):
+        if getattr(config, name) < least:
+            raise InputError(f"{name}: must be at least {least}, got {getattr(config, name)}. Change `{name}`.")
     for share in config.noise:
         if not 0 <= share < 1:
             raise InputError(f"noise: must be at least 0 and below 1, got {share}. Change `noise`.")
@@ -99,7 +105,7 @@ def run(config: BenchmarkConfig) -> TaskReport:
     check(config)
     names, left_out = found_sets(config.data_folder, list(config.sets), TASKS[config.task].sets)
     folder, started = open_folder(config)
-    report = TaskReport(config.task, config.seeds, notes=left_out)
+    report = TaskReport(config.task, config.seeds, config.first_seed, notes=left_out)
     noise = tuple(config.noise) or TASKS[config.task].noise
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -107,7 +113,8 @@ def run(config: BenchmarkConfig) -> TaskReport:
         with threadpool_limits(1):
             for name in names:
                 start = time.perf_counter()
-                _measure_set(report, read_set(name, config.data_folder), noise)
+                for seed in range(config.first_seed, config.first_seed + config.seeds):
+                    _measure_set(report, read_set(name, config.data_folder, seed), noise, seed)
                 report.seconds[name] = round(time.perf_counter() - start, 1)
                 folder.write_json("benchmark.json", report.record())
                 folder.write("benchmark.md", report.markdown().encode())
@@ -118,15 +125,14 @@ def run(config: BenchmarkConfig) -> TaskReport:
     return report
 
 
-def _measure_set(report: TaskReport, one: RealSet, noise: Iterable[float]) -> None:
+def _measure_set(report: TaskReport, one: RealSet, noise: Iterable[float], seed: int) -> None:
     for share in noise if one.given is None else (None,):  # human errors are what they are
-        for seed in range(report.seeds):
-            start = time.perf_counter()
-            with _hushed():
-                found = TASKS[report.task].measure(one, share or 0.0, seed)
-            report.results.add(one.name, share, found)
-            what = "human errors" if share is None else f"{share:.0%} planted"
-            log.info("%s, %s, seed %d: %.0f s", one.name, what, seed, time.perf_counter() - start)
+        start = time.perf_counter()
+        with _hushed():
+            found = TASKS[report.task].measure(one, share or 0.0, seed)
+        report.results.add(one.name, share, found)
+        what = "human errors" if share is None else f"{share:.0%} planted"
+        log.info("%s, %s, seed %d: %.0f s", one.name, what, seed, time.perf_counter() - start)
 
 
 @contextmanager

@@ -46,7 +46,9 @@ def compare_errors(estimate: Tensor, exact: Tensor) -> dict[str, float]:
     return {"rows": len(ratio), "median_ratio": float(ratio.median()), "spread": float(ratio.std(correction=0))}
 
 
-def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: int, errors: str) -> Derived:
+def derive(
+    runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: int, errors: str, *, dual: bool | None = None
+) -> Derived:
     """Return the derivative of every row, which stays with its shard.
 
     Args:
@@ -55,9 +57,10 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
         rows: rows of all tables together: the n x n form is chosen below p.
         heard: rows with validation weight.
         errors: `auto`, `exact`, `estimate`, or `none`: standard errors of 0.
+        dual: whether to take the n x n form, which then keeps every contribution; None: by the size.
     """
-    if rows < setup.scale.width and (ridge == "auto" or float(ridge) > 0):
-        return derive_dual(runner, setup, ridge)
+    if dual or (dual is None and takes_dual(rows, setup.scale.width, ridge)):
+        return derive_dual(runner, setup, ridge, keep=bool(dual))
     setup = with_errors(setup, heard, errors)
     exact = setup.collect
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge)
@@ -87,6 +90,11 @@ def derive(runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: i
         scored.tally["sources"],
         agreement,
     )
+
+
+def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
+    """Return whether the n x n form is the smaller one and can be had."""
+    return rows < width and (ridge == "auto" or float(ridge) > 0)
 
 
 def with_errors(setup: Setup, heard: int, errors: str) -> Setup:

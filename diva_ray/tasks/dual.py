@@ -25,8 +25,8 @@ from diva_ray.tasks.runner import Runner
 log = logging.getLogger("diva_ray")
 
 
-def derive_dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
-    """Return what `derive` does, from the kernel matrix of the rows."""
+def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool = False) -> Derived:
+    """Return what `derive` does, from the kernel matrix of the rows; `keep`: contributions stay known to the shards."""
     runner.engine.tell(setup=setup)
     Z, Y, alpha, v, offset, codes = runner.run(passes.gather, "gather").joined()
     pattern, grid = penalty_pattern(setup).to(setup.dtype), []
@@ -40,7 +40,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
     if fit is None:
         log.info("the kernel matrix is too badly conditioned for float32: products in float64 from here")
         runner.engine.forget("targets")
-        return replace(derive_dual(runner, replace(setup, dtype=torch.float64), float(ridge)), grid=grid)
+        return replace(derive_dual(runner, replace(setup, dtype=torch.float64), float(ridge), keep=keep), grid=grid)
     q = (1 - fit.room) / alpha.clamp_min(torch.finfo(setup.dtype).tiny)
     try:
         blocks = [(rows, fit.K[rows[:, :, None], rows[:, None, :]]) for rows in groups]
@@ -52,7 +52,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str) -> Derived:
     outputs = subtract_from_targets(Y, left.e)
     values, gradient = setup.loss_function()(outputs, Y)
     t, own = adjoint(left, v[:, None] * gradient)
-    scored, moved = _contributions(fit, t, alpha[:, None] * left.e, codes, setup.sources is not None)
+    scored, moved = _contributions(fit, t, alpha[:, None] * left.e, codes, keep or setup.sources is not None)
     if several:
         bands = by_band(setup, penalty_derivative(fit, left, alpha, t, pattern))
     else:

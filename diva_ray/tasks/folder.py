@@ -94,6 +94,16 @@ class Folder:
         with self.filesystem.open_input_stream(self._full(name)) as stream:
             return stream.read()
 
+    def stream(self, name: str, fill: Any) -> None:
+        """Write one file piece by piece, whole or not at all: `fill` gets the open stream."""
+        self._replace(name, fill)
+
+    def open_array(self, name: str) -> np.ndarray:
+        """Return the array of an npy file: mapped where the folder is local, read whole from a URI."""
+        if self.local:
+            return np.load(self._full(name), mmap_mode="r", allow_pickle=False)
+        return np.load(io.BytesIO(self.read(name)), allow_pickle=False)
+
     def drop(self, name: str) -> None:
         """Delete a sub-folder, if it is there."""
         if self.filesystem.get_file_info(self._full(name)).type == pyarrow.fs.FileType.Directory:

@@ -12,14 +12,17 @@ from diva_ray.tasks.session import Session
 
 
 def manifest(session: Session, started: str, ended: str) -> dict[str, Any]:
-    """Return versions, the data's fingerprint, and where the run took place."""
+    """Return versions, name and fingerprint of the data by its role (train, held_out, pool, test), and where it ran."""
     return {
         "diva_ray": version("diva_ray"),
         "python": platform.python_version(),
         "ray": version("ray"),
         "torch": version("torch"),
         "numpy": version("numpy"),
-        "data": {table.name: fingerprint(table) for table in session.tables},
+        "data": {
+            role: {"name": table.name, "fingerprint": fingerprint(table)}
+            for role, table in zip(session.roles, session.tables, strict=True)
+        },
         "start": started,
         "end": ended,
         "cluster": {"kind": session.plan.kind, "why": session.plan.why, "workers": session.engine.workers},

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from diva_ray.config import (
@@ -15,10 +16,11 @@ from diva_ray.config import (
     ExtendConfig,
     FitConfig,
     ReweightConfig,
+    ScoreConfig,
     TrainConfig,
     TuneConfig,
 )
-from diva_ray.data.columns import is_list
+from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
 from diva_ray.data.split import split
@@ -38,9 +40,9 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     table = opened.tables[0]
     widths = planning.band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
-    outputs = _outputs_at_sight(table, opened.columns, opened.task)
+    outputs = _outputs_at_sight(table, opened.columns, opened.task) if opened.task != "pairs" else p
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
-    need = planning.resident_bytes(rows, widths, outputs)
+    need = planning.resident_bytes(rows, widths, outputs * (3 if opened.task == "pairs" else 2) // 2)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
     if isinstance(config, TuneConfig):  # fit sums of every fold
@@ -51,8 +53,10 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
     workers = 1 if kind == "inline" else max(1, min(asked, shards))
     double = config.precision == "float64"
-    operations = 4.0 * rows * p * p + (2.0 * rows * p * p if config.ridge == "auto" else 0) + 16.0 * rows * p * outputs
-    operations += 2.0 * (copies - 1) * rows * p * p if copies > 1 else 2.0 * rows * rows * (p + outputs)
+    fits = [(p, outputs)]
+    if opened.task == "pairs":  # either band is predicted from the other
+        fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
+    operations = sum(_operations(rows, *fit, copies, auto=config.ridge == "auto") for fit in fits)
     rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7 * workers
     passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
     times, notes = more_work(config, opened)
@@ -75,6 +79,12 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         rows * sum(w * s for w, s in widths), -(-need // workers) + state, state, passes, operations / rate, notes,
     )  # fmt: skip
     return plan, opened
+
+
+def _operations(rows: int, p: int, outputs: int, copies: int, *, auto: bool) -> float:
+    """Return the operations of one derivative."""
+    fit = (6.0 if auto else 4.0) * rows * p * p + 16.0 * rows * p * outputs
+    return fit + (2.0 * (copies - 1) * rows * p * p if copies > 1 else 2.0 * rows * rows * (p + outputs))
 
 
 def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:
@@ -109,7 +119,7 @@ class Opened:
 
     tables: list[Table]
     columns: Columns
-    show: str | None
+    show: tuple[str, ...]
     task: str
     loss: str | Callable
     roles: list[str]  # of every table: train, held_out, pool, test
@@ -120,16 +130,17 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     table = open_data(
         data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
     )
-    columns, show = find_columns(table.schema, config.data, builtin=data is None and config.data.path is None)
+    own, pairs = data is not None or config.data.path is not None, config.task == "pairs"
+    columns, show = find_columns(table.schema, config.data, builtin=not own, labelled=not pairs)
+    task = "pairs" if pairs else task_of(table.schema, config.data.label, config.task)
+    check_task(config, table, columns, task)
     chosen_shares(config, columns.features)
-    task = task_of(table.schema, config.data.label, config.task)
     tables, roles = [table], ["train"]
     if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.path):
         columns = replace(columns, heard_source=config.identity)
     if config.validation.path:
         tables, roles = [*tables, open_parquet(config.validation.path, "validation.path")], [*roles, "held_out"]
     if isinstance(config, ExtendConfig):
-        own = data is not None or config.data.path is not None
         builtin = "digits_pool" if config.data.builtin == "digits_core" and not own else None
         named = config.pool.path if pool is None else pool
         found = open_data(named, builtin, config.data.noise, config.seed, "pool.path")
@@ -146,6 +157,39 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     return Opened(tables, columns, show, task, choose_loss(config, task, loss), roles)
 
 
+def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> None:
+    """Raise for what a task or an export cannot do with these columns."""
+    if task == "pairs" and not isinstance(config, ScoreConfig):
+        raise InputError("task: pairs must be scored, got another job. Use `jobs/score.py task=pairs`.")
+    if task == "pairs" and columns.offset:
+        raise InputError(
+            f"data.offset: pairs must have none, got `{columns.offset}`: aligned towers are found and used as offset. "
+            "Leave `data.offset` out."
+        )
+    if task == "pairs" and config.shares is not None:
+        raise InputError(
+            "shares: pairs must have none, got shares: each band predicts the other alone. Leave `shares` out."
+        )
+    if task == "pairs" and config.projection is not None:
+        raise InputError(
+            f"projection: pairs must have none, got {config.projection}: each band is predicted as it is. Leave "
+            "`projection` out."
+        )
+    truth = None if columns.truth is None else table.schema.field(columns.truth).type
+    if task == "pairs" and truth is not None and not pa.types.is_boolean(truth):
+        raise InputError(
+            f"data.truth: column `{columns.truth}` of pairs must hold true or false, got {truth}. Change `data.truth`."
+        )
+    if isinstance(config, ScoreConfig) and config.export == "datacomp":
+        kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
+        if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(
+                f"data.id: ids must be strings of 32 hexadecimal digits for export=datacomp, got "
+                f"{'row positions' if kind is None else f'{kind} in `{columns.id}`'}. Change `data.id`, or leave "
+                "`export` out."
+            )
+
+
 def check_columns(table: Table, other: Table, columns: Columns, task: str, *, unweighted: bool = False) -> None:
     """Raise unless a validation, pool or test table has the columns of the table, of the same kinds."""
     idle = [columns.id, columns.truth, columns.validation_weight]
@@ -157,8 +201,10 @@ def check_columns(table: Table, other: Table, columns: Columns, task: str, *, un
             f"{other.option}: the table must have the same columns, got no `{missing[0]}` at {other.name}. Fix the "
             f"table or `{other.option}`."
         )
+    if task not in ("classification", "multilabel"):
+        return
     kinds = [family(t.schema.field(columns.label).type) for t in (table, other)]
-    if task in ("classification", "multilabel") and kinds[0] != kinds[1]:
+    if kinds[0] != kinds[1]:
         raise InputError(
             f"{other.option}: column `{columns.label}` must hold {kinds[0]} as in the table, got {kinds[1]} at "
             f"{other.name}. Fix the table or `{other.option}`."

@@ -17,11 +17,14 @@ from diva_ray.tasks.plan import parse_bytes
 
 FITTING = {  # losses, and the tasks they are for; the first of a task is its default
     "cross_entropy": ("classification",),
-    "squared": ("regression", "vector", "classification", "multilabel"),
+    "squared": ("regression", "vector", "classification", "multilabel", "pairs"),
     "logistic": ("multilabel",),
-    "cosine": ("vector",),
+    "cosine": ("vector", "pairs"),
 }
-DEFAULT = {"classification": "cross_entropy", "regression": "squared", "multilabel": "logistic", "vector": "squared"}
+DEFAULT = {
+    "classification": "cross_entropy", "regression": "squared", "multilabel": "logistic", "vector": "squared",
+    "pairs": "cosine",
+}  # fmt: skip
 KINDS = {
     "str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None), "dict[str, Any]": Mapping,
 }  # fmt: skip
@@ -36,6 +39,7 @@ def check_options(config: FitConfig) -> None:
         "standard_errors": ("auto", "exact", "estimate"),
         "labeller_doubt": ("auto", "off"),
         "curate": ("none", "drop", "weight", "relabel"),
+        "export": ("none", "datacomp"),
     }
     for name, allowed in choices.items():
         if getattr(config, name, allowed[0]) not in allowed:

@@ -21,7 +21,7 @@ def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]
     return [
         ("Data", plan.table),
         ("Features", ", ".join(session.columns.features) + f" ({summary['n_features']:,} columns)"),
-        ("Label", session.columns.label),
+        *([("Label", session.columns.label)] if session.columns.label else []),
         ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
         ("Ridge", f"{summary['ridge']:.4g}" + (" (chosen by leave-one-out)" if chosen else "")),
         ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
@@ -69,17 +69,22 @@ def histogram(written: Tally, bins: int = 60) -> tuple[list[float], list[int], l
 
 def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows with their picture or text, read from the table one by one."""
-    if session.show is None:
-        return rows
-    table = session.tables[0]
-    result = []
-    for row in rows:
-        at = row.get("__row__", row["row"])
-        source = session.original or table
-        value = source.reader().read(at, at + 1, [session.show])[session.show][0].as_py()
-        key = "picture" if isinstance(value, bytes) else "text"
-        result.append({**row, key: value if isinstance(value, bytes) or value is None else str(value)})
-    return result
+    return [{**row, **seen(session, row.get("__row__", row["row"]))} for row in rows]
+
+
+def seen(session: Session, at: int) -> dict[str, Any]:
+    """Return the picture and the text of one row of the table as it was given, as far as there are columns to show."""
+    found: dict[str, Any] = {}
+    if not session.show:
+        return found
+    values = (session.original or session.tables[0]).reader().read(at, at + 1, list(session.show))
+    for name in session.show:
+        value = values[name][0].as_py()
+        if isinstance(value, bytes):
+            found.setdefault("picture", value)
+        elif value is not None:
+            found["text"] = f"{found['text']} | {value}" if "text" in found else str(value)
+    return found
 
 
 def classes_of(setup: Any, derived: Derived, written: Tally) -> list[dict[str, Any]]:

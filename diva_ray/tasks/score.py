@@ -9,11 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from diva_ray.config import ScoreConfig
-from diva_ray.data.regroup import restore_order
-from diva_ray.data.table import open_parquet
-from diva_ray.engine import curate as curating
 from diva_ray.engine import verdicts
-from diva_ray.engine.context import Tally
+from diva_ray.engine.context import Kernel, Tally
+from diva_ray.engine.uids import check_uids
 from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
 from diva_ray.tasks.begin import begin, conclude
@@ -22,13 +20,13 @@ from diva_ray.tasks.derive import derive
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.judge import judge
 from diva_ray.tasks.page import page_of
+from diva_ray.tasks.pairs import score_pairs
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import sources_of, summarise, told
 from diva_ray.tasks.trusted import derive_trusted
-
-MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
+from diva_ray.tasks.written import finish_copies, write_samples
 
 
 def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
@@ -70,6 +68,10 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
     try:
         if config.curate == "relabel" and session.task != "classification":
             raise InputError(f"curate: relabel is for classes, got task={session.task}. Change `curate`.")
+        if config.export == "datacomp":
+            session.runner.run(check_uids, "check uids", session.scored())
+        if session.task == "pairs":
+            return score_pairs(session)
         derived = derive_trusted(session) if config.method == "trusted" else derive_all(session)
         session.folder.write_json("state.json", session.mark)
         return _finish(session, derived)
@@ -81,6 +83,10 @@ def check(config: ScoreConfig) -> None:
     """Raise for options that no table could make right."""
     if config.method not in ("plain", "trusted"):
         raise InputError(f"method: must be plain or trusted, got {config.method}. Change `method`.")
+    if config.task == "pairs" and config.method == "trusted":
+        raise InputError("method: must be plain for pairs, got trusted. Change `method`.")
+    if config.task == "pairs" and config.curate == "relabel":
+        raise InputError("curate: relabel is for classes, got task=pairs. Change `curate`.")
 
 
 def derive_all(session: Session) -> Derived:
@@ -92,50 +98,26 @@ def derive_all(session: Session) -> Derived:
 
 def _finish(session: Session, derived: Derived) -> Result:
     """Judge, write and describe."""
-    config, folder = session.config, session.folder
-    summary, written, sources = write_rows(session, derived, doubt=config.labeller_doubt, outputs=config.outputs)
-    if config.curate != "none":
-        summary["curated"] = write_curated(session, config.curate)
+    summary, written, sources = write_rows(session, derived, doubt=session.config.labeller_doubt)
+    finish_copies(session, summary)
     page = page_of(session, derived, summary, written, sources)
     conclude(session, summary, render_score_page(page), worker_memory=written["max_memory"])
-    return Result(summary, folder, session.plan.kind != "inline", told(summary))
+    return Result(summary, session.folder, session.plan.kind != "inline", told(summary))
 
 
 def write_rows(
-    session: Session, derived: Derived, *, doubt: str = "auto", outputs: bool = False
+    session: Session, derived: Derived, *, doubt: str = "auto", kernel: Kernel = verdicts.write
 ) -> tuple[dict[str, Any], Tally, list[dict[str, Any]]]:
-    """Judge every row and write `samples/` and `sources.parquet`; return the summary's figures, tallies and sources."""
-    config, folder, runner = session.config, session.folder, session.runner
-    if session.original is not None:
-        folder.drop("samples")  # of a run that is resumed: in another order
-    rule, link = judge(
-        runner, derived.setup, derived.tally, session.scored(), doubt=derived.form == "primal" and doubt == "auto"
-    )
-    runner.engine.tell(
-        folder=folder, outputs=outputs,
-        rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
-        written=set(folder.names("samples")) if config.resume else set(),
-    )  # fmt: skip
-    written: Tally = runner.run(verdicts.write, "write", session.scored())
-    if session.original is not None:
-        restore_order(folder, on_ray=session.plan.kind != "inline")
-    folder.drop("weights")
+    """Judge every row and write `samples/` (by the kernel) and `sources.parquet`; return the summary's figures, tallies
+    and sources."""
+    asked = derived.form == "primal" and doubt == "auto"
+    rule, link = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
+    written = write_samples(session, kernel)
     summary = summarise(session, derived, rule, link, written)
     sources = sources_of(session, derived, written)
     if sources:
-        folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
+        session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
     return summary, written, sources
-
-
-def write_curated(session: Session, action: str) -> dict[str, int]:
-    """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed."""
-    folder = session.folder
-    session.engine.tell(
-        curate=action, table=session.original or session.tables[0], scores=open_parquet(folder.location("samples")),
-        weight_column=session.columns.weight,
-    )  # fmt: skip
-    found = session.runner.run(curating.curate, "curate", session.scored(), features=False)
-    return {"rows": int(found["kept"]), "changed": int(found["changed"])}
 
 
 def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: Any) -> Result | Plan:

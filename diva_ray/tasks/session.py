@@ -35,8 +35,9 @@ class Session:
     config: FitConfig
     folder: Folder
     tables: list[Table]
+    roles: list[str]  # of every table: train, held_out, pool, test
     columns: Columns
-    show: str | None
+    show: tuple[str, ...]
     task: str
     loss: str | Callable
     plan: planning.Plan
@@ -95,8 +96,9 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
         runner.engine.close()
         raise
     return Session(
-        config, folder, tables, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup, original
-    )
+        config, folder, tables, roles, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup,
+        original,
+    )  # fmt: skip
 
 
 def start(
@@ -134,7 +136,7 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str) -> Scan:
     """Load and scan every shard; those of a pool are left for its task."""
     numbers = task in ("regression", "vector")
     runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out="held_out" in roles)
-    runner.engine.tell(heard_source=columns.heard_source)
+    runner.engine.tell(heard_source=columns.heard_source, pairs=task == "pairs")
     runner.load()
     return runner.run(scan, "scan")
 
@@ -204,7 +206,8 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     """Return the setup of the passes: how bands are scaled, what the targets are, which precision."""
     classes = found.labels
     outputs = len(classes) if classes is not None else found.target_width
-    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" else None
+    outputs = sum(found.widths) if opened.task == "pairs" else outputs
+    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" and opened.task == "vector" else None
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     scale = make_scale(config, found, opened.columns.features)
     return Setup(

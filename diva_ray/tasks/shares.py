@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,9 +100,7 @@ class Search:
         pattern = self.columns(torch.ones(len(slices), dtype=torch.float64) if penalties is None else penalties)
         parts = []
         for subset in subsets:
-            kept = torch.cat(
-                [torch.arange(self.first), *(torch.arange(s.start, s.stop) for s in slices_of(slices, subset))]
-            )
+            kept = self.kept(subset)
             rotation = self.runner.timed("solve", rotate, self.sums.columns(kept), pattern[kept])
             ridges = default_ridges(rotation) if penalties is None else AROUND
             parts.append(bands.Part(kept, rotation.to(self.setup.dtype), ridges))
@@ -111,6 +110,25 @@ class Search:
         return [self._best(part.ridges, losses) for part, losses in zip(parts, found, strict=True)], [
             part.ridges[torch.isfinite(losses[0])] for part, losses in zip(parts, found, strict=True)
         ]
+
+    def kept(self, subset: list[int]) -> Tensor:
+        """Return the columns of some bands, the intercept first."""
+        slices = band_slices(self.widths, self.first)
+        chosen = (slices[m] for m in subset)
+        return torch.cat([torch.arange(self.first), *(torch.arange(part.start, part.stop) for part in chosen)])
+
+    def alone(self, names: Sequence[str], ridges: Sequence[float], shares: Tensor) -> dict[str, bands.Alone]:
+        """Return fits to each band alone, in the coordinates of bands that are scaled by the root of their share."""
+        fits, dtype = {}, self.setup.dtype
+        for m, (name, ridge) in enumerate(zip(names, ridges, strict=True)):
+            kept = self.kept([m])
+            penalty = self.columns(torch.full_like(shares, ridge))[kept]
+            solution = self.runner.timed("solve", solve, self.sums.columns(kept), penalty)
+            root = torch.where(penalty > 0, shares[m].sqrt(), torch.ones_like(penalty))[:, None]
+            fits[name] = bands.Alone(
+                kept, (solution.W / root).to(dtype), (solution.Linv.T / root).to(dtype).contiguous()
+            )
+        return fits
 
     def _best(self, ridges: Tensor, losses: Tensor) -> Fitted:
         k = int(losses[0].argmin())
@@ -122,11 +140,6 @@ class Search:
         return Fitted(float(ridges[k]), float(losses[0, k]) / self.total, float(losses[1, k]))
 
 
-def slices_of(slices: list[slice], subset: list[int]) -> list[slice]:
-    """Return the columns of some bands."""
-    return [slices[m] for m in subset]
-
-
 @dataclass(frozen=True)
 class Aggregated:
     """What a search found.
@@ -135,7 +148,6 @@ class Aggregated:
         penalties: of every band, (bands,); `gradient`: dL/dLambda there, of the mean loss.
         loss: mean left-out squared error there.
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
-        final: at the penalties found.
         descents: the starts, in the order they were tried.
     """
 
@@ -145,32 +157,26 @@ class Aggregated:
     together: Fitted
     alone: list[Fitted]
     without: list[Fitted]
-    final: Fitted
     descents: list[Descent]
     evaluations: int
 
 
-def aggregate_bands(
-    search: Search, names: list[str], starts: int, evaluations: int, first: Tensor | None = None
-) -> Aggregated:
+def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: int) -> Aggregated:
     """Return the penalties with the least left-out squared error that descents from several starts find.
 
     Args:
         starts: descents at most, from the starts with the least loss.
         evaluations: of a descent, at most.
-        first: penalties to start from before all others.
     """
     count = len(names)
     (together, *alone), (ridges, *_) = search.fits([list(range(count)), *([m] for m in range(count))], None)
     own = torch.tensor([fit.ridge for fit in alone], dtype=torch.float64)
-    low = torch.full_like(own, float(ridges[0]))  # under which no leverage reaches 1
-    high = 1e2 * FAR * torch.maximum(own, torch.tensor(together.ridge))
+    low, high = bounds(own, together, ridges)
     begin = [("as alone", own), ("all alike", torch.full_like(own, together.ridge))]
     for m, name in enumerate(names):
         far = FAR * own
         far[m] = own[m]
         begin.append((f"{name} alone", far))
-    begin = begin if first is None else [("as before", first), *begin]
     descents: list[Descent] = []
     for name, start in _promising(search, begin, starts, low, high):
         descents.append(descend(search.evaluate, start, low, high, evaluations, name, descents))
@@ -179,13 +185,23 @@ def aggregate_bands(
             log.info("from %s: squared error %.6f after %d evaluations", name, last.loss, len(last.losses))
     best = min(descents, key=lambda descent: descent.loss)
     loss, gradient = search.evaluate(best.penalties)
-    subsets = [list(range(count)), *([k for k in range(count) if k != m] for m in range(count))]
-    if count == 2:  # without the one is the other alone
-        (final,), _ = search.fits(subsets[:1], best.penalties)
-        without = alone[::-1]
-    else:
-        (final, *without), _ = search.fits(subsets, best.penalties)
-    return Aggregated(best.penalties, gradient, loss, together, alone, without, final, descents, len(search.seen))
+    without = alone[::-1]  # of two bands, without the one is the other alone
+    if count > 2:
+        without, _ = search.fits([[k for k in range(count) if k != m] for m in range(count)], best.penalties)
+    return Aggregated(best.penalties, gradient, loss, together, alone, without, descents, len(search.seen))
+
+
+def bounds(own: Tensor, together: Fitted, ridges: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest penalty of every band: from where no leverage reaches 1, to far out of use."""
+    return torch.full_like(own, float(ridges[0])), 1e2 * FAR * own.clamp_min(together.ridge)
+
+
+def refine(search: Search, found: Aggregated, evaluations: int) -> tuple[Tensor, Tensor]:
+    """Return the penalties that a descent from those found ends with under other sample weights, and the gradient."""
+    (together,), (ridges,) = search.fits([list(range(len(found.penalties)))], None)
+    low, high = bounds(found.penalties, together, ridges)
+    descent = descend(search.evaluate, found.penalties, low, high, evaluations)
+    return descent.penalties, search.evaluate(descent.penalties)[1]
 
 
 def _promising(

@@ -112,6 +112,37 @@ def test_what_each_band_adds_is_what_refits_without_it_say():
     assert shares == pytest.approx([s["ridge"]] * 3)
 
 
+@pytest.mark.parametrize("n", [90, 24])  # fewer rows than columns, too
+def test_every_row_is_told_what_each_band_alone_says_of_it(n):
+    data = table(n, missing=True)
+    y, parts = np.array(data["label"]), standardised(data, BANDS)
+    result = run(data, precision="float64", starts=1, evaluations=3)
+    rows = result.samples
+    for m, name in enumerate(BANDS):
+        F = left_out([parts[m]], y, [result.summary["bands"][name]["ridge_alone"]])
+        others = np.where(np.eye(3, dtype=bool)[y], -np.inf, F)
+        margin = F[np.arange(n), y] - others.max(1)
+        there = np.array([value is not None for value in data[name].to_pylist()])
+        found = rows[f"margin_{name}"].to_pylist()
+        assert [value is not None for value in found] == there.tolist()
+        assert np.array(found, dtype=float)[there] == pytest.approx(margin[there], abs=1e-6)
+        predicted = np.array(rows[f"predicted_{name}"].to_pylist(), dtype=float)
+        assert (predicted[there] == F.argmax(1)[there]).all() and np.isnan(predicted[~there]).all()
+
+
+def test_numbers_are_told_with_the_loss_of_each_band():
+    data = table(80)
+    y = np.array([row[0] for row in data["signal"].to_pylist()])
+    result = run(data.set_column(0, "label", [y]), ["signal", "random"], precision="float64")
+    Z = np.c_[np.ones(80), standardised(data, ["signal"])[0]]
+    Lambda = result.summary["bands"]["signal"]["ridge_alone"] * np.diag([0.0] + [1.0] * 8)
+    left = [Z[i] @ np.linalg.solve(np.delete(Z, i, 0).T @ np.delete(Z, i, 0) + Lambda,
+                                   np.delete(Z, i, 0).T @ np.delete(y, i)) for i in range(80)]  # fmt: skip
+    assert np.array(result.samples["loss_signal"]) == pytest.approx((left - y) ** 2, abs=1e-6)
+    page = result.folder.read("report.html").decode()
+    assert "Where random stands alone" in page
+
+
 def test_rows_of_a_group_leave_together():
     data = table(60)
     twice, group = pa.concat_tables([data, data]), np.tile(np.arange(60), 2)

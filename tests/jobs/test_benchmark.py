@@ -13,7 +13,7 @@ import pytest
 
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import bench_extend, bench_reweight, bench_sets, benchmark
+from diva_ray.tasks import bench_extend, bench_reweight, bench_run, bench_sets, benchmark
 from diva_ray.tasks.bench_tables import Results
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Digits of 300 rows."""
     whole = bench_sets.read_set("digits", None)
     fewer = replace(whole, bands={"features": whole.bands["features"][:300]}, truth=whole.truth[:300])
-    monkeypatch.setattr("diva_ray.tasks.bench_run.read_set", lambda name, folder: fewer)
+    monkeypatch.setattr("diva_ray.tasks.bench_run.read_set", lambda name, folder, seed: fewer)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -169,9 +169,66 @@ def test_share_of_the_gap_counts_only_pairs_that_have_one() -> None:
     same = dict.fromkeys(("paper", "dropped", "chang", "ren"), 10.0)
     results.add("digits", 0.4, {"uniform": 10.0, "ours": 7.0, "cleaned": 6.0, **same})
     results.add("digits", 0.0, {"uniform": 10.0, "ours": 10.5, "cleaned": 9.5, **same})
-    (ours, *others) = bench_reweight.gap_table(results).rows
-    assert ours == ["ours (safe)", "75%", "0.50", "+1.25"]
-    assert all(row[1:] == ["0%", "0.00", "+0.00"] for row in others)
+    errors, table = bench_reweight.tables(results)
+    assert len(errors.rows) == 2
+    assert "looked at" in table.title
+    (ours, *others) = table.rows
+    assert ours == ["ours (safe)", "75%", "+1.25", "0.50", "0.50"]
+    assert all(row[1:] == ["0%", "+0.00", "0.00", "0.00"] for row in others)
+
+
+def test_untouched_sets_are_told_apart_and_single_runs_do_not_hide_in_means() -> None:
+    results, same = Results(), dict.fromkeys(("paper", "dropped", "chang", "ren"), 10.0)
+    for ours in (10.7, 9.0):
+        results.add("wine", 0.2, {"uniform": 10.0, "ours": ours, "cleaned": 9.0, **same})
+    results.add("digits", 0.2, {"uniform": 10.0, "ours": 9.5, "cleaned": 9.0, **same})
+    _, seen, untouched = bench_reweight.tables(results)
+    assert seen.rows[0] == ["ours (safe)", "50%", "+0.50", "0.00", "0.00"]
+    assert untouched.title.endswith("untouched sets")
+    assert untouched.rows[0] == ["ours (safe)", "15%", "+0.15", "0.00", "0.70"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_seeds_begin_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def measure(one: bench_sets.RealSet, noise: float, seed: int) -> dict[str, float]:
+        asked.append((seed, noise))
+        return dict.fromkeys(bench_reweight.COLUMNS, 1.0)
+
+    monkeypatch.setitem(bench_run.TASKS, "reweight", bench_run.Task(measure, bench_reweight.tables, (0.0, 0.4)))
+    options = {"sets": ["digits"], "seeds": 2, "first_seed": 10, "output": f"{tmp_path}/out"}
+    report = benchmark.run(BenchmarkConfig(task="reweight", **options))
+    assert asked == [(10, 0.0), (10, 0.4), (11, 0.0), (11, 0.4)]
+    assert "2 seeds, 10 to 11" in report.lines()[-1]
+    assert json.loads((tmp_path / "out" / "benchmark.json").read_text())["first_seed"] == 10
+
+
+@pytest.mark.parametrize("name", ["wine", "breast_cancer", "iris", "digits_resplit"])
+def test_a_seed_draws_another_split_of_the_same_rows(name: str) -> None:
+    one, again, other = (bench_sets.read_set(name, None, seed) for seed in (1, 1, 2))
+    assert (one.features == again.features).all()
+    assert (one.truth.tolist(), one.test_label.tolist()) != (other.truth.tolist(), other.test_label.tolist())
+    rows = [np.sort(np.concatenate([each.truth, each.test_label])) for each in (one, other)]
+    assert (rows[0] == rows[1]).all()
+    assert one.features.shape[1] == one.test_features.shape[1]
+    if name != "digits_resplit":
+        assert np.abs(one.bands["features"].mean(0)).max() < 1e-5
+        assert one.bands["features"].std(0) == pytest.approx(1, abs=1e-5)
+
+
+def test_digits_stay_split_as_they_were() -> None:
+    assert (bench_sets.read_set("digits", None, 3).features == bench_sets.read_set("digits", None).features).all()
+
+
+@pytest.mark.skipif(not bench_sets.FASHION.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_other_pictures_of_fashion_are_other_pictures() -> None:
+    used, other = (bench_sets.read_set(name, None) for name in ("fashion-mnist", "fashion_other"))
+    assert other.bands["features"].shape == used.bands["features"].shape == (6_000, 500)
+    assert len(other.test_label) == 10_000
+    labels = bench_sets._idx("train-labels-idx1-ubyte.gz", 8)
+    assert (other.truth == labels[6_000:12_000]).all()
+    assert (other.test_label == labels[12_000:22_000]).all()
 
 
 def test_groups_are_never_cut() -> None:
@@ -200,6 +257,7 @@ def test_emoji_leave_by_name_and_human_errors_stay(tmp_path: Path) -> None:
             (tmp_path / name).mkdir(exist_ok=True)
             features = {band: [[float(k), 1.0] for k in range(rows)] for band in bands}
             labels = {"label": ["a", "b", "c"] * (rows // 3), "name": ["x", "y", "z"] * (rows // 3)}
+            labels["subgroup"] = [f"s{k % 2}" for k in range(rows)]
             gold = {"gold_label": ["b"] * rows} if (name, part) == ("agnews", "train") else {}
             pq.write_table(pa.table({**features, **labels, **gold}), tmp_path / name / f"{part}.parquet")
     emoji, news = (bench_sets.read_set(name, str(tmp_path)) for name in ("emoji", "agnews"))
@@ -208,6 +266,12 @@ def test_emoji_leave_by_name_and_human_errors_stay(tmp_path: Path) -> None:
     assert emoji.features.shape == (6, 5)
     assert news.labels(0.4, 0).tolist() == [0, 1, 2, 0, 1, 2]
     assert news.truth.tolist() == [1] * 6
+    text, fine, gold = (bench_sets.read_set(k, str(tmp_path)) for k in ("emoji_text", "emoji_subgroup", "agnews_gold"))
+    assert list(text.bands) == ["text"]
+    assert text.truth.tolist() == emoji.truth.tolist()
+    assert fine.truth.tolist() == [0, 1] * 3
+    assert (fine.test_label.tolist(), fine.groups.tolist()) == ([0, 1, 0], emoji.groups.tolist())
+    assert (gold.given, gold.truth.tolist()) == (None, [1] * 6)
     assert bench_sets.found_sets(str(tmp_path), ["agnews"])[0] == ["agnews"]
 
 
@@ -216,6 +280,7 @@ def test_emoji_leave_by_name_and_human_errors_stay(tmp_path: Path) -> None:
     [
         ({"task": "win"}, "task: must be speed, detect, reweight, extend, augment, got win"),
         ({"task": "detect", "seeds": 0}, "seeds: must be at least 1, got 0"),
+        ({"task": "detect", "first_seed": -1}, "first_seed: must be at least 0, got -1"),
         ({"task": "reweight", "noise": [1.0]}, "noise: must be at least 0 and below 1, got 1.0"),
         ({"task": "detect", "noise": [0.0]}, "noise: must be above 0 with task=detect"),
         ({"task": "extend", "sets": ["mnist"]}, "sets: must be among digits, .*, got mnist"),

@@ -1,5 +1,6 @@
 """Extension from a pool, on real digits with a clean and a noisy pool."""
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,15 @@ def test_a_noisy_pool_is_left_when_what_remains_is_mostly_wrong():
     assert len(ids) > 0.85 * (~wrong).sum()
     ours = error_with(core, pool, ids, s["ridge"], test)
     assert ours < error_with(core, pool, pool["id"], s["ridge"], test), "better than the whole pool"
+
+
+def test_the_manifest_tells_table_and_pool_apart(tmp_path):
+    core, pool, _, _ = tables(0.4)
+    run(core, pool, budget=50, rounds=1, output=str(tmp_path / "run"))
+    data = json.loads((tmp_path / "run" / "manifest.json").read_text())["data"]
+    assert list(data) == ["train", "pool"]
+    assert data["train"]["name"] == data["pool"]["name"], "both in memory"
+    assert data["train"]["fingerprint"] != data["pool"]["fingerprint"]
 
 
 def test_a_clean_pool_is_used_up_and_no_budget_is_much_worse_than_chance():

@@ -1,0 +1,55 @@
+"""Uids of 128 bits, as DataComp's subset files hold them: two 64-bit numbers a row, sorted."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
+
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import Known, Tally
+from diva_ray.errors import InputError
+
+UID = np.dtype("u8,u8")  # the first and the last 16 of 32 hexadecimal digits (mlfoundations/datacomp)
+DIGITS = "^[0-9a-fA-F]{32}$"
+
+
+def check_uids(shard: Shard, known: Known) -> Tally:
+    """Raise for an id that is no uid."""
+    assert shard.id is not None
+    fits = pc.fill_null(pc.match_substring_regex(shard.id, DIGITS), False).to_numpy(zero_copy_only=False)
+    if not fits.all():
+        row = int(np.flatnonzero(~fits)[0])
+        raise InputError(
+            f"data.id: ids must be 32 hexadecimal digits for export=datacomp, got {shard.id[row].as_py()!r} at "
+            f"{shard.where(row)}. Change `data.id`, or leave `export` out."
+        )
+    return Tally(rows=len(shard))
+
+
+def uids_of(ids: pa.Array) -> np.ndarray:
+    """Return strings of 32 hexadecimal digits as sorted pairs of 64-bit numbers."""
+    digits = np.frombuffer("".join(ids.to_pylist()).encode(), np.uint8).reshape(-1, 32)
+    values = np.where(digits <= ord("9"), digits - ord("0"), (digits | 32) - ord("a") + 10).astype(np.uint64)
+    shifts = np.arange(60, -4, -4, dtype=np.uint64)
+    found = np.empty(len(digits), UID)
+    for k, name in enumerate(("f0", "f1")):
+        found[name] = np.bitwise_or.reduce(values[:, 16 * k : 16 * k + 16] << shifts, axis=1)
+    return in_order(found)
+
+
+def in_order(uids: np.ndarray) -> np.ndarray:
+    """Return uids sorted by their first number, then the second."""
+    return uids[np.lexsort((uids["f1"], uids["f0"]))]
+
+
+def write_uids(shard: Shard, folder: Any, kept: Tensor) -> None:
+    """Write the sorted uids of the shard's kept rows into `uids/`, where the driver merges them."""
+    assert shard.id is not None
+    stream = io.BytesIO()
+    np.save(stream, uids_of(shard.id.filter(pa.array(kept.numpy()))))
+    folder.write(f"uids/part-{shard.extent.index:05d}.npy", stream.getvalue())

@@ -1,0 +1,202 @@
+"""What a run over pairs says of itself: summary, a few lines, and the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from diva_ray.engine.context import Tally
+from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
+from diva_ray.tasks.derived import SIGN_VECTORS, Derived
+from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import common_figures, planted
+
+if TYPE_CHECKING:
+    from diva_ray.tasks.pairs import Judged
+
+SHOWN = 30  # pairs on the page, in either direction
+RULES = {
+    "is_label_issue": "label_score < label_threshold: the cut with the best expected F1; label_score is the probability "
+    "that both sides belong together, against a few hundred other partners of either side; nothing is told which pairs "
+    "are right",
+    "is_detrimental": "z > threshold: more weight on this pair raises the summed loss of both directions, beyond chance",
+    "aligned": "whether one's own partner has a larger cosine than other pairs' partners, by four standard errors: then "
+    "the cosine takes part, and each side, times a slope, is the pretrained output that the fit to the other corrects",
+}
+
+
+def summarise(session: Session, derived: dict[str, Derived], judged: Judged, written: Tally) -> dict[str, Any]:
+    """Return the figures of summary.json."""
+    counts, rule, first = session.scan.counts, judged.rule, derived["forward"]
+    names = ("forward", "backward", "cosine")
+    summary = {
+        **common_figures(session, session.setup, first.ridge),
+        "ridge": {name: one.ridge for name, one in derived.items()},
+        "loss": sum(one.tally["loss"] for one in derived.values()) / counts["validation"],
+        "error": {name: one.tally["wrong"] / counts["validation"] for name, one in derived.items()},
+        "informed": judged.partners.informed,
+        "aligned": judged.aligned,
+        "alignment": judged.alignment,
+        "similarities": {
+            name: {"sharpness": one.sharpness, "gain": one.gain, "weight": one.weight}
+            for name, one in zip(names, judged.partners.similarities, strict=False)
+        },
+        "threshold": rule.z.value,
+        "n_detrimental": int(written["n_detrimental"]),
+        "detrimental_precision": rule.z.precision,
+        "detrimental_recall": rule.z.recall,
+        "label_threshold": rule.label.value,
+        "n_label_issues": int(written["n_label_issues"]),
+        "label_issue_precision": rule.label.precision,
+        "label_issue_recall": rule.label.recall,
+        "noise_estimate": rule.noise_rate,
+        "rules": RULES,
+        "standard_errors": "exact" if first.standard_errors == "exact" else f"{SIGN_VECTORS} sign vectors",
+        "form": first.form,
+        "precision": str(first.setup.dtype).removeprefix("torch."),
+    }
+    if "planted" in written:
+        summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
+    return summary
+
+
+def told(summary: dict[str, Any]) -> list[str]:
+    """Return a run over pairs in a few lines, for a terminal."""
+    s = summary
+    towers = "aligned towers" if s["aligned"] else "towers that are not aligned"
+    lines = [
+        f"{s['n_samples']:,} pairs, {towers}; left-out squared error {s['error']['forward']:.3f} forward, "
+        f"{s['error']['backward']:.3f} backward",
+        f"{s['n_label_issues']:,} pairs probably do not belong together (estimated precision "
+        f"{s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f}; {s['noise_estimate']:.1%} of all); "
+        f"{s['n_detrimental']:,} pairs hurt (z > {s['threshold']:.2f})",
+    ]
+    if "exported" in s:
+        lines.append(f"exported {s['exported']['rows']:,} uids to {s['exported']['file']}")
+    if "curated" in s:
+        lines.append(f"curated copy: {s['curated']['rows']:,} rows, {s['curated']['changed']:,} changed or dropped")
+    if "planted" in s:
+        p = s["planted"]
+        lines.append(
+            f"planted {p['n_planted']:,} wrong pairs, found {p['n_found']:,}: precision {p['precision']:.3f}, "
+            f"recall {p['recall']:.3f}, F1 {p['f1']:.3f}"
+        )
+    return lines
+
+
+def sources_of(session: Session, one: Derived, sums: Tensor, written: Tally) -> list[dict[str, Any]]:
+    """Return every source with the derivative of adding the same weight to all its pairs, and its standard error."""
+    names = session.setup.sources
+    if names is None:
+        return []
+    scale = 1.0 if one.standard_errors == "exact" else SIGN_VECTORS**-0.5
+    d, error = sums[:, 0].tolist(), (sums[:, 1:].norm(dim=1) * scale).tolist()
+    n, hurt = written["source_n"].tolist(), written["source_detrimental"].tolist()
+    return [
+        {
+            "source": name, "n": int(n[k]), "derivative": d[k], "standard_error": error[k],
+            "z": d[k] / error[k] if error[k] > 0 else 0.0, "n_detrimental": int(hurt[k]),
+        }
+        for k, name in enumerate(names.to_pylist())
+    ]  # fmt: skip
+
+
+def page_of(
+    session: Session, derived: dict[str, Derived], summary: dict[str, Any], written: Tally, sources: list
+) -> str:
+    """Return report.html."""
+    s, (first, second) = summary, session.columns.features
+    worst, hurting = written["examples"].worst[:SHOWN], shown(session, written["hurting"].worst[:SHOWN])
+    edges, counts, _ = histogram(written)
+    parts: list[Any] = [
+        Gallery(f"Probably mismatched: what `{first}` calls for", closer(session, worst, "better_second"),
+                f"Each pair as it is, least probable first. Below it, the side of {'sampled pairs'} that suits "
+                f"`{first}` better.", "closer"),
+        Gallery(f"The same pairs: what `{second}` calls for", swapped(session, worst),
+                f"`{second}` as it is, beside the `{first}` of the sampled pair that suits it best.", "closer"),
+        Gallery("Pairs that hurt most", hurting, "By z, of the summed loss of predicting either side from the other."),
+        Bars("What each similarity tells", [
+            {"label": name, "value": one["gain"], "detail": f"weight {one['weight']:.2f}", "strong": one["weight"] > 0.3}
+            for name, one in s["similarities"].items()
+        ], "Mean log likelihood of a pair above chance, in nats; the weights add them up.", " nats"),
+        Columns("Which way the pairs pull", edges, counts, x_name="z"),
+    ]  # fmt: skip
+    if sources:
+        columns = [("source", "Source", "label"), ("n", "Pairs", "count"), ("derivative", "Derivative", "number"),
+                   ("z", "z", "z"), ("n_detrimental", "Hurt", "count")]  # fmt: skip
+        parts.append(Table("Sources", columns, sorted(sources, key=lambda row: -row["z"])))
+    rule = f"estimated precision {s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f}"
+    tiles = [
+        Tile("pairs", f"{s['n_samples']:,}", f"{s['n_outputs']:,} numbers each"),
+        Tile("probably mismatched", f"{s['n_label_issues']:,}", rule, "issue"),
+        Tile("of all pairs mismatched", f"{100 * s['noise_estimate']:.1f} %", "estimated", "issue"),
+        Tile("pairs hurt", f"{s['n_detrimental']:,}", f"z > {s['threshold']:.2f}", "hurts"),
+        Tile("towers", "aligned" if s["aligned"] else "not aligned", f"z {s['alignment']:.1f} of their cosine"),
+    ]
+    sheet = Sheet(
+        "Which pairs belong together", told(s)[:2], tiles, parts, run_facts_of(session, s), session.runner.seconds,
+        notes=notes_of(s), downloads=[*downloads(bool(sources), "curated" in s), *exported(s)],
+        footer="Each derivative is of the left-out loss of predicting either side from the other (DIVA, ICLR 2022).",
+    )  # fmt: skip
+    return render_sheet(sheet)
+
+
+def run_facts_of(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what was run."""
+    ridges = ", ".join(f"{value:.4g} {name}" for name, value in summary["ridge"].items())
+    chosen = " (chosen by leave-one-out)" if session.config.ridge == "auto" else ""
+    facts = run_facts(session, {**summary, "ridge": 0.0})
+    return [("Ridge", ridges + chosen) if name == "Ridge" else (name, value) for name, value in facts]
+
+
+def notes_of(summary: dict[str, Any]) -> list[str]:
+    """Return what a reader should know."""
+    notes = []
+    if not summary["informed"]:
+        notes.append(
+            "Neither side tells its partner from others' beyond chance: nothing is said of who belongs together."
+        )
+    elif not summary["n_label_issues"]:
+        notes.append("The share of mismatched pairs could not be told from none.")
+    if summary["standard_errors"] != "exact":
+        notes.append(f"Standard errors are estimated from {SIGN_VECTORS} random sign vectors.")
+    return notes
+
+
+def exported(summary: dict[str, Any]) -> list[str]:
+    """Return the export, for the list of files."""
+    return ["subset.npy: sorted uids of the pairs to keep, in DataComp's format"] if "exported" in summary else []
+
+
+def closer(session: Session, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Return pairs as they are, each with the text (or id) of the sampled pair that suits its first side."""
+    found = []
+    for row in rows:
+        other = seen(session, row[key]).get("text")
+        found.append({**as_card(row), **seen(session, row.get("__row__", row["row"])),
+                      "closer": f"closer: {other}" if other else f"closer: row {row[key]}"})  # fmt: skip
+    return found
+
+
+def swapped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each pair's text beside the picture of the sampled pair that suits its second side."""
+    found = []
+    for row in rows:
+        own, other = seen(session, row.get("__row__", row["row"])), seen(session, row["better_first"])
+        pictured = {"picture": other["picture"]} if "picture" in other else {}
+        text = {"text": own["text"]} if "text" in own else {}
+        told = f"row {row['better_first']}" if pictured or "text" not in other else other["text"]
+        found.append(
+            {**as_card(row), **pictured, **text, "closer": f"picture of {told}" if pictured else f"suits {told}"}
+        )
+    return found
+
+
+def as_card(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a card shows of a pair."""
+    kept = ("id", "z", "loss", "label_score", "is_label_issue", "is_detrimental", "source", "weight")
+    card = {name: row[name] for name in kept if name in row}
+    return {**card, "tag": "mismatch?", "score_name": "probability", "z": float(np.float32(row["z"]))}

@@ -1,0 +1,54 @@
+"""What a scoring run writes of its rows: the samples, a curated copy, an export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diva_ray.config import ScoreConfig
+from diva_ray.data.regroup import restore_order
+from diva_ray.data.table import open_parquet
+from diva_ray.engine import curate as curating
+from diva_ray.engine.context import Tally
+from diva_ray.tasks.export import merge_uids
+from diva_ray.tasks.session import Session
+
+MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
+
+
+def write_samples(session: Session, kernel: Any) -> Tally:
+    """Write `samples/` in the order of the input; return what the shards report of their rows."""
+    config, folder, runner = session.config, session.folder, session.runner
+    if session.original is not None:
+        folder.drop("samples")  # of a run that is resumed: in another order
+    runner.engine.tell(
+        folder=folder, outputs=getattr(config, "outputs", False), export=getattr(config, "export", "none"),
+        rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
+        written=set(folder.names("samples")) if config.resume else set(),
+    )  # fmt: skip
+    written = runner.run(kernel, "write", session.scored())
+    if session.original is not None:
+        restore_order(folder, on_ray=session.plan.kind != "inline")
+    folder.drop("weights")
+    return written
+
+
+def finish_copies(session: Session, summary: dict[str, Any]) -> None:
+    """Write the curated copy and the export, where they are asked for, and tell the summary."""
+    config = session.config
+    assert isinstance(config, ScoreConfig)
+    if config.curate != "none":
+        summary["curated"] = write_curated(session, config.curate)
+    if config.export == "datacomp":
+        kept = session.runner.timed("export", merge_uids, session.folder)
+        summary["exported"] = {"format": "datacomp", "file": "subset.npy", "rows": kept}
+
+
+def write_curated(session: Session, action: str) -> dict[str, int]:
+    """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed."""
+    folder = session.folder
+    session.engine.tell(
+        curate=action, table=session.original or session.tables[0], scores=open_parquet(folder.location("samples")),
+        weight_column=session.columns.weight,
+    )  # fmt: skip
+    found = session.runner.run(curating.curate, "curate", session.scored(), features=False)
+    return {"rows": int(found["kept"]), "changed": int(found["changed"])}
