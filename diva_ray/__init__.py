@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diva_ray.tasks.score import curate as curate
     from diva_ray.tasks.score import score as score
     from diva_ray.tasks.train import train as train
+    from diva_ray.tasks.tune import tune as tune
 
 HOMES = {
     "InputError": "diva_ray.errors",
@@ -26,8 +27,9 @@ HOMES = {
     "reweight": "diva_ray.tasks.reweight",
     "score": "diva_ray.tasks.score",
     "train": "diva_ray.tasks.train",
+    "tune": "diva_ray.tasks.tune",
 }
-__all__ = ["InputError", "aggregate", "augment", "augmented", "curate", "extend", "reweight", "score", "train"]
+__all__ = ["InputError", "aggregate", "augment", "augmented", "curate", "extend", "reweight", "score", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -58,6 +58,7 @@ class FitConfig:
     loss: str = "auto"  # auto | cross_entropy | squared | logistic | cosine | module:function (needs trust_code)
     intercept: bool = True  # an unpenalised column of 1
     standardize: str = "auto"  # auto: every band centred, unit mean squared norm | none: features exactly as given
+    projection: int | None = None  # columns that a wider band is randomly projected to, by `seed`; None: as it is
     ridge: Any = "auto"  # auto: chosen by leave-one-out | a number >= 0
     shares: Any = None  # {band: share > 0}: its penalty is ridge / share | bands.json of an aggregate run; None: alike
     precision: str = "auto"  # auto: float32 products where the condition number allows | float32 (same) | float64
@@ -167,6 +168,26 @@ class TrainConfig(FitConfig):
 
 
 @dataclass
+class TuneConfig(FitConfig):
+    """Schema of `configs/tune.yaml`: what a key of `space` does not vary is as the option of its name says."""
+
+    test: TestConfig = field(default_factory=TestConfig)  # on its rows the best trial alone is judged
+    # NAME: {choice: [...]} | {loguniform: [low, high]} | {uniform: [low, high]} | one value. Names: bands (lists of
+    # data.features, or choice: subsets), shares, ridge, loss, intercept, standardize, projection, rule, steps, eta
+    space: dict[str, Any] = field(default_factory=dict)
+    search: str = "random"  # random | grid: every combination of the choices | optuna: TPE (diva_ray[optuna])
+    scheduler: str = "none"  # none | asha: trials that are behind after some folds are stopped
+    trials: int = 16  # points to try; of a grid all are
+    reduction: int = 2  # asha: of the trials that reach fold 1, r, r^2, ..., the best 1 / r go on
+    folds: int = 5  # outer folds on whose rows a trial is judged
+    # none | shrink: harm beyond a standard error removed | paper: plain steps | drop_label_issues | drop_detrimental
+    rule: str = "none"  # what is done to the sample weights before the last fit
+    steps: int = 1  # times that the rule is applied, 1..10
+    eta: float = 0.1  # size of a plain step (rule=paper)
+    output: str = "outputs/tune"
+
+
+@dataclass
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
@@ -192,5 +213,6 @@ SCHEMAS = {
     "augment": AugmentConfig,
     "aggregate": AggregateConfig,
     "train": TrainConfig,
+    "tune": TuneConfig,
     "benchmark": BenchmarkConfig,
 }  # configs/NAME.yaml builds on NAME_schema

@@ -25,7 +25,7 @@ class Step:
         kind: `plain`: alpha - value d, not below 0 (Dukler et al. 2022, eq. 14);
             `shrink`: alpha min(1, value se / d), d > 0: a harmful weight is lowered to what lies within `value`
             standard errors of harmless, a helpful one is left alone;
-            `issues`: 0 where the label looks wrong, else alpha;
+            `issues`: 0 where the label looks wrong, else alpha; `detrimental`: 0 where the row is judged so;
             `sources`: alpha times the factor of the row's source.
         value: as above.
     """
@@ -40,11 +40,13 @@ class Step:
         if self.kind == "shrink":
             allowed = self.value * error / d.clamp_min(torch.finfo(d.dtype).tiny)
             return torch.where(d > 0, alpha * allowed.clamp_max(1), alpha)
-        if self.kind == "issues" and issue is not None:
+        if self.kind in ("issues", "detrimental") and issue is not None:
             return torch.where(issue, torch.zeros_like(alpha), alpha)
         if self.kind == "sources" and factor is not None:
             return alpha * factor
-        raise ValueError(f"Step: kind must be plain, shrink, issues or sources with what it needs, got {self.kind!r}.")
+        raise ValueError(
+            f"Step: kind must be plain, shrink, issues, detrimental or sources, with what it needs, got {self.kind!r}."
+        )
 
     @property
     def name(self) -> str:
@@ -53,6 +55,7 @@ class Step:
             "plain": f"plain step of {self.value:g}",
             "shrink": f"harm beyond {self.value:g} standard error{'s' if self.value != 1 else ''} removed",
             "issues": "labels that look wrong dropped",
+            "detrimental": "detrimental samples dropped",
             "sources": f"sources moved by {self.value:g}",
         }[self.kind]
 

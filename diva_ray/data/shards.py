@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_left
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -17,7 +17,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from diva_ray.core.products import multiply
 from diva_ray.data.columns import Where, check_nulls, finite_values, one_chunk, row_keys, to_matrix
+from diva_ray.data.scale import Scale
 from diva_ray.data.table import Reader, Table
 from diva_ray.errors import InputError
 
@@ -254,52 +256,43 @@ def _weights(arrays: dict, name: str | None, option: str, where: Where, n: int) 
     return values[:, 0].double()
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How a band enters the fit: (x - mean) * scale, missing rows 0; an intercept column of 1 comes first.
-
-    Attributes:
-        mean: per band (d,), zeros when features are taken as given.
-        scale: per band, 1 / root of the mean squared norm of the centred rows.
-    """
-
-    mean: tuple[Tensor, ...]
-    scale: tuple[float, ...]
-    intercept: bool
-
-    @property
-    def widths(self) -> list[int]:
-        """Number of columns of every band."""
-        return [len(mean) for mean in self.mean]
-
-    @property
-    def width(self) -> int:
-        """Number of columns p, intercept included."""
-        return int(self.intercept) + sum(self.widths)
-
-    def shared(self, shares: Sequence[float]) -> Scale:
-        """Return the scale under which a common ridge is the penalty ridge / share on every band."""
-        return replace(self, scale=tuple(s * share**0.5 for s, share in zip(self.scale, shares, strict=True)))
-
-
 def prepare(shard: Shard, start: int, stop: int, scale: Scale, out: Tensor) -> Tensor:
-    """Write the fit's view of rows [start, stop) into `out` (rows, p) and return it; n p operations, no other copy."""
-    out = out[: stop - start]
+    """Write the fit's view of rows [start, stop) into `out` (rows, p) and return it; n p operations, no other copy.
+
+    A projected band costs 2 n d k more.
+    """
+    return prepare_rows(shard, slice(start, stop), scale, out[: stop - start])
+
+
+def prepare_rows(shard: Shard, rows: slice | Tensor, scale: Scale, out: Tensor) -> Tensor:
+    """Write the fit's view of some rows, a range or their numbers, into `out` (rows, p) and return it."""
     column = int(scale.intercept)
     if scale.intercept:
         out[:, 0] = 1
-    for values, absent, mean, factor in zip(shard.bands, shard.missing, scale.mean, scale.scale, strict=True):
-        into = out[:, column : column + len(mean)]
-        column += len(mean)
-        if not values.shape[1]:  # no row of the shard has the band
+    chosen = range(len(shard.bands)) if scale.bands is None else scale.bands
+    projections = scale.project or (None,) * len(scale.mean)
+    for k, mean, factor, project, width in zip(chosen, scale.mean, scale.scale, projections, scale.widths, strict=True):
+        into = out[:, column : column + width]
+        column += width
+        if not shard.bands[k].shape[1]:  # no row of the shard has the band
             into.zero_()
             continue
-        torch.sub(values[start:stop], mean.to(out.dtype), out=into)
-        if factor != 1:
-            into.mul_(factor)
-        if absent is not None:
-            into[absent[start:stop]] = 0
+        _scale_band(shard, k, rows, mean.to(out.dtype), factor, project, into)
     return out
+
+
+def _scale_band(
+    shard: Shard, k: int, rows: slice | Tensor, mean: Tensor, factor: float, project: Tensor | None, into: Tensor
+) -> None:
+    """Write one band's columns: centred, scaled, 0 where the band is missing, and projected if they are to be."""
+    values, absent = shard.bands[k][rows], shard.missing[k]
+    scaled = torch.sub(values, mean, out=into if project is None else torch.empty(values.shape, dtype=into.dtype))
+    if factor != 1:
+        scaled.mul_(factor)
+    if absent is not None:
+        scaled[absent[rows]] = 0
+    if project is not None:
+        into.copy_(multiply(scaled, project.to(into.dtype)))
 
 
 def block_bounds(shard: Shard, rows: int) -> list[tuple[int, int]]:

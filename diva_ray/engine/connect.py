@@ -13,8 +13,10 @@ from diva_ray.errors import InputError
 CONNECT_TIMEOUT = 10.0  # seconds until a cluster must answer
 
 
-def connect(kind: str) -> None:
+def connect(kind: str, cpus: int | None = None, object_store_memory: int | None = None) -> None:
     """Join the job's cluster (`ray`), or start Ray on this machine (`local`; Ray turns token authentication on there).
+
+    `cpus` and `object_store_memory` are of a Ray that is started here; None: what Ray takes by itself.
 
     Raises:
         InputError: no cluster answers.
@@ -26,7 +28,8 @@ def connect(kind: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if kind == "local":
-            ray.init(address="local", include_dashboard=False, **quiet)
+            room = {"num_cpus": cpus, "object_store_memory": object_store_memory}
+            ray.init(address="local", include_dashboard=False, **room, **quiet)
             _close_token()
         elif address:
             ray.init(**quiet)

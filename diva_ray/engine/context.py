@@ -18,7 +18,8 @@ from diva_ray.core.derivative import Validation, pairwise_contributions, random_
 from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.core.products import multiply
 from diva_ray.data.columns import encode
-from diva_ray.data.shards import Scale, Shard, block_bounds, prepare
+from diva_ray.data.scale import Scale
+from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.data.targets import class_targets, number_targets
 from diva_ray.errors import InputError
 

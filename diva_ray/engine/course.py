@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.given import Given
-from diva_ray.data.shards import Columns, Extent, Scale, prepare, read_shard
+from diva_ray.data.scale import Scale
+from diva_ray.data.shards import Columns, Extent, prepare, read_shard
 from diva_ray.data.table import Reader, Table
 from diva_ray.data.targets import class_targets, number_targets
 

@@ -36,6 +36,12 @@ class Progress:
             share = self.done / self.rows
             log.info("%-10s %4.0f %%  %s rows/s  %.0f s left", self.label, 100 * share, f"{rate:,.0f}", left)
 
+    def skip(self, rows: float) -> None:
+        """Take rows that will not be asked for out of what is left."""
+        self.rows = max(self.rows - round(rows), self.done)
+        if self.bar is not None:
+            self.bar.total = self.rows
+
     def close(self) -> float:
         """Finish, log the pass, and return its seconds."""
         seconds = time.perf_counter() - self.start

@@ -30,7 +30,7 @@ from diva_ray.engine.context import (
     weights,
 )
 from diva_ray.engine.passes import scored_rows
-from diva_ray.engine.verdicts import issue_flags
+from diva_ray.engine.verdicts import issue_flags, z_of
 
 
 class Each(tuple[Any, ...]):
@@ -68,6 +68,8 @@ def next_weights(shard: Shard, known: Known, step: reweight.Step, alpha: Tensor)
         assert codes is not None
         factor = known["factors"][step.value][codes]
     issue = issue_flags(shard, known) if step.kind == "issues" else None
+    if step.kind == "detrimental":
+        issue = verdict.is_detrimental(z_of(scored), known["verdict"])
     after = step(alpha, scored[:, 0], scored[:, 1], issue, factor)
     after = torch.where(validation_weights(shard, known) > 0, alpha, after) if known.get("trust") else after
     return after.masked_fill(idle(shard, known), 0.0)

@@ -46,6 +46,7 @@ from diva_ray.tasks.measure import (
     setup_of,
 )
 from diva_ray.tasks.measure_steps import pool_reading, weight_steps
+from diva_ray.tasks.measure_tune import tuning
 from diva_ray.tasks.plan import blas_environment
 
 log = logging.getLogger("diva_ray")
@@ -180,7 +181,8 @@ def detection(tables: list[pa.Table], truth: str, goals: dict[str, float]) -> It
 ENTRIES: dict[str, Callable[[Sizes], Iterator[Figure]]] = {
     "machine": machine, "derivative": derivative, "memory": memory, "ridges": ridges, "errors": errors, "dual": dual,
     "ray": on_ray, "scaling": scaling, "accuracy": accuracy, "ridge_cv": ridge_cv, "autograd": autograd,
-    "textbook": textbook, "cleanlab": cleanlab, "weight_steps": weight_steps, "pool": pool_reading, "digits": digits,
+    "textbook": textbook, "cleanlab": cleanlab, "weight_steps": weight_steps, "pool": pool_reading,
+    "tune": tuning, "digits": digits,
     **{name: quality_on(name) for name in ("flowers", "caltech101", "dtd", "agnews")},
 }  # fmt: skip
 NEEDS_DATA = ("flowers", "caltech101", "dtd", "agnews")

@@ -18,7 +18,8 @@ from diva_ray.config import ScoreConfig
 from diva_ray.core.derivative import solve_adjoint
 from diva_ray.core.dual import fit_dual
 from diva_ray.core.grid import default_ridges, rotate
-from diva_ray.data.shards import Columns, Extent, Scale, Shard
+from diva_ray.data.scale import Scale
+from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, from_arrays, open_parquet
 from diva_ray.engine import passes

@@ -18,6 +18,7 @@ from diva_ray.config import (
     ReweightConfig,
     ScoreConfig,
     TrainConfig,
+    TuneConfig,
 )
 from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.shards import Columns
@@ -28,6 +29,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
 from diva_ray.tasks.options import choose_loss, chosen_shares
+from diva_ray.tasks.space import tuning_work
 
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
@@ -37,12 +39,14 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     opened = open_tables(config, data, loss, pool)
     table = opened.tables[0]
     widths = planning.band_widths(table, opened.columns)
-    p = sum(width for width, _ in widths) + int(config.intercept)
+    p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
     outputs = _outputs_at_sight(table, opened.columns, opened.task) if opened.task != "pairs" else p
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
     need = planning.resident_bytes(rows, widths, outputs * (3 if opened.task == "pairs" else 2) // 2)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
+    if isinstance(config, TuneConfig):  # fit sums of every fold
+        state += 8 * p * p * 3 * config.folds
     kind, why = planning.choose_kind(config.cluster, need + state, dataset=False)
     threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
     shards = len(split(table, replace(opened.columns, group=None)))
@@ -60,6 +64,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     if isinstance(config, TrainConfig):
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["train"]
         notes.append("the time is that of the closed form: training logs its own rate and time left")
+    elif isinstance(config, TuneConfig):
+        passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
     elif copies > 1:
         notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
     if planning.blas_environment():
@@ -102,6 +108,8 @@ def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:
             f"pool of {pool.rows:,} rows ({pool.bytes / 2**30:.2f} GiB): read once to check it, and once in each of at "
             f"most {config.rounds} rounds; never in memory as a whole"
         ]
+    if isinstance(config, TuneConfig):
+        return tuning_work(config)
     return 1.0, []
 
 
@@ -141,7 +149,7 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
             raise InputError(
                 f"budget: must be at most the pool's {found.rows:,} rows, got {config.budget:,}. Change `budget`."
             )
-    if isinstance(config, TrainConfig):
+    if isinstance(config, TrainConfig) or (isinstance(config, TuneConfig) and (config.test.path or pool is not None)):
         found = open_data(config.test.path if pool is None else pool, None, 0.0, 0, "test.path")
         tables, roles = [*tables, found], [*roles, "test"]
     for other, role in zip(tables[1:], roles[1:], strict=True):

@@ -25,7 +25,9 @@ DEFAULT = {
     "classification": "cross_entropy", "regression": "squared", "multilabel": "logistic", "vector": "squared",
     "pairs": "cosine",
 }  # fmt: skip
-KINDS = {"str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None)}
+KINDS = {
+    "str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None), "dict[str, Any]": Mapping,
+}  # fmt: skip
 
 
 def check_options(config: FitConfig) -> None:
@@ -48,7 +50,7 @@ def check_options(config: FitConfig) -> None:
     ):
         raise InputError(f"ridge: must be auto or a number >= 0, got {ridge!r}. Change `ridge`.")
     least = {
-        "block_rows": 1, "cluster.workers": 1, "cluster.threads": 1, "cluster.gpus_per_worker": 0,
+        "block_rows": 1, "projection": 1, "cluster.workers": 1, "cluster.threads": 1, "cluster.gpus_per_worker": 0,
         "cluster.start_timeout": 0.001, "cluster.pass_timeout": 0.001,
     }  # fmt: skip
     for name, bound in least.items():

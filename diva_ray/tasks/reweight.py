@@ -15,7 +15,7 @@ from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import Step, TrialSums, best_trial
 from diva_ray.data.regroup import restore_order
 from diva_ray.engine import verdicts
-from diva_ray.engine.context import Fold, Tally
+from diva_ray.engine.context import Fold, Setup, Tally
 from diva_ray.engine.steps import Trials, fold_counts
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
@@ -26,6 +26,7 @@ from diva_ray.tasks.options import check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
+from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trusted import check_trust
 from diva_ray.tasks.walk import RIDGES, SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
@@ -114,7 +115,7 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
 
 def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums, int]:
     """Return every arm, how it does on the folds set apart, and how many were asked until the answer was clear."""
-    _check_folds(walk, folds)
+    check_folds(walk.runner, walk.setup, folds)
     solutions: dict[int, Tensor] = {}
     for k in range(folds):
         if not walk.runner.quiet:
@@ -129,10 +130,10 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
     raise AssertionError("the last fold always answers")
 
 
-def _check_folds(walk: Walk, folds: int) -> None:
+def check_folds(runner: Runner, setup: Setup, folds: int) -> None:
     """Raise unless every fold hears rows, and leaves rows to hear and to fit to."""
-    walk.runner.engine.tell(setup=walk.setup, folds=folds)
-    counts = walk.runner.run(fold_counts, "count")
+    runner.engine.tell(setup=setup, folds=folds)
+    counts = runner.run(fold_counts, "count")
     for k, (inside, outside, fitted) in enumerate(counts.tolist()):
         if not (inside and outside and fitted):
             raise InputError(

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from diva_ray.config import FitConfig
+from diva_ray.core.subspace import projections
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
-from diva_ray.data.shards import Columns, Extent, Scale
+from diva_ray.data.scale import Scale
+from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Setup
@@ -202,6 +204,20 @@ def _places(key: int) -> Callable:
 
 def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     """Return the setup of the passes: how bands are scaled, what the targets are, which precision."""
+    classes = found.labels
+    outputs = len(classes) if classes is not None else found.target_width
+    outputs = sum(found.widths) if opened.task == "pairs" else outputs
+    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" and opened.task == "vector" else None
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    scale = make_scale(config, found, opened.columns.features)
+    return Setup(
+        opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
+        config.block_rows, config.seed, sources=found.sources,
+    )  # fmt: skip
+
+
+def make_scale(config: FitConfig, found: Scan, names: tuple[str, ...]) -> Scale:
+    """Return how every band enters the fit, from the moments of one scan."""
     means, scales = [], []
     for width, rows, total, square in zip(found.widths, found.rows, found.sums, found.squares, strict=True):
         mean, scale = torch.zeros(width, dtype=torch.float64), 1.0
@@ -211,15 +227,7 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
             scale = spread**-0.5 if spread > 1e-12 * (square / rows) else 1.0  # a constant band stays at 0
         means.append(mean)
         scales.append(scale)
-    classes = found.labels
-    outputs = len(classes) if classes is not None else found.target_width
-    outputs = sum(found.widths) if opened.task == "pairs" else outputs
-    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" and opened.task == "vector" else None
-    dtype = torch.float64 if config.precision == "float64" else torch.float32
-    scale = Scale(tuple(means), tuple(scales), config.intercept)
-    shares = chosen_shares(config, opened.columns.features)
-    scale = scale if shares is None else scale.shared(shares)
-    return Setup(
-        opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
-        config.block_rows, config.seed, sources=found.sources,
-    )  # fmt: skip
+    project = projections(names, [len(mean) for mean in means], config.projection, config.seed)
+    scale = Scale(tuple(means), tuple(scales), config.intercept, project=project)
+    shares = chosen_shares(config, names)
+    return scale if shares is None else scale.shared(shares)

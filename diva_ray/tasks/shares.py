@@ -44,21 +44,22 @@ class Fitted:
 class Search:
     """The mean left-out squared error of a fit to every band, as a function of their penalties.
 
+    `sums`: the fit sums of all bands and pairs of bands, the only ones ever needed, where they are known already.
+
     Squared error whatever the loss, as for the ridge: cross-entropy of raw outputs prefers no ridge at all.
     """
 
-    def __init__(self, runner: Runner, setup: Setup, validation: float) -> None:
+    def __init__(self, runner: Runner, setup: Setup, validation: float, sums: FitSums | None = None) -> None:
         self.runner, self.total = runner, validation
         self.setup = replace(setup, loss="squared", copies=1, collect=False)
         self.widths, self.first = setup.scale.widths, int(setup.scale.intercept)
         self.seen: dict[tuple[float, ...], tuple[float, Tensor]] = {}
-        self.sums: FitSums = self._fit()
+        self._begin()
+        self.sums: FitSums = self.runner.run(passes.fit, "fit") if sums is None else sums
 
-    def _fit(self) -> FitSums:
-        """Return the fit sums of all bands and pairs of bands: the only ones ever needed."""
+    def _begin(self) -> None:
         self.runner.engine.forget("rows", "scored", "targets")
         self.runner.engine.tell(setup=self.setup)
-        return self.runner.run(passes.fit, "fit")
 
     def columns(self, penalties: Tensor) -> Tensor:
         """Return the penalty of every column."""
@@ -83,9 +84,11 @@ class Search:
             if not single or left.tally["max_leverage"] < MOST_LEVERAGE:
                 _, gradient = runner.timed("solve", solve_adjoint, solution, left.sums)
                 return left.tally["loss"] / self.total, by_band(self.setup, gradient) / self.total
-        log.info("condition number %.1e: products in float64 from here", solution.condition)
+        if not runner.quiet:
+            log.info("condition number %.1e: products in float64 from here", solution.condition)
         self.setup = replace(self.setup, dtype=torch.float64)
-        self.sums = self._fit()
+        self._begin()
+        self.sums = self.runner.run(passes.fit, "fit")
         return self._evaluate(penalties)
 
     def fits(self, subsets: list[list[int]], penalties: Tensor | None) -> tuple[list[Fitted], list[Tensor]]:
@@ -177,7 +180,9 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
     descents: list[Descent] = []
     for name, start in _promising(search, begin, starts, low, high):
         descents.append(descend(search.evaluate, start, low, high, evaluations, name, descents))
-        log.info("from %s: squared error %.6f after %d evaluations", name, descents[-1].loss, len(descents[-1].losses))
+        if not search.runner.quiet:
+            last = descents[-1]
+            log.info("from %s: squared error %.6f after %d evaluations", name, last.loss, len(last.losses))
     best = min(descents, key=lambda descent: descent.loss)
     loss, gradient = search.evaluate(best.penalties)
     without = alone[::-1]  # of two bands, without the one is the other alone

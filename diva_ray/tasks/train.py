@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diva_ray.config import FitConfig, ReweightConfig, TrainConfig
+from diva_ray.config import FitConfig, ReweightConfig, TrainConfig, TuneConfig
 from diva_ray.data.given import FLAGS, Given
 from diva_ray.data.sources import digits, open_data
 from diva_ray.data.table import Table, from_arrow
@@ -103,6 +103,11 @@ def check(config: TrainConfig) -> None:
     for name, least in (("epochs", 1), ("batch_size", 1), ("seeds", 1), ("window", 1), ("weight_decay", 0)):
         if not getattr(config, name) >= least:
             raise InputError(f"{name}: must be at least {least}, got {getattr(config, name)}. Change `{name}`.")
+    if config.projection is not None:
+        raise InputError(
+            f"projection: must be none for a module, which takes features as they are, got {config.projection}. Leave "
+            "`projection` out."
+        )
     if not config.learning_rate > 0:
         raise InputError(f"learning_rate: must be > 0, got {config.learning_rate}. Change `learning_rate`.")
     if not 0 <= config.momentum < 1:
@@ -122,7 +127,7 @@ def choose_module(config: TrainConfig, given: Callable | None) -> Callable[..., 
     return build
 
 
-def open_both(config: TrainConfig, data: Any, test: Any) -> tuple[Any, Table]:
+def open_both(config: TrainConfig | TuneConfig, data: Any, test: Any) -> tuple[Any, Table]:
     """Return the table (a Ray Dataset as it is) and the test table; the built-in digits are split by themselves."""
     named = config.test.path if test is None else test
     builtin = data is None and config.data.path is None and config.data.builtin == "digits"

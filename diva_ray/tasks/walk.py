@@ -74,14 +74,14 @@ class Walk:
     penalty: Tensor = field(default_factory=lambda: torch.zeros(0))  # dL/dLambda of every column, at the last look
     by_source: Tensor = field(default_factory=lambda: torch.zeros(0, 1))  # what the last look found, see `passes.score`
 
-    def begin(self, fold: Fold | None) -> FitSums:
-        """Go back to the table's weights, perhaps without a fold; return the fit sums there."""
+    def begin(self, fold: Fold | None, sums: FitSums | None = None) -> FitSums:
+        """Go back to the table's weights, perhaps without a fold; return the fit sums there (`sums`, if known)."""
         engine = self.runner.engine
         engine.forget("fold", "step", "factor", "weights", "rows", "scored")
         self.at, self.name = 0, "all" if fold is None else f"without{fold.k}"
         engine.tell(setup=self.setup, store=self.store, multiplied=self.path.chain.kind == "sources")
         engine.tell(**({} if fold is None else {"fold": fold}))
-        return self.runner.run(passes.fit, "fit")
+        return self.runner.run(passes.fit, "fit") if sums is None else sums
 
     def solve(self, sums: FitSums, factor: float = 1.0) -> Solution:
         """Return the fit, perhaps under another ridge."""

@@ -1,0 +1,236 @@
+"""Ray Tune around an evaluation that stays where the data are: trials are light processes that ask for one fold after
+another and report; nothing is loaded or copied for them.
+
+Every trial asks a desk, an actor without CPUs, and one thread of this process answers. So trials run one after another
+on all workers, and a trial that its scheduler stops is simply not asked about again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from diva_ray.engine.connect import connect
+from diva_ray.errors import InputError
+
+Evaluate = Callable[[str, dict[str, Any], int], dict[str, Any]]
+QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # the run writes its own table
+SMALL = 100 << 20  # bytes of object store where only trials talk
+ROOM = {
+    "memory": 1.0
+}  # what Tune asks for a trial: a byte. Workers may hold every CPU, and Tune refuses to ask nothing
+
+
+@dataclass(frozen=True)
+class Search:
+    """How points of the space are drawn, and which trials are stopped early.
+
+    Attributes:
+        space: of every name, (kind, values): `choice` of labels, `uniform` or `loguniform` between two numbers.
+        method: `random`, `grid` (every combination of the choices) or `optuna` (TPE).
+        scheduler: `none` or `asha`: after 1, r, r^2, ... folds only the best 1 / r of the trials go on.
+        trials: points to draw; not of a grid.
+        folds: reports that a whole trial makes.
+    """
+
+    space: Mapping[str, tuple[str, list[Any]]]
+    method: str
+    scheduler: str
+    trials: int
+    folds: int
+    reduction: int
+    seed: int
+
+
+class Desk:
+    """Actor between trials and the process that evaluates: questions wait in a queue, answers go to who asked."""
+
+    def __init__(self) -> None:
+        self.questions: asyncio.Queue = asyncio.Queue()
+        self.asked: dict[int, asyncio.Future] = {}
+        self.count = 0
+
+    async def ask(self, trial: str, config: dict[str, Any], fold: int) -> dict[str, Any]:
+        """Return what one fold says of a trial, once it has been evaluated."""
+        self.count += 1
+        answer = self.asked[self.count] = asyncio.get_running_loop().create_future()
+        await self.questions.put((self.count, trial, config, fold))
+        return await answer
+
+    async def next(self) -> tuple[int, str, dict[str, Any], int] | None:
+        """Return the next question; None when the desk closes."""
+        return await self.questions.get()
+
+    async def answer(self, ticket: int, found: dict[str, Any]) -> None:
+        """Answer a question."""
+        self.asked.pop(ticket).set_result(found)
+
+    async def close(self) -> None:
+        """Send the evaluating thread home."""
+        await self.questions.put(None)
+
+
+def trial(config: dict[str, Any], desk: Any, folds: int) -> None:
+    """Ask for one fold after another and report the running error: all that a trial's process does."""
+    from ray import tune
+
+    name = tune.get_context().get_trial_id()
+    for fold in range(folds):
+        found = ray.get(desk.ask.remote(name, config, fold))
+        tune.report(found)
+        if found["failed"]:  # type: ignore[index]  # a dict, which pyright takes for a list
+            return
+
+
+class Server(threading.Thread):
+    """Answers the desk's questions, one after another, until it closes; keeps the first mistake."""
+
+    def __init__(self, desk: Any, evaluate: Evaluate) -> None:
+        super().__init__(daemon=True)
+        self.desk, self.evaluate = desk, evaluate
+        self.fault: BaseException | None = None
+
+    def run(self) -> None:
+        """Serve; after a mistake that is not a trial's own, every further answer is that the run has failed."""
+        while (question := ray.get(self.desk.next.remote())) is not None:
+            ticket, *asked = question
+            ray.get(self.desk.answer.remote(ticket, self._found(*asked)))
+
+    def _found(self, name: str, config: dict[str, Any], fold: int) -> dict[str, Any]:
+        if self.fault is None:
+            try:
+                return self.evaluate(name, config, fold)
+            except BaseException as fault:
+                self.fault = fault  # raised in the main thread, when Tune has returned
+        return {"error": float("inf"), "failed": True}
+
+
+def run_trials(search: Search, evaluate: Evaluate) -> int:
+    """Run every trial of a search and return how many there were; Ray must be connected.
+
+    Args:
+        search: see `Search`.
+        evaluate: (trial, point, fold) -> {"error": the trial's error so far, "failed": whether it must end}; called in
+            a thread of this process, one call at a time, the folds of a trial in order.
+
+    Raises:
+        InputError, or whatever `evaluate` raised.
+    """
+    from ray import tune
+
+    desk = ray.remote(Desk).options(num_cpus=0).remote()
+    server = Server(desk, evaluate)
+    server.start()
+    with tempfile.TemporaryDirectory() as scratch, _environment(QUIET):
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(trial, desk=desk, folds=search.folds), ROOM),
+            param_space={name: _domain(*one, grid=search.method == "grid") for name, one in search.space.items()},
+            tune_config=tune.TuneConfig(
+                metric="error", mode="min", num_samples=1 if search.method == "grid" else search.trials,
+                max_concurrent_trials=None if search.method != "optuna" else 1, reuse_actors=True,
+                search_alg=_algorithm(search), scheduler=_scheduler(search),
+            ),
+            run_config=tune.RunConfig(
+                name="trials", storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=8)
+            ),
+        )  # fmt: skip
+        with _patient("ray.tune.analysis.experiment_analysis"):  # which misses the files that QUIET leaves out
+            found = tuner.fit()
+    ray.get(desk.close.remote())
+    server.join()
+    ray.kill(desk)  # type: ignore[arg-type]  # a typed proxy is a handle
+    if server.fault is not None:
+        raise server.fault
+    if found.errors:
+        raise found.errors[0]
+    return len(found)
+
+
+@contextmanager
+def connected(kind: str) -> Iterator[None]:
+    """Connect to Ray for a while: to the engine's, or (inline) to one for the trials alone, which ends with them."""
+    ours = not ray.is_initialized()
+    if ours:
+        connect("local" if kind == "inline" else kind, cpus=1, object_store_memory=SMALL)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _domain(kind: str, values: list[Any], *, grid: bool) -> Any:
+    """Return the domain of one name as Tune writes it."""
+    from ray import tune
+
+    if kind == "choice":
+        return tune.grid_search(values) if grid else tune.choice(values)
+    return {"uniform": tune.uniform, "loguniform": tune.loguniform}[kind](*values)
+
+
+def _algorithm(search: Search) -> Any:
+    """Return the search algorithm; one trial at a time, so that its course depends on the seed alone."""
+    if search.method == "optuna":
+        import optuna  # pyright: ignore[reportMissingImports]  # an extra
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return OptunaSearch(sampler=optuna.samplers.TPESampler(seed=search.seed), metric="error", mode="min")
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    return BasicVariantGenerator(max_concurrent=1, random_state=search.seed)
+
+
+def _scheduler(search: Search) -> Any:
+    """Return the scheduler: first in, first out, or asynchronous successive halving (Li et al. 2020)."""
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    return ASHAScheduler(max_t=search.folds, grace_period=1, reduction_factor=search.reduction)
+
+
+def check_search(method: str) -> None:
+    """Raise if the search needs a package that is not there."""
+    if method == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise InputError(
+            "search: optuna must be installed, got no package of that name. Run `pip install diva_ray[optuna]`, or "
+            "use search=random."
+        )
+
+
+@contextmanager
+def _patient(logger: str) -> Iterator[None]:
+    """Let a logger tell only errors for a while."""
+    one = logging.getLogger(logger)
+    level = one.level
+    one.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        one.setLevel(level)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables that Tune reads, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

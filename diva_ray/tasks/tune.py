@@ -1,0 +1,201 @@
+"""Tune: Ray Tune over what has no exact gradient, every trial on the same loaded shards and fit sums."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diva_ray.config import TuneConfig
+from diva_ray.data.table import Table
+from diva_ray.engine.progress import Progress
+from diva_ray.engine.scan import Scan, scan
+from diva_ray.errors import InputError
+from diva_ray.report.sheet import render_sheet
+from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.calls import configure
+from diva_ray.tasks.opened import open_tables
+from diva_ray.tasks.options import check_options, choose_loss
+from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.result import Result
+from diva_ray.tasks.reweight import check_folds
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.space import Space, parse_space
+from diva_ray.tasks.study import Study
+from diva_ray.tasks.train import open_both
+from diva_ray.tasks.trials import FOLDS, Record, Trials, best_of, error_figures
+from diva_ray.tasks.tuned import best_options, best_yaml, figures, sheet_of, told
+from diva_ray.tasks.weights import check_classes
+
+log = logging.getLogger("diva_ray")
+TABLE = "trials.parquet"
+
+
+@dataclass
+class Tuned(Result):
+    """A finished search: `.trials`, one row a trial; `.best`, options of the winner for the other calls."""
+
+    best: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def trials(self) -> pa.Table:
+        """Every trial: its choice, error, standard error, interval, folds, seconds, whether it was stopped."""
+        return pq.read_table(pa.BufferReader(self.folder.read(TABLE)))
+
+    @property
+    def samples(self) -> Any:
+        """The trials: a search writes no rows of the table."""
+        return self.trials
+
+
+def tune(
+    data: Any, space: Mapping[str, Any] | None = None, *, test: Any = None, quiet: bool = False, **options: Any
+) -> Tuned | Plan:
+    """Return the options with the least error on outer folds, found by Ray Tune, and how every trial did.
+
+    A trial is a choice of bands, ridge, loss, intercept, standardisation, random projection, and of a rule for the
+    weights. It is judged on each of `folds` outer folds (with a separate validation table: on folds of that) by a model
+    for which ridge, weights and fit never saw the fold's labels; only the bands' means and scales are those of all
+    rows. Its error is the mean over all rows, with the standard error over rows (or groups).
+    Fit sums by fold are computed once for all trials: n p^2 operations a standardisation. Then a trial costs a solve,
+    p^3, and one look at its fold's rows, 2 n p c in all; `ridge=auto` adds a grid pass a fold for every new set of
+    columns, and a rule its own derivatives. Exact but for rounding: the sums of a choice are sub-blocks of those of all
+    bands, or R'GR.
+    The best of many errors is too good; `error_of_choosing` and, with a test table, `test_error` say by how much.
+
+    Args:
+        data: as for `diva_ray.score`.
+        space: of every name that varies, {"choice": [...]}, {"loguniform": [low, high]}, {"uniform": [low, high]} or
+            one value; see `TuneConfig`.
+        test: path, Arrow table, DataFrame or mapping of arrays with the same columns, on which the best trial alone is
+            judged, fitted to all rows.
+        quiet: no progress.
+        **options: columns and fields of `TuneConfig`.
+
+    Returns:
+        A `Tuned`; `diva_ray.score(data, **result.best)` uses what won (`reweight` where a rule for weights did).
+
+    Raises:
+        InputError: bad input, options or space, in one line.
+    """
+    if isinstance(test, str) or hasattr(test, "__fspath__"):
+        options["test"], test = {"path": str(test)}, None
+    if space is not None:
+        options["space"] = dict(space)
+    config, data, loss = configure(TuneConfig, data, options)
+    return run(config, data, loss=loss, quiet=quiet, test_rows=test)
+
+
+def run(
+    config: TuneConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False, test_rows: Any = None
+) -> Tuned | Plan:
+    """Return the result of a tuning run as its config says (`jobs/tune.py`); see `tune`."""
+    check_options(config)
+    space = check(config)
+    builtin = data is None and config.data.path is None and config.data.builtin == "digits"
+    test = test_rows
+    if config.test.path or test_rows is not None or builtin:
+        data, test = open_both(config, data, test_rows)
+    look_ahead(config, data, loss, test, space)
+    session = begin(config, data, loss, quiet=quiet, pool=test)
+    if isinstance(session, Plan):
+        return session
+    try:
+        session.folder.write_json("state.json", session.mark)
+        check_folds(session.runner, session.setup, config.folds)
+        _scan_test(session)
+        study = Study(session, config)
+        trials, records = search(study, space, quiet=quiet)
+        return _finish(study, space, trials, records)
+    finally:
+        session.engine.close()
+
+
+def check(config: TuneConfig) -> Space:
+    """Return the space; raise for options that no table could make right."""
+    allowed = {"search": ("random", "grid", "optuna"), "scheduler": ("none", "asha")}
+    for name, values in allowed.items():
+        if getattr(config, name) not in values:
+            raise InputError(f"{name}: must be {', '.join(values)}, got {getattr(config, name)}. Change `{name}`.")
+    for name, least, most in (("trials", 1, 100_000), ("folds", 2, 50), ("reduction", 2, 50)):
+        if not least <= getattr(config, name) <= most:
+            raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
+    space = parse_space(config)
+    from diva_ray.engine.tuner import check_search
+
+    check_search(config.search)
+    return space
+
+
+def look_ahead(config: TuneConfig, data: Any, loss: Callable | None, test: Any, space: Space) -> None:
+    """Raise for what footers and labels tell, before anything is started."""
+    if type(data).__module__.startswith("ray.data"):  # tells nothing before it is read
+        return
+    opened = open_tables(config, data, loss, test)
+    for name in space.values("loss"):
+        if name not in (config.loss, "auto"):
+            choose_loss(replace(config, loss=name), opened.task, None)
+    if isinstance(test, Table) and opened.task in ("classification", "multilabel"):
+        check_classes(opened.tables[0], test, opened.columns.label)
+
+
+def _scan_test(session: Session) -> None:
+    """Check the rows of a test table, if there is one."""
+    extents = [extent for extent in session.engine.extents if extent.pool]
+    if extents:
+        found: Scan = session.runner.run(scan, "scan test", extents)
+        _ = replace(session.scan, place="the table") + replace(found, place="the test table")  # raises: other widths
+
+
+def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Record]]:
+    """Run every trial; passes are quiet meanwhile, and progress counts the rows on which trials are judged."""
+    from diva_ray.engine.tuner import Search, connected, run_trials
+
+    config, runner = study.config, study.session.runner
+    order = Search(
+        {name: (one.kind, one.labels()) for name, one in space.dimensions.items()}, config.search, config.scheduler,
+        space.size() if config.search == "grid" else config.trials, config.folds, config.reduction, config.seed,
+    )  # fmt: skip
+    rows = study.session.scan.counts["heard"] * order.trials
+    progress = Progress("trials", int(rows), quiet=quiet)
+    trials = Trials(study, space, config.folds, config.resume, progress=progress)
+    runner.quiet = True
+    with connected(study.session.plan.kind):
+        run_trials(order, trials.evaluate)
+    records = trials.end()
+    runner.quiet = quiet
+    runner.seconds["trials"] = progress.close()
+    return trials, records
+
+
+def _finish(study: Study, space: Space, trials: Trials, records: list[Record]) -> Tuned:
+    """Judge the winner on the test table, write, and describe."""
+    session, config, best = study.session, study.config, best_of(records)
+    extents = [extent for extent in session.engine.extents if extent.pool]
+    found = study.test(best.choice, extents) if extents else None
+    test = None if found is None else {**error_figures(found), "rows": found["rows"], "ridge": found["ridge"]}
+    folder, rows = session.folder, [record.row() for record in records]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)
+    folder.write(TABLE, buffer.getvalue().to_pybytes())
+    folder.write("best.yaml", best_yaml(session, config, best.choice).encode())
+    folder.drop("weights")
+    summary = figures(study, space, trials, records, best, test)
+    conclude(session, summary, render_sheet(sheet_of(session, space, summary, rows)))
+    log.info("what every fold said stays in %s", folder.location(FOLDS))
+    return Tuned(summary, folder, False, told(summary), best=best_options(config, best.choice))
+
+
+SCHEMA = pa.schema([
+    ("trial", pa.int64()), ("bands", pa.string()), ("shares", pa.string()), ("ridge", pa.float64()),
+    ("ridge_used", pa.float64()), ("loss", pa.string()), ("intercept", pa.bool_()), ("standardize", pa.string()),
+    ("projection", pa.int64()), ("rule", pa.string()), ("steps", pa.int64()), ("eta", pa.float64()),
+    ("error", pa.float64()), ("standard_error", pa.float64()), ("low", pa.float64()), ("high", pa.float64()),
+    ("folds", pa.int64()), ("fold_errors", pa.list_(pa.float64())), ("seconds", pa.float64()), ("stopped", pa.bool_()),
+    ("failed", pa.string()),
+])  # fmt: skip

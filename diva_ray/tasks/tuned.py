@@ -1,0 +1,239 @@
+"""What a search says of itself: summary, a few lines, the winner's config, and the page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from math import log10
+from typing import Any
+
+import yaml
+
+from diva_ray.config import DataConfig, TuneConfig
+from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
+from diva_ray.tasks.page import run_facts
+from diva_ray.tasks.reweighted import error_words
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.space import NAMES, Choice, Space, short
+from diva_ray.tasks.study import Study
+from diva_ray.tasks.summary import common_figures
+from diva_ray.tasks.trials import Record, Trials, error_of_choosing
+
+RULE = (
+    "error: mean over the rows of all outer folds, each judged by a model whose ridge, weights and fit never saw it; "
+    "standard_error over rows (groups), low and high: 95 %, of other rows, not of other training rows. The best trial "
+    "is chosen by this error among n_trials: it is too good. error_of_choosing chooses without the fold that judges; "
+    "test_error is of rows that took no part in the choice"
+)
+SAME = ("task", "precision", "block_rows", "standard_errors", "trust_code")
+FIT = ("intercept", "standardize", "projection", "ridge")
+
+
+def figures(
+    study: Study, space: Space, trials: Trials, records: list[Record], best: Record, test: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return the figures of summary.json."""
+    session, config, row = study.session, study.config, best.row()
+    return {
+        **common_figures(session, study.setup(best.choice), test["ridge"] if test else row["ridge_used"]),
+        "n_trials": len(records),
+        "n_complete": sum(record.complete for record in records),
+        "n_stopped": sum(record.stopped for record in records),
+        "n_failed": sum(record.failed is not None for record in records),
+        "search": config.search,
+        "scheduler": config.scheduler,
+        "folds": config.folds,
+        "varied": list(space.dimensions),
+        "best": {name: getattr(best.choice, name) for name in NAMES} | {"trial": best.number},
+        "error": row["error"],
+        "standard_error": row["standard_error"],
+        "low": row["low"],
+        "high": row["high"],
+        "error_of_choosing": error_of_choosing(records),
+        "test_error": test and {name: test[name] for name in ("error", "standard_error", "low", "high", "rows")},
+        "rule": RULE,
+        "target": target_of(best.choice)[0],
+        "shared": {
+            "loads": 1, "passes": dict(study.passes), "fit_sums": len(study.sums), "ridges": len(study.ridges),
+            "folds_judged": study.passes.get("judge", 0) - (test is not None), "folds_known_before": trials.kept,
+        },
+        "seconds_judging": round(trials.spent, 4),
+    }  # fmt: skip
+
+
+def target_of(choice: Choice) -> tuple[str, dict[str, Any]]:
+    """Return the job that does what a choice says, and the options that make it."""
+    if choice.shares == "auto" and len(choice.bands) > 1:  # which finds the ridge too
+        joint = {"weights": "joint", "steps": choice.steps} if choice.rule != "none" else {}
+        return "aggregate", {"ridge": "auto", **joint}
+    given = {"shares": {name: choice.shares[name] for name in choice.bands}} if isinstance(choice.shares, dict) else {}
+    if choice.rule == "shrink":
+        return "reweight", {"method": "safe", "steps": choice.steps, **given}
+    if choice.rule == "paper":
+        return "reweight", {"method": "paper", "steps": choice.steps, "eta": choice.eta, **given}
+    return "score", ({"curate": "drop"} if choice.rule == "drop_label_issues" else {}) | given
+
+
+def best_options(config: TuneConfig, choice: Choice) -> dict[str, Any]:
+    """Return the choice as options of the Python calls."""
+    known = {name: getattr(choice, name) for name in FIT}
+    loss = {} if choice.loss == "callable" else {"loss": choice.loss}
+    return {"features": list(choice.bands), **known, **loss, "seed": config.seed, **target_of(choice)[1]}
+
+
+def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:
+    """Return a config of the target job: `python jobs/JOB.py --config-dir=OUTPUT --config-name=best`."""
+    job, more = target_of(choice)
+    options = best_options(config, choice)
+    data = {name: value for name, value in asdict(config.data).items() if value != getattr(DataConfig(), name)}
+    data["features"] = options.pop("features")
+    if config.data.path:
+        data["path"] = _absolute(str(config.data.path))
+    elif not config.data.builtin or session.tables[0].memory is None:
+        data["path"] = "???"
+    same = {name: getattr(config, name) for name in SAME}
+    chosen = {
+        "data": data,
+        **({"validation": {"path": _absolute(config.validation.path)}} if config.validation.path else {}),
+        "cluster": asdict(config.cluster),
+        **{name: value for name, value in options.items() if name not in more},
+        **more,
+        **same,
+        "output": f"outputs/{job}/${{now:%Y-%m-%d_%H-%M-%S}}",
+        "hydra": {"run": {"dir": "."}, "output_subdir": None},
+    }
+    quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
+    body = yaml.safe_dump(
+        {"defaults": [f"{job}_schema", *quiet, "_self_"], **chosen}, sort_keys=False, allow_unicode=True
+    )
+    return f"# python jobs/{job}.py --config-dir={session.folder.path} --config-name=best output=FOLDER\n{body}"
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def told(summary: dict[str, Any]) -> list[str]:
+    """Return a search in a few lines, for a terminal."""
+    s = summary
+    kind = error_words(s)[0]
+    choice = ", ".join(f"{name} {short(s['best'][name])}" for name in s["varied"])
+    lines = [
+        f"{s['n_trials']} trials ({s['n_complete']} whole, {s['n_stopped']} stopped, {s['n_failed']} failed) of "
+        f"{s['folds']} folds on {s['n_validation']:,} rows; {s['seconds_judging']:.1f} s of judging",
+        f"best: {choice}",
+        f"{kind} {s['error']:.4f} +- {s['standard_error']:.4f} ({s['low']:.4f} to {s['high']:.4f}): the "
+        f"least of {s['n_trials']}, so a little too good",
+    ]
+    if s["error_of_choosing"] is not None:
+        lines.append(f"chosen without the fold that judges: {kind} {s['error_of_choosing']:.4f}")
+    if s["test_error"]:
+        t = s["test_error"]
+        lines.append(f"on {t['rows']:,} test rows: {kind} {t['error']:.4f} ({t['low']:.4f} to {t['high']:.4f})")
+    passes = ", ".join(f"{count} {name}" for name, count in s["shared"]["passes"].items())
+    return [*lines, f"one load for all trials; passes: {passes}"]
+
+
+def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Sheet:
+    """Return the contents of report.html."""
+    s, (error, shape) = summary, error_words(summary)
+    choice = ", ".join(f"{name} {short(s['best'][name])}" for name in s["varied"])
+    headline = [
+        f"Best of {s['n_trials']} trials: {choice}.",
+        f"Its {error} on rows that took no part in it is {shape(s['error'])} ({shape(s['low'])} to "
+        f"{shape(s['high'])}); the least of many is a little too good.",
+    ]
+    tiles = [
+        Tile(f"{error} of the best", shape(s["error"]), f"{shape(s['low'])} to {shape(s['high'])}, over rows", "good"),
+        Tile("trials", str(s["n_trials"]), f"{s['n_stopped']} stopped, {s['n_failed']} failed"),
+    ]
+    if s["error_of_choosing"] is not None:
+        detail = "the best by other folds, on each"
+        tiles.append(Tile(f"{error} of choosing", shape(s["error_of_choosing"]), detail))
+    if s["test_error"]:
+        t = s["test_error"]
+        tiles.append(Tile(f"test {error}", shape(t["error"]), f"{shape(t['low'])} to {shape(t['high'])}"))
+    facts = [
+        *run_facts(session, s), ("Search", f"{s['search']}, scheduler {s['scheduler']}, {s['folds']} outer folds"),
+        ("Space", "; ".join(f"{name}: {_values(one)}" for name, one in space.dimensions.items())),
+    ]  # fmt: skip
+    files = [
+        "trials.parquet: every trial, its choice, error, interval and seconds",
+        f"best.yaml: a config: python jobs/{s['target']}.py --config-dir=FOLDER --config-name=best",
+        "folds/: what every fold said of every choice, from which a killed run goes on",
+        "summary.json: every figure of this page",
+    ]
+    return Sheet(
+        "Which options do best", headline, tiles, _parts(space, s, rows), facts, session.runner.seconds,
+        notes=_notes(s, rows), downloads=files,
+        footer="Each row is judged by a model for which ridge, weights and fit never saw its fold.",
+    )  # fmt: skip
+
+
+def _values(one: Any) -> str:
+    shown = ", ".join(map(short, one.values))
+    return shown if one.kind == "choice" else f"{one.kind} {shown.replace(', ', ' to ')}"
+
+
+def _notes(s: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    whole = [row for row in rows if row["failed"] is None and not row["stopped"]]
+    close = sum(row["error"] <= s["error"] + s["standard_error"] for row in whole) - 1
+    notes = []
+    if close:
+        notes.append(f"{close} other whole trial(s) are within a standard error of the best.")
+    if not s["test_error"]:
+        notes.append("No test table was given: `test.path` would judge the best trial on rows that chose nothing.")
+    return notes
+
+
+def _parts(space: Space, s: dict[str, Any], rows: list[dict[str, Any]]) -> list[Any]:
+    """Return the plots: errors by trial, and by the values of every name; and the table."""
+    error, shape = error_words(s)
+    known = [row for row in rows if row["error"] is not None]
+    bars = [
+        {
+            "label": ", ".join(short(row[name]) if name != "ridge" else _ridge(row) for name in space.dimensions),
+            "value": row["error"], "error": row["standard_error"], "strong": row["trial"] == s["best"]["trial"],
+            "detail": f"trial {row['trial']}" + (f", stopped after {row['folds']} folds" if row["stopped"] else ""),
+        }
+        for row in sorted(known, key=lambda row: row["error"])
+    ]  # fmt: skip
+    kind = "percent" if shape(0.5).endswith("%") else "number"
+    columns = [("trial", "Trial", "count"), *((name, name, "label") for name in space.dimensions),
+               ("error", error, kind), ("low", "low", kind), ("high", "high", kind), ("folds", "folds", "count"),
+               ("seconds", "seconds", "fixed")]  # fmt: skip
+    shown = [{**row, **{name: short(row[name]) for name in space.dimensions if name != "ridge"}, "ridge": _ridge(row)}
+             for row in rows]  # fmt: skip
+    return [
+        Bars(f"{error.capitalize()} by trial", bars, f"{', '.join(space.dimensions)}; one standard error over rows."),
+        *(_by_value(name, one.kind, known, error, shape) for name, one in space.dimensions.items()),
+        Table("Trials", columns, shown),
+    ]
+
+
+def _ridge(row: dict[str, Any]) -> str:
+    used = "-" if row["ridge_used"] is None else f"{row['ridge_used']:.3g}"
+    return f"auto ({used})" if row["ridge"] is None else f"{row['ridge']:.3g}"
+
+
+def _by_value(name: str, kind: str, rows: list[dict[str, Any]], error: str, shape: Any) -> Any:
+    """Return a plot of the errors against the values of one name."""
+    whole = [row for row in rows if not row["stopped"]]
+    if kind != "choice":
+        at = [log10(row[name]) for row in whole]
+        series = [{"name": error, "strong": True, **{key: [row[source] for row in whole] for key, source in (
+            ("y", "error"), ("low", "low"), ("high", "high"))}}]  # fmt: skip
+        intro = "Every whole trial with its 95 % interval over rows; other options vary too."
+        percent = shape(0.5).endswith("%")
+        return Lines(f"{error.capitalize()} by {name}", at, series, intro, f"log10 {name}", error, percent_y=percent)
+    values: dict[str, list[dict[str, Any]]] = {}
+    for row in whole:
+        values.setdefault("auto" if name == "ridge" and row[name] is None else short(row[name]), []).append(row)
+    best = {value: min(found, key=lambda row: row["error"]) for value, found in values.items()}
+    bars = [
+        {"label": value, "value": row["error"], "error": row["standard_error"], "strong": row is min(
+            best.values(), key=lambda one: one["error"]), "detail": f"the best of {len(values[value])}"}
+        for value, row in sorted(best.items(), key=lambda item: item[1]["error"])
+    ]  # fmt: skip
+    intro = "The best whole trial with each value; other options vary too."
+    return Bars(f"{error.capitalize()} by {name}", bars, intro)

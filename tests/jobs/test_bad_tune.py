@@ -1,0 +1,134 @@
+"""Search spaces and options that cannot be: one line each, before anything is started."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import diva_ray
+from diva_ray.config import TuneConfig
+from diva_ray.errors import InputError
+from diva_ray.jobs import register
+from diva_ray.tasks import tune
+from diva_ray.tasks.space import NAMES, parse_space
+from tests.jobs.mistakes import INLINE, base
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RIDGE = {"loguniform": [0.1, 10.0]}
+
+
+def refuses(told, space=None, **options):
+    table = options.pop("table", base())
+    with pytest.raises(InputError, match=told) as caught:
+        diva_ray.tune(table, {"ridge": RIDGE} if space is None else space, quiet=True, cluster=INLINE, **options)
+    line = str(caught.value)
+    assert "\n" not in line and ", got " in line and line.rstrip().endswith("."), line
+
+
+def test_an_unknown_name_is_told_with_its_place_and_all_that_are_known():
+    refuses(f"^space: names must be among {', '.join(NAMES)}, got 'rigde' at space.rigde", {"rigde": RIDGE})
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({}, "^space: must name what varies"),
+        ({"ridge": {"normal": [0, 1]}}, r"got normal at space\.ridge\. "),
+        ({"ridge": {"choice": [1], "uniform": [1, 2]}}, r"got choice, uniform at space\.ridge"),
+        ({"ridge": {"loguniform": [0, 1]}}, r"0 < low < high, got \[0, 1\] at space\.ridge\.loguniform"),
+        ({"ridge": {"loguniform": [1]}}, "must be two numbers"),
+        ({"ridge": {"choice": []}}, r"must be listed, got \[\] at space\.ridge\.choice"),
+        ({"ridge": {"choice": [1.0, -1]}}, r"^ridge: must be auto or a number >= 0, got -1 at space\.ridge\.choice"),
+        ({"ridge": {"choice": [1.0, 1.0]}}, r"must differ, got 1\.0 twice at space\.ridge\.choice"),
+        ({"ridge": "much"}, r"got 'much' at space\.ridge\. "),
+        ({"steps": {"uniform": [1, 3]}}, r"only ridge and eta may be drawn between two numbers, got uniform at"),
+        ({"steps": {"choice": [0]}}, "a whole number, 1 to 10, got 0"),
+        ({"steps": {"choice": [True]}}, "a whole number, 1 to 10, got True"),
+        ({"eta": {"choice": [0]}}, "a number > 0, got 0"),
+        ({"projection": {"choice": [0.5]}}, "none or a whole number >= 1, got 0.5"),
+        ({"intercept": {"choice": ["yes"]}}, "true or false, got 'yes'"),
+        ({"standardize": {"choice": ["z"]}}, "auto or none, got 'z'"),
+        ({"rule": {"choice": ["none", "safe"]}}, "must be none, shrink, paper, .*, got 'safe' at space.rule.choice"),
+        ({"loss": {"choice": ["huber"]}}, r"^loss: must fit classification \(.*\), got huber"),
+        ({"bands": {"choice": [["features"], ["image"]]}}, r"among features \(`data.features`\), got \['image'\]"),
+        ({"bands": {"choice": [["features", "features"]]}}, "list of different columns"),
+        ({"shares": {"choice": ["some"]}}, "none, auto, or a number > 0 for each of features, got 'some'"),
+        ({"shares": {"features": 0}}, "a number > 0 for each of features"),
+    ],
+)
+def test_values_that_their_name_cannot_take(space, told):
+    refuses(told, space)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"search": "bayes"}, "^search: must be random, grid, optuna, got bayes"),
+        ({"search": "grid"}, r"a grid must have choices only, got loguniform at space\.ridge"),
+        ({"scheduler": "median"}, "^scheduler: must be none, asha, got median"),
+        ({"trials": 0}, "^trials: must be 1 to 100000, got 0"),
+        ({"folds": 1}, "^folds: must be 2 to 50, got 1"),
+        ({"reduction": 1}, "^reduction: must be 2 to 50"),
+        ({"rule": "safe"}, "^rule: must be none, shrink"),
+        ({"steps": 11}, "^steps: must be a whole number, 1 to 10, got 11 at steps"),
+        ({"projection": 0}, "^projection: must be at least 1, got 0"),
+        ({"space_": 1}, "^tune: options must be columns or fields of TuneConfig, got 'space_'"),
+        ({"test": {"features": np.ones((5, 4))}}, "test.path: the table must have the same columns, got no `label`"),
+        ({"test": base(label=np.arange(60) % 4)}, "labels must be among the table's 3 classes, got 1 new"),
+    ],
+)
+def test_options_that_cannot_be(options, told):
+    refuses(told, **options)
+
+
+def test_folds_that_hear_nothing_are_refused_before_any_trial():
+    trusted = np.zeros(60)
+    trusted[:2] = 1
+    refuses("folds: every outer fold must hear rows", table=base(v=trusted), validation_weight="v")
+
+
+def test_a_module_takes_features_as_they_are():
+    with pytest.raises(InputError, match="projection: must be none for a module"):
+        diva_ray.train(base(), base(), projection=2, weights=None, cluster=INLINE, quiet=True)
+
+
+SPACES = [f"space={path.stem}" for path in (ROOT / "configs" / "space").glob("*.yaml") if path.stem != "none"]
+EXPERIMENTS = [f"+experiment={path.stem}" for path in (ROOT / "configs" / "experiment").glob("*.yaml")]
+
+
+@pytest.mark.parametrize("chosen", [*SPACES, *EXPERIMENTS])
+def test_every_space_and_experiment_is_one_that_can_be_searched(chosen):
+    register()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = OmegaConf.to_object(compose("tune", overrides=[chosen]))
+    space = parse_space(config)
+    assert space.size() > 1 or any(one.kind != "choice" for one in space.dimensions.values())
+    assert "ridge" in space.dimensions or config.ridge == "auto"
+    assert tune.check(config) == space
+
+
+def test_all_subsets_of_bands_are_named_by_a_word():
+    config = TuneConfig(space={"bands": {"choice": "subsets"}})
+    config.data.features = ["a", "b", "c"]
+    found = parse_space(config).values("bands")
+    assert sorted(found, key=lambda bands: (len(bands), bands)) == [
+        ("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c"), ("a", "b", "c"),
+    ]  # fmt: skip
+    config.data.features = [f"layer {k}" for k in range(12)]
+    with pytest.raises(InputError, match=r"at most 8 bands, got 12 at space\.bands\.choice"):
+        parse_space(config)
+
+
+def test_what_trials_run_is_light_and_needs_no_torch():
+    """A trial's process imports what its function's module imports: no torch, which takes seconds and memory."""
+    import subprocess
+    import sys
+
+    code = "import sys, diva_ray.engine.tuner; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    from diva_ray.engine import tuner
+
+    assert len(pickle.dumps(tuner.trial)) < 200
