@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_ray.data.shards import Extent, Scale, Shard, prepare
+from diva_ray.data.scale import Scale
+from diva_ray.data.shards import Extent, Shard, prepare
 from diva_ray.engine.context import (
     Kernel,
     Known,

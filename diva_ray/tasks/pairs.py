@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diva_ray.core import partners
 from diva_ray.core.verdict import Verdict, fit_verdict
-from diva_ray.data.shards import Scale
+from diva_ray.data.scale import Scale
 from diva_ray.engine import pair_verdicts, pairs
 from diva_ray.engine.context import Setup, Tally
 from diva_ray.tasks.begin import conclude
