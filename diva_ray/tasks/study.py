@@ -98,13 +98,14 @@ class Study:
         Products are repeated in float64 where the condition number asks for it, whatever other trials needed.
         """
         setup = self.setup(choice, dtype)
-        sums = self._fit_sums(choice, setup, fold)
+        sums, asked = self._fit_sums(choice, setup, fold), choice
         if choice.shares == "auto" and len(choice.bands) > 1:
             setup, sums, choice = self._share(choice, setup, sums, fold)
         ridge = self._ridge(choice, setup, sums, fold)
         solution: Solution = self.session.runner.timed("solve", solve, sums, ridge * penalty_pattern(setup))
         if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:
-            return self.train(replace(choice, ridge=ridge), fold, torch.float64)
+            again = asked if asked.shares == "auto" else replace(asked, ridge=ridge)
+            return self.train(again, fold, torch.float64)
         W = solution.W if choice.rule == "none" else self._weigh(choice, setup, sums, ridge, fold)
         plain = replace(setup.scale, project=())
         return Trained(expand(W, _projected(setup.scale)), plain, setup, ridge)

@@ -1,7 +1,9 @@
 """Search spaces and options that cannot be: one line each, before anything is started."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +11,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import diva_ray
-from diva_ray.config import TuneConfig
+from diva_ray.config import SCHEMAS, TuneConfig
 from diva_ray.errors import InputError
 from diva_ray.jobs import register
-from diva_ray.tasks import tune
+from diva_ray.tasks import aggregate, reweight, score, tune
+from diva_ray.tasks.calls import configure
+from diva_ray.tasks.options import check_options, chosen_shares
 from diva_ray.tasks.space import NAMES, parse_space
+from diva_ray.tasks.tuned import best_options, best_yaml, target_of
 from tests.jobs.mistakes import INLINE, base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -108,6 +113,41 @@ def test_every_space_and_experiment_is_one_that_can_be_searched(chosen):
     assert space.size() > 1 or any(one.kind != "choice" for one in space.dimensions.values())
     assert "ridge" in space.dimensions or config.ridge == "auto"
     assert tune.check(config) == space
+
+
+TARGETS = {
+    "score": {"projection": 8},
+    "score, dropped": {"rule": "drop_label_issues", "loss": "squared", "intercept": False},
+    "reweight": {"rule": "shrink", "steps": 2, "shares": {"image": 0.25, "text": 0.75}},
+    "reweight, plain": {"rule": "paper", "eta": 0.3, "ridge": 2.0, "bands": ("text",)},
+    "aggregate": {"shares": "auto"},
+    "aggregate, joint": {"shares": "auto", "rule": "shrink", "steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_winners_config_is_one_of_its_job(name, tmp_path):
+    config = TuneConfig(space={"ridge": RIDGE}, seed=5)
+    config.data.features, config.data.path, config.data.group = ["image", "text"], "table/", "user"
+    choice = replace(parse_space(config).base, **TARGETS[name])
+    job, _ = target_of(choice)
+    assert job == name.split(",")[0]
+    session = SimpleNamespace(folder=SimpleNamespace(path=str(tmp_path)), tables=[SimpleNamespace(memory=None)])
+    (tmp_path / "best.yaml").write_text(best_yaml(session, config, choice))
+    register()
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        found = OmegaConf.to_object(compose("best"))
+    assert type(found) is SCHEMAS[job]
+    check_options(found)
+    {"score": score.check, "reweight": reweight.check, "aggregate": aggregate.check}[job](found)
+    assert found.data.path == str(Path("table/").absolute()) and found.data.group == "user" and found.seed == 5
+    assert tuple(found.data.features) == choice.bands
+    for option in ("intercept", "standardize", "projection", "loss", "ridge"):
+        assert getattr(found, option) == getattr(choice, option)
+    if job != "aggregate" and choice.shares != "none":
+        assert chosen_shares(found, choice.bands) == [0.25, 0.75]
+    same, data, _ = configure(SCHEMAS[job], "table/", best_options(config, choice))
+    assert data is None and same.projection == found.projection and same.shares == found.shares
 
 
 def test_all_subsets_of_bands_are_named_by_a_word():
