@@ -27,6 +27,7 @@ from diva_ray.data.shards import Extent
 from diva_ray.engine import passes, tuning
 from diva_ray.engine.context import Fold, Kernel, Setup, Tally
 from diva_ray.engine.reduce import add_in_order
+from diva_ray.errors import InputError
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.derived import MOST_CONDITION, best_ridge, penalty_pattern
 from diva_ray.tasks.options import DEFAULT
@@ -102,13 +103,24 @@ class Study:
         if choice.shares == "auto" and len(choice.bands) > 1:
             setup, sums, choice = self._share(choice, setup, sums, fold)
         ridge = self._ridge(choice, setup, sums, fold)
-        solution: Solution = self.session.runner.timed("solve", solve, sums, ridge * penalty_pattern(setup))
-        if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:
+        solution = self._solve(sums, ridge, setup)
+        if solution is None:
             again = asked if asked.shares == "auto" else replace(asked, ridge=ridge)
             return self.train(again, fold, torch.float64)
         W = solution.W if choice.rule == "none" else self._weigh(choice, setup, sums, ridge, fold)
         plain = replace(setup.scale, project=())
         return Trained(expand(W, _projected(setup.scale)), plain, setup, ridge)
+
+    def _solve(self, sums: FitSums, ridge: float, setup: Setup) -> Solution | None:
+        """Return the solution; None where float32 sums would lose it."""
+        single = setup.dtype == torch.float32
+        try:
+            found: Solution = self.session.runner.timed("solve", solve, sums, ridge * penalty_pattern(setup))
+        except InputError:  # not positive definite, perhaps by rounding only
+            if single:
+                return None
+            raise
+        return None if single and found.condition > MOST_CONDITION else found
 
     def setup(self, choice: Choice, dtype: torch.dtype | None = None) -> Setup:
         """Return how the rows enter the fit of a choice, and its loss."""
@@ -116,9 +128,9 @@ class Study:
         means = tuple(whole.mean[k] for k in at)
         project = projections(choice.bands, [len(mean) for mean in means], choice.projection, self.config.seed)
         scale = Scale(means, tuple(whole.scale[k] for k in at), choice.intercept, tuple(at), project)
-        rows = sum(table.rows for table in self.session.tables)
         if dtype is None:  # fewer rows than columns: the p x p form needs every digit
-            dtype = torch.float64 if rows < scale.width else self.session.setup.dtype
+            few = self.session.runner.rows < scale.width
+            dtype = torch.float64 if few else self.session.setup.dtype
         loss = self.session.loss if choice.loss in ("", self.config.loss) else choice.loss
         loss = DEFAULT[self.session.task] if loss == "auto" else loss
         center = self.session.scan.target[1:-1] / self.session.scan.target[0] if loss == "cosine" else None

@@ -262,6 +262,8 @@ def test_float64_is_taken_where_a_trial_needs_it_and_leaves_no_trace(tmp_path):
     assert runs[0] == runs[1]
     double = open_study(table, tmp_path / "double")
     assert dict(double.judge(replace(base, ridge=1e-9), 0)) == runs[0][1e-9], "float64 from the targets on"
+    tiny = replace(base, ridge=1e-14)  # float32 sums are not even positive definite
+    assert dict(study.judge(tiny, 0)) == dict(double.judge(tiny, 0))
 
 
 def test_a_validation_table_is_what_trials_are_judged_on(tmp_path):
