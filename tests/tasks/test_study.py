@@ -13,6 +13,7 @@ import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.core.derivative import splitmix
 from diva_ray.core.subspace import gaussian_projection
+from diva_ray.errors import InputError
 from diva_ray.tasks.begin import begin
 from diva_ray.tasks.space import parse_space
 from diva_ray.tasks.study import EVALUATIONS, STARTS, Study
@@ -262,8 +263,18 @@ def test_float64_is_taken_where_a_trial_needs_it_and_leaves_no_trace(tmp_path):
     assert runs[0] == runs[1]
     double = open_study(table, tmp_path / "double")
     assert dict(double.judge(replace(base, ridge=1e-9), 0)) == runs[0][1e-9], "float64 from the targets on"
-    tiny = replace(base, ridge=1e-14)  # float32 sums are not even positive definite
-    assert dict(study.judge(tiny, 0)) == dict(double.judge(tiny, 0))
+
+
+def test_sums_that_float32_makes_indefinite_are_made_again(tmp_path):
+    table = draw()
+    table["text"] = table["image"][:, :6] + 1e-5 * table["text"]
+    double, single = open_study(table, tmp_path / "double"), open_study(table, tmp_path / "single")
+    single.session.setup = replace(single.session.setup, dtype=torch.float32)
+    choice = replace(parse_space(double.config).base, ridge=1e-9, standardize="none")
+    setup = single.setup(choice)
+    with pytest.raises(InputError, match="positive definite"):
+        double._solve(single._fit_sums(choice, setup, 0), 1e-9, replace(setup, dtype=torch.float64))
+    assert dict(single.judge(choice, 0)) == dict(double.judge(choice, 0))
 
 
 def test_a_validation_table_is_what_trials_are_judged_on(tmp_path):
