@@ -89,8 +89,20 @@ def check(config: AggregateConfig) -> None:
         )
 
 
+def check_bands(session: Session) -> None:
+    """Raise for a band that is the same in every row."""
+    scan = session.scan
+    for name, rows, total, square in zip(session.columns.features, scan.rows, scan.sums, scan.squares, strict=True):
+        if rows and square / rows - float(total @ total) / rows**2 <= 1e-12 * square / rows:
+            raise InputError(
+                f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
+                f"`{name}`. Leave it out of `data.features`."
+            )
+
+
 def _finish(session: Session, config: AggregateConfig) -> Result:
     """Search, score under what was found, and describe."""
+    check_bands(session)
     runner, names, heard = session.runner, list(session.columns.features), session.scan.counts["validation"]
     rows, setup = sum(table.rows for table in session.tables), session.setup
     if rows < setup.scale.width:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_ray.core.bands import Descent, band_slices, descend, penalty_of_columns
+from diva_ray.core.bands import Descent, band_slices, descend, penalty_of_columns, shares_of
 from diva_ray.core.derivative import solve_adjoint
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, solve
@@ -24,6 +24,8 @@ from diva_ray.tasks.runner import Runner
 log = logging.getLogger("diva_ray")
 
 FAR = 1e3  # how far above its own ridge a band's penalty starts that is to take no part
+FEW_BANDS = 8  # up to which each band alone is a start
+ALIKE = 1 + 1e-4  # how near losses are that count as equal
 AROUND = torch.logspace(-1, 1, 9, dtype=torch.float64)  # ridges tried around the penalties found
 
 
@@ -173,7 +175,7 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
     own = torch.tensor([fit.ridge for fit in alone], dtype=torch.float64)
     low, high = bounds(own, together, ridges)
     begin = [("as alone", own), ("all alike", torch.full_like(own, together.ridge))]
-    for m, name in enumerate(names):
+    for m, name in enumerate(names) if count <= FEW_BANDS else ():
         far = FAR * own
         far[m] = own[m]
         begin.append((f"{name} alone", far))
@@ -183,12 +185,19 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
         if not search.runner.quiet:
             last = descents[-1]
             log.info("from %s: squared error %.6f after %d evaluations", name, last.loss, len(last.losses))
-    best = min(descents, key=lambda descent: descent.loss)
+    best = most_even(descents)
     loss, gradient = search.evaluate(best.penalties)
     without = alone[::-1]  # of two bands, without the one is the other alone
     if count > 2:
         without, _ = search.fits([[k for k in range(count) if k != m] for m in range(count)], best.penalties)
     return Aggregated(best.penalties, gradient, loss, together, alone, without, descents, len(search.seen))
+
+
+def most_even(descents: list[Descent]) -> Descent:
+    """Return the descent that ended best; of those that ended alike (bands may say the same) the most even shares."""
+    least = min(one.loss for one in descents)
+    alike = [one for one in descents if one.loss <= ALIKE * least]
+    return max(alike, key=lambda one: float(torch.special.entr(shares_of(one.penalties)[1]).sum()))
 
 
 def bounds(own: Tensor, together: Fitted, ridges: Tensor) -> tuple[Tensor, Tensor]:

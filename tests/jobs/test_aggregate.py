@@ -230,6 +230,19 @@ def test_mistakes_are_one_line(options, told):
         run(table(30), **options)
 
 
+def test_a_band_that_never_varies_is_one_line():
+    data = table(30).append_column("flat", pa.array([[1.0, 2.0]] * 30))
+    with pytest.raises(InputError, match=r"data.features: every band must vary .* in all 30 rows of `flat`"):
+        run(data, ["signal", "flat"])
+
+
+def test_bands_that_say_the_same_share_alike():
+    data = table(90)
+    twice = data.append_column("again", data["signal"])
+    bands = run(twice, ["signal", "again", "random"], starts=4).summary["bands"]
+    assert bands["signal"]["share"] == pytest.approx(bands["again"]["share"], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("shares", "told"),
     [
