@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import bench_augment, bench_detect, bench_extend, bench_reweight
+from diva_ray.tasks import bench_augment, bench_detect, bench_extend, bench_pairs, bench_reweight
 from diva_ray.tasks.bench_sets import NAMES, RealSet, found_sets, read_set
 from diva_ray.tasks.bench_tables import Results, Table
 from diva_ray.tasks.folder import Folder
@@ -28,17 +28,22 @@ log = logging.getLogger("diva_ray")
 class Task:
     """What is measured on a set, and how it is shown; shares of wrong labels where the config names none."""
 
-    measure: Callable[[RealSet, float, int], dict[str, float]]
+    measure: Callable[[Any, float, int], dict[str, float]]
     tables: Callable[[Results], list[Table]]
     noise: tuple[float, ...]
     sets: tuple[str, ...] = NAMES
+    read: Callable[[str, str | None], Any] | None = None  # None: classes, `bench_sets.read_set`
+    clean: bool = True  # whether nothing planted can be measured
 
 
 TASKS = {
-    "detect": Task(bench_detect.measure, bench_detect.tables, (0.2,)),
+    "detect": Task(bench_detect.measure, bench_detect.tables, (0.2,), clean=False),
     "reweight": Task(bench_reweight.measure, bench_reweight.tables, (0.0, 0.2, 0.4)),
     "extend": Task(bench_extend.measure, bench_extend.tables, (0.0, 0.4)),
     "augment": Task(bench_augment.measure, bench_augment.tables, (0.0,), bench_augment.SETS),
+    "pairs": Task(
+        bench_pairs.measure, bench_pairs.tables, (0.05, 0.2, 0.4), bench_pairs.SETS, bench_pairs.read_pairs, clean=False
+    ),
 }
 
 
@@ -87,8 +92,8 @@ def check(config: BenchmarkConfig) -> None:
     for share in config.noise:
         if not 0 <= share < 1:
             raise InputError(f"noise: must be at least 0 and below 1, got {share}. Change `noise`.")
-        if share == 0 and config.task == "detect":
-            raise InputError(f"noise: must be above 0 with task=detect, got {share}. Change `noise`.")
+        if share == 0 and not TASKS[config.task].clean:
+            raise InputError(f"noise: must be above 0 with task={config.task}, got {share}. Change `noise`.")
 
 
 def run(config: BenchmarkConfig) -> TaskReport:
@@ -107,7 +112,7 @@ def run(config: BenchmarkConfig) -> TaskReport:
         with threadpool_limits(1):
             for name in names:
                 start = time.perf_counter()
-                _measure_set(report, read_set(name, config.data_folder), noise)
+                _measure_set(report, (TASKS[config.task].read or read_set)(name, config.data_folder), noise)
                 report.seconds[name] = round(time.perf_counter() - start, 1)
                 folder.write_json("benchmark.json", report.record())
                 folder.write("benchmark.md", report.markdown().encode())
@@ -118,7 +123,7 @@ def run(config: BenchmarkConfig) -> TaskReport:
     return report
 
 
-def _measure_set(report: TaskReport, one: RealSet, noise: Iterable[float]) -> None:
+def _measure_set(report: TaskReport, one: RealSet | bench_pairs.PairSet, noise: Iterable[float]) -> None:
     for share in noise if one.given is None else (None,):  # human errors are what they are
         for seed in range(report.seeds):
             start = time.perf_counter()

@@ -154,9 +154,10 @@ def _missing(name: str, folder: str | None) -> str:
     if name == "fashion-mnist":
         there = (FASHION / "train-images-idx3-ubyte.gz").is_file()
         return "" if there else f"no files at {FASHION} (Debian: dataset-fashion-mnist)"
-    if name == "digits" or (folder and (Path(folder) / name / "train.parquet").is_file()):
+    file = "pairs.parquet" if name == "flickr8k" else "train.parquet"
+    if name == "digits" or (folder and (Path(folder) / name / file).is_file()):
         return ""
-    return f"no {name}/train.parquet in `data_folder`" if folder else "`data_folder` is not set"
+    return f"no {name}/{file} in `data_folder`" if folder else "`data_folder` is not set"
 
 
 def read_set(name: str, folder: str | None) -> RealSet:
