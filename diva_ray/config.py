@@ -157,7 +157,7 @@ class TrainConfig(FitConfig):
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
-    task: str = "speed"  # speed: time, memory, accuracy | detect, reweight, extend, augment, pairs: quality, by seed
+    task: str = "speed"  # speed: time, memory, accuracy | detect, reweight, extend, multimodal, ...: quality
     size: str = "full"  # full: the sizes of the goals | small: every entry in seconds
     n: int | None = None  # rows of the main entries; None: as `size` says
     p: int | None = None  # features

@@ -22,7 +22,6 @@ AUC = {
 }  # fmt: skip
 F1 = {
     "F1 is_label_issue": "is_label_issue", "F1 cosine": "cosine, share told*", "F1 forward": "forward, share told*",
-    "F1 is_detrimental": "is_detrimental",
 }  # fmt: skip
 RULE = {
     "precision": "precision", "expected precision": "expected", "recall": "recall", "expected recall": "expected",
@@ -54,12 +53,12 @@ def read_pairs(name: str, folder: str | None) -> PairSet:
         from sklearn.datasets import load_digits
 
         pixels = np.asarray(load_digits(return_X_y=True)[0], np.float32).reshape(-1, 8, 8)
-        halves = [half.reshape(len(pixels), -1) for half in (pixels[:, :, :4], pixels[:, :, 4:])]
-        return PairSet(name, *halves, np.arange(len(pixels)))
+        left, right = (half.reshape(len(pixels), -1) for half in (pixels[:, :, :4], pixels[:, :, 4:]))
+        return PairSet(name, left, right, np.arange(len(pixels)))
     table = pq.read_table(Path(folder or "") / name / ("pairs.parquet" if name == "flickr8k" else "train.parquet"))
-    bands = [np.asarray(to_matrix(table[k], k, "")[0], np.float32) for k in ("image", "text")]
+    first, second = (np.asarray(to_matrix(table[k], k, "")[0], np.float32) for k in ("image", "text"))
     key = table["image_id" if name == "flickr8k" else "name"].to_numpy()
-    return PairSet(name, *bands, np.unique(key, return_inverse=True)[1])
+    return PairSet(name, first, second, np.unique(key, return_inverse=True)[1])
 
 
 def swapped(one: PairSet, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

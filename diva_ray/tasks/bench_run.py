@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import bench_augment, bench_detect, bench_extend, bench_pairs, bench_reweight
+from diva_ray.report.sheet import Sheet, render_sheet
+from diva_ray.tasks import bench_augment, bench_detect, bench_extend, bench_multimodal, bench_pairs, bench_reweight
 from diva_ray.tasks.bench_sets import NAMES, RealSet, found_sets, read_set
 from diva_ray.tasks.bench_tables import Results, Table
 from diva_ray.tasks.folder import Folder
@@ -34,6 +35,7 @@ class Task:
     sets: tuple[str, ...] = NAMES
     read: Callable[[str, str | None], Any] | None = None  # None: classes, `bench_sets.read_set`
     clean: bool = True  # whether nothing planted can be measured
+    page: Callable[[Results, int], Sheet] | None = None  # report.html, for figures that tables cannot show
 
 
 TASKS = {
@@ -41,6 +43,14 @@ TASKS = {
     "reweight": Task(bench_reweight.measure, bench_reweight.tables, (0.0, 0.2, 0.4)),
     "extend": Task(bench_extend.measure, bench_extend.tables, (0.0, 0.4)),
     "augment": Task(bench_augment.measure, bench_augment.tables, (0.0,), bench_augment.SETS),
+    "multimodal": Task(
+        bench_multimodal.measure,
+        bench_multimodal.tables,
+        (0.0, 0.4),
+        bench_multimodal.SETS,
+        bench_multimodal.read_pool,
+        page=bench_multimodal.sheet_of,
+    ),
     "pairs": Task(
         bench_pairs.measure, bench_pairs.tables, (0.05, 0.2, 0.4), bench_pairs.SETS, bench_pairs.read_pairs, clean=False
     ),
@@ -116,6 +126,9 @@ def run(config: BenchmarkConfig) -> TaskReport:
                 report.seconds[name] = round(time.perf_counter() - start, 1)
                 folder.write_json("benchmark.json", report.record())
                 folder.write("benchmark.md", report.markdown().encode())
+                page = TASKS[config.task].page
+                if page is not None:
+                    folder.write("report.html", render_sheet(page(report.results, config.seeds)).encode())
     finally:
         torch.set_num_threads(threads)
     folder.write_json("summary.json", {"task": config.task, "seconds": report.seconds})
@@ -123,7 +136,9 @@ def run(config: BenchmarkConfig) -> TaskReport:
     return report
 
 
-def _measure_set(report: TaskReport, one: RealSet | bench_pairs.PairSet, noise: Iterable[float]) -> None:
+def _measure_set(
+    report: TaskReport, one: RealSet | bench_pairs.PairSet | bench_multimodal.PoolSet, noise: Iterable[float]
+) -> None:
     for share in noise if one.given is None else (None,):  # human errors are what they are
         for seed in range(report.seeds):
             start = time.perf_counter()

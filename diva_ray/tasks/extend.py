@@ -270,8 +270,8 @@ class Extension:
         engine.tell(pool_verdict=rule)
 
     def find_lonely(self) -> None:
-        """Tell the shards which classes vanish with their only row: their left-out rows say nothing of labels. Where they
-        are most rows, rows are chosen by the derivative alone."""
+        """Tell the shards which classes vanish with their only row: left out, they say nothing of labels. Where
+        they are most rows, rows are chosen by the derivative alone."""
         if self.setup.task != "classification" or self.session.validation != "leave-one-out":
             return
         rows = self.left.tally["class_n"]
