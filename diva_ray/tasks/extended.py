@@ -86,8 +86,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(
             "Most rows of the table were the only ones of their class, which left out cannot be predicted: nothing "
-            "was known of the pool's labels, and rows were chosen by their derivative alone. A second row of each class, or "
-            "a validation table, would tell more."
+            "was known of the pool's labels, and rows were chosen by their derivative alone. A second row of each "
+            "class, or a validation table, would tell more."
         )
     if s["best_budget"] < s["n_selected"]:
         notes.append(f"The left-out loss was least with {s['best_budget']:,} rows added.")
