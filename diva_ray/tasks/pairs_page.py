@@ -68,13 +68,18 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
 def told(summary: dict[str, Any]) -> list[str]:
     """Return a run over pairs in a few lines, for a terminal."""
     s = summary
+    expected = (
+        f" (estimated precision {s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f}; "
+        f"{s['noise_estimate']:.1%} of all)"
+        if s["n_label_issues"]
+        else ""
+    )
     towers = "aligned towers" if s["aligned"] else "towers that are not aligned"
     lines = [
         f"{s['n_samples']:,} pairs, {towers}; left-out squared error {s['error']['forward']:.3f} forward, "
         f"{s['error']['backward']:.3f} backward",
-        f"{s['n_label_issues']:,} pairs probably do not belong together (estimated precision "
-        f"{s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f}; {s['noise_estimate']:.1%} of all); "
-        f"{s['n_detrimental']:,} pairs hurt (z > {s['threshold']:.2f})",
+        f"{s['n_label_issues']:,} pairs probably do not belong together{expected}; {s['n_detrimental']:,} pairs hurt "
+        f"(z > {s['threshold']:.2f})",
     ]
     if "exported" in s:
         lines.append(f"exported {s['exported']['rows']:,} uids to {s['exported']['file']}")
