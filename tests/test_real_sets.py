@@ -85,7 +85,7 @@ def mismatched(table, group, share, seed):
     codes = np.unique(table[group].to_numpy(), return_inverse=True)[1]
     rows = np.random.default_rng(seed).permutation(len(codes))[: round(share * len(codes))]
     origin = rows[np.argsort(codes[rows], kind="stable")]
-    shifted = np.roll(origin, max(np.unique(codes[rows], return_counts=True)[1]))  # no group keeps its own
+    shifted = np.roll(origin, len(rows) // 2)  # far along the alphabet: no group keeps its own, nor its neighbours
     every, belongs = np.arange(len(codes)), np.ones(len(codes), bool)
     every[origin], belongs[origin] = shifted, False
     assert (codes[every] != codes)[~belongs].all()
