@@ -191,7 +191,7 @@ class TuneConfig(FitConfig):
 class BenchmarkConfig:
     """Schema of `configs/benchmark.yaml`."""
 
-    task: str = "speed"  # speed: time, memory, accuracy | detect, reweight, extend, augment, aggregate: quality
+    task: str = "speed"  # speed | quality: detect, reweight, extend, augment, aggregate, multimodal, pairs
     size: str = "full"  # full: the sizes of the goals | small: every entry in seconds
     n: int | None = None  # rows of the main entries; None: as `size` says
     p: int | None = None  # features

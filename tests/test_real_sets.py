@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import diva_ray
 
@@ -77,3 +78,51 @@ def test_human_label_errors_are_found_and_the_true_labels_left_alone():
     summary = diva_ray.score(true, cluster="inline", quiet=True).summary
     assert summary["labeller_doubt"] == 0
     assert summary["n_label_issues"] <= 0.03 * summary["n_samples"]
+
+
+def mismatched(table, group, share, seed):
+    """Return a set of pairs, a share of whose texts go to rows of another group, with `belongs`."""
+    codes = np.unique(table[group].to_numpy(), return_inverse=True)[1]
+    rows = np.random.default_rng(seed).permutation(len(codes))[: round(share * len(codes))]
+    origin = rows[np.argsort(codes[rows], kind="stable")]
+    shifted = np.roll(origin, len(rows) // 2)  # far along the alphabet: no group keeps its own, nor its neighbours
+    every, belongs = np.arange(len(codes)), np.ones(len(codes), bool)
+    every[origin], belongs[origin] = shifted, False
+    assert (codes[every] != codes)[~belongs].all()
+    text = table["text"].combine_chunks().take(pa.array(every))
+    columns = {"image": table["image"], "text": text, "group": table[group], "belongs": pa.array(belongs)}
+    return pa.table(columns)
+
+
+def test_swapped_captions_are_found_better_than_by_the_cosine_of_their_towers():
+    table = pq.read_table(DATA / "flickr8k" / "pairs.parquet")
+    for seed in (1, 2):
+        pairs = mismatched(table, "image_id", 0.2, seed)
+        options = {"task": "pairs", "features": ["image", "text"], "group": "group", "truth": "belongs", "seed": seed}
+        result = diva_ray.score(pairs, cluster="inline", quiet=True, **options)
+        found = result.summary["planted"]
+        image, text = (
+            np.stack(pairs[name].to_numpy(zero_copy_only=False)).reshape(500, -1) for name in ("image", "text")
+        )
+        cosine = (image * text).sum(1) / np.linalg.norm(image, axis=1) / np.linalg.norm(text, axis=1)
+        assert result.summary["aligned"]
+        assert found["auc_label_score"] >= roc_auc_score(~pairs["belongs"].to_numpy(), -cosine) - 0.002
+        assert abs(result.summary["noise_estimate"] - 0.2) < 0.03
+        assert abs(result.summary["label_issue_precision"] - found["precision"]) < 0.1
+
+
+def test_swapped_names_are_found_by_encoders_that_never_met():
+    table = pq.read_table(DATA / "emoji" / "train.parquet")
+    pairs = mismatched(table, "name", 0.2, 4)
+    options = {"task": "pairs", "features": ["image", "text"], "group": "group", "truth": "belongs", "id": "none"}
+    summary = diva_ray.score(pairs, cluster="inline", quiet=True, **options).summary
+    assert not summary["aligned"]
+    assert summary["planted"]["auc_label_score"] >= 0.92
+    assert abs(summary["noise_estimate"] - 0.2) < 0.05
+    assert abs(summary["label_issue_precision"] - summary["planted"]["precision"]) < 0.15
+
+
+def test_real_pairs_are_left_alone():
+    table = pq.read_table(DATA / "flickr8k" / "pairs.parquet")
+    options = {"task": "pairs", "features": ["image", "text"], "group": "image_id"}
+    assert diva_ray.score(table, cluster="inline", quiet=True, **options).summary["n_label_issues"] <= 5

@@ -177,7 +177,8 @@ def pairwise_contributions(
     """Return C_jG = (K_jG t_G) . (r_j + K_jG D_G e_G), what validation group G adds to the derivative of row j.
 
     dL/dalpha_j = sum_G C_jG; its standard error over validation samples is sqrt(sum_G C_jG^2). C_jG = 0 for j in G.
-    2 n m c operations, and 2 n m k for groups of k rows. Where every group is one row, columns follow the rows of `validation`, else its group codes.
+    2 n m c operations, and 2 n m k for groups of k rows. Where every group is one row, columns follow the rows of
+    `validation`, else its group codes.
 
     Args:
         K: z_j' A^-1 z_i, entries within a group may hold anything finite.

@@ -1,14 +1,14 @@
 """Do the two sides of a pair belong together? Log-odds against other partners, without any label.
 
-A similarity of sides i and j is a cosine C_ij: of the prediction of j's side from i's, left out, with what is there. Its
-likelihood ratio of "these two were observed together" to "two at random" is exp(beta C_ij) with both margins taken out,
+A similarity of sides i and j is a cosine C_ij: of the prediction of j's side from i's, left out, with what is there.
+Its likelihood ratio of "observed together" to "two at random" is exp(beta C_ij) with both margins taken out,
 
     l_ij = beta C_ij - (log mean_k exp(beta C_ik) + log mean_k exp(beta C_kj)) / 2,
 
-k over the pair's own partner and a few hundred others of other groups (`margin_odds`); a partner that suits everyone says
-little. With a share e of pairs that do not belong together, an observed pair has likelihood (1 - e) exp(l) + e relative
-to two at random, and beta and e are the likeliest (`fit_sharpness`): the contrastive loss of van den Oord et al. 2018
-with a share of wrong positives. Several similarities (two directions, the cosine of aligned towers) enter as
+k over the pair's own partner and a few hundred others of other groups (`margin_odds`); a partner that suits everyone
+says little. With a share e of pairs that do not belong together, an observed pair has likelihood (1 - e) exp(l) + e
+relative to two at random, and beta and e are the likeliest (`fit_sharpness`): the contrastive loss of van den Oord et
+al. 2018 with a share of wrong positives. Several similarities (two directions, the cosine of aligned towers) enter as
 l = sum_s w_s l_s + level, the level such that exp(l) has mean 1 over pairs, observed and at random, and w the likeliest
 again (`fit_weights`). The probability of not belonging together is e / (e + (1 - e) exp(l)).
 Approximate: exponential tilts of cosines, and margins from a sample of partners.
@@ -24,6 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
+
+from diva_ray.core.verdict import Histogram, Verdict, _universal_cut, fit_verdict
 
 SHARPNESS = (0.1, 400.0)  # beta
 WEIGHTS = (0.005, 5.0)
@@ -186,13 +188,23 @@ def likeliest_share(odds: Float[Tensor, " n"]) -> tuple[float, float]:
     return low, float(torch.log(low + (1 - low) * ratio.clamp_min(1e-300)).mean())
 
 
+def fit_pair_verdict(sums: Histogram) -> Verdict:
+    """Return the cut on the probability of belonging together where the F1 to be expected is best, and that on z.
+
+    As of two classes, e up to 0.98; but z, which says little of mismatch where rows are many for the columns, has the
+    universal threshold sqrt(2 log rows), raised until at most 5 % pass.
+    """
+    z = sums.counts.sum(0).cpu().numpy()
+    return replace(fit_verdict(sums, 2, most=MOST_WRONG), z=_universal_cut(z, sums.rows(float(z.sum()))))
+
+
 def alignment(
     first: Float[Tensor, "s d"], second: Float[Tensor, "s d"], codes: Int[Tensor, " s"]
 ) -> tuple[bool, float, float]:
     """Return whether two towers share a space, how many standard errors speak for it, and the slope of second on first.
 
-    They do where one's own partner has a larger cosine than other pairs' partners, beyond chance: under independence its
-    rank among them is uniform, with variance 1/12 a group. Sides are centred and scaled to mean squared norm 1.
+    They do where one's own partner has a larger cosine than other pairs' partners, beyond chance: under independence
+    its rank among them is uniform, with variance 1/12 a group. Sides are centred and scaled to mean squared norm 1.
 
     Args:
         codes: group of every pair; pairs of one group are not each other's others.

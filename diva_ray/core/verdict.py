@@ -240,7 +240,7 @@ def _edges(grid: tuple[float, float, int]) -> np.ndarray:
 
 
 def _noise_rate(counts: np.ndarray, classes: int, most: float | None = None) -> tuple[float, float, float]:
-    """Return the likeliest share e <= (c - 1) / c (or `most`) of wrong labels, the log likelihood, its gain over e = 0."""
+    """Return the likeliest share e <= (c - 1) / c or `most` of wrong labels, the log likelihood, its gain over none."""
     centers, others = _edges(ODDS)[:-1] + LIMIT / ODDS[2], max(classes - 1, 1)
     ratio = np.expm1(-centers - math.log(others))  # (1 - p) / (c - 1) / p - 1
     low, high = 0.0, others / (others + 1.0) if most is None else most

@@ -159,13 +159,7 @@ def find_columns(
         named["data.show"] = (
             list(map(str, options.show)) if isinstance(options.show, (list, tuple)) else [str(options.show)]
         )
-    if not named["data.features"]:
-        raise InputError("data.features: at least one column must be named, got none. Change `data.features`.")
-    if not labelled and len(set(named["data.features"])) != 2:
-        raise InputError(
-            f"data.features: a pair must have two bands, got {len(set(named['data.features']))} "
-            f"({', '.join(named['data.features'])}). Name two columns in `data.features`, or change `task`."
-        )
+    _check_bands(named["data.features"], pair=not labelled)
     for option, names in named.items():
         for name in names:
             if name not in schema.names:
@@ -192,12 +186,22 @@ def find_columns(
             )
     truth = options.truth or ("true_label" if builtin and "true_label" in schema.names else None)
     columns = Columns(
-        tuple(named["data.features"]), options.label if labelled else "", identifier, options.weight, options.validation_weight,
-        options.group, options.source, options.offset, truth,
+        tuple(named["data.features"]), options.label if labelled else "", identifier, options.weight,
+        options.validation_weight, options.group, options.source, options.offset, truth,
     )  # fmt: skip
-    return columns, tuple(
-        named.get("data.show", _shown(schema, several=not labelled) if options.show == "auto" else ())
-    )
+    unasked = _shown(schema, several=not labelled) if options.show == "auto" else []
+    return columns, tuple(named.get("data.show", unasked))
+
+
+def _check_bands(features: list[str], *, pair: bool) -> None:
+    """Raise unless there is a band, or two that make a pair."""
+    if not features:
+        raise InputError("data.features: at least one column must be named, got none. Change `data.features`.")
+    if pair and len(set(features)) != 2:
+        raise InputError(
+            f"data.features: a pair must have two bands, got {len(set(features))} ({', '.join(features)}). Name two "
+            "columns in `data.features`, or change `task`."
+        )
 
 
 def _shown(schema: pa.Schema, *, several: bool) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,16 +48,15 @@ def margins(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
 
     2 k n m (c_1 + c_2) operations for m references.
     """
-    found = shard.state.get("margins")
-    if found is None:
+    if "margins" not in shard.state:
         sides, codes = units(shard, known), unit_keys(shard)
         parts = [
             _margins_of([(a[rows], b[rows]) for a, b in sides], codes[rows], known)
             for rows in (slice(a, a + ROWS) for a in range(0, len(shard), ROWS))
         ]
-        found = shard.state["margins"] = tuple(torch.cat(part, -1) for part in zip(*parts, strict=True))
-    assert isinstance(found, tuple)
-    return found
+        shard.state["margins"] = tuple(torch.cat(part, -1) for part in zip(*parts, strict=True))
+    cosines, odds, nearest = cast(tuple[Tensor, ...], shard.state["margins"])
+    return cosines, odds, nearest
 
 
 def _margins_of(sides: list[tuple[Tensor, Tensor]], codes: Tensor, known: Known) -> tuple[Tensor, Tensor, Tensor]:

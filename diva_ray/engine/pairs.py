@@ -1,7 +1,7 @@
 """Pairs: either band predicted from the other by the passes there are, each direction as a view of the same shards.
 
-A view is a shard whose one band is the source, whose targets are the other band, and whose results carry the direction's
-name; what is known of a direction carries it too. Whatever a worker lost is computed again as in any pass.
+A view is a shard whose one band is the source, whose targets are the other band, and whose results carry the
+direction's name; what is known of a direction carries it too. Whatever a worker lost is computed again as in any pass.
 """
 
 from __future__ import annotations
@@ -68,6 +68,20 @@ class Directed:
     def forget(self, *names: str) -> None:
         """Drop known values and per-row results of this direction."""
         self.engine.forget(*(f"{self.direction}.{name}" for name in names))
+
+    def start(self) -> None:
+        """Do nothing: the engine runs already."""
+
+    def load(self) -> Iterator[int]:
+        """Yield nothing: the shards are loaded."""
+        return iter(())
+
+    def duplicate(self, field: str, *, pool: bool = False) -> int | None:
+        """Return a key that occurs twice."""
+        return self.engine.duplicate(field, pool=pool)
+
+    def close(self) -> None:
+        """Do nothing: the engine is the session's."""
 
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True

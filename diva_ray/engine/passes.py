@@ -122,10 +122,13 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
 
 
 def shaping(shard: Shard, known: Known) -> Tensor:
-    """Return the weight of every row in the rules for verdicts; rows idle, held out or set apart shape nothing."""
+    """Return the weight of every row in the rules for verdicts; rows idle, held out or set apart shape nothing, nor do
+    those of `known["lonely"]` classes, which vanish with their only row."""
     if shard.extent.held_out:
         return torch.zeros(len(shard))
     heard = (shard.weight > 0).double()
+    if known.get("lonely") is not None:
+        heard = heard.masked_fill(known["lonely"][targets(shard, known["setup"])], 0.0)
     return heard.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else heard
 
 

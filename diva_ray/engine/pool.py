@@ -115,7 +115,10 @@ def scored_pool(shard: Shard, known: Known) -> PoolRows:
 
 
 def probabilities(shard: Shard, known: Known) -> Tensor:
-    """Return the probability that each given label is right; 0 or 1 by the cut where targets are not classes."""
+    """Return the probability that each given label is right; 0 or 1 by the cut where targets are not classes; 1 where
+    the table's classes have but one row, so that nothing is known of any label."""
+    if known.get("blind"):
+        return torch.ones(len(shard), dtype=torch.float64)
     evidence, rule = scored_pool(shard, known).evidence, known["pool_verdict"]
     if known["setup"].task == "classification":
         unknown = known["new"][targets(shard, known["setup"])]
@@ -135,7 +138,7 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         )
     else:
         keys, helps = choose.balanced_keys(shard.keys, probabilities(shard, known), known["seed"])
-        if setup.task != "classification":  # no coin is thrown there, and a loss alone says little
+        if setup.task != "classification" or known.get("blind"):  # no coin is thrown, and the rest says little
             helps &= scored_pool(shard, known).derivative < 0
         classes = classes_of(shard, setup)
     kind = torch.where(helps, 0, 1)

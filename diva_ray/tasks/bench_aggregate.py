@@ -85,7 +85,5 @@ def himalaya(one: RealSet, y: np.ndarray, seed: int, draws: int) -> Tensor:
 def tables(results: Results) -> list[Table]:
     """Return test errors and times side by side."""
     errors = results.table("Test error in percent of fits to several bands", ERRORS, 2, min, NOTE)
-    times = results.table(
-        "Seconds, one thread (himalaya: few draws on large sets)", TIMES, 1, min
-    )
+    times = results.table("Seconds, one thread (himalaya: few draws on large sets)", TIMES, 1, min)
     return [errors, times, results.table("Memory beyond the data", MEMORY, 2, min)]

@@ -16,7 +16,16 @@ from threadpoolctl import threadpool_limits
 
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import bench_aggregate, bench_augment, bench_detect, bench_extend, bench_reweight
+from diva_ray.report.sheet import Sheet, render_sheet
+from diva_ray.tasks import (
+    bench_aggregate,
+    bench_augment,
+    bench_detect,
+    bench_extend,
+    bench_multimodal,
+    bench_pairs,
+    bench_reweight,
+)
 from diva_ray.tasks.bench_sets import NAMES, RealSet, found_sets, read_set
 from diva_ray.tasks.bench_tables import Results, Table
 from diva_ray.tasks.folder import Folder
@@ -28,18 +37,32 @@ log = logging.getLogger("diva_ray")
 class Task:
     """What is measured on a set, and how it is shown; shares of wrong labels where the config names none."""
 
-    measure: Callable[[RealSet, float, int], dict[str, float]]
+    measure: Callable[[Any, float, int], dict[str, float]]
     tables: Callable[[Results], list[Table]]
     noise: tuple[float, ...]
     sets: tuple[str, ...] = NAMES
+    read: Callable[[str, str | None], Any] | None = None  # None: classes, `bench_sets.read_set`
+    clean: bool = True  # whether nothing planted can be measured
+    page: Callable[[Results, int], Sheet] | None = None  # report.html, for figures that tables cannot show
 
 
 TASKS = {
-    "detect": Task(bench_detect.measure, bench_detect.tables, (0.2,)),
+    "detect": Task(bench_detect.measure, bench_detect.tables, (0.2,), clean=False),
     "reweight": Task(bench_reweight.measure, bench_reweight.tables, (0.0, 0.2, 0.4)),
     "extend": Task(bench_extend.measure, bench_extend.tables, (0.0, 0.4)),
     "augment": Task(bench_augment.measure, bench_augment.tables, (0.0,), bench_augment.SETS),
     "aggregate": Task(bench_aggregate.measure, bench_aggregate.tables, (0.0, 0.2), bench_aggregate.SETS),
+    "multimodal": Task(
+        bench_multimodal.measure,
+        bench_multimodal.tables,
+        (0.0, 0.4),
+        bench_multimodal.SETS,
+        bench_multimodal.read_pool,
+        page=bench_multimodal.sheet_of,
+    ),
+    "pairs": Task(
+        bench_pairs.measure, bench_pairs.tables, (0.05, 0.2, 0.4), bench_pairs.SETS, bench_pairs.read_pairs, clean=False
+    ),
 }
 
 
@@ -93,8 +116,8 @@ def check(config: BenchmarkConfig) -> None:
     for share in config.noise:
         if not 0 <= share < 1:
             raise InputError(f"noise: must be at least 0 and below 1, got {share}. Change `noise`.")
-        if share == 0 and config.task == "detect":
-            raise InputError(f"noise: must be above 0 with task=detect, got {share}. Change `noise`.")
+        if share == 0 and not TASKS[config.task].clean:
+            raise InputError(f"noise: must be above 0 with task={config.task}, got {share}. Change `noise`.")
 
 
 def run(config: BenchmarkConfig) -> TaskReport:
@@ -114,10 +137,15 @@ def run(config: BenchmarkConfig) -> TaskReport:
             for name in names:
                 start = time.perf_counter()
                 for seed in range(config.first_seed, config.first_seed + config.seeds):
-                    _measure_set(report, read_set(name, config.data_folder, seed), noise, seed)
+                    reader = TASKS[config.task].read
+                    one = reader(name, config.data_folder) if reader else read_set(name, config.data_folder, seed)
+                    _measure_set(report, one, noise, seed)
                 report.seconds[name] = round(time.perf_counter() - start, 1)
                 folder.write_json("benchmark.json", report.record())
                 folder.write("benchmark.md", report.markdown().encode())
+                page = TASKS[config.task].page
+                if page is not None:
+                    folder.write("report.html", render_sheet(page(report.results, config.seeds)).encode())
     finally:
         torch.set_num_threads(threads)
     folder.write_json("summary.json", {"task": config.task, "seconds": report.seconds})
@@ -125,7 +153,9 @@ def run(config: BenchmarkConfig) -> TaskReport:
     return report
 
 
-def _measure_set(report: TaskReport, one: RealSet, noise: Iterable[float], seed: int) -> None:
+def _measure_set(
+    report: TaskReport, one: RealSet | bench_pairs.PairSet | bench_multimodal.PoolSet, noise: Iterable[float], seed: int
+) -> None:
     for share in noise if one.given is None else (None,):  # human errors are what they are
         start = time.perf_counter()
         with _hushed():

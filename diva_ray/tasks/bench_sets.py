@@ -186,10 +186,11 @@ def found_sets(folder: str | None, asked: list[str], among: tuple[str, ...] = NA
 def _missing(name: str, folder: str | None) -> str:
     if name in SPLITS or name in ("digits_bands", "cancer_bands"):
         return ""
-    if name not in FILES:
+    if name not in FILES and name != "flickr8k":  # pairs
         there = (FASHION / "train-images-idx3-ubyte.gz").is_file()
         return "" if there else f"no files at {FASHION} (Debian: dataset-fashion-mnist)"
-    file = f"{FILES[name].folder}/{FILES[name].train}.parquet"
+    one = FILES.get(name)
+    file = f"{one.folder}/{one.train}.parquet" if one else f"{name}/pairs.parquet"
     if folder and (Path(folder) / file).is_file():
         return ""
     return f"no {file} in `data_folder`" if folder else "`data_folder` is not set"

@@ -51,6 +51,6 @@ def first_from(uids: np.ndarray, cut: np.void) -> int:
     low, high = 0, len(uids)
     while low < high:
         middle = (low + high) // 2
-        below = tuple(uids[middle]) < tuple(cut)
+        below = uids[middle].item() < cut.item()
         low, high = (middle + 1, high) if below else (low, middle)
     return low

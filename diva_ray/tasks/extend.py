@@ -165,6 +165,8 @@ class Extension:
     reason: str = ""
     ridge: float = 0.0
     noise_rate: float = 0.0
+    blind: bool = False  # whether most rows of the table are the only ones of their class
+    was_blind: bool = False
 
     @property
     def runner(self) -> Runner:
@@ -243,6 +245,7 @@ class Extension:
         engine.tell(adjoint=adjoint.to(self.setup.dtype))
         if self.left.rows is not None:
             engine.tell(validation=validation_rows(self.solution, self.left.rows.joined(), self.setup.dtype))
+        self.find_lonely()
         calibrate(self.runner, self.setup, self.left.tally, self.session.scored())
         engine.forget("pool")
         if self.setup.task == "classification":
@@ -265,6 +268,17 @@ class Extension:
             rule = loss_verdict.fit_loss_verdict(histogram)
         self.noise_rate = rule.noise_rate if k == 0 else self.noise_rate
         engine.tell(pool_verdict=rule)
+
+    def find_lonely(self) -> None:
+        """Tell the shards which classes vanish with their only row: left out, they say nothing of labels. Where
+        they are most rows, rows are chosen by the derivative alone."""
+        if self.setup.task != "classification" or self.session.validation != "leave-one-out":
+            return
+        rows = self.left.tally["class_n"]
+        lonely = (rows == 1) & (self.taken == 0 if self._by_class else True)
+        self.blind = bool(rows[lonely].sum() > rows.sum() / 2)
+        self.was_blind |= self.blind
+        self.runner.engine.tell(lonely=None if self.blind else lonely, blind=self.blind)
 
     def choose(self, k: int, batch: int) -> int:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""

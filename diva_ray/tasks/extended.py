@@ -29,6 +29,7 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         "budget": config.budget,
         "stopped": work.reason,
         "pool_noise_estimate": work.noise_rate,
+        "single_shot": work.was_blind,
         "error_before": work.steps[0]["error"],
         "error_after": work.steps[-1]["error"],
         "best_budget": best["chosen"],
@@ -82,6 +83,12 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         Tile("of the pool's labels wrong", f"{100 * s['pool_noise_estimate']:.1f} %", "estimated", "issue"),
     ]
     notes = []
+    if s["single_shot"] and s["method"] == "balanced":
+        notes.append(
+            "Most rows of the table were the only ones of their class, which left out cannot be predicted: nothing "
+            "was known of the pool's labels, and rows were chosen by their derivative alone. A second row of each "
+            "class, or a validation table, would tell more."
+        )
     if s["best_budget"] < s["n_selected"]:
         notes.append(f"The left-out loss was least with {s['best_budget']:,} rows added.")
     return Sheet(

@@ -40,7 +40,9 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     table = opened.tables[0]
     widths = planning.band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
-    outputs = _outputs_at_sight(table, opened.columns, opened.task) if opened.task != "pairs" else p
+    outputs = p - int(config.intercept)
+    if opened.task != "pairs":
+        outputs = _outputs_at_sight(table, opened.columns, opened.task)
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
     need = planning.resident_bytes(rows, widths, outputs * (3 if opened.task == "pairs" else 2) // 2)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS

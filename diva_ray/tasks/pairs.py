@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import partners
-from diva_ray.core.verdict import Verdict, fit_verdict
+from diva_ray.core.verdict import Verdict
 from diva_ray.data.scale import Scale
 from diva_ray.engine import pair_verdicts, pairs
 from diva_ray.engine.context import Setup, Tally
@@ -52,7 +52,7 @@ def score_pairs(session: Session) -> Result:
     derived, by_source = derive_directions(session, scales, slopes)
     session.folder.write_json("state.json", session.mark)
     fitted = fit_partners(session)
-    rule = fit_verdict(session.runner.run(pair_verdicts.judge, "judge", session.scored()), 2, most=partners.MOST_WRONG)
+    rule = partners.fit_pair_verdict(session.runner.run(pair_verdicts.judge, "judge", session.scored()))
     session.engine.tell(verdict=rule)
     return _finish(session, derived, by_source, Judged(aligned, alignment, fitted, rule))
 

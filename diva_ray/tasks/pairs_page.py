@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 from diva_ray.engine.context import Tally
@@ -18,13 +17,16 @@ if TYPE_CHECKING:
     from diva_ray.tasks.pairs import Judged
 
 SHOWN = 30  # pairs on the page, in either direction
+NAMES = {"tag": "mismatch?", "score_name": "probability"}  # on the cards
 RULES = {
-    "is_label_issue": "label_score < label_threshold: the cut with the best expected F1; label_score is the probability "
-    "that both sides belong together, against a few hundred other partners of either side; nothing is told which pairs "
-    "are right",
-    "is_detrimental": "z > threshold: more weight on this pair raises the summed loss of both directions, beyond chance",
-    "aligned": "whether one's own partner has a larger cosine than other pairs' partners, by four standard errors: then "
-    "the cosine takes part, and each side, times a slope, is the pretrained output that the fit to the other corrects",
+    "is_label_issue": "label_score < label_threshold: the cut with the best expected F1; label_score is the "
+    "probability that both sides belong together, against a few hundred other partners of either side; which pairs are "
+    "right is not told",
+    "is_detrimental": "z > threshold: more weight on this pair raises the summed loss of both directions, beyond "
+    "chance",
+    "aligned": "whether one's own partner has a larger cosine than other pairs' partners, by four standard errors: "
+    "then the cosine takes part, and each side, times a slope, is the pretrained output that the fit to the other "
+    "corrects",
 }
 
 
@@ -66,13 +68,18 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
 def told(summary: dict[str, Any]) -> list[str]:
     """Return a run over pairs in a few lines, for a terminal."""
     s = summary
+    expected = (
+        f" (estimated precision {s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f}; "
+        f"{s['noise_estimate']:.1%} of all)"
+        if s["n_label_issues"]
+        else ""
+    )
     towers = "aligned towers" if s["aligned"] else "towers that are not aligned"
     lines = [
         f"{s['n_samples']:,} pairs, {towers}; left-out squared error {s['error']['forward']:.3f} forward, "
         f"{s['error']['backward']:.3f} backward",
-        f"{s['n_label_issues']:,} pairs probably do not belong together (estimated precision "
-        f"{s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f}; {s['noise_estimate']:.1%} of all); "
-        f"{s['n_detrimental']:,} pairs hurt (z > {s['threshold']:.2f})",
+        f"{s['n_label_issues']:,} pairs probably do not belong together{expected}; {s['n_detrimental']:,} pairs hurt "
+        f"(z > {s['threshold']:.2f})",
     ]
     if "exported" in s:
         lines.append(f"exported {s['exported']['rows']:,} uids to {s['exported']['file']}")
@@ -111,17 +118,20 @@ def page_of(
     s, (first, second) = summary, session.columns.features
     worst, hurting = written["examples"].worst[:SHOWN], shown(session, written["hurting"].worst[:SHOWN])
     edges, counts, _ = histogram(written)
+    gains = [
+        {"label": name, "value": one["gain"], "detail": f"weight {one['weight']:.2f}", "strong": one["weight"] > 0.3}
+        for name, one in s["similarities"].items()
+    ]
     parts: list[Any] = [
-        Gallery(f"Probably mismatched: what `{first}` calls for", closer(session, worst, "better_second"),
-                f"Each pair as it is, least probable first. Below it, the side of {'sampled pairs'} that suits "
-                f"`{first}` better.", "closer"),
-        Gallery(f"The same pairs: what `{second}` calls for", swapped(session, worst),
-                f"`{second}` as it is, beside the `{first}` of the sampled pair that suits it best.", "closer"),
-        Gallery("Pairs that hurt most", hurting, "By z, of the summed loss of predicting either side from the other."),
-        Bars("What each similarity tells", [
-            {"label": name, "value": one["gain"], "detail": f"weight {one['weight']:.2f}", "strong": one["weight"] > 0.3}
-            for name, one in s["similarities"].items()
-        ], "Mean log likelihood of a pair above chance, in nats; the weights add them up.", " nats"),
+        Gallery(f"Probably mismatched: what {first} calls for", closer(session, worst, "better_second"),
+                f"Each pair as it is, least probable first; below it, what suits {first} better among sampled pairs.",
+                "closer"),
+        Gallery(f"The same pairs: what {second} calls for", swapped(session, worst),
+                f"The {second} of each, beside the {first} of the sampled pair that suits it best.", "closer"),
+        Gallery("Pairs that hurt most", [{**row, **NAMES} for row in hurting],
+                "By z, of the summed loss of predicting either side from the other."),
+        Bars("What each similarity tells", gains,
+             "Mean log likelihood of a pair above chance, in nats; the weights add them up.", " nats"),
         Columns("Which way the pairs pull", edges, counts, x_name="z"),
     ]  # fmt: skip
     if sources:
@@ -199,4 +209,4 @@ def as_card(row: dict[str, Any]) -> dict[str, Any]:
     """Return what a card shows of a pair."""
     kept = ("id", "z", "loss", "label_score", "is_label_issue", "is_detrimental", "source", "weight")
     card = {name: row[name] for name in kept if name in row}
-    return {**card, "tag": "mismatch?", "score_name": "probability", "z": float(np.float32(row["z"]))}
+    return {**card, **NAMES}

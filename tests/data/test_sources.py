@@ -127,7 +127,13 @@ def test_columns_are_found_and_checked():
         [("features", pa.list_(pa.float32())), ("label", pa.int8()), ("id", pa.int8()), ("text", pa.string())]
     )
     columns, shown = find_columns(schema, DataConfig(), builtin=False)
-    assert (columns.features, columns.label, columns.id, shown) == (("features",), "label", "id", "text")
+    assert (columns.features, columns.label, columns.id, shown) == (("features",), "label", "id", ("text",))
+    assert find_columns(schema, DataConfig(show=["text", "id"]), builtin=False)[1] == ("text", "id")
+    both = schema.append(pa.field("image", pa.binary())).append(pa.field("words", pa.list_(pa.float32())))
+    assert find_columns(both, DataConfig(), builtin=False)[1] == ("image",)
+    options = DataConfig(features=["features", "words"])
+    columns, shown = find_columns(both, options, builtin=False, labelled=False)
+    assert (columns.label, shown, "label" in columns.names()) == ("", ("image", "text"), False)
     for options, told in (
         ({"features": "x"}, r"data.features: column `x` must be in the table, got columns features, label, id, text"),
         ({"features": ["features", "text"]}, r"data.features: column `text` must hold numbers .* got string"),

@@ -60,7 +60,9 @@ def test_a_band_of_another_width_in_one_file(tmp_path):
     for name, width in (("a", 6), ("b", 5)):
         columns = {"image": lists(DATA["image"]), "text": lists(DATA["text"][:, :width])}
         pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
-    refuses(r"data.features: vectors of (a band|column `text`) must have equal length, got .*6.* and .*5", str(tmp_path))
+    refuses(
+        r"data.features: vectors of (a band|column `text`) must have equal length, got .*6.* and .*5", str(tmp_path)
+    )
 
 
 def test_numbers_that_are_none():
@@ -78,7 +80,9 @@ def test_ids_that_are_no_uids(wrong):
 
 def test_other_jobs_refuse_pairs():
     wanted = {"task": "pairs", "features": ["image", "text"], "quiet": True, "cluster": INLINE}
-    with pytest.raises(InputError, match=r"task: pairs must be scored, got another job\. Use `jobs/score.py task=pairs`"):
+    with pytest.raises(
+        InputError, match=r"task: pairs must be scored, got another job\. Use `jobs/score.py task=pairs`"
+    ):
         diva_ray.reweight(DATA, **wanted)
     with pytest.raises(InputError, match=r"task: pairs must be scored"):
         diva_ray.extend(DATA, DATA, **wanted)

@@ -124,6 +124,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         ("reweight", 0.4, ["uniform", "ours", "paper", "dropped", "chang", "ren", "cleaned"]),
         ("extend", 0.4, ["core", "ours 10%", "paper 80%", "uniform 40%", "whole", "stop"]),
         ("augment", 0.0, ["originals", "alike", "ours", "paper", "p identity", "paper vflip", "loo", "lgo"]),
+        ("pairs", 0.2, ["AUC label_score", "AUC cosine", "F1 is_label_issue", "F1 forward", "precision", "share"]),
     ],
 )
 def test_a_task_is_measured_on_a_set(task: str, noise: float, heads: list[str], tmp_path: Path) -> None:
@@ -137,10 +138,14 @@ def test_a_task_is_measured_on_a_set(task: str, noise: float, heads: list[str], 
     assert set(heads) <= set(by_name)
     for name in heads:
         assert len(by_name[name]["values"]) == 1
-        assert 0 <= by_name[name]["mean"] <= (1 if task == "detect" else 100)
+        assert 0 <= by_name[name]["mean"] <= (1 if task in ("detect", "pairs") else 100)
         assert (by_name[name]["set"], by_name[name]["noise"]) == ("digits", noise)
     if task == "detect":
         assert by_name["AUC label_score"]["mean"] > 0.95
+    if task == "pairs":
+        assert by_name["AUC label_score"]["mean"] > max(
+            0.9, by_name["AUC forward"]["mean"], by_name["AUC cosine"]["mean"]
+        )
     markdown = (tmp_path / "out" / "benchmark.md").read_text()
     assert f"| digits, {noise:.0%} |" in markdown
     if task == "augment":
@@ -149,6 +154,26 @@ def test_a_task_is_measured_on_a_set(task: str, noise: float, heads: list[str], 
     assert any(line.startswith("digits") for line in report.lines())
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
+
+
+def test_a_few_shot_set_is_extended_by_another_modality(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    means, folder = 3 * draw.standard_normal((4, 6)), tmp_path / "sets" / "caltech101"
+    folder.mkdir(parents=True)
+    for name, n, shift in (("train", 40, 0.0), ("val", 40, 0.0), ("test", 80, 0.0), ("label_text", 8, 0.5)):
+        y = np.arange(n) % 4
+        X = (means[y] + draw.standard_normal((n, 6)) + shift).astype(np.float32)
+        pq.write_table(pa.table({"features": list(X), "label": y}), folder / f"{name}.parquet")
+    options = {"sets": ["caltech101"], "noise": [0.0], "seeds": 1, "output": f"{tmp_path}/out"}
+    benchmark.run(BenchmarkConfig(task="multimodal", data_folder=str(tmp_path / "sets"), **options))
+    written = json.loads((tmp_path / "out" / "benchmark.json").read_text())["results"]
+    found = {row["what"]: row["mean"] for row in written}
+    assert found["2 shot ours selected"] <= found["2 shot none"]
+    assert (
+        found["1 shot ours 100%"] == found["1 shot paper 100%"] == found["1 shot uniform 100%"] == found["1 shot all"]
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "A few-shot set extended by another modality" in page and "2 pictures a class" in page
 
 
 def test_tables_tell_mean_and_spread_and_mark_the_best() -> None:
@@ -278,7 +303,7 @@ def test_emoji_leave_by_name_and_human_errors_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "win"}, "task: must be speed, detect, reweight, extend, augment, got win"),
+        ({"task": "win"}, "task: must be speed, detect, reweight, extend, augment, multimodal, pairs, got win"),
         ({"task": "detect", "seeds": 0}, "seeds: must be at least 1, got 0"),
         ({"task": "detect", "first_seed": -1}, "first_seed: must be at least 0, got -1"),
         ({"task": "reweight", "noise": [1.0]}, "noise: must be at least 0 and below 1, got 1.0"),

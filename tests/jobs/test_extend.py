@@ -191,3 +191,26 @@ def test_a_ray_dataset_may_be_the_pool(ray_cluster, tmp_path):
     assert set(result.folder.read_table("selected")["id"].to_pylist()) == set(
         run(core, pool, **options).folder.read_table("selected")["id"].to_pylist()
     )
+
+
+@pytest.mark.parametrize("method", ["balanced", "paper"])
+def test_a_table_of_one_row_a_class_is_extended_by_the_derivative_until_more_is_known(method):
+    X, y, _, X_test, y_test = digits_split(0.0)
+    core_rows = np.array([np.flatnonzero(y == c)[0] for c in range(10)])
+    rest = np.setdiff1d(np.arange(400), core_rows)
+    core = {"features": X[core_rows], "label": y[core_rows], "id": core_rows}
+    pool = {"features": X[rest], "label": y[rest], "id": rest}
+    result = run(core, pool, method=method)
+    s, ids = result.summary, np.array(result.samples["id"])
+    assert s["single_shot"]
+    assert len(ids) > 0.4 * len(rest)
+    rows = np.r_[core_rows, ids]
+    extended = weighted_error(X[rows], y[rows], np.ones(len(rows)), 1.0, X_test, y_test)
+    assert extended < 0.5 * weighted_error(X[core_rows], y[core_rows], np.ones(10), 1.0, X_test, y_test)
+    page = result.folder.read("report.html").decode()
+    assert ("only ones of their class" in page) == (method == "balanced")
+
+
+def test_a_table_of_several_rows_a_class_is_no_single_shot():
+    core, pool, _, _ = tables(0.0)
+    assert not run(core, pool, budget=20).summary["single_shot"]

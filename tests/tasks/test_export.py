@@ -26,7 +26,13 @@ def hex_ids(n, seed=0):
 
 
 def test_uids_are_parsed_and_sorted():
-    ids = ["f" * 32, "0" * 32, "00000000000000010000000000000000", "0000000000000000ffffffffffffffff", "AbCdEf" + "0" * 26]
+    ids = [
+        "f" * 32,
+        "0" * 32,
+        "00000000000000010000000000000000",
+        "0000000000000000ffffffffffffffff",
+        "AbCdEf" + "0" * 26,
+    ]
     ids += hex_ids(50)
     np.testing.assert_array_equal(uids_of(pa.array(ids)), as_datacomp(ids))
     assert len(uids_of(pa.array([], pa.string()))) == 0
@@ -63,11 +69,11 @@ def test_a_run_exports_the_pairs_that_are_kept(tmp_path):
     data = {**shuffled(made(2600, (12, 10), noise=0.5), 0.2), "id": hex_ids(2600), "weight": np.ones(2600)}
     data["weight"][:5] = 0.0
     result = diva_ray.score(
-        data, task="pairs", features=["image", "text"], weight="weight", export="datacomp", output=str(tmp_path / "out"),
-        cluster=INLINE, quiet=True,
+        data, task="pairs", features=["image", "text"], weight="weight", export="datacomp",
+        output=str(tmp_path / "out"), cluster=INLINE, quiet=True,
     )  # fmt: skip
-    kept = [i for i, issue, w in zip(data["id"], result.samples["is_label_issue"].to_pylist(), data["weight"], strict=True)
-            if not issue and w > 0]  # fmt: skip
+    flags = result.samples["is_label_issue"].to_pylist()
+    kept = [i for i, issue, w in zip(data["id"], flags, data["weight"], strict=True) if not issue and w > 0]
     assert 1900 < len(kept) < 2400
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "subset.npy"), as_datacomp(kept))
     assert result.summary["exported"]["rows"] == len(kept)

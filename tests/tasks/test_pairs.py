@@ -95,7 +95,9 @@ def test_the_joint_derivative_and_its_standard_error_are_those_of_refits(name):
     np.testing.assert_allclose(found["standard_error"], error, rtol=2e-4)
     apart = np.sqrt((forward**2).sum(1)) + np.sqrt((backward**2).sum(1))
     assert (error < 0.999 * apart).any(), "adding the errors of both directions must not be the same"
-    np.testing.assert_allclose(found["z"], found["derivative"].to_numpy() / found["standard_error"].to_numpy(), rtol=1e-5)
+    np.testing.assert_allclose(
+        found["z"], found["derivative"].to_numpy() / found["standard_error"].to_numpy(), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [{"n": 60, "widths": (6, 6)}, {"n": 20, "widths": (24, 24), "latent": 6}])
@@ -192,7 +194,9 @@ def test_scattered_groups_come_back_in_order():
     data = made(2400, (5, 7), per_group=2)
     order = np.random.default_rng(0).permutation(2400)
     kept, mixed = score(data, ridge=1.0), score({k: v[order] for k, v in data.items()}, ridge=1.0)
-    np.testing.assert_allclose(mixed.samples["derivative"], kept.samples["derivative"].to_numpy()[order], rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(
+        mixed.samples["derivative"], kept.samples["derivative"].to_numpy()[order], rtol=1e-2, atol=1e-3
+    )
 
 
 def test_a_curated_copy_and_left_out_predictions():
