@@ -19,9 +19,9 @@ METHODS = {
 COLUMNS = {"uniform": "uniform", **METHODS, "cleaned": "truth-cleaned*"}
 NOTE = (
     "Every fit is the ridge head with a ridge tuned by leave-one-out (ours: the ridge of its summary), but Ren et al.: "
-    "a softmax head trained by SGD. DIVA paper: two plain steps of 0.1. Without a part in the best: *Ren et al. are told "
-    "the true labels of a held-out fifth and the truth-cleaned set those of every row; uniform weights under the ridge "
-    "that ours chose only tell what of its gain is the ridge's."
+    "a softmax head trained by SGD. DIVA paper: two plain steps of 0.1. Without a part in the best: *Ren et al. are "
+    "told the true labels of a held-out fifth and the truth-cleaned set those of every row; uniform weights under the "
+    "ridge that ours chose only tell what of its gain is the ridge's."
 )
 
 
