@@ -18,7 +18,7 @@ import torch
 from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
-from diva_ray.engine.inline import first_duplicate
+from diva_ray.engine.inline import first_duplicate, first_shared
 from diva_ray.engine.reduce import add_in_order, units
 from diva_ray.engine.shelf import Shelf
 from diva_ray.errors import InputError
@@ -114,6 +114,10 @@ class Worker:
     def first_duplicate(self, *parts: np.ndarray) -> int | None:
         """Return a key that occurs twice."""
         return first_duplicate(list(parts))
+
+    def first_shared(self, half: int, *parts: np.ndarray) -> int | None:
+        """Return a key that occurs in the first `half` arrays and in the others."""
+        return first_shared(list(parts[:half]), list(parts[half:]))
 
     def process(self) -> int:
         """Return the process id."""
@@ -242,16 +246,26 @@ class Cluster:
 
     def duplicate(self, field: str, *, pool: bool = False) -> int | None:
         """Return a key that occurs twice among all shards (a pool's too), or None: keys are dealt by value."""
+        dealt = self._deal(field, {extent.index for extent in self.extents if pool or not extent.pool})
+        found = [actor.first_duplicate.remote(*dealt[k]) for k, actor in enumerate(self.actors)]
+        keys = [fetch(ref, self.pass_timeout) for ref in found]
+        return next((key for key in keys if key is not None), None)
+
+    def shared(self, field: str) -> int | None:
+        """Return a key that occurs in a pool and in another table too, or None: keys are dealt by value."""
+        ours, theirs = (self._deal(field, {e.index for e in self.extents if e.pool == side}) for side in (False, True))
+        found = [a.first_shared.remote(len(ours[k]), *ours[k], *theirs[k]) for k, a in enumerate(self.actors)]
+        keys = [fetch(ref, self.pass_timeout) for ref in found]
+        return next((key for key in keys if key is not None), None)
+
+    def _deal(self, field: str, asked: set[int]) -> list[list[Any]]:
+        """Return for every actor the references to its share, by value, of every actor's keys."""
         n = len(self.actors)
-        asked = {extent.index for extent in self.extents if pool or not extent.pool}
         dealt = [
             actor.split_keys.options(num_returns=n).remote(field, [k for k in mine if k in asked], n)
             for actor, mine in zip(self.actors, self.owned, strict=True)
         ]
-        dealt = [[refs] if n == 1 else refs for refs in dealt]
-        found = [actor.first_duplicate.remote(*(refs[k] for refs in dealt)) for k, actor in enumerate(self.actors)]
-        keys = [fetch(ref, self.pass_timeout) for ref in found]
-        return next((key for key in keys if key is not None), None)
+        return [[refs if n == 1 else refs[k] for refs in dealt] for k in range(n)]
 
     def close(self) -> None:
         """End the workers."""

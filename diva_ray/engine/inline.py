@@ -78,6 +78,12 @@ class Inline:
         parts = [np.asarray(getattr(shard, field)) for shard in shards if getattr(shard, field) is not None]
         return first_duplicate(parts)
 
+    def shared(self, field: str) -> int | None:
+        """Return a 64-bit key that occurs in a pool and in another table too, or None."""
+        keys = [(shard.extent.pool, getattr(shard, field)) for shard in self.shards]
+        sides = [[np.asarray(k) for pool, k in keys if pool == side and k is not None] for side in (False, True)]
+        return first_shared(*sides)
+
     def close(self) -> None:
         """Release the shards."""
         self.shelf.close()
@@ -88,3 +94,10 @@ def first_duplicate(parts: list[np.ndarray]) -> int | None:
     keys = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     return int(keys[twice[0]]) if len(twice) else None
+
+
+def first_shared(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int | None:
+    """Return a value that occurs in arrays of both lists, or None."""
+    left, right = (np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in (ours, theirs))
+    both = np.intersect1d(left, right)
+    return int(both[0]) if len(both) else None

@@ -44,14 +44,16 @@ def measure(one: RealSet, noise: float, seed: int) -> dict[str, float]:
 
 
 def split(one: RealSet, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of the table and of the pool: stratified by class, groups whole, one of every class at least."""
+    """Return the rows of the table and of the pool: stratified by class, groups whole and side by side, one of every
+    class at least."""
     draw, in_core = np.random.default_rng(seed), np.zeros(int(one.groups.max()) + 1, bool)
     names, first = np.unique(one.groups, return_index=True)
     for label in np.unique(one.truth):
         members = draw.permutation(names[one.truth[first] == label])
         in_core[members[: max(1, round(CORE * len(members)))]] = True
-    rows = in_core[one.groups]
-    return np.flatnonzero(rows), np.flatnonzero(~rows)
+    order = np.argsort(one.groups, kind="stable")
+    rows = in_core[one.groups[order]]
+    return order[rows], order[~rows]
 
 
 def _chosen(one: RealSet, tables: list[dict], seed: int, **options: object) -> np.ndarray:

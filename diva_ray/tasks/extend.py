@@ -118,7 +118,7 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
                 )
             setup = replace(setup, classes=classes, outputs=len(classes))
     check_ids(runner, session.columns, pool=True)
-    if session.columns.group and runner.engine.duplicate("group_keys", pool=True) is not None:
+    if session.columns.group and runner.engine.shared("group_keys") is not None:
         raise InputError(
             "data.group: a group must lie in the table or in the pool, got one that is split between them (a copy in "
             "the pool would vouch for its original). Move its rows."

@@ -25,6 +25,7 @@ class Engine(Protocol):
     def forget(self, *names: str) -> None: ...  # noqa: D102
     def each(self, kernel: Any, extents: list[Extent], done: Any = ..., features: bool = ...) -> Any: ...  # noqa: D102
     def duplicate(self, field: str, *, pool: bool = ...) -> int | None: ...  # noqa: D102
+    def shared(self, field: str) -> int | None: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
 

@@ -121,7 +121,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     ("task", "noise", "heads"),
     [
         ("detect", 0.2, ["AUC label_score", "AUC cleanlab", "AUC Data-OOB", "F1 KNN-Shapley", "F1 derivative > 0"]),
-        ("reweight", 0.4, ["uniform", "ours", "paper", "dropped", "chang", "ren", "cleaned"]),
+        ("reweight", 0.4, ["uniform", "ours", "paper", "dropped", "chang", "ren", "ridge", "cleaned"]),
         ("extend", 0.4, ["core", "ours 10%", "paper 80%", "uniform 40%", "whole", "stop"]),
         ("augment", 0.0, ["originals", "alike", "ours", "paper", "p identity", "paper vflip", "loo", "lgo"]),
         ("pairs", 0.2, ["AUC label_score", "AUC cosine", "F1 is_label_issue", "F1 forward", "precision", "share"]),
@@ -191,7 +191,7 @@ def test_tables_tell_mean_and_spread_and_mark_the_best() -> None:
 
 def test_share_of_the_gap_counts_only_pairs_that_have_one() -> None:
     results = Results()
-    same = dict.fromkeys(("paper", "dropped", "chang", "ren"), 10.0)
+    same = dict.fromkeys(("paper", "dropped", "chang", "ren", "ridge"), 10.0)
     results.add("digits", 0.4, {"uniform": 10.0, "ours": 7.0, "cleaned": 6.0, **same})
     results.add("digits", 0.0, {"uniform": 10.0, "ours": 10.5, "cleaned": 9.5, **same})
     errors, table = bench_reweight.tables(results)
@@ -203,7 +203,7 @@ def test_share_of_the_gap_counts_only_pairs_that_have_one() -> None:
 
 
 def test_untouched_sets_are_told_apart_and_single_runs_do_not_hide_in_means() -> None:
-    results, same = Results(), dict.fromkeys(("paper", "dropped", "chang", "ren"), 10.0)
+    results, same = Results(), dict.fromkeys(("paper", "dropped", "chang", "ren", "ridge"), 10.0)
     for ours in (10.7, 9.0):
         results.add("wine", 0.2, {"uniform": 10.0, "ours": ours, "cleaned": 9.0, **same})
     results.add("digits", 0.2, {"uniform": 10.0, "ours": 9.5, "cleaned": 9.0, **same})

@@ -105,6 +105,26 @@ def test_a_group_split_between_table_and_pool_is_refused():
         diva_ray.extend(core, pool, group="g", **QUIET)
 
 
+def scattered_pool(**cluster):
+    X, y, _, _, _ = digits_split(0.0)
+    core = {"features": X[:300], "label": y[:300], "g": np.arange(300)}
+    pool = {"features": np.tile(X[300:900], (5, 1)), "label": np.tile(y[300:900], 5)}
+    options = {"group": "g", "cluster": cluster, "quiet": True}
+    result = diva_ray.extend(core, {**pool, "g": np.tile(np.arange(300, 900), 5)}, budget=100, rounds=1, **options)
+    assert result.summary["n_selected"] == 100
+    with pytest.raises(InputError, match="a copy in the pool would vouch for its original"):
+        diva_ray.extend(core, {**pool, "g": np.tile(np.arange(299, 899), 5)}, **options)
+
+
+def test_a_group_may_be_scattered_in_the_pool_but_not_reach_into_the_table():
+    scattered_pool(**INLINE)
+
+
+@pytest.mark.ray
+def test_scattered_groups_of_a_pool_are_told_apart_on_ray_too(ray_cluster):
+    scattered_pool(kind="ray", workers=2)
+
+
 def test_folds_that_hear_nothing_are_refused():
     data = table(v=(np.arange(900) == 5).astype(float))
     with pytest.raises(InputError, match="folds: every outer fold must hear rows and leave some, got"):
