@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from diva_ray.data.transforms import augmented as augmented
     from diva_ray.errors import InputError as InputError
     from diva_ray.tasks.augment import augment as augment
+    from diva_ray.tasks.embed import embed as embed
     from diva_ray.tasks.extend import extend as extend
     from diva_ray.tasks.reweight import reweight as reweight
     from diva_ray.tasks.score import curate as curate
@@ -20,12 +21,13 @@ HOMES = {
     "augment": "diva_ray.tasks.augment",
     "augmented": "diva_ray.data.transforms",
     "curate": "diva_ray.tasks.score",
+    "embed": "diva_ray.tasks.embed",
     "extend": "diva_ray.tasks.extend",
     "reweight": "diva_ray.tasks.reweight",
     "score": "diva_ray.tasks.score",
     "train": "diva_ray.tasks.train",
 }
-__all__ = ["InputError", "augment", "augmented", "curate", "extend", "reweight", "score", "train"]
+__all__ = ["InputError", "augment", "augmented", "curate", "embed", "extend", "reweight", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

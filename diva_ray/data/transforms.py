@@ -142,3 +142,12 @@ def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def pictures_as_bytes(values: Any) -> Any:
+    """Return encoded pictures for a list of PIL images or an array (n, height, width[, 3]) of uint8; the rest as it is."""
+    if isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim in (3, 4):
+        return [_png(_open(picture)) for picture in values]
+    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Image.Image):
+        return [_png(_open(picture)) for picture in values]
+    return values

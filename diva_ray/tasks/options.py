@@ -21,7 +21,7 @@ FITTING = {  # losses, and the tasks they are for; the first of a task is its de
     "cosine": ("vector",),
 }
 DEFAULT = {"classification": "cross_entropy", "regression": "squared", "multilabel": "logistic", "vector": "squared"}
-KINDS = {"str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None)}
+KINDS = {"str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None), "list[Any]": list}
 
 
 def check_options(config: FitConfig) -> None:
