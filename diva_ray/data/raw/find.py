@@ -64,6 +64,8 @@ def kind_of(path: str, files: list[pyarrow.fs.FileInfo]) -> str:
             f"data.path: raw samples must lie there (Parquet, pictures, .tar, .jsonl, .csv, a saved Hugging Face "
             f"dataset), got {some} at {path}. Change `data.path`."
         )
+    if len(found) == 2 and "folder" in found:  # pictures beside a table that names them
+        del found["folder"]
     if len(found) > 1:
         some = " and ".join(f"{name} ({kind})" for kind, name in sorted(found.items()))
         raise InputError(f"data.kind: files of one kind must lie there, got {some} at {path}. Set `data.kind`.")

@@ -23,6 +23,7 @@ from diva_ray.data.raw.units import (
 )
 from diva_ray.errors import InputError
 
+EmptyHeaderError, TruncatedHeaderError = tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
 PEEKED = 64  # samples of the first tar that tell the columns
 READ_ROWS = 64
 TEXTS = ("txt", "text", "caption")
@@ -66,6 +67,19 @@ def _field(name: str, values: list[Any], path: str) -> pa.Field:
     return pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
 
 
+class Watched(tarfile.TarInfo):
+    """Header of a member; a tar that ends without its end mark is told from a whole one."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> Any:
+        """Return the next header; note an end that is none: tarfile itself takes it for the end."""
+        try:
+            return super().fromtarfile(tarfile)
+        except (EmptyHeaderError, TruncatedHeaderError):
+            tarfile.cut = True
+            raise
+
+
 def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
     """Yield the samples of a tar in order, one in memory at a time.
 
@@ -76,7 +90,7 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
     try:
         with (
             filesystem.open_input_stream(path, compression=None) as stream,
-            tarfile.open(fileobj=stream, mode="r|*") as tar,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=Watched) as tar,
         ):  # type: ignore[call-overload]
             for member in tar:
                 check_name(member.name, path)
@@ -90,6 +104,8 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
                     members = {}
                 file = tar.extractfile(member) if member.size <= MOST_BYTES else None
                 key, members[suffix.lower()] = own, file.read() if file else None
+            if getattr(tar, "cut", False):
+                raise tarfile.ReadError("it ends without an end mark: cut off?")
     except (tarfile.TarError, OSError, EOFError, pa.ArrowException) as error:
         raise InputError(
             f"data.path: every file must be a whole tar, got {type(error).__name__} "
