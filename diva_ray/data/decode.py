@@ -25,7 +25,7 @@ MOST_CHARACTERS = 100_000  # of a text; encoders read far less
 SMALL = 32  # pixels: pictures up to this side are kept as they are, exactly
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A sample that cannot be encoded; the message is the reason."""
 
 
@@ -76,50 +76,50 @@ class Pictures:
             least: side that is needed: a JPEG may be decoded at a fraction of its size that is at least twice that.
 
         Raises:
-            Refused: no picture, too many pixels, a path outside the root, ...
+            RefusedError: no picture, too many pixels, a path outside the root, ...
         """
         data = self._bytes(value)
         if not data:
-            raise Refused("no bytes")
+            raise RefusedError("no bytes")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 picture = Image.open(io.BytesIO(data), formats=FORMATS)
             with picture:
                 if picture.width * picture.height > self.most_pixels:
-                    raise Refused(
+                    raise RefusedError(
                         f"{picture.width} x {picture.height} pixels, more than most_pixels={self.most_pixels}"
                     )
                 if least:
                     picture.draft("RGB", (2 * least, 2 * least))
                 return upright(picture)
-        except Refused:
+        except RefusedError:
             raise
         except Image.DecompressionBombError as error:
-            raise Refused(f"too many pixels: {error}") from error
+            raise RefusedError(f"too many pixels: {error}") from error
         except Exception as error:  # hostile bytes: Pillow's decoders raise almost any type
             told = " ".join(re.sub(r"<_io.BytesIO object at 0x[0-9a-f]+>", "the bytes", str(error)).split())[:160]
-            raise Refused(f"not decodable: {told or type(error).__name__}") from error
+            raise RefusedError(f"not decodable: {told or type(error).__name__}") from error
 
     def _bytes(self, value: Any) -> bytes:
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if value is None:
-            raise Refused("no value")
+            raise RefusedError("no value")
         if isinstance(value, bytes):
             if len(value) > MOST_BYTES:
-                raise Refused(f"{len(value)} bytes, more than {MOST_BYTES}")
+                raise RefusedError(f"{len(value)} bytes, more than {MOST_BYTES}")
             return value
         if isinstance(value, str):
             return self._file(value)
-        raise Refused(f"neither bytes nor a path but {type(value).__name__}")
+        raise RefusedError(f"neither bytes nor a path but {type(value).__name__}")
 
     def _file(self, named: str) -> bytes:
         """Return the bytes of a file named by a path under the root, or by a URI."""
         try:
             if "://" in named:
                 if named.startswith(("http://", "https://")):
-                    raise Refused("http is not read: download the pictures first")
+                    raise RefusedError("http is not read: download the pictures first")
                 start = "/".join(named.split("/", 3)[:3])
                 if start not in self.known:
                     self.known[start] = pyarrow.fs.FileSystem.from_uri(start + "/" if named != start else start)[0]
@@ -129,13 +129,13 @@ class Pictures:
                 filesystem, path = self.filesystem, self._inside(named)
             info = filesystem.get_file_info(path)
             if info.type != pyarrow.fs.FileType.File:
-                raise Refused(f"no file at {named[:200]}")
+                raise RefusedError(f"no file at {named[:200]}")
             if info.size > MOST_BYTES:
-                raise Refused(f"{info.size} bytes, more than {MOST_BYTES}")
+                raise RefusedError(f"{info.size} bytes, more than {MOST_BYTES}")
             with filesystem.open_input_stream(path) as stream:
                 return stream.read()
         except (OSError, pa.ArrowException, ValueError) as error:
-            raise Refused(f"not readable: {' '.join(str(error).split())[:160]}") from error
+            raise RefusedError(f"not readable: {' '.join(str(error).split())[:160]}") from error
 
     def _inside(self, named: str, uri: str = "") -> str:
         """Return the full path; refuse one that leaves the root: a table must not name any file of the machine."""
@@ -150,7 +150,7 @@ class Pictures:
             full = os.path.realpath(os.path.join(base, named))
             inside = full.startswith(base.rstrip("/") + "/")
         if not inside or "\0" in named:
-            raise Refused("the path leaves data.root")
+            raise RefusedError("the path leaves data.root")
         return full
 
 
@@ -183,8 +183,8 @@ def thumbnail(picture: Image.Image, side: int) -> bytes:
 def text_of(value: Any) -> str:
     """Return a text, bounded; refuse an empty one."""
     if value is None:
-        raise Refused("no value")
+        raise RefusedError("no value")
     text = value if isinstance(value, str) else str(value)
     if not text.strip():
-        raise Refused("empty text")
+        raise RefusedError("empty text")
     return text[:MOST_CHARACTERS]

@@ -145,7 +145,7 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def pictures_as_bytes(values: Any) -> Any:
-    """Return encoded pictures for a list of PIL images or an array (n, height, width[, 3]) of uint8; the rest as it is."""
+    """Return encoded pictures for a list of PIL images or a uint8 array (n, height, width[, 3]); the rest as it is."""
     if isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim in (3, 4):
         return [_png(_open(picture)) for picture in values]
     if isinstance(values, (list, tuple)) and values and isinstance(values[0], Image.Image):

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from diva_ray.config import EncoderConfig
-from diva_ray.data.decode import Pictures, Refused, text_of, thumbnail
+from diva_ray.data.decode import Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
@@ -96,7 +96,7 @@ class UnitEncoder:
         self.pictures = Pictures(job.root, job.source.filesystem, job.most_pixels)
         self.pool = ThreadPoolExecutor(max(1, job.threads), thread_name_prefix="decode")
         read = dict.fromkeys([*job.kept, *(band.column for band in job.bands), *([job.picture] if job.picture else [])])
-        self.columns = [name for name in read if name != "id"]
+        self.columns: list[str] = [name for name in read if name != "id"]
 
     def close(self) -> None:
         """End the threads."""
@@ -182,13 +182,13 @@ class UnitEncoder:
             cut = [form.of(picture) if form else picture for form in forms]
             small = thumbnail(picture, job.thumbnail) if column == job.picture else None
             return cut, small
-        except Refused as error:
+        except RefusedError as error:
             return str(error)
 
     def _text(self, value: Any) -> tuple[list[str], None] | str:
         try:
             return [text_of(value)], None
-        except Refused as error:
+        except RefusedError as error:
             return str(error)
 
     def _encoded(self, prepared: Prepared) -> pa.Table:

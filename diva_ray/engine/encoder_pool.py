@@ -1,4 +1,4 @@
-"""Units of raw samples on an actor pool of Ray Data: every row of the dataset is a unit, every actor holds the encoders.
+"""Units of raw samples on an actor pool of Ray Data: every row of the dataset is a unit, every actor has the encoders.
 
 Ray Data starts the actors, feeds them, and starts them again when they die; a unit that was cut off runs again, to
 the same file.
@@ -114,7 +114,8 @@ def _watched(rows: Callable[[], Any], first: float, later: float) -> Iterator[di
         except queue.Empty as error:
             raise InputError(
                 f"cluster: a unit must be finished every {timeout:g} s, got none; the cluster has "
-                f"{ray.cluster_resources().get('CPU', 0):g} CPUs and {ray.cluster_resources().get('GPU', 0):g} GPUs. Free "
+                f"{ray.cluster_resources().get('CPU', 0):g} CPUs and {ray.cluster_resources().get('GPU', 0):g} GPUs. "
+                "Free "
                 "them, or raise `cluster.pass_timeout` and `cluster.start_timeout`."
             ) from error
         if row is None:

@@ -42,7 +42,8 @@ def embed(data: Any = None, *, quiet: bool = False, **options: Any) -> Result | 
     """Return features of raw pictures and texts, written file by file as they are made.
 
     Every unit of input (row groups of Parquet, a tar, a run of files, lines or record batches) becomes one file of
-    features, whole or absent, so `resume=True` computes only what is missing, and gives the same bits. Samples that cannot
+    features, whole or absent, so `resume=True` computes only what is missing, and gives the same bits. Samples that
+    cannot
     be decoded go to `quarantine/` with the reason.
 
     Args:
@@ -145,7 +146,7 @@ class Prepared:
         count = f"{job.source.about():,}{'' if job.source.rows is not None else ' (estimate)'}"
         left = f", {len(self.reused):,} already done" if self.reused else ""
         bands = [
-            f"{band.name:<10} {band.width:,} features from `{band.column}` by {band.config.name}, {band.batch} at a time"
+            f"{band.name:<10} {band.width:,} features of `{band.column}` by {band.config.name}, {band.batch} at a time"
             for band in job.bands
         ]
         return [
@@ -165,7 +166,9 @@ def prepare(config: EmbedConfig, source: Source, found: list, folder: Folder, st
         workers, gpus, threads = _on_cluster(config, kind, len(source.units))
     device = setup.choose_device(config.device) if kind == "inline" else "cpu"
     bands_before = (state or {}).get("bands") or []
-    known = [one["batch"] for one in bands_before] if len(bands_before) == len(found) else [None] * len(found)
+    known: list[int | None] = (
+        [one["batch"] for one in bands_before] if len(bands_before) == len(found) else [None] * len(found)
+    )
     built = setup.build_all(config, found, device, known, workers)
     if gpus and None in known:
         from diva_ray.engine.encoder_pool import batch_on_gpu
@@ -186,7 +189,8 @@ def prepare(config: EmbedConfig, source: Source, found: list, folder: Folder, st
         differing = [k for k in options if state.get("options", {}).get(k) != options[k]] if "options" in parts else []
         differing += ["encoder"] * ("bands" in parts) + ["data.path"] * ("units" in parts)
         raise InputError(
-            f"resume: the run in {folder.path} must have the same data and options, got another {', '.join(differing)}. "
+            f"resume: the run in {folder.path} must have the same data and options, got another "
+            f"{', '.join(differing)}. "
             "Use the same options, or a new `output`."
         )
     root = config.data.root or source.root

@@ -40,8 +40,10 @@ def conclude(
     if failed > config.most_failed * (rows + failed) or not rows:
         noted = next((one["noted"][0] for one in done if one.get("noted")), "")
         raise InputError(
-            f"embed: at most {config.most_failed:.4g} of the samples may be refused, got {failed:,} of {rows + failed:,}"
-            f"{f' (the first: {noted})' if noted else ''}; all of them with reasons are in {folder.location('quarantine')}. "
+            f"embed: at most {config.most_failed:.4g} of the samples may be refused, got {failed:,} of "
+            f"{rows + failed:,}"
+            f"{f' (the first: {noted})' if noted else ''}; all of them with reasons are in "
+            f"{folder.location('quarantine')}. "
             "Mend the data, or raise `most_failed` with `resume=true`."
         )
     fresh = [one for one in done if not one.get("reused")]
@@ -158,7 +160,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
         [f"{summary['n_samples']:,} samples were encoded; {failed:,} were put aside.", *bands],
         [
             Tile("samples", f"{summary['n_samples']:,}", f"in {summary['n_units']:,} files"),
-            Tile("put aside", f"{failed:,}", f"{share:.2%}; at most {config.most_failed:.2%}", "hurts" if failed else ""),
+            Tile("put aside", f"{failed:,}", f"{share:.2%}; at most {config.most_failed:.2%}", "hurts" * (failed > 0)),
             Tile("samples a second", f"{rate:,.0f}" if rate else "-", f"{prepared.workers} worker(s)"),
             Tile("encoder's share", f"{summary['encoder_share']:.0%}" if rate else "-", "of the workers' time"),
         ],
@@ -168,11 +170,12 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
                   [{"reason": reason, "n": n} for reason, n in counted], intro),
             Table("Which", listed, refused[:LISTED], "The first ones; all are in quarantine/."),
         ],
-        [("Raw data", f"{job.source.name} ({job.source.kind})"), ("Where", f"{prepared.kind}, {prepared.workers} worker(s)"),
+        [("Raw data", f"{job.source.name} ({job.source.kind})"),
+         ("Where", f"{prepared.kind}, {prepared.workers} worker(s)"),
          ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}")],
         seconds={**summary["seconds"], "total": sum(summary["seconds"].values())},
         memory=summary["peak_memory_bytes"],
-        downloads=["features/*.parquet: the features", "quarantine/*.parquet: what was refused, and why", "summary.json"],
+        downloads=["features/*.parquet: the features", "quarantine/*.parquet: what was refused, and why"],
     )  # fmt: skip
 
 

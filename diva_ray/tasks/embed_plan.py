@@ -40,7 +40,9 @@ class EmbedPlan:
         if self.rate is None or self.seconds is None:
             pace = "unknown: the GPU was not tried"
         else:
-            pace = f"about {self.seconds:,.0f} s at {self.rate:,.0f} samples/s a worker (tried on {TRIED} samples or fewer here)"
+            pace = (
+                f"about {self.seconds:,.0f} s at {self.rate:,.0f} samples/s a worker (up to {TRIED} samples tried here)"
+            )
         return [
             f"raw        {self.raw}",
             f"samples    {self.rows:,}{about} in {self.units:,} units, {self.bytes / gib:.3f} GiB as stored",

@@ -25,7 +25,7 @@ from diva_ray.tasks.plan import choose_kind, parse_bytes
 
 COLUMNS = tuple(field.name for field in fields(RawConfig) if field.name not in ("path", "builtin", "noise"))
 PATHS = ("image", "picture", "photo", "image_path", "path", "file", "file_name", "filename", "filepath", "uri", "url")
-TEXTS = ("text", "caption", "sentence", "title", "name", "description", "content", "prompt", "question")
+TEXTS = ("text", "caption", "sentence", "title", "description", "content", "prompt", "question")
 BATCH_SHARE = 0.25  # of a worker's memory, for one batch's activations on a CPU
 
 
@@ -71,7 +71,8 @@ def _split(given: Any) -> tuple[EncoderConfig, Any]:
     if callable(given):
         return encoder_config({"name": "module", "kind": "module"}), given
     raise InputError(
-        f"encoder: must be a name, fields of EncoderConfig or a torch module, got {type(given).__name__}. Change `encoder`."
+        f"encoder: must be a name, fields of EncoderConfig or a torch module, got {type(given).__name__}. Change "
+        "`encoder`."
     )
 
 
@@ -99,28 +100,35 @@ def check(config: EmbedConfig) -> None:
 def resolve(config: EmbedConfig, modules: list[Any], source: Source) -> list[tuple[EncoderConfig, Any]]:
     """Return the encoders of a run with their columns, and the modules of those that are the user's own."""
     configs = [encoder_config(one) for one in config.encoders] or [replace(config.encoder)]
-    modules = modules or [None] * len(configs)
     found: list[tuple[EncoderConfig, Any]] = []
-    for one, module in zip(configs, modules, strict=True):
-        check_types(one, "encoder.")
-        if one.kind == "auto" and one.name not in ("auto", ""):
-            one = encoder_config({k: v for k, v in asdict(one).items() if v != getattr(EncoderConfig(), k)})
-        if one.kind != "auto":
-            if one.kind == "module" and module is None:
-                module = import_code("encoder.model", one.model, trusted=config.trust_code)
-            found.append((replace(one, column=column_for(source.schema, one)), module))
+    for given, module in zip(configs, modules or [None] * len(configs), strict=True):
+        check_types(given, "encoder.")
+        one = given
+        if given.kind == "auto" and given.name not in ("auto", ""):
+            one = encoder_config({k: v for k, v in asdict(given).items() if v != getattr(EncoderConfig(), k)})
+        if one.kind == "auto":
+            found += [(plain, None) for plain in _plain(one, source.schema)]
             continue
-        for name, tower in (("edges", IMAGE), ("words", TEXT)):
-            given = {k: getattr(one, k) for k in ("column", "band", "batch", "normalize")}
-            column = _guess(source.schema, tower) if one.column is None else one.column
-            if column is not None and (one.column is None or _fits(source.schema, column, tower)):
-                found.append((replace(encoder_config(name), **{**given, "column": column}), None))
-                if one.column is not None:
-                    break
+        code = module
+        if one.kind == "module" and module is None:
+            code = import_code("encoder.model", one.model, trusted=config.trust_code)
+        found.append((replace(one, column=column_for(source.schema, one)), code))
     if not found:
         raise InputError(
             f"encoder.column: a picture or text column must be there, got {_told(source.schema)}. Set `encoder.column`."
         )
+    return found
+
+
+def _plain(given: EncoderConfig, schema: pa.Schema) -> list[EncoderConfig]:
+    """Return the encoders that need nothing, for the pictures and texts that are there or the column that is named."""
+    same = {k: getattr(given, k) for k in ("band", "batch", "normalize")}
+    found = []
+    for name, tower in (("edges", IMAGE), ("words", TEXT)):
+        column = given.column or _guess(schema, tower)
+        fits = column is not None and (given.column is None or _fits(schema, column, tower, strict=True))
+        if fits:
+            found.append(replace(encoder_config(name), column=column, **same))
     return found
 
 
@@ -164,10 +172,13 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _fits(schema: pa.Schema, column: str, tower: str) -> bool:
+def _fits(schema: pa.Schema, column: str, tower: str, *, strict: bool = False) -> bool:
+    """Return whether a column can be what a tower takes; `strict`: a string is a text, unless its name says path."""
     if column not in schema.names:
         return False
     kind = schema.field(column).type
+    if strict and _is_text(kind):
+        return (tower == IMAGE) == (column in PATHS)
     return _is_text(kind) or (tower == IMAGE and is_picture(kind))
 
 
@@ -237,7 +248,7 @@ def kept_columns(config: EmbedConfig, source: Source, bands: tuple[Band, ...], p
         encoded = {band.column for band in bands if band.tower == IMAGE} if source.kind == "folder" else set()
         names = [f.name for f in schema if f.name != "id" and not is_picture(f.type) and f.name not in encoded]
     else:
-        names = [keep] if isinstance(keep, str) else list(keep or [])
+        names = [keep] if isinstance(keep, str) else list(keep) if isinstance(keep, (list, tuple)) else [keep]
         unknown = [name for name in names if name not in schema.names]
         if unknown:
             raise InputError(

@@ -74,9 +74,11 @@ class Folder:
         full, partial = self._places(name)
         keys = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)]
         try:
-            with self.filesystem.open_output_stream(partial) as stream:
-                with pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=keys) as writer:
-                    yield writer
+            with (
+                self.filesystem.open_output_stream(partial) as stream,
+                pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=keys) as writer,  # type: ignore[arg-type]
+            ):
+                yield writer
         except BaseException:  # an object store shows what was closed, whole or not
             if self.filesystem.get_file_info(partial).type == pyarrow.fs.FileType.File:
                 self.filesystem.delete_file(partial)

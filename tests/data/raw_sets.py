@@ -32,7 +32,7 @@ def labels(n=N):
 
 def texts(n=N):
     """Return a text for each."""
-    return [f"picture number {k}, \"quoted\",\nin two lines" for k in range(n)]
+    return [f'picture number {k}, "quoted",\nin two lines' for k in range(n)]
 
 
 def table(n=N):

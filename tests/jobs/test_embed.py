@@ -86,8 +86,16 @@ def test_pairs_become_two_bands_and_a_missing_side_is_null():
 def test_what_cannot_be_decoded_is_put_aside_with_the_reason(tmp_path):
     rows = raw_sets.table().to_pydict()
     whole = rows["image"][0]
-    rows["image"][1:6] = [b"no picture", whole[: len(whole) // 2], b"", None, raw_sets.png(np.zeros((300, 400), np.uint8))]
-    with pytest.raises(InputError, match=r"embed: at most 0.01 of the samples may be refused, got 5 of 50 \(the first: 1 at"):
+    rows["image"][1:6] = [
+        b"no picture",
+        whole[: len(whole) // 2],
+        b"",
+        None,
+        raw_sets.png(np.zeros((300, 400), np.uint8)),
+    ]
+    with pytest.raises(
+        InputError, match=r"embed: at most 0.01 of the samples may be refused, got 5 of 50 \(the first: 1 at"
+    ):
         embed(pa.table(rows), encoder="edges", most_pixels=100_000, output=str(tmp_path / "out"))
     result = embed(
         pa.table(rows), encoder="edges", most_pixels=100_000, output=str(tmp_path / "out"), most_failed=0.1, resume=True
@@ -110,7 +118,9 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
         return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
 
     header = (60_000).to_bytes(4) * 2 + bytes([8, 0, 0, 0, 0])
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    bomb = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
     start = time.perf_counter()
     result = embed({"image": [raw_sets.png(raw_sets.pictures()[0]), bomb], "label": [0, 1]}, most_failed=0.5)
     assert time.perf_counter() - start < 5
@@ -135,7 +145,9 @@ def test_only_what_is_missing_is_computed_again_and_gives_the_same_bits(tmp_path
     for file in files:
         assert file.read_bytes() == before[file.name]
     assert files[0].stat().st_mtime_ns == times[files[0].name]
-    with pytest.raises(InputError, match="resume: the run in .* must have the same data and options, got another dtype"):
+    with pytest.raises(
+        InputError, match="resume: the run in .* must have the same data and options, got another dtype"
+    ):
         embed(tmp_path / "raw", **options, resume=True, dtype="float32")
     with pytest.raises(InputError, match="resume: .* got another encoder"):
         embed(tmp_path / "raw", **{**options, "encoder": {"name": "edges", "normalize": True}}, resume=True)
@@ -224,7 +236,9 @@ def test_paths_are_read_under_the_root_and_nowhere_else(tmp_path):
     assert reasons["4"].startswith("no file at") and reasons["5"].startswith("http is not read")
     assert set(reasons) == set("123458")
     wider = embed(tmp_path / "raw" / "rows.parquet", encoder="edges", most_failed=1.0, root=str(tmp_path))
-    assert wider.samples["id"].to_pylist() == [2, 6, 7, 8], "relative paths start at the root, and all of it may be read"
+    assert wider.samples["id"].to_pylist() == [2, 6, 7, 8], (
+        "relative paths start at the root, and all of it may be read"
+    )
 
 
 # --- on Ray ----------------------------------------------------------------------------------------------------------
@@ -296,8 +310,10 @@ def test_a_ray_dataset_is_embedded(ray_cluster):
     dataset = ray.data.from_arrow(rows.append_column("id", pa.array(range(raw_sets.N))))
     result = embed(dataset, encoder="edges", cluster={"kind": "ray", "workers": 1})
     found = result.folder.read_table("features").sort_by("id")
-    assert found["features"].combine_chunks().storage.equals(
-        embed(rows, encoder="edges").samples["features"].combine_chunks().storage
+    assert (
+        found["features"]
+        .combine_chunks()
+        .storage.equals(embed(rows, encoder="edges").samples["features"].combine_chunks().storage)
     )
 
 

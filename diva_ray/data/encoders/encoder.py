@@ -149,8 +149,8 @@ def load_weights(model: torch.nn.Module, path: str, what: str, head: Sequence[st
     ]
     if told:
         raise InputError(
-            f"encoder.weights: the file must fit {what}, got tensors {', '.join(told)} in {path}. Change `encoder.weights` or "
-            "`encoder.model`."
+            f"encoder.weights: the file must fit {what}, got tensors {', '.join(told)} in {path}. Change "
+            "`encoder.weights` or `encoder.model`."
         )
     kept = {name: value for name, value in found.items() if name in wanted and shapes[name][0] == shapes[name][1]}
     model.load_state_dict(kept, strict=False)

@@ -47,8 +47,8 @@ def mark_of(place: str) -> str:
 
 def transformers(config: Any, device: str, precision: str) -> Encoder:
     """Return a text model of transformers: its last hidden layer (or the one named), pooled over tokens."""
-    library = need("transformers", "transformers")
     place = place_of(config.model, "transformers")
+    library = need("transformers", "transformers")
     check_pool(config)
     local = {"local_files_only": os.path.isdir(place), "trust_remote_code": False}
     tokenizer = from_hub(config, lambda: library.AutoTokenizer.from_pretrained(place, **local))
@@ -85,13 +85,13 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
 
 def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
     """Return a model of sentence-transformers, with the pooling and scaling that it was trained with."""
-    library = need("sentence_transformers", "sentence_transformers")
     place = place_of(config.model, "minilm" if config.model.startswith("package:") else "sentence_transformers")
     if config.layer or config.weights != "auto":
         raise InputError(
             f"encoder.layer: a sentence-transformers model is taken as it is, got layer={config.layer}, "
             f"weights={config.weights}. Use `encoder.kind=transformers`, or leave them out."
         )
+    library = need("sentence_transformers", "sentence_transformers")
     local = {"local_files_only": os.path.isdir(place), "trust_remote_code": False}
     model = from_hub(config, lambda: library.SentenceTransformer(place, device=device, **local)).eval()
     if config.tokens:

@@ -79,18 +79,19 @@ def pooled(output: Any, pool: str, mask: Tensor | None = None) -> Tensor:
         return values.flatten(1)
     if values.ndim >= 4:  # channels come second
         values = values.flatten(2).transpose(1, 2)
+    return _over_tokens(values, pool, mask)
+
+
+def _over_tokens(values: Tensor, pool: str, mask: Tensor | None) -> Tensor:
+    """Pool (n, tokens, d) over the tokens of the mask."""
     if pool == "first":
         return values[:, 0]
+    mask = torch.ones_like(values[:, :, 0]) if mask is None else mask.to(values.dtype)
     if pool == "last":
-        if mask is None:
-            return values[:, -1]
         return values[torch.arange(len(values), device=values.device), mask.long().sum(1) - 1]
     if pool == "max":
-        return (values if mask is None else values.masked_fill(mask[:, :, None] == 0, -torch.inf)).amax(1)
-    if mask is None:
-        return values.mean(1)
-    weight = mask[:, :, None].to(values.dtype)
-    return (values * weight).sum(1) / weight.sum(1)
+        return values.masked_fill(mask[:, :, None] == 0, -torch.inf).amax(1)
+    return (values * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def finish(features: Tensor, normalize: bool) -> Tensor:
@@ -141,7 +142,7 @@ def form_of(config: Any, size: int, crop: float = 1.0, filter: str = "bicubic") 
     """Return how pictures are cut: as the config says, else as the model was trained."""
     if config.fit not in ("crop", "squash", "pad"):
         raise InputError(f"encoder.fit: must be crop, squash or pad, got {config.fit}. Change `encoder.fit`.")
-    side, share = config.size or size, config.crop if config.crop is not None else crop
+    side, share = size if config.size is None else config.size, crop if config.crop is None else config.crop
     if side < 1 or not 0 < share <= 1:
         raise InputError(
             f"encoder.size: must be at least 1 and encoder.crop in (0, 1], got {side} and {share}. Change them."

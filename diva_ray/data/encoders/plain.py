@@ -1,4 +1,4 @@
-"""Encoders that load nothing: edges of pictures, hashed words of texts. Fixed functions, no download, no extra package."""
+"""Encoders that load nothing: edges of pictures, hashed words of texts; fixed functions, no extra package."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ EDGE_WIDTH = DIRECTIONS * sum(grid * grid for grid in GRIDS) + 3 * COLOURS * COL
 
 
 def edges(pictures: Sequence[np.ndarray]) -> Tensor:
-    """Return (n, 832) features: how much brightness rises in each of 8 directions within the cells of two grids, against
-    the cells around (as in histograms of oriented gradients, Dalal and Triggs 2005), square roots taken, and the mean colours of an
-    8 x 8 grid."""
+    """Return (n, 832) features of pictures: edges by direction on two grids, and mean colours on an 8 x 8 grid.
+
+    How much brightness rises in each of 8 directions within the cells of a grid, against the cells around (as in
+    histograms of oriented gradients, Dalal and Triggs 2005); square roots are taken.
+    """
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div_(255)
     grey = (x * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
     grey = functional.pad(grey, (1, 1, 1, 1), mode="replicate")
@@ -60,15 +62,17 @@ WORD_WIDTH = 2048
 
 
 def word_encoder(config: Any, device: str, precision: str) -> Encoder:
-    """Return the default encoder of texts, (n, 2048): which n-grams of 3 to 5 letters within words occur, hashed
-    (Weinberger et al. 2009), scaled to unit length, under a sparse random projection (Li, Hastie, Church 2006) that is the same
-    in every run. Rows do not depend on each other."""
+    """Return the default encoder of texts, (n, 2048): which n-grams of 3 to 5 letters within words occur.
+
+    They are hashed (Weinberger et al. 2009), scaled to unit length, and go through a sparse random projection (Li,
+    Hastie, Church 2006) that is the same in every run. Rows do not depend on each other.
+    """
     from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer
 
     vectorizer = HashingVectorizer(
         analyzer="char_wb", ngram_range=GRAMS, n_features=BUCKETS, alternate_sign=False, norm="l2", binary=True,
-        dtype=np.float32,
+        dtype=np.float32,  # type: ignore[arg-type]
     )  # fmt: skip
     generator = np.random.Generator(np.random.PCG64(0))
     place = generator.integers(0, WORD_WIDTH, BUCKETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import sys
@@ -134,7 +135,8 @@ def efficientnet_lite(config: Any, device: str, precision: str) -> Encoder:
     number = config.model.removeprefix("efficientnet-lite")
     if number not in LITE_SIZES:
         raise InputError(
-            f"encoder.model: must be efficientnet-lite0 to efficientnet-lite4, got {config.model}. Change `encoder.model`."
+            f"encoder.model: must be efficientnet-lite0 to efficientnet-lite4, got {config.model}. Change "
+            "`encoder.model`."
         )
     model = library.EfficientNet.from_name(config.model)
     path = config.weights if config.weights not in ("auto", "none") else ""
@@ -152,7 +154,7 @@ def efficientnet_lite(config: Any, device: str, precision: str) -> Encoder:
 
 def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
     """Return the user's own network of pictures (n, 3, size, size), with its weights file if one is named."""
-    model = given
+    model = copy.deepcopy(given) if isinstance(given, nn.Module) else given  # the user's own stays as it is
     if not isinstance(model, nn.Module):
         try:
             model = given()
@@ -163,7 +165,8 @@ def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
             ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"encoder.model: must be a torch.nn.Module or a function that returns one, got {type(model).__name__}. Change "
+            f"encoder.model: must be a torch.nn.Module or a function that returns one, got {type(model).__name__}. "
+            "Change "
             "`encoder.model`."
         )
     local = is_file(config.weights)

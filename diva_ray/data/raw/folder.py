@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
@@ -37,7 +38,7 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
     """Yield names and classes; the files are opened where the pictures are decoded."""
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
-        names = list(unit.files)
+        names: list[Any] = list(unit.files)
         made = {"id": names, "image": names}
         made[source.more["label"]] = [name.split("/", 1)[0] if "/" in name else None for name in names]
         kept = {name: made[name] for name in ["id", *(name for name in columns if name != "id")]}

@@ -12,7 +12,7 @@ import pyarrow.csv as pc
 import pyarrow.fs
 
 from diva_ray.data.raw.tables import key_of, stored_columns, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, field_of, mark_of, name_of, rechunk
 from diva_ray.errors import InputError
 
 RANGE = 64 << 20  # bytes of a unit of JSON lines
@@ -54,16 +54,7 @@ def _json_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Sche
     if not rows:
         raise InputError(f"data.path: lines must be JSON objects, got none in {unit.path}. Change `data.path`.")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    fields = []
-    for name in names:
-        try:
-            kind = pa.array([row.get(name) for row in rows]).type
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise InputError(
-                f"data.path: `{name}` must be of one type in all lines, got {str(error).splitlines()[0][:120]} in "
-                f"{unit.path}. Fix the file."
-            ) from error
-        fields.append(pa.field(name, pa.string() if pa.types.is_null(kind) else kind))
+    fields = [field_of(name, [row.get(name) for row in rows]) for name in names]
     return pa.schema(fields), size / len(rows)
 
 

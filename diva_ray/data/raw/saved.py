@@ -70,7 +70,8 @@ def _open(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.RecordBatchStreamR
         return pa.ipc.open_stream(pa.memory_map(path) if local else filesystem.open_input_stream(path))
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"data.path: every file must be an Arrow stream, got {str(error).splitlines()[0][:200]} at {path}. Save the "
+            f"data.path: every file must be an Arrow stream, got {str(error).splitlines()[0][:200]} at {path}. Save "
+            "the "
             "dataset again."
         ) from error
 

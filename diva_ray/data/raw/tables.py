@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,7 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
         rows, piece = sum(one.rows for one in group), group[0]
         parts = min(MOST_PARTS, rows // unit_rows) if len(group) == 1 and rows >= 2 * unit_rows else 1
         cuts = np.linspace(0, rows, parts + 1).astype(int).tolist()
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in pairwise(cuts):
             size = sizes[piece.file] * (b - a) // in_file[piece.file]
             units.append(
                 Unit(
@@ -116,10 +117,10 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
                 groups = list(range(unit.start, unit.stop))
                 for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=wanted, use_threads=False):
                     before = min(skip, len(batch))
-                    batch, skip = batch.slice(before, left), skip - before
-                    if len(batch):
-                        yield to_rows(pa.Table.from_batches([batch]), source, columns, number), number, []
-                    number, left = number + len(batch), left - len(batch)
+                    mine, skip = batch.slice(before, left), skip - before
+                    if len(mine):
+                        yield to_rows(pa.Table.from_batches([mine]), source, columns, number), number, []
+                    number, left = number + len(mine), left - len(mine)
                     if not left:
                         return
         except (OSError, pa.ArrowException) as error:

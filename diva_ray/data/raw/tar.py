@@ -17,6 +17,7 @@ from diva_ray.data.raw.units import (
     Rows,
     Source,
     Unit,
+    field_of,
     mark_of,
     name_of,
     rechunk,
@@ -46,9 +47,9 @@ def find(
             break
     if not peeked:
         raise InputError(f"data.path: a tar must hold samples, got none in {infos[0].path}. Change `data.path`.")
-    rows = [row_of(members, label) for _, members in peeked]
+    rows = [row for _, members in peeked if (row := _tried(members, label))]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    fields = [_field(name, [row.get(name) for row in rows], infos[0].path) for name in names]
+    fields = [field_of(name, [row.get(name) for row in rows]) for name in names]
     schema = pa.schema([pa.field("id", pa.string()), *fields])
     members = sorted({name for _, some in peeked for name in some})
     estimate = int(sum(unit.bytes for unit in units) / max(1.0, size / len(peeked)))
@@ -56,15 +57,12 @@ def find(
     return Source("webdataset", path, schema, units, None, filesystem, read, path, estimate=estimate, more=more)
 
 
-def _field(name: str, values: list[Any], path: str) -> pa.Field:
+def _tried(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
+    """Return a sample's columns, none if its members cannot be read: it will be a failure."""
     try:
-        kind = pa.array(values).type
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise InputError(
-            f"data.path: `{name}` must be of one type in all samples, got {str(error).splitlines()[0][:120]} in {path}. "
-            "Fix the tar."
-        ) from error
-    return pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
+        return row_of(members, label)
+    except ValueError:
+        return {}
 
 
 class Watched(tarfile.TarInfo):
@@ -119,7 +117,8 @@ def check_name(name: str, path: str) -> None:
     """Raise for a member whose name leaves the folder: whoever unpacks such a tar is overwritten."""
     if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
         raise InputError(
-            f"data.path: members of a tar must stay in its folder, got {name!r} at {path}. Do not trust this tar; leave it "
+            f"data.path: members of a tar must stay in its folder, got {name!r} at {path}. Do not trust this tar; "
+            "leave it "
             "out or pack it again."
         )
 
@@ -136,7 +135,7 @@ def row_of(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
         elif content is not None and last in ("cls", "cls2"):
             text = content.decode("utf-8", "replace").strip()
             row[stem or label] = int(text) if text.lstrip("-").isdigit() else text
-    found = json.loads(members["json"]) if members.get("json") else {}
+    found = json.loads(members.get("json") or b"{}")
     return {**(found if isinstance(found, dict) else {}), **row}
 
 

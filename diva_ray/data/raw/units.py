@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,6 +132,20 @@ def rechunk(
 
 def _rows(table: pa.Table, first: int, where: Callable[[int], str], failures: list[Failure]) -> Rows:
     return Rows(table, lambda k: where(first + k), failures)
+
+
+def field_of(name: str, values: list[Any]) -> pa.Field:
+    """Return a column's type from its first values; where they disagree, that of most: the others will be failures."""
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, TypeError, ValueError):
+        known = [value for value in values if value is not None]
+        most = Counter(type(value) for value in known).most_common(1)[0][0]
+        try:
+            kind = pa.array([value for value in known if type(value) is most]).type
+        except (pa.ArrowException, TypeError, ValueError):  # objects of no common shape
+            kind = pa.null()
+    return pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
 
 
 def name_of(path: str) -> str:
