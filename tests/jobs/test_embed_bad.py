@@ -190,7 +190,8 @@ def test_weights_files(tmp_path):
     assert loaded.equals(trained)
     torch.save({**other.state_dict(), "2.weight": torch.zeros(3, 13)}, tmp_path / "shape.pt")
     refuses(r"encoder.weights: the file must fit Sequential, got tensors 1 of another shape \(such as 2.weight "
-            r"\(3, 13\) for \(3, 12\)\) in .*shape.pt", TABLE, encoder={**given, "weights": str(tmp_path / "shape.pt")})  # fmt: skip
+            r"\(3, 13\) for \(3, 12\)\) in .*shape.pt", TABLE,
+            encoder={**given, "weights": str(tmp_path / "shape.pt")})  # fmt: skip
     torch.save({"3.weight": torch.zeros(3)}, tmp_path / "names.pt")
     refuses(r"got tensors 2 missing \(such as 2.weight\), 1 unknown \(such as 3.weight\)", TABLE,
             encoder={**given, "weights": str(tmp_path / "names.pt")})  # fmt: skip

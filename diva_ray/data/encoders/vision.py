@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import os
 import sys
@@ -54,20 +55,23 @@ def timm(config: Any, device: str, precision: str) -> Encoder:
     library = need("timm", "timm")
     local = is_file(config.weights)
     if not library.is_model(config.model):
-        near = library.list_models(f"*{config.model.split('.')[0].split('_')[0]}*")[:5]
+        near = difflib.get_close_matches(config.model.split(".")[0], library.list_models(), 5, 0.4)
         raise InputError(
             f"encoder.model: must be a model of timm, got {config.model}. Change `encoder.model`, to "
             f"{', '.join(near) or 'one of timm.list_models()'}, say."
         )
     mark = check_weights_file(config.weights) if local else config.weights
-    own = {"num_classes": 0} if not local else {}
-    more = (
-        {"img_size": config.size}
-        if config.size and "img_size" in str(library.models.model_entrypoint(config.model))
-        else {}
-    )
-    pretrained = config.weights == "auto"
-    model = from_hub(config, lambda: library.create_model(config.model, pretrained=pretrained, **own, **more))
+    own: dict[str, Any] = {"pretrained": config.weights == "auto", **({} if local else {"num_classes": 0})}
+
+    def load() -> nn.Module:
+        if config.size:  # transformers are built for a size; other networks do not know the argument
+            try:
+                return library.create_model(config.model, img_size=config.size, **own)
+            except TypeError:
+                pass
+        return library.create_model(config.model, **own)
+
+    model = from_hub(config, load)
     if local:
         head = model.get_classifier()
         names = [name for name, module in model.named_modules() if module is head and name]
