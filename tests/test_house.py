@@ -20,7 +20,14 @@ ON_CLUSTERS = [job for job in JOBS if "cluster:" in (ROOT / "configs" / f"{job}.
 
 @pytest.mark.parametrize(
     "module",
-    ["diva_ray", "diva_ray.core.derivative", "diva_ray.tasks.score", "diva_ray.tasks.train", "diva_ray.report"],
+    [
+        "diva_ray",
+        "diva_ray.core.derivative",
+        "diva_ray.tasks.score",
+        "diva_ray.tasks.train",
+        "diva_ray.tasks.embed",
+        "diva_ray.report",
+    ],
 )
 def test_ray_is_loaded_only_by_the_cluster_engine(module):
     code = f"import sys, {module}; sys.exit('ray' in sys.modules)"

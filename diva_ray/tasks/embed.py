@@ -117,7 +117,7 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
         pq.write_table(content.slice(start, 1 << 16), sink, row_group_size=config.unit_rows)
         folder.write(f"raw/part-{k:05d}.parquet", sink.getvalue().to_pybytes())
     source = tables.find(folder.location("raw"), raw.id, config.unit_rows, mark=fingerprint(table))
-    return replace(source, name=table.name)
+    return replace(source, name=table.name, more={"temporary": True})
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Prepared:
 
 def prepare(config: EmbedConfig, source: Source, found: list, folder: Folder, state: Any) -> Prepared:
     """Return the run with its encoders built and tried, its columns named, and what an earlier run has done."""
-    kind, why = setup.where_to_run(config, dataset=type(source).__module__.startswith("ray.data"))
+    kind, why = setup.where_to_run(config)
     workers, gpus, threads = 1, 0.0, config.cluster.threads or os.cpu_count() or 1
     if kind != "inline":
         workers, gpus, threads = _on_cluster(config, kind, len(source.units))

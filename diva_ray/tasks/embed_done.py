@@ -65,7 +65,7 @@ def conclude(
     folder.write_json("summary.json", summary)
     folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
     folder.write_json("manifest.json", _manifest(prepared, done, started))
-    if config.data.path is None and "ray" not in prepared.why:
+    if job.source.more.get("temporary"):  # rows that were in memory
         folder.drop("raw")
     return summary
 

@@ -288,9 +288,9 @@ def units_mark(units: tuple[Unit, ...]) -> str:
     return hash_of([[os.path.basename(u.path), u.start, u.stop, u.skip, u.rows, u.mark] for u in units])
 
 
-def where_to_run(config: EmbedConfig, dataset: bool) -> tuple[str, str]:
+def where_to_run(config: EmbedConfig) -> tuple[str, str]:
     """Return (inline, local or ray) and why: without a cluster this process does, with all its cores."""
-    kind, why = choose_kind(config.cluster, 0, dataset=dataset)
+    kind, why = choose_kind(config.cluster, 0, dataset=False)
     if kind == "inline" and config.cluster.kind == "auto":
         why = "no Ray cluster is in reach, and this process can use every core"
     return kind, why
