@@ -110,7 +110,7 @@ def resolve(config: EmbedConfig, modules: list[Any], source: Source) -> list[tup
             found += [(plain, None) for plain in _plain(one, source.schema)]
             continue
         code = module
-        if one.kind == "module" and module is None:
+        if one.kind == "module" and module is None and one.model not in ("", "???"):
             code = import_code("encoder.model", one.model, trusted=config.trust_code)
         found.append((replace(one, column=column_for(source.schema, one)), code))
     if not found:

@@ -87,6 +87,8 @@ def build(config: EncoderConfig, device: str, precision: str, given: Any = None)
     tower = tower_of(config)
     if config.batch is not None and config.batch < LEAST_BATCH:
         raise InputError(f"encoder.batch: must be at least 1, got {config.batch}. Change `encoder.batch`.")
+    if config.kind not in ("edges", "words") and config.model in ("", "???") and given is None:
+        raise InputError(f"encoder.model: must be named for {config.kind}, got none. Set `encoder.model`.")
     config = replace(config)  # a kind may fill in what it takes from the model
     if config.kind == "module":
         make = vision.module if tower == IMAGE else language.module

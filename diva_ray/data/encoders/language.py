@@ -18,8 +18,6 @@ from diva_ray.errors import InputError
 
 def place_of(model: str, extra: str) -> str:
     """Return a hub id or a folder as it is; of `package:NAME` the folder of weights inside a Python package."""
-    if not model:
-        raise InputError("encoder.model: a hub id or a local folder must be named, got none. Set `encoder.model`.")
     if not model.startswith("package:"):
         return os.path.expanduser(model) if model.startswith("~") else model
     name = model.removeprefix("package:")
