@@ -97,10 +97,13 @@ def encode_on_ray(
 def _watched(rows: Callable[[], Any], first: float, later: float) -> Iterator[dict[str, Any]]:
     """Yield results as they come; raise when none comes in time: Ray Data itself would wait for ever."""
     found: queue.Queue[Any] = queue.Queue()
+    stopped = threading.Event()
 
     def run() -> None:
         try:
             for row in rows():
+                if stopped.is_set():
+                    return
                 found.put(row)
             found.put(None)
         except BaseException as error:  # raised where results are taken
@@ -108,24 +111,27 @@ def _watched(rows: Callable[[], Any], first: float, later: float) -> Iterator[di
 
     threading.Thread(target=run, daemon=True).start()
     timeout = first
-    while True:
-        try:
-            row = found.get(timeout=timeout)
-        except queue.Empty as error:
-            raise InputError(
-                f"cluster: a unit must be finished every {timeout:g} s, got none; the cluster has "
-                f"{ray.cluster_resources().get('CPU', 0):g} CPUs and {ray.cluster_resources().get('GPU', 0):g} GPUs. "
-                "Free "
-                "them, or raise `cluster.pass_timeout` and `cluster.start_timeout`."
-            ) from error
-        if row is None:
-            return
-        if isinstance(row, BaseException):
-            raise row
-        if row["mistake"]:
-            raise InputError(row["mistake"])
-        timeout = later
-        yield json.loads(row["done"])
+    try:
+        while True:
+            try:
+                row = found.get(timeout=timeout)
+            except queue.Empty as error:
+                have = ray.cluster_resources()
+                raise InputError(
+                    f"cluster: a unit must be finished every {timeout:g} s, got none; the cluster has "
+                    f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Free them, or raise "
+                    "`cluster.pass_timeout` and `cluster.start_timeout`."
+                ) from error
+            if row is None:
+                return
+            if isinstance(row, BaseException):
+                raise row
+            if row["mistake"]:
+                raise InputError(row["mistake"])
+            timeout = later
+            yield json.loads(row["done"])
+    finally:
+        stopped.set()
 
 
 def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: float) -> list[int]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,19 +21,18 @@ from diva_ray.data.raw.units import Source, Unit
 from diva_ray.data.sources import open_data
 from diva_ray.data.table import Table, from_arrow
 from diva_ray.data.transforms import pictures_as_bytes
-from diva_ray.engine.embedding import FAILED, UNIT, Job, UnitEncoder
+from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
-from diva_ray.errors import InputError
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.begin import now, open_folder
 from diva_ray.tasks.embed_done import conclude, told
 from diva_ray.tasks.embed_plan import EmbedPlan, make_plan
+from diva_ray.tasks.embed_prepare import Prepared, prepare
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.result import Result
 
 log = logging.getLogger("diva_ray")
-FREE = ("output", "resume", "plan", "cluster", "most_failed")  # options that a resumed run may change
 EARLY = 1000  # refused samples after which a run with too many ends at once
 
 
@@ -118,131 +116,6 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
         folder.write(f"raw/part-{k:05d}.parquet", sink.getvalue().to_pybytes())
     source = tables.find(folder.location("raw"), raw.id, config.unit_rows, mark=fingerprint(table))
     return replace(source, name=table.name, more={"temporary": True})
-
-
-@dataclass
-class Prepared:
-    """A run before it starts: everything is checked."""
-
-    job: Job
-    built: setup.Built
-    kind: str
-    why: str
-    workers: int
-    gpus: float
-    timeouts: dict[str, float]
-    most_failed: float
-    state: dict[str, Any]
-    reused: dict[int, dict[str, Any]]  # finished units of the run that is resumed
-
-    @property
-    def pending(self) -> list[Unit]:
-        """Units that are still to be encoded."""
-        return [unit for unit in self.job.source.units if unit.index not in self.reused]
-
-    def lines(self) -> list[str]:
-        """Return what will be done, for a person."""
-        job = self.job
-        count = f"{job.source.about():,}{'' if job.source.rows is not None else ' (estimate)'}"
-        left = f", {len(self.reused):,} already done" if self.reused else ""
-        bands = [
-            f"{band.name:<10} {band.width:,} features of `{band.column}` by {band.config.name}, {band.batch} at a time"
-            for band in job.bands
-        ]
-        return [
-            f"raw        {job.source.name} ({job.source.kind})",
-            f"samples    {count} in {len(job.source.units):,} units{left}",
-            *bands,
-            f"where      {self.kind}: {self.why}; {self.workers} worker(s) with {job.threads} thread(s)"
-            + (f" and {self.gpus:g} GPU" if self.gpus else ""),
-        ]
-
-
-def prepare(config: EmbedConfig, source: Source, found: list, folder: Folder, state: Any) -> Prepared:
-    """Return the run with its encoders built and tried, its columns named, and what an earlier run has done."""
-    kind, why = setup.where_to_run(config)
-    workers, gpus, threads = 1, 0.0, config.cluster.threads or os.cpu_count() or 1
-    if kind != "inline":
-        workers, gpus, threads = _on_cluster(config, kind, len(source.units))
-    device = setup.choose_device(config.device) if kind == "inline" else "cpu"
-    bands_before = (state or {}).get("bands") or []
-    known: list[int | None] = (
-        [one["batch"] for one in bands_before] if len(bands_before) == len(found) else [None] * len(found)
-    )
-    built = setup.build_all(config, found, device, known, workers)
-    if gpus and None in known:
-        from diva_ray.engine.encoder_pool import batch_on_gpu
-
-        sizes = batch_on_gpu([one for one, _ in found], [module for _, module in found], config.precision, gpus)
-        built.bands = tuple(replace(band, batch=size) for band, size in zip(built.bands, sizes, strict=True))
-    picture = (
-        next((band.column for band in built.bands if band.tower == setup.IMAGE), None) if config.thumbnail else None
-    )
-    kept = setup.kept_columns(config, source, built.bands, picture is not None)
-    schema = setup.schema_of(source, built.bands, kept, config.dtype, picture is not None)
-    options = {k: v for k, v in asdict(config).items() if k not in (*FREE, "encoder", "encoders")}
-    bands = [{**asdict(band), "mark": encoder.mark} for band, encoder in zip(built.bands, built.encoders, strict=True)]
-    now_state = {"options": options, "bands": bands, "units": setup.units_mark(source.units)}
-    now_state = {**now_state, "run": setup.hash_of([options, bands, torch.__version__.split("+")[0]])}
-    if state is not None and state != {**now_state, "run": state.get("run")}:
-        parts = [k for k in ("options", "bands", "units") if state.get(k) != now_state[k]]
-        differing = [k for k in options if state.get("options", {}).get(k) != options[k]] if "options" in parts else []
-        differing += ["encoder"] * ("bands" in parts) + ["data.path"] * ("units" in parts)
-        raise InputError(
-            f"resume: the run in {folder.path} must have the same data and options, got another "
-            f"{', '.join(differing)}. "
-            "Use the same options, or a new `output`."
-        )
-    root = config.data.root or source.root
-    job = Job(
-        source, built.bands, kept, schema, folder, picture, config.thumbnail, root, config.most_pixels, config.device,
-        config.precision, threads, str(now_state["run"]),
-    )  # fmt: skip
-    reused = _finished(job) if config.resume and not config.plan else {}
-    timeouts = {"start_timeout": config.cluster.start_timeout, "unit_timeout": config.cluster.pass_timeout}
-    return Prepared(job, built, kind, why, workers, gpus, timeouts, config.most_failed, now_state, reused)
-
-
-def _on_cluster(config: EmbedConfig, kind: str, units: int) -> tuple[int, float, int]:
-    """Return (workers, GPUs of each, threads of each) that the cluster can hold."""
-    from diva_ray.engine.cluster import check_resources
-    from diva_ray.engine.connect import connect
-
-    connect(kind)
-    import ray
-
-    have = ray.cluster_resources()
-    gpus = config.cluster.gpus_per_worker
-    if not gpus and config.device != "cpu" and have.get("GPU", 0):
-        gpus = 1.0
-    if config.device == "cuda" and not gpus:
-        raise InputError("device: the cluster must have a GPU for cuda, got none. Use `device=auto`.")
-    threads = config.cluster.threads or 1
-    if gpus and not config.cluster.threads:  # decoding keeps up with a GPU only with many threads
-        workers = config.cluster.workers or max(1, int(have["GPU"] / gpus))
-        threads = max(1, min(16, int(have.get("CPU", 1) // workers)))
-    return check_resources(config.cluster.workers, threads, gpus, units), gpus, threads
-
-
-def _finished(job: Job) -> dict[int, dict[str, Any]]:
-    """Return the units whose files are there, whole and of this run; another run's or broken ones are made again."""
-    listed = {one["file"]: one for one in (job.folder.read_json("manifest.json") or {}).get("units", [])}
-    names = set(job.folder.names("features"))
-    found = {}
-    for unit in job.source.units:
-        name = f"features/{unit.file}"
-        footer = job.folder.footer(name) if unit.file in names else None
-        notes = (footer.metadata or {}) if footer is not None else {}
-        if footer is None or notes.get(UNIT) != job.stamp(unit).encode():
-            continue
-        size, digest = job.folder.digest(name)
-        if name in listed and listed[name]["sha256"] != digest:
-            continue
-        found[unit.index] = {
-            "unit": unit.index, "file": name, "rows": footer.num_rows, "failed": int(notes.get(FAILED, b"0")),
-            "bytes": size, "sha256": digest, "reused": True,
-        }  # fmt: skip
-    return found
 
 
 def _encode(prepared: Prepared, quiet: bool) -> tuple[list[dict[str, Any]], float]:

@@ -20,7 +20,7 @@ from diva_ray.report.sheet import Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.begin import now
 
 if TYPE_CHECKING:
-    from diva_ray.tasks.embed import Prepared
+    from diva_ray.tasks.embed_prepare import Prepared
 
 SHOWN_FILES, SHOWN = 8, 24  # of features on the page; samples
 LISTED = 100  # refused samples on the page
@@ -145,7 +145,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
     counted = Counter(one["reason"].split(":")[0] for one in refused).most_common()
     intro = "By reason" + (f", of the first {len(refused):,}" if len(refused) < failed else "") + "."
     bands = [
-        f"{one['band']}: {one['width']:,} features of `{one['column']}` by {one['encoder']}" for one in summary["bands"]
+        f"{one['band']}: {one['width']:,} features of {one['column']} by {one['encoder']}." for one in summary["bands"]
     ]
     listed = [
         ("id", "id", "text"),
@@ -159,7 +159,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
         "Raw samples to features",
         [f"{summary['n_samples']:,} samples were encoded; {failed:,} were put aside.", *bands],
         [
-            Tile("samples", f"{summary['n_samples']:,}", f"in {summary['n_units']:,} files"),
+            Tile("samples", f"{summary['n_samples']:,}", f"in {summary['n_units']:,} file(s)"),
             Tile("put aside", f"{failed:,}", f"{share:.2%}; at most {config.most_failed:.2%}", "hurts" * (failed > 0)),
             Tile("samples a second", f"{rate:,.0f}" if rate else "-", f"{prepared.workers} worker(s)"),
             Tile("encoder's share", f"{summary['encoder_share']:.0%}" if rate else "-", "of the workers' time"),

@@ -222,23 +222,23 @@ class Built:
     given: dict[str, Any]  # modules of the user's by band
 
 
-def build_all(
-    config: EmbedConfig, found: list[tuple[EncoderConfig, Any]], device: str, known: list[int | None], workers: int
-) -> Built:
-    """Return encoders and bands; `known` are batch sizes of the run that is resumed."""
-    memory = parse_bytes(config.cluster.memory) or psutil.virtual_memory().available // max(1, workers)
+def build_all(config: EmbedConfig, found: list[tuple[EncoderConfig, Any]], device: str) -> Built:
+    """Return encoders, tried once, and their bands; batch sizes come later."""
     encoders, bands, given = [], [], {}
-    for (one, module), name, batch in zip(found, name_bands(found), known, strict=True):
+    for (one, module), name in zip(found, name_bands(found), strict=True):
         encoder = build(one, device, config.precision, module)
-        width = width_of(encoder, one)
-        size = (
-            one.batch or batch or find_batch(encoder, int(BATCH_SHARE * memory), config.cluster.gpus_per_worker or 1.0)
-        )
         encoders.append(encoder)
-        bands.append(Band(one, encoder.tower, str(one.column), name, width, size))
+        bands.append(Band(one, encoder.tower, str(one.column), name, width_of(encoder, one), 0))
         if module is not None:
             given[name] = module
     return Built(encoders, tuple(bands), given)
+
+
+def batches(config: EmbedConfig, built: Built, workers: int) -> list[int]:
+    """Return the batch size of every encoder in this process, or in one like it."""
+    memory = parse_bytes(config.cluster.memory) or psutil.virtual_memory().available // max(1, workers)
+    share = config.cluster.gpus_per_worker or 1.0
+    return [find_batch(encoder, int(BATCH_SHARE * memory), share) for encoder in built.encoders]
 
 
 def kept_columns(config: EmbedConfig, source: Source, bands: tuple[Band, ...], picture: bool) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 import sys
 import tarfile
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -225,3 +226,20 @@ def test_texts_in_a_column_of_paths_and_pictures_that_are_no_paths(tmp_path):
     pq.write_table(pa.table({"image": ["not a path", "nor this"], "label": [0, 1]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="embed: at most 0.01 .* got 2 of 2 .*no file at not a"):
         embed(tmp_path, encoder="edges")
+
+
+def test_more_workers_than_this_machine_has_is_said_before_ray_is_started():
+    start = time.perf_counter()
+    refuses(r"cluster.workers: (this machine|the cluster) must have 5000 x 1 CPUs, got \d+.* Lower `cluster.workers`",
+            TABLE, cluster={"kind": "local", "workers": 5000})  # fmt: skip
+    refuses(r"encoder.layer: must be one of", TABLE, cluster={"kind": "local"}, encoder={"module": NET, "layer": "7"})
+    assert time.perf_counter() - start < 5
+
+
+def test_a_network_that_is_drawn_is_the_same_in_every_process(tmp_path):
+    given = {"module": lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)), "size": 8}
+    torch.manual_seed(7)
+    one = embed(TABLE, encoder=given, output=str(tmp_path / "out"))
+    torch.manual_seed(8)
+    again = embed(TABLE, encoder=given, output=str(tmp_path / "out"), resume=True)
+    assert again.summary["n_reused"] == 1 and again.samples.equals(one.samples)

@@ -90,15 +90,15 @@ def build(config: EncoderConfig, device: str, precision: str, given: Any = None)
     if config.kind not in ("edges", "words") and config.model in ("", "???") and given is None:
         raise InputError(f"encoder.model: must be named for {config.kind}, got none. Set `encoder.model`.")
     config = replace(config)  # a kind may fill in what it takes from the model
-    if config.kind == "module":
-        make = vision.module if tower == IMAGE else language.module
-        return make(config, device, precision, given)
-    makers = KINDS[config.kind]
+    makers: dict[str, Any] = KINDS.get(config.kind) or {IMAGE: vision.module, TEXT: language.module}
     if tower not in makers:
         raise InputError(
             f"encoder.tower: must be {' or '.join(makers)} for {config.kind}, got {tower}. Change `encoder.tower`."
         )
-    return makers[tower](config, device, precision)
+    more = (given,) if config.kind == "module" else ()
+    with torch.random.fork_rng(devices=[]):  # what is not loaded is drawn, alike in every process
+        torch.manual_seed(0)
+        return makers[tower](config, device, precision, *more)
 
 
 def width_of(encoder: Encoder, config: EncoderConfig) -> int:
