@@ -82,7 +82,8 @@ def encode_on_ray(
     loud.setLevel(logging.ERROR)
     try:
         ref = ray.put((job, {unit.index: unit for unit in units}, given))
-        dataset = ray.data.from_arrow([pa.table({"unit": [unit.index]}) for unit in units])  # a block a unit
+        rows = [{"unit": unit.index} for unit in units]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))  # a block a unit; made here, without tasks
         pool = ActorPoolStrategy(size=min(workers, len(units)), max_tasks_in_flight_per_actor=IN_FLIGHT)
         results = dataset.map_batches(
             PoolEncoder, fn_constructor_args=(ref,), batch_size=1, batch_format="pyarrow", compute=pool,
@@ -116,14 +117,11 @@ def _watched(rows: Callable[[], Any], first: float, later: float) -> Iterator[di
             try:
                 row = found.get(timeout=timeout)
             except queue.Empty as error:
-                have = ray.cluster_resources()
-                raise InputError(
-                    f"cluster: a unit must be finished every {timeout:g} s, got none; the cluster has "
-                    f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Free them, or raise "
-                    "`cluster.pass_timeout` and `cluster.start_timeout`."
-                ) from error
+                raise _stuck(f"a unit must be finished every {timeout:g} s") from error
             if row is None:
                 return
+            if isinstance(row, ray.exceptions.GetTimeoutError):  # no actor in `start_timeout`
+                raise _stuck("the workers must have started in time") from row
             if isinstance(row, BaseException):
                 raise row
             if row["mistake"]:
@@ -132,6 +130,14 @@ def _watched(rows: Callable[[], Any], first: float, later: float) -> Iterator[di
             yield json.loads(row["done"])
     finally:
         stopped.set()
+
+
+def _stuck(what: str) -> InputError:
+    have = ray.cluster_resources()
+    return InputError(
+        f"cluster: {what}, got none; the cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs, "
+        "perhaps held by others. Free them, or raise `cluster.start_timeout` and `cluster.pass_timeout`."
+    )
 
 
 def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: float) -> list[int]:

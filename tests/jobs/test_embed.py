@@ -317,6 +317,27 @@ def test_a_ray_dataset_is_embedded(ray_cluster):
     )
 
 
+@pytest.mark.ray
+def test_a_cluster_without_room_ends_with_a_message(ray_cluster):
+    import ray
+
+    @ray.remote(num_cpus=4)
+    class Hog:
+        def ready(self):
+            return True
+
+    hog = Hog.remote()
+    ray.get(hog.ready.remote())
+    where = {"kind": "ray", "workers": 1, "start_timeout": 2.0, "pass_timeout": 2.0}
+    with pytest.raises(
+        InputError, match=r"cluster: the workers must have started .* the cluster has 4 CPUs.*start_timeout"
+    ):
+        embed(raw_sets.table(), encoder="edges", cluster=where)
+    ray.kill(hog)
+    with pytest.raises(InputError, match=r"cluster.workers: the cluster must have 9 x 1 CPUs, got 4 CPUs"):
+        embed(raw_sets.table(), encoder="edges", cluster={"kind": "ray", "workers": 9})
+
+
 # --- the job ---------------------------------------------------------------------------------------------------------
 
 
