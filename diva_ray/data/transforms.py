@@ -145,9 +145,14 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def pictures_as_bytes(values: Any) -> Any:
-    """Return encoded pictures for a list of PIL images or a uint8 array (n, height, width[, 3]); the rest as it is."""
-    if isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim in (3, 4):
-        return [_png(_open(picture)) for picture in values]
-    if isinstance(values, (list, tuple)) and values and isinstance(values[0], Image.Image):
+    """Return encoded pictures for PIL images or uint8 arrays (a list, or one for all of them); the rest as it is."""
+    whole = isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim in (3, 4)
+    if whole or (isinstance(values, (list, tuple)) and values and _is_picture(values[0])):
         return [_png(_open(picture)) for picture in values]
     return values
+
+
+def _is_picture(value: Any) -> bool:
+    """Return whether a value is a decoded picture."""
+    array = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3)
+    return array or isinstance(value, Image.Image)

@@ -205,6 +205,15 @@ def test_a_module_of_the_users_with_a_layer_to_hook(tmp_path):
         embed(data, encoder={**given, "layer": "11"})
 
 
+def test_decoded_pictures_are_taken_as_encoded_ones_are():
+    from PIL import Image
+
+    pictures = raw_sets.pictures(6)
+    encoded = features(embed({"image": [raw_sets.png(p) for p in pictures], "label": range(6)}))
+    for given in (pictures, np.stack(pictures), [Image.fromarray(p) for p in pictures]):
+        assert np.array_equal(features(embed({"image": given, "label": range(6)})), encoded)
+
+
 def test_a_plan_writes_nothing_and_tells_what_would_be_done(tmp_path):
     (tmp_path / "raw").mkdir()
     raw_sets.write_tars(tmp_path / "raw")
