@@ -14,6 +14,7 @@ from diva_ray.data.encoders.build import build, encoder_config, ready, width_of
 from diva_ray.data.encoders.encoder import load_weights, read_weights
 from diva_ray.data.encoders.network import Tapped, last_linear, pooled
 from diva_ray.data.encoders.plain import edges
+from diva_ray.data.encoders.vision import from_hub
 from diva_ray.engine.batch_size import find_batch, sample_bytes
 from diva_ray.errors import InputError
 from tests.data import raw_sets
@@ -95,6 +96,14 @@ def test_a_folder_without_a_model_is_one_line(tmp_path):
         ) as told:
             made(name, model=str(tmp_path))
         assert "\n" not in str(told.value)
+
+
+def test_a_library_cannot_load_weights_that_run_code(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled.pt")
+    config = EncoderConfig("x", "torchvision", "resnet50")
+    with pytest.raises(InputError, match="encoder.model: resnet50 .* must load by torchvision, got UnpicklingError"):
+        from_hub(config, lambda: torch.load(tmp_path / "pickled.pt", weights_only=False))
+    assert isinstance(torch.load(tmp_path / "pickled.pt", weights_only=False), torch.nn.Linear), "outside, as before"
 
 
 # --- layers and pooling ----------------------------------------------------------------------------------------------

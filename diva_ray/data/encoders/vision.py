@@ -6,6 +6,7 @@ import copy
 import difflib
 import hashlib
 import os
+import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +27,37 @@ LITE_SIZES = {"0": 224, "1": 240, "2": 260, "3": 280, "4": 300}
 def from_hub(config: Any, load: Any) -> Any:
     """Return what a library loads; one line if its hub does not answer or does not know the name."""
     try:
-        with without_bars():
+        with without_bars(), no_code():
             return load()
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError, TypeError, AssertionError) as error:
+    except (
+        pickle.UnpicklingError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        ImportError,
+        TypeError,
+        AssertionError,
+    ) as error:
         told = " ".join(str(error).split())[:200]
         raise InputError(
             f"encoder.model: {config.model} with weights={config.weights} must load by {config.kind}, got "
             f"{type(error).__name__} ({told}). Change `encoder.model`, or give a local file or folder."
         ) from error
+
+
+@contextmanager
+def no_code() -> Iterator[None]:
+    """Let torch load tensors only, whatever a library asks for: weights files are pickles and could run code."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 @contextmanager
