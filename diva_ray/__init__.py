@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from diva_ray.errors import InputError as InputError
     from diva_ray.tasks.aggregate import aggregate as aggregate
     from diva_ray.tasks.augment import augment as augment
+    from diva_ray.tasks.embed import embed as embed
     from diva_ray.tasks.extend import extend as extend
     from diva_ray.tasks.reweight import reweight as reweight
     from diva_ray.tasks.score import curate as curate
@@ -23,13 +24,26 @@ HOMES = {
     "augment": "diva_ray.tasks.augment",
     "augmented": "diva_ray.data.transforms",
     "curate": "diva_ray.tasks.score",
+    "embed": "diva_ray.tasks.embed",
     "extend": "diva_ray.tasks.extend",
     "reweight": "diva_ray.tasks.reweight",
     "score": "diva_ray.tasks.score",
     "train": "diva_ray.tasks.train",
     "tune": "diva_ray.tasks.tune",
 }
-__all__ = ["InputError", "aggregate", "augment", "augmented", "curate", "extend", "reweight", "score", "train", "tune"]
+__all__ = [
+    "InputError",
+    "aggregate",
+    "augment",
+    "augmented",
+    "curate",
+    "embed",
+    "extend",
+    "reweight",
+    "score",
+    "train",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ class ClusterConfig:
     kind: str = "auto"  # auto | inline (this process) | local (Ray on this machine) | ray (the cluster in reach)
     workers: int | None = None  # Ray actors; None: one for every `threads` CPUs of the cluster, but no more than shards
     threads: int | None = None  # BLAS threads of a worker, or of the process inline; None: 1 on Ray, every core inline
-    gpus_per_worker: float = 0.0  # reserved: the passes run on CPUs
+    gpus_per_worker: float = 0.0  # for encoders only, fractions count: the passes run on CPUs
     memory: str | None = None  # budget per worker, or for the process inline, such as 2GiB; None: what the machine has
     start_timeout: float = 300.0  # seconds until every worker must have loaded its rows
     pass_timeout: float = 3600.0  # seconds in which at least one shard of a pass must be finished
@@ -206,7 +206,68 @@ class BenchmarkConfig:
     output: str = "outputs/benchmark"
 
 
+@dataclass
+class RawConfig:
+    """Raw samples to encode, and which columns are what."""
+
+    path: str | None = None  # file, folder, glob or URI; None: the built-in pictures named by `builtin`
+    builtin: str | None = None  # digits (a share of labels flipped)
+    noise: float = 0.2  # share of the built-in labels that are flipped, 0..1
+    kind: str = "auto"  # auto: by what lies there | parquet | folder | webdataset | jsonl | csv | huggingface
+    id: str | None = None  # unique key; None: `id` if there, else position, file name, or key in a tar
+    label: str = "label"  # name of the column that a folder's classes or a tar's .cls members become
+    keep: Any = "all"  # columns written beside the features: all (but pictures), or a list of names
+    root: str | None = None  # folder or URI to which paths in a picture column are relative; None: the table's folder
+
+
+@dataclass
+class EncoderConfig:
+    """One encoder; `configs/encoder/NAME.yaml` holds ready ones."""
+
+    name: str = "auto"  # auto: `edges` for pictures and `words` for texts, whichever columns are there
+    kind: str = "auto"  # edges | words | timm | torchvision | open_clip | transformers | ... | module (configs/encoder)
+    model: str = ""  # the library's name of it, a hub id, a local folder, or module:function for kind=module
+    weights: str = "auto"  # auto: the library's own | none: untrained | a tag of the library | a local file
+    tower: str = "image"  # image | text: what a two-tower model or a module reads
+    layer: str | None = None  # layer whose output (or input) is taken, by its name; None: the model's own features
+    tap: str = "output"  # output | input of that layer
+    pool: str = "mean"  # mean | first | last | max | flatten: how places or tokens become one vector
+    size: int | None = None  # side of the picture in pixels; None: the model's own
+    fit: str = "crop"  # crop: shorter side to `size`, centre taken | squash: whole picture | pad: whole, on white
+    crop: float | None = None  # share of the resized side that the centre keeps, 0..1; None: the model's own, else 1
+    mean: list[Any] = field(default_factory=list)  # of R, G, B in 0..1; empty: the model's own, else 0.5
+    std: list[Any] = field(default_factory=list)  # likewise
+    tokens: int | None = None  # longest text in tokens; None: the model's own
+    normalize: bool = False  # scale features to unit length
+    batch: int | None = None  # samples at a time; None: from memory
+    column: str | None = None  # raw column it reads; None: the only one of its kind
+    band: str | None = None  # column it writes; None: `features`, or the raw column's name where there are several
+
+
+@dataclass
+class EmbedConfig:
+    """Schema of `configs/embed.yaml`."""
+
+    data: RawConfig = field(default_factory=RawConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoders: list[Any] = field(default_factory=list)  # several: names, or fields of EncoderConfig; replace `encoder`
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    device: str = "auto"  # auto: a GPU if there is one | cpu | cuda
+    precision: str = "auto"  # auto: mixed on a GPU, float32 on a CPU | float32
+    dtype: str = "float16"  # float16 | float32: of the features as written
+    thumbnail: int = 64  # side in pixels of the pictures kept for reports, in column `picture`; 0: none
+    unit_rows: int = 2048  # rows of a unit of work and its output file, where the input does not say
+    most_pixels: int = 50_000_000  # pictures with more are quarantined before they are decoded
+    most_failed: float = 0.01  # share of samples that may end in quarantine, 0..1
+    seed: int = 0
+    output: str = "outputs/embed"
+    resume: bool = False
+    plan: bool = False  # print units, rows, bytes, memory, batch size and measured time, then stop
+    trust_code: bool = False
+
+
 SCHEMAS = {
+    "embed": EmbedConfig,
     "score": ScoreConfig,
     "reweight": ReweightConfig,
     "extend": ExtendConfig,

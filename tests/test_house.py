@@ -26,6 +26,7 @@ ON_CLUSTERS = [job for job in JOBS if "cluster:" in (ROOT / "configs" / f"{job}.
         "diva_ray.tasks.score",
         "diva_ray.tasks.train",
         "diva_ray.tasks.tune",
+        "diva_ray.tasks.embed",
         "diva_ray.report",
     ],
 )

@@ -14,7 +14,17 @@ from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, from_arrays, from_arrow, open_parquet
 from diva_ray.errors import InputError
 
-SHOWN = ("image", "picture", "photo", "text", "caption", "sentence", "name")  # columns the report shows unasked
+SHOWN = (
+    "image",
+    "picture",
+    "photo",
+    "text",
+    "caption",
+    "sentence",
+    "name",
+    "raw_text",
+    "raw_caption",
+)  # columns the report shows unasked
 CORE = 300  # digits in the built-in table that is extended by the others
 KEYS = ("data.id", "data.group", "data.source")
 

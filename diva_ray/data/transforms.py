@@ -142,3 +142,17 @@ def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def pictures_as_bytes(values: Any) -> Any:
+    """Return encoded pictures for PIL images or uint8 arrays (a list, or one for all of them); the rest as it is."""
+    whole = isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim in (3, 4)
+    if whole or (isinstance(values, (list, tuple)) and values and _is_picture(values[0])):
+        return [_png(_open(picture)) for picture in values]
+    return values
+
+
+def _is_picture(value: Any) -> bool:
+    """Return whether a value is a decoded picture."""
+    array = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3)
+    return array or isinstance(value, Image.Image)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -65,16 +68,56 @@ class Folder:
         """Write one Parquet file, whole or not at all."""
         self._replace(name, lambda stream: pq.write_table(table, stream))
 
+    @contextmanager
+    def stream_table(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """Write one Parquet file row group by row group; it is there when all of it is, or not at all."""
+        full, partial = self._places(name)
+        keys = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)]
+        try:
+            with (
+                self.filesystem.open_output_stream(partial) as stream,
+                pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=keys) as writer,  # type: ignore[arg-type]
+            ):
+                yield writer
+        except BaseException:  # an object store shows what was closed, whole or not
+            if self.filesystem.get_file_info(partial).type == pyarrow.fs.FileType.File:
+                self.filesystem.delete_file(partial)
+            raise
+        if partial != full:
+            os.replace(partial, full)
+
+    def digest(self, name: str) -> tuple[int, str]:
+        """Return (bytes, SHA-256) of a file."""
+        found, size = hashlib.sha256(), 0
+        with self.filesystem.open_input_stream(self._full(name)) as stream:
+            while block := stream.read(1 << 20):
+                found.update(block)
+                size += len(block)
+        return size, found.hexdigest()
+
+    def footer(self, name: str) -> pq.FileMetaData | None:
+        """Return the footer of a Parquet file, or None if there is none that can be read."""
+        if self.filesystem.get_file_info(self._full(name)).type != pyarrow.fs.FileType.File:
+            return None
+        try:
+            return pq.read_metadata(self._full(name), filesystem=self.filesystem)
+        except (pa.ArrowException, OSError):
+            return None
+
     def _replace(self, name: str, fill: Any) -> None:
-        full = self._full(name)
-        self.filesystem.create_dir(os.path.dirname(full), recursive=True)
-        partial = (
-            os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}.part") if self.local else full
-        )
+        full, partial = self._places(name)
         with self.filesystem.open_output_stream(partial) as stream:
             fill(stream)
         if partial != full:
             os.replace(partial, full)
+
+    def _places(self, name: str) -> tuple[str, str]:
+        """Return where a file will be and where it is written first; its folder is there then."""
+        full = self._full(name)
+        self.filesystem.create_dir(os.path.dirname(full), recursive=True)
+        if not self.local:
+            return full, full
+        return full, os.path.join(os.path.dirname(full), f".{os.path.basename(full)}.{os.getpid()}.part")
 
     def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Write arrays into one file, whole or not at all."""

@@ -1,0 +1,190 @@
+"""Raw pictures and texts as encoders take them: decoded with bounds, every refusal with its reason."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+from PIL import Image, ImageOps
+
+from diva_ray.data.raw.units import MOST_BYTES
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoded in process; EPS would start a program
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}  # fmt: skip
+MOST_CHARACTERS = 100_000  # of a text; encoders read far less
+SMALL = 32  # pixels: pictures up to this side are kept as they are, exactly
+
+
+class RefusedError(Exception):
+    """A sample that cannot be encoded; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a picture becomes a square of `size` pixels.
+
+    Attributes:
+        fit: crop (shorter side to size / crop, centre taken), squash (both sides to size), pad (whole, on white).
+        crop: share of the resized side that the centre keeps.
+        filter: nearest, bilinear, bicubic or lanczos.
+    """
+
+    size: int
+    fit: str = "crop"
+    crop: float = 1.0
+    filter: str = "bicubic"
+
+    def of(self, picture: Image.Image) -> np.ndarray:
+        """Return the picture as uint8 (size, size, 3)."""
+        side, how = (self.size, self.size), FILTERS[self.filter]
+        if self.fit == "squash":
+            shown = picture.resize(side, how)
+        elif self.fit == "pad":
+            shown = ImageOps.pad(picture, side, how, color="white")
+        else:
+            inner = round(self.size / self.crop)
+            scale = inner / min(picture.size)
+            width, height = (max(inner, round(length * scale)) for length in picture.size)
+            shown = picture.resize((width, height), how)
+            left, top = (width - self.size) // 2, (height - self.size) // 2
+            shown = shown.crop((left, top, left + self.size, top + self.size))
+        return np.asarray(shown, np.uint8)
+
+
+class Pictures:
+    """Opens pictures given as bytes, as {bytes, path}, or as paths under a root or URIs."""
+
+    def __init__(self, root: str, filesystem: pyarrow.fs.FileSystem, most_pixels: int) -> None:
+        self.root, self.filesystem, self.most_pixels = root, filesystem, most_pixels
+        self.known: dict[str, pyarrow.fs.FileSystem] = {}
+
+    def open(self, value: Any, least: int = 0) -> Image.Image:
+        """Return an upright RGB picture, on white where it is transparent.
+
+        Args:
+            value: as the column has it.
+            least: side that is needed: a JPEG may be decoded at a fraction of its size that is at least twice that.
+
+        Raises:
+            RefusedError: no picture, too many pixels, a path outside the root, ...
+        """
+        data = self._bytes(value)
+        if not data:
+            raise RefusedError("no bytes")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            with picture:
+                if picture.width * picture.height > self.most_pixels:
+                    raise RefusedError(
+                        f"{picture.width} x {picture.height} pixels, more than most_pixels={self.most_pixels}"
+                    )
+                if least:
+                    picture.draft("RGB", (2 * least, 2 * least))
+                return upright(picture)
+        except RefusedError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise RefusedError(f"too many pixels: {error}") from error
+        except Exception as error:  # hostile bytes: Pillow's decoders raise almost any type
+            told = " ".join(re.sub(r"<_io.BytesIO object at 0x[0-9a-f]+>", "the bytes", str(error)).split())[:160]
+            raise RefusedError(f"not decodable: {told or type(error).__name__}") from error
+
+    def _bytes(self, value: Any) -> bytes:
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if value is None:
+            raise RefusedError("no value")
+        if isinstance(value, bytes):
+            if len(value) > MOST_BYTES:
+                raise RefusedError(f"{len(value)} bytes, more than {MOST_BYTES}")
+            return value
+        if isinstance(value, str):
+            return self._file(value)
+        raise RefusedError(f"neither bytes nor a path but {type(value).__name__}")
+
+    def _file(self, named: str) -> bytes:
+        """Return the bytes of a file named by a path under the root, or by a URI."""
+        try:
+            if "://" in named:
+                if named.startswith(("http://", "https://")):
+                    raise RefusedError("http is not read: download the pictures first")
+                start = "/".join(named.split("/", 3)[:3])
+                if start not in self.known:
+                    self.known[start] = pyarrow.fs.FileSystem.from_uri(start + "/" if named != start else start)[0]
+                filesystem, path = self.known[start], pyarrow.fs.FileSystem.from_uri(named)[1]
+                self._inside(path, uri=named)
+            else:
+                filesystem, path = self.filesystem, self._inside(named)
+            info = filesystem.get_file_info(path)
+            if info.type != pyarrow.fs.FileType.File:
+                raise RefusedError(f"no file at {named[:200]}")
+            if info.size > MOST_BYTES:
+                raise RefusedError(f"{info.size} bytes, more than {MOST_BYTES}")
+            with filesystem.open_input_stream(path) as stream:
+                return stream.read()
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise RefusedError(f"not readable: {' '.join(str(error).split())[:160]}") from error
+
+    def _inside(self, named: str, uri: str = "") -> str:
+        """Return the full path; refuse one that leaves the root: a table must not name any file of the machine."""
+        if uri and not uri.startswith("file://"):
+            return named
+        if "://" in self.root:
+            base = pyarrow.fs.FileSystem.from_uri(self.root)[1]
+            full = os.path.normpath(named if os.path.isabs(named) else f"{base}/{named}")
+            inside = full.startswith(base.rstrip("/") + "/")
+        else:
+            base = os.path.realpath(self.root)
+            full = os.path.realpath(os.path.join(base, named))
+            inside = full.startswith(base.rstrip("/") + "/")
+        if not inside or "\0" in named:
+            raise RefusedError("the path leaves data.root")
+        return full
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Return 8-bit RGB, turned as the camera says, on white; 16-bit and float pictures are stretched to 0..255."""
+    picture.load()
+    if picture.mode.startswith(("I", "F")):
+        grey = np.nan_to_num(np.asarray(picture, np.float64))
+        grey = grey - grey.min()
+        picture = Image.fromarray((255 * grey / (grey.max() or 1)).astype(np.uint8))
+    turned = ImageOps.exif_transpose(picture)
+    if "A" in turned.getbands() or "transparency" in turned.info:
+        turned = turned.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
+    return turned.convert("RGB")
+
+
+def thumbnail(picture: Image.Image, side: int) -> bytes:
+    """Return a small copy: PNG where every pixel counts, else JPEG."""
+    small = max(picture.size) <= min(side, SMALL)
+    shown = picture
+    if max(picture.size) > side:
+        shown = picture.copy()
+        shown.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    out = io.BytesIO()
+    shown.save(out, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
+    return out.getvalue()
+
+
+def text_of(value: Any) -> str:
+    """Return a text, bounded; refuse an empty one."""
+    if value is None:
+        raise RefusedError("no value")
+    text = value if isinstance(value, str) else str(value)
+    if not text.strip():
+        raise RefusedError("empty text")
+    return text[:MOST_CHARACTERS]

@@ -1,0 +1,1 @@
+"""Encoders by name: pictures or texts in, one vector each out."""

@@ -1,0 +1,140 @@
+"""Networks for texts by name: transformers, sentence-transformers, and the text tower of open_clip."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_ray.data.encoders.encoder import TEXT, Encoder, is_file, load_weights, mixed, need
+from diva_ray.data.encoders.network import Tapped, check_pool, finish, pooled
+from diva_ray.data.encoders.vision import clip_model, from_hub
+from diva_ray.errors import InputError
+
+
+def place_of(model: str, extra: str) -> str:
+    """Return a hub id or a folder as it is; of `package:NAME` the folder of weights inside a Python package."""
+    if not model.startswith("package:"):
+        return os.path.expanduser(model) if model.startswith("~") else model
+    name = model.removeprefix("package:")
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        need(name, extra)
+        raise InputError(
+            f"encoder.model: must be a Python package with a folder `model`, got {name}. Change `encoder.model`."
+        )
+    folder = os.path.join(next(iter(found.submodule_search_locations)), "model")
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"encoder.model: the package {name} must have a folder `model`, got none. Change `encoder.model`."
+        )
+    return folder
+
+
+def mark_of(place: str) -> str:
+    """Return what tells a folder's weights from others: names and sizes; of a hub id the id."""
+    if not os.path.isdir(place):
+        return place
+    files = sorted(name for name in os.listdir(place) if name.endswith((".safetensors", ".bin", ".json")))
+    return ",".join(f"{name}-{os.path.getsize(os.path.join(place, name))}" for name in files)
+
+
+def transformers(config: Any, device: str, precision: str) -> Encoder:
+    """Return a text model of transformers: its last hidden layer (or the one named), pooled over tokens."""
+    place = place_of(config.model, "transformers")
+    library = need("transformers", "transformers")
+    check_pool(config)
+    local = {"local_files_only": os.path.isdir(place), "trust_remote_code": False}
+    tokenizer = from_hub(config, lambda: library.AutoTokenizer.from_pretrained(place, **local))
+    known = from_hub(config, lambda: library.AutoConfig.from_pretrained(place, **local))
+    if config.weights == "none" or is_file(config.weights):
+        model = library.AutoModel.from_config(known)
+    else:
+        model = from_hub(config, lambda: library.AutoModel.from_pretrained(place, **local))
+    if is_file(config.weights):
+        load_weights(model, config.weights, config.model)
+    model = getattr(model, "get_encoder", lambda: model)() if getattr(known, "is_encoder_decoder", False) else model
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    longest = min(
+        config.tokens or 10**9, tokenizer.model_max_length, getattr(known, "max_position_embeddings", 10**9) or 10**9
+    )
+    longest = longest if longest < 10**6 else 512
+    model = model.to(device).eval()
+    taken = Tapped(model, config.layer, config.tap) if config.layer else model
+
+    @torch.inference_mode()
+    def run(texts: Sequence[str]) -> Tensor:
+        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt").to(
+            device
+        )
+        with mixed(device, precision):
+            output = taken(**batch)
+        output = output if config.layer else output.last_hidden_state
+        return finish(pooled(output, config.pool, batch["attention_mask"]), config.normalize)
+
+    return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, mark_of(place))
+
+
+def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
+    """Return a model of sentence-transformers, with the pooling and scaling that it was trained with."""
+    place = place_of(config.model, "minilm" if config.model.startswith("package:") else "sentence_transformers")
+    if config.layer or config.weights != "auto":
+        raise InputError(
+            f"encoder.layer: a sentence-transformers model is taken as it is, got layer={config.layer}, "
+            f"weights={config.weights}. Use `encoder.kind=transformers`, or leave them out."
+        )
+    library = need("sentence_transformers", "sentence_transformers")
+    local = {"local_files_only": os.path.isdir(place), "trust_remote_code": False}
+    model = from_hub(config, lambda: library.SentenceTransformer(place, device=device, **local)).eval()
+    if config.tokens:
+        model.max_seq_length = min(config.tokens, model.max_seq_length or config.tokens)
+
+    @torch.inference_mode()
+    def run(texts: Sequence[str]) -> Tensor:
+        batch = model.preprocess(list(texts)) if hasattr(model, "preprocess") else model.tokenize(list(texts))
+        batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        with mixed(device, precision):
+            found = model(batch)["sentence_embedding"]
+        return finish(found.float(), config.normalize)
+
+    return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, mark_of(place))
+
+
+def open_clip(config: Any, device: str, precision: str) -> Encoder:
+    """Return the text tower of a CLIP model, whose space is the image tower's."""
+    library, model, mark = clip_model(config)
+    tokenizer = library.get_tokenizer(config.model)
+    model = model.to(device).eval()
+
+    @torch.inference_mode()
+    def run(texts: Sequence[str]) -> Tensor:
+        with mixed(device, precision):
+            found = model.encode_text(tokenizer(list(texts)).to(device))
+        return finish(found.float(), config.normalize)
+
+    return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, mark)
+
+
+def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
+    """Return the user's own module or function of a list of texts."""
+    model = given
+    if isinstance(model, type) or (not isinstance(model, torch.nn.Module) and config.model):
+        model = given()
+    if not callable(model):
+        raise InputError(f"encoder.model: must be callable, got {type(model).__name__}. Change `encoder.model`.")
+    net = model.to(device).eval() if isinstance(model, torch.nn.Module) else None
+    taken = Tapped(net, config.layer, config.tap) if net is not None and config.layer else model
+
+    @torch.inference_mode()
+    def run(texts: Sequence[str]) -> Tensor:
+        with mixed(device, precision):
+            found = taken(list(texts))
+        return finish(pooled(torch.as_tensor(found), config.pool), config.normalize)
+
+    return Encoder(TEXT, None, run, net, device, 64, "given")

@@ -1,0 +1,170 @@
+"""Raw samples in JSON lines and CSV."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.fs
+
+from diva_ray.data.raw.tables import key_of, stored_columns, to_rows, with_id
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, field_of, mark_of, name_of, rechunk
+from diva_ray.errors import InputError
+
+RANGE = 64 << 20  # bytes of a unit of JSON lines
+PEEKED = 1000  # lines of the first file that tell the columns
+READ_ROWS = 256
+
+
+def find(
+    path: str, kind: str, filesystem: pyarrow.fs.FileSystem, infos: list[pyarrow.fs.FileInfo], id: str | None
+) -> Source:
+    """Return byte ranges of JSON lines (a packed file is one), or CSV files, as units."""
+    units: list[Unit] = []
+    for info in infos:
+        packed = not info.path.lower().endswith((".jsonl", ".ndjson"))
+        step = max(info.size, 1) if kind == "csv" or packed else RANGE
+        for start in range(0, max(info.size, 1), step):
+            stop = min(start + step, info.size)
+            units.append(Unit(len(units), info.path, start, stop, None, stop - start, mark_of(info)))
+    found, estimate = (_csv_schema if kind == "csv" else _json_schema)(filesystem, units[0])
+    key = key_of(found, id)
+    schema = with_id(found, key, pa.string())
+    total = sum(unit.bytes for unit in units)
+    reader = read_csv if kind == "csv" else read_json
+    root = path if "://" in path else infos[0].path.rpartition("/")[0]
+    return Source(kind, path, schema, tuple(units), None, filesystem, reader, root, key, int(total / max(estimate, 1)))
+
+
+def _json_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
+    """Return (columns, bytes of a line) of the first lines."""
+    rows, size = [], 0
+    for _, line in islice(_lines(filesystem, unit), PEEKED):
+        size += len(line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    if not rows:
+        raise InputError(f"data.path: lines must be JSON objects, got none in {unit.path}. Change `data.path`.")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    fields = [field_of(name, [row.get(name) for row in rows]) for name in names]
+    return pa.schema(fields), size / len(rows)
+
+
+def _lines(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, line) of the lines that begin in [start, stop); a packed file is read whole."""
+    packed = not unit.path.lower().endswith((".jsonl", ".ndjson"))
+    if packed:
+        stream, offset = filesystem.open_input_stream(unit.path, compression="detect"), 0
+    else:
+        stream, offset = filesystem.open_input_file(unit.path), max(unit.start - 1, 0)
+        stream.seek(offset)
+    with stream:
+        rest, skip = b"", bool(offset or unit.start)  # up to the line's end before the range: it is another's
+        while block := stream.read(1 << 20):
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                if not skip and not packed and offset >= unit.stop:
+                    return
+                if not skip and line.strip():
+                    yield offset, line
+                skip, offset = False, offset + len(line) + 1
+        if rest.strip() and not skip and (packed or offset < unit.stop):
+            yield offset, rest
+
+
+def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+    """Yield the lines' rows; a line that is no JSON object, or does not fit the columns, is a failure."""
+    wanted = stored_columns(source, columns)
+    kinds = {name: source.schema.field("id" if name == source.key else name).type for name in wanted}
+    offsets: list[int] = []
+    name = name_of(unit.path)
+
+    def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
+        lines, number = _lines(source.filesystem, unit), 0
+        while some := list(islice(lines, READ_ROWS)):
+            good: list[dict[str, Any]] = []
+            failed = []
+            for offset, line in some:
+                try:
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"not an object but {type(row).__name__}")
+                    for column, kind in kinds.items():
+                        pa.array([row.get(column)], kind)
+                except (ValueError, TypeError, pa.ArrowException) as error:
+                    reason = f"line does not fit: {str(error).splitlines()[0][:160]}"
+                    failed.append(Failure(f"{name}:{offset}", f"{name} byte {offset}", "", reason))
+                    continue
+                good.append({column: row.get(column) for column in kinds})
+                offsets.append(offset)
+            table = pa.Table.from_pylist(good, pa.schema(kinds.items()))
+            made = pa.array([f"{name}:{offset}" for offset in offsets[number:]], pa.string())
+            yield to_rows(table, source, columns, number, made), number, failed
+            number += len(good)
+
+    return rechunk(parts(), rows, lambda k: f"{name} byte {offsets[k]}")
+
+
+def _csv(filesystem: pyarrow.fs.FileSystem, path: str, schema: pa.Schema | None, skipped: Any) -> pc.CSVStreamingReader:
+    delimiter = "\t" if ".tsv" in name_of(path).lower() else ","
+    return pc.open_csv(
+        filesystem.open_input_stream(path, compression="detect"),
+        read_options=pc.ReadOptions(use_threads=False, block_size=1 << 20),
+        parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skipped),
+        convert_options=pc.ConvertOptions(
+            column_types=schema, strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
+    )
+
+
+def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
+    """Return (columns, bytes of a row) of the first megabyte."""
+    try:
+        with _csv(filesystem, unit.path, None, lambda row: "skip") as reader:
+            batch = reader.read_next_batch()
+    except (pa.ArrowException, OSError, StopIteration) as error:
+        raise InputError(
+            f"data.path: files must be CSV with a first line of names, got {str(error).splitlines()[0][:200]} at "
+            f"{unit.path}. Change `data.path`."
+        ) from error
+    fields = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in batch.schema]
+    return pa.schema(fields), min(unit.bytes, 1 << 20) / max(1, batch.num_rows)
+
+
+def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+    """Yield the file's rows; one with too many or too few values is a failure."""
+    name = name_of(unit.path)
+    wanted = stored_columns(source, columns)
+    kinds = pa.schema([(c, source.schema.field("id" if c == source.key else c).type) for c in wanted])
+    skipped: list[Failure] = []
+
+    def skip(row: Any) -> str:
+        reason = f"{row.expected_columns} values must be there, got {row.actual_columns}"
+        skipped.append(Failure(name, f"{name}: {(row.text or '')[:60]!r}", "", reason))
+        return "skip"
+
+    def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
+        number = 0
+        try:
+            with _csv(source.filesystem, unit.path, kinds, skip) as reader:
+                for batch in reader:
+                    table, failed = pa.Table.from_batches([batch]), skipped[:]
+                    del skipped[: len(failed)]
+                    made = pa.array([f"{name}:{number + k}" for k in range(table.num_rows)], pa.string())
+                    yield to_rows(table, source, columns, number, made), number, failed
+                    number += table.num_rows
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise InputError(
+                f"data.path: every file must be CSV of the same columns, got {str(error).splitlines()[0][:200]} at "
+                f"{unit.path}. Fix the file or leave it out."
+            ) from error
+
+    return rechunk(parts(), rows, lambda k: f"{name} row {k}")

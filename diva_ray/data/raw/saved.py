@@ -1,0 +1,91 @@
+"""A Hugging Face dataset saved by `save_to_disk`: Arrow streams beside state.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.fs
+
+from diva_ray.data.columns import storage_type
+from diva_ray.data.raw.tables import key_of, to_rows, with_id
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk
+from diva_ray.errors import InputError
+
+
+def find(
+    path: str, filesystem: pyarrow.fs.FileSystem, infos: list[pyarrow.fs.FileInfo], id: str | None, unit_rows: int
+) -> Source:
+    """Return runs of record batches of the dataset's Arrow files as units, in the order of state.json."""
+    folder = infos[0].path.rpartition("/")[0]
+    if any(info.path.rpartition("/")[0] != folder for info in infos):
+        splits = sorted({info.path.split("/")[-2] for info in infos})
+        raise InputError(
+            f"data.path: one split must be named, got {', '.join(splits)} at {path}. Use `data.path={path.rstrip('/')}/"
+            f"{splits[0]}`."
+        )
+    order = _order(filesystem, folder)
+    infos = sorted(infos, key=lambda info: (order.get(name_of(info.path), len(order)), info.path))
+    schema, units, total = None, [], 0
+    for info in infos:
+        start, rows, stop = 0, 0, 0
+        reader = _open(filesystem, info.path)
+        if schema is not None and not schema.equals(reader.schema):
+            raise InputError(
+                f"data.path: every file must have the same columns, got others at {info.path}. Fix the dataset."
+            )
+        schema, counts = reader.schema, [batch.num_rows for batch in reader]
+        for stop, count in enumerate(counts, 1):
+            rows += count
+            if rows >= unit_rows or stop == len(counts):
+                size = info.size * rows // max(1, sum(counts))
+                units.append(Unit(len(units), info.path, start, stop, rows, size, mark_of(info), total))
+                start, total, rows = stop, total + rows, 0
+    if not total or schema is None:
+        raise InputError(f"data.path: the dataset must have rows, got 0 at {path}. Change `data.path`.")
+    plain = pa.schema([pa.field(field.name, storage_type(field.type)) for field in schema])
+    key = key_of(plain, id)
+    return Source(
+        "huggingface", path, with_id(plain, key, pa.int64()), tuple(units), total, filesystem, read, folder, key
+    )
+
+
+def _order(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, int]:
+    """Return the place of every data file, as state.json says."""
+    state = f"{folder}/state.json"
+    if filesystem.get_file_info(state).type != pyarrow.fs.FileType.File:
+        return {}
+    with filesystem.open_input_stream(state) as stream:
+        try:
+            return {str(one["filename"]): k for k, one in enumerate(json.loads(stream.read()).get("_data_files", []))}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"data.path: state.json must list the data files, got {error!r} at {state}.") from error
+
+
+def _open(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.RecordBatchStreamReader:
+    """Return a stream; a local file is mapped, so that what is skipped is not read."""
+    local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    try:
+        return pa.ipc.open_stream(pa.memory_map(path) if local else filesystem.open_input_stream(path))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"data.path: every file must be an Arrow stream, got {str(error).splitlines()[0][:200]} at {path}. Save "
+            "the "
+            "dataset again."
+        ) from error
+
+
+def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+    """Yield the rows of the unit's record batches."""
+
+    def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
+        number = unit.first
+        for k, batch in enumerate(_open(source.filesystem, unit.path)):
+            if k >= unit.stop:
+                return
+            if k >= unit.start and batch.num_rows:
+                yield to_rows(pa.Table.from_batches([batch]), source, columns, number), number, []
+                number += batch.num_rows
+
+    return rechunk(parts(), rows, lambda k: f"{name_of(unit.path)} row {k - unit.first} from batch {unit.start}")

@@ -1,0 +1,170 @@
+"""WebDataset tars: members that share a key are one sample; nothing is ever written to disk."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+
+from diva_ray.data.raw.units import (
+    MOST_BYTES,
+    PICTURE_SUFFIXES,
+    Failure,
+    Rows,
+    Source,
+    Unit,
+    field_of,
+    mark_of,
+    name_of,
+    rechunk,
+)
+from diva_ray.errors import InputError
+
+EmptyHeaderError, TruncatedHeaderError = tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
+PEEKED = 64  # samples of the first tar that tell the columns
+READ_ROWS = 64
+TEXTS = ("txt", "text", "caption")
+Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: too large
+
+
+def find(
+    path: str, filesystem: pyarrow.fs.FileSystem, infos: list[pyarrow.fs.FileInfo], label: str, id: str | None
+) -> Source:
+    """Return a unit for every tar; the first samples of the first tar tell the columns."""
+    if id not in (None, "none", "id"):
+        raise InputError(f"data.id: samples of a tar have their key as id, got {id}. Leave `data.id` out.")
+    units = tuple(Unit(k, info.path, bytes=info.size, mark=mark_of(info)) for k, info in enumerate(infos))
+    peeked: list[Sample] = []
+    size = 0
+    for sample in samples(filesystem, infos[0].path):
+        peeked.append(sample)
+        size += sum(512 + len(value or b"") for value in sample[1].values())
+        if len(peeked) == PEEKED:
+            break
+    if not peeked:
+        raise InputError(f"data.path: a tar must hold samples, got none in {infos[0].path}. Change `data.path`.")
+    rows = [row for _, members in peeked if (row := _tried(members, label))]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    fields = [field_of(name, [row.get(name) for row in rows]) for name in names]
+    schema = pa.schema([pa.field("id", pa.string()), *fields])
+    members = sorted({name for _, some in peeked for name in some})
+    estimate = int(sum(unit.bytes for unit in units) / max(1.0, size / len(peeked)))
+    more = {"label": label, "members": members, "alone": len(units) == 1}
+    return Source("webdataset", path, schema, units, None, filesystem, read, path, estimate=estimate, more=more)
+
+
+def _tried(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
+    """Return a sample's columns, none if its members cannot be read: it will be a failure."""
+    try:
+        return row_of(members, label)
+    except ValueError:
+        return {}
+
+
+class Watched(tarfile.TarInfo):
+    """Header of a member; a tar that ends without its end mark is told from a whole one."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> Any:
+        """Return the next header; note an end that is none: tarfile itself takes it for the end."""
+        try:
+            return super().fromtarfile(tarfile)
+        except (EmptyHeaderError, TruncatedHeaderError):
+            tarfile.cut = True
+            raise
+
+
+def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
+    """Yield the samples of a tar in order, one in memory at a time.
+
+    Raises:
+        InputError: no tar, or a member whose name would leave the folder it is unpacked in.
+    """
+    key, members = None, {}
+    try:
+        with (
+            filesystem.open_input_stream(path, compression=None) as stream,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=Watched) as tar,
+        ):  # type: ignore[call-overload]
+            for member in tar:
+                check_name(member.name, path)
+                folder, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if not member.isfile() or not stem or not suffix:  # links are never followed
+                    continue
+                own = f"{folder}/{stem}" if folder not in ("", ".") else stem
+                if own != key and key is not None:
+                    yield key, members
+                    members = {}
+                file = tar.extractfile(member) if member.size <= MOST_BYTES else None
+                key, members[suffix.lower()] = own, file.read() if file else None
+            if getattr(tar, "cut", False):
+                raise tarfile.ReadError("it ends without an end mark: cut off?")
+    except (tarfile.TarError, OSError, EOFError, pa.ArrowException) as error:
+        raise InputError(
+            f"data.path: every file must be a whole tar, got {type(error).__name__} "
+            f"({(str(error).splitlines() or ['no message'])[0][:200]}) at {path}. Replace the file or leave it out."
+        ) from error
+    if key is not None:
+        yield key, members
+
+
+def check_name(name: str, path: str) -> None:
+    """Raise for a member whose name leaves the folder: whoever unpacks such a tar is overwritten."""
+    if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
+        raise InputError(
+            f"data.path: members of a tar must stay in its folder, got {name!r} at {path}. Do not trust this tar; "
+            "leave it "
+            "out or pack it again."
+        )
+
+
+def row_of(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
+    """Return a sample's columns: picture members are `image`, .txt `text`, .cls the label, .json its fields."""
+    row: dict[str, Any] = {}
+    for suffix, content in members.items():
+        stem, _, last = suffix.rpartition(".")
+        if last in PICTURE_SUFFIXES:
+            row[stem or "image"] = content
+        elif content is not None and last in TEXTS:
+            row[stem or ("caption" if last == "caption" else "text")] = content.decode("utf-8", "replace")
+        elif content is not None and last in ("cls", "cls2"):
+            text = content.decode("utf-8", "replace").strip()
+            row[stem or label] = int(text) if text.lstrip("-").isdigit() else text
+    found = json.loads(members.get("json") or b"{}")
+    return {**(found if isinstance(found, dict) else {}), **row}
+
+
+def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+    """Yield the tar's samples; one whose members do not fit is a failure."""
+    prefix = "" if source.more["alone"] else name_of(unit.path).partition(".")[0] + "/"
+    keys: list[str] = []
+    fields = [source.schema.field(name) for name in ["id", *(name for name in columns if name != "id")]]
+
+    def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
+        good: list[dict[str, Any]] = []
+        failed: list[Failure] = []
+        size, first = 0, 0
+        for key, members in samples(source.filesystem, unit.path):
+            try:
+                row = {"id": prefix + key, **row_of(members, source.more["label"])}
+                pa.array([row.get(field.name) for field in fields[1:2]], fields[1].type)
+                for field in fields[2:]:
+                    pa.array([row.get(field.name)], field.type)
+            except (ValueError, TypeError, pa.ArrowException) as error:
+                reason = f"members do not fit: {str(error).splitlines()[0][:160]}"
+                failed.append(Failure(prefix + key, f"{name_of(unit.path)} {key}", "", reason))
+                continue
+            good.append(row)
+            keys.append(key)
+            size += sum(len(value or b"") for value in members.values())
+            if len(good) == READ_ROWS or size > MOST_BYTES:
+                yield pa.Table.from_pylist(good, pa.schema(fields)), first, failed
+                first, good, failed, size = first + len(good), [], [], 0
+        yield pa.Table.from_pylist(good, pa.schema(fields)), first, failed
+
+    return rechunk(parts(), rows, lambda k: f"{name_of(unit.path)} {keys[k]}")

@@ -1,0 +1,166 @@
+"""What every kind of raw data has in common: units of work, and rows in chunks of a fixed length."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+
+PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
+MOST_BYTES = 64 << 20  # of one sample as stored
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of the input that becomes one output file.
+
+    Attributes:
+        index: its place among all units, and the number in its file's name.
+        path: file (or folder) it lies in.
+        start, stop: which part: row groups, batches, bytes or rows, as the reader of its kind takes them.
+        rows: how many, where that is known without reading.
+        bytes: as stored, for estimates.
+        mark: size and time of change: a changed file is another unit.
+        first: position of its first row among all rows, where that is known.
+        skip: rows at its start that belong to the unit before; it ends after `rows` rows.
+        files: names of the files of a unit that is a list of files.
+    """
+
+    index: int
+    path: str
+    start: int = 0
+    stop: int = 0
+    rows: int | None = None
+    bytes: int = 0
+    mark: str = ""
+    first: int = 0
+    skip: int = 0
+    files: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def file(self) -> str:
+        """Name of its output."""
+        return f"part-{self.index:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that was put aside."""
+
+    id: str
+    where: str
+    column: str
+    reason: str
+
+
+@dataclass
+class Rows:
+    """Some rows of a unit: a table that has the column `id`, where each row lies, and what could not be read at all."""
+
+    table: pa.Table
+    where: Callable[[int], str]
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Raw data that was found.
+
+    Attributes:
+        kind: parquet, folder, webdataset, jsonl, csv or huggingface.
+        name: what the user named.
+        schema: columns of a row, `id` among them.
+        rows: how many, or None where only reading tells; `estimate` then says about how many.
+        read: (source, unit, columns, rows at a time) -> rows; `id` is always among the columns that come back.
+        root: folder to which paths in a column are relative.
+    """
+
+    kind: str
+    name: str
+    schema: pa.Schema
+    units: tuple[Unit, ...]
+    rows: int | None
+    filesystem: pyarrow.fs.FileSystem
+    read: Callable[[Source, Unit, list[str], int], Iterator[Rows]]
+    root: str
+    key: str | None = None  # column that is the id; None: made
+    estimate: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes as stored."""
+        return sum(unit.bytes for unit in self.units)
+
+    def about(self) -> int:
+        """Return the number of rows, known or estimated."""
+        return self.rows if self.rows is not None else self.estimate
+
+
+def rechunk(
+    parts: Iterable[tuple[pa.Table, int, list[Failure]]], rows: int, where: Callable[[int], str]
+) -> Iterator[Rows]:
+    """Yield rows in chunks of exactly `rows` (the last may be shorter), however the reader cut them.
+
+    Args:
+        parts: (table, number of its first row as `where` counts, failures) in order, row numbers consecutive.
+        rows: of a chunk: what is encoded together must not depend on how a file happens to be cut.
+        where: number of a row -> its place.
+    """
+    held: list[pa.Table] = []
+    failures: list[Failure] = []
+    count, first = 0, 0
+    for table, number, failed in parts:
+        if not count:
+            first = number
+        held.append(table)
+        failures += failed
+        count += table.num_rows
+        while count >= rows:
+            whole = pa.concat_tables(held)
+            yield _rows(whole.slice(0, rows), first, where, failures)
+            held, failures = [whole.slice(rows)], []
+            count, first = count - rows, first + rows
+    if count or failures:
+        yield _rows(pa.concat_tables(held), first, where, failures)
+
+
+def _rows(table: pa.Table, first: int, where: Callable[[int], str], failures: list[Failure]) -> Rows:
+    return Rows(table, lambda k: where(first + k), failures)
+
+
+def field_of(name: str, values: list[Any]) -> pa.Field:
+    """Return a column's type from its first values; where they disagree, that of most: the others will be failures."""
+    try:
+        kind = pa.array(values).type
+    except (pa.ArrowException, TypeError, ValueError):
+        known = [value for value in values if value is not None]
+        most = Counter(type(value) for value in known).most_common(1)[0][0]
+        try:
+            kind = pa.array([value for value in known if type(value) is most]).type
+        except (pa.ArrowException, TypeError, ValueError):  # objects of no common shape
+            kind = pa.null()
+    return pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path."""
+    return os.path.basename(path.rstrip("/"))
+
+
+def suffix_of(path: str) -> str:
+    """Return the suffix in small letters, without the dot and without a compression's."""
+    name = name_of(path).lower()
+    for packed in (".gz", ".bz2", ".zst"):
+        name = name.removesuffix(packed)
+    return name.rpartition(".")[2] if "." in name else ""
+
+
+def mark_of(info: pyarrow.fs.FileInfo) -> str:
+    """Return what tells a file from a changed one."""
+    return f"{info.size}-{info.mtime_ns}"

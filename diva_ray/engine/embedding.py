@@ -1,0 +1,256 @@
+"""One unit of raw samples to one file of features: read and decoded in threads, encoded meanwhile, written whole or not
+at all. The same for a unit wherever it runs, so it may run again."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from diva_ray.config import EncoderConfig
+from diva_ray.data.decode import Pictures, RefusedError, text_of, thumbnail
+from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit
+from diva_ray.engine.ahead import ahead
+
+AHEAD = 2  # chunks that are decoded and wait
+GROUP = 1024  # rows of a row group, at least
+TEXT_CHUNK = 16  # batches of texts that are sorted by length together
+NOTED = 3  # refused samples of a unit that its result tells of
+QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "where", "column", "reason")])
+UNIT, FAILED = b"diva_ray.unit", b"diva_ray.failed"  # keys in a file's footer
+
+
+@dataclass(frozen=True)
+class Band:
+    """One encoder of a run: which raw column it reads, which column it writes, how wide, how many at a time."""
+
+    config: EncoderConfig
+    tower: str
+    column: str
+    name: str
+    width: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know besides its units.
+
+    Attributes:
+        kept: raw column -> the name under which it is written.
+        schema: of the files of features.
+        picture: raw column whose thumbnails are kept in the column `picture`; None: none.
+        mark: what tells this run's files from another's.
+    """
+
+    source: Source
+    bands: tuple[Band, ...]
+    kept: dict[str, str]
+    schema: pa.Schema
+    folder: Any  # diva_ray.tasks.folder.Folder
+    picture: str | None
+    thumbnail: int
+    root: str
+    most_pixels: int
+    device: str
+    precision: str
+    threads: int
+    mark: str
+
+    @property
+    def chunk(self) -> int:
+        """Rows that are read, decoded and encoded together: a batch of pictures, or sixteen of texts."""
+        pictures = [band.batch for band in self.bands if band.tower == IMAGE]
+        return max(pictures) if pictures else TEXT_CHUNK * max(band.batch for band in self.bands)
+
+    def stamp(self, unit: Unit) -> str:
+        """Return what the footer of a unit's file says: this run, this piece of input."""
+        return f"{self.mark} {os.path.basename(unit.path)} {unit.start} {unit.skip} {unit.rows} {unit.mark}"
+
+
+@dataclass
+class Prepared:
+    """A chunk, decoded: for every band its samples (None: missing), thumbnails, and which rows are good."""
+
+    rows: Rows
+    samples: list[list[Any]]
+    thumbnails: list[bytes | None]
+    good: np.ndarray
+    failures: list[Failure] = field(default_factory=list)
+
+
+class UnitEncoder:
+    """Encodes units, one after the other."""
+
+    def __init__(self, job: Job, encoders: list[Encoder]) -> None:
+        self.job, self.encoders = job, encoders
+        self.pictures = Pictures(job.root, job.source.filesystem, job.most_pixels)
+        self.pool = ThreadPoolExecutor(max(1, job.threads), thread_name_prefix="decode")
+        read = dict.fromkeys([*job.kept, *(band.column for band in job.bands), *([job.picture] if job.picture else [])])
+        self.columns: list[str] = [name for name in read if name != "id"]
+
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.shutdown()
+
+    def encode(self, unit: Unit, told: Callable[[int], Any] = int) -> dict[str, Any]:
+        """Write the unit's features (and quarantine), and return how it went; `told` hears of finished rows."""
+        start = time.perf_counter()
+        seconds = {"wait": 0.0, "encode": 0.0, "write": 0.0}
+        failures: list[Failure] = []
+        held: list[pa.Table] = []
+        rows, before = 0, start
+        job = self.job
+        metadata = {UNIT: job.stamp(unit).encode()}
+        with job.folder.stream_table(f"features/{unit.file}", job.schema) as writer:
+            for prepared in ahead(self._prepared(unit), AHEAD):
+                now = time.perf_counter()
+                seconds["wait"] += now - before
+                held.append(self._encoded(prepared))
+                failures += prepared.failures
+                then = time.perf_counter()
+                seconds["encode"] += then - now
+                if sum(table.num_rows for table in held) >= GROUP:
+                    rows += _flush(writer, held)
+                before = time.perf_counter()
+                seconds["write"] += before - then
+                told(len(prepared.good) + len(prepared.rows.failures))
+            rows += _flush(writer, held)
+            if failures:
+                listed = pa.table({k: [getattr(one, k) for one in failures] for k in QUARANTINE.names}, QUARANTINE)
+                job.folder.write_table(f"quarantine/{unit.file}", listed)
+            writer.add_key_value_metadata({**metadata, FAILED: str(len(failures)).encode()})
+        size, digest = job.folder.digest(f"features/{unit.file}")
+        seconds["write"] += time.perf_counter() - before
+        return {
+            "unit": unit.index, "file": f"features/{unit.file}", "rows": rows, "failed": len(failures), "bytes": size,
+            "sha256": digest, "seconds": time.perf_counter() - start, **seconds,
+            "noted": [f"{one.id} at {one.where}: {one.reason}" for one in failures[:NOTED]], "process": os.getpid(),
+            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }  # fmt: skip
+
+    def _prepared(self, unit: Unit) -> Iterator[Prepared]:
+        for rows in self.job.source.read(self.job.source, unit, self.columns, self.job.chunk):
+            yield self._prepare(rows)
+
+    def _prepare(self, rows: Rows) -> Prepared:
+        """Decode a chunk."""
+        bands, n = self.job.bands, rows.table.num_rows
+        samples: list[list[Any]] = [[None] * n for _ in bands]
+        thumbnails: list[bytes | None] = [None] * n
+        missing = np.zeros((n, len(bands)), bool)
+        reasons: dict[int, tuple[str, str]] = {}
+        for column in dict.fromkeys(band.column for band in bands):
+            mine = [b for b, band in enumerate(bands) if band.column == column]
+            values = rows.table[column].to_pylist()
+            pictured = any(bands[b].tower == IMAGE for b in mine)
+            task = (lambda value, m=mine, c=column: self._decode(value, m, c)) if pictured else self._text
+            for k, found in enumerate((self.pool.map if pictured else map)(task, values)):
+                if isinstance(found, str):
+                    absent = values[k] is None or (isinstance(values[k], dict) and not any(values[k].values()))
+                    missing[k, mine] = True
+                    if not absent or len(bands) == len(mine):
+                        reasons.setdefault(k, (column, found))
+                    continue
+                for b, sample in zip(mine, found[0] * len(mine) if not pictured else found[0], strict=True):
+                    samples[b][k] = sample
+                thumbnails[k] = found[1] or thumbnails[k]
+        for k in np.flatnonzero(missing.all(1)).tolist():
+            reasons.setdefault(k, (", ".join(band.column for band in bands), "no value"))
+        ids = rows.table["id"]
+        failures = [Failure(str(ids[k].as_py()), rows.where(k), *reasons[k]) for k in sorted(reasons)]
+        good = np.ones(n, bool)
+        good[list(reasons)] = False
+        return Prepared(rows, samples, thumbnails, good, [*rows.failures, *failures])
+
+    def _decode(self, value: Any, mine: list[int], column: str) -> tuple[list[Any], bytes | None] | str:
+        """Return a picture cut for every band that reads it and its thumbnail, or the reason why not."""
+        job = self.job
+        try:
+            forms = [self.encoders[b].form for b in mine]
+            side = 0 if any(form is None for form in forms) else max(form.size for form in forms if form)
+            picture = self.pictures.open(value, side)
+            cut = [form.of(picture) if form else picture for form in forms]
+            small = thumbnail(picture, job.thumbnail) if column == job.picture else None
+            return cut, small
+        except RefusedError as error:
+            return str(error)
+
+    def _text(self, value: Any) -> tuple[list[str], None] | str:
+        try:
+            return [text_of(value)], None
+        except RefusedError as error:
+            return str(error)
+
+    def _encoded(self, prepared: Prepared) -> pa.Table:
+        """Return the rows as they are written."""
+        bands = {}
+        for b, (band, encoder) in enumerate(zip(self.job.bands, self.encoders, strict=True)):
+            values, present = self._features(band, encoder, prepared.samples[b], prepared.good)
+            broken = np.flatnonzero(present & ~np.isfinite(values).all(1))
+            for k in broken.tolist():
+                reason = f"features are not finite as {values.dtype}"
+                where = prepared.rows.where(k)
+                prepared.failures.append(Failure(str(prepared.rows.table["id"][k].as_py()), where, band.column, reason))
+            prepared.good[broken] = False
+            bands[band.name] = values, present
+        rows, good = prepared.rows.table, prepared.good
+        written: dict[str, Any] = {"id": rows["id"]}
+        written |= {name: rows[column] for column, name in self.job.kept.items()}
+        for name, (values, present) in bands.items():
+            written[name] = _vectors(values, present, self.job.schema.field(name).type)
+        if self.job.picture:
+            written["picture"] = pa.array(prepared.thumbnails, pa.binary())
+        table = pa.table([written[name] for name in self.job.schema.names], schema=self.job.schema)
+        return table if good.all() else table.filter(pa.array(good))
+
+    def _features(
+        self, band: Band, encoder: Encoder, samples: list[Any], good: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return (features (n, width) as they are stored, which rows have them), in batches of fixed composition."""
+        kind = self.job.schema.field(band.name).type.value_type.to_pandas_dtype()
+        present = np.array([sample is not None for sample in samples], bool) & good
+        order = np.flatnonzero(present)
+        if band.tower == TEXT:  # texts of like length pad each other least
+            order = order[np.argsort([len(samples[k]) for k in order], kind="stable")]
+        values = np.zeros((len(samples), band.width), kind)
+        pending: list[tuple[np.ndarray, torch.Tensor]] = []
+        for start in range(0, len(order), band.batch):
+            some = order[start : start + band.batch]
+            pending.append((some, encoder.run([samples[k] for k in some])))
+            while len(pending) > (
+                1 if encoder.device == "cuda" else 0
+            ):  # the next batch is sent before this one is fetched
+                _store(values, *pending.pop(0))
+        for one in pending:
+            _store(values, *one)
+        return values, present
+
+
+def _store(values: np.ndarray, rows: np.ndarray, found: torch.Tensor) -> None:
+    with np.errstate(over="ignore"):  # what float16 cannot hold is told by row
+        values[rows] = found.detach().cpu().numpy()
+
+
+def _vectors(values: np.ndarray, present: np.ndarray, kind: pa.BaseExtensionType) -> pa.Array:
+    """Return a tensor column; rows without the modality are null."""
+    mask = None if present.all() else pa.array(~present)
+    flat = pa.array(values.reshape(-1))
+    return pa.ExtensionArray.from_storage(kind, pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask))
+
+
+def _flush(writer: Any, held: list[pa.Table]) -> int:
+    rows = sum(table.num_rows for table in held)
+    if rows:
+        writer.write_table(pa.concat_tables(held).combine_chunks(), row_group_size=rows)
+    held.clear()
+    return rows

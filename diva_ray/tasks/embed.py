@@ -1,0 +1,168 @@
+"""Raw pictures, texts and pairs to features: one file a unit of input, with encoders by name."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from diva_ray.config import EmbedConfig
+from diva_ray.data.raw import tables
+from diva_ray.data.raw.find import find_raw
+from diva_ray.data.raw.units import Source, Unit
+from diva_ray.data.sources import open_data
+from diva_ray.data.table import Table, from_arrow
+from diva_ray.data.transforms import pictures_as_bytes
+from diva_ray.engine.embedding import UnitEncoder
+from diva_ray.engine.progress import Progress
+from diva_ray.tasks import embed_setup as setup
+from diva_ray.tasks.begin import now, open_folder
+from diva_ray.tasks.embed_done import conclude, told
+from diva_ray.tasks.embed_plan import EmbedPlan, make_plan
+from diva_ray.tasks.embed_prepare import Prepared, prepare
+from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.manifest import fingerprint
+from diva_ray.tasks.result import Result
+
+log = logging.getLogger("diva_ray")
+EARLY = 1000  # refused samples after which a run with too many ends at once
+
+
+def embed(data: Any = None, *, quiet: bool = False, **options: Any) -> Result | EmbedPlan:
+    """Return features of raw pictures and texts, written file by file as they are made.
+
+    Every unit of input (row groups of Parquet, a tar, a run of files, lines or record batches) becomes one file of
+    features, whole or absent, so `resume=True` computes only what is missing, and gives the same bits. Samples that
+    cannot
+    be decoded go to `quarantine/` with the reason.
+
+    Args:
+        data: path or URI of Parquet, an image folder (one folder a class), WebDataset tars, JSON lines, CSV or a saved
+            Hugging Face dataset; or an Arrow table, DataFrame, Ray Dataset, or mapping of arrays such as
+            {"image": pictures, "label": y}. None: the built-in digits.
+        quiet: no progress.
+        **options: encoder (a name in configs/encoder, fields of `EncoderConfig`, a torch module or a function that
+            returns one; {"module": net, "layer": ...} names a layer), encoders (several), columns by the names of
+            `RawConfig` (id, label, keep, root, kind), and the fields of `EmbedConfig`: output, cluster, dtype, ...
+
+    Returns:
+        A `Result` whose `.samples` has `id`, the kept columns, and a float16 tensor column for every encoder; an
+        `EmbedPlan` if `plan=True`.
+
+    Raises:
+        InputError: bad input or options, in one line; more refused samples than `most_failed` allows.
+    """
+    config, data, modules = setup.configure(data, options)
+    return run(config, data, modules, quiet=quiet)
+
+
+def run(
+    config: EmbedConfig, data: Any = None, modules: list[Any] | None = None, *, quiet: bool = False
+) -> Result | EmbedPlan:
+    """Return the result of an embedding run as its config says (`jobs/embed.py`); see `embed`."""
+    started, clock = now(), time.perf_counter()
+    setup.check(config)
+    with ExitStack() as stack:
+        folder = open_folder(config)
+        if config.plan and config.data.path is None:  # what is in memory is written first: for a plan, elsewhere
+            folder = Folder(stack.enter_context(tempfile.TemporaryDirectory(prefix="diva_ray-plan-")))
+        source = open_raw(config, data, folder)
+        opened = time.perf_counter()
+        found = setup.resolve(config, modules or [], source)
+        state = folder.read_json("state.json") if config.resume and not config.plan else None
+        prepared = prepare(config, source, found, folder, state)
+        if config.plan:
+            return make_plan(
+                config, prepared.job, prepared.built, prepared.kind, prepared.why, prepared.workers, prepared.gpus
+            )
+        seconds = {"open": opened - clock, "load": time.perf_counter() - opened}
+        if not quiet:
+            for line in prepared.lines():
+                log.info("%s", line)
+        folder.write_json("state.json", prepared.state)
+        done, seconds["encode"] = _encode(prepared, quiet)
+        summary = conclude(config, prepared, done, seconds, started)
+        return Result(summary, folder, prepared.kind != "inline", told(config, prepared, summary), "features")
+
+
+def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
+    """Return what is to be encoded; rows in memory are written to `raw/` first, where every worker can read them."""
+    raw = config.data
+    if data is None and raw.path is not None:
+        return find_raw(raw.path, raw.kind, id=raw.id, label=raw.label, unit_rows=config.unit_rows)
+    if isinstance(data, Mapping):
+        data = {name: pictures_as_bytes(values) for name, values in data.items()}
+    table = open_data(data, raw.builtin, raw.noise, config.seed)
+    if data is None:
+        assert isinstance(table, Table) and table.memory is not None
+        table = from_arrow(table.memory.drop_columns(["features"]), table.name)  # its pixels are what is to be encoded
+    if not isinstance(table, Table):  # a Ray Dataset
+        if "raw" not in folder.names(""):
+            table.write_parquet(folder.location("raw"))
+        return tables.find(folder.location("raw"), raw.id, config.unit_rows)
+    assert table.memory is not None
+    content = table.memory
+    for k, start in enumerate(range(0, content.num_rows, 1 << 16)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(content.slice(start, 1 << 16), sink, row_group_size=config.unit_rows)
+        folder.write(f"raw/part-{k:05d}.parquet", sink.getvalue().to_pybytes())
+    source = tables.find(folder.location("raw"), raw.id, config.unit_rows, mark=fingerprint(table))
+    return replace(source, name=table.name, more={"temporary": True})
+
+
+def _encode(prepared: Prepared, quiet: bool) -> tuple[list[dict[str, Any]], float]:
+    """Return how every unit went, in order, and the seconds it took; stop when too many samples are refused."""
+    job, pending = prepared.job, prepared.pending
+    rows = job.source.about() - sum(one["rows"] + one["failed"] for one in prepared.reused.values())
+    progress = Progress("encode", max(rows, 1), quiet=quiet)
+    done = list(prepared.reused.values())
+    start = time.perf_counter()
+    try:
+        for one in _each(prepared, pending, progress) if pending else ():
+            done.append(one)
+            failed = sum(one["failed"] for one in done)
+            if failed >= EARLY and failed > prepared.most_failed * job.source.about():
+                break  # whatever comes, it is too many
+    finally:
+        progress.close()
+    return sorted(done, key=lambda one: one["unit"]), time.perf_counter() - start
+
+
+def _each(prepared: Prepared, pending: list[Unit], progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yield how every unit went."""
+    job = prepared.job
+    if prepared.kind == "inline":
+        with threads(job.threads):
+            encoder = UnitEncoder(job, prepared.built.encoders)
+            try:
+                for unit in pending:
+                    yield encoder.encode(unit, progress.add)
+            finally:
+                encoder.close()
+        return
+    from diva_ray.engine.encoder_pool import encode_on_ray
+
+    given, workers, gpus = prepared.built.given, prepared.workers, prepared.gpus
+    prepared.built.encoders.clear()  # the workers have their own
+    for one in encode_on_ray(job, pending, given, workers=workers, gpus=gpus, **prepared.timeouts):
+        progress.add(one["rows"] + one["failed"])
+        yield one
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads here, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

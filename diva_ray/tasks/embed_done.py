@@ -1,0 +1,207 @@
+"""How an embedding run ends: what was refused is counted and judged; summary, manifest and page are written."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diva_ray.config import EmbedConfig
+from diva_ray.engine.embedding import QUARANTINE
+from diva_ray.errors import InputError
+from diva_ray.report.sheet import Gallery, Sheet, Table, Tile, render_sheet
+from diva_ray.tasks.begin import now
+
+if TYPE_CHECKING:
+    from diva_ray.tasks.embed_prepare import Prepared
+
+SHOWN_FILES, SHOWN = 8, 24  # of features on the page; samples
+LISTED = 100  # refused samples on the page
+READ_FILES = 50  # of quarantine, for the page
+
+
+def conclude(
+    config: EmbedConfig, prepared: Prepared, done: list[dict[str, Any]], seconds: dict[str, float], started: str
+) -> dict[str, Any]:
+    """Write what describes the run and return its summary; raise if too many samples were refused.
+
+    What was written stays, so that the run can be resumed.
+    """
+    job, folder = prepared.job, prepared.job.folder
+    _clean(prepared)
+    rows, failed = (sum(one[key] for one in done) for key in ("rows", "failed"))
+    if failed > config.most_failed * (rows + failed) or not rows:
+        noted = next((one["noted"][0] for one in done if one.get("noted")), "")
+        raise InputError(
+            f"embed: at most {config.most_failed:.4g} of the samples may be refused, got {failed:,} of "
+            f"{rows + failed:,}"
+            f"{f' (the first: {noted})' if noted else ''}; all of them with reasons are in "
+            f"{folder.location('quarantine')}. "
+            "Mend the data, or raise `most_failed` with `resume=true`."
+        )
+    fresh = [one for one in done if not one.get("reused")]
+    summary = {
+        "n_samples": rows, "n_failed": failed, "n_units": len(done), "n_reused": len(done) - len(fresh),
+        "bands": [
+            {
+                "band": band.name, "column": band.column, "encoder": band.config.name, "kind": band.config.kind,
+                "model": band.config.model, "width": band.width, "batch": band.batch,
+            }
+            for band in job.bands
+        ],
+        **_pace(prepared, fresh, seconds),
+        "bytes": sum(one["bytes"] for one in done),
+        "peak_memory_bytes": max([_memory(), *(one["memory"] for one in fresh)]),
+        "driver_memory_bytes": _memory(),
+    }  # fmt: skip
+    folder.write("report.html", render_sheet(_page(config, prepared, summary)).encode())
+    folder.write_json("summary.json", summary)
+    folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
+    folder.write_json("manifest.json", _manifest(prepared, done, started))
+    if job.source.more.get("temporary"):  # rows that were in memory
+        folder.drop("raw")
+    return summary
+
+
+def _memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _clean(prepared: Prepared) -> None:
+    """Delete what workers that died have left half written."""
+    folder = prepared.job.folder
+    for inside in ("features", "quarantine"):
+        for name in folder.names(inside):
+            if name.startswith(".") and name.endswith(".part"):
+                folder.filesystem.delete_file(f"{folder.base}/{inside}/{name}")
+
+
+def _pace(prepared: Prepared, fresh: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:
+    """Return rates, and the shares of the workers' time in which the encoder ran, or waited for decoded samples."""
+    rows, busy = (sum(one[key] for one in fresh) for key in ("rows", "seconds"))
+    share = {
+        key: round(sum(one[key] for one in fresh) / busy, 4) if busy else None for key in ("encode", "wait", "write")
+    }
+    rate = rows / seconds["encode"] if fresh and seconds["encode"] > 0 else None
+    return {
+        "rows_per_second": rate and round(rate, 2),  # whole run, start of workers included
+        "rows_per_worker_second": round(rows / busy, 2) if busy else None,  # while a worker worked on units
+        "encoder_share": share["encode"], "wait_share": share["wait"], "write_share": share["write"],
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }  # fmt: skip
+
+
+def _manifest(prepared: Prepared, done: list[dict[str, Any]], started: str) -> dict[str, Any]:
+    """Return versions, and every file with the input it was made of."""
+    job, units = prepared.job, prepared.job.source.units
+    keys = ("file", "rows", "failed", "bytes", "sha256")
+    return {
+        "diva_ray": version("diva_ray"), "python": platform.python_version(), "ray": version("ray"),
+        "torch": version("torch"), "pyarrow": pa.__version__,
+        "data": {job.source.name: prepared.state["units"]}, "encoders": prepared.state["bands"],
+        "start": started, "end": now(),
+        "cluster": {"kind": prepared.kind, "why": prepared.why, "workers": prepared.workers, "gpus": prepared.gpus},
+        "command": sys.argv,
+        "units": [
+            {**{key: one[key] for key in keys}, "input": units[one["unit"]].path, "part": job.stamp(units[one["unit"]])}
+            for one in done
+        ],
+    }  # fmt: skip
+
+
+def told(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> list[str]:
+    """Return what came out, and the next command, for a terminal."""
+    folder, job = prepared.job.folder, prepared.job
+    rate = summary["rows_per_second"]
+    bands = ", ".join(f"`{one['band']}` ({one['width']:,} by {one['encoder']})" for one in summary["bands"])
+    reused = f", {summary['n_reused']:,} of {summary['n_units']:,} files were there" if summary["n_reused"] else ""
+    pace = f"; {rate:,.0f} samples/s, the encoder ran {summary['encoder_share']:.0%} of the time" if rate else ""
+    lines = [f"{summary['n_samples']:,} samples: {bands}{pace}{reused}"]
+    if summary["n_failed"]:
+        lines.append(f"{summary['n_failed']:,} refused, with reasons: {folder.location('quarantine')}")
+    label = config.data.label if config.data.label in job.schema.names else None
+    if label:
+        names = [band.name for band in job.bands]
+        words = [f"data.path={folder.location('features')}"]
+        words += [f"'data.features=[{','.join(names)}]'"] if len(names) > 1 else []
+        words += [f"data.features={names[0]}"] if len(names) == 1 and names != ["features"] else []
+        words += [f"data.label={label}"] if label != "label" else []
+        words += ["data.truth=true_label"] if config.data.builtin and "true_label" in job.schema.names else []
+        lines.append(f"next: python jobs/score.py {' '.join(words)}")
+    return lines
+
+
+def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> Sheet:
+    """Return the page: some samples as they were encoded, and what was refused."""
+    job, failed = prepared.job, summary["n_failed"]
+    refused = _refused(prepared)
+    counted = Counter(one["reason"].split(":")[0] for one in refused).most_common()
+    intro = "By reason" + (f", of the first {len(refused):,}" if len(refused) < failed else "") + "."
+    bands = [
+        f"{one['band']}: {one['width']:,} features of {one['column']} by {one['encoder']}." for one in summary["bands"]
+    ]
+    listed = [
+        ("id", "id", "text"),
+        ("where", "where", "text"),
+        ("column", "column", "text"),
+        ("reason", "reason", "text"),
+    ]
+    share = failed / max(1, failed + summary["n_samples"])
+    rate = summary["rows_per_second"]
+    return Sheet(
+        "Raw samples to features",
+        [f"{summary['n_samples']:,} samples were encoded; {failed:,} were put aside.", *bands],
+        [
+            Tile("samples", f"{summary['n_samples']:,}", f"in {summary['n_units']:,} file(s)"),
+            Tile("put aside", f"{failed:,}", f"{share:.2%}; at most {config.most_failed:.2%}", "hurts" * (failed > 0)),
+            Tile("samples a second", f"{rate:,.0f}" if rate else "-", f"{prepared.workers} worker(s)"),
+            Tile("encoder's share", f"{summary['encoder_share']:.0%}" if rate else "-", "of the workers' time"),
+        ],
+        [
+            Gallery("Samples", _samples(prepared, config.data.label), "A few, as they went in."),
+            Table("Put aside", [("reason", "reason", "text"), ("n", "samples", "count")],
+                  [{"reason": reason, "n": n} for reason, n in counted], intro),
+            Table("Which", listed, refused[:LISTED], "The first ones; all are in quarantine/."),
+        ],
+        [("Raw data", f"{job.source.name} ({job.source.kind})"),
+         ("Where", f"{prepared.kind}, {prepared.workers} worker(s)"),
+         ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}")],
+        seconds={**summary["seconds"], "total": sum(summary["seconds"].values())},
+        memory=summary["peak_memory_bytes"],
+        downloads=["features/*.parquet: the features", "quarantine/*.parquet: what was refused, and why"],
+    )  # fmt: skip
+
+
+def _refused(prepared: Prepared) -> list[dict[str, Any]]:
+    folder = prepared.job.folder
+    files = sorted(name for name in folder.names("quarantine") if name.endswith(".parquet"))[:READ_FILES]
+    found = [pq.read_table(f"{folder.base}/quarantine/{name}", filesystem=folder.filesystem) for name in files]
+    return pa.concat_tables([QUARANTINE.empty_table(), *found]).to_pylist()
+
+
+def _samples(prepared: Prepared, label: str) -> list[dict[str, Any]]:
+    """Return a few samples of a few files: id, label, picture, text."""
+    job, folder = prepared.job, prepared.job.folder
+    texts = [job.kept[band.column] for band in job.bands if band.tower == "text" and band.column in job.kept]
+    names = {"id": "id", **({"picture": "picture"} if job.picture else {})}
+    names |= {"label": label} if label in job.schema.names else {}
+    names |= {"text": texts[0]} if texts else {}
+    files = sorted(name for name in folder.names("features") if name.endswith(".parquet"))
+    some = [files[k * len(files) // SHOWN_FILES] for k in range(SHOWN_FILES)] if len(files) > SHOWN_FILES else files
+    found = []
+    for name in some:
+        with pq.ParquetFile(f"{folder.base}/features/{name}", filesystem=folder.filesystem) as file:
+            each = -(-SHOWN // len(some))
+            for batch in file.iter_batches(4096, columns=list(names.values())):
+                rows = pa.Table.from_batches([batch])
+                at = [k * rows.num_rows // each for k in range(min(each, rows.num_rows))]
+                found += [{key: row[name] for key, name in names.items()} for row in rows.take(at).to_pylist()]
+                break
+    return found[:SHOWN]

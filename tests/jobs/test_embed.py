@@ -1,0 +1,366 @@
+"""Raw pictures and texts to features, in every form, whole or resumed, in this process and on Ray."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import diva_ray
+from diva_ray.data.columns import to_matrix
+from diva_ray.data.decode import Form
+from diva_ray.data.encoders.plain import edges
+from diva_ray.errors import InputError
+from diva_ray.tasks.embed_plan import EmbedPlan
+from tests.data import raw_sets
+
+ROOT = Path(__file__).resolve().parents[2]
+INLINE = {"kind": "inline", "threads": 1}
+
+
+def embed(data, **options):
+    return diva_ray.embed(data, **{"quiet": True, "cluster": INLINE, **options})
+
+
+def features(result, band="features"):
+    return to_matrix(result.samples[band], band, "row")[0]
+
+
+def by_hand(pictures):
+    """Return the default encoder's features of pictures, one at a time, without the job."""
+    from PIL import Image
+
+    form = Form(64, "squash", 1.0, "bilinear")
+    return np.stack([edges([form.of(Image.fromarray(p))])[0].numpy() for p in pictures])
+
+
+@pytest.mark.parametrize("kind", raw_sets.FORMS)
+def test_every_form_gives_the_same_features_in_the_order_of_the_input(tmp_path, kind):
+    (tmp_path / "raw").mkdir()
+    raw_sets.FORMS[kind](tmp_path / "raw")
+    result = embed(tmp_path / "raw", unit_rows=8, encoder="edges", output=str(tmp_path / "out"))
+    order = list(range(raw_sets.N))
+    if kind == "folder":  # sorted by class, then by name
+        order = sorted(order, key=lambda k: (raw_sets.labels()[k], k))
+    expected = by_hand([raw_sets.pictures()[k] for k in order])
+    np.testing.assert_allclose(features(result), expected, rtol=2e-3, atol=2e-4)
+    assert result.summary["n_units"] > 1 or kind in ("jsonl", "csv")  # a unit is 64 MiB there, or a file
+    want = [k % 3 for k in order] if kind == "webdataset" else [raw_sets.labels()[k] for k in order]
+    assert result.samples["label"].to_pylist() == want
+    kinds = {"parquet": pa.int64(), "huggingface": pa.int64()}
+    assert result.samples.schema.field("id").type == kinds.get(kind, pa.string())
+    assert len(set(result.samples["id"].to_pylist())) == raw_sets.N
+    band = result.samples.schema.field("features").type
+    assert isinstance(band, pa.FixedShapeTensorType) and band.value_type == pa.float16() and band.shape == [832]
+    assert not [name for name in os.listdir(tmp_path / "out" / "features") if not name.startswith("part-")]
+
+
+def test_pairs_become_two_bands_and_a_missing_side_is_null():
+    rows = raw_sets.table().to_pydict()
+    rows["image"][3] = rows["caption"][5] = None
+    rows["caption"][9] = "  "
+    result = embed(pa.table(rows), most_failed=0.1)
+    assert result.samples.num_rows == raw_sets.N - 1 and result.summary["n_failed"] == 1
+    assert [b["band"] for b in result.summary["bands"]] == ["image", "caption"]
+    for band, row in (("image", 3), ("caption", 5)):
+        column = result.samples[band].combine_chunks()
+        nulls = column.is_null().to_numpy(zero_copy_only=False)
+        assert np.flatnonzero(nulls).tolist() == [row]
+    assert result.samples["raw_caption"].to_pylist()[0] == raw_sets.texts()[0]
+    put_aside = result.folder.read_table("quarantine").to_pylist()
+    assert put_aside == [
+        {"id": "9", "where": "part-00000.parquet row 9 of row group 0", "column": "caption", "reason": "empty text"}
+    ]
+    scored = diva_ray.score(result.samples, features=["image", "caption"], quiet=True, cluster=INLINE)
+    assert scored.summary["n_samples"] == raw_sets.N - 1
+
+
+def test_what_cannot_be_decoded_is_put_aside_with_the_reason(tmp_path):
+    rows = raw_sets.table().to_pydict()
+    whole = rows["image"][0]
+    rows["image"][1:6] = [
+        b"no picture",
+        whole[: len(whole) // 2],
+        b"",
+        None,
+        raw_sets.png(np.zeros((300, 400), np.uint8)),
+    ]
+    with pytest.raises(
+        InputError, match=r"embed: at most 0.01 of the samples may be refused, got 5 of 50 \(the first: 1 at"
+    ):
+        embed(pa.table(rows), encoder="edges", most_pixels=100_000, output=str(tmp_path / "out"))
+    result = embed(
+        pa.table(rows), encoder="edges", most_pixels=100_000, output=str(tmp_path / "out"), most_failed=0.1, resume=True
+    )
+    assert result.summary["n_reused"] == 1 and result.summary["n_failed"] == 5
+    reasons = {row["id"]: row["reason"] for row in result.folder.read_table("quarantine").to_pylist()}
+    assert reasons["1"].startswith("not decodable: cannot identify") and reasons["2"].startswith("not decodable: ")
+    assert "0x" not in reasons["1"], "the same bits again: no address of an object"
+    assert reasons["3"] == "no bytes" and reasons["4"] == "no value"
+    assert reasons["5"] == "400 x 300 pixels, more than most_pixels=100000"
+    assert result.samples["id"].to_pylist() == [0, *range(6, raw_sets.N)]
+    page = result.folder.read("report.html").decode()
+    assert "not decodable" in page and "more than most_pixels" in page
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
+    import zlib
+
+    def chunk(kind, content):
+        return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+    header = (60_000).to_bytes(4) * 2 + bytes([8, 0, 0, 0, 0])
+    bomb = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+    start = time.perf_counter()
+    result = embed({"image": [raw_sets.png(raw_sets.pictures()[0]), bomb], "label": [0, 1]}, most_failed=0.5)
+    assert time.perf_counter() - start < 5
+    (row,) = result.folder.read_table("quarantine").to_pylist()
+    assert row["id"] == "1" and "pixels" in row["reason"]
+
+
+def test_only_what_is_missing_is_computed_again_and_gives_the_same_bits(tmp_path):
+    (tmp_path / "raw").mkdir()
+    raw_sets.write_parquet(tmp_path / "raw")
+    options = {"unit_rows": 8, "output": str(tmp_path / "out"), "encoder": "edges"}
+    embed(tmp_path / "raw", **options)
+    files = sorted((tmp_path / "out" / "features").iterdir())
+    before = {file.name: file.read_bytes() for file in files}
+    assert len(files) == 6  # four row groups, and one in two parts
+    times = {file.name: file.stat().st_mtime_ns for file in files}
+    files[1].unlink()
+    files[2].write_bytes(before[files[2].name][:-100])  # cut off
+    files[3].write_bytes(before[files[0].name])  # whole, but another unit's
+    result = embed(tmp_path / "raw", **options, resume=True)
+    assert result.summary["n_reused"] == 3
+    for file in files:
+        assert file.read_bytes() == before[file.name]
+    assert files[0].stat().st_mtime_ns == times[files[0].name]
+    with pytest.raises(
+        InputError, match="resume: the run in .* must have the same data and options, got another dtype"
+    ):
+        embed(tmp_path / "raw", **options, resume=True, dtype="float32")
+    with pytest.raises(InputError, match="resume: .* got another encoder"):
+        embed(tmp_path / "raw", **{**options, "encoder": {"name": "edges", "normalize": True}}, resume=True)
+    raw_sets.write_parquet(tmp_path / "raw")
+    os.utime(tmp_path / "raw" / "a.parquet", (1, 1))
+    with pytest.raises(InputError, match="resume: .* got another data.path"):
+        embed(tmp_path / "raw", **options, resume=True)
+
+
+def test_default_features_do_not_depend_on_the_batch_size():
+    data = raw_sets.table()
+    for encoder, column in (("edges", "image"), ("words", "caption")):
+        found = [
+            features(embed(data, encoder={"name": encoder, "column": column, "batch": batch}, dtype="float16"))
+            for batch in (1, 7, 64)
+        ]
+        assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+def test_default_pictures_are_told_apart_by_a_linear_probe():
+    result = embed(None)
+    summary = diva_ray.score(result.samples, truth="true_label", quiet=True, cluster=INLINE).summary
+    assert summary["planted"]["auc_label_score"] > 0.99 and summary["planted"]["f1"] > 0.95
+
+
+def test_default_texts_are_told_apart_by_a_linear_probe():
+    from sklearn.linear_model import RidgeClassifier
+
+    generator = np.random.default_rng(0)
+    topics = [["river", "mountain", "forest", "valley"], ["invoice", "payment", "customer", "account"]]
+    label = generator.integers(0, 2, 400)
+    text = [" ".join(generator.choice([*topics[k], "today", "the", "some", "very"], 6)) for k in label]
+    X = features(embed({"text": text, "label": label}))
+    assert RidgeClassifier().fit(X[:200], label[:200]).score(X[200:], label[200:]) > 0.95
+
+
+def test_a_module_of_the_users_with_a_layer_to_hook(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(7))
+    net(torch.zeros(1, 3, 16, 16))
+    given = {"module": net, "size": 16, "fit": "squash", "mean": [0, 0, 0], "std": [1, 1, 1]}
+    data = raw_sets.table()
+    result = embed(data, encoder={**given, "layer": "1"}, dtype="float32")
+    form = Form(16, "squash", 1.0, "bicubic")
+    from PIL import Image
+
+    x = np.stack([form.of(Image.fromarray(p)) for p in raw_sets.pictures()]).transpose(0, 3, 1, 2) / np.float32(255)
+    with torch.no_grad():
+        expected = net[:2](torch.from_numpy(x)).mean((2, 3)).numpy()
+    np.testing.assert_allclose(features(result), expected, rtol=1e-4, atol=1e-5)
+    whole = embed(data, encoder=given, dtype="float32")
+    with torch.no_grad():
+        np.testing.assert_allclose(features(whole), net(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=r"encoder.layer: must be one of the model's 4 layers, got 11. .* to 1"):
+        embed(data, encoder={**given, "layer": "11"})
+
+
+def test_decoded_pictures_are_taken_as_encoded_ones_are():
+    from PIL import Image
+
+    pictures = raw_sets.pictures(6)
+    encoded = features(embed({"image": [raw_sets.png(p) for p in pictures], "label": range(6)}))
+    for given in (pictures, np.stack(pictures), [Image.fromarray(p) for p in pictures]):
+        assert np.array_equal(features(embed({"image": given, "label": range(6)})), encoded)
+
+
+def test_a_plan_writes_nothing_and_tells_what_would_be_done(tmp_path):
+    (tmp_path / "raw").mkdir()
+    raw_sets.write_tars(tmp_path / "raw")
+    plan = embed(tmp_path / "raw", plan=True, output=str(tmp_path / "out"))
+    assert isinstance(plan, EmbedPlan) and not (tmp_path / "out").exists()
+    told = "\n".join(plan.lines())
+    assert "(estimate)" in told and "in 2 units" in told and "samples/s a worker" in told
+    assert abs(plan.rows - raw_sets.N) < 0.5 * raw_sets.N
+    assert "`text` as `raw_text`" in told
+    assert embed(raw_sets.table(), plan=True, output=str(tmp_path / "out")).rows == raw_sets.N
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_are_read_under_the_root_and_nowhere_else(tmp_path):
+    (tmp_path / "raw").mkdir()
+    rows = raw_sets.write_paths(tmp_path / "raw")
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(raw_sets.png(raw_sets.pictures()[0]))
+    os.symlink(secret, tmp_path / "raw" / "pictures" / "link.png")
+    rows[1]["image"], rows[2]["image"], rows[3]["image"] = "../secret.png", str(secret), "pictures/link.png"
+    rows[4]["image"], rows[5]["image"] = "pictures/none.png", "http://example.com/a.png"
+    rows[6]["image"] = str(tmp_path / "raw" / "pictures" / "6.png")
+    rows[7]["image"] = f"file://{tmp_path}/raw/pictures/7.png"
+    rows[8]["image"] = f"file://{secret}"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw" / "rows.parquet")
+    result = embed(tmp_path / "raw" / "rows.parquet", encoder="edges", most_failed=0.2)
+    reasons = {row["id"]: row["reason"] for row in result.folder.read_table("quarantine").to_pylist()}
+    assert all(reasons[k] == "the path leaves data.root" for k in "1238"), reasons
+    assert reasons["4"].startswith("no file at") and reasons["5"].startswith("http is not read")
+    assert set(reasons) == set("123458")
+    wider = embed(tmp_path / "raw" / "rows.parquet", encoder="edges", most_failed=1.0, root=str(tmp_path))
+    assert wider.samples["id"].to_pylist() == [2, 6, 7, 8], (
+        "relative paths start at the root, and all of it may be read"
+    )
+
+
+# --- on Ray ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_the_same_bits_on_ray_with_one_or_two_workers_and_when_one_dies(ray_cluster, tmp_path):
+    (tmp_path / "raw").mkdir()
+    many = pa.concat_tables([raw_sets.table()] * 60)
+    pq.write_table(many, tmp_path / "raw" / "rows.parquet", row_group_size=100)
+
+    def run(name, **cluster):
+        options = {"unit_rows": 100, "encoders": ["edges", {"name": "words", "column": "caption"}]}
+        return embed(tmp_path / "raw", output=str(tmp_path / name), cluster=cluster, **options)
+
+    def hashes(result):
+        return [(unit["file"], unit["sha256"]) for unit in result.folder.read_json("manifest.json")["units"]]
+
+    inline = run("inline", **INLINE)
+    assert len(hashes(inline)) == 30
+    assert hashes(run("one", kind="ray", workers=1)) == hashes(inline)
+    killed = []
+    killer = threading.Thread(target=kill_an_actor, args=(tmp_path / "two" / "features", killed))
+    killer.start()
+    two = run("two", kind="ray", workers=2)
+    killer.join()
+    assert killed, "a worker died in the middle"
+    assert hashes(two) == hashes(inline)
+    assert not [name for name in os.listdir(tmp_path / "two" / "features") if name.startswith(".")]
+    assert two.samples.count() == 3000
+
+
+def kill_an_actor(folder, killed):
+    """Kill one of the encoders' processes as soon as a few files are there."""
+    import psutil
+
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not killed:
+        if folder.is_dir() and len([name for name in os.listdir(folder) if name.startswith("part-")]) >= 3:
+            for process in psutil.Process().children(recursive=True):
+                if "MapWorker" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append((process.pid, len(os.listdir(folder))))
+                    return
+        time.sleep(0.005)
+
+
+@pytest.mark.ray
+def test_a_module_and_a_mistake_cross_to_workers(ray_cluster, tmp_path):
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    given = {"module": net, "size": 16}
+    where = {"kind": "ray", "workers": 1}
+    one, other = (embed(raw_sets.table(), encoder=given, cluster=cluster) for cluster in (where, INLINE))
+    assert one.folder.read_table("features").equals(other.samples)
+    (tmp_path / "raw").mkdir()
+    raw_sets.write_tars(tmp_path / "raw")
+    whole = (tmp_path / "raw" / "shard-1.tar").read_bytes()
+    (tmp_path / "raw" / "shard-1.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="data.path: every file must be a whole tar, got ReadError .*shard-1.tar"):
+        embed(tmp_path / "raw", encoder="edges", cluster=where, output=str(tmp_path / "out"))
+    (tmp_path / "raw" / "shard-1.tar").write_bytes(whole)
+
+
+@pytest.mark.ray
+def test_a_ray_dataset_is_embedded(ray_cluster):
+    import ray
+
+    rows = raw_sets.table()
+    dataset = ray.data.from_arrow(rows.append_column("id", pa.array(range(raw_sets.N))))
+    result = embed(dataset, encoder="edges", cluster={"kind": "ray", "workers": 1})
+    found = result.folder.read_table("features").sort_by("id")
+    assert (
+        found["features"]
+        .combine_chunks()
+        .storage.equals(embed(rows, encoder="edges").samples["features"].combine_chunks().storage)
+    )
+
+
+@pytest.mark.ray
+def test_a_cluster_without_room_ends_with_a_message(ray_cluster):
+    import ray
+
+    @ray.remote(num_cpus=4)
+    class Hog:
+        def ready(self):
+            return True
+
+    hog = Hog.remote()
+    ray.get(hog.ready.remote())
+    where = {"kind": "ray", "workers": 1, "start_timeout": 2.0, "pass_timeout": 2.0}
+    with pytest.raises(
+        InputError, match=r"cluster: the workers must have started .* the cluster has 4 CPUs.*start_timeout"
+    ):
+        embed(raw_sets.table(), encoder="edges", cluster=where)
+    ray.kill(hog)
+    with pytest.raises(InputError, match=r"cluster.workers: the cluster must have 9 x 1 CPUs, got 4 CPUs"):
+        embed(raw_sets.table(), encoder="edges", cluster={"kind": "ray", "workers": 9})
+
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.jobs
+def test_the_job_runs_by_itself_and_its_features_are_scored(tmp_path):
+    def job(*words):
+        command = [sys.executable, *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    done = job("jobs/embed.py", f"output={tmp_path / 'run'}", "cluster.threads=1")
+    assert done.returncode == 0, done.stderr
+    following = next(line for line in done.stdout.splitlines() if line.startswith("next: python "))
+    assert "rows/s" in done.stderr and f"data.path={tmp_path}/run/features" in following
+    scored = job(*following.removeprefix("next: python ").split(), f"output={tmp_path / 'scores'}", "cluster.threads=1")
+    assert scored.returncode == 0 and "planted 359 wrong labels" in scored.stdout, scored.stderr
+    bad = job("jobs/embed.py", "encoder=eges", f"output={tmp_path / 'bad'}")
+    assert bad.returncode == 2 and "eges" in bad.stderr and "Traceback" not in bad.stderr
