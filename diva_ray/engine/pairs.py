@@ -80,6 +80,10 @@ class Directed:
         """Return a key that occurs twice."""
         return self.engine.duplicate(field, pool=pool)
 
+    def shared(self, field: str) -> int | None:
+        """Return a key that two tables share."""
+        return self.engine.shared(field)
+
     def close(self) -> None:
         """Do nothing: the engine is the session's."""
 

@@ -140,6 +140,8 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         keys, helps = choose.balanced_keys(shard.keys, probabilities(shard, known), known["seed"])
         if setup.task != "classification" or known.get("blind"):  # no coin is thrown, and the rest says little
             helps &= scored_pool(shard, known).derivative < 0
+        if known.get("blind"):
+            keys = choose.rising_keys(scored_pool(shard, known).derivative, shard.keys)
         classes = classes_of(shard, setup)
     kind = torch.where(helps, 0, 1)
     if known["near_only"]:  # rows whose features were not kept wait for their turn

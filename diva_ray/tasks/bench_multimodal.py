@@ -160,7 +160,7 @@ def sheet_of(results: Results, seeds: int) -> Sheet:
                                "high": (middle + spread).tolist(), "strong": method == "ours"})  # fmt: skip
             parts.append(Lines(
                 f"{told(key)} of the pool's labels wrong, {shots} {'picture' if shots == 1 else 'pictures'} a class",
-                [0.0, *SHARES], series, WHAT[key[0]].capitalize() + " are added; bands are one standard deviation.",
+                [0.0, *SHARES], series, f"Added: {WHAT[key[0]]}. Bands are one standard deviation.",
                 "share of the pool that is added", "test error", percent_x=True, percent_y=True,
             ))  # fmt: skip
     return Sheet("A few-shot set extended by another modality", [f"Mean of {seeds} seeds."], [], parts, notes=[NOTE])

@@ -283,7 +283,7 @@ class Extension:
     def choose(self, k: int, batch: int) -> int:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
         engine = self.runner.engine
-        engine.tell(near_only=self.config.method == "balanced")
+        engine.tell(near_only=self.config.method == "balanced" and not self.blind)
         helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
         if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there
             engine.tell(near_only=False)
@@ -299,7 +299,7 @@ class Extension:
         self.taken = self.taken + first + second
         limits = {kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))}
         engine.tell(limits=limits)
-        if bool((first > 0).any()) and self.config.method == "balanced":
+        if bool((first > 0).any()) and self.config.method == "balanced" and not self.blind:
             self.reached = float(limits[0][0][first > 0].min()) / (1 << 62)
         found: Partial = self.runner.run(pool.take, "take", self.extents, features=False)
         again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]

@@ -40,11 +40,10 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     table = opened.tables[0]
     widths = planning.band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
-    outputs = p - int(config.intercept)
-    if opened.task != "pairs":
-        outputs = _outputs_at_sight(table, opened.columns, opened.task)
+    pairs = opened.task == "pairs"
+    outputs = p - int(config.intercept) if pairs else _outputs_at_sight(table, opened.columns, opened.task)
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
-    need = planning.resident_bytes(rows, widths, outputs * (3 if opened.task == "pairs" else 2) // 2)
+    need = planning.resident_bytes(rows, widths, outputs * (3 if pairs else 2) // 2)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
     if isinstance(config, TuneConfig):  # fit sums of every fold
@@ -56,7 +55,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     workers = 1 if kind == "inline" else max(1, min(asked, shards))
     double = config.precision == "float64"
     fits = [(p, outputs)]
-    if opened.task == "pairs":  # either band is predicted from the other
+    if pairs:  # either band is predicted from the other
         fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
     operations = sum(_operations(rows, *fit, copies, auto=config.ridge == "auto") for fit in fits)
     rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7 * workers
