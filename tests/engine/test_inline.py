@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import diva_ray
-from diva_ray.engine import context, passes, verdicts
+from diva_ray.engine import context, passes
 from diva_ray.tasks import derive as deriving
 from diva_ray.tasks.derive import derive, fit_ridge
 from tests.engine.runs import begun, opened, small_task
@@ -150,16 +150,3 @@ def test_results_lost_by_a_worker_are_computed_again():
     shard.state.clear()
     assert torch.equal(passes.scored_rows(shard, runner.engine.known), kept)
     assert torch.equal(passes.left_out_rows(shard, runner.engine.known).r, rows.r)
-
-
-def test_rows_set_apart_stand_for_no_others():
-    data = small_task(400)
-    data["label"] = np.arange(400) / 7  # numbers, one a row
-    runner, setup = opened(data)
-    fold = context.Fold(1, 2)
-    runner.engine.tell(setup=setup, examples=400, fold=fold)
-    (kept,) = runner.run(verdicts.examples_of_targets, "calibrate").joined()
-    (shard,) = runner.engine.shards
-    apart = fold(shard, runner.engine.known).numpy()
-    assert 100 < apart.sum() < 300
-    np.testing.assert_allclose(kept[:, 0], data["label"][~apart], rtol=1e-6)
