@@ -166,9 +166,9 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
         ],
         [
             Gallery("Samples", _samples(prepared, config.data.label), "A few, as they went in."),
-            Table("Put aside", [("reason", "reason", "text"), ("n", "samples", "count")],
-                  [{"reason": reason, "n": n} for reason, n in counted], intro),
-            Table("Which", listed, refused[:LISTED], "The first ones; all are in quarantine/."),
+            *([Table("Put aside", [("reason", "reason", "text"), ("n", "samples", "count")],
+                     [{"reason": reason, "n": n} for reason, n in counted], intro),
+               Table("Which", listed, refused[:LISTED], "The first ones; all are in quarantine/.")] if refused else []),
         ],
         [("Raw data", f"{job.source.name} ({job.source.kind})"),
          ("Where", f"{prepared.kind}, {prepared.workers} worker(s)"),
