@@ -35,8 +35,9 @@ def aggregate(data: Any, *, quiet: bool = False, **options: Any) -> Result | Pla
     """Return the penalty and share of every band, and the dataset derivative of every sample under them.
 
     Every column of `features` is a band with a penalty Lambda_m = ridge / share_m, shares adding up to 1. The left-out
-    squared error is minimised over all penalties by L-BFGS with its exact gradient, from several starts: all bands are
-    summed once into one Gram matrix; an evaluation is a solve and one pass (half a derivative), the gradient costs none
+    squared error is minimised over all penalties by L-BFGS with its exact gradient, from several starts; for classes
+    one multiple of them all is then taken, under which the fewest left-out labels are wrong. All bands are summed once
+    into one Gram matrix; an evaluation is a solve and one pass (half a derivative), the gradient costs none
     (`core.bands`). The figures of each band alone and of all others without it come from sub-blocks of that matrix.
     With `weights=joint` sample weights are found as by `diva_ray.reweight` (accepted on outer folds, else left alone)
     under those shares, and the shares once more under the weights.
@@ -109,7 +110,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     search = Search(runner, setup, heard)
     found = aggregate_bands(search, names, config.starts, config.evaluations)
-    joint, penalties = None, found.penalties
+    joint, penalties = None, found.multiple * found.penalties
     if config.weights == "joint":
         joint = weigh(session, config, search, found)
         penalties, search = joint.penalties, joint.search
@@ -134,7 +135,7 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     There a row validates as much less as its weight was lowered: what is believed to be wrong must choose no penalty
     (with such rows heard in full, the ridge found is far too large). The engine knows the weights from then on.
     """
-    ridge, shares = shares_of(found.penalties)
+    ridge, shares = shares_of(found.multiple * found.penalties)
     setup = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()), dtype=search.setup.dtype)
     setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
     store = session.folder if session.plan.kind != "inline" else None
@@ -142,7 +143,7 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     arms, sums, _ = try_folds(walk, config.folds, config.steps)
     taken = best_trial(sums)
     walk_to(walk, arms[taken])
-    engine, penalties = session.engine, found.penalties
+    engine, penalties, multiple = session.engine, found.multiple * found.penalties, found.multiple
     engine.forget("fold", "verdict", "validation", "adjoint")
     if walk.final:
         step, factor = walk.final
@@ -150,6 +151,6 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
         search = Search(
             session.runner, replace(session.setup, dtype=setup.dtype), session.runner.run(bands.heard_weight, "count")
         )
-        penalties, _ = refine(search, found, config.evaluations)
+        penalties, multiple = refine(search, found, config.evaluations)
         engine.forget("believed")
-    return Joint(arms, sums, taken, penalties, search)
+    return Joint(arms, sums, taken, penalties, multiple, search)

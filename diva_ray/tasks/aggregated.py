@@ -28,6 +28,8 @@ MEANING = {
     "error_without": "left-out error of a fit to all other bands, under their shares and a ridge of their own",
     "share_derivative": "dL/dshare at a fixed ridge, L the summed left-out squared error; near 0 where the search "
     "ended inside its bounds, < 0: a larger share would lower the error",
+    "ridge_multiple": "penalties over those with the least left-out squared error (squared_error): the multiple under "
+    "which the fewest left-out classes are wrong",
     "weights": "errors and squared errors of bands, and what follows from them, are those before sample weights moved; "
     "penalties and shares were found once more under the weights, rows heard as much less as they weigh",
 }
@@ -51,20 +53,21 @@ class Joint:
 
     Attributes:
         arms, sums, taken: what was tried, how it did on folds set apart, and which was taken.
-        penalties: of every band, found under the weights taken; `search` has the fit sums under them.
+        penalties, multiple: see `Aggregated`, found under the weights taken; `search` has the fit sums under them.
     """
 
     arms: list[Arm]
     sums: TrialSums
     taken: int
     penalties: Tensor
+    multiple: float
     search: Search
 
 
 def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[str, Any]:
     """Return what summary.json says beyond a scoring run."""
     total, names = session.scan.counts["validation"], session.columns.features
-    penalties = found.penalties if joint is None else joint.penalties
+    penalties = found.multiple * found.penalties if joint is None else joint.penalties
     ridge, shares = shares_of(penalties)
     ridge_derivative, derivatives = share_derivatives(total * found.gradient, found.penalties)
     bands = {
@@ -86,6 +89,7 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
         "ridge": ridge,
         "bands": bands,
         "squared_error": found.loss,
+        "ridge_multiple": found.multiple if joint is None else joint.multiple,
         "squared_error_concatenated": found.together.loss,
         "error_concatenated": error_of(session, found.together.wrong),
         "ridge_concatenated": found.together.ridge,

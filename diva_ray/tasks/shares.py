@@ -27,6 +27,7 @@ FAR = 1e3  # how far above its own ridge a band's penalty starts that is to take
 FEW_BANDS = 8  # up to which each band alone is a start
 ALIKE = 1 + 1e-4  # how near losses are that count as equal
 AROUND = torch.logspace(-1, 1, 9, dtype=torch.float64)  # ridges tried around the penalties found
+MULTIPLES = torch.logspace(-1.5, 1, 11, dtype=torch.float64)  # likewise, where errors of classes are counted
 
 
 @dataclass(frozen=True)
@@ -98,20 +99,40 @@ class Search:
 
         Ridges alike on all of a subset's bands, over the default grid; or, with `penalties`, multiples of those.
         """
+        parts, found = self._tried(subsets, penalties, AROUND)
+        return [self._best(part.ridges, losses) for part, losses in zip(parts, found, strict=True)], [
+            part.ridges[torch.isfinite(losses[0])] for part, losses in zip(parts, found, strict=True)
+        ]
+
+    def multiple(self, penalties: Tensor) -> float:
+        """Return the multiple of the penalties under which the fewest left-out classes are wrong (1 where classes are
+        not the task); of equal ones the nearest to 1. One read.
+
+        Squared error shrinks the outputs of many classes, and of noisy labels, more than their order bears.
+        """
+        if self.setup.task != "classification":
+            return 1.0
+        (part,), (losses,) = self._tried([list(range(len(self.widths)))], penalties, MULTIPLES)
+        wrong = losses[1]
+        alike = torch.nonzero(wrong <= wrong.min()).squeeze(1)
+        return float(part.ridges[alike[part.ridges[alike].log().abs().argmin()]])
+
+    def _tried(
+        self, subsets: list[list[int]], penalties: Tensor | None, multiples: Tensor
+    ) -> tuple[list[bands.Part], Tensor]:
+        """Return a part for every subset, and its left-out squared and counted errors, (parts, 2, ridges)."""
         slices = band_slices(self.widths, self.first)
         pattern = self.columns(torch.ones(len(slices), dtype=torch.float64) if penalties is None else penalties)
         parts = []
         for subset in subsets:
             kept = self.kept(subset)
             rotation = self.runner.timed("solve", rotate, self.sums.columns(kept), pattern[kept])
-            ridges = default_ridges(rotation) if penalties is None else AROUND
+            ridges = default_ridges(rotation) if penalties is None else multiples
             parts.append(bands.Part(kept, rotation.to(self.setup.dtype), ridges))
         self.runner.engine.tell(parts=parts)
         found: Tensor = self.runner.run(bands.part_losses, "bands")
         self.runner.engine.forget("parts")
-        return [self._best(part.ridges, losses) for part, losses in zip(parts, found, strict=True)], [
-            part.ridges[torch.isfinite(losses[0])] for part, losses in zip(parts, found, strict=True)
-        ]
+        return parts, found
 
     def kept(self, subset: list[int]) -> Tensor:
         """Return the columns of some bands, the intercept first."""
@@ -148,12 +169,14 @@ class Aggregated:
 
     Attributes:
         penalties: of every band, (bands,); `gradient`: dL/dLambda there, of the mean loss.
+        multiple: of the penalties, under which the fewest left-out classes are wrong.
         loss: mean left-out squared error there.
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
         descents: the starts, in the order they were tried.
     """
 
     penalties: Tensor
+    multiple: float
     gradient: Tensor
     loss: float
     together: Fitted
@@ -190,7 +213,8 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
     without = alone[::-1]  # of two bands, without the one is the other alone
     if count > 2:
         without, _ = search.fits([[k for k in range(count) if k != m] for m in range(count)], best.penalties)
-    return Aggregated(best.penalties, gradient, loss, together, alone, without, descents, len(search.seen))
+    multiple = search.multiple(best.penalties)
+    return Aggregated(best.penalties, multiple, gradient, loss, together, alone, without, descents, len(search.seen))
 
 
 def most_even(descents: list[Descent]) -> Descent:
@@ -205,12 +229,14 @@ def bounds(own: Tensor, together: Fitted, ridges: Tensor) -> tuple[Tensor, Tenso
     return torch.full_like(own, float(ridges[0])), 1e2 * FAR * own.clamp_min(together.ridge)
 
 
-def refine(search: Search, found: Aggregated, evaluations: int) -> tuple[Tensor, Tensor]:
-    """Return the penalties that a descent from those found ends with under other sample weights, and the gradient."""
+def refine(search: Search, found: Aggregated, evaluations: int) -> tuple[Tensor, float]:
+    """Return the penalties found under other sample weights, by a descent from those before and by counted errors, and
+    their multiple of where the descent ended."""
     (together,), (ridges,) = search.fits([list(range(len(found.penalties)))], None)
     low, high = bounds(found.penalties, together, ridges)
     descent = descend(search.evaluate, found.penalties, low, high, evaluations)
-    return descent.penalties, search.evaluate(descent.penalties)[1]
+    multiple = search.multiple(descent.penalties)
+    return multiple * descent.penalties, multiple
 
 
 def _promising(

@@ -178,7 +178,7 @@ class Study:
             found = aggregate_bands(search, list(choice.bands), STARTS, EVALUATIONS)
             self._count("shares", found.evaluations)
             self.dtype = search.setup.dtype
-            self.shares[key] = *shares_of(found.penalties), self.dtype
+            self.shares[key] = *shares_of(found.multiple * found.penalties), self.dtype
         ridge, shares, dtype = self.shares[key]
         if dtype != setup.dtype:  # float32 would not do
             self.shares[(key[0], dtype, fold)] = self.shares[key]

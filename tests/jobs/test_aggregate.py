@@ -72,6 +72,25 @@ def squared_error(parts, y, penalties, groups=None):
     return float(((left_out(parts, y, penalties, groups) - np.eye(int(y.max()) + 1)[y]) ** 2).sum(1).mean())
 
 
+def searched(summary, penalties):
+    """Return where the search ended, before one multiple of all penalties was taken by counted errors."""
+    return [penalty / summary["ridge_multiple"] for penalty in penalties]
+
+
+def test_the_multiple_of_the_penalties_is_the_one_with_the_fewest_wrong_classes():
+    data = table(90, seed=5)
+    y, parts = np.array(data["label"]), standardised(data, ["signal", "faint"])
+    s = run(data, ["signal", "faint"], precision="float64").summary
+    ended = searched(s, [s["bands"][name]["penalty"] for name in ("signal", "faint")])
+    multiples = np.logspace(-1.5, 1, 11)
+    wrong = [(left_out(parts, y, [k * q for q in ended]).argmax(1) != y).sum() for k in multiples]
+    alike = multiples[np.array(wrong) == min(wrong)]
+    assert s["ridge_multiple"] == pytest.approx(alike[np.abs(np.log(alike)).argmin()])
+    assert s["error"] == pytest.approx(min(wrong) / 90)
+    numbers = data.set_column(0, "label", [np.arange(90) / 7])
+    assert run(numbers, ["signal", "faint"]).summary["ridge_multiple"] == 1
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_penalties_are_those_of_a_search_by_refits(missing):
     data = table(90, missing=missing)
@@ -84,7 +103,7 @@ def test_the_penalties_are_those_of_a_search_by_refits(missing):
     )  # fmt: skip
     assert s["squared_error"] == pytest.approx(best.fun, rel=1e-4)
     found = [s["bands"][name]["penalty"] for name in ("signal", "faint")]
-    assert s["squared_error"] == pytest.approx(squared_error(parts, y, found), rel=1e-9)
+    assert s["squared_error"] == pytest.approx(squared_error(parts, y, searched(s, found)), rel=1e-9)
     assert s["error"] == pytest.approx((left_out(parts, y, found).argmax(1) != y).mean(), abs=1e-12)
 
 
@@ -92,7 +111,7 @@ def test_what_each_band_adds_is_what_refits_without_it_say():
     data = table(90)
     y, parts = np.array(data["label"]), standardised(data, BANDS)
     s = run(data, precision="float64").summary
-    penalties = [s["bands"][name]["penalty"] for name in BANDS]
+    penalties = searched(s, [s["bands"][name]["penalty"] for name in BANDS])
     for m, name in enumerate(BANDS):
         band = s["bands"][name]
         F = left_out([parts[m]], y, [band["ridge_alone"]])
@@ -150,7 +169,7 @@ def test_rows_of_a_group_leave_together():
     grouped = twice.append_column("pair", pa.array(group))
     s = run(grouped, ["signal", "faint"], group="pair", precision="float64").summary
     found = [s["bands"][name]["penalty"] for name in ("signal", "faint")]
-    assert s["squared_error"] == pytest.approx(squared_error(parts, y, found, group), rel=1e-9)
+    assert s["squared_error"] == pytest.approx(squared_error(parts, y, searched(s, found), group), rel=1e-9)
 
 
 def test_fewer_rows_than_columns():
@@ -159,7 +178,7 @@ def test_fewer_rows_than_columns():
     s = run(data).summary
     found = [s["bands"][name]["penalty"] for name in BANDS]
     assert s["form"] == "dual"
-    assert s["squared_error"] == pytest.approx(squared_error(parts, y, found), rel=1e-6)
+    assert s["squared_error"] == pytest.approx(squared_error(parts, y, searched(s, found)), rel=1e-6)
     assert s["error"] == pytest.approx((left_out(parts, y, found).argmax(1) != y).mean(), abs=1e-6)
 
 
