@@ -36,7 +36,7 @@ def aggregate(data: Any, *, quiet: bool = False, **options: Any) -> Result | Pla
 
     Every column of `features` is a band with a penalty Lambda_m = ridge / share_m, shares adding up to 1. The left-out
     squared error is minimised over all penalties by L-BFGS with its exact gradient, from several starts; for classes
-    one multiple of them all is then taken, under which the fewest left-out labels are wrong. All bands are summed once
+    one multiple of them all is then taken if fewer left-out labels are wrong, beyond chance. All bands are summed once
     into one Gram matrix; an evaluation is a solve and one pass (half a derivative), the gradient costs none
     (`core.bands`). The figures of each band alone and of all others without it come from sub-blocks of that matrix.
     With `weights=joint` sample weights are found as by `diva_ray.reweight` (accepted on outer folds, else left alone)

@@ -105,16 +105,18 @@ class Search:
         ]
 
     def multiple(self, penalties: Tensor) -> float:
-        """Return the multiple of the penalties under which the fewest left-out classes are wrong (1 where classes are
-        not the task); of equal ones the nearest to 1. One read.
+        """Return the multiple of the penalties nearest to 1 under which left-out classes are wrong no more often than
+        under the best, but for one standard error; 1 where classes are not the task. One read.
 
-        Squared error shrinks the outputs of many classes, and of noisy labels, more than their order bears.
+        Squared error shrinks the outputs of many classes more than their order bears. A one-standard-error rule
+        (Breiman et al. 1984): few rows prove nothing.
         """
         if self.setup.task != "classification":
             return 1.0
         (part,), (losses,) = self._tried([list(range(len(self.widths)))], penalties, MULTIPLES)
-        wrong = losses[1]
-        alike = torch.nonzero(wrong <= wrong.min()).squeeze(1)
+        wrong, least = losses[1], float(losses[1].min())
+        error = (least * max(1 - least / self.total, 0.0)) ** 0.5
+        alike = torch.nonzero(wrong <= least + error).squeeze(1)
         return float(part.ridges[alike[part.ridges[alike].log().abs().argmin()]])
 
     def _tried(
@@ -169,7 +171,7 @@ class Aggregated:
 
     Attributes:
         penalties: of every band, (bands,); `gradient`: dL/dLambda there, of the mean loss.
-        multiple: of the penalties, under which the fewest left-out classes are wrong.
+        multiple: of the penalties, under which fewer left-out classes are wrong (`Search.multiple`).
         loss: mean left-out squared error there.
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
         descents: the starts, in the order they were tried.
