@@ -28,8 +28,8 @@ MEANING = {
     "error_without": "left-out error of a fit to all other bands, under their shares and a ridge of their own",
     "share_derivative": "dL/dshare at a fixed ridge, L the summed left-out squared error; near 0 where the search "
     "ended inside its bounds, < 0: a larger share would lower the error",
-    "ridge_multiple": "penalties over those with the least left-out squared error (squared_error): the multiple nearest "
-    "to 1 under which classes are wrong no more often than under the best, but for one standard error",
+    "ridge_multiple": "penalties over those with the least left-out squared error (squared_error): the multiple "
+    "nearest to 1 under which classes are wrong no more often than under the best, but for one standard error",
     "weights": "errors and squared errors of bands, and what follows from them, are those before sample weights moved; "
     "penalties and shares were found once more under the weights, rows heard as much less as they weigh",
 }
