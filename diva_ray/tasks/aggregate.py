@@ -104,11 +104,11 @@ def check_bands(session: Session) -> None:
 def _finish(session: Session, config: AggregateConfig) -> Result:
     """Search, score under what was found, and describe."""
     check_bands(session)
-    runner, names, heard = session.runner, list(session.columns.features), session.scan.counts["validation"]
+    runner, names, counts = session.runner, list(session.columns.features), session.scan.counts
     rows, setup = sum(table.rows for table in session.tables), session.setup
     if rows < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
-    search = Search(runner, setup, heard)
+    search = Search(runner, setup, counts["validation"], counts["heard"])
     found = aggregate_bands(search, names, config.starts, config.evaluations)
     joint, penalties = None, found.multiple * found.penalties
     if config.weights == "joint":
@@ -117,7 +117,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     ridge, shares = shares_of(penalties)
     final = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()))
     runner.engine.forget("rows", "scored", "targets")
-    derived = derive(runner, final, ridge, rows, session.scan.counts["heard"], config.standard_errors)
+    derived = derive(runner, final, ridge, rows, counts["heard"], config.standard_errors)
     ridges = [fit.ridge for fit in found.alone]
     runner.engine.tell(alone=search.alone(names, ridges, shares))
     session.folder.write_json("state.json", session.mark)
@@ -149,7 +149,10 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
         step, factor = walk.final
         engine.tell(step=step, factor=factor, believed=True, setup=setup)
         search = Search(
-            session.runner, replace(session.setup, dtype=setup.dtype), session.runner.run(bands.heard_weight, "count")
+            session.runner,
+            replace(session.setup, dtype=setup.dtype),
+            session.runner.run(bands.heard_weight, "count"),
+            session.scan.counts["heard"],
         )
         penalties, multiple = refine(search, found, config.evaluations)
         engine.forget("believed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,19 @@ from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.data.shards import Extent
 from diva_ray.engine import passes, pool
 from diva_ray.engine.context import Partial, Setup
-from diva_ray.engine.scan import Scan, merge_values, scan
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
-from diva_ray.tasks.derive import fit_ridge, tell_solution, validation_rows, with_errors
+from diva_ray.tasks.derive import fit_ridge, tell_solution, validation_rows
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
+from diva_ray.tasks.enroll import enroll
 from diva_ray.tasks.extended import figures, sheet_of, told
 from diva_ray.tasks.judge import calibrate
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Runner
-from diva_ray.tasks.session import Session, check_ids
+from diva_ray.tasks.session import Session
 
 log = logging.getLogger("diva_ray")
 NEAR_BYTES = 256 << 20  # features that workers keep from one read because their rows will probably be chosen
@@ -96,43 +96,6 @@ def check(config: ExtendConfig) -> None:
         raise InputError(f"rounds: must be 1 to 1000, got {config.rounds}. Change `rounds`.")
     if config.budget is not None and config.budget < 1:
         raise InputError(f"budget: must be at least 1, got {config.budget}. Change `budget`.")
-
-
-def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup, Tensor]:
-    """Scan the pool; return its shards, the setup with any new classes, and its rows by class."""
-    runner, core = session.runner, session.scan
-    extents = [extent for extent in session.engine.extents if extent.pool]
-    found: Scan = runner.run(scan, "scan pool", extents)
-    _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ
-    setup = session.setup
-    if core.labels is not None and found.labels is not None:
-        classes = merge_values(core.labels, found.labels)
-        assert classes is not None
-        if len(classes) > len(core.labels):
-            known = set(core.labels.to_pylist())
-            new = [label for label in classes.to_pylist() if label not in known]
-            if config.pool.new_classes == "error":
-                raise InputError(
-                    f"pool: labels must be among the table's {len(known)} classes, got {len(new)} new ones, such as "
-                    f"{new[0]!r}. Fix the pool, or set `pool.new_classes=allow`."
-                )
-            setup = replace(setup, classes=classes, outputs=len(classes))
-    check_ids(runner, session.columns, pool=True)
-    if session.columns.group and runner.engine.shared("group_keys") is not None:
-        raise InputError(
-            "data.group: a group must lie in the table or in the pool, got one that is split between them (a copy in "
-            "the pool would vouch for its original). Move its rows."
-        )
-    if core.offset_width not in (0, setup.outputs):
-        raise InputError(
-            f"data.offset: column `{session.columns.offset}` must hold {setup.outputs} numbers, one for each class of "
-            f"the pool too, got {core.offset_width}. Change `data.offset`, or use `pool.new_classes=error`."
-        )
-    if core.counts["rows"] < setup.scale.width:
-        setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
-    setup = with_errors(setup, core.counts["heard"], config.standard_errors)
-    runner.engine.tell(setup=setup)
-    return extents, setup, runner.run(pool.class_counts, "count", extents, features=False)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, re
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, planted
+from diva_ray.tasks.summary import common_figures, planted, verdict_figures
 
 if TYPE_CHECKING:
     from diva_ray.tasks.pairs import Judged
@@ -46,15 +46,7 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
             name: {"sharpness": one.sharpness, "gain": one.gain, "weight": one.weight}
             for name, one in zip(names, judged.partners.similarities, strict=False)
         },
-        "threshold": rule.z.value,
-        "n_detrimental": int(written["n_detrimental"]),
-        "detrimental_precision": rule.z.precision,
-        "detrimental_recall": rule.z.recall,
-        "label_threshold": rule.label.value,
-        "n_label_issues": int(written["n_label_issues"]),
-        "label_issue_precision": rule.label.precision,
-        "label_issue_recall": rule.label.recall,
-        "noise_estimate": rule.noise_rate,
+        **verdict_figures(rule, written),
         "rules": RULES,
         "standard_errors": "exact" if first.standard_errors == "exact" else f"{SIGN_VECTORS} sign vectors",
         "form": first.form,

@@ -174,7 +174,7 @@ class Study:
         if key not in self.shares:
             self._tell(setup, fold)
             heard = self.session.runner.run(tuning.heard, "count", features=False)
-            search = Search(self.session.runner, setup, heard, sums)
+            search = Search(self.session.runner, setup, heard, self.session.scan.counts["heard"], sums)
             found = aggregate_bands(search, list(choice.bands), STARTS, EVALUATIONS)
             self._count("shares", found.evaluations)
             self.dtype = search.setup.dtype

@@ -51,15 +51,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "band_penalty_derivative": bands,
         "loss": derived.tally["loss"] / counts["validation"],
         "error": error_of(session, derived.tally["wrong"]),
-        "threshold": rule.z.value,
-        "n_detrimental": int(written["n_detrimental"]),
-        "detrimental_precision": rule.z.precision,
-        "detrimental_recall": rule.z.recall,
-        "label_threshold": rule.label.value,
-        "n_label_issues": int(written["n_label_issues"]),
-        "label_issue_precision": rule.label.precision,
-        "label_issue_recall": rule.label.recall,
-        "noise_estimate": rule.noise_rate,
+        **verdict_figures(rule, written),
         "method": getattr(session.config, "method", "plain"),
         "class_dependence": rule.class_dependence,
         "labeller_doubt": rule.doubt,
@@ -81,6 +73,21 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
     if "planted" in written:
         summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
     return summary
+
+
+def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:
+    """Return the cuts of both verdicts, what they are expected to find, and how many rows they take."""
+    return {
+        "threshold": rule.z.value,
+        "n_detrimental": int(written["n_detrimental"]),
+        "detrimental_precision": rule.z.precision,
+        "detrimental_recall": rule.z.recall,
+        "label_threshold": rule.label.value,
+        "n_label_issues": int(written["n_label_issues"]),
+        "label_issue_precision": rule.label.precision,
+        "label_issue_recall": rule.label.recall,
+        "noise_estimate": rule.noise_rate,
+    }
 
 
 def told(summary: dict[str, Any]) -> list[str]:

@@ -92,6 +92,9 @@ def test_the_multiple_of_the_penalties_is_the_nearest_to_1_within_a_standard_err
     expected = alike[np.abs(np.log(alike)).argmin()]
     assert expected < 0.9, "a case in which another multiple is taken"
     assert s["ridge_multiple"] == pytest.approx(expected)
+    louder = data.append_column("loud", pa.array(np.full(600, 50.0)))
+    louder = run(louder, ["signal", "faint"], precision="float64", validation_weight="loud").summary
+    assert louder["ridge_multiple"] == s["ridge_multiple"], "validation weights are no rows"
     numbers = data.set_column(0, "label", [np.arange(600) / 7])
     assert run(numbers, ["signal", "faint"]).summary["ridge_multiple"] == 1
 
