@@ -68,6 +68,22 @@ class Table:
         return Reader(self)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Names the place of every row of a shard, for a person; holds none of their values."""
+
+    table: Table
+    start: int
+    order: np.ndarray | None
+    original: np.ndarray | None
+
+    def __call__(self, row: int) -> str:
+        """Return the place of a row of the shard."""
+        if self.original is not None:
+            return f"row {self.original[row]}"
+        return self.table.where(self.start + int(row if self.order is None else self.order[row]))
+
+
 class Reader:
     """Reads ranges of a table; remembers the last row group, so that neighbouring ranges decode it once."""
 
@@ -86,6 +102,8 @@ class Reader:
             if piece.rows:
                 low = max(start - piece.start, 0)
                 parts.append(self._decode(piece, columns).slice(low, min(stop - piece.start, piece.rows) - low))
+                if piece.start + piece.rows <= stop:
+                    self.last = None  # no neighbour needs it
         return pa.concat_tables(parts, promote_options="permissive")
 
     def _decode(self, piece: Piece, columns: list[str]) -> pa.Table:

@@ -15,12 +15,12 @@ import numpy as np
 import ray
 import torch
 
-from diva_ray.data.shards import Columns, Extent, Shard
+from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
 from diva_ray.engine.reduce import add_in_order, units
-from diva_ray.engine.shelf import Shelf
+from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
@@ -43,11 +43,13 @@ class Worker:
     Kernels are pure, so Ray may run one again on a worker that took a dead one's place.
     """
 
-    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int) -> None:
+    def __init__(
+        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping
+    ) -> None:
         torch.set_num_threads(threads)
         share_tensors()
         self.extents = {extent.index: extent for extent in extents}
-        self.shelf = Shelf(tables, columns)
+        self.shelf = Shelf(tables, columns, extents, keeping)
         self.fault: BaseException | None = None
         self.arrived = threading.Condition()
         self.cache: dict[str, tuple[Any, Any]] = {}
@@ -57,7 +59,7 @@ class Worker:
         try:
             for extent in self.extents.values():
                 if not extent.pool:
-                    self.shelf.read(extent)
+                    self.shelf.load(extent)
                     with self.arrived:
                         self.arrived.notify_all()
         except BaseException as error:  # handed to whoever waits for the shard, and raised there
@@ -75,13 +77,10 @@ class Worker:
                 raise self.fault
         return wanted
 
-    def _shard(self, index: int) -> Shard:
-        (shard,) = self.shelf.each(self._wait([index]), features=False)
-        return shard
-
     def loaded(self, index: int) -> int:
         """Return the rows of a shard once it is here."""
-        return len(self._shard(index))
+        (extent,) = self._wait([index])
+        return extent.stop - extent.start
 
     def run(self, kernel: Kernel, indices: list[int], refs: dict[str, Any], features: bool = True) -> Any:
         """Return the sum of the kernel's partials over some shards, in order."""
@@ -99,13 +98,13 @@ class Worker:
 
     def forget(self, names: tuple[str, ...]) -> None:
         """Drop per-row results by name."""
-        for shard in list(self.shelf.kept.values()):
-            for name in names:
-                shard.state.pop(name, None)
+        self.shelf.forget(names)
 
     def split_keys(self, field: str, indices: list[int], parts: int) -> Any:
         """Return this worker's keys in `parts` arrays by their value."""
-        found = [getattr(self._shard(index), field) for index in indices]
+        for _ in self.shelf.each([extent for extent in self._wait(indices) if extent.index not in self.shelf.kept]):
+            pass  # a pool's shard that was lost with a worker
+        found = [self.shelf.column(index, field) for index in indices]
         keys = np.concatenate([np.asarray(values) for values in found if values is not None] or [np.empty(0, np.int64)])
         keys = keys.view(np.uint64)
         pieces = [keys[keys % parts == part] for part in range(parts)]
@@ -138,6 +137,7 @@ class Cluster:
         workers: int | None,
         threads: int,
         gpus_per_worker: float = 0.0,
+        keeping: Keeping = IN_MEMORY,
         environment: dict[str, str] | None = None,
         start_timeout: float = 300.0,
         pass_timeout: float = 3600.0,
@@ -157,7 +157,9 @@ class Cluster:
             "runtime_env": {"env_vars": environment} if environment else None,
         }
         actor = ray.remote(Worker).options(**options)
-        self.actors = [actor.remote(tables, columns, [extents[k] for k in mine], threads) for mine in self.owned]
+        self.actors = [
+            actor.remote(tables, columns, [extents[k] for k in mine], threads, keeping) for mine in self.owned
+        ]
 
     def start(self) -> None:
         """Wait until every worker runs; they read their shards meanwhile."""
