@@ -19,7 +19,7 @@ from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
-from diva_ray.engine.reduce import add_in_order, units
+from diva_ray.engine.reduce import add_in_order, sections
 from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 from diva_ray.errors import InputError
 
@@ -82,10 +82,16 @@ class Worker:
         (extent,) = self._wait([index])
         return extent.stop - extent.start
 
-    def run(self, kernel: Kernel, indices: list[int], refs: dict[str, Any], features: bool = True) -> Any:
-        """Return the sum of the kernel's partials over some shards, in order."""
+    def run(self, kernel: Kernel, units: list[list[int]], refs: dict[str, Any], features: bool = True) -> Any:
+        """Return the sum over units, in order, of the kernel's partials over their shards, in order."""
         known = self._known(refs)
-        return add_in_order(kernel(shard, known) for shard in self.shelf.each(self._wait(indices), features=features))
+        shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
+        return add_in_order(add_in_order(kernel(next(shards), known) for _ in unit) for unit in units)
+
+    def add(self, counts: list[int], *partials: Any) -> Any:
+        """Return the sum, in order, of units of so many partials each."""
+        rest = iter(partials)
+        return add_in_order(add_in_order(next(rest) for _ in range(count)) for count in counts)
 
     def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
         stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
@@ -211,16 +217,9 @@ class Cluster:
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
     ) -> Iterator[Any]:
-        """Yield the sum of the partials of every unit of shards, in order, whatever the order in which they finish.
-
-        The worker that holds the start of a unit adds what it holds of it; what others hold of it is added here.
-        """
-        calls: list[list[tuple[list[Extent], Any]]] = []
-        for unit in units(extents):
-            first = [extent for extent in unit if self.owner[extent.index] == self.owner[unit[0].index]]
-            parts = [first, *([extent] for extent in unit[len(first) :])]
-            calls.append([(part, self._call(kernel, part, features)) for part in parts])
-        waiting = [ref for unit in calls for _, ref in unit]
+        """Yield the sum of the partials of every section of shards, in order, whatever the order they finish in."""
+        calls = [self._begin(kernel, section, features) for section in sections(extents)]
+        waiting = [ref for parts in calls for _, ref in parts]
         while calls:
             found = []
             for part, ref in calls.pop(0):
@@ -229,8 +228,32 @@ class Cluster:
                 done(sum(extent.stop - extent.start for extent in part))
             yield add_in_order(found)
 
-    def _call(self, kernel: Kernel, part: list[Extent], features: bool) -> Any:
-        return self._actor(part[0]).run.remote(kernel, [extent.index for extent in part], self.known, features)
+    def _begin(self, kernel: Kernel, section: list[list[Extent]], features: bool) -> list[tuple[list[Extent], Any]]:
+        """Start a section; return what is to be added, in order: shards and the reference to their sum.
+
+        The worker that holds the start of a section adds all it holds of it as it goes, and then what others return.
+        """
+        first = self.owner[section[0][0].index]
+        whole = 0
+        while whole < len(section) and all(self.owner[extent.index] == first for extent in section[whole]):
+            whole += 1
+        parts, counts = [], []
+        if whole:
+            parts, counts = [self._call(kernel, section[:whole], features)], [1]
+        for unit in section[whole:]:
+            own = [extent for extent in unit if self.owner[extent.index] == self.owner[unit[0].index]]
+            cut = [own, *([extent] for extent in unit[len(own) :])]
+            parts += [self._call(kernel, [part], features) for part in cut]
+            counts.append(len(cut))
+        if len(section) == 1 or len(parts) == 1:
+            return parts
+        refs = [ref for _, ref in parts]
+        return [([e for part, _ in parts for e in part], self.actors[first].add.remote(counts, *refs))]
+
+    def _call(self, kernel: Kernel, units: list[list[Extent]], features: bool) -> tuple[list[Extent], Any]:
+        indices = [[extent.index for extent in unit] for unit in units]
+        part = [extent for unit in units for extent in unit]
+        return part, self._actor(part[0]).run.remote(kernel, indices, self.known, features)
 
     def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:
         waited, finished = 0.0, 0
