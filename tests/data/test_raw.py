@@ -16,6 +16,7 @@ from diva_ray.data.columns import to_matrix
 from diva_ray.data.raw import lines
 from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import field_of, rechunk
+from diva_ray.errors import InputError
 from tests.data import raw_sets
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -127,3 +128,49 @@ def test_outputs_may_be_uris_and_features_round_trip(tmp_path):
     assert not (tmp_path / "out" / "raw").exists(), "rows that were in memory do not stay"
     units = result.folder.read_json("manifest.json")["units"]
     assert units[0]["rows"] == raw_sets.N and len(units[0]["sha256"]) == 64
+
+
+FEATURES = {
+    "label": {"names": ["cat", "dog", "Ü"], "_type": "ClassLabel"},
+    "tags": {"feature": {"names": ["a", "b"], "_type": "ClassLabel"}, "_type": "List"},
+    "old": [{"num_classes": 2, "names": ["x", "y"], "_type": "ClassLabel"}],
+    "number": {"dtype": "int64", "_type": "Value"},
+}
+
+
+def write_named(folder, form, labels):
+    """Write rows as Hugging Face's libraries do: whole numbers, their names in the schema's metadata."""
+    lists = [[0, 1], [], None, [1], [0]][: len(labels)]
+    rows = pa.table(
+        {
+            "text": [f"t{k}" for k in range(len(labels))],
+            "label": pa.array(labels, pa.int64()),
+            "tags": lists,
+            "old": lists,
+            "number": list(range(len(labels))),
+        }
+    ).replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": FEATURES}}).encode()})
+    if form == "parquet":
+        pq.write_table(rows, folder / "rows.parquet", row_group_size=2)
+        return
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows, max_chunksize=2)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+
+
+@pytest.mark.parametrize("form", ["parquet", "huggingface"])
+def test_classes_come_back_by_the_names_that_hugging_face_keeps(tmp_path, form):
+    write_named(tmp_path, form, [2, 0, -1, None, 1])
+    found, _ = rows_of(tmp_path, ["label", "tags", "old", "number"], rows=3)
+    assert [row["label"] for row in found] == ["Ü", "cat", None, None, "dog"]
+    assert [row["tags"] for row in found] == [["a", "b"], [], None, ["b"], ["a"]]
+    assert [row["old"] for row in found] == [["x", "y"], [], None, ["y"], ["x"]]
+    assert [row["number"] for row in found] == list(range(5))
+    result = diva_ray.embed(tmp_path, encoder="words", quiet=True, cluster=INLINE)
+    assert result.samples["label"].to_pylist() == [row["label"] for row in found]
+
+
+def test_a_class_without_a_name_is_refused(tmp_path):
+    write_named(tmp_path, "parquet", [0, 3])
+    with pytest.raises(InputError, match=r"classes of column `label` must have one of its 3 names, got 3 at"):
+        rows_of(tmp_path, ["label"])

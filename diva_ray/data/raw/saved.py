@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from diva_ray.data.columns import storage_type
+from diva_ray.data.raw.classes import class_names, with_names
 from diva_ray.data.raw.tables import key_of, to_rows, with_id
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk
 from diva_ray.errors import InputError
@@ -46,9 +47,11 @@ def find(
         raise InputError(f"data.path: the dataset must have rows, got 0 at {path}. Change `data.path`.")
     plain = pa.schema([pa.field(field.name, storage_type(field.type)) for field in schema])
     key = key_of(plain, id)
+    classes = {name: names for name, names in class_names(schema).items() if name != key}
     return Source(
-        "huggingface", path, with_id(plain, key, pa.int64()), tuple(units), total, filesystem, read, folder, key
-    )
+        "huggingface", path, with_id(with_names(plain, classes), key, pa.int64()), tuple(units), total, filesystem,
+        read, folder, key, classes=classes,
+    )  # fmt: skip
 
 
 def _order(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, int]:

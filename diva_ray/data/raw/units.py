@@ -78,6 +78,7 @@ class Source:
         rows: how many, or None where only reading tells; `estimate` then says about how many.
         read: (source, unit, columns, rows at a time) -> rows; `id` is always among the columns that come back.
         root: folder to which paths in a column are relative.
+        classes: names of the classes that a column of whole numbers stands for; its rows come back by name.
     """
 
     kind: str
@@ -90,6 +91,7 @@ class Source:
     root: str
     key: str | None = None  # column that is the id; None: made
     estimate: int = 0
+    classes: dict[str, pa.Array] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
