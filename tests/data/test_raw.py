@@ -174,3 +174,15 @@ def test_a_class_without_a_name_is_refused(tmp_path):
     write_named(tmp_path, "parquet", [0, 3])
     with pytest.raises(InputError, match=r"classes of column `label` must have one of its 3 names, got 3 at"):
         rows_of(tmp_path, ["label"])
+
+
+def test_only_the_files_of_a_saved_dataset_that_its_state_lists_are_read(tmp_path):
+    raw_sets.write_saved(tmp_path)
+    second = tmp_path / "data-00000-of-00002.arrow"
+    shutil.copy(second, tmp_path / "cache-0123.arrow")  # as `map` leaves beside them
+    found, _ = rows_of(tmp_path, ["caption"])
+    assert [row["caption"] for row in found] == raw_sets.texts()
+    assert len(rows_of(second, ["caption"])[0]) == raw_sets.N - 30, "a file that is named is read alone"
+    second.unlink()
+    with pytest.raises(InputError, match=r"every file that state.json lists must be there, .*data-00000-of-00002"):
+        rows_of(tmp_path, ["caption"])
