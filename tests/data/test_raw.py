@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -186,3 +187,18 @@ def test_only_the_files_of_a_saved_dataset_that_its_state_lists_are_read(tmp_pat
     second.unlink()
     with pytest.raises(InputError, match=r"every file that state.json lists must be there, .*data-00000-of-00002"):
         rows_of(tmp_path, ["caption"])
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "webdataset"])
+def test_ids_differ_between_files_of_one_name_and_of_names_with_dots(tmp_path, form):
+    names = ["a/rows", "b/rows", "rows.000", "rows.001"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if form == "webdataset":
+            with tarfile.open(f"{tmp_path / name}.tar", "w") as tar:
+                raw_sets.add(tar, "0.txt", b"a text")
+        else:
+            (tmp_path / f"{name}.{form}").write_text('{"text": "a"}\n' if form == "jsonl" else "text,n\na,1\n")
+    ids = [row["id"] for row in rows_of(tmp_path, ["text"])[0]]
+    ending = "/0" if form == "webdataset" else f".{form}:0"
+    assert ids == [name + ending for name in names]

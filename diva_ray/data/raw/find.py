@@ -42,10 +42,10 @@ def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int
     if kind == "folder":
         return folder.find(path, filesystem, base, infos, label, unit_rows)
     if kind == "webdataset":
-        return tar.find(path, filesystem, infos, label, id)
+        return tar.find(path, filesystem, base, infos, label, id)
     if kind == "huggingface":
         return saved.find(path, filesystem, infos, id, unit_rows)
-    return lines.find(path, kind, filesystem, infos, id)
+    return lines.find(path, kind, filesystem, base, infos, id)
 
 
 def kind_of(path: str, files: list[pyarrow.fs.FileInfo]) -> str:

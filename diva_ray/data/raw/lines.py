@@ -12,7 +12,7 @@ import pyarrow.csv as pc
 import pyarrow.fs
 
 from diva_ray.data.raw.tables import key_of, stored_columns, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, field_of, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, below, field_of, mark_of, name_of, rechunk
 from diva_ray.errors import InputError
 
 RANGE = 64 << 20  # bytes of a unit of JSON lines
@@ -21,7 +21,12 @@ READ_ROWS = 256
 
 
 def find(
-    path: str, kind: str, filesystem: pyarrow.fs.FileSystem, infos: list[pyarrow.fs.FileInfo], id: str | None
+    path: str,
+    kind: str,
+    filesystem: pyarrow.fs.FileSystem,
+    base: str,
+    infos: list[pyarrow.fs.FileInfo],
+    id: str | None,
 ) -> Source:
     """Return byte ranges of JSON lines (a packed file is one), or CSV files, as units."""
     units: list[Unit] = []
@@ -37,7 +42,8 @@ def find(
     total = sum(unit.bytes for unit in units)
     reader = read_csv if kind == "csv" else read_json
     root = path if "://" in path else infos[0].path.rpartition("/")[0]
-    return Source(kind, path, schema, tuple(units), None, filesystem, reader, root, key, int(total / max(estimate, 1)))
+    about = int(total / max(estimate, 1))
+    return Source(kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, more={"base": base})
 
 
 def _json_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
@@ -85,7 +91,7 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
     wanted = stored_columns(source, columns)
     kinds = {name: source.schema.field("id" if name == source.key else name).type for name in wanted}
     offsets: list[int] = []
-    name = name_of(unit.path)
+    name = below(source.more["base"], unit.path)
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
         lines, number = _lines(source.filesystem, unit), 0
@@ -141,7 +147,7 @@ def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schem
 
 def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
     """Yield the file's rows; one with too many or too few values is a failure."""
-    name = name_of(unit.path)
+    name = below(source.more["base"], unit.path)
     wanted = stored_columns(source, columns)
     kinds = pa.schema([(c, source.schema.field("id" if c == source.key else c).type) for c in wanted])
     skipped: list[Failure] = []

@@ -155,6 +155,11 @@ def name_of(path: str) -> str:
     return os.path.basename(path.rstrip("/"))
 
 
+def below(base: str, path: str) -> str:
+    """Return a path as seen from a folder above it: unlike its name alone, no other file's under that folder."""
+    return path[len(base.rstrip("/")) + 1 :] if path.startswith(base.rstrip("/") + "/") else name_of(path)
+
+
 def suffix_of(path: str) -> str:
     """Return the suffix in small letters, without the dot and without a compression's."""
     name = name_of(path).lower()
