@@ -202,3 +202,36 @@ def test_ids_differ_between_files_of_one_name_and_of_names_with_dots(tmp_path, f
     ids = [row["id"] for row in rows_of(tmp_path, ["text"])[0]]
     ending = "/0" if form == "webdataset" else f".{form}:0"
     assert ids == [name + ending for name in names]
+
+
+def test_a_value_of_csv_that_does_not_fit_puts_its_row_aside_and_no_more(tmp_path):
+    rows = [f"row {k},{k},{k}.5,{k:03d}" for k in range(60_000)]  # more than the first megabyte, which tells the types
+    rows[59_000:59_003] = ["late,3.5,1,000", "row, 7 , 1.5 ,007", "empty,,,"]
+    content = "\n".join(["text,n,x,code", *rows, "too,few"]).encode() + b"\nna\xefve,1,1,001\n"
+    (tmp_path / "a.csv").write_bytes(content)
+    source = find_raw(str(tmp_path), "auto", id=None, label="label", unit_rows=8)
+    kinds = {"text": pa.string(), "n": pa.int64(), "x": pa.float64(), "code": pa.string()}
+    assert dict(zip(source.schema.names[1:], source.schema.types[1:], strict=True)) == kinds
+    chunks = list(source.read(source, source.units[0], list(kinds), 10_000))
+    found = pa.concat_tables([chunk.table for chunk in chunks])
+    assert found["id"].to_pylist() == [f"a.csv:{k}" for k in range(60_000) if k != 59_000]
+    assert found.slice(59_000, 1).drop_columns("id").to_pylist() == [{"text": "row", "n": 7, "x": 1.5, "code": "007"}]
+    assert found.slice(59_001, 1).drop_columns("id").to_pylist() == [
+        {"text": "empty", "n": None, "x": None, "code": None}
+    ]
+    assert chunks[-1].where(9_000) == "a.csv row 59001", "places are the file's, rows put aside counted"
+    failures = [(one.id, one.column, one.reason) for chunk in chunks for one in chunk.failures]
+    assert sorted(failures) == sorted([
+        ("a.csv:59000", "n", "value does not fit: int64 must be there, got '3.5'"),
+        ("a.csv", "", "4 values must be there, got 2"),
+        ("a.csv:60000", "text", "value does not fit: string must be there, got 'na\ufffdve'"),
+    ])  # fmt: skip
+
+
+def test_a_csv_without_rows_or_with_a_name_twice_is_refused_in_a_line(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n")
+    with pytest.raises(InputError, match=r"a CSV file must have rows, got none at"):
+        rows_of(tmp_path, ["text"])
+    (tmp_path / "a.csv").write_text("text,text\na,b\n")
+    with pytest.raises(InputError, match=r"columns must have different names, got `text` twice at"):
+        rows_of(tmp_path, ["text"])
