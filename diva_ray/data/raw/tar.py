@@ -29,6 +29,7 @@ EmptyHeaderError, TruncatedHeaderError = tarfile.EmptyHeaderError, tarfile.Trunc
 PEEKED = 64  # samples of the first tar that tell the columns
 READ_ROWS = 64
 ENDING = re.compile(r"\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
+OTHER_ID = "raw_id"  # the field `id` of a .json member; a sample's id is its key
 TEXTS = ("txt", "text", "caption")
 Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: too large
 
@@ -143,7 +144,8 @@ def row_of(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
             text = content.decode("utf-8", "replace").strip()
             row[stem or label] = int(text) if text.lstrip("-").isdigit() else text
     found = json.loads(members.get("json") or b"{}")
-    return {**(found if isinstance(found, dict) else {}), **row}
+    found = found if isinstance(found, dict) else {}
+    return {**{OTHER_ID if name == "id" else name: value for name, value in found.items()}, **row}
 
 
 def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
