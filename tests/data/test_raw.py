@@ -235,3 +235,37 @@ def test_a_csv_without_rows_or_with_a_name_twice_is_refused_in_a_line(tmp_path):
     (tmp_path / "a.csv").write_text("text,text\na,b\n")
     with pytest.raises(InputError, match=r"columns must have different names, got `text` twice at"):
         rows_of(tmp_path, ["text"])
+
+
+def test_columns_of_one_name_are_refused_in_a_line(tmp_path):
+    twice = pa.table([["a"], [1], [2]], names=["text", "label", "label"])
+    told = r"data.path: columns must have different names, got `label` twice at .*\. Rename one of them\.$"
+    pq.write_table(twice, tmp_path / "a.parquet")
+    for data in (tmp_path, twice):
+        for call in (diva_ray.embed, diva_ray.score):
+            with pytest.raises(InputError, match=told):
+                call(data, quiet=True, cluster=INLINE)
+    raw_sets.write_folder(tmp_path)
+    with pytest.raises(InputError, match="got `image` twice"):
+        find_raw(str(tmp_path), "folder", id=None, label="image", unit_rows=8)
+
+
+@pytest.mark.parametrize("uri", ["", "file://"])
+def test_a_suffix_may_be_in_capitals(tmp_path, uri):
+    for name in ("parquet", "jsonl"):
+        (tmp_path / name).mkdir()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "parquet" / "A.PARQUET")
+    (tmp_path / "jsonl" / "A.JSONL").write_text('{"text": "a"}')
+    for name in ("parquet", "jsonl"):
+        assert [row["text"] for row in rows_of(f"{uri}{tmp_path / name}", ["text"])[0]] == ["a"]
+
+
+def test_the_id_of_a_tar_is_the_key_whatever_its_json_says(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for k in range(2):
+            raw_sets.add(tar, f"{k}.png", raw_sets.png(raw_sets.pictures()[k]))
+            raw_sets.add(tar, f"{k}.json", json.dumps({"id": 7 + k, "uid": "u"}).encode())
+    result = diva_ray.embed(tmp_path / "a.tar", encoder="edges", quiet=True, cluster=INLINE)
+    assert result.samples.select(["id", "raw_id", "uid"]).to_pylist() == [
+        {"id": str(k), "raw_id": 7 + k, "uid": "u"} for k in range(2)
+    ]

@@ -8,6 +8,7 @@ import os
 import pyarrow as pa
 import pyarrow.fs
 
+from diva_ray.data.columns import check_names
 from diva_ray.data.raw import folder, lines, saved, tables, tar
 from diva_ray.data.raw.units import PICTURE_SUFFIXES, Source, name_of, suffix_of
 from diva_ray.errors import InputError
@@ -27,6 +28,12 @@ def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int
     """
     if kind not in ("auto", *SUFFIXES):
         raise InputError(f"data.kind: must be auto, {', '.join(SUFFIXES)}, got {kind}. Change `data.kind`.")
+    source = _found(path, kind, id=id, label=label, unit_rows=unit_rows)
+    check_names(source.schema, path)
+    return source
+
+
+def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int) -> Source:
     filesystem, base, files = list_files(path)
     if kind == "auto":
         kind = kind_of(path, files)

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.fs
 from pyarrow import csv
 
+from diva_ray.data.columns import check_names
 from diva_ray.data.raw.tables import key_of, stored_columns, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, below, check_names, field_of, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, below, field_of, mark_of, name_of, rechunk
 from diva_ray.errors import InputError
 
 RANGE = 64 << 20  # bytes of a unit of JSON lines

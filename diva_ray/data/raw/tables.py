@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from diva_ray.data.raw.classes import class_names, to_names, with_names
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk
-from diva_ray.data.table import Piece, open_parquet
+from diva_ray.data.table import Piece, is_parquet, open_parquet
 from diva_ray.errors import InputError
 
 READ_ROWS = 256  # rows decoded at a time
@@ -56,7 +56,7 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
     classes = {name: names for name, names in class_names(table.schema).items() if name != key}
     schema = with_id(with_names(table.schema, classes), key, pa.int64())
     root = path if "://" in path else os.path.abspath(os.path.expanduser(path))
-    root = os.path.dirname(root) if "*" in root or root.endswith((".parquet", ".pq")) else root
+    root = os.path.dirname(root) if "*" in root or is_parquet(root) else root
     return Source("parquet", path, schema, tuple(units), table.rows, table.filesystem, read, root, key, classes=classes)
 
 

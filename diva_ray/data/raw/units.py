@@ -11,8 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from diva_ray.errors import InputError
-
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 MOST_BYTES = 64 << 20  # of one sample as stored
 
@@ -150,15 +148,6 @@ def field_of(name: str, values: list[Any]) -> pa.Field:
         except (pa.ArrowException, TypeError, ValueError):  # objects of no common shape
             kind = pa.null()
     return pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
-
-
-def check_names(schema: pa.Schema, path: str) -> None:
-    """Raise for two columns of one name."""
-    twice = [name for name, count in Counter(schema.names).items() if count > 1]
-    if twice:
-        raise InputError(
-            f"data.path: columns must have different names, got `{twice[0]}` twice at {path}. Rename one of them."
-        )
 
 
 def name_of(path: str) -> str:
