@@ -24,7 +24,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweight import try_folds
 from diva_ray.tasks.score import write_rows
-from diva_ray.tasks.session import Session
+from diva_ray.tasks.session import Session, check_bands
 from diva_ray.tasks.shares import Aggregated, Search, aggregate_bands, refine
 from diva_ray.tasks.walk import SAMPLES, Walk, walk_to
 
@@ -88,17 +88,6 @@ def check(config: AggregateConfig) -> None:
         raise InputError(
             f"data.features: must name at least two bands, got {config.data.features}. Change `data.features`."
         )
-
-
-def check_bands(session: Session) -> None:
-    """Raise for a band that is the same in every row."""
-    scan = session.scan
-    for name, rows, total, square in zip(session.columns.features, scan.rows, scan.sums, scan.squares, strict=True):
-        if rows and square / rows - float(total @ total) / rows**2 <= 1e-12 * square / rows:
-            raise InputError(
-                f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
-                f"`{name}`. Leave it out of `data.features`."
-            )
 
 
 def _finish(session: Session, config: AggregateConfig) -> Result:
