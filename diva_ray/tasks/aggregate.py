@@ -13,6 +13,7 @@ from diva_ray.config import AggregateConfig
 from diva_ray.core.bands import shares_of
 from diva_ray.core.reweight import best_trial
 from diva_ray.engine import bands
+from diva_ray.engine.context import Tally
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
@@ -137,12 +138,8 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     if walk.final:
         step, factor = walk.final
         engine.tell(step=step, factor=factor, believed=True, setup=setup)
-        search = Search(
-            session.runner,
-            replace(session.setup, dtype=setup.dtype),
-            session.runner.run(bands.heard_weight, "count"),
-            session.scan.counts["heard"],
-        )
+        heard: Tally = session.runner.run(bands.heard, "count")
+        search = Search(session.runner, replace(session.setup, dtype=setup.dtype), heard["weight"], heard["rows"])
         penalties, multiple = refine(search, found, config.evaluations)
         engine.forget("believed")
     return Joint(arms, sums, taken, penalties, multiple, search)
