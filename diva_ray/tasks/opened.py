@@ -187,6 +187,13 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
         raise InputError(
             f"data.truth: column `{columns.truth}` of pairs must hold true or false, got {truth}. Change `data.truth`."
         )
+    if task == "classification" and truth is not None:
+        label = table.schema.field(columns.label).type
+        if family(label) == "string" and family(truth) != "string":
+            raise InputError(
+                f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
+                "`data.truth`."
+            )
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
         if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
