@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 from bisect import bisect_right
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from diva_ray.data.columns import check_names, element_type, is_list, storage_type
+from diva_ray.data.reader import Reader, first_line
 from diva_ray.errors import InputError
 
 
@@ -63,8 +65,16 @@ class Table:
     def _piece_of(self, row: int) -> int:
         return bisect_right([piece.start for piece in self.pieces], row) - 1
 
+    def overlapping(self, start: int, stop: int) -> Iterator[Piece]:
+        """Yield the row groups that hold rows [start, stop)."""
+        for piece in self.pieces[self._piece_of(start) :]:
+            if piece.start >= stop:
+                break
+            if piece.rows:
+                yield piece
+
     def reader(self) -> Reader:
-        """Return a reader; ranges read in order decode every row group once."""
+        """Return a reader; ranges read in order decode every row once."""
         return Reader(self)
 
 
@@ -82,50 +92,6 @@ class Places:
         if self.original is not None:
             return f"row {self.original[row]}"
         return self.table.where(self.start + int(row if self.order is None else self.order[row]))
-
-
-class Reader:
-    """Reads ranges of a table; remembers the last row group, so that neighbouring ranges decode it once."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-        self.last: tuple[Piece, tuple[str, ...], pa.Table] | None = None
-
-    def read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
-        """Return rows [start, stop) of some columns; touches only the row groups that hold them."""
-        if self.table.memory is not None:
-            return self.table.memory.select(columns).slice(start, stop - start)
-        parts = []
-        for piece in self.table.pieces[self.table._piece_of(start) :]:
-            if piece.start >= stop:
-                break
-            if piece.rows:
-                low = max(start - piece.start, 0)
-                parts.append(self._decode(piece, columns).slice(low, min(stop - piece.start, piece.rows) - low))
-                if piece.start + piece.rows <= stop:
-                    self.last = None  # no neighbour needs it
-        return pa.concat_tables(parts, promote_options="permissive")
-
-    def _decode(self, piece: Piece, columns: list[str]) -> pa.Table:
-        if self.last is None or self.last[:2] != (piece, tuple(columns)):
-            self.last = (piece, tuple(columns), self._read_row_group(piece, columns))
-        return self.last[2]
-
-    def _read_row_group(self, piece: Piece, columns: list[str]) -> pa.Table:
-        try:
-            with pq.ParquetFile(piece.file, filesystem=self.table.filesystem, memory_map=True) as source:
-                rows = source.read_row_group(piece.group, columns=columns, use_threads=False)
-                target = pa.schema([self.table.schema.field(name) for name in rows.column_names])
-                return rows if rows.schema.types == target.types else rows.cast(target)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"{self.table.option}: every file must be readable Parquet, got {type(error).__name__} "
-                f"({_first_line(error)}) at {piece.file}, row group {piece.group}. Replace the file or leave it out."
-            ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"
 
 
 def open_parquet(path: str, option: str = "data.path") -> Table:
@@ -165,13 +131,13 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
             filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
-                f"{option}: must be a readable URI, got {path} ({_first_line(error)}). Change `{option}`."
+                f"{option}: must be a readable URI, got {path} ({first_line(error)}). Change `{option}`."
             ) from error
         try:
             info = filesystem.get_file_info(inner)
         except OSError as error:
             raise InputError(
-                f"{option}: must be within reach, got {_first_line(error)} at {path}. Change `{option}`."
+                f"{option}: must be within reach, got {first_line(error)} at {path}. Change `{option}`."
             ) from error
         if info.type == pyarrow.fs.FileType.NotFound:
             raise missing
@@ -205,7 +171,7 @@ def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.Fil
         return pq.read_metadata(file, filesystem=filesystem)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{option}: every file must be readable Parquet, got {type(error).__name__} ({_first_line(error)}) at "
+            f"{option}: every file must be readable Parquet, got {type(error).__name__} ({first_line(error)}) at "
             f"{file}. "
             "Replace the file or leave it out."
         ) from error
@@ -262,7 +228,7 @@ def from_arrays(columns: dict[str, object], name: str = "the given arrays", opti
             raise InputError(
                 f"data: `{key}` must be an array of one or two dimensions of numbers, strings or lists, got "
                 f"{_describe(values)} "
-                f"({_first_line(error)}). Convert it first."
+                f"({first_line(error)}). Convert it first."
             ) from error
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:

@@ -66,7 +66,7 @@ class Folder:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file, whole or not at all."""
-        self._replace(name, lambda stream: pq.write_table(table, stream))
+        self._replace(name, lambda stream: pq.write_table(table, stream, write_page_checksum=True))
 
     @contextmanager
     def stream_table(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
@@ -76,7 +76,13 @@ class Folder:
         try:
             with (
                 self.filesystem.open_output_stream(partial) as stream,
-                pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=keys) as writer,  # type: ignore[arg-type]
+                pq.ParquetWriter(
+                    stream,
+                    schema,
+                    compression="zstd",
+                    use_dictionary=keys,  # type: ignore[arg-type]
+                    write_page_checksum=True,
+                ) as writer,
             ):
                 yield writer
         except BaseException:  # an object store shows what was closed, whole or not
@@ -193,7 +199,7 @@ def stored(table: Table, folder: Folder, name: str) -> Table:
     rows, present = table.memory, folder.names(name)
     for k, start in enumerate(range(0, rows.num_rows, 65_536)):
         file, content = f"part-{k:05d}.parquet", pa.BufferOutputStream()
-        pq.write_table(rows.slice(start, 65_536), content)
+        pq.write_table(rows.slice(start, 65_536), content, write_page_checksum=True)
         content = content.getvalue().to_pybytes()
         if file not in present or folder.read(f"{name}/{file}") != content:
             folder.write(f"{name}/{file}", content)

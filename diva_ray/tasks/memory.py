@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from diva_ray.data.reader import BATCH_BYTES
 from diva_ray.errors import InputError
 
 UNITS = {
@@ -22,6 +23,7 @@ UNITS = {
 }
 PROCESS = 420 << 20  # bytes of a worker with ray, torch, scipy and pyarrow loaded, before it holds a row (measured)
 IN_FLIGHT = 4  # shards that are being read, worked on, and fetched ahead, with what decoding copies
+DECODED = 5  # times its size is what a batch takes while it is decoded (measured)
 KEY = 24  # bytes of a row whose key is sorted among others, once, to find an id that occurs twice
 SHARE = 0.8  # of the machine's free memory that rows may take where no budget is given
 
@@ -36,7 +38,7 @@ class Sizes:
         rest: bytes of the rest of a row: key, label, weights, and its results.
         sums: bytes of one process's p x p state.
         shard: rows of a shard.
-        group: rows of the largest row group, which is decoded whole.
+        group: rows of the largest row group if it is fetched whole, from storage that is not a local disk; else 0.
     """
 
     rows: int
@@ -49,7 +51,7 @@ class Sizes:
     def need(self, place: str, workers: int) -> int:
         """Return the bytes of a worker that keeps its rows in memory, in a cache, or leaves features in storage."""
         rows = -(-self.rows // workers)
-        decoded = self.features * min(self.group, rows)
+        decoded = DECODED * min(BATCH_BYTES, self.features * rows) + self.features * min(self.group, rows)
         flight = IN_FLIGHT * min(self.shard, rows)
         needed = {
             "memory": rows * (self.features + self.rest),
@@ -81,8 +83,8 @@ def check_fit(sizes: Sizes, place: str, workers: int, budget: int | None) -> Non
         raise InputError(
             f"cluster.memory: a worker's rows and sums must fit {budget / 2**30:.3g} GiB, got about "
             f"{need / 2**30:.3g} GiB with features {'in memory' if place == 'memory' else 'out of it'} "
-            f"({sizes.rows:,} rows, {workers} worker(s), row groups of {sizes.group:,}). Raise `cluster.memory` or "
-            "`cluster.workers`, write smaller row groups, or use fewer features (`projection`)."
+            f"({sizes.rows:,} rows, {workers} worker(s)). Raise `cluster.memory` or `cluster.workers`, or use fewer "
+            "features (`projection`)."
         )
 
 

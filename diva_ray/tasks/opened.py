@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs
 
 from diva_ray.config import (
     AggregateConfig,
@@ -52,7 +53,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     extents = split(table, replace(opened.columns, group=None))
     row = sum(width * size for width, size in widths)
     results = 4 * ((3 if pairs else 2) * outputs + 3) + 8 * 8
-    groups = max(piece.rows for t in opened.tables for piece in t.pieces) if table.pieces else 0
+    distant = [t for t in opened.tables if t.pieces and not isinstance(t.filesystem, pyarrow.fs.LocalFileSystem)]
+    groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
     sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS, dataset=False)
     threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)

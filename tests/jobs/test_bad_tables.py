@@ -58,6 +58,17 @@ def test_pages_that_cannot_be_decoded(tmp_path):
     refuses(r"data.path: every file must be readable Parquet, got .* at .*a.parquet, row group 0", str(path))
 
 
+def test_one_flipped_bit_of_a_page_with_a_checksum(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(table(), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    whole = bytearray(path.read_bytes())
+    at = whole.find(X[N // 2].tobytes())
+    assert at > 0
+    whole[at] ^= 1
+    path.write_bytes(whole)
+    refuses(r"data.path: every file must be readable Parquet, got .*CRC.* at .*a.parquet, row group 0", str(path))
+
+
 @pytest.mark.parametrize(
     "option", ["features", "label", "id", "weight", "validation_weight", "group", "source", "offset", "show", "truth"]
 )
