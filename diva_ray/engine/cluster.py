@@ -19,6 +19,8 @@ from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
+from diva_ray.engine.meter import Counted, Meter, Work
+from diva_ray.engine.metrics import PassMetrics, WorkerMetrics
 from diva_ray.engine.reduce import add_in_order, units
 from diva_ray.engine.shelf import Shelf
 from diva_ray.errors import InputError
@@ -43,9 +45,10 @@ class Worker:
     Kernels are pure, so Ray may run one again on a worker that took a dead one's place.
     """
 
-    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int) -> None:
+    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, number: int) -> None:
         torch.set_num_threads(threads)
         share_tensors()
+        self.metrics = WorkerMetrics(number)
         self.extents = {extent.index: extent for extent in extents}
         self.shelf = Shelf(tables, columns)
         self.fault: BaseException | None = None
@@ -83,10 +86,14 @@ class Worker:
         """Return the rows of a shard once it is here."""
         return len(self._shard(index))
 
-    def run(self, kernel: Kernel, indices: list[int], refs: dict[str, Any], features: bool = True) -> Any:
-        """Return the sum of the kernel's partials over some shards, in order."""
-        known = self._known(refs)
-        return add_in_order(kernel(shard, known) for shard in self.shelf.each(self._wait(indices), features=features))
+    def run(
+        self, kernel: Kernel, indices: list[int], refs: dict[str, Any], features: bool = True, label: str = ""
+    ) -> tuple[Any, Work]:
+        """Return the sum of the kernel's partials over some shards, in order, and what it took."""
+        known, counted = self._known(refs), Counted(kernel, features=features, told=self.metrics.counting(label))
+        counted.work.restarts = self.metrics.restarts
+        shards = self.shelf.each(self._wait(indices), features=features)
+        return add_in_order(counted(shard, known) for shard in shards), counted.work
 
     def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
         stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
@@ -143,7 +150,7 @@ class Cluster:
         pass_timeout: float = 3600.0,
     ) -> None:
         share_tensors()
-        self.extents = extents
+        self.extents, self.meter = extents, Meter(PassMetrics())
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
         self.workers = check_resources(workers, threads, gpus_per_worker, len(extents))
@@ -157,7 +164,10 @@ class Cluster:
             "runtime_env": {"env_vars": environment} if environment else None,
         }
         actor = ray.remote(Worker).options(**options)
-        self.actors = [actor.remote(tables, columns, [extents[k] for k in mine], threads) for mine in self.owned]
+        self.actors = [
+            actor.remote(tables, columns, [extents[k] for k in mine], threads, number)
+            for number, mine in enumerate(self.owned)
+        ]
 
     def start(self) -> None:
         """Wait until every worker runs; they read their shards meanwhile."""
@@ -223,12 +233,15 @@ class Cluster:
             found = []
             for part, ref in calls.pop(0):
                 waiting.remove(ref)
-                found.append(self._await(ref, part, waiting))
+                partial, work = self._await(ref, part, waiting)
+                found.append(partial)
+                self.meter.add(self.owner[part[0].index], work)
                 done(sum(extent.stop - extent.start for extent in part))
             yield add_in_order(found)
 
     def _call(self, kernel: Kernel, part: list[Extent], features: bool) -> Any:
-        return self._actor(part[0]).run.remote(kernel, [extent.index for extent in part], self.known, features)
+        indices = [extent.index for extent in part]
+        return self._actor(part[0]).run.remote(kernel, indices, self.known, features, self.meter.label)
 
     def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:
         waited, finished = 0.0, 0

@@ -4,7 +4,7 @@ at all. The same for a unit wherever it runs, so it may run again."""
 from __future__ import annotations
 
 import os
-import resource
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +20,7 @@ from diva_ray.data.decode import Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
+from diva_ray.engine.meter import peak_memory
 
 AHEAD = 2  # chunks that are decoded and wait
 GROUP = 1024  # rows of a row group, at least
@@ -135,7 +136,7 @@ class UnitEncoder:
             "unit": unit.index, "file": f"features/{unit.file}", "rows": rows, "failed": len(failures), "bytes": size,
             "sha256": digest, "seconds": time.perf_counter() - start, **seconds,
             "noted": [f"{one.id} at {one.where}: {one.reason}" for one in failures[:NOTED]], "process": os.getpid(),
-            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "host": socket.gethostname(), "memory": peak_memory(),
         }  # fmt: skip
 
     def _prepared(self, unit: Unit) -> Iterator[Prepared]:
