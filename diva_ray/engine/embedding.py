@@ -94,7 +94,7 @@ class UnitEncoder:
 
     def __init__(self, job: Job, encoders: list[Encoder]) -> None:
         self.job, self.encoders = job, encoders
-        self.pictures = Pictures(job.root, job.source.filesystem, job.most_pixels)
+        self.pictures = Pictures(job.root, job.most_pixels)
         self.pool = ThreadPoolExecutor(max(1, job.threads), thread_name_prefix="decode")
         read = dict.fromkeys([*job.kept, *(band.column for band in job.bands), *([job.picture] if job.picture else [])])
         self.columns: list[str] = [name for name in read if name != "id"]
@@ -185,6 +185,8 @@ class UnitEncoder:
             return cut, small
         except RefusedError as error:
             return str(error)
+        except (ValueError, MemoryError, OverflowError, OSError) as error:  # a size that Pillow cannot make
+            return f"not to be cut to size: {' '.join(str(error).split())[:160] or type(error).__name__}"
 
     def _text(self, value: Any) -> tuple[list[str], None] | str:
         try:

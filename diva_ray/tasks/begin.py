@@ -63,8 +63,13 @@ def begin(
 
 
 def open_folder(config: Any) -> Folder:
-    """Return the output folder, new or empty unless a run there is to be resumed; nothing is written for a plan."""
-    config.output = config.output or os.path.join(tempfile.gettempdir(), f"diva_ray-{uuid.uuid4().hex[:12]}")
+    """Return the output folder, new or empty unless a run there is to be resumed; nothing is written for a plan.
+
+    Without a name it is a temporary one that only its owner may enter.
+    """
+    if not config.output:
+        planned = os.path.join(tempfile.gettempdir(), f"diva_ray-{uuid.uuid4().hex[:12]}")
+        config.output = planned if config.plan else tempfile.mkdtemp(prefix="diva_ray-")
     folder = Folder(config.output)
     if not config.plan:
         folder.open_new(resume=config.resume)

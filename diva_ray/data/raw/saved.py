@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pyarrow.fs
 
 from diva_ray.data.columns import storage_type
 from diva_ray.data.raw.tables import key_of, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, loaded, mark_of, name_of, rechunk, root_of
 from diva_ray.errors import InputError
 
 
@@ -46,9 +45,8 @@ def find(
         raise InputError(f"data.path: the dataset must have rows, got 0 at {path}. Change `data.path`.")
     plain = pa.schema([pa.field(field.name, storage_type(field.type)) for field in schema])
     key = key_of(plain, id)
-    return Source(
-        "huggingface", path, with_id(plain, key, pa.int64()), tuple(units), total, filesystem, read, folder, key
-    )
+    root, columns = root_of(path, infos[0].path, folder), with_id(plain, key, pa.int64())
+    return Source("huggingface", path, columns, tuple(units), total, filesystem, read, root, key)
 
 
 def _order(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, int]:
@@ -58,7 +56,7 @@ def _order(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, int]:
         return {}
     with filesystem.open_input_stream(state) as stream:
         try:
-            return {str(one["filename"]): k for k, one in enumerate(json.loads(stream.read()).get("_data_files", []))}
+            return {str(one["filename"]): k for k, one in enumerate(loaded(stream.read()).get("_data_files", []))}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"data.path: state.json must list the data files, got {error!r} at {state}.") from error
 
