@@ -68,6 +68,22 @@ class Table:
         return Reader(self)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Names the place of every row of a shard, for a person; holds none of their values."""
+
+    table: Table
+    start: int
+    order: np.ndarray | None
+    original: np.ndarray | None
+
+    def __call__(self, row: int) -> str:
+        """Return the place of a row of the shard."""
+        if self.original is not None:
+            return f"row {self.original[row]}"
+        return self.table.where(self.start + int(row if self.order is None else self.order[row]))
+
+
 class Reader:
     """Reads ranges of a table; remembers the last row group, so that neighbouring ranges decode it once."""
 
@@ -86,6 +102,8 @@ class Reader:
             if piece.rows:
                 low = max(start - piece.start, 0)
                 parts.append(self._decode(piece, columns).slice(low, min(stop - piece.start, piece.rows) - low))
+                if piece.start + piece.rows <= stop:
+                    self.last = None  # no neighbour needs it
         return pa.concat_tables(parts, promote_options="permissive")
 
     def _decode(self, piece: Piece, columns: list[str]) -> pa.Table:
@@ -177,8 +195,10 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
 
 def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.FileMetaData:
     try:
-        return pq.read_metadata(file, filesystem=filesystem)
-    except (OSError, pa.ArrowException) as error:
+        footer = pq.read_metadata(file, filesystem=filesystem)
+        footer.schema.to_arrow_schema()  # a type may refuse what the file says of it, such as a pickle
+        return footer
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{option}: every file must be readable Parquet, got {type(error).__name__} ({_first_line(error)}) at "
             f"{file}. "

@@ -15,14 +15,14 @@ import numpy as np
 import ray
 import torch
 
-from diva_ray.data.shards import Columns, Extent, Shard
+from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
 from diva_ray.engine.meter import Counted, Meter, Work
 from diva_ray.engine.metrics import PassMetrics, WorkerMetrics
 from diva_ray.engine.reduce import add_in_order, units
-from diva_ray.engine.shelf import Shelf
+from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
@@ -45,12 +45,14 @@ class Worker:
     Kernels are pure, so Ray may run one again on a worker that took a dead one's place.
     """
 
-    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, number: int) -> None:
+    def __init__(
+        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping, number: int
+    ) -> None:
         torch.set_num_threads(threads)
         share_tensors()
         self.metrics = WorkerMetrics(number)
         self.extents = {extent.index: extent for extent in extents}
-        self.shelf = Shelf(tables, columns)
+        self.shelf = Shelf(tables, columns, extents, keeping)
         self.fault: BaseException | None = None
         self.arrived = threading.Condition()
         self.cache: dict[str, tuple[Any, Any]] = {}
@@ -60,7 +62,7 @@ class Worker:
         try:
             for extent in self.extents.values():
                 if not extent.pool:
-                    self.shelf.read(extent)
+                    self.shelf.load(extent)
                     with self.arrived:
                         self.arrived.notify_all()
         except BaseException as error:  # handed to whoever waits for the shard, and raised there
@@ -78,13 +80,10 @@ class Worker:
                 raise self.fault
         return wanted
 
-    def _shard(self, index: int) -> Shard:
-        (shard,) = self.shelf.each(self._wait([index]), features=False)
-        return shard
-
     def loaded(self, index: int) -> int:
         """Return the rows of a shard once it is here."""
-        return len(self._shard(index))
+        (extent,) = self._wait([index])
+        return extent.stop - extent.start
 
     def run(
         self, kernel: Kernel, indices: list[int], refs: dict[str, Any], features: bool = True, label: str = ""
@@ -106,13 +105,13 @@ class Worker:
 
     def forget(self, names: tuple[str, ...]) -> None:
         """Drop per-row results by name."""
-        for shard in list(self.shelf.kept.values()):
-            for name in names:
-                shard.state.pop(name, None)
+        self.shelf.forget(names)
 
     def split_keys(self, field: str, indices: list[int], parts: int) -> Any:
         """Return this worker's keys in `parts` arrays by their value."""
-        found = [getattr(self._shard(index), field) for index in indices]
+        for _ in self.shelf.each([extent for extent in self._wait(indices) if extent.index not in self.shelf.kept]):
+            pass  # a pool's shard that was lost with a worker
+        found = [self.shelf.column(index, field) for index in indices]
         keys = np.concatenate([np.asarray(values) for values in found if values is not None] or [np.empty(0, np.int64)])
         keys = keys.view(np.uint64)
         pieces = [keys[keys % parts == part] for part in range(parts)]
@@ -145,6 +144,7 @@ class Cluster:
         workers: int | None,
         threads: int,
         gpus_per_worker: float = 0.0,
+        keeping: Keeping = IN_MEMORY,
         environment: dict[str, str] | None = None,
         start_timeout: float = 300.0,
         pass_timeout: float = 3600.0,
@@ -165,7 +165,7 @@ class Cluster:
         }
         actor = ray.remote(Worker).options(**options)
         self.actors = [
-            actor.remote(tables, columns, [extents[k] for k in mine], threads, number)
+            actor.remote(tables, columns, [extents[k] for k in mine], threads, keeping, number)
             for number, mine in enumerate(self.owned)
         ]
 

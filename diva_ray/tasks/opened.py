@@ -25,9 +25,11 @@ from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, family, open_parquet
+from diva_ray.engine.shelf import IN_MEMORY
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
+from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
 from diva_ray.tasks.space import tuning_work
 
@@ -43,22 +45,25 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     pairs = opened.task == "pairs"
     outputs = p - int(config.intercept) if pairs else _outputs_at_sight(table, opened.columns, opened.task)
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
-    need = planning.resident_bytes(rows, widths, outputs * (3 if pairs else 2) // 2)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
     if isinstance(config, TuneConfig):  # fit sums of every fold
         state += 8 * p * p * 3 * config.folds
-    kind, why = planning.choose_kind(config.cluster, need + state, dataset=False)
+    extents = split(table, replace(opened.columns, group=None))
+    row = sum(width * size for width, size in widths)
+    results = 4 * ((3 if pairs else 2) * outputs + 3) + 8 * 8
+    groups = max(piece.rows for t in opened.tables for piece in t.pieces) if table.pieces else 0
+    sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
+    kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS, dataset=False)
     threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
-    shards = len(split(table, replace(opened.columns, group=None)))
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
-    workers = 1 if kind == "inline" else max(1, min(asked, shards))
+    workers = 1 if kind == "inline" else max(1, min(asked, len(extents)))
     double = config.precision == "float64"
     fits = [(p, outputs)]
     if pairs:  # either band is predicted from the other
         fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
     operations = sum(_operations(rows, *fit, copies, auto=config.ridge == "auto") for fit in fits)
-    rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7 * workers
+    rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7
     passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
     times, notes = more_work(config, opened)
     operations *= times
@@ -76,10 +81,11 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     plan = planning.Plan(
-        table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, shards,
-        rows * sum(w * s for w, s in widths), -(-need // workers) + state, state, passes, operations / rate, notes,
+        table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
+        IN_MEMORY, None, passes, operations / rate, notes,
     )  # fmt: skip
-    return plan, opened
+    budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
+    return plan.settle(workers, budget, config.cluster.cache), opened
 
 
 def _operations(rows: int, p: int, outputs: int, copies: int, *, auto: bool) -> float:

@@ -65,14 +65,13 @@ class Session:
 
 def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder: Folder, *, quiet: bool) -> Session:
     """Return a session with every shard loaded, scanned and checked."""
-    planning.check_memory(plan, config.cluster.memory)
     planning.check_workers(plan, config.cluster)
     tables, roles, columns = list(opened.tables), opened.roles, opened.columns
     if plan.kind != "inline":
-        from diva_ray.engine.connect import connect
-
-        connect(plan.kind)
+        plan = join(plan, config)
         tables = [stored(table, folder, f"table-{k}" if k else "table") for k, table in enumerate(tables)]
+    for line in plan.lines() if not quiet else ():
+        log.info("%s", line)
     runner = start(config, plan, tables, roles, columns, quiet)
     original = None
     try:
@@ -101,6 +100,19 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
     )  # fmt: skip
 
 
+def join(plan: planning.Plan, config: FitConfig) -> planning.Plan:
+    """Join or start Ray; return the plan as the cluster that is there has it."""
+    from diva_ray.engine.cluster import check_resources
+    from diva_ray.engine.connect import connect, memory_per_worker
+
+    connect(plan.kind)
+    cluster, budget = config.cluster, plan.budget
+    workers = check_resources(cluster.workers, plan.threads, cluster.gpus_per_worker, plan.shards)
+    if budget is None:
+        budget = memory_per_worker(plan.threads)
+    return plan.settle(workers, budget, cluster.cache)
+
+
 def start(
     config: FitConfig, plan: planning.Plan, tables: list[Table], roles: list[str], columns: Columns, quiet: bool
 ) -> Runner:
@@ -113,7 +125,7 @@ def start(
     if plan.kind == "inline":
         from diva_ray.engine.inline import Inline
 
-        return Runner(Inline(tables, columns, extents, config.cluster.threads), quiet)
+        return Runner(Inline(tables, columns, extents, config.cluster.threads, plan.keeping), quiet)
     from diva_ray.engine.cluster import Cluster
 
     threads = config.cluster.threads or 1
@@ -125,7 +137,7 @@ def start(
     return Runner(
         Cluster(
             tables, columns, extents, workers=config.cluster.workers, threads=threads,
-            gpus_per_worker=config.cluster.gpus_per_worker, environment=environment,
+            gpus_per_worker=config.cluster.gpus_per_worker, keeping=plan.keeping, environment=environment,
             start_timeout=config.cluster.start_timeout, pass_timeout=config.cluster.pass_timeout,
         ),
         quiet,

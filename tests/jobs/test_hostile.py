@@ -207,11 +207,13 @@ def test_code_in_the_types_of_a_table_does_not_run(tmp_path):
         field = pa.field("features", features.type, metadata=told)
         table = pa.Table.from_arrays([features, label], schema=pa.schema([field, pa.field("label", pa.int64())]))
         pq.write_table(table, tmp_path / f"{k}.parquet")
-        try:
-            told = repr(diva_ray.score(str(tmp_path / f"{k}.parquet"), cluster=INLINE, quiet=True).summary["n_samples"])
-        except BaseException as e:
-            told = repr(e)[:300]
-        print(name, told)
+        if name.startswith("ray."):
+            with pytest.raises(InputError, match="data.path: every file must be readable Parquet, .* deserialize"):
+                diva_ray.score(str(tmp_path / f"{k}.parquet"), cluster=INLINE, quiet=True)
+        else:  # Arrow takes the plain type below
+            assert (
+                diva_ray.score(str(tmp_path / f"{k}.parquet"), cluster=INLINE, quiet=True).summary["n_samples"] == 600
+            )
         assert not ran.exists(), name
 
 
