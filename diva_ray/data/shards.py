@@ -153,9 +153,9 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     if extent.held_out:
         weight = torch.zeros_like(weight)
     ids = arrays[columns.id] if columns.id else None
-    for option, name in (("data.id", columns.id), ("data.label", columns.label), ("data.group", columns.group)):
-        if name:
-            check_nulls(arrays[name], name, option, where)
+    for option in ("id", "label", "group", "truth"):
+        if name := getattr(columns, option):
+            check_nulls(arrays[name], name, f"data.{option}", where)
     position = np.arange(extent.start, extent.stop) if order is None else extent.start + order
     keys = row_keys(ids, seed=int(extent.held_out)) if ids is not None else row_keys(pa.array(position), extent.table)
     shard = Shard(

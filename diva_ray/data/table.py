@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from diva_ray.data.columns import element_type, is_list, storage_type
+from diva_ray.data.columns import check_names, element_type, is_list, storage_type
 from diva_ray.errors import InputError
 
 
@@ -140,7 +140,9 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     schema = footers[0].schema.to_arrow_schema()
     pieces, start, size = [], 0, 0
     for file, footer in zip(files, footers, strict=True):
-        schema = _merge_schemas(schema, footer.schema.to_arrow_schema(), files[0], file, option)
+        other = footer.schema.to_arrow_schema()
+        check_names(other, file, option)
+        schema = _merge_schemas(schema, other, files[0], file, option)
         for group in range(footer.num_row_groups):
             meta = footer.row_group(group)
             pieces.append(Piece(file, group, start, meta.num_rows))
@@ -176,7 +178,7 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
         if info.type == pyarrow.fs.FileType.File:
             return filesystem, [inner]
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
-        files = sorted(item.path for item in found if item.path.endswith((".parquet", ".pq")))
+        files = sorted(item.path for item in found if is_parquet(item.path))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = os.path.abspath(os.path.expanduser(path))
@@ -186,11 +188,16 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
             inside = (
                 glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
             )
-            files += [name] if os.path.isfile(name) else [file for file in inside if file.endswith((".parquet", ".pq"))]
+            files += [name] if os.path.isfile(name) else [file for file in inside if is_parquet(file)]
         files = sorted(set(files))
     if not files:
         raise missing
     return filesystem, files
+
+
+def is_parquet(path: str) -> bool:
+    """Return whether a file's name says that it is Parquet."""
+    return path.lower().endswith((".parquet", ".pq"))
 
 
 def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.FileMetaData:
@@ -243,6 +250,7 @@ def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "d
     """Return a table whose rows are in memory already; nothing is copied."""
     if not table.num_rows:
         raise InputError(f"data: the table must have rows, got 0 in {name}. Give at least two samples.")
+    check_names(table.schema, name, option)
     return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks(), option=option)
 
 

@@ -21,7 +21,7 @@ from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
 from diva_ray.engine.meter import Counted, Meter, Work
 from diva_ray.engine.metrics import PassMetrics, WorkerMetrics
-from diva_ray.engine.reduce import add_in_order, units
+from diva_ray.engine.reduce import add_in_order, sections
 from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 from diva_ray.errors import InputError
 
@@ -50,7 +50,7 @@ class Worker:
     ) -> None:
         torch.set_num_threads(threads)
         share_tensors()
-        self.metrics = WorkerMetrics(number)
+        self.number, self.metrics = number, WorkerMetrics(number)
         self.extents = {extent.index: extent for extent in extents}
         self.shelf = Shelf(tables, columns, extents, keeping)
         self.fault: BaseException | None = None
@@ -86,13 +86,20 @@ class Worker:
         return extent.stop - extent.start
 
     def run(
-        self, kernel: Kernel, indices: list[int], refs: dict[str, Any], features: bool = True, label: str = ""
-    ) -> tuple[Any, Work]:
-        """Return the sum of the kernel's partials over some shards, in order, and what it took."""
+        self, kernel: Kernel, units: list[list[int]], refs: dict[str, Any], features: bool = True, label: str = ""
+    ) -> tuple[Any, list[tuple[int, Work]]]:
+        """Return the sum over units, in order, of the kernel's partials over their shards, in order; what it took."""
         known, counted = self._known(refs), Counted(kernel, features=features, told=self.metrics.counting(label))
         counted.work.restarts = self.metrics.restarts
-        shards = self.shelf.each(self._wait(indices), features=features)
-        return add_in_order(counted(shard, known) for shard in shards), counted.work
+        shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
+        total = add_in_order(add_in_order(counted(next(shards), known) for _ in unit) for unit in units)
+        return total, [(self.number, counted.work)]
+
+    def add(self, counts: list[int], *found: tuple[Any, list[tuple[int, Work]]]) -> tuple[Any, list[tuple[int, Work]]]:
+        """Return the sum, in order, of units of so many partials each; what all of them took."""
+        rest = iter([partial for partial, _ in found])
+        total = add_in_order(add_in_order(next(rest) for _ in range(count)) for count in counts)
+        return total, [one for _, works in found for one in works]
 
     def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
         stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
@@ -219,29 +226,46 @@ class Cluster:
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
     ) -> Iterator[Any]:
-        """Yield the sum of the partials of every unit of shards, in order, whatever the order in which they finish.
-
-        The worker that holds the start of a unit adds what it holds of it; what others hold of it is added here.
-        """
-        calls: list[list[tuple[list[Extent], Any]]] = []
-        for unit in units(extents):
-            first = [extent for extent in unit if self.owner[extent.index] == self.owner[unit[0].index]]
-            parts = [first, *([extent] for extent in unit[len(first) :])]
-            calls.append([(part, self._call(kernel, part, features)) for part in parts])
-        waiting = [ref for unit in calls for _, ref in unit]
+        """Yield the sum of the partials of every section of shards, in order, whatever the order they finish in."""
+        calls = [self._begin(kernel, section, features) for section in sections(extents)]
+        waiting = [ref for parts in calls for _, ref in parts]
         while calls:
             found = []
             for part, ref in calls.pop(0):
                 waiting.remove(ref)
-                partial, work = self._await(ref, part, waiting)
+                partial, works = self._await(ref, part, waiting)
                 found.append(partial)
-                self.meter.add(self.owner[part[0].index], work)
+                for worker, work in works:
+                    self.meter.add(worker, work)
                 done(sum(extent.stop - extent.start for extent in part))
             yield add_in_order(found)
 
-    def _call(self, kernel: Kernel, part: list[Extent], features: bool) -> Any:
-        indices = [extent.index for extent in part]
-        return self._actor(part[0]).run.remote(kernel, indices, self.known, features, self.meter.label)
+    def _begin(self, kernel: Kernel, section: list[list[Extent]], features: bool) -> list[tuple[list[Extent], Any]]:
+        """Start a section; return what is to be added, in order: shards and the reference to their sum.
+
+        The worker that holds the start of a section adds all it holds of it as it goes, and then what others return.
+        """
+        first = self.owner[section[0][0].index]
+        whole = 0
+        while whole < len(section) and all(self.owner[extent.index] == first for extent in section[whole]):
+            whole += 1
+        parts, counts = [], []
+        if whole:
+            parts, counts = [self._call(kernel, section[:whole], features)], [1]
+        for unit in section[whole:]:
+            own = [extent for extent in unit if self.owner[extent.index] == self.owner[unit[0].index]]
+            cut = [own, *([extent] for extent in unit[len(own) :])]
+            parts += [self._call(kernel, [part], features) for part in cut]
+            counts.append(len(cut))
+        if len(section) == 1 or len(parts) == 1:
+            return parts
+        refs = [ref for _, ref in parts]
+        return [([e for part, _ in parts for e in part], self.actors[first].add.remote(counts, *refs))]
+
+    def _call(self, kernel: Kernel, units: list[list[Extent]], features: bool) -> tuple[list[Extent], Any]:
+        indices = [[extent.index for extent in unit] for unit in units]
+        part = [extent for unit in units for extent in unit]
+        return part, self._actor(part[0]).run.remote(kernel, indices, self.known, features, self.meter.label)
 
     def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:
         waited, finished = 0.0, 0

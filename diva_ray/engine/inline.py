@@ -12,7 +12,7 @@ from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.meter import Counted, Meter
-from diva_ray.engine.reduce import add_in_order, units
+from diva_ray.engine.reduce import add_in_order, sections
 from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 
 
@@ -64,7 +64,7 @@ class Inline:
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
     ) -> Iterator[Any]:
-        """Yield the sum of the partials of every unit of shards, in order; `done` hears of finished rows.
+        """Yield the sum of the partials of every section of shards, in order; `done` hears of finished rows.
 
         A kernel that needs no `features` does not make a pool be read again.
         """
@@ -78,8 +78,8 @@ class Inline:
                 done(extent.stop - extent.start)
                 yield partial
 
-        for unit in units(extents):
-            yield add_in_order(partials(unit))
+        for section in sections(extents):
+            yield add_in_order(add_in_order(partials(unit)) for unit in section)
 
     def duplicate(self, field: str, *, pool: bool = False) -> int | None:
         """Return a 64-bit key (`keys` or `group_keys`) that occurs twice among all shards (a pool's too), or None."""

@@ -56,8 +56,12 @@ class Shelf:
         if self.cache is not None:
             self.kept[extent.index] = stored = store(shard, table, self.cache)
             shard.state = stored.state
+        elif self._streams(extent):
+            self.kept[extent.index] = lighten(shard)
         else:
-            self.kept[extent.index] = lighten(shard) if self._streams(extent) else shard
+            if table.memory is None:  # a view would keep whole row groups alive
+                shard.bands = [band.clone() for band in shard.bands]
+            self.kept[extent.index] = shard
         return shard
 
     def _streams(self, extent: Extent) -> bool:

@@ -23,7 +23,7 @@ from diva_ray.config import (
 from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
-from diva_ray.data.split import split
+from diva_ray.data.split import band_widths, split
 from diva_ray.data.table import Table, family, open_parquet
 from diva_ray.engine.shelf import IN_MEMORY
 from diva_ray.errors import InputError
@@ -40,7 +40,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     """Return the plan of a run and what it found; nothing is started or written."""
     opened = open_tables(config, data, loss, pool)
     table = opened.tables[0]
-    widths = planning.band_widths(table, opened.columns)
+    widths = band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
     pairs = opened.task == "pairs"
     outputs = p - int(config.intercept) if pairs else _outputs_at_sight(table, opened.columns, opened.task)
@@ -187,6 +187,13 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
         raise InputError(
             f"data.truth: column `{columns.truth}` of pairs must hold true or false, got {truth}. Change `data.truth`."
         )
+    if task == "classification" and truth is not None:
+        label = table.schema.field(columns.label).type
+        if family(label) == "string" and family(truth) != "string":
+            raise InputError(
+                f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
+                "`data.truth`."
+            )
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
         if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

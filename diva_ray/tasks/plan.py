@@ -10,12 +10,8 @@ from functools import cache
 
 import numpy as np
 import psutil
-import pyarrow as pa
 
 from diva_ray.config import ClusterConfig
-from diva_ray.data.columns import storage_type, to_matrix
-from diva_ray.data.shards import Columns
-from diva_ray.data.table import Table
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks.memory import PROCESS, Sizes, check_fit, choose_place, parse_bytes
@@ -73,19 +69,6 @@ class Plan:
             f"time       about {self.seconds / self.workers:,.1f} s of passes, after loading (estimate)",
             *(f"note       {note}" for note in self.notes),
         ]
-
-
-def band_widths(table: Table, columns: Columns) -> list[tuple[int, int]]:
-    """Return (width, bytes of an element) of every band: from the schema, or from the first row that has it."""
-    widths = []
-    for name in columns.features:
-        kind = storage_type(table.schema.field(name).type)
-        if pa.types.is_fixed_size_list(kind):
-            widths.append((kind.list_size, np.dtype(kind.value_type.to_pandas_dtype()).itemsize))
-        else:
-            values, _ = to_matrix(table.reader().read(0, min(64, table.rows), [name])[name], name, table.where)
-            widths.append((values.shape[1], values.dtype.itemsize))
-    return widths
 
 
 def choose_kind(cluster: ClusterConfig, need: int, *, dataset: bool) -> tuple[str, str]:

@@ -156,8 +156,8 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str) -> Scan:
 def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> None:
     """Raise for what only all rows together can tell."""
     counts = found.counts
-    for name, width in zip(columns.features, found.widths, strict=True):
-        if not width:
+    for name, rows in zip(columns.features, found.rows, strict=True):
+        if not rows:
             raise InputError(
                 f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`."
             )
@@ -189,6 +189,17 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
             "Change `data.label`, or use task=regression for numbers."
         )
     check_ids(runner, columns)
+
+
+def check_bands(session: Session) -> None:
+    """Raise for a band that is the same in every row."""
+    scan = session.scan
+    for name, rows, total, square in zip(session.columns.features, scan.rows, scan.sums, scan.squares, strict=True):
+        if rows and square / rows - float(total @ total) / rows**2 <= 1e-12 * square / rows:
+            raise InputError(
+                f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
+                f"`{name}`. Fix the column, or leave it out of `data.features`."
+            )
 
 
 def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:

@@ -79,6 +79,7 @@ class Source:
         rows: how many, or None where only reading tells; `estimate` then says about how many.
         read: (source, unit, columns, rows at a time) -> rows; `id` is always among the columns that come back.
         root: folder to which paths in a column are relative.
+        classes: names of the classes that a column of whole numbers stands for; its rows come back by name.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class Source:
     root: str
     key: str | None = None  # column that is the id; None: made
     estimate: int = 0
+    classes: dict[str, pa.Array] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -176,6 +178,11 @@ def root_of(path: str, file: str, folder: str) -> str:
     if "://" not in path:
         return folder
     return path.rpartition("/")[0] if name_of(path) == name_of(file) else path
+
+
+def below(base: str, path: str) -> str:
+    """Return a path as seen from a folder above it: unlike its name alone, no other file's under that folder."""
+    return path[len(base.rstrip("/")) + 1 :] if path.startswith(base.rstrip("/") + "/") else name_of(path)
 
 
 def suffix_of(path: str) -> str:
