@@ -76,10 +76,15 @@ def _run(cfg: Any, run: Callable[..., Any]) -> None:
         result = run(OmegaConf.to_object(cfg))
     except InputError as error:
         _leave(error)
-    print("\n".join(result.lines()))
+    print("\n".join(plain(line) for line in result.lines()))
+
+
+def plain(text: str) -> str:
+    """Return text on one line without control characters: ids and labels must not steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
 def _leave(error: InputError) -> NoReturn:
     """End with one line on standard error and exit code 2."""
-    print(" ".join(str(error).split()), file=sys.stderr, flush=True)
+    print(plain(str(error)), file=sys.stderr, flush=True)
     sys.exit(2)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import tempfile
 
 _folder = tempfile.mkdtemp(prefix="diva_ray-tests-")
@@ -13,6 +14,7 @@ os.environ.update(
     RAY_AUTH_TOKEN_PATH=_token,
     RAY_AUTH_MODE="token",
     RAY_worker_niceness="0",
+    RAY_metrics_report_interval_ms="2000",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     OPENBLAS_NUM_THREADS="1",
     OMP_NUM_THREADS="1",
@@ -28,9 +30,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A real local Ray cluster with four CPUs."""
+    """A real local Ray cluster with four CPUs; the port on which its node serves metrics."""
     import ray
 
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     ray.init(
         address="local",
         num_cpus=4,
@@ -38,8 +43,9 @@ def ray_cluster():
         object_store_memory=300 << 20,
         log_to_driver=False,
         logging_level=40,
+        _metrics_export_port=port,
     )
-    yield
+    yield port
     ray.shutdown()
 
 

@@ -8,6 +8,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }  # fmt: skip
 MOST_CHARACTERS = 100_000  # of a text; encoders read far less
+MOST_RESIZED = 64 << 20  # pixels of a picture on its way to a square: long and narrow ones grow
 SMALL = 32  # pixels: pictures up to this side are kept as they are, exactly
 
 
@@ -45,16 +47,24 @@ class Form:
     filter: str = "bicubic"
 
     def of(self, picture: Image.Image) -> np.ndarray:
-        """Return the picture as uint8 (size, size, 3)."""
+        """Return the picture as uint8 (size, size, 3).
+
+        Raises:
+            RefusedError: too long and narrow.
+        """
         side, how = (self.size, self.size), FILTERS[self.filter]
         if self.fit == "squash":
             shown = picture.resize(side, how)
         elif self.fit == "pad":
+            if max(picture.size) > 2 * self.size * min(picture.size):  # nothing of the shorter side would be left
+                raise RefusedError(f"{picture.width} x {picture.height} pixels, too long and narrow")
             shown = ImageOps.pad(picture, side, how, color="white")
         else:
             inner = round(self.size / self.crop)
             scale = inner / min(picture.size)
             width, height = (max(inner, round(length * scale)) for length in picture.size)
+            if width * height > MOST_RESIZED:
+                raise RefusedError(f"{picture.width} x {picture.height} pixels, too long and narrow")
             shown = picture.resize((width, height), how)
             left, top = (width - self.size) // 2, (height - self.size) // 2
             shown = shown.crop((left, top, left + self.size, top + self.size))
@@ -62,11 +72,16 @@ class Form:
 
 
 class Pictures:
-    """Opens pictures given as bytes, as {bytes, path}, or as paths under a root or URIs."""
+    """Opens pictures given as bytes, as {bytes, path}, or as paths or URIs under a root."""
 
-    def __init__(self, root: str, filesystem: pyarrow.fs.FileSystem, most_pixels: int) -> None:
-        self.root, self.filesystem, self.most_pixels = root, filesystem, most_pixels
-        self.known: dict[str, pyarrow.fs.FileSystem] = {}
+    def __init__(self, root: str, most_pixels: int) -> None:
+        self.root, self.most_pixels = root, most_pixels
+        self.filesystem, self.base = (
+            pyarrow.fs.FileSystem.from_uri(root) if "://" in root else (pyarrow.fs.LocalFileSystem(), root)
+        )
+        self.local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+        if self.local:
+            self.base = os.path.realpath(self.base)
 
     def open(self, value: Any, least: int = 0) -> Image.Image:
         """Return an upright RGB picture, on white where it is transparent.
@@ -115,41 +130,39 @@ class Pictures:
         raise RefusedError(f"neither bytes nor a path but {type(value).__name__}")
 
     def _file(self, named: str) -> bytes:
-        """Return the bytes of a file named by a path under the root, or by a URI."""
+        """Return the bytes of a file named by a path or a URI under the root."""
         try:
-            if "://" in named:
-                if named.startswith(("http://", "https://")):
-                    raise RefusedError("http is not read: download the pictures first")
-                start = "/".join(named.split("/", 3)[:3])
-                if start not in self.known:
-                    self.known[start] = pyarrow.fs.FileSystem.from_uri(start + "/" if named != start else start)[0]
-                filesystem, path = self.known[start], pyarrow.fs.FileSystem.from_uri(named)[1]
-                self._inside(path, uri=named)
-            else:
-                filesystem, path = self.filesystem, self._inside(named)
-            info = filesystem.get_file_info(path)
+            path = self._inside(self._relative(named) if "://" in named else named)
+            info = self.filesystem.get_file_info(path)
             if info.type != pyarrow.fs.FileType.File:
                 raise RefusedError(f"no file at {named[:200]}")
             if info.size > MOST_BYTES:
                 raise RefusedError(f"{info.size} bytes, more than {MOST_BYTES}")
-            with filesystem.open_input_stream(path) as stream:
+            with self.filesystem.open_input_stream(path) as stream:
                 return stream.read()
         except (OSError, pa.ArrowException, ValueError) as error:
             raise RefusedError(f"not readable: {' '.join(str(error).split())[:160]}") from error
 
-    def _inside(self, named: str, uri: str = "") -> str:
+    def _relative(self, uri: str) -> str:
+        """Return the path of a URI; refuse one that is not under the root, as text.
+
+        Nothing is opened for that: a table must not make a worker call any host or bucket that it names.
+        """
+        if uri.startswith(("http://", "https://")):
+            raise RefusedError("http is not read: download the pictures first")
+        if self.local and uri.startswith("file:///"):
+            return unquote(uri.removeprefix("file://"))
+        if not uri.startswith(self.root.rstrip("/") + "/"):
+            raise RefusedError("the URI leaves data.root")
+        return unquote(uri[len(self.root.rstrip("/")) + 1 :])
+
+    def _inside(self, named: str) -> str:
         """Return the full path; refuse one that leaves the root: a table must not name any file of the machine."""
-        if uri and not uri.startswith("file://"):
-            return named
-        if "://" in self.root:
-            base = pyarrow.fs.FileSystem.from_uri(self.root)[1]
-            full = os.path.normpath(named if os.path.isabs(named) else f"{base}/{named}")
-            inside = full.startswith(base.rstrip("/") + "/")
+        if self.local:
+            full = os.path.realpath(os.path.join(self.base, named))
         else:
-            base = os.path.realpath(self.root)
-            full = os.path.realpath(os.path.join(base, named))
-            inside = full.startswith(base.rstrip("/") + "/")
-        if not inside or "\0" in named:
+            full = os.path.normpath(named if os.path.isabs(named) else f"{self.base}/{named}")
+        if not full.startswith(self.base.rstrip("/") + "/") or "\0" in named:
             raise RefusedError("the path leaves data.root")
         return full
 

@@ -168,8 +168,10 @@ def is_parquet(path: str) -> bool:
 
 def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.FileMetaData:
     try:
-        return pq.read_metadata(file, filesystem=filesystem)
-    except (OSError, pa.ArrowException) as error:
+        footer = pq.read_metadata(file, filesystem=filesystem)
+        footer.schema.to_arrow_schema()  # a type may refuse what the file says of it, such as a pickle
+        return footer
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{option}: every file must be readable Parquet, got {type(error).__name__} ({first_line(error)}) at "
             f"{file}. "

@@ -19,6 +19,8 @@ from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
+from diva_ray.engine.meter import Counted, Meter, Work
+from diva_ray.engine.metrics import PassMetrics, WorkerMetrics
 from diva_ray.engine.reduce import add_in_order, sections
 from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 from diva_ray.errors import InputError
@@ -44,10 +46,11 @@ class Worker:
     """
 
     def __init__(
-        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping
+        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping, number: int
     ) -> None:
         torch.set_num_threads(threads)
         share_tensors()
+        self.number, self.metrics = number, WorkerMetrics(number)
         self.extents = {extent.index: extent for extent in extents}
         self.shelf = Shelf(tables, columns, extents, keeping)
         self.fault: BaseException | None = None
@@ -82,16 +85,21 @@ class Worker:
         (extent,) = self._wait([index])
         return extent.stop - extent.start
 
-    def run(self, kernel: Kernel, units: list[list[int]], refs: dict[str, Any], features: bool = True) -> Any:
-        """Return the sum over units, in order, of the kernel's partials over their shards, in order."""
-        known = self._known(refs)
+    def run(
+        self, kernel: Kernel, units: list[list[int]], refs: dict[str, Any], features: bool = True, label: str = ""
+    ) -> tuple[Any, list[tuple[int, Work]]]:
+        """Return the sum over units, in order, of the kernel's partials over their shards, in order; what it took."""
+        known, counted = self._known(refs), Counted(kernel, features=features, told=self.metrics.counting(label))
+        counted.work.restarts = self.metrics.restarts
         shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
-        return add_in_order(add_in_order(kernel(next(shards), known) for _ in unit) for unit in units)
+        total = add_in_order(add_in_order(counted(next(shards), known) for _ in unit) for unit in units)
+        return total, [(self.number, counted.work)]
 
-    def add(self, counts: list[int], *partials: Any) -> Any:
-        """Return the sum, in order, of units of so many partials each."""
-        rest = iter(partials)
-        return add_in_order(add_in_order(next(rest) for _ in range(count)) for count in counts)
+    def add(self, counts: list[int], *found: tuple[Any, list[tuple[int, Work]]]) -> tuple[Any, list[tuple[int, Work]]]:
+        """Return the sum, in order, of units of so many partials each; what all of them took."""
+        rest = iter([partial for partial, _ in found])
+        total = add_in_order(add_in_order(next(rest) for _ in range(count)) for count in counts)
+        return total, [one for _, works in found for one in works]
 
     def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
         stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
@@ -149,7 +157,7 @@ class Cluster:
         pass_timeout: float = 3600.0,
     ) -> None:
         share_tensors()
-        self.extents = extents
+        self.extents, self.meter = extents, Meter(PassMetrics())
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
         self.workers = check_resources(workers, threads, gpus_per_worker, len(extents))
@@ -164,7 +172,8 @@ class Cluster:
         }
         actor = ray.remote(Worker).options(**options)
         self.actors = [
-            actor.remote(tables, columns, [extents[k] for k in mine], threads, keeping) for mine in self.owned
+            actor.remote(tables, columns, [extents[k] for k in mine], threads, keeping, number)
+            for number, mine in enumerate(self.owned)
         ]
 
     def start(self) -> None:
@@ -224,7 +233,10 @@ class Cluster:
             found = []
             for part, ref in calls.pop(0):
                 waiting.remove(ref)
-                found.append(self._await(ref, part, waiting))
+                partial, works = self._await(ref, part, waiting)
+                found.append(partial)
+                for worker, work in works:
+                    self.meter.add(worker, work)
                 done(sum(extent.stop - extent.start for extent in part))
             yield add_in_order(found)
 
@@ -253,7 +265,7 @@ class Cluster:
     def _call(self, kernel: Kernel, units: list[list[Extent]], features: bool) -> tuple[list[Extent], Any]:
         indices = [[extent.index for extent in unit] for unit in units]
         part = [extent for unit in units for extent in unit]
-        return part, self._actor(part[0]).run.remote(kernel, indices, self.known, features)
+        return part, self._actor(part[0]).run.remote(kernel, indices, self.known, features, self.meter.label)
 
     def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:
         waited, finished = 0.0, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 
 import ray
@@ -14,7 +15,7 @@ CONNECT_TIMEOUT = 10.0  # seconds until a cluster must answer
 
 
 def connect(kind: str, cpus: int | None = None, object_store_memory: int | None = None) -> None:
-    """Join the job's cluster (`ray`), or start Ray on this machine (`local`; Ray turns token authentication on there).
+    """Join the job's cluster (`ray`), or start Ray on this machine (`local`), which only who has the token can reach.
 
     `cpus` and `object_store_memory` are of a Ray that is started here; None: what Ray takes by itself.
 
@@ -29,8 +30,8 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
     try:
         if kind == "local":
             room = {"num_cpus": cpus, "object_store_memory": object_store_memory}
+            _own_token()  # which Ray, since 2.59, then asks of whoever connects: its processes listen on the network
             ray.init(address="local", include_dashboard=False, **room, **quiet)
-            _close_token()
         elif address:
             ray.init(**quiet)
         else:
@@ -69,8 +70,15 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def _close_token() -> None:
-    """Take the token that Ray has just written from other users of this machine: it comes with mode 0644."""
+def _own_token() -> None:
+    """Make the token that Ray is to use if there is none, and keep it from others: Ray's own can be read by all."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
     path = os.environ.get("RAY_AUTH_TOKEN_PATH", os.path.expanduser("~/.ray/auth_token"))
-    if os.path.isfile(path) and os.stat(path).st_uid == os.getuid():
-        os.chmod(path, 0o600)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    try:
+        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        if os.stat(path).st_uid == os.getuid():
+            os.chmod(path, 0o600)

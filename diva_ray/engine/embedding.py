@@ -4,7 +4,7 @@ at all. The same for a unit wherever it runs, so it may run again."""
 from __future__ import annotations
 
 import os
-import resource
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +20,7 @@ from diva_ray.data.decode import Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
+from diva_ray.engine.meter import peak_memory
 
 AHEAD = 2  # chunks that are decoded and wait
 GROUP = 1024  # rows of a row group, at least
@@ -93,7 +94,7 @@ class UnitEncoder:
 
     def __init__(self, job: Job, encoders: list[Encoder]) -> None:
         self.job, self.encoders = job, encoders
-        self.pictures = Pictures(job.root, job.source.filesystem, job.most_pixels)
+        self.pictures = Pictures(job.root, job.most_pixels)
         self.pool = ThreadPoolExecutor(max(1, job.threads), thread_name_prefix="decode")
         read = dict.fromkeys([*job.kept, *(band.column for band in job.bands), *([job.picture] if job.picture else [])])
         self.columns: list[str] = [name for name in read if name != "id"]
@@ -135,7 +136,7 @@ class UnitEncoder:
             "unit": unit.index, "file": f"features/{unit.file}", "rows": rows, "failed": len(failures), "bytes": size,
             "sha256": digest, "seconds": time.perf_counter() - start, **seconds,
             "noted": [f"{one.id} at {one.where}: {one.reason}" for one in failures[:NOTED]], "process": os.getpid(),
-            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "host": socket.gethostname(), "memory": peak_memory(),
         }  # fmt: skip
 
     def _prepared(self, unit: Unit) -> Iterator[Prepared]:
@@ -185,6 +186,8 @@ class UnitEncoder:
             return cut, small
         except RefusedError as error:
             return str(error)
+        except (ValueError, MemoryError, OverflowError, OSError) as error:  # a size that Pillow cannot make
+            return f"not to be cut to size: {' '.join(str(error).split())[:160] or type(error).__name__}"
 
     def _text(self, value: Any) -> tuple[list[str], None] | str:
         try:

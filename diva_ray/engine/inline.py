@@ -11,6 +11,7 @@ import torch
 from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
+from diva_ray.engine.meter import Counted, Meter
 from diva_ray.engine.reduce import add_in_order, sections
 from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 
@@ -33,6 +34,7 @@ class Inline:
             torch.set_num_threads(threads)
         self.extents, self.shelf = extents, Shelf(tables, columns, extents, keeping)
         self.known: dict[str, Any] = {}
+        self.meter = Meter()
 
     def start(self) -> None:
         """Do nothing: this process runs already."""
@@ -70,8 +72,11 @@ class Inline:
 
         def partials(unit: list[Extent]) -> Iterator[Any]:
             for extent in unit:
-                yield kernel(next(shards), self.known)
+                counted = Counted(kernel, features=features)
+                partial = counted(next(shards), self.known)
+                self.meter.add(0, counted.work)
                 done(extent.stop - extent.start)
+                yield partial
 
         for section in sections(extents):
             yield add_in_order(add_in_order(partials(unit)) for unit in section)

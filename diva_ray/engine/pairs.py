@@ -59,7 +59,7 @@ class Directed:
 
     def __init__(self, engine: Any, direction: str) -> None:
         self.engine, self.direction = engine, direction
-        self.kind, self.workers, self.extents = engine.kind, engine.workers, engine.extents
+        self.kind, self.workers, self.extents, self.meter = engine.kind, engine.workers, engine.extents, engine.meter
 
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass of this direction."""

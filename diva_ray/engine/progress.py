@@ -1,10 +1,12 @@
-"""Progress of a pass: rate and time left, on a terminal and in a log."""
+"""Progress of a pass: a bar on a terminal; in a log its rate and time left, and one line of key=value when it ends."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,7 +15,7 @@ LOG_EVERY = 10.0  # seconds between lines when nobody watches a terminal
 
 
 class Progress:
-    """Counts the rows of one pass; a bar on a terminal, a line every ten seconds and one at the end in a log."""
+    """Counts the rows of one pass: a bar on a terminal; in a log a line every ten seconds and one at the end."""
 
     def __init__(self, label: str, rows: int, *, quiet: bool = False) -> None:
         self.label, self.rows, self.done, self.quiet = label, rows, 0, quiet
@@ -42,12 +44,26 @@ class Progress:
         if self.bar is not None:
             self.bar.total = self.rows
 
-    def close(self) -> float:
-        """Finish, log the pass, and return its seconds."""
+    def close(self, **figures: Any) -> float:
+        """Finish, log the pass (in a log with more figures), and return its seconds."""
         seconds = time.perf_counter() - self.start
         if self.bar is not None:
             self.bar.close()
-        if not self.quiet:
-            rate = self.done / max(seconds, 1e-9)
+        rate = self.done / max(seconds, 1e-9)
+        if self.bar is not None:
             log.info("%-10s %s rows in %.2f s  (%s rows/s)", self.label, f"{self.done:,}", seconds, f"{rate:,.0f}")
+        elif not self.quiet:
+            told = {"rows": self.done, "seconds": round(seconds, 4), "rows_per_second": round(rate), **figures}
+            log.info("%s", key_values({"pass": self.label, **told}))
         return seconds
+
+
+def key_values(figures: dict[str, Any]) -> str:
+    """Return `key=value key="two words"` on one line, as log collectors read it (logfmt)."""
+    return " ".join(f"{key}={_word(str(value))}" for key, value in figures.items())
+
+
+def _word(text: str) -> str:
+    """Return text as it is where it is one plain word, else quoted: no value may end its line or begin another key."""
+    plain = text and text.isprintable() and not set(text) & set(' ="\\')
+    return text if plain else json.dumps(text)

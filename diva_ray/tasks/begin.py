@@ -6,7 +6,6 @@ import datetime
 import json
 import logging
 import os
-import resource
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from diva_ray.config import FitConfig
+from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.manifest import fingerprint, manifest
@@ -61,8 +61,13 @@ def begin(
 
 
 def open_folder(config: Any) -> Folder:
-    """Return the output folder, new or empty unless a run there is to be resumed; nothing is written for a plan."""
-    config.output = config.output or os.path.join(tempfile.gettempdir(), f"diva_ray-{uuid.uuid4().hex[:12]}")
+    """Return the output folder, new or empty unless a run there is to be resumed; nothing is written for a plan.
+
+    Without a name it is a temporary one that only its owner may enter.
+    """
+    if not config.output:
+        planned = os.path.join(tempfile.gettempdir(), f"diva_ray-{uuid.uuid4().hex[:12]}")
+        config.output = planned if config.plan else tempfile.mkdtemp(prefix="diva_ray-")
     folder = Folder(config.output)
     if not config.plan:
         folder.open_new(resume=config.resume)
@@ -70,12 +75,13 @@ def open_folder(config: Any) -> Folder:
 
 
 def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_memory: float = 0) -> None:
-    """Write what every run writes: report.html, summary.json (with seconds and memory), config.yaml, manifest.json."""
+    """Write what every run writes: report.html, summary.json (with seconds, memory, workers), config and manifest."""
     config, folder = session.config, session.folder
-    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    summary["peak_memory_bytes"] = int(max(driver, worker_memory))
+    driver, meter = peak_memory(), session.engine.meter
+    summary["peak_memory_bytes"] = int(max(driver, worker_memory, meter.memory))
     summary["driver_memory_bytes"] = int(driver)
     summary["seconds"] = {name: round(seconds, 4) for name, seconds in session.runner.seconds.items()}
+    summary["workers"] = meter.summary()
     folder.write("report.html", page.encode())
     folder.write_json("summary.json", summary)
     folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})

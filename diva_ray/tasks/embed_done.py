@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from diva_ray.config import EmbedConfig
 from diva_ray.engine.embedding import QUARANTINE
+from diva_ray.engine.meter import Meter, Work, peak_memory
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.begin import now
@@ -58,8 +58,8 @@ def conclude(
         ],
         **_pace(prepared, fresh, seconds),
         "bytes": sum(one["bytes"] for one in done),
-        "peak_memory_bytes": max([_memory(), *(one["memory"] for one in fresh)]),
-        "driver_memory_bytes": _memory(),
+        "peak_memory_bytes": max([peak_memory(), *(one["memory"] for one in fresh)]),
+        "driver_memory_bytes": peak_memory(), "workers": _workers(fresh),
     }  # fmt: skip
     folder.write("report.html", render_sheet(_page(config, prepared, summary)).encode())
     folder.write_json("summary.json", summary)
@@ -70,8 +70,13 @@ def conclude(
     return summary
 
 
-def _memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _workers(fresh: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what every worker did: one that was started anew is a process, and a worker, of its own."""
+    meter, numbers = Meter(label="encode"), {}
+    for one in fresh:
+        number = numbers.setdefault((one["host"], one["process"]), len(numbers))
+        meter.add(number, Work(one["rows"], one["bytes"], one["seconds"], one["memory"], 0, one["host"]))
+    return meter.summary()
 
 
 def _clean(prepared: Prepared) -> None:

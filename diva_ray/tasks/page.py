@@ -25,8 +25,21 @@ def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]
         ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
         ("Ridge", f"{summary['ridge']:.4g}" + (" (chosen by leave-one-out)" if chosen else "")),
         ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
+        *_busy(session),
         ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
     ]
+
+
+def _busy(session: Session) -> list[tuple[str, str]]:
+    """Return how busy the workers were, where there are several to compare."""
+    found = session.engine.meter.summary()
+    if found["count"] < 2:
+        return []
+    busy, slowest = found["seconds"], next(one for one in found["each"] if one["worker"] == found["slowest"])
+    told = (
+        f"worker {slowest['worker']} on {slowest['host']}, busy {busy['most']:.3g} s; the median {busy['median']:.3g} s"
+    )
+    return [("Slowest worker", told + (f"; {found['restarts']} restart(s)" if found["restarts"] else ""))]
 
 
 def page_of(session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list) -> ScoreReport:

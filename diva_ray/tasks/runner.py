@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from diva_ray.data.shards import Extent
+from diva_ray.engine.meter import Meter
 from diva_ray.engine.progress import Progress
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.errors import InputError
@@ -18,6 +19,7 @@ class Engine(Protocol):
     kind: str
     workers: int
     extents: list[Extent]
+    meter: Meter
 
     def start(self) -> None: ...  # noqa: D102
     def load(self) -> Any: ...  # noqa: D102
@@ -53,10 +55,13 @@ class Runner:
     def run(self, kernel: Any, label: str, extents: list[Extent] | None = None, *, features: bool = True) -> Any:
         """Return the merged partials of a pass over some shards (those of no pool), added in their order."""
         chosen = [extent for extent in self.engine.extents if not extent.pool] if extents is None else extents
-        progress = Progress(label, sum(e.stop - e.start for e in chosen), quiet=self.quiet)
-
+        rows, meter = sum(e.stop - e.start for e in chosen), self.engine.meter
+        progress = Progress(label, rows, quiet=self.quiet)
+        meter.begin(label, rows)
         total = add_in_order(self.engine.each(kernel, chosen, progress.add, features))
-        self.seconds[label] = self.seconds.get(label, 0.0) + progress.close()
+        seconds = progress.close(**meter.figures())
+        meter.end(seconds)
+        self.seconds[label] = self.seconds.get(label, 0.0) + seconds
         return total
 
     def timed(self, label: str, function: Any, *args: Any) -> Any:

@@ -216,7 +216,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 
     out = io.BytesIO()
     Image.new(mode, (6, 4)).save(out, "TIFF")
-    found = Pictures(str(tmp_path), None, 100).open(out.getvalue())
+    found = Pictures(str(tmp_path), 100).open(out.getvalue())
     assert found.mode == "RGB" and found.size == (6, 4)
 
 
@@ -225,7 +225,7 @@ def test_transparent_is_white_and_turned_is_upright(tmp_path):
 
     out = io.BytesIO()
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(out, "PNG")
-    pictures = Pictures(str(tmp_path), None, 100)
+    pictures = Pictures(str(tmp_path), 100)
     assert np.asarray(pictures.open(out.getvalue())).min() == 255
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6

@@ -246,12 +246,16 @@ def test_paths_are_read_under_the_root_and_nowhere_else(tmp_path):
     rows[6]["image"] = str(tmp_path / "raw" / "pictures" / "6.png")
     rows[7]["image"] = f"file://{tmp_path}/raw/pictures/7.png"
     rows[8]["image"] = f"file://{secret}"
+    rows[9]["image"] = "s3://bucket?endpoint_override=127.0.0.1:9&scheme=http"  # would call the host it names
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw" / "rows.parquet")
-    result = embed(tmp_path / "raw" / "rows.parquet", encoder="edges", most_failed=0.2)
+    result = embed(tmp_path / "raw" / "rows.parquet", encoder="edges", most_failed=0.3)
     reasons = {row["id"]: row["reason"] for row in result.folder.read_table("quarantine").to_pylist()}
     assert all(reasons[k] == "the path leaves data.root" for k in "1238"), reasons
     assert reasons["4"].startswith("no file at") and reasons["5"].startswith("http is not read")
-    assert set(reasons) == set("123458")
+    assert reasons["9"] == "the URI leaves data.root"
+    assert set(reasons) == set("1234589")
+    by_uri = embed(f"file://{tmp_path}/raw/rows.parquet", encoder="edges", most_failed=0.3)
+    assert by_uri.samples.equals(result.samples)
     wider = embed(tmp_path / "raw" / "rows.parquet", encoder="edges", most_failed=1.0, root=str(tmp_path))
     assert wider.samples["id"].to_pylist() == [2, 6, 7, 8], (
         "relative paths start at the root, and all of it may be read"
@@ -367,7 +371,7 @@ def test_the_job_runs_by_itself_and_its_features_are_scored(tmp_path):
     done = job("jobs/embed.py", f"output={tmp_path / 'run'}", "cluster.threads=1")
     assert done.returncode == 0, done.stderr
     following = next(line for line in done.stdout.splitlines() if line.startswith("next: python "))
-    assert "rows/s" in done.stderr and f"data.path={tmp_path}/run/features" in following
+    assert "rows_per_second=" in done.stderr and f"data.path={tmp_path}/run/features" in following
     scored = job(*following.removeprefix("next: python ").split(), f"output={tmp_path / 'scores'}", "cluster.threads=1")
     assert scored.returncode == 0 and "planted 359 wrong labels" in scored.stdout, scored.stderr
     bad = job("jobs/embed.py", "encoder=eges", f"output={tmp_path / 'bad'}")

@@ -48,7 +48,7 @@ def test_the_default_finds_most_planted_labels_and_says_so(digits):
     assert abs(summary["label_issue_recall"] - planted["recall"]) < 0.06
     assert f"found {planted['n_found']}" in done.stdout
     assert "leave-out" in done.stderr, "progress goes to the log"
-    assert "rows/s" in done.stderr
+    assert "rows_per_second=" in done.stderr
 
 
 @pytest.mark.jobs

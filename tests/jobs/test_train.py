@@ -327,7 +327,7 @@ def test_the_job_runs_by_itself_and_says_mistakes_in_one_line(tmp_path):
 
     done = job("cluster=inline", f"output={tmp_path / 'run'}", "epochs=4", "seeds=2", "cluster.threads=1")
     assert done.returncode == 0, done.stderr
-    assert "weighted" in done.stdout and "rows/s" in done.stderr
+    assert "weighted" in done.stdout and "rows_per_second=" in done.stderr
     bad = job(f"data.path={ROOT}", "epochs=0", f"output={tmp_path / 'bad'}")
     assert bad.returncode == 2 and bad.stderr.strip() == "epochs: must be at least 1, got 0. Change `epochs`."
     bad = job(f"data.path={ROOT}", f"output={tmp_path / 'bad'}")

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, rechunk
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, rechunk, root_of
 
 
 def find(
@@ -31,7 +31,8 @@ def find(
         units.append(Unit(len(units), base, start, start + len(some), len(some), size, mark, start, files=some))
     classes = [pa.field(label, pa.string())] if any("/" in name for name in names) else []
     schema = pa.schema([pa.field("id", pa.string()), pa.field("image", pa.string()), *classes])
-    return Source("folder", path, schema, tuple(units), len(names), filesystem, read, base, more={"label": label})
+    root, more = root_of(path, infos[0].path, base), {"label": label}
+    return Source("folder", path, schema, tuple(units), len(names), filesystem, read, root, more=more)
 
 
 def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -14,12 +13,26 @@ from pyarrow import csv
 
 from diva_ray.data.columns import check_names
 from diva_ray.data.raw.tables import key_of, stored_columns, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, below, field_of, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import (
+    MOST_BYTES,
+    Failure,
+    Rows,
+    Source,
+    Unit,
+    below,
+    field_of,
+    loaded,
+    mark_of,
+    name_of,
+    rechunk,
+    root_of,
+)
 from diva_ray.errors import InputError
 
 RANGE = 64 << 20  # bytes of a unit of JSON lines
 PEEKED = 1000  # lines of the first file that tell the columns
 READ_ROWS = 256
+TOO_LONG = b"<too long>"
 LEADING_ZERO = "^-?0[0-9]"
 
 
@@ -44,7 +57,7 @@ def find(
     schema = with_id(found, key, pa.string())
     total = sum(unit.bytes for unit in units)
     reader = read_csv if kind == "csv" else read_json
-    root = path if "://" in path else infos[0].path.rpartition("/")[0]
+    root = root_of(path, infos[0].path, infos[0].path.rpartition("/")[0])
     about = int(total / max(estimate, 1))
     return Source(kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, more={"base": base})
 
@@ -55,7 +68,7 @@ def _json_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Sche
     for _, line in islice(_lines(filesystem, unit), PEEKED):
         size += len(line)
         try:
-            row = json.loads(line)
+            row = loaded(line)
         except ValueError:
             continue
         if isinstance(row, dict):
@@ -68,7 +81,10 @@ def _json_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Sche
 
 
 def _lines(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, line) of the lines that begin in [start, stop); a packed file is read whole."""
+    """Yield (offset, line) of the lines that begin in [start, stop); a packed file is read whole.
+
+    Of a line that is longer than MOST_BYTES only a mark comes, TOO_LONG: memory does not grow with it.
+    """
     packed = not unit.path.lower().endswith((".jsonl", ".ndjson"))
     if packed:
         stream, offset = filesystem.open_input_stream(unit.path, compression="detect"), 0
@@ -77,16 +93,19 @@ def _lines(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[tuple[int,
         stream.seek(offset)
     with stream:
         rest, skip = b"", bool(offset or unit.start)  # up to the line's end before the range: it is another's
+        dropped = 0  # bytes of a line that is too long to be kept
         while block := stream.read(1 << 20):
             *whole, rest = (rest + block).split(b"\n")
             for line in whole:
                 if not skip and not packed and offset >= unit.stop:
                     return
-                if not skip and line.strip():
-                    yield offset, line
-                skip, offset = False, offset + len(line) + 1
-        if rest.strip() and not skip and (packed or offset < unit.stop):
-            yield offset, rest
+                if not skip and (dropped or line.strip()):
+                    yield offset, TOO_LONG if dropped else line
+                skip, offset, dropped = False, offset + dropped + len(line) + 1, 0
+            if len(rest) > MOST_BYTES:
+                rest, dropped = b"", dropped + len(rest)
+        if (dropped or rest.strip()) and not skip and (packed or offset < unit.stop):
+            yield offset, TOO_LONG if dropped else rest
 
 
 def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
@@ -103,12 +122,14 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
             failed = []
             for offset, line in some:
                 try:
-                    row = json.loads(line)
+                    if line is TOO_LONG:
+                        raise ValueError(f"longer than {MOST_BYTES} bytes")
+                    row = loaded(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"not an object but {type(row).__name__}")
                     for column, kind in kinds.items():
                         pa.array([row.get(column)], kind)
-                except (ValueError, TypeError, pa.ArrowException) as error:
+                except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
                     reason = f"line does not fit: {str(error).splitlines()[0][:160]}"
                     failed.append(Failure(f"{name}:{offset}", f"{name} byte {offset}", "", reason))
                     continue

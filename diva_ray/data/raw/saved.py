@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.fs
 from diva_ray.data.columns import storage_type
 from diva_ray.data.raw.classes import class_names, with_names
 from diva_ray.data.raw.tables import key_of, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk, suffix_of
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, loaded, mark_of, name_of, rechunk, root_of, suffix_of
 from diva_ray.errors import InputError
 
 
@@ -49,7 +48,7 @@ def find(
     classes = {name: names for name, names in class_names(schema).items() if name != key}
     return Source(
         "huggingface", path, with_id(with_names(plain, classes), key, pa.int64()), tuple(units), total, filesystem,
-        read, folder, key, classes=classes,
+        read, root_of(path, infos[0].path, folder), key, classes=classes,
     )  # fmt: skip
 
 
@@ -74,7 +73,7 @@ def _order(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, int]:
         return {}
     with filesystem.open_input_stream(state) as stream:
         try:
-            return {str(one["filename"]): k for k, one in enumerate(json.loads(stream.read()).get("_data_files", []))}
+            return {str(one["filename"]): k for k, one in enumerate(loaded(stream.read()).get("_data_files", []))}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"data.path: state.json must list the data files, got {error!r} at {state}.") from error
 

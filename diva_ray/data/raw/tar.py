@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -20,18 +19,24 @@ from diva_ray.data.raw.units import (
     Unit,
     below,
     field_of,
+    loaded,
     mark_of,
     rechunk,
 )
 from diva_ray.errors import InputError
 
 EmptyHeaderError, TruncatedHeaderError = tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
+MOST_MEMBERS = 1000  # of a sample
+MOST_HEADER = 1 << 20  # bytes of a header that tells long names and the like: tarfile reads it whole
+LONG_HEADERS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
 PEEKED = 64  # samples of the first tar that tell the columns
 READ_ROWS = 64
 ENDING = re.compile(r"\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
 OTHER_ID = "raw_id"  # the field `id` of a .json member; a sample's id is its key
 TEXTS = ("txt", "text", "caption")
-Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: too large
+Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: more than MOST_BYTES together
 
 
 def find(
@@ -74,7 +79,15 @@ def _tried(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
 
 
 class Watched(tarfile.TarInfo):
-    """Header of a member; a tar that ends without its end mark is told from a whole one."""
+    """Header of a member; a tar that ends without its end mark is told from a whole one, a bomb from a header."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: Any, errors: Any) -> Any:
+        """Return a header; raise before a huge one is read."""
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in LONG_HEADERS and found.size > MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {found.size} bytes, more than {MOST_HEADER}")
+        return found
 
     @classmethod
     def fromtarfile(cls, tarfile: Any) -> Any:
@@ -90,9 +103,9 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
     """Yield the samples of a tar in order, one in memory at a time.
 
     Raises:
-        InputError: no tar, or a member whose name would leave the folder it is unpacked in.
+        InputError: no tar, a member whose name would leave the folder it is unpacked in, or too many of one sample.
     """
-    key, members = None, {}
+    key, members, held = None, {}, 0
     try:
         with (
             filesystem.open_input_stream(path, compression=None) as stream,
@@ -107,8 +120,11 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
                 own = f"{folder}/{stem}" if folder not in ("", ".") else stem
                 if own != key and key is not None:
                     yield key, members
-                    members = {}
-                file = tar.extractfile(member) if member.size <= MOST_BYTES else None
+                    members, held = {}, 0
+                if len(members) == MOST_MEMBERS:
+                    raise tarfile.ReadError(f"more than {MOST_MEMBERS} members of sample {own}")
+                held += member.size
+                file = tar.extractfile(member) if held <= MOST_BYTES else None
                 key, members[suffix.lower()] = own, file.read() if file else None
             if getattr(tar, "cut", False):
                 raise tarfile.ReadError("it ends without an end mark: cut off?")
@@ -143,7 +159,7 @@ def row_of(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
         elif content is not None and last in ("cls", "cls2"):
             text = content.decode("utf-8", "replace").strip()
             row[stem or label] = int(text) if text.lstrip("-").isdigit() else text
-    found = json.loads(members.get("json") or b"{}")
+    found = loaded(members.get("json") or b"{}")
     found = found if isinstance(found, dict) else {}
     return {**{OTHER_ID if name == "id" else name: value for name, value in found.items()}, **row}
 
@@ -165,7 +181,7 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
                 pa.array([row.get(field.name) for field in fields[1:2]], fields[1].type)
                 for field in fields[2:]:
                     pa.array([row.get(field.name)], field.type)
-            except (ValueError, TypeError, pa.ArrowException) as error:
+            except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
                 reason = f"members do not fit: {str(error).splitlines()[0][:160]}"
                 failed.append(Failure(prefix + key, f"{file} {key}", "", reason))
                 continue

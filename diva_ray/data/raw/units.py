@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -136,23 +137,47 @@ def _rows(table: pa.Table, first: int, where: Callable[[int], str], failures: li
     return Rows(table, lambda k: where(first + k), failures)
 
 
+def loaded(text: bytes) -> Any:
+    """Return the value of JSON; ValueError for what is none, or is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
 def field_of(name: str, values: list[Any]) -> pa.Field:
     """Return a column's type from its first values; where they disagree, that of most: the others will be failures."""
     try:
         kind = pa.array(values).type
-    except (pa.ArrowException, TypeError, ValueError):
-        known = [value for value in values if value is not None]
-        most = Counter(type(value) for value in known).most_common(1)[0][0]
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        known = [value for value in values if value is not None and _fits_alone(value)]
+        most = Counter(type(value) for value in known).most_common(1)[0][0] if known else object
         try:
             kind = pa.array([value for value in known if type(value) is most]).type
-        except (pa.ArrowException, TypeError, ValueError):  # objects of no common shape
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):  # objects of no common shape
             kind = pa.null()
     return pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
+
+
+def _fits_alone(value: Any) -> bool:
+    """Return whether Arrow can hold a value at all: of integers, 64 bits."""
+    try:
+        pa.array([value])
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def name_of(path: str) -> str:
     """Return the last part of a path."""
     return os.path.basename(path.rstrip("/"))
+
+
+def root_of(path: str, file: str, folder: str) -> str:
+    """Return to what paths in a column are relative: the folder; of a URI the URI, or its parent where it is a file."""
+    if "://" not in path:
+        return folder
+    return path.rpartition("/")[0] if name_of(path) == name_of(file) else path
 
 
 def below(base: str, path: str) -> str:
