@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -29,6 +30,7 @@ UNITS = {
     "gi": 1 << 30,
     "ti": 1 << 40,
 }
+NODE_SECONDS = 60.0  # of passes for which another worker is worth the start of a node
 
 
 @dataclass
@@ -164,6 +166,11 @@ def check_workers(plan: Plan, cluster: ClusterConfig) -> None:
             f"cluster.workers: this machine must have {cluster.workers or 1} x {plan.threads} CPUs, got {have}. "
             "Lower `cluster.workers` or `cluster.threads`."
         )
+
+
+def useful_workers(plan: Plan) -> int:
+    """Return how many workers a cluster that grows is asked for: one for every minute of one worker's passes."""
+    return max(1, math.ceil(plan.seconds * plan.workers / NODE_SECONDS))
 
 
 def blas_environment() -> dict[str, str]:

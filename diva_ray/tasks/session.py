@@ -127,6 +127,7 @@ def start(
             tables, columns, extents, workers=config.cluster.workers, threads=threads,
             gpus_per_worker=config.cluster.gpus_per_worker, environment=environment,
             start_timeout=config.cluster.start_timeout, pass_timeout=config.cluster.pass_timeout,
+            useful=planning.useful_workers(plan),
         ),
         quiet,
     )  # fmt: skip
