@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-RAY = str(Path(sys.executable).parent / "ray")
+BIN = Path(sys.executable).parent  # where jobs find `python`, as in an activated environment
 HEAD_ID = "f" * 51 + "00000"  # the node id by which Ray's fake provider knows its head
 
 
@@ -37,13 +37,16 @@ class Started:
         agent, grpc, metrics, autoscaler, dashboard = map(str, free_ports(5))
         ports = {
             "DASHBOARD_METRIC_PORT": dashboard, "AUTOSCALER_METRIC_PORT": autoscaler, "RAY_worker_niceness": "0",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
         }  # fmt: skip
         command = [
-            RAY, "start", "--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0",
+            f"{BIN}/ray", "start", "--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
             f"--metrics-export-port={metrics}", f"--object-store-memory={100 << 20}", *options,
         ]  # fmt: skip
-        with open(f"{self.folder}/node-{len(self.processes)}.log", "wb") as log:
+        name = f"{self.folder}/{len(self.processes)}"
+        command.append(f"--temp-dir={name}")  # nodes of one folder would delete each other's copy of a working_dir
+        with open(f"{name}.log", "wb") as log:
             self.processes.append(
                 subprocess.Popen(
                     command, env={**os.environ, **ports, **environment}, stdout=log, stderr=subprocess.STDOUT,
@@ -55,7 +58,7 @@ class Started:
         """Start a head that does no work; wait until it answers."""
         (client,) = free_ports(1)
         self.ray_start(
-            "--head", f"--port={self.gcs}", "--num-cpus=0", f"--temp-dir={self.folder}/ray",
+            "--head", f"--port={self.gcs}", "--num-cpus=0",
             f"--ray-client-server-port={client}", f"--dashboard-port={self.dashboard}", *options, **environment,
         )  # fmt: skip
         self.wait(lambda: socket.create_connection((self.address.split(":")[0], self.gcs), 1).close())
@@ -81,7 +84,7 @@ class Started:
 
     def told(self) -> str:
         """Return what the nodes said."""
-        return "\n".join(path.read_text()[-3000:] for path in sorted(Path(self.folder).glob("node-*.log")))
+        return "\n".join(path.read_text()[-3000:] for path in sorted(Path(self.folder).glob("*.log")))
 
     def __enter__(self) -> "Started":
         return self

@@ -34,7 +34,7 @@ def growth() -> Growth:
     """Return whether the cluster grows. Every cluster has a monitor, but only where nodes are added do they have types:
     elsewhere it calls a node `node_` and its id (autoscaler v1), or leaves the type empty (v2).
     """
-    client = internal_kv_get_gcs_client()
+    client: Any = internal_kv_get_gcs_client()
     if is_autoscaler_v2():
         reply = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=REPORT_TIMEOUT))
         state = reply.autoscaling_state
