@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 BIN = Path(sys.executable).parent  # where jobs find `python`, as in an activated environment
+FAKE = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 HEAD_ID = "f" * 51 + "00000"  # the node id by which Ray's fake provider knows its head
 
 
@@ -107,14 +108,14 @@ def fake_autoscaler(started: Started, types: dict[str, dict[str, int]], most: in
     config = {
         "cluster_name": "fake", "max_workers": most, "idle_timeout_minutes": 0.05, "upscaling_speed": 100,
         "provider": {
-            "type": "fake_multinode", "gcs_address": started.address, "head_node_id": HEAD_ID, "launch_multiple": True,
-            "use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True,
-            "foreground_node_launch": True,
+            "type": "external", "module": FAKE, "gcs_address": started.address, "head_node_id": HEAD_ID,
+            "launch_multiple": True, "use_node_id_as_ip": True, "disable_node_updaters": True, "foreground_node_launch": True,
+            "disable_launch_config_check": True,
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "max_workers": 0, "node_config": {}}, **node_types,
         },
-        "head_node_type": "ray.head.default", "auth": {}, "docker": {}, "head_node": {}, "file_mounts": {},
+        "head_node_type": "ray.head.default", "auth": {}, "docker": {}, "file_mounts": {},
         "file_mounts_sync_continuously": False,
         **{f"{name}_commands": [] for name in ("initialization", "setup", "head_setup", "worker_setup")},
         **{f"{name}_start_ray_commands": [] for name in ("head", "worker")},
@@ -125,7 +126,10 @@ def fake_autoscaler(started: Started, types: dict[str, dict[str, int]], most: in
     return [f"--autoscaling-config={path}"]
 
 
-FAKE_HEAD = {
-    "RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_NODE_TYPE_NAME": "ray.head.default",
-    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-}  # fmt: skip
+def fake_head(version: str) -> dict[str, str]:
+    """Return the environment of a head that adds nodes on this machine, by autoscaler `v1` or `v2`."""
+    return {
+        "RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1" if version == "v2" else "0",
+    }  # fmt: skip

@@ -18,7 +18,7 @@ from diva_ray.data.table import open_parquet
 from diva_ray.engine import autoscale
 from diva_ray.engine.cluster import Cluster
 from diva_ray.errors import InputError
-from tests.heads import FAKE_HEAD, Started, fake_autoscaler
+from tests.heads import Started, fake_autoscaler, fake_head
 
 ROWS = 5000  # four shards
 begun = time.monotonic()
@@ -54,9 +54,8 @@ def engine(path: str, **options):
         found.close()
 
 
-def asks_for_nodes(path: str, started: Started) -> None:
-    """Check what a job asks for, what it gets, and what it says."""
-    assert cpus() == 0, "no work on the head"
+def asks_for_nodes(path: str) -> None:
+    """Check what a job asks for, and that it gets it."""
     with engine(path, workers=None) as one:
         assert one.workers == 1, "a cluster without CPUs is asked for one worker"
         tell("no number asked for")
@@ -66,6 +65,9 @@ def asks_for_nodes(path: str, started: Started) -> None:
     assert result.folder.read_json("manifest.json")["cluster"]["workers"] == 2
     assert result.folder.read_table("samples").equals(inline.folder.read_table("samples"))
 
+
+def asks_for_too_many(path: str, started: Started) -> None:
+    """Check what is done where the cluster cannot become so large, and that idle nodes go."""
     with engine(path, workers=None, useful=4) as few:
         assert few.workers < 4, "the cluster cannot become that large: those that came share all shards"
         assert sum(few.load()) == ROWS
@@ -78,29 +80,39 @@ def asks_for_nodes(path: str, started: Started) -> None:
         tell("four asked for")
     started.wait(lambda: 1 / (cpus() == 0), 60)
     tell("idle nodes are gone")
+
+
+def asks_for_a_gpu(path: str) -> None:
+    """Check that a worker with a GPU brings a node that has one."""
     with engine(path, workers=1, gpus_per_worker=1.0):
         assert ray.cluster_resources()["GPU"] == 1
         assert ray.available_resources().get("GPU", 0) == 0
         tell("a GPU asked for")
 
 
-def main(folder: str) -> None:
+def main(folder: str, version: str) -> None:
     """Start the cluster, ask, print OK."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     autoscale.SETTLED = 5.0
-    write_table(f"{folder}/table.parquet")
+    path = f"{folder}/table.parquet"
+    write_table(path)
     store = {"object_store_memory": 100 << 20}
     types = {"cpu": {"CPU": 1, **store}, "gpu": {"CPU": 1, "GPU": 1, **store}}
     with Started() as started:
-        started.head("--include-dashboard=false", *fake_autoscaler(started, types, 3), **FAKE_HEAD)
+        started.head("--include-dashboard=false", *fake_autoscaler(started, types, 3), **fake_head(version))
         ray.init(address=started.address, log_to_driver=False, logging_level=40)
         try:
             tell("a head")
-            asks_for_nodes(f"{folder}/table.parquet", started)
+            assert cpus() == 0, "no work on the head"
+            if version == "v1":
+                asks_for_too_many(path, started)
+            else:
+                asks_for_nodes(path)
+                asks_for_a_gpu(path)
         finally:
             ray.shutdown()  # or it would end this process when its cluster is gone
     print("OK", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
