@@ -109,8 +109,8 @@ def fake_autoscaler(started: Started, types: dict[str, dict[str, int]], most: in
         "cluster_name": "fake", "max_workers": most, "idle_timeout_minutes": 0.05, "upscaling_speed": 100,
         "provider": {
             "type": "external", "module": FAKE, "gcs_address": started.address, "head_node_id": HEAD_ID,
-            "launch_multiple": True, "use_node_id_as_ip": True, "disable_node_updaters": True, "foreground_node_launch": True,
-            "disable_launch_config_check": True,
+            "launch_multiple": True, "use_node_id_as_ip": True, "disable_node_updaters": True,
+            "foreground_node_launch": True, "disable_launch_config_check": True,
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "max_workers": 0, "node_config": {}}, **node_types,

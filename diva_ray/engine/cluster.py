@@ -140,7 +140,7 @@ class Cluster:
         threads: int,
         gpus_per_worker: float = 0.0,
         environment: dict[str, str] | None = None,
-        start_timeout: float = 300.0,
+        start_timeout: float = 600.0,
         pass_timeout: float = 3600.0,
         useful: int = 1,
     ) -> None:
