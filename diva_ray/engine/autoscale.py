@@ -117,13 +117,13 @@ def await_workers(refs: list[Any], timeout: float, *, all_of_them: bool) -> int:
                 f"{ray.available_resources()}). Free resources, see `ray status` for nodes that could not be added, "
                 f"lower `cluster.workers`{f' to {ran}' if ran else ''}, or raise `cluster.start_timeout`."
             )
-        coming = growth().coming
-        changed = now if done or coming or not ran else changed
-        if late or (not all_of_them and now - changed >= SETTLED):
+        if all_of_them or not ran or done or growth().coming:
+            changed = now
+        if late or now - changed >= SETTLED:
             return ran
         if now - told >= LOG_EVERY:
             told = now
             have = ray.cluster_resources().get("CPU", 0)
             told_so = "%-10s %d of %d workers run; the cluster has %g CPUs, nodes on their way: %d"
-            log.info(told_so, "start", ran, len(refs), have, coming)
+            log.info(told_so, "start", ran, len(refs), have, growth().coming)
     return len(refs)
