@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,6 +99,7 @@ class Started:
                 one.wait(10)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(one.pid, signal.SIGKILL)  # what a node left behind
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def fake_autoscaler(started: Started, types: dict[str, dict[str, int]], most: int) -> list[str]:
