@@ -1,5 +1,6 @@
 """The house itself: what loads what, configs that compose."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_every_job_composes_without_options(job):
 def test_every_job_has_a_config_of_its_name(job):
     assert (ROOT / "configs" / f"{job}.yaml").is_file()
     assert len((ROOT / "jobs" / f"{job}.py").read_text().splitlines()) <= 60
+
+
+def test_configs_that_comments_and_the_readme_name_are_there():
+    texts = [path.read_text() for path in [ROOT / "README.md", *(ROOT / "configs").rglob("*.yaml")]]
+    named = {found for text in texts for found in re.findall(r"[ +](experiment|encoder|space)=([a-z]\w*)", text)}
+    named.discard(("encoder", "encode"))  # an argument of a Python call
+    assert len(named) > 6
+    assert [one for one in sorted(named) if not (ROOT / "configs" / one[0] / f"{one[1]}.yaml").is_file()] == []
 
 
 def test_a_processor_taken_for_an_older_one_gets_its_own_kernels():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,15 @@ import pyarrow.compute as pc
 from diva_ray.errors import InputError
 
 Where = Callable[[int], str]  # names the place of a row for a person
+
+
+def check_names(schema: pa.Schema, place: str, option: str = "data.path") -> None:
+    """Raise for two columns of one name."""
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"{option}: columns must have different names, got `{twice[0]}` twice at {place}. Rename one of them."
+        )
 
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:

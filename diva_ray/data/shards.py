@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_left
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from diva_ray.core.products import multiply
 from diva_ray.data.columns import Where, check_nulls, finite_values, one_chunk, row_keys, to_matrix
 from diva_ray.data.scale import Scale
-from diva_ray.data.table import Reader, Table
+from diva_ray.data.table import Places, Reader, Table
 from diva_ray.errors import InputError
 
 
@@ -96,7 +96,7 @@ class Shard:
     """
 
     extent: Extent
-    bands: list[Tensor]
+    bands: Sequence[Tensor]
     missing: list[Tensor | None]
     label: pa.Array
     weight: Tensor
@@ -145,21 +145,17 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
             order = np.argsort(keys, kind="stable")
             rows = rows.take(pa.array(order))
     arrays = {name: one_chunk(rows[name]) for name in columns.names()}
-
-    def where(row: int) -> str:
-        if columns.position:
-            return f"row {arrays[columns.position][row].as_py()}"
-        return table.where(extent.start + int(row if order is None else order[row]))
-
-    bands, missing = _read_bands(arrays, columns, where)
+    original = arrays[columns.position].to_numpy() if columns.position else None
+    where = Places(table, extent.start, order, original)
+    bands, missing = read_bands(arrays, columns, where)
     weight = _weights(arrays, columns.weight, "data.weight", where, len(rows))
     validation = _weights(arrays, columns.validation_weight, "data.validation_weight", where, len(rows))
     if extent.held_out:
         weight = torch.zeros_like(weight)
     ids = arrays[columns.id] if columns.id else None
-    for option, name in (("data.id", columns.id), ("data.label", columns.label), ("data.group", columns.group)):
-        if name:
-            check_nulls(arrays[name], name, option, where)
+    for option in ("id", "label", "group", "truth"):
+        if name := getattr(columns, option):
+            check_nulls(arrays[name], name, f"data.{option}", where)
     position = np.arange(extent.start, extent.stop) if order is None else extent.start + order
     keys = row_keys(ids, seed=int(extent.held_out)) if ids is not None else row_keys(pa.array(position), extent.table)
     shard = Shard(
@@ -172,6 +168,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         _signed(keys),
         id=ids,
         order=order,
+        original=original,
         where=where,
     )
     if columns.group:
@@ -181,8 +178,6 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     if columns.source:
         sources = shard.source_values = arrays[columns.source]
         shard.source = sources.cast(pa.string()).fill_null("(none)")
-    if columns.position:
-        shard.original = arrays[columns.position].to_numpy()
     if columns.truth:
         shard.truth = arrays[columns.truth]
     if columns.offset:
@@ -190,30 +185,12 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     return shard
 
 
-def lighten(shard: Shard) -> Shard:
-    """Return the shard without its features and offsets; results of its rows are shared."""
-    return replace(shard, bands=[], missing=[], offset=None)
-
-
-def read_again(light: Shard, table: Table, reader: Reader, columns: Columns) -> Shard:
-    """Return a lightened shard with its features and offsets, read anew; nothing else is."""
-    names = [*columns.features, *([columns.offset] if columns.offset else [])]
-    rows = reader.read(light.extent.start, light.extent.stop, names)
-    if light.order is not None:
-        rows = rows.take(pa.array(light.order))
-    arrays = {name: one_chunk(rows[name]) for name in names}
-    bands, missing = _read_bands(arrays, columns, light.where)
-    offset = None
-    if columns.offset:
-        offset = finite_matrix(arrays[columns.offset], columns.offset, "data.offset", light.where).double()
-    return replace(light, bands=bands, missing=missing, offset=offset)
-
-
 def _signed(keys: np.ndarray) -> Tensor:
     return torch.from_numpy(keys.view(np.int64))
 
 
-def _read_bands(arrays: dict, columns: Columns, where: Where) -> tuple[list[Tensor], list[Tensor | None]]:
+def read_bands(arrays: dict, columns: Columns, where: Where) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Return the features of every band, and which rows lack it."""
     bands, missing = [], []
     for name in columns.features:
         values, absent = to_matrix(arrays[name], name, where)

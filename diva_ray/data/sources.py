@@ -212,6 +212,11 @@ def _check_bands(features: list[str], *, pair: bool) -> None:
             f"data.features: a pair must have two bands, got {len(set(features))} ({', '.join(features)}). Name two "
             "columns in `data.features`, or change `task`."
         )
+    twice = [name for name in features if features.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"data.features: every band must be named once, got `{twice[0]}` twice. Leave it out of `data.features`."
+        )
 
 
 def _shown(schema: pa.Schema, *, several: bool) -> list[str]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 
-from diva_ray.data.columns import one_chunk, row_keys
+from diva_ray.data.columns import one_chunk, row_keys, storage_type, to_matrix
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Reader, Table
+
+FEWEST_ROWS, MOST_ROWS = 1024, 32_768  # of a shard
+MOST_BYTES = 64 << 20  # of a shard's features: three shards and more are in flight where rows do not fit memory
 
 
 def split(
@@ -18,11 +22,12 @@ def split(
 
     They are numbered from `first`; `which` is the table's number, the others its role (see `Extent`).
 
-    1,024 rows or more each; 12 shards (2, 3, 4, 6 or 12 workers get equal shares) up to 12 x 32,768 rows, then more, in
-    multiples of 12 up to 3,072.
+    12 shards (2, 3, 4, 6 or 12 workers get equal shares), or as many more, in multiples of 12, as it takes to have at
+    most 32,768 rows and 64 MiB of features in each; of small tables fewer, with 1,024 rows or more each.
     """
-    most = max(1, table.rows // 1024)
-    count = min(most, 12 * min(256, max(1, -(-table.rows // (12 * 32_768)))))
+    row = sum(width * size for width, size in band_widths(table, columns))
+    largest = max(1, min(MOST_ROWS, MOST_BYTES // max(1, row)))
+    count = min(max(1, table.rows // FEWEST_ROWS), 12 * -(-table.rows // (12 * largest)))
     cuts = [table.rows * k // count for k in range(count + 1)]
     if columns.group:
         cuts = sorted({_group_end(table, table.reader(), columns.group, cut) for cut in cuts})
@@ -43,3 +48,16 @@ def _group_end(table: Table, reader: Reader, group: str, cut: int) -> int:
         if stop == table.rows:
             return stop
         span *= 4
+
+
+def band_widths(table: Table, columns: Columns) -> list[tuple[int, int]]:
+    """Return (width, bytes of an element) of every band: from the schema, or from the first row that has it."""
+    widths = []
+    for name in columns.features:
+        kind = storage_type(table.schema.field(name).type)
+        if pa.types.is_fixed_size_list(kind):
+            widths.append((kind.list_size, np.dtype(kind.value_type.to_pandas_dtype()).itemsize))
+        else:
+            values, _ = to_matrix(table.reader().read(0, min(64, table.rows), [name])[name], name, table.where)
+            widths.append((values.shape[1], values.dtype.itemsize))
+    return widths

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from diva_ray.data.columns import element_type, is_list, storage_type
+from diva_ray.data.columns import check_names, element_type, is_list, storage_type
 from diva_ray.errors import InputError
 
 
@@ -68,6 +68,22 @@ class Table:
         return Reader(self)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Names the place of every row of a shard, for a person; holds none of their values."""
+
+    table: Table
+    start: int
+    order: np.ndarray | None
+    original: np.ndarray | None
+
+    def __call__(self, row: int) -> str:
+        """Return the place of a row of the shard."""
+        if self.original is not None:
+            return f"row {self.original[row]}"
+        return self.table.where(self.start + int(row if self.order is None else self.order[row]))
+
+
 class Reader:
     """Reads ranges of a table; remembers the last row group, so that neighbouring ranges decode it once."""
 
@@ -86,6 +102,8 @@ class Reader:
             if piece.rows:
                 low = max(start - piece.start, 0)
                 parts.append(self._decode(piece, columns).slice(low, min(stop - piece.start, piece.rows) - low))
+                if piece.start + piece.rows <= stop:
+                    self.last = None  # no neighbour needs it
         return pa.concat_tables(parts, promote_options="permissive")
 
     def _decode(self, piece: Piece, columns: list[str]) -> pa.Table:
@@ -122,7 +140,9 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     schema = footers[0].schema.to_arrow_schema()
     pieces, start, size = [], 0, 0
     for file, footer in zip(files, footers, strict=True):
-        schema = _merge_schemas(schema, footer.schema.to_arrow_schema(), files[0], file, option)
+        other = footer.schema.to_arrow_schema()
+        check_names(other, file, option)
+        schema = _merge_schemas(schema, other, files[0], file, option)
         for group in range(footer.num_row_groups):
             meta = footer.row_group(group)
             pieces.append(Piece(file, group, start, meta.num_rows))
@@ -158,7 +178,7 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
         if info.type == pyarrow.fs.FileType.File:
             return filesystem, [inner]
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
-        files = sorted(item.path for item in found if item.path.endswith((".parquet", ".pq")))
+        files = sorted(item.path for item in found if is_parquet(item.path))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = os.path.abspath(os.path.expanduser(path))
@@ -168,11 +188,16 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
             inside = (
                 glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
             )
-            files += [name] if os.path.isfile(name) else [file for file in inside if file.endswith((".parquet", ".pq"))]
+            files += [name] if os.path.isfile(name) else [file for file in inside if is_parquet(file)]
         files = sorted(set(files))
     if not files:
         raise missing
     return filesystem, files
+
+
+def is_parquet(path: str) -> bool:
+    """Return whether a file's name says that it is Parquet."""
+    return path.lower().endswith((".parquet", ".pq"))
 
 
 def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.FileMetaData:
@@ -223,6 +248,7 @@ def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "d
     """Return a table whose rows are in memory already; nothing is copied."""
     if not table.num_rows:
         raise InputError(f"data: the table must have rows, got 0 in {name}. Give at least two samples.")
+    check_names(table.schema, name, option)
     return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks(), option=option)
 
 

@@ -58,9 +58,10 @@ def part_losses(shard: Shard, known: Known) -> Tensor:
     return total
 
 
-def heard_weight(shard: Shard, known: Known) -> float:
-    """Return the sum of the validation weights."""
-    return float(validation_weights(shard, known).sum())
+def heard(shard: Shard, known: Known) -> Tally:
+    """Return how many rows validate, without those set apart, and the sum of their weights there."""
+    v = validation_weights(shard, known)
+    return Tally(rows=int((v > 0).sum()), weight=float(v.sum()))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import numpy as np
 import ray
 import torch
 
-from diva_ray.data.shards import Columns, Extent, Shard
+from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
 from diva_ray.engine.autoscale import await_workers, check_resources
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
-from diva_ray.engine.reduce import add_in_order, units
-from diva_ray.engine.shelf import Shelf
+from diva_ray.engine.reduce import add_in_order, sections
+from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
@@ -44,11 +44,13 @@ class Worker:
     Kernels are pure, so Ray may run one again on a worker that took a dead one's place.
     """
 
-    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int) -> None:
+    def __init__(
+        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping
+    ) -> None:
         torch.set_num_threads(threads)
         share_tensors()
         self.extents = {extent.index: extent for extent in extents}
-        self.shelf = Shelf(tables, columns)
+        self.shelf = Shelf(tables, columns, extents, keeping)
         self.fault: BaseException | None = None
         self.arrived = threading.Condition()
         self.cache: dict[str, tuple[Any, Any]] = {}
@@ -58,7 +60,7 @@ class Worker:
         try:
             for extent in self.extents.values():
                 if not extent.pool:
-                    self.shelf.read(extent)
+                    self.shelf.load(extent)
                     with self.arrived:
                         self.arrived.notify_all()
         except BaseException as error:  # handed to whoever waits for the shard, and raised there
@@ -76,18 +78,21 @@ class Worker:
                 raise self.fault
         return wanted
 
-    def _shard(self, index: int) -> Shard:
-        (shard,) = self.shelf.each(self._wait([index]), features=False)
-        return shard
-
     def loaded(self, index: int) -> int:
         """Return the rows of a shard once it is here."""
-        return len(self._shard(index))
+        (extent,) = self._wait([index])
+        return extent.stop - extent.start
 
-    def run(self, kernel: Kernel, indices: list[int], refs: dict[str, Any], features: bool = True) -> Any:
-        """Return the sum of the kernel's partials over some shards, in order."""
+    def run(self, kernel: Kernel, units: list[list[int]], refs: dict[str, Any], features: bool = True) -> Any:
+        """Return the sum over units, in order, of the kernel's partials over their shards, in order."""
         known = self._known(refs)
-        return add_in_order(kernel(shard, known) for shard in self.shelf.each(self._wait(indices), features=features))
+        shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
+        return add_in_order(add_in_order(kernel(next(shards), known) for _ in unit) for unit in units)
+
+    def add(self, counts: list[int], *partials: Any) -> Any:
+        """Return the sum, in order, of units of so many partials each."""
+        rest = iter(partials)
+        return add_in_order(add_in_order(next(rest) for _ in range(count)) for count in counts)
 
     def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
         stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
@@ -100,13 +105,13 @@ class Worker:
 
     def forget(self, names: tuple[str, ...]) -> None:
         """Drop per-row results by name."""
-        for shard in list(self.shelf.kept.values()):
-            for name in names:
-                shard.state.pop(name, None)
+        self.shelf.forget(names)
 
     def split_keys(self, field: str, indices: list[int], parts: int) -> Any:
         """Return this worker's keys in `parts` arrays by their value."""
-        found = [getattr(self._shard(index), field) for index in indices]
+        for _ in self.shelf.each([extent for extent in self._wait(indices) if extent.index not in self.shelf.kept]):
+            pass  # a pool's shard that was lost with a worker
+        found = [self.shelf.column(index, field) for index in indices]
         keys = np.concatenate([np.asarray(values) for values in found if values is not None] or [np.empty(0, np.int64)])
         keys = keys.view(np.uint64)
         pieces = [keys[keys % parts == part] for part in range(parts)]
@@ -139,6 +144,7 @@ class Cluster:
         workers: int | None,
         threads: int,
         gpus_per_worker: float = 0.0,
+        keeping: Keeping = IN_MEMORY,
         environment: dict[str, str] | None = None,
         start_timeout: float = 600.0,
         pass_timeout: float = 3600.0,
@@ -149,7 +155,7 @@ class Cluster:
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
         self.asked = workers is not None
-        self.parts = (tables, columns, threads)
+        self.parts = (tables, columns, threads, keeping)
         self.options = {
             "num_cpus": threads,
             "num_gpus": gpus_per_worker,
@@ -162,11 +168,13 @@ class Cluster:
 
     def _launch(self, workers: int) -> None:
         """Start workers, or ask for them: one that does not fit makes an autoscaler add a node."""
-        tables, columns, threads = self.parts
+        tables, columns, threads, keeping = self.parts
         self.workers = workers
         self.owner, self.owned = _deal(self.extents, workers)
         actor = ray.remote(Worker).options(**self.options)
-        self.actors = [actor.remote(tables, columns, [self.extents[k] for k in mine], threads) for mine in self.owned]
+        self.actors = [
+            actor.remote(tables, columns, [self.extents[k] for k in mine], threads, keeping) for mine in self.owned
+        ]
 
     def start(self) -> None:
         """Wait until every worker runs; they read their shards meanwhile. If nobody asked for a number, those that came
@@ -218,16 +226,9 @@ class Cluster:
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
     ) -> Iterator[Any]:
-        """Yield the sum of the partials of every unit of shards, in order, whatever the order in which they finish.
-
-        The worker that holds the start of a unit adds what it holds of it; what others hold of it is added here.
-        """
-        calls: list[list[tuple[list[Extent], Any]]] = []
-        for unit in units(extents):
-            first = [extent for extent in unit if self.owner[extent.index] == self.owner[unit[0].index]]
-            parts = [first, *([extent] for extent in unit[len(first) :])]
-            calls.append([(part, self._call(kernel, part, features)) for part in parts])
-        waiting = [ref for unit in calls for _, ref in unit]
+        """Yield the sum of the partials of every section of shards, in order, whatever the order they finish in."""
+        calls = [self._begin(kernel, section, features) for section in sections(extents)]
+        waiting = [ref for parts in calls for _, ref in parts]
         while calls:
             found = []
             for part, ref in calls.pop(0):
@@ -236,8 +237,32 @@ class Cluster:
                 done(sum(extent.stop - extent.start for extent in part))
             yield add_in_order(found)
 
-    def _call(self, kernel: Kernel, part: list[Extent], features: bool) -> Any:
-        return self._actor(part[0]).run.remote(kernel, [extent.index for extent in part], self.known, features)
+    def _begin(self, kernel: Kernel, section: list[list[Extent]], features: bool) -> list[tuple[list[Extent], Any]]:
+        """Start a section; return what is to be added, in order: shards and the reference to their sum.
+
+        The worker that holds the start of a section adds all it holds of it as it goes, and then what others return.
+        """
+        first = self.owner[section[0][0].index]
+        whole = 0
+        while whole < len(section) and all(self.owner[extent.index] == first for extent in section[whole]):
+            whole += 1
+        parts, counts = [], []
+        if whole:
+            parts, counts = [self._call(kernel, section[:whole], features)], [1]
+        for unit in section[whole:]:
+            own = [extent for extent in unit if self.owner[extent.index] == self.owner[unit[0].index]]
+            cut = [own, *([extent] for extent in unit[len(own) :])]
+            parts += [self._call(kernel, [part], features) for part in cut]
+            counts.append(len(cut))
+        if len(section) == 1 or len(parts) == 1:
+            return parts
+        refs = [ref for _, ref in parts]
+        return [([e for part, _ in parts for e in part], self.actors[first].add.remote(counts, *refs))]
+
+    def _call(self, kernel: Kernel, units: list[list[Extent]], features: bool) -> tuple[list[Extent], Any]:
+        indices = [[extent.index for extent in unit] for unit in units]
+        part = [extent for unit in units for extent in unit]
+        return part, self._actor(part[0]).run.remote(kernel, indices, self.known, features)
 
     def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:
         waited, finished = 0.0, 0

@@ -44,6 +44,17 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
         ) from error
 
 
+def memory_per_worker(threads: int) -> int | None:
+    """Return the bytes that the joined cluster's smallest node has for each worker of so many threads, as Ray counts
+    them; None while there is no node to work on."""
+    shares = []
+    for node in ray.nodes():
+        workers = int(node["Resources"].get("CPU", 0) // threads) if node["Alive"] else 0
+        if workers:
+            shares.append(int(node["Resources"]["memory"]) // workers)
+    return min(shares, default=None)
+
+
 def check_address(address: str) -> None:
     """Raise unless something listens at HOST:PORT: Ray itself would try for minutes."""
     host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")

@@ -217,6 +217,7 @@ def weights_after(shard: Shard, known: Known, step: str | None, factor: float) -
     assert isinstance(kept, dict)
     if step not in kept:
         kept[step] = torch.from_numpy(known["store"].read_arrays(weights_file(shard, step))["weights"])
+        shard.state["weights"] = kept
     return kept[step] * factor
 
 

@@ -166,8 +166,9 @@ class UnitEncoder:
                 thumbnails[k] = found[1] or thumbnails[k]
         for k in np.flatnonzero(missing.all(1)).tolist():
             reasons.setdefault(k, (", ".join(band.column for band in bands), "no value"))
-        ids = rows.table["id"]
-        failures = [Failure(str(ids[k].as_py()), rows.where(k), *reasons[k]) for k in sorted(reasons)]
+        ids = rows.table["id"].to_pylist()
+        reasons |= {k: ("id", "no id") for k in range(n) if ids[k] is None}
+        failures = [Failure("" if ids[k] is None else str(ids[k]), rows.where(k), *reasons[k]) for k in sorted(reasons)]
         good = np.ones(n, bool)
         good[list(reasons)] = False
         return Prepared(rows, samples, thumbnails, good, [*rows.failures, *failures])

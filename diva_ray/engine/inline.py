@@ -11,8 +11,8 @@ import torch
 from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Kernel
-from diva_ray.engine.reduce import add_in_order, units
-from diva_ray.engine.shelf import Shelf
+from diva_ray.engine.reduce import add_in_order, sections
+from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
 
 
 class Inline:
@@ -22,11 +22,16 @@ class Inline:
     workers = 1
 
     def __init__(
-        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int | None = None
+        self,
+        tables: list[Table],
+        columns: Columns,
+        extents: list[Extent],
+        threads: int | None = None,
+        keeping: Keeping = IN_MEMORY,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.extents, self.shelf = extents, Shelf(tables, columns)
+        self.extents, self.shelf = extents, Shelf(tables, columns, extents, keeping)
         self.known: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -36,13 +41,13 @@ class Inline:
         """Read every shard but those of a pool; yield its rows when it is there."""
         for extent in self.extents:
             if not extent.pool:
-                self.shelf.read(extent)
+                self.shelf.load(extent)
                 yield extent.stop - extent.start
 
     @property
     def shards(self) -> list[Shard]:
-        """What is kept of the shards."""
-        return list(self.shelf.kept.values())
+        """The shards that were read."""
+        return list(self.shelf.each([extent for extent in self.extents if extent.index in self.shelf.kept]))
 
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass."""
@@ -52,13 +57,12 @@ class Inline:
         """Drop known values and per-row results that followed from them."""
         for name in names:
             self.known.pop(name, None)
-            for shard in self.shards:
-                shard.state.pop(name, None)
+        self.shelf.forget(names)
 
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
     ) -> Iterator[Any]:
-        """Yield the sum of the partials of every unit of shards, in order; `done` hears of finished rows.
+        """Yield the sum of the partials of every section of shards, in order; `done` hears of finished rows.
 
         A kernel that needs no `features` does not make a pool be read again.
         """
@@ -69,20 +73,21 @@ class Inline:
                 yield kernel(next(shards), self.known)
                 done(extent.stop - extent.start)
 
-        for unit in units(extents):
-            yield add_in_order(partials(unit))
+        for section in sections(extents):
+            yield add_in_order(add_in_order(partials(unit)) for unit in section)
 
     def duplicate(self, field: str, *, pool: bool = False) -> int | None:
         """Return a 64-bit key (`keys` or `group_keys`) that occurs twice among all shards (a pool's too), or None."""
-        shards = [shard for shard in self.shards if pool or not shard.extent.pool]
-        parts = [np.asarray(getattr(shard, field)) for shard in shards if getattr(shard, field) is not None]
-        return first_duplicate(parts)
+        return first_duplicate(self._columns(field, [extent for extent in self.extents if pool or not extent.pool]))
 
     def shared(self, field: str) -> int | None:
         """Return a 64-bit key that occurs in a pool and in another table too, or None."""
-        keys = [(shard.extent.pool, getattr(shard, field)) for shard in self.shards]
-        sides = [[np.asarray(k) for pool, k in keys if pool == side and k is not None] for side in (False, True)]
-        return first_shared(*sides)
+        sides = ([extent for extent in self.extents if extent.pool == side] for side in (False, True))
+        return first_shared(*(self._columns(field, extents) for extents in sides))
+
+    def _columns(self, field: str, extents: list[Extent]) -> list[np.ndarray]:
+        found = [self.shelf.column(extent.index, field) for extent in extents if extent.index in self.shelf.kept]
+        return [np.asarray(column) for column in found if column is not None]
 
     def close(self) -> None:
         """Release the shards."""

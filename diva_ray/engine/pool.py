@@ -222,6 +222,7 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -
         "label_score": probabilities(shard, known)[at].float(),
     }
     history[known["round"]] = facts
+    shard.state["chosen"] = history
     if known.get("store") is not None:
         arrays = {name: values.numpy() for name, values in facts.items()}
         known["store"].write_arrays(f"weights/chosen-{known['round']}-{shard.extent.index:05d}.npz", arrays)

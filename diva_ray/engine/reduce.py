@@ -8,12 +8,16 @@ from typing import Any
 
 from diva_ray.data.shards import Extent
 
-UNIT = 6  # consecutive shards whose partials are added first; a worker that holds all of them returns one sum
+UNIT = 6  # consecutive shards whose partials are added first
+SECTIONS = 48  # sums that the driver adds, at most: those of consecutive units
 
 
-def units(extents: list[Extent]) -> list[list[Extent]]:
-    """Return the shards in units: a pass is the sum over units, in order, of the sums over their shards, in order."""
-    return [extents[k : k + UNIT] for k in range(0, len(extents), UNIT)]
+def sections(extents: list[Extent]) -> list[list[list[Extent]]]:
+    """Return the shards in units, and those in sections: a pass is the sum over sections, in order, of the sums over
+    their units, in order, of the sums over their shards, in order. A function of the number of shards alone."""
+    units = [extents[k : k + UNIT] for k in range(0, len(extents), UNIT)]
+    size = -(-len(units) // SECTIONS) or 1
+    return [units[k : k + size] for k in range(0, len(units), size)]
 
 
 def add_in_order(partials: Iterable[Any]) -> Any:

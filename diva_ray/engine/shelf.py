@@ -1,63 +1,123 @@
-"""The shards of one process: resident, or (a pool) read again for every pass, the next one while one is worked on."""
+"""The shards of one process: in memory, or read again for every pass, the next one while one is worked on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-from diva_ray.data.shards import Columns, Extent, Shard, lighten, read_again, read_shard
+from diva_ray.data.cache import Cache
+from diva_ray.data.shards import Columns, Extent, Shard, read_shard
+from diva_ray.data.stored import Stored, lighten, read_again, restore, store
 from diva_ray.data.table import Table
 
 
-class Shelf:
-    """Reads shards and keeps what must be kept of them.
+@dataclass(frozen=True)
+class Keeping:
+    """How a process keeps its shards between passes.
 
-    Of a pool's shard everything but the features stays: ids, labels, and the results of its rows. At most two shards'
-    features are in memory beside the resident ones.
+    Attributes:
+        place: memory | cache (a file on local disk holds everything of every shard) | storage (the table alone holds
+            the features; the rest is in memory). A pool is never in memory: without a cache its features stay in
+            storage.
+        folder: of the cache.
+        why: this place, for a person.
     """
 
-    def __init__(self, tables: list[Table], columns: Columns) -> None:
-        self.tables, self.columns = tables, columns
-        self.readers = [table.reader() for table in tables]
-        self.kept: dict[int, Shard] = {}
-        self.ahead: dict[int, Future[Shard]] = {}
+    place: str = "memory"
+    folder: str = ""
+    why: str = ""
+
+
+IN_MEMORY = Keeping()
+
+
+class Shelf:
+    """Reads shards and keeps them as it is told; beside what is kept, three shards are in memory at most."""
+
+    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], keeping: Keeping) -> None:
+        self.tables, self.columns, self.keeping = tables, columns, keeping
+        self.cache = Cache(keeping.folder) if keeping.place == "cache" else None
+        self.following = {one.index: two for one, two in pairwise(extents) if one.table == two.table}
+        self.loaders, self.readers = ([table.reader() for table in tables] for _ in range(2))
+        self.kept: dict[int, Shard | Stored] = {}
+        self.ahead: dict[tuple[int, bool], Future[Shard]] = {}  # by shard, and whether with features
         self.thread = ThreadPoolExecutor(1)  # one: a reader remembers its last piece
 
-    def read(self, extent: Extent) -> Shard:
-        """Return a shard with its features, and keep it (without them, if it belongs to a pool)."""
-        table, reader = self.tables[extent.table], self.readers[extent.table]
-        known = self.kept.get(extent.index)
-        if known is not None and not extent.pool:
-            return known
-        shard = read_again(known, table, reader, self.columns) if known else read_shard(
-            table, reader, self.columns, extent
-        )  # fmt: skip
-        self.kept[extent.index] = lighten(shard) if extent.pool else shard
+    def load(self, extent: Extent) -> None:
+        """Read and check a shard, and keep it; its reader is not that of the passes, so they may run meanwhile."""
+        self._read(extent, self.loaders[extent.table])
+
+    def _read(self, extent: Extent, reader: Any) -> Shard:
+        table = self.tables[extent.table]
+        shard = read_shard(table, reader, self.columns, extent)
+        if self.cache is not None:
+            self.kept[extent.index] = stored = store(shard, table, self.cache)
+            shard.state = stored.state
+        elif self._streams(extent):
+            self.kept[extent.index] = lighten(shard)
+        else:
+            if table.memory is None:  # a view would keep whole row groups alive
+                shard.bands = [band.clone() for band in shard.bands]
+            self.kept[extent.index] = shard
         return shard
 
+    def _streams(self, extent: Extent) -> bool:
+        return extent.pool or self.keeping.place != "memory"
+
     def each(self, extents: list[Extent], *, features: bool = True) -> Iterator[Shard]:
-        """Yield shards in order; pool shards are read ahead by one, or come without their features if none are needed.
+        """Yield shards in order; those that are not in memory are fetched one ahead, also for the call that follows.
 
-        What was lost with a worker is read whole, so that a kernel can compute its rows' results again.
+        `features` of False tells that they are probably not needed. What was lost with a worker is read whole, so that
+        a kernel can compute its rows' results again.
         """
-        for extent, following in zip(extents, [*extents[1:], None], strict=True):
-            known = extent.index in self.kept and extent.index not in self.ahead  # read ahead: whole, for this pass
-            if known and not (extent.pool and features):
-                yield self.kept[extent.index]
+        for other in self.ahead.keys() - {(extent.index, features) for extent in extents[:1]}:
+            self.ahead.pop(other).cancel()
+        for extent in extents:
+            kept = self.kept.get(extent.index)
+            asked = self.ahead.pop((extent.index, features), None)
+            if isinstance(kept, Shard) and asked is None and not (self._streams(extent) and features):
+                yield kept
                 continue
-            shard = self._ahead(extent).result()
-            del self.ahead[extent.index]
-            if following is not None and following.pool:
-                self._ahead(following)
+            shard = (asked or self.thread.submit(self._fetch, extent, features)).result()
+            following = self.following.get(extent.index)
+            # One that is not read yet is being loaded, unless it is of a pool.
+            if following is not None and self._streams(following) and (following.pool or following.index in self.kept):
+                self.ahead[following.index, features] = self.thread.submit(self._fetch, following, features)
             yield shard
+            del shard  # before the next is there
 
-    def _ahead(self, extent: Extent) -> Future[Shard]:
-        if extent.index not in self.ahead:
-            self.ahead[extent.index] = self.thread.submit(self.read, extent)
-        return self.ahead[extent.index]
+    def _fetch(self, extent: Extent, features: bool) -> Shard:
+        kept = self.kept.get(extent.index)
+        if isinstance(kept, Stored):
+            assert self.cache is not None
+            return restore(kept, self.cache, features=features)
+        if kept is None:
+            return self._read(extent, self.readers[extent.table])
+        return (
+            read_again(kept, self.tables[extent.table], self.readers[extent.table], self.columns) if features else kept
+        )
+
+    def column(self, index: int, name: str) -> Any:
+        """Return one of the columns of a shard that was read."""
+        kept = self.kept[index]
+        if isinstance(kept, Stored):
+            assert self.cache is not None
+            return self.cache.get(kept.rest[name])
+        return getattr(kept, name)
+
+    def forget(self, names: tuple[str, ...]) -> None:
+        """Drop per-row results by name."""
+        for kept in list(self.kept.values()):
+            for name in names:
+                kept.state.pop(name, None)
 
     def close(self) -> None:
         """Release everything."""
         self.thread.shutdown(cancel_futures=True)
         self.kept.clear()
         self.ahead.clear()
+        if self.cache is not None:
+            self.cache.close()

@@ -35,11 +35,6 @@ def fold_sums(shard: Shard, known: Known) -> Each:
     return Each(one.sums() for one in sums)
 
 
-def heard(shard: Shard, known: Known) -> float:
-    """Return how much the rows count in validation, without those set apart."""
-    return float(validation_weights(shard, known).sum())
-
-
 @dataclass(frozen=True)
 class Model:
     """A model to be judged: its solution (p, c) in the columns of `scale`, and the fold that it never saw.

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.core import loss_verdict, losses, noise, verdict
+from diva_ray.core import choose, loss_verdict, losses, noise, verdict
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, Rows, Setup, Tally, blocks, group_codes, targets, weights_after
@@ -68,29 +68,29 @@ def sample_facts(shard: Shard, known: Known) -> Rows:
 def sample_whitened(shard: Shard, known: Known) -> Rows:
     """Return whitened features and group codes of the same rows."""
     at = _sampled(shard, known)
-    whitened = [U[at[(at >= a) & (at < b)] - a] for a, b, U in _whitened(shard, known)]
-    return Rows((torch.cat(whitened), group_codes(shard, known)[at]))
+    chosen = torch.zeros(len(shard), dtype=torch.bool).index_fill_(0, at, True)
+    return Rows((torch.cat([U for _, U in _whitened(shard, known, chosen)]), group_codes(shard, known)[at]))
 
 
 def nearest(shard: Shard, known: Known) -> noise.Nearest:
-    """Return, for each of the sampled rows, its nearest row in this shard."""
-    facts, codes, shapes = _facts(shard, known), group_codes(shard, known), shaping(shard, known) > 0
+    """Return, for each of the sampled rows, its nearest row in this shard, of the share of rows that is searched."""
+    facts, codes = _facts(shard, known), group_codes(shard, known)
+    searched = choose.uniform_draw(shard.keys, known["setup"].seed) < known["searched"]
     reference, reference_codes = known["references"]
     first, total = int(known["setup"].scale.intercept), None
-    for a, b, U in _whitened(shard, known):
-        keep = shapes[a:b]
-        part = noise.nearest_rows(
-            reference, reference_codes, U[keep], codes[a:b][keep], facts[a:b][keep], first
-        )  # fmt: skip
+    for rows, U in _whitened(shard, known, searched & (shaping(shard, known) > 0)):
+        part = noise.nearest_rows(reference, reference_codes, U, codes[rows], facts[rows], first)
         total = part if total is None else total + part
     assert total is not None
     return total
 
 
-def _whitened(shard: Shard, known: Known) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield first row, last row and whitened features of every block."""
+def _whitened(shard: Shard, known: Known, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield numbers and whitened features of the chosen rows of every block."""
     for b in blocks(shard, known):
-        yield b.start, b.stop, multiply_triangular_(b.Z, known["solution"]["whiten"], upper=True)
+        rows = torch.nonzero(chosen[b.start : b.stop]).squeeze(1)
+        Z = b.Z[rows]
+        yield rows + b.start, multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Rows:

@@ -13,6 +13,7 @@ from diva_ray.config import AggregateConfig
 from diva_ray.core.bands import shares_of
 from diva_ray.core.reweight import best_trial
 from diva_ray.engine import bands
+from diva_ray.engine.context import Tally
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
@@ -24,7 +25,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweight import try_folds
 from diva_ray.tasks.score import write_rows
-from diva_ray.tasks.session import Session
+from diva_ray.tasks.session import Session, check_bands
 from diva_ray.tasks.shares import Aggregated, Search, aggregate_bands, refine
 from diva_ray.tasks.walk import SAMPLES, Walk, walk_to
 
@@ -90,17 +91,6 @@ def check(config: AggregateConfig) -> None:
         )
 
 
-def check_bands(session: Session) -> None:
-    """Raise for a band that is the same in every row."""
-    scan = session.scan
-    for name, rows, total, square in zip(session.columns.features, scan.rows, scan.sums, scan.squares, strict=True):
-        if rows and square / rows - float(total @ total) / rows**2 <= 1e-12 * square / rows:
-            raise InputError(
-                f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
-                f"`{name}`. Leave it out of `data.features`."
-            )
-
-
 def _finish(session: Session, config: AggregateConfig) -> Result:
     """Search, score under what was found, and describe."""
     check_bands(session)
@@ -148,12 +138,8 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     if walk.final:
         step, factor = walk.final
         engine.tell(step=step, factor=factor, believed=True, setup=setup)
-        search = Search(
-            session.runner,
-            replace(session.setup, dtype=setup.dtype),
-            session.runner.run(bands.heard_weight, "count"),
-            session.scan.counts["heard"],
-        )
+        heard: Tally = session.runner.run(bands.heard, "count")
+        search = Search(session.runner, replace(session.setup, dtype=setup.dtype), heard["weight"], heard["rows"])
         penalties, multiple = refine(search, found, config.evaluations)
         engine.forget("believed")
     return Joint(arms, sums, taken, penalties, multiple, search)

@@ -22,7 +22,7 @@ from diva_ray.tasks.manifest import fingerprint, manifest
 from diva_ray.tasks.opened import make_plan
 from diva_ray.tasks.options import check_options
 from diva_ray.tasks.plan import Plan
-from diva_ray.tasks.session import Session, open_session
+from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
 
@@ -50,9 +50,7 @@ def begin(
         pool = _from_dataset(pool, folder, "pool", config.plan)
     plan, opened = make_plan(config, data, loss, pool)
     if config.plan:
-        return plan
-    for line in plan.lines() if not quiet else ():
-        log.info("%s", line)
+        return join(plan, config) if plan.kind == "ray" else plan
     session = open_session(config, plan, opened, folder, quiet=quiet)
     try:
         session.started, session.mark = started, _mark(session)

@@ -20,8 +20,9 @@ from diva_ray.data.raw.units import Source, Unit
 from diva_ray.engine.batch_size import find_batch
 from diva_ray.engine.embedding import Band
 from diva_ray.errors import InputError
+from diva_ray.tasks.memory import parse_bytes
 from diva_ray.tasks.options import check_types, cluster_options, import_code
-from diva_ray.tasks.plan import choose_kind, parse_bytes
+from diva_ray.tasks.plan import choose_kind
 
 COLUMNS = tuple(field.name for field in fields(RawConfig) if field.name not in ("path", "builtin", "noise"))
 PATHS = ("image", "picture", "photo", "image_path", "path", "file", "file_name", "filename", "filepath", "uri", "url")

@@ -13,6 +13,7 @@ from diva_ray.engine.context import Setup, Tally
 from diva_ray.tasks.runner import Runner
 
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
+SEARCHED = 131_072  # rows among which their nearest are sought: all, or as many drawn at random
 SAMPLED = 4096  # rows from which noise that is not drawn at random is estimated
 
 
@@ -77,7 +78,8 @@ def _doubt(
     if leverage > noise.MOST_LEVERAGE:
         return 0.0
     references: tuple[Tensor, Tensor] = runner.run(verdicts.sample_whitened, "neighbours", scored).joined()
-    runner.engine.tell(references=references)
+    rows = sum(extent.stop - extent.start for extent in scored)
+    runner.engine.tell(references=references, searched=min(1.0, SEARCHED / rows))
     near = runner.run(verdicts.nearest, "neighbours", scored)
-    runner.engine.forget("references")
+    runner.engine.forget("references", "searched")
     return runner.timed("neighbours", noise.find_doubt, facts, near, link, levels, rate)

@@ -25,7 +25,7 @@ from diva_ray.data.table import Table, from_arrays, open_parquet
 from diva_ray.engine import passes
 from diva_ray.engine.context import Setup
 from diva_ray.engine.inline import Inline
-from diva_ray.engine.reduce import add_in_order, units
+from diva_ray.engine.reduce import add_in_order, sections
 from diva_ray.tasks import peers
 from diva_ray.tasks.derive import SIGN_VECTORS, Runner, derive, fit_ridge, penalty_pattern
 
@@ -271,9 +271,9 @@ class Drawn(Inline):
         self.kept: dict[int, dict[str, object]] = {extent.index: {} for extent in self.extents}
 
     def each(self, kernel: Any, extents: list[Extent], done: Any = int, features: bool = True) -> Iterator[Any]:
-        """Yield the sum of every unit of shards; the seconds of drawing rows add up in `drawing`."""
-        for unit in units(extents):
-            yield add_in_order(self.partials(kernel, unit))
+        """Yield the sum of every section of shards; the seconds of drawing rows add up in `drawing`."""
+        for section in sections(extents):
+            yield add_in_order(add_in_order(self.partials(kernel, unit)) for unit in section)
 
     def partials(self, kernel: Any, unit: list[Extent]) -> Iterator[Any]:
         """Yield the partial of every shard."""

@@ -19,7 +19,7 @@ from diva_ray.data.split import split
 from diva_ray.data.table import from_arrays, open_parquet
 from diva_ray.engine import passes, pool
 from diva_ray.engine.inline import Inline
-from diva_ray.engine.shelf import Shelf
+from diva_ray.engine.shelf import IN_MEMORY, Shelf
 from diva_ray.tasks import peers
 from diva_ray.tasks.derive import fit_ridge
 from diva_ray.tasks.judge import calibrate
@@ -61,7 +61,7 @@ def pool_reading(s: Sizes) -> Iterator[Figure]:
         core = split(tables[0], columns)
         extents = split(tables[1], columns, first=len(core), which=1, pool=True)
         start = time.perf_counter()
-        for _ in Shelf(tables, columns).each(extents):
+        for _ in Shelf(tables, columns, extents, IN_MEMORY).each(extents):
             pass
         reading = time.perf_counter() - start
         runner = Runner(Inline(tables, columns, [*core, *extents], 1), quiet=True)

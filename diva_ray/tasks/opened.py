@@ -23,11 +23,13 @@ from diva_ray.config import (
 from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
-from diva_ray.data.split import split
+from diva_ray.data.split import band_widths, split
 from diva_ray.data.table import Table, family, open_parquet
+from diva_ray.engine.shelf import IN_MEMORY
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
+from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
 from diva_ray.tasks.space import tuning_work
 
@@ -38,27 +40,30 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     """Return the plan of a run and what it found; nothing is started or written."""
     opened = open_tables(config, data, loss, pool)
     table = opened.tables[0]
-    widths = planning.band_widths(table, opened.columns)
+    widths = band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
     pairs = opened.task == "pairs"
     outputs = p - int(config.intercept) if pairs else _outputs_at_sight(table, opened.columns, opened.task)
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
-    need = planning.resident_bytes(rows, widths, outputs * (3 if pairs else 2) // 2)
     copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
     state = planning.state_bytes(p, outputs, copies)
     if isinstance(config, TuneConfig):  # fit sums of every fold
         state += 8 * p * p * 3 * config.folds
-    kind, why = planning.choose_kind(config.cluster, need + state, dataset=False)
+    extents = split(table, replace(opened.columns, group=None))
+    row = sum(width * size for width, size in widths)
+    results = 4 * ((3 if pairs else 2) * outputs + 3) + 8 * 8
+    groups = max(piece.rows for t in opened.tables for piece in t.pieces) if table.pieces else 0
+    sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
+    kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS, dataset=False)
     threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
-    shards = len(split(table, replace(opened.columns, group=None)))
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
-    workers = 1 if kind == "inline" else max(1, min(asked, shards))
+    workers = 1 if kind == "inline" else max(1, min(asked, len(extents)))
     double = config.precision == "float64"
     fits = [(p, outputs)]
     if pairs:  # either band is predicted from the other
         fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
     operations = sum(_operations(rows, *fit, copies, auto=config.ridge == "auto") for fit in fits)
-    rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7 * workers
+    rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7
     passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
     times, notes = more_work(config, opened)
     operations *= times
@@ -76,10 +81,11 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     plan = planning.Plan(
-        table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, shards,
-        rows * sum(w * s for w, s in widths), -(-need // workers) + state, state, passes, operations / rate, notes,
+        table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
+        IN_MEMORY, None, passes, operations / rate, notes,
     )  # fmt: skip
-    return plan, opened
+    budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
+    return plan.settle(workers, budget, config.cluster.cache), opened
 
 
 def _operations(rows: int, p: int, outputs: int, copies: int, *, auto: bool) -> float:
@@ -181,6 +187,13 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
         raise InputError(
             f"data.truth: column `{columns.truth}` of pairs must hold true or false, got {truth}. Change `data.truth`."
         )
+    if task == "classification" and truth is not None:
+        label = table.schema.field(columns.label).type
+        if family(label) == "string" and family(truth) != "string":
+            raise InputError(
+                f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
+                "`data.truth`."
+            )
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
         if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

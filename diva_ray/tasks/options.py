@@ -13,7 +13,7 @@ import numpy as np
 from diva_ray.config import ClusterConfig, FitConfig
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
-from diva_ray.tasks.plan import parse_bytes
+from diva_ray.tasks.memory import parse_bytes
 
 FITTING = {  # losses, and the tasks they are for; the first of a task is its default
     "cross_entropy": ("classification",),

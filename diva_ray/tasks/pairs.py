@@ -20,7 +20,7 @@ from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.pairs_page import page_of, sources_of, summarise, told
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Runner
-from diva_ray.tasks.session import Session
+from diva_ray.tasks.session import Session, check_bands
 from diva_ray.tasks.written import finish_copies, write_samples
 
 REFERENCES = 512  # other pairs, with whose sides every pair's own are compared
@@ -45,6 +45,8 @@ class Judged:
 
 def score_pairs(session: Session) -> Result:
     """Return the result of scoring pairs: the derivative of the summed losses of both directions, and verdicts."""
+    if session.config.ridge == "auto":  # a side that is always the same asks for none, and lets none be chosen
+        check_bands(session)
     scales = target_scales(session)
     session.engine.tell(scales=scales, setup=session.setup, sampled=-(-SAMPLED // len(session.scored())))
     aligned, alignment, slopes = align(session)

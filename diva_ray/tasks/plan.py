@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-import re
+import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
 import psutil
-import pyarrow as pa
 
 from diva_ray.config import ClusterConfig
-from diva_ray.data.columns import storage_type, to_matrix
-from diva_ray.data.shards import Columns
-from diva_ray.data.table import Table
+from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
+from diva_ray.tasks.memory import PROCESS, Sizes, check_fit, choose_place, parse_bytes
 
-UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 1 << 10,
-    "mi": 1 << 20,
-    "gi": 1 << 30,
-    "ti": 1 << 40,
-}
 NODE_SECONDS = 60.0  # of passes for which another worker is worth the start of a node
 
 
@@ -46,12 +33,28 @@ class Plan:
     workers: int
     threads: int
     shards: int
-    feature_bytes: int
-    worker_bytes: int
-    driver_bytes: int
+    sizes: Sizes
+    keeping: Keeping
+    budget: int | None  # bytes of a worker; None: of nodes that are not known yet
     passes: list[str]
-    seconds: float
+    seconds: float  # of one worker's passes
     notes: list[str] = field(default_factory=list)
+
+    def settle(self, workers: int, budget: int | None, cache: str) -> Plan:
+        """Return the plan for so many workers of so much memory: it says where rows are kept between passes."""
+        place, why = choose_place(self.sizes, workers, budget, cache)
+        check_fit(self.sizes, place, workers, budget)
+        folder = os.path.join(tempfile.gettempdir(), "diva_ray-cache") if cache == "auto" else cache
+        return replace(self, workers=workers, budget=budget, keeping=Keeping(place, folder, why))
+
+    def kept(self) -> str:
+        """Return where rows are kept between passes, and why, for a person."""
+        keeping, disk = self.keeping, self.sizes.disk(self.workers) / 2**30
+        if keeping.place == "memory":
+            return f"in memory: {keeping.why}"
+        if keeping.place == "storage":
+            return f"in the table, which every pass reads again (cluster.cache=none): {keeping.why}"
+        return f"on each worker's disk, {disk:.2f} GiB in {keeping.folder}, read once a pass: {keeping.why}"
 
     def lines(self) -> list[str]:
         """Return the plan for a person."""
@@ -59,39 +62,16 @@ class Plan:
         return [
             f"table      {self.table}",
             f"rows       {self.rows:,} in {self.shards} shards; {self.features:,} features, {self.outputs:,} outputs",
-            f"features   {self.feature_bytes / gib:.3f} GiB as stored",
+            f"features   {self.sizes.rows * self.sizes.features / gib:.3f} GiB as stored",
             f"where      {self.kind}: {self.why}",
             f"workers    {self.workers} with {self.threads} BLAS thread(s)",
-            f"memory     {self.worker_bytes / gib:.3f} GiB a worker, {self.driver_bytes / gib:.3f} GiB on the driver "
-            "(estimate)",
+            f"memory     {self.sizes.need(self.keeping.place, self.workers) / gib:.3f} GiB a worker, "
+            f"{(PROCESS + self.sizes.sums) / gib:.3f} GiB on the driver (estimate)",
+            f"rows kept  {self.kept()}",
             f"passes     {', '.join(self.passes)}",
-            f"time       about {self.seconds:,.1f} s of passes, after loading (estimate)",
+            f"time       about {self.seconds / self.workers:,.1f} s of passes, after loading (estimate)",
             *(f"note       {note}" for note in self.notes),
         ]
-
-
-def parse_bytes(text: str | int | None) -> int | None:
-    """Return the bytes of a size such as `2GiB`, `500MB` or a number."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*([kmgt]i?|)b?\s*", str(text).lower())
-    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
-    if size <= 0:
-        raise InputError(f"cluster.memory: must be a size such as 2GiB, got {text}. Change `cluster.memory`.")
-    return size
-
-
-def band_widths(table: Table, columns: Columns) -> list[tuple[int, int]]:
-    """Return (width, bytes of an element) of every band: from the schema, or from the first row that has it."""
-    widths = []
-    for name in columns.features:
-        kind = storage_type(table.schema.field(name).type)
-        if pa.types.is_fixed_size_list(kind):
-            widths.append((kind.list_size, np.dtype(kind.value_type.to_pandas_dtype()).itemsize))
-        else:
-            values, _ = to_matrix(table.reader().read(0, min(64, table.rows), [name])[name], name, table.where)
-            widths.append((values.shape[1], values.dtype.itemsize))
-    return widths
 
 
 def choose_kind(cluster: ClusterConfig, need: int, *, dataset: bool) -> tuple[str, str]:
@@ -119,12 +99,6 @@ def _ray_is_running() -> bool:
     return bool(ray and ray.is_initialized())
 
 
-def resident_bytes(rows: int, widths: list[tuple[int, int]], outputs: int) -> int:
-    """Return the bytes that `rows` rows need in memory: features as stored, and per-row results."""
-    features = sum(width * size for width, size in widths)
-    return rows * (features + 4 * (2 * outputs + 3) + 8 * 8)
-
-
 def state_bytes(p: int, outputs: int, copies: int) -> int:
     """Return the bytes of one process's p x p state: sums in float32 and float64, factor, adjoint, one block."""
     return 8 * p * p * (7 + 2 * copies) + 8 * p * outputs * (3 + copies) + 6 * 1024 * p * 4
@@ -142,20 +116,6 @@ def product_rate(threads: int) -> float:
         for _ in range(4):
             np.dot(a, a)
         return 4 * 2 * 1024**3 / (time.perf_counter() - start)
-
-
-def check_memory(plan: Plan, memory: str | None) -> None:
-    """Raise if a worker would need more than `cluster.memory`, or more than the machine has."""
-    budget = parse_bytes(memory)
-    limit = budget if budget is not None else psutil.virtual_memory().total if plan.kind != "ray" else None
-    need = plan.worker_bytes if plan.kind != "local" or budget is not None else plan.worker_bytes * plan.workers
-    if limit is not None and need > limit:
-        raise InputError(
-            f"cluster.memory: a worker's rows and sums must fit {limit / 2**30:.3g} GiB, got about {need / 2**30:.3g} "
-            "GiB "
-            f"({plan.rows:,} rows, {plan.workers} worker(s)). Raise `cluster.memory` or `cluster.workers`, or store "
-            "features as float16."
-        )
 
 
 def check_workers(plan: Plan, cluster: ClusterConfig) -> None:

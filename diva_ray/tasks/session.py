@@ -65,14 +65,13 @@ class Session:
 
 def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder: Folder, *, quiet: bool) -> Session:
     """Return a session with every shard loaded, scanned and checked."""
-    planning.check_memory(plan, config.cluster.memory)
     planning.check_workers(plan, config.cluster)
     tables, roles, columns = list(opened.tables), opened.roles, opened.columns
     if plan.kind != "inline":
-        from diva_ray.engine.connect import connect
-
-        connect(plan.kind)
+        plan = join(plan, config)
         tables = [stored(table, folder, f"table-{k}" if k else "table") for k, table in enumerate(tables)]
+    for line in plan.lines() if not quiet else ():
+        log.info("%s", line)
     runner = start(config, plan, tables, roles, columns, quiet)
     original = None
     try:
@@ -101,6 +100,19 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
     )  # fmt: skip
 
 
+def join(plan: planning.Plan, config: FitConfig) -> planning.Plan:
+    """Join or start Ray; return the plan as the cluster that is there has it."""
+    from diva_ray.engine.cluster import check_resources
+    from diva_ray.engine.connect import connect, memory_per_worker
+
+    connect(plan.kind)
+    cluster, budget = config.cluster, plan.budget
+    workers = check_resources(cluster.workers, plan.threads, cluster.gpus_per_worker, plan.shards)
+    if budget is None:
+        budget = memory_per_worker(plan.threads)
+    return plan.settle(workers, budget, cluster.cache)
+
+
 def start(
     config: FitConfig, plan: planning.Plan, tables: list[Table], roles: list[str], columns: Columns, quiet: bool
 ) -> Runner:
@@ -113,7 +125,7 @@ def start(
     if plan.kind == "inline":
         from diva_ray.engine.inline import Inline
 
-        return Runner(Inline(tables, columns, extents, config.cluster.threads), quiet)
+        return Runner(Inline(tables, columns, extents, config.cluster.threads, plan.keeping), quiet)
     from diva_ray.engine.cluster import Cluster
 
     threads = config.cluster.threads or 1
@@ -125,7 +137,7 @@ def start(
     return Runner(
         Cluster(
             tables, columns, extents, workers=config.cluster.workers, threads=threads,
-            gpus_per_worker=config.cluster.gpus_per_worker, environment=environment,
+            gpus_per_worker=config.cluster.gpus_per_worker, keeping=plan.keeping, environment=environment,
             start_timeout=config.cluster.start_timeout, pass_timeout=config.cluster.pass_timeout,
             useful=planning.useful_workers(plan),
         ),
@@ -145,8 +157,8 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str) -> Scan:
 def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> None:
     """Raise for what only all rows together can tell."""
     counts = found.counts
-    for name, width in zip(columns.features, found.widths, strict=True):
-        if not width:
+    for name, rows in zip(columns.features, found.rows, strict=True):
+        if not rows:
             raise InputError(
                 f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`."
             )
@@ -178,6 +190,17 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
             "Change `data.label`, or use task=regression for numbers."
         )
     check_ids(runner, columns)
+
+
+def check_bands(session: Session) -> None:
+    """Raise for a band that is the same in every row."""
+    scan = session.scan
+    for name, rows, total, square in zip(session.columns.features, scan.rows, scan.sums, scan.squares, strict=True):
+        if rows and square / rows - float(total @ total) / rows**2 <= 1e-12 * square / rows:
+            raise InputError(
+                f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
+                f"`{name}`. Fix the column, or leave it out of `data.features`."
+            )
 
 
 def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:

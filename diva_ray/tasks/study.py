@@ -24,7 +24,7 @@ from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.core.subspace import expand, projections, rescale, restrict
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent
-from diva_ray.engine import passes, tuning
+from diva_ray.engine import bands, passes, tuning
 from diva_ray.engine.context import Fold, Kernel, Setup, Tally
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.errors import InputError
@@ -157,8 +157,8 @@ class Study:
             self.sums[key] = list(self._pass(tuning.fold_sums, "fit"))
         parts = self.sums[key]
         kept = parts if fold is None or len(parts) == 1 else [*parts[:fold], *parts[fold + 1 :]]
-        bands = band_slices(whole.scale.widths, 1)
-        chosen = [torch.arange(*bands[self._names.index(name)].indices(whole.scale.width)) for name in choice.bands]
+        slices = band_slices(whole.scale.widths, 1)
+        chosen = [torch.arange(*slices[self._names.index(name)].indices(whole.scale.width)) for name in choice.bands]
         columns = torch.cat([torch.zeros(int(choice.intercept), dtype=torch.int64), *chosen])
         timed = self.session.runner.timed
         found = timed("solve", restrict, add_in_order(kept), columns, _projected(setup.scale))
@@ -173,8 +173,8 @@ class Study:
         key = (bare.key(), setup.dtype, fold)
         if key not in self.shares:
             self._tell(setup, fold)
-            heard = self.session.runner.run(tuning.heard, "count", features=False)
-            search = Search(self.session.runner, setup, heard, self.session.scan.counts["heard"], sums)
+            heard: Tally = self.session.runner.run(bands.heard, "count", features=False)
+            search = Search(self.session.runner, setup, heard["weight"], heard["rows"], sums)
             found = aggregate_bands(search, list(choice.bands), STARTS, EVALUATIONS)
             self._count("shares", found.evaluations)
             self.dtype = search.setup.dtype

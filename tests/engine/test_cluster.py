@@ -137,3 +137,24 @@ def test_kernels_see_tensors_without_a_copy_of_their_own(ray_cluster):
     partial = runner.run(passes.fit, "fit")
     assert isinstance(partial.gram, torch.Tensor)
     runner.engine.close()
+
+
+@pytest.mark.parametrize("unit", [1, 2])
+def test_sections_that_workers_share_have_the_same_bits(ray_cluster, monkeypatch, unit):
+    """Tables of many shards are added in sections of units, by the workers."""
+    from diva_ray.engine import reduce
+
+    monkeypatch.setattr(reduce, "UNIT", unit)
+    monkeypatch.setattr(reduce, "SECTIONS", 2)
+    data, sums = small_task(n=14_000), []
+    for cluster in ({"kind": "inline"}, {"kind": "ray", "workers": 1}, {"kind": "ray", "workers": 3}):
+        runner, setup = opened(data, **cluster)
+        assert [len(section) for section in reduce.sections(runner.engine.extents)] == [6 // unit] * 2
+        runner.engine.tell(setup=setup)
+        seen = []
+        monkeypatch.setattr("diva_ray.tasks.runner.Progress.add", lambda _, rows, seen=seen: seen.append(rows))
+        sums.append(runner.run(passes.fit, "fit"))
+        assert sum(seen) == 14_000
+        runner.engine.close()
+    for other in sums[1:]:
+        assert torch.equal(other.gram, sums[0].gram) and torch.equal(other.cross, sums[0].cross)

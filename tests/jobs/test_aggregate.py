@@ -56,14 +56,15 @@ def standardised(data, names):
 
 
 def left_out(parts, y, penalties, groups=None):
-    """Return outputs of refits, each without one group, from the normal equations."""
+    """Return outputs of refits, each without one group, from the normal equations less the group's own part."""
     Z = np.c_[np.ones(len(y)), *parts]
     Lambda = np.diag(np.r_[0.0, *[np.full(X.shape[1], q) for X, q in zip(parts, penalties, strict=True)]])
     Y, F = np.eye(int(y.max()) + 1)[y], np.empty((len(y), int(y.max()) + 1))
     groups = np.arange(len(y)) if groups is None else groups
+    A, B = Z.T @ Z + Lambda, Z.T @ Y
     for group in np.unique(groups):
         out = groups == group
-        W = np.linalg.solve(Z[~out].T @ Z[~out] + Lambda, Z[~out].T @ Y[~out])
+        W = np.linalg.solve(A - Z[out].T @ Z[out], B - Z[out].T @ Y[out])
         F[out] = Z[out] @ W
     return F
 

@@ -56,6 +56,18 @@ def test_a_missing_side_names_the_row():
     refuses(r"every pair must have both sides, got null in `image` at row 0", pa.table({"image": empty, "text": text}))
 
 
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_a_side_that_is_the_same_in_every_pair_has_no_ridge_of_its_own(side):
+    data = {**DATA, side: np.ones_like(DATA[side])}
+    refuses(rf"every band must vary from row to row, got one value in all 40 rows of `{side}`", data, ridge="auto")
+
+
+def test_a_truth_that_is_null_somewhere():
+    truth = pa.array([True] * 3 + [None] + [False] * 36)
+    table = pa.table({"image": lists(DATA["image"]), "text": lists(DATA["text"]), "truth": truth})
+    refuses(r"data.truth: column `truth` must hold no null, got one at row 3", table, truth="truth")
+
+
 def test_a_band_of_another_width_in_one_file(tmp_path):
     for name, width in (("a", 6), ("b", 5)):
         columns = {"image": lists(DATA["image"]), "text": lists(DATA["text"][:, :width])}

@@ -231,3 +231,21 @@ def test_a_validation_table_must_match(tmp_path):
     )
     refuses(r"data.label: column `label` must hold no null, got one at v.parquet row 2",
             table(), validation=held_out(table().set_column(1, "label", pa.array(spoilt(Y, 2, None)))))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "label,truth,told",
+    [
+        (Y, [None, *Y[1:].tolist()], r"data.truth: column `truth` must hold no null, got one at row 0"),
+        ([f"c{k}" for k in Y], Y, r"data.truth: column `truth` must hold what the label holds, got int64 for string"),
+    ],
+)
+def test_a_truth_that_cannot_be_compared_is_refused_before_anything_is_computed(label, truth, told):
+    refuses(told, base(label=label, truth=truth), truth="truth")
+
+
+def test_a_band_is_named_once_and_some_row_must_have_it():
+    refuses(r"every band must be named once, got `features` twice", base(), features=["features", "features"])
+    empty = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * N)), 2, mask=pa.array(np.ones(N, bool)))
+    rows = table(empty=empty)  # of a fixed length, which is known though every row lacks it
+    refuses(r"some row must have the band `empty`, got null in every row", rows, features=["features", "empty"])

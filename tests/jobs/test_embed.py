@@ -111,6 +111,14 @@ def test_what_cannot_be_decoded_is_put_aside_with_the_reason(tmp_path):
     assert "not decodable" in page and "more than most_pixels" in page
 
 
+def test_a_sample_without_an_id_is_put_aside():
+    rows = raw_sets.table(4).append_column("id", pa.array(["a", None, "c", "d"]))
+    result = embed(rows, encoder="words", most_failed=0.5)
+    assert result.samples["id"].to_pylist() == ["a", "c", "d"]
+    (put_aside,) = result.folder.read_table("quarantine").to_pylist()
+    assert (put_aside["id"], put_aside["column"], put_aside["reason"]) == ("", "id", "no id")
+
+
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
     import zlib
 

@@ -14,6 +14,7 @@ from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.core.derivative import splitmix
 from diva_ray.core.subspace import gaussian_projection
 from diva_ray.errors import InputError
+from diva_ray.tasks import study as study_module
 from diva_ray.tasks.begin import begin
 from diva_ray.tasks.space import parse_space
 from diva_ray.tasks.study import EVALUATIONS, STARTS, Study
@@ -233,6 +234,16 @@ def test_shares_are_found_without_the_fold(study):
     model = study.train(choice, 1)
     roots = np.r_[1.0, np.repeat(model.scale.scale, [8, 6])]
     np.testing.assert_allclose(roots[:, None] * model.solution.numpy(), W, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_of_the_fold_do_not_count_where_errors_are_counted(study, monkeypatch):
+    seen = []
+    search = study_module.Search
+    monkeypatch.setattr(study_module, "Search", lambda *args: seen.append(args[2:4]) or search(*args))
+    fold = fold_of(np.arange(N))
+    for k in range(2):
+        study.train(replace(parse_space(study.config).base, shares="auto"), k)
+    assert seen == [(float((fold != k).sum()), int((fold != k).sum())) for k in range(2)]
 
 
 def test_sums_are_made_once_and_the_order_of_trials_changes_no_bit(study, tmp_path):

@@ -26,6 +26,7 @@ KINDS = {
     "transformers": {TEXT: language.transformers},
     "sentence_transformers": {TEXT: language.sentence_transformers},
 }
+PLAIN = ("edges", "words")
 LEAST_BATCH = 1
 
 
@@ -87,8 +88,13 @@ def build(config: EncoderConfig, device: str, precision: str, given: Any = None)
     tower = tower_of(config)
     if config.batch is not None and config.batch < LEAST_BATCH:
         raise InputError(f"encoder.batch: must be at least 1, got {config.batch}. Change `encoder.batch`.")
-    if config.kind not in ("edges", "words") and config.model in ("", "???") and given is None:
+    if config.kind not in PLAIN and config.model in ("", "???") and given is None:
         raise InputError(f"encoder.model: must be named for {config.kind}, got none. Set `encoder.model`.")
+    if config.kind in PLAIN and (config.layer or config.model or config.weights != "auto"):
+        raise InputError(
+            f"encoder.layer: {config.kind} is a fixed function, got layer={config.layer}, model={config.model!r}, "
+            f"weights={config.weights}. Leave them out, or change `encoder`."
+        )
     config = replace(config)  # a kind may fill in what it takes from the model
     makers: dict[str, Any] = KINDS.get(config.kind) or {IMAGE: vision.module, TEXT: language.module}
     if tower not in makers:

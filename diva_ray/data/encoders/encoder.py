@@ -141,7 +141,8 @@ def load_weights(model: torch.nn.Module, path: str, what: str, head: Sequence[st
     wrong = [f"{name} {one} for {two}" for name, (one, two) in shapes.items() if one != two and not apart(name)]
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in found and not apart(name) and name not in counters]
-    extra = [name for name in found if name not in wanted and not apart(name)]
+    # Older versions of transformers saved the positions 0, 1, 2, ... among the weights.
+    extra = [name for name in found if name not in wanted and not apart(name) and not name.endswith("position_ids")]
     told = [
         f"{len(names)} {word} (such as {names[0]})"
         for names, word in ((missing, "missing"), (extra, "unknown"), (wrong, "of another shape"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_ray.data.encoders.encoder import TEXT, Encoder, is_file, load_weights, mixed, need
+from diva_ray.data.encoders.encoder import TEXT, Encoder, check_weights_file, is_file, load_weights, mixed, need
 from diva_ray.data.encoders.network import Tapped, check_pool, finish, pooled
-from diva_ray.data.encoders.vision import clip_model, from_hub
+from diva_ray.data.encoders.vision import clip_model, from_hub, own_weights
 from diva_ray.errors import InputError
 
 
@@ -36,11 +37,12 @@ def place_of(model: str, extra: str) -> str:
 
 
 def mark_of(place: str) -> str:
-    """Return what tells a folder's weights from others: names and sizes; of a hub id the id."""
+    """Return what tells a folder's weights from others: names, sizes, times of change; of a hub id the id."""
     if not os.path.isdir(place):
         return place
     files = sorted(name for name in os.listdir(place) if name.endswith((".safetensors", ".bin", ".json")))
-    return ",".join(f"{name}-{os.path.getsize(os.path.join(place, name))}" for name in files)
+    found = [(name, os.stat(os.path.join(place, name))) for name in files]
+    return ",".join(f"{name}-{one.st_size}-{one.st_mtime_ns}" for name, one in found)
 
 
 def transformers(config: Any, device: str, precision: str) -> Encoder:
@@ -48,6 +50,11 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
     place = place_of(config.model, "transformers")
     library = need("transformers", "transformers")
     check_pool(config)
+    if config.pool == "flatten":
+        raise InputError(
+            "encoder.pool: must be mean, first, last, max for texts, whose lengths differ, got flatten. Change "
+            "`encoder.pool`."
+        )
     local = {"local_files_only": os.path.isdir(place), "trust_remote_code": False}
     tokenizer = from_hub(config, lambda: library.AutoTokenizer.from_pretrained(place, **local))
     known = from_hub(config, lambda: library.AutoConfig.from_pretrained(place, **local))
@@ -55,8 +62,10 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
         model = library.AutoModel.from_config(known)
     else:
         model = from_hub(config, lambda: library.AutoModel.from_pretrained(place, **local))
+    mark = mark_of(place)
     if is_file(config.weights):
         load_weights(model, config.weights, config.model)
+        mark = f"{mark} {check_weights_file(config.weights)}"
     model = getattr(model, "get_encoder", lambda: model)() if getattr(known, "is_encoder_decoder", False) else model
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -78,7 +87,7 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
         output = output if config.layer else output.last_hidden_state
         return finish(pooled(output, config.pool, batch["attention_mask"]), config.normalize)
 
-    return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, mark_of(place))
+    return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, mark)
 
 
 def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
@@ -108,6 +117,10 @@ def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
 
 def open_clip(config: Any, device: str, precision: str) -> Encoder:
     """Return the text tower of a CLIP model, whose space is the image tower's."""
+    if config.layer:
+        raise InputError(
+            f"encoder.layer: the text tower of open_clip is taken as it is, got layer={config.layer}. Leave it out."
+        )
     library, model, mark = clip_model(config)
     tokenizer = library.get_tokenizer(config.model)
     model = model.to(device).eval()
@@ -123,12 +136,18 @@ def open_clip(config: Any, device: str, precision: str) -> Encoder:
 
 def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
     """Return the user's own module or function of a list of texts."""
-    model = given
+    model = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given  # the user's own stays as it is
     if isinstance(model, type) or (not isinstance(model, torch.nn.Module) and config.model):
         model = given()
     if not callable(model):
         raise InputError(f"encoder.model: must be callable, got {type(model).__name__}. Change `encoder.model`.")
     net = model.to(device).eval() if isinstance(model, torch.nn.Module) else None
+    if net is None and (config.layer or config.weights not in ("auto", "none")):
+        raise InputError(
+            f"encoder.layer: a function of texts is taken as it is, got layer={config.layer}, weights="
+            f"{config.weights}. Leave them out, or give a torch.nn.Module."
+        )
+    mark = "given" if net is None else own_weights(net, config)
     taken = Tapped(net, config.layer, config.tap) if net is not None and config.layer else model
 
     @torch.inference_mode()
@@ -137,4 +156,4 @@ def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
             found = taken(list(texts))
         return finish(pooled(torch.as_tensor(found), config.pool), config.normalize)
 
-    return Encoder(TEXT, None, run, net, device, 64, "given")
+    return Encoder(TEXT, None, run, net, device, 64, mark)

@@ -197,14 +197,18 @@ def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
             "Change "
             "`encoder.model`."
         )
-    local = is_file(config.weights)
-    if local:
-        load_weights(model, config.weights, type(model).__name__)
-    elif config.weights not in ("auto", "none"):
-        check_weights_file(config.weights)
-    mark = check_weights_file(config.weights) if local else state_mark(model)
+    mark = own_weights(model, config)
     form, (mean, std) = form_of(config, 224), scale_of(config, *IMAGENET)
     return picture_encoder(model, config, form, mean, std, device, precision, mark=mark)
+
+
+def own_weights(model: nn.Module, config: Any) -> str:
+    """Load the weights file that is named for a network of the user's, if one is; return what tells its numbers."""
+    if is_file(config.weights):
+        load_weights(model, config.weights, type(model).__name__)
+    if config.weights not in ("auto", "none"):
+        return check_weights_file(config.weights)
+    return state_mark(model)
 
 
 def state_mark(model: nn.Module) -> str:

@@ -8,6 +8,7 @@ import os
 import pyarrow as pa
 import pyarrow.fs
 
+from diva_ray.data.columns import check_names
 from diva_ray.data.raw import folder, lines, saved, tables, tar
 from diva_ray.data.raw.units import PICTURE_SUFFIXES, Source, name_of, suffix_of
 from diva_ray.errors import InputError
@@ -27,6 +28,12 @@ def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int
     """
     if kind not in ("auto", *SUFFIXES):
         raise InputError(f"data.kind: must be auto, {', '.join(SUFFIXES)}, got {kind}. Change `data.kind`.")
+    source = _found(path, kind, id=id, label=label, unit_rows=unit_rows)
+    check_names(source.schema, path)
+    return source
+
+
+def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int) -> Source:
     filesystem, base, files = list_files(path)
     if kind == "auto":
         kind = kind_of(path, files)
@@ -42,10 +49,10 @@ def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int
     if kind == "folder":
         return folder.find(path, filesystem, base, infos, label, unit_rows)
     if kind == "webdataset":
-        return tar.find(path, filesystem, infos, label, id)
+        return tar.find(path, filesystem, base, infos, label, id)
     if kind == "huggingface":
         return saved.find(path, filesystem, infos, id, unit_rows)
-    return lines.find(path, kind, filesystem, infos, id)
+    return lines.find(path, kind, filesystem, base, infos, id)
 
 
 def kind_of(path: str, files: list[pyarrow.fs.FileInfo]) -> str:

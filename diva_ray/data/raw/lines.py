@@ -8,20 +8,28 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pc
+import pyarrow.compute as pc
 import pyarrow.fs
+from pyarrow import csv
 
+from diva_ray.data.columns import check_names
 from diva_ray.data.raw.tables import key_of, stored_columns, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, field_of, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, below, field_of, mark_of, name_of, rechunk
 from diva_ray.errors import InputError
 
 RANGE = 64 << 20  # bytes of a unit of JSON lines
 PEEKED = 1000  # lines of the first file that tell the columns
 READ_ROWS = 256
+LEADING_ZERO = "^-?0[0-9]"
 
 
 def find(
-    path: str, kind: str, filesystem: pyarrow.fs.FileSystem, infos: list[pyarrow.fs.FileInfo], id: str | None
+    path: str,
+    kind: str,
+    filesystem: pyarrow.fs.FileSystem,
+    base: str,
+    infos: list[pyarrow.fs.FileInfo],
+    id: str | None,
 ) -> Source:
     """Return byte ranges of JSON lines (a packed file is one), or CSV files, as units."""
     units: list[Unit] = []
@@ -37,7 +45,8 @@ def find(
     total = sum(unit.bytes for unit in units)
     reader = read_csv if kind == "csv" else read_json
     root = path if "://" in path else infos[0].path.rpartition("/")[0]
-    return Source(kind, path, schema, tuple(units), None, filesystem, reader, root, key, int(total / max(estimate, 1)))
+    about = int(total / max(estimate, 1))
+    return Source(kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, more={"base": base})
 
 
 def _json_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
@@ -85,7 +94,7 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
     wanted = stored_columns(source, columns)
     kinds = {name: source.schema.field("id" if name == source.key else name).type for name in wanted}
     offsets: list[int] = []
-    name = name_of(unit.path)
+    name = below(source.more["base"], unit.path)
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
         lines, number = _lines(source.filesystem, unit), 0
@@ -113,38 +122,52 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
     return rechunk(parts(), rows, lambda k: f"{name} byte {offsets[k]}")
 
 
-def _csv(filesystem: pyarrow.fs.FileSystem, path: str, schema: pa.Schema | None, skipped: Any) -> pc.CSVStreamingReader:
+def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, skipped: Any) -> csv.CSVStreamingReader:
     delimiter = "\t" if ".tsv" in name_of(path).lower() else ","
-    return pc.open_csv(
+    return csv.open_csv(
         filesystem.open_input_stream(path, compression="detect"),
-        read_options=pc.ReadOptions(use_threads=False, block_size=1 << 20),
-        parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skipped),
-        convert_options=pc.ConvertOptions(
-            column_types=schema, strings_can_be_null=True, quoted_strings_can_be_null=False
+        read_options=csv.ReadOptions(use_threads=False, block_size=1 << 20),
+        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skipped),
+        convert_options=csv.ConvertOptions(
+            column_types=kinds, strings_can_be_null=True, quoted_strings_can_be_null=False
         ),
     )
 
 
 def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
-    """Return (columns, bytes of a row) of the first megabyte."""
+    """Return (columns, bytes of a row) of the first megabyte; numbers written as 007 are texts."""
     try:
         with _csv(filesystem, unit.path, None, lambda row: "skip") as reader:
             batch = reader.read_next_batch()
-    except (pa.ArrowException, OSError, StopIteration) as error:
+        check_names(batch.schema, unit.path)
+        written = pa.schema([(field.name, pa.binary()) for field in batch.schema if pa.types.is_integer(field.type)])
+        with _csv(filesystem, unit.path, written, lambda row: "skip") as reader:
+            first = reader.read_next_batch()
+    except StopIteration as error:
+        raise InputError(
+            f"data.path: a CSV file must have rows, got none at {unit.path}. Change `data.path`."
+        ) from error
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"data.path: files must be CSV with a first line of names, got {str(error).splitlines()[0][:200]} at "
             f"{unit.path}. Change `data.path`."
         ) from error
-    fields = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in batch.schema]
+    codes = {name for name in written.names if pc.any(pc.match_substring_regex(first[name], LEADING_ZERO)).as_py()}
+    kept = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_date, pa.types.is_timestamp)
+    fields = [
+        field if field.name not in codes and any(is_kind(field.type) for is_kind in kept) else (field.name, pa.string())
+        for field in batch.schema
+    ]
     return pa.schema(fields), min(unit.bytes, 1 << 20) / max(1, batch.num_rows)
 
 
 def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
-    """Yield the file's rows; one with too many or too few values is a failure."""
-    name = name_of(unit.path)
+    """Yield the file's rows; one with too many or too few values, or a value of another type, is a failure."""
+    name = below(source.more["base"], unit.path)
     wanted = stored_columns(source, columns)
-    kinds = pa.schema([(c, source.schema.field("id" if c == source.key else c).type) for c in wanted])
+    kinds = {c: source.schema.field("id" if c == source.key else c).type for c in wanted}
     skipped: list[Failure] = []
+    numbers: list[int] = []  # of the rows that fit, as the file has them
 
     def skip(row: Any) -> str:
         reason = f"{row.expected_columns} values must be there, got {row.actual_columns}"
@@ -152,19 +175,57 @@ def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Itera
         return "skip"
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
-        number = 0
+        read, good = 0, 0
         try:
-            with _csv(source.filesystem, unit.path, kinds, skip) as reader:
+            with _csv(source.filesystem, unit.path, pa.schema([(c, pa.binary()) for c in kinds]), skip) as reader:
                 for batch in reader:
-                    table, failed = pa.Table.from_batches([batch]), skipped[:]
+                    fits, wrong = _typed(pa.Table.from_batches([batch]).select(list(kinds)), kinds)
+                    failed, at = skipped[:], [read + k for k in range(batch.num_rows) if k not in wrong]
                     del skipped[: len(failed)]
-                    made = pa.array([f"{name}:{number + k}" for k in range(table.num_rows)], pa.string())
-                    yield to_rows(table, source, columns, number, made), number, failed
-                    number += table.num_rows
+                    failed += [
+                        Failure(f"{name}:{read + k}", f"{name} row {read + k}", *what) for k, what in wrong.items()
+                    ]
+                    numbers.extend(at)
+                    made = pa.array([f"{name}:{number}" for number in at], pa.string())
+                    yield to_rows(fits, source, columns, good, made), good, failed
+                    read, good = read + batch.num_rows, good + len(at)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise InputError(
                 f"data.path: every file must be CSV of the same columns, got {str(error).splitlines()[0][:200]} at "
                 f"{unit.path}. Fix the file or leave it out."
             ) from error
 
-    return rechunk(parts(), rows, lambda k: f"{name} row {k}")
+    return rechunk(parts(), rows, lambda k: f"{name} row {numbers[k]}")
+
+
+def _typed(written: pa.Table, kinds: dict[str, pa.DataType]) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
+    """Return the rows whose values are of these types, and (column, reason) of the others by row."""
+    wrong: dict[int, tuple[str, str]] = {}
+    for name, kind in kinds.items():
+        for k in _unfit(written[name], kind, 0):
+            shown = (written[name][k].as_py() or b"")[:60].decode("utf-8", "replace")
+            wrong.setdefault(k, (name, f"value does not fit: {kind} must be there, got {shown!r}"))
+    if wrong:
+        written = written.filter(pa.array([k not in wrong for k in range(written.num_rows)]))
+    return pa.table({name: _cast(written[name], kind) for name, kind in kinds.items()}), wrong
+
+
+def _unfit(written: pa.ChunkedArray, kind: pa.DataType, first: int) -> list[int]:
+    """Return the rows, counted from `first`, whose values are not of a type, by halving."""
+    try:
+        _cast(written, kind)
+        return []
+    except pa.ArrowException:
+        half = len(written) // 2
+        if not half:
+            return [first]
+        return [*_unfit(written.slice(0, half), kind, first), *_unfit(written.slice(half), kind, first + half)]
+
+
+def _cast(written: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return bytes of UTF-8 as values of a type; of what is no text, blanks around it do not count."""
+    texts = written.cast(pa.string())
+    if pa.types.is_string(kind):
+        return texts
+    bare = pc.utf8_trim_whitespace(texts)
+    return pc.if_else(pc.equal(bare, ""), None, bare).cast(kind)

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.fs
 
 from diva_ray.data.columns import storage_type
+from diva_ray.data.raw.classes import class_names, with_names
 from diva_ray.data.raw.tables import key_of, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk, suffix_of
 from diva_ray.errors import InputError
 
 
@@ -25,8 +26,7 @@ def find(
             f"data.path: one split must be named, got {', '.join(splits)} at {path}. Use `data.path={path.rstrip('/')}/"
             f"{splits[0]}`."
         )
-    order = _order(filesystem, folder)
-    infos = sorted(infos, key=lambda info: (order.get(name_of(info.path), len(order)), info.path))
+    infos = _listed(path, infos, _order(filesystem, folder))
     schema, units, total = None, [], 0
     for info in infos:
         start, rows, stop = 0, 0, 0
@@ -46,9 +46,25 @@ def find(
         raise InputError(f"data.path: the dataset must have rows, got 0 at {path}. Change `data.path`.")
     plain = pa.schema([pa.field(field.name, storage_type(field.type)) for field in schema])
     key = key_of(plain, id)
+    classes = {name: names for name, names in class_names(schema).items() if name != key}
     return Source(
-        "huggingface", path, with_id(plain, key, pa.int64()), tuple(units), total, filesystem, read, folder, key
-    )
+        "huggingface", path, with_id(with_names(plain, classes), key, pa.int64()), tuple(units), total, filesystem,
+        read, folder, key, classes=classes,
+    )  # fmt: skip
+
+
+def _listed(path: str, infos: list[pyarrow.fs.FileInfo], order: dict[str, int]) -> list[pyarrow.fs.FileInfo]:
+    """Return the files that state.json lists, in its order: `datasets` keeps caches of its own beside them."""
+    if not order or suffix_of(path) == "arrow":  # files that are named are taken as named
+        return sorted(infos, key=lambda info: (order.get(name_of(info.path), len(order)), info.path))
+    found = {name_of(info.path): info for info in infos}
+    absent = [name for name in order if name not in found]
+    if absent:
+        raise InputError(
+            f"data.path: every file that state.json lists must be there, got none of {len(absent)} ({absent[0]}) at "
+            f"{path}. Copy the dataset again, or name the files themselves."
+        )
+    return [found[name] for name in order]
 
 
 def _order(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, int]:

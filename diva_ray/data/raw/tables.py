@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from diva_ray.data.raw.classes import class_names, to_names, with_names
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk
-from diva_ray.data.table import Piece, open_parquet
+from diva_ray.data.table import Piece, is_parquet, open_parquet
 from diva_ray.errors import InputError
 
 READ_ROWS = 256  # rows decoded at a time
@@ -52,10 +53,11 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
                     a,
                 )
             )
-    schema = with_id(table.schema, key, pa.int64())
+    classes = {name: names for name, names in class_names(table.schema).items() if name != key}
+    schema = with_id(with_names(table.schema, classes), key, pa.int64())
     root = path if "://" in path else os.path.abspath(os.path.expanduser(path))
-    root = os.path.dirname(root) if "*" in root or root.endswith((".parquet", ".pq")) else root
-    return Source("parquet", path, schema, tuple(units), table.rows, table.filesystem, read, root, key)
+    root = os.path.dirname(root) if "*" in root or is_parquet(root) else root
+    return Source("parquet", path, schema, tuple(units), table.rows, table.filesystem, read, root, key, classes=classes)
 
 
 def _groups(pieces: tuple[Piece, ...], unit_rows: int) -> list[list[Piece]]:
@@ -97,6 +99,8 @@ def to_rows(table: pa.Table, source: Source, columns: list[str], number: int, ma
     for name in columns:
         if name != "id":
             column = table[name]
+            if name in source.classes:
+                column = to_names(column, source.classes[name], name, source.name)
             kind = source.schema.field(name).type
             fields[name] = column if column.type == kind else column.cast(kind)
     return pa.table(fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +18,9 @@ from diva_ray.data.raw.units import (
     Rows,
     Source,
     Unit,
+    below,
     field_of,
     mark_of,
-    name_of,
     rechunk,
 )
 from diva_ray.errors import InputError
@@ -27,12 +28,19 @@ from diva_ray.errors import InputError
 EmptyHeaderError, TruncatedHeaderError = tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
 PEEKED = 64  # samples of the first tar that tell the columns
 READ_ROWS = 64
+ENDING = re.compile(r"\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
+OTHER_ID = "raw_id"  # the field `id` of a .json member; a sample's id is its key
 TEXTS = ("txt", "text", "caption")
 Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: too large
 
 
 def find(
-    path: str, filesystem: pyarrow.fs.FileSystem, infos: list[pyarrow.fs.FileInfo], label: str, id: str | None
+    path: str,
+    filesystem: pyarrow.fs.FileSystem,
+    base: str,
+    infos: list[pyarrow.fs.FileInfo],
+    label: str,
+    id: str | None,
 ) -> Source:
     """Return a unit for every tar; the first samples of the first tar tell the columns."""
     if id not in (None, "none", "id"):
@@ -53,7 +61,7 @@ def find(
     schema = pa.schema([pa.field("id", pa.string()), *fields])
     members = sorted({name for _, some in peeked for name in some})
     estimate = int(sum(unit.bytes for unit in units) / max(1.0, size / len(peeked)))
-    more = {"label": label, "members": members, "alone": len(units) == 1}
+    more = {"label": label, "members": members, "alone": len(units) == 1, "base": base}
     return Source("webdataset", path, schema, units, None, filesystem, read, path, estimate=estimate, more=more)
 
 
@@ -136,12 +144,14 @@ def row_of(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
             text = content.decode("utf-8", "replace").strip()
             row[stem or label] = int(text) if text.lstrip("-").isdigit() else text
     found = json.loads(members.get("json") or b"{}")
-    return {**(found if isinstance(found, dict) else {}), **row}
+    found = found if isinstance(found, dict) else {}
+    return {**{OTHER_ID if name == "id" else name: value for name, value in found.items()}, **row}
 
 
 def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
     """Yield the tar's samples; one whose members do not fit is a failure."""
-    prefix = "" if source.more["alone"] else name_of(unit.path).partition(".")[0] + "/"
+    file = below(source.more["base"], unit.path)
+    prefix = "" if source.more["alone"] else ENDING.sub("", file) + "/"
     keys: list[str] = []
     fields = [source.schema.field(name) for name in ["id", *(name for name in columns if name != "id")]]
 
@@ -157,7 +167,7 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
                     pa.array([row.get(field.name)], field.type)
             except (ValueError, TypeError, pa.ArrowException) as error:
                 reason = f"members do not fit: {str(error).splitlines()[0][:160]}"
-                failed.append(Failure(prefix + key, f"{name_of(unit.path)} {key}", "", reason))
+                failed.append(Failure(prefix + key, f"{file} {key}", "", reason))
                 continue
             good.append(row)
             keys.append(key)
@@ -167,4 +177,4 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
                 first, good, failed, size = first + len(good), [], [], 0
         yield pa.Table.from_pylist(good, pa.schema(fields)), first, failed
 
-    return rechunk(parts(), rows, lambda k: f"{name_of(unit.path)} {keys[k]}")
+    return rechunk(parts(), rows, lambda k: f"{file} {keys[k]}")

@@ -78,6 +78,7 @@ class Source:
         rows: how many, or None where only reading tells; `estimate` then says about how many.
         read: (source, unit, columns, rows at a time) -> rows; `id` is always among the columns that come back.
         root: folder to which paths in a column are relative.
+        classes: names of the classes that a column of whole numbers stands for; its rows come back by name.
     """
 
     kind: str
@@ -90,6 +91,7 @@ class Source:
     root: str
     key: str | None = None  # column that is the id; None: made
     estimate: int = 0
+    classes: dict[str, pa.Array] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -151,6 +153,11 @@ def field_of(name: str, values: list[Any]) -> pa.Field:
 def name_of(path: str) -> str:
     """Return the last part of a path."""
     return os.path.basename(path.rstrip("/"))
+
+
+def below(base: str, path: str) -> str:
+    """Return a path as seen from a folder above it: unlike its name alone, no other file's under that folder."""
+    return path[len(base.rstrip("/")) + 1 :] if path.startswith(base.rstrip("/") + "/") else name_of(path)
 
 
 def suffix_of(path: str) -> str:

@@ -1,0 +1,129 @@
+"""Rows kept on disk or left in the table: the same bits as in memory, within the budget."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import diva_ray
+
+GENERATOR = np.random.default_rng(2)
+N = 15_000
+X = GENERATOR.standard_normal((N, 16)).astype(np.float16)
+B = [None if k % 7 == 3 else row for k, row in enumerate(GENERATOR.standard_normal((N, 5)).astype(np.float32))]
+Y = np.array([f"class {k}" for k in (X[:, :4].astype(np.float32) + GENERATOR.standard_normal((N, 4))).argmax(1)])
+ROWS = {
+    "x": X, "b": B, "label": Y, "id": np.array([f"row {k}" for k in GENERATOR.permutation(N)]),
+    "group": GENERATOR.integers(0, N // 2, N), "weight": GENERATOR.random(N), "source": Y,
+    "offset": list(GENERATOR.standard_normal((N, 4)) / 3), "v": GENERATOR.random(N),
+}  # fmt: skip
+COLUMNS = {"features": ["x", "b"], "group": "group", "weight": "weight", "source": "source", "offset": "offset"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The rows in files, groups scattered over them."""
+    path = tmp_path_factory.mktemp("rows")
+    columns = {k: list(v) if getattr(v, "ndim", 1) == 2 else v for k, v in ROWS.items()}
+    table = pa.table(columns)
+    for k in range(3):
+        pq.write_table(table.slice(k * N // 3, N // 3), path / f"{k}.parquet", row_group_size=1700)
+    return str(path)
+
+
+def tight(path, place="cache", workers=1, **options):
+    """Return a budget under which a worker keeps nothing in memory, from the plan's own figures."""
+    options = {name: value for name, value in options.items() if name in ("features", "task")}
+    sizes = diva_ray.score(path, cluster="inline", plan=True, quiet=True, **{"features": "x", **options}).sizes
+    assert sizes.need(place, workers) < sizes.need("memory", workers)
+    return str(sizes.need(place, workers))
+
+
+def where(path, place, **options):
+    """Return the cluster options of one place."""
+    if place == "memory":
+        return {"kind": "inline", "threads": 1}
+    cache = "none" if place == "storage" else "auto"
+    return {"kind": "inline", "threads": 1, "memory": tight(path, place, **options), "cache": cache}
+
+
+def same(one, two):
+    """Assert that two results say the same, bit for bit."""
+    assert one.samples.equals(two.samples)
+    changing = ("seconds", "memory", "output", "workers")
+    names = [name for name in one.summary if not any(word in name for word in changing)]
+    assert {name: one.summary[name] for name in names} == {name: two.summary[name] for name in names}
+
+
+@pytest.mark.parametrize("place", ["cache", "storage"])
+@pytest.mark.parametrize("columns", [{"features": "x"}, {**COLUMNS, "validation_weight": "v"}], ids=["plain", "all"])
+def test_scores_have_the_same_bits_wherever_rows_are_kept(folder, tmp_path, place, columns):
+    first = diva_ray.score(folder, cluster=where(folder, "memory"), quiet=True, outputs=True, **columns)
+    cluster = where(folder, place, **columns)
+    plan = diva_ray.score(folder, cluster=cluster, plan=True, quiet=True, **columns)
+    assert plan.keeping.place == place
+    same(first, diva_ray.score(folder, cluster=cluster, quiet=True, outputs=True, **columns))
+
+
+@pytest.mark.parametrize("place", ["cache", "storage"])
+def test_weight_steps_have_the_same_bits_wherever_rows_are_kept(folder, place):
+    options = {"features": "x", "folds": 2, "steps": 2, "quiet": True}
+    first = diva_ray.reweight(folder, cluster=where(folder, "memory"), **options)
+    same(first, diva_ray.reweight(folder, cluster=where(folder, place), **options))
+
+
+def test_a_pool_in_the_cache_is_chosen_from_like_one_in_storage(folder, tmp_path):
+    core = {name: values[:400] for name, values in ROWS.items() if name in ("x", "label")}
+    core["id"] = np.array([f"core {k}" for k in range(400)])
+    found = []
+    for cluster in (where(folder, "memory"), where(folder, "cache")):
+        pq.write_table(pa.table({**core, "x": list(core["x"])}), tmp_path / "core.parquet")
+        options = {"features": "x", "budget": 900, "rounds": 3, "quiet": True}
+        found.append(diva_ray.extend(str(tmp_path / "core.parquet"), folder, cluster=cluster, **options))
+    same(*found)
+
+
+def test_shares_have_the_same_bits_wherever_rows_are_kept(folder):
+    options = {"features": ["x", "b"], "starts": 1, "evaluations": 3, "quiet": True}
+    first = diva_ray.aggregate(folder, cluster=where(folder, "memory"), **options)
+    same(first, diva_ray.aggregate(folder, cluster=where(folder, "cache", **options), **options))
+
+
+def test_pairs_have_the_same_bits_wherever_rows_are_kept(tmp_path):
+    A = GENERATOR.standard_normal((N, 6)).astype(np.float32)
+    C = (A @ GENERATOR.standard_normal((6, 5)) + 0.3 * GENERATOR.standard_normal((N, 5))).astype(np.float32)
+    pq.write_table(pa.table({"x": list(A), "b": list(C)}), tmp_path / "pairs.parquet")
+    path, options = str(tmp_path / "pairs.parquet"), {"features": ["x", "b"], "task": "pairs", "quiet": True}
+    first = diva_ray.score(path, cluster=where(path, "memory"), **options)
+    same(first, diva_ray.score(path, cluster=where(path, "cache", **options), **options))
+
+
+@pytest.mark.ray
+def test_workers_keep_rows_on_disk_with_the_same_bits_and_one_may_be_killed(folder, ray_cluster):
+    import signal
+
+    import ray
+
+    from diva_ray.engine.cluster import Cluster
+
+    columns = {name: value for name, value in COLUMNS.items() if name != "group"}
+    first = diva_ray.score(folder, cluster=where(folder, "memory"), quiet=True, **columns)
+    memory = tight(folder, workers=2, **columns)
+    whole, killed = Cluster.each, []
+
+    def each_with_a_kill(self, kernel, extents, done=int, features=True):
+        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
+            if k == 0 and kernel.__name__ == "score" and not killed:
+                killed.append(ray.get(self.actors[1].process.remote()))
+                os.kill(killed[0], signal.SIGKILL)
+            yield partial
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Cluster, "each", each_with_a_kill)
+        cluster = {"kind": "local", "workers": 2, "memory": memory}
+        assert diva_ray.score(folder, cluster=cluster, plan=True, **columns).keeping.place == "cache"
+        second = diva_ray.score(folder, cluster=cluster, quiet=True, **columns)
+    assert killed
+    assert first.samples.equals(second.folder.read_table("samples"))
