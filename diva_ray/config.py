@@ -39,14 +39,16 @@ class ClusterConfig:
     """Where the passes run."""
 
     kind: str = "auto"  # auto | inline (this process) | local (Ray on this machine) | ray (the cluster in reach)
-    workers: int | None = None  # Ray actors; None: one for every `threads` CPUs of the cluster, but no more than shards
+    # Ray actors, but no more than shards; an autoscaling cluster adds nodes until they run. None: one for every
+    # `threads` CPUs that are there; an autoscaling cluster is asked for one for every minute of passes if that is more
+    workers: int | None = None
     threads: int | None = None  # BLAS threads of a worker, or of the process inline; None: 1 on Ray, every core inline
     gpus_per_worker: float = 0.0  # for encoders only, fractions count: the passes run on CPUs
     memory: str | None = None  # budget per worker, or for the process inline, such as 2GiB; None: what the machine has
     # rows that do not fit the memory are read once in each pass from: a file in this folder on each worker's own disk |
     # auto: in its temporary folder | none: the table itself
     cache: str = "auto"
-    start_timeout: float = 300.0  # seconds until every worker must have loaded its rows
+    start_timeout: float = 600.0  # seconds in which another worker must have started, or loaded a shard
     pass_timeout: float = 3600.0  # seconds in which at least one shard of a pass must be finished
 
 

@@ -1,4 +1,4 @@
-"""The house itself: what loads what, configs that compose, a cluster file that validates."""
+"""The house itself: what loads what, configs that compose."""
 
 import re
 import subprocess
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -72,19 +71,6 @@ def test_configs_that_comments_and_the_readme_name_are_there():
     named.discard(("encoder", "encode"))  # an argument of a Python call
     assert len(named) > 6
     assert [one for one in sorted(named) if not (ROOT / "configs" / one[0] / f"{one[1]}.yaml").is_file()] == []
-
-
-def test_cluster_yaml_is_what_ray_takes():
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    validate_config(config)
-    head = config["available_node_types"][config["head_node_type"]]
-    assert head["resources"]["CPU"] == 0
-    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
-    assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
-    with pytest.raises(Exception, match="max_workers"):
-        validate_config({**config, "max_workers": "many"})
 
 
 def test_a_processor_taken_for_an_older_one_gets_its_own_kernels():

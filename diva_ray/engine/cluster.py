@@ -17,6 +17,7 @@ import torch
 
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
+from diva_ray.engine.autoscale import await_workers, check_resources
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
 from diva_ray.engine.meter import Counted, Meter, Work
@@ -151,18 +152,19 @@ class Cluster:
         workers: int | None,
         threads: int,
         gpus_per_worker: float = 0.0,
-        keeping: Keeping = IN_MEMORY,
+        keep: Callable[[int], Keeping] = lambda _: IN_MEMORY,
         environment: dict[str, str] | None = None,
-        start_timeout: float = 300.0,
+        start_timeout: float = 600.0,
         pass_timeout: float = 3600.0,
+        useful: int = 1,
     ) -> None:
         share_tensors()
         self.extents, self.meter = extents, Meter(PassMetrics())
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
-        self.workers = check_resources(workers, threads, gpus_per_worker, len(extents))
-        self.owner, self.owned = _deal(extents, self.workers)
-        options = {
+        self.asked = workers is not None
+        self.parts = (tables, columns, threads, keep)
+        self.options = {
             "num_cpus": threads,
             "num_gpus": gpus_per_worker,
             "max_restarts": -1,
@@ -170,22 +172,29 @@ class Cluster:
             "scheduling_strategy": "SPREAD",
             "runtime_env": {"env_vars": environment} if environment else None,
         }
-        actor = ray.remote(Worker).options(**options)
+        self._launch(check_resources(workers, threads, gpus_per_worker, len(extents), useful))
+
+    def _launch(self, workers: int) -> None:
+        """Start workers, or ask for them: one that does not fit makes an autoscaler add a node."""
+        tables, columns, threads, keep = self.parts
+        self.workers = workers
+        self.owner, self.owned = _deal(self.extents, workers)
+        actor = ray.remote(Worker).options(**self.options)
         self.actors = [
-            actor.remote(tables, columns, [extents[k] for k in mine], threads, keeping, number)
+            actor.remote(tables, columns, [self.extents[k] for k in mine], threads, keep(workers), number)
             for number, mine in enumerate(self.owned)
         ]
 
     def start(self) -> None:
-        """Wait until every worker runs; they read their shards meanwhile."""
+        """Wait until every worker runs; they read their shards meanwhile. If nobody asked for a number, those that came
+        before the cluster stopped to grow share all shards."""
         refs = [actor.process.remote() for actor in self.actors]
-        _, late = ray.wait(refs, num_returns=len(refs), timeout=self.start_timeout)
-        if late:
-            raise InputError(
-                f"cluster: every worker must have started within {self.start_timeout:g} s, got {len(refs) - len(late)} "
-                f"of {len(refs)} (free now: {ray.available_resources()}). Free resources, lower `cluster.workers`, or "
-                "raise `cluster.start_timeout`."
-            )
+        ran = await_workers(refs, self.start_timeout, all_of_them=self.asked)
+        if ran < self.workers:
+            log.info("%-10s no more nodes come: %d workers instead of %d", "start", ran, self.workers)
+            self.close()
+            self._launch(ran)
+            await_workers([actor.process.remote() for actor in self.actors], self.start_timeout, all_of_them=True)
 
     def load(self) -> Iterator[int]:
         """Wait until every shard is read; yield its rows when it is there.
@@ -319,29 +328,6 @@ def fetch(ref: Any, timeout: float | None = None) -> Any:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
-
-
-def check_resources(workers: int | None, threads: int, gpus: float, shards: int) -> int:
-    """Return how many workers to start; raise if the cluster cannot hold them (an actor would wait for ever)."""
-    have = ray.cluster_resources()
-    room = int(have.get("CPU", 0) // threads)
-    if gpus:
-        room = min(room, int(have.get("GPU", 0) / gpus))
-    wanted = min(workers or room, shards)
-    if workers and workers > room:
-        raise InputError(
-            f"cluster.workers: the cluster must have {workers} x {threads} "
-            f"CPUs{f' and {workers} x {gpus:g} GPUs' if gpus else ''}, "
-            f"got {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs. Lower `cluster.workers` to {room} or "
-            "less."
-        )
-    if wanted < 1:
-        raise InputError(
-            f"cluster: one worker must fit, which needs {threads} CPUs and {gpus:g} GPUs, got {have.get('CPU', 0):g} "
-            "CPUs and "
-            f"{have.get('GPU', 0):g} GPUs. Lower `cluster.threads` or `cluster.gpus_per_worker`."
-        )
-    return wanted
 
 
 def _deal(extents: list[Extent], workers: int) -> tuple[dict[int, int], list[list[int]]]:

@@ -134,7 +134,7 @@ def ray_is_running() -> bool:
 
 def _on_cluster(config: EmbedConfig, kind: str, units: int) -> tuple[int, float, int]:
     """Return (workers, GPUs of each, threads of each) that the cluster can hold."""
-    from diva_ray.engine.cluster import check_resources
+    from diva_ray.engine.autoscale import check_resources
     from diva_ray.engine.connect import connect
 
     cpus, workers, threads = os.cpu_count() or 1, config.cluster.workers or 1, config.cluster.threads or 1

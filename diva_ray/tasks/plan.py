@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -15,6 +16,8 @@ from diva_ray.config import ClusterConfig
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks.memory import PROCESS, Sizes, check_fit, choose_place, parse_bytes
+
+NODE_SECONDS = 60.0  # of passes for which another worker is worth the start of a node
 
 
 @dataclass
@@ -123,6 +126,11 @@ def check_workers(plan: Plan, cluster: ClusterConfig) -> None:
             f"cluster.workers: this machine must have {cluster.workers or 1} x {plan.threads} CPUs, got {have}. "
             "Lower `cluster.workers` or `cluster.threads`."
         )
+
+
+def useful_workers(plan: Plan) -> int:
+    """Return how many workers a cluster that grows is asked for: one for every minute of one worker's passes."""
+    return max(1, math.ceil(plan.seconds / NODE_SECONDS))
 
 
 def blas_environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ from diva_ray.data.split import split
 from diva_ray.data.table import Table
 from diva_ray.engine.context import Setup
 from diva_ray.engine.scan import Scan, scan
+from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.folder import Folder, stored
@@ -102,12 +103,13 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
 
 def join(plan: planning.Plan, config: FitConfig) -> planning.Plan:
     """Join or start Ray; return the plan as the cluster that is there has it."""
-    from diva_ray.engine.cluster import check_resources
+    from diva_ray.engine.autoscale import check_resources
     from diva_ray.engine.connect import connect, memory_per_worker
 
     connect(plan.kind)
     cluster, budget = config.cluster, plan.budget
-    workers = check_resources(cluster.workers, plan.threads, cluster.gpus_per_worker, plan.shards)
+    useful = planning.useful_workers(plan)
+    workers = check_resources(cluster.workers, plan.threads, cluster.gpus_per_worker, plan.shards, useful)
     if budget is None:
         budget = memory_per_worker(plan.threads)
     return plan.settle(workers, budget, cluster.cache)
@@ -127,6 +129,11 @@ def start(
 
         return Runner(Inline(tables, columns, extents, config.cluster.threads, plan.keeping), quiet)
     from diva_ray.engine.cluster import Cluster
+    from diva_ray.engine.connect import memory_per_worker
+
+    def keep(workers: int) -> Keeping:
+        budget = memory_per_worker(plan.threads) if plan.budget is None else plan.budget
+        return plan.settle(workers, budget, config.cluster.cache).keeping
 
     threads = config.cluster.threads or 1
     environment = {
@@ -137,8 +144,9 @@ def start(
     return Runner(
         Cluster(
             tables, columns, extents, workers=config.cluster.workers, threads=threads,
-            gpus_per_worker=config.cluster.gpus_per_worker, keeping=plan.keeping, environment=environment,
+            gpus_per_worker=config.cluster.gpus_per_worker, keep=keep, environment=environment,
             start_timeout=config.cluster.start_timeout, pass_timeout=config.cluster.pass_timeout,
+            useful=planning.useful_workers(plan),
         ),
         quiet,
     )  # fmt: skip

@@ -1,0 +1,19 @@
+"""What a log that is no terminal says of a pass."""
+
+import logging
+import re
+
+from diva_ray.engine import progress
+
+
+def test_a_log_gets_whole_lines_with_rate_and_time_left(monkeypatch, caplog, capsys):
+    monkeypatch.setattr(progress, "LOG_EVERY", 0.0)
+    caplog.set_level(logging.INFO, "diva_ray")
+    told = progress.Progress("fit", 3000)
+    told.add(1000)
+    told.add(2000)
+    told.close()
+    during, last = caplog.messages
+    assert re.fullmatch(r"fit +33 %  [\d,]+ rows/s  \d+ s left", during)
+    assert re.fullmatch(r"fit +3,000 rows in \d+\.\d\d s  \([\d,]+ rows/s\)", last)
+    assert capsys.readouterr().err == "", "no bar is drawn over and over"
