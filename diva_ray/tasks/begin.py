@@ -18,6 +18,7 @@ import pyarrow as pa
 from diva_ray.config import FitConfig
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
 from diva_ray.tasks.opened import make_plan
 from diva_ray.tasks.options import check_options
@@ -49,11 +50,13 @@ def begin(
     if type(pool).__module__.startswith("ray.data"):
         pool = _from_dataset(pool, folder, "pool", config.plan)
     plan, opened = make_plan(config, data, loss, pool)
+    cut_bits, kept, notes = expect_sums(config, opened.tables[0], opened.columns.features, opened.task)
+    plan.notes += notes
     if config.plan:
         return plan
     for line in plan.lines() if not quiet else ():
         log.info("%s", line)
-    session = open_session(config, plan, opened, folder, quiet=quiet)
+    session = open_session(config, plan, opened, folder, quiet=quiet, cut_bits=cut_bits, kept=kept)
     try:
         session.started, session.mark = started, _mark(session)
     except BaseException:
