@@ -84,13 +84,15 @@ def options_of(config: FitConfig, features: tuple[str, ...], task: str) -> dict[
     return found if config.projection else {**found, "seed": None}
 
 
-def open_kept(config: FitConfig, features: tuple[str, ...], task: str, table: Table) -> Kept:
+def open_kept(config: FitConfig, update: str, features: tuple[str, ...], task: str, table: Table) -> Kept:
     """Return what the run of `update` has kept, for a table that it can serve.
 
     Raises:
         InputError: no such run, or one whose sums are of something else.
     """
-    folder = Folder(config.update)
+    folder = Folder(update)
+    if config.output and folder.path == Folder(config.output).path:
+        raise InputError(f"update: must be another folder than output, got {folder.path} for both. Change `output`.")
     index = folder.read_json(f"{PLACE}/index.json")
     if index is None or index["version"] != VERSION:
         raise InputError(
@@ -201,7 +203,7 @@ def expect_sums(
         return None, None, []
     if not update:
         return max(5, int(np.log2(table.rows / SEGMENTS))), None, []
-    kept = open_kept(config, features, task, table)
+    kept = open_kept(config, update, features, task, table)
     note = f"update of {update} ({kept.rows:,} rows): sums of rows that are as they were are taken from there"
     if kept.files:
         note += f"; {kept.unchanged_rows(table):,} rows lie in files that have not changed"
