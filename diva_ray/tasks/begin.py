@@ -50,8 +50,7 @@ def begin(
     if type(pool).__module__.startswith("ray.data"):
         pool = _from_dataset(pool, folder, "pool", config.plan)
     plan, opened = make_plan(config, data, loss, pool)
-    cut_bits, kept, notes = expect_sums(config, opened.tables[0], opened.columns.features, opened.task)
-    plan.notes += notes
+    cut_bits, kept = expect_sums(config, plan, opened)
     if config.plan:
         return plan
     for line in plan.lines() if not quiet else ():

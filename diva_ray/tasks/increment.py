@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -19,14 +18,9 @@ from diva_ray.engine.parts import Key, Ranges, fit_parts
 from diva_ray.engine.reduce import units
 from diva_ray.engine.scan import Scan
 from diva_ray.errors import InputError
-from diva_ray.tasks.kept import KeptGroup, Writer, files_of, options_of
+from diva_ray.tasks.kept import KeptGroup, Writer, files_of, most_groups, options_of
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
-
-log = logging.getLogger("diva_ray")
-
-MOST_BYTES = 256 << 20  # of all kept sums
-MOST_GROUPS = 64
 
 
 @dataclass
@@ -36,12 +30,6 @@ class Part:
     segments: list[int]
     kept: KeptGroup | None = None
     relabelled: bool = False
-
-
-def most_groups(rows: int, p: int, outputs: int) -> int:
-    """Return how many groups' sums to keep: no more bytes than an eighth of float32 features, or `MOST_BYTES`."""
-    size = 8 * (p * (p + 1) // 2 + p * outputs)
-    return min(MOST_GROUPS, MOST_BYTES // size, max(1, rows // max(256, 8 * p)))
 
 
 def plan_groups(segments: Segments, kept: list[KeptGroup], most: int) -> list[list[Part]]:

@@ -18,12 +18,17 @@ from diva_ray.core.carry import Frame, pack, unpack
 from diva_ray.core.ridge import FitSums
 from diva_ray.core.subspace import projections
 from diva_ray.data.table import Table
+from diva_ray.engine.reduce import UNIT
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.opened import Opened
+from diva_ray.tasks.plan import Plan
 
 VERSION = 1
 PLACE = "sums"
 SEGMENTS = 1024  # into about how many a table is cut
+MOST_BYTES = 256 << 20  # of all kept sums
+MOST_GROUPS = 64
 SAME = ("features", "task", "standardize", "projection", "seed")  # what sums depend on beside the rows
 
 
@@ -194,17 +199,30 @@ def files_of(table: Table) -> dict[str, list[int]]:
     return {info.path: [rows[info.path], info.size, info.mtime_ns or 0] for info in infos}
 
 
-def expect_sums(
-    config: FitConfig, table: Table, features: tuple[str, ...], task: str
-) -> tuple[int | None, Kept | None, list[str]]:
-    """Return by how many bits the table is cut into segments (None: no sums), what there is to update, and notes."""
-    update, keeps = getattr(config, "update", None), getattr(config, "keep_sums", False)
-    if task == "pairs" or not (update or keeps):
-        return None, None, []
-    if not update:
-        return max(5, int(np.log2(table.rows / SEGMENTS))), None, []
-    kept = open_kept(config, update, features, task, table)
+def most_groups(rows: int, p: int, outputs: int) -> int:
+    """Return how many groups' sums to keep: no more bytes than about an eighth of float32 features, or `MOST_BYTES`."""
+    size = 8 * (p * (p + 1) // 2 + p * outputs)
+    return min(MOST_GROUPS, MOST_BYTES // size, max(1, rows // max(256, 8 * p)))
+
+
+def expect_sums(config: FitConfig, plan: Plan, opened: Opened) -> tuple[int | None, Kept | None]:
+    """Return by how many bits a table is cut into segments (None: no sums), and what there is to update; tell the plan.
+
+    Raises:
+        InputError: the run of `update` cannot serve the table.
+    """
+    update, keeps, table = getattr(config, "update", None), getattr(config, "keep_sums", False), opened.tables[0]
+    if opened.task == "pairs" or not (update or keeps):
+        return None, None
+    kept = open_kept(config, update, opened.columns.features, opened.task, table) if update else None
+    groups = most_groups(table.rows, plan.features + 1, plan.outputs)
+    at_a_time = min(groups, -(-groups * UNIT // plan.shards) + 1)  # of a unit of shards
+    plan.worker_bytes += 8 * plan.features**2 * at_a_time
+    plan.driver_bytes += 8 * plan.features**2 * at_a_time
+    if kept is None:
+        return max(5, int(np.log2(table.rows / SEGMENTS))), None
     note = f"update of {update} ({kept.rows:,} rows): sums of rows that are as they were are taken from there"
     if kept.files:
         note += f"; {kept.unchanged_rows(table):,} rows lie in files that have not changed"
-    return kept.bits, kept, [note]
+    plan.notes.append(note)
+    return kept.bits, kept

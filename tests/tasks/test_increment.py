@@ -16,7 +16,8 @@ from diva_ray.errors import InputError
 from diva_ray.tasks.begin import begin
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import derive
-from diva_ray.tasks.increment import Keeper, most_groups
+from diva_ray.tasks.increment import Keeper
+from diva_ray.tasks.kept import most_groups
 from tests.data.tables import INLINE, vectors
 
 N = 4000
