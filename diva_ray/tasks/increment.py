@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from diva_ray.errors import InputError
 from diva_ray.tasks.kept import KeptGroup, Writer, files_of, most_groups, options_of
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
+
+log = logging.getLogger("diva_ray")
 
 
 @dataclass
@@ -257,4 +260,6 @@ def same_frame(one: Frame, other: Frame) -> bool:
 
 def figures_of(keeper: Keeper | None, session: Session) -> dict[str, Any]:
     """Return what the summary says of kept sums: null where there are none, as for fewer rows than features."""
+    if session.kept and not (keeper and keeper.figures):
+        log.warning("update: nothing was taken over, because fewer rows than features need no fit sums")
     return {"kept_sums": None, "update": None, **(keeper.figures if keeper else {})}

@@ -201,6 +201,20 @@ def test_other_ridge_shares_intercept_and_column_names_take_the_same_sums(table,
     assert updated[1]["update"]["rows_unchanged"] == N
 
 
+def test_sets_of_classes_and_a_band_that_whole_shards_lack():
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((N, 6)).astype(np.float32)
+    several = [[name for name, x in zip("uvw", row, strict=False) if x > 0] for row in X]
+    rare = [None] * (N - 100) + [[1.0, float(x)] for x in X[-100:, 0]]
+    rows = pa.table({"a": vectors(X), "b": pa.array(rare, pa.list_(pa.float32())), "label": several})
+    after = changed(pa.concat_tables([rows.slice(0, 700), rows.slice(710)]), "label", [3000], [["v", "x"]])
+    before = derived(rows, weight=None)[3]
+    scratch, updated = derived(after, weight=None), derived(after, weight=None, update=before)
+    same(updated, scratch)
+    assert updated[1]["update"]["rows_unchanged"] > N / 2
+    assert updated[1]["update"]["rows_relabelled"] > 0
+
+
 def test_rewritten_files_are_unchanged_and_give_the_same_bits(table, first, tmp_path):
     data = store(tmp_path / "rewritten", [table.slice(0, 2500), table.slice(2500)], row_group_size=333)
     updated = derived(data, update=first)
@@ -279,7 +293,19 @@ def test_the_call_gives_the_verdicts_from_scratch_and_tells_what_it_took(table, 
         assert updated.samples[name].equals(scratch.samples[name]), name
     told = json.loads((tmp_path / "two" / "summary.json").read_text())["update"]
     assert told["run"] == before.path and told["rows_before"] == N
+    again = call(after, precision="float64", update=before.path, output=tmp_path / "two", resume=True)
+    assert again.samples.equals(updated.samples)
     assert any("taken from" in line for line in updated.told)
+
+
+def test_what_is_left_may_need_no_sums(caplog):
+    generator = np.random.default_rng(0)
+    rows = {"features": generator.standard_normal((90, 40)), "label": generator.integers(0, 2, 90)}
+    few, options = {name: values[:30] for name, values in rows.items()}, {"cluster": INLINE, "quiet": True}
+    updated = diva_ray.score(few, update=diva_ray.score(rows, **options).path, **options)
+    assert updated.summary["update"] is None and updated.summary["form"] == "dual"
+    assert "update: nothing was taken over" in caplog.text
+    assert updated.samples.equals(diva_ray.score(few, **options).samples)
 
 
 def test_trusted_rows_too(table):
