@@ -88,6 +88,9 @@ class ScoreConfig(FitConfig):
     labeller_doubt: str = "auto"
     outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
     export: str = "none"  # none | datacomp: also write subset.npy, the sorted uids of the rows that are no label issue
+    # folder of an earlier score run: the fit takes its sums of rows that are as they were, wherever they lie now
+    update: str | None = None
+    keep_sums: bool = True  # keep what a later `update` takes, in `sums/`: an eighth of the features, 256 MiB at most
     output: str = "outputs/score"
 
 

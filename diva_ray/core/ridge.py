@@ -45,12 +45,15 @@ class FitAccumulator:
 
     def add(self, Z: Tensor, Y: Tensor, alpha: Tensor, offset: Tensor | None = None) -> None:
         """Add the rows of one block; weights of 0 add nothing."""
-        neutral = bool((alpha == 1).all())
-        self.gram.add(Z, None if neutral else alpha)
+        self.gram.add(Z, None if bool((alpha == 1).all()) else alpha)
+        self.add_targets(Z, Y, alpha, offset)
+
+    def add_targets(self, Z: Tensor, Y: Tensor, alpha: Tensor, offset: Tensor | None = None) -> None:
+        """Add what a block's targets contribute, and leave the Gram matrix as it is."""
         if Y.ndim == 1:
             # Sums over the rows of each class: the one-hot product without its zeros.
             known = Y >= 0
-            rows = Z if neutral and bool(known.all()) else Z[known] * alpha[known, None]
+            rows = Z if bool((alpha == 1).all()) and bool(known.all()) else Z[known] * alpha[known, None]
             self.cross += torch.zeros(self.cross.shape, dtype=Z.dtype, device=Z.device).index_add_(0, Y[known], rows)
         else:
             self.cross += multiply((Y * alpha[:, None]).T, Z)

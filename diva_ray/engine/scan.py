@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import label_values, number_targets
-from diva_ray.engine.context import Known, Tally, validation_weights
+from diva_ray.engine.context import Known, Rows, Tally, validation_weights
+from diva_ray.engine.identity import fragments
 from diva_ray.errors import InputError
 
 
@@ -30,6 +31,7 @@ class Scan:
             train and validate.
         target: sum of v, v y and v |y|^2 for numbers.
         offset_width: numbers of an offset, 0 without.
+        fragments: what the training rows are by content (`engine.identity`), where it was asked for.
     """
 
     place: str
@@ -43,6 +45,7 @@ class Scan:
     target: Tensor
     counts: Tally
     offset_width: int = 0
+    fragments: Rows | None = None
 
     def __add__(self, other: Scan) -> Scan:
         if any(a != b and a and b for a, b in zip(self.widths, other.widths, strict=True)):  # 0: no row has the band
@@ -74,6 +77,7 @@ class Scan:
             self.target + other.target,
             self.counts + other.counts,
             self.offset_width,
+            self.fragments + other.fragments if self.fragments and other.fragments else self.fragments,
         )
 
 
@@ -127,9 +131,10 @@ def scan(shard: Shard, known: Known) -> Scan:
         coupled=int(((shard.weight > 0) & (v > 0)).sum()),
     )
     widths = tuple(values.shape[1] for values in shard.bands)
+    known_by = fragments(shard, known, known["cut_bits"]) if trains and known.get("cut_bits") is not None else None
     return Scan(
         shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, counts,
-        0 if shard.offset is None else shard.offset.shape[1],
+        0 if shard.offset is None else shard.offset.shape[1], known_by,
     )  # fmt: skip
 
 

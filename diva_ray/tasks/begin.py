@@ -18,6 +18,7 @@ from diva_ray.config import FitConfig
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
 from diva_ray.tasks.opened import make_plan
 from diva_ray.tasks.options import check_options
@@ -49,9 +50,11 @@ def begin(
     if type(pool).__module__.startswith("ray.data"):
         pool = _from_dataset(pool, folder, "pool", config.plan)
     plan, opened = make_plan(config, data, loss, pool)
+    cut_bits, kept = expect_sums(config, plan, opened)
+    plan = plan.settle(plan.workers, plan.budget, config.cluster.cache)
     if config.plan:
         return join(plan, config) if plan.kind == "ray" else plan
-    session = open_session(config, plan, opened, folder, quiet=quiet)
+    session = open_session(config, plan, opened, folder, quiet=quiet, cut_bits=cut_bits, kept=kept)
     try:
         session.started, session.mark = started, _mark(session)
     except BaseException:

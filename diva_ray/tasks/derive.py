@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -29,6 +30,7 @@ from diva_ray.tasks.dual import derive_dual
 from diva_ray.tasks.runner import Runner
 
 log = logging.getLogger("diva_ray")
+Fit = Callable[[Runner, Setup], FitSums]
 
 
 def tell_checked_rows(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:
@@ -47,7 +49,15 @@ def compare_errors(estimate: Tensor, exact: Tensor) -> dict[str, float]:
 
 
 def derive(
-    runner: Runner, setup: Setup, ridge: float | str, rows: int, heard: int, errors: str, *, dual: bool | None = None
+    runner: Runner,
+    setup: Setup,
+    ridge: float | str,
+    rows: int,
+    heard: int,
+    errors: str,
+    *,
+    dual: bool | None = None,
+    fit: Fit | None = None,
 ) -> Derived:
     """Return the derivative of every row, which stays with its shard.
 
@@ -58,12 +68,13 @@ def derive(
         heard: rows with validation weight.
         errors: `auto`, `exact`, `estimate`, or `none`: standard errors of 0.
         dual: whether to take the n x n form, which then keeps every contribution; None: by the size.
+        fit: what returns the fit sums, where they are not those of one pass over all rows.
     """
     if dual or (dual is None and takes_dual(rows, setup.scale.width, ridge)):
         return derive_dual(runner, setup, ridge, keep=bool(dual))
     setup = with_errors(setup, heard, errors)
     exact = setup.collect
-    setup, chosen, solution, grid = fit_ridge(runner, setup, ridge)
+    setup, chosen, solution, grid = fit_ridge(runner, setup, ridge, fit)
     while True:
         if setup.copies > 1:
             tell_checked_rows(runner, solution, setup.dtype)
@@ -71,7 +82,7 @@ def derive(
         if setup.dtype == torch.float64 or left.tally["max_leverage"] < MOST_LEVERAGE:
             break
         log.info("leverages up to %.6f: products in float64 from here", left.tally["max_leverage"])
-        setup, solution = raise_precision(runner, setup, chosen)
+        setup, solution = raise_precision(runner, setup, chosen, fit)
     penalty, scored = score_rows(runner, setup, solution, left)
     agreement = None
     if setup.copies > 1:
@@ -114,10 +125,17 @@ def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) 
     return penalty, runner.run(passes.score, "score")
 
 
-def fit_ridge(runner: Runner, setup: Setup, ridge: float | str) -> tuple[Setup, float, Solution, list]:
+def sum_all(runner: Runner, setup: Setup) -> FitSums:
+    """Return the fit sums of all rows."""
+    return runner.run(passes.fit, "fit")
+
+
+def fit_ridge(
+    runner: Runner, setup: Setup, ridge: float | str, fit: Fit | None = None
+) -> tuple[Setup, float, Solution, list]:
     """Return the solution, with the ridge chosen by leave-one-out if it is `auto`; two passes then, else one."""
     runner.engine.tell(setup=setup)
-    sums: FitSums = runner.run(passes.fit, "fit")
+    sums = (fit or sum_all)(runner, setup)
     pattern, grid = penalty_pattern(setup), []
     if ridge == "auto":
         rotation = runner.timed("solve", rotate, sums, pattern)
@@ -129,20 +147,21 @@ def fit_ridge(runner: Runner, setup: Setup, ridge: float | str) -> tuple[Setup, 
     solution: Solution = runner.timed("solve", solve, sums, float(ridge) * pattern)
     if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:
         log.info("condition number %.1e: products in float64 from here", solution.condition)
-        return *raise_precision(runner, setup, float(ridge), fetch_ridge=True), grid
+        setup, solution = raise_precision(runner, setup, float(ridge), fit)
+        return setup, float(ridge), solution, grid
     tell_solution(runner, solution, setup.dtype)
     return setup, float(ridge), solution, grid
 
 
-def raise_precision(runner: Runner, setup: Setup, ridge: float, fetch_ridge: bool = False) -> tuple:
-    """Fit again with float64 products and return setup, (ridge,) solution."""
+def raise_precision(runner: Runner, setup: Setup, ridge: float, fit: Fit | None = None) -> tuple[Setup, Solution]:
+    """Fit again with float64 products and return setup, solution."""
     setup = replace(setup, dtype=torch.float64)
     runner.engine.forget("rows", "scored", "targets")
     runner.engine.tell(setup=setup)
-    sums: FitSums = runner.run(passes.fit, "fit")
+    sums = (fit or sum_all)(runner, setup)
     solution: Solution = runner.timed("solve", solve, sums, ridge * penalty_pattern(setup))
     tell_solution(runner, solution, setup.dtype)
-    return (setup, ridge, solution) if fetch_ridge else (setup, solution)
+    return setup, solution
 
 
 def tell_solution(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:

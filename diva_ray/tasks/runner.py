@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,15 +55,20 @@ class Runner:
 
     def run(self, kernel: Any, label: str, extents: list[Extent] | None = None, *, features: bool = True) -> Any:
         """Return the merged partials of a pass over some shards (those of no pool), added in their order."""
+        return add_in_order(self.each(kernel, label, extents, features=features))
+
+    def each(
+        self, kernel: Any, label: str, extents: list[Extent] | None = None, *, features: bool = True
+    ) -> Iterator[Any]:
+        """Yield the partial of every section of shards of a pass, in order."""
         chosen = [extent for extent in self.engine.extents if not extent.pool] if extents is None else extents
         rows, meter = sum(e.stop - e.start for e in chosen), self.engine.meter
         progress = Progress(label, rows, quiet=self.quiet)
         meter.begin(label, rows)
-        total = add_in_order(self.engine.each(kernel, chosen, progress.add, features))
+        yield from self.engine.each(kernel, chosen, progress.add, features)
         seconds = progress.close(**meter.figures())
         meter.end(seconds)
         self.seconds[label] = self.seconds.get(label, 0.0) + seconds
-        return total
 
     def timed(self, label: str, function: Any, *args: Any) -> Any:
         """Return a result of work on the driver, counting its seconds."""

@@ -16,8 +16,9 @@ from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
 from diva_ray.tasks.begin import begin, conclude
 from diva_ray.tasks.calls import configure
-from diva_ray.tasks.derive import derive
+from diva_ray.tasks.derive import Fit, derive
 from diva_ray.tasks.derived import Derived
+from diva_ray.tasks.increment import Keeper, figures_of
 from diva_ray.tasks.judge import judge
 from diva_ray.tasks.page import page_of
 from diva_ray.tasks.pairs import score_pairs
@@ -72,9 +73,11 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
             session.runner.run(check_uids, "check uids", session.scored())
         if session.task == "pairs":
             return score_pairs(session)
-        derived = derive_trusted(session) if config.method == "trusted" else derive_all(session)
+        keeper = Keeper(session) if session.cut_bits is not None else None
+        fit = keeper.fit if keeper else None
+        derived = derive_trusted(session, fit) if config.method == "trusted" else derive_all(session, fit)
         session.folder.write_json("state.json", session.mark)
-        return _finish(session, derived)
+        return _finish(session, derived, keeper)
     finally:
         session.engine.close()
 
@@ -85,20 +88,23 @@ def check(config: ScoreConfig) -> None:
         raise InputError(f"method: must be plain or trusted, got {config.method}. Change `method`.")
     if config.task == "pairs" and config.method == "trusted":
         raise InputError("method: must be plain for pairs, got trusted. Change `method`.")
+    if config.task == "pairs" and config.update:
+        raise InputError("update: pairs keep no sums, got task=pairs. Leave `update` out.")
     if config.task == "pairs" and config.curate == "relabel":
         raise InputError("curate: relabel is for classes, got task=pairs. Change `curate`.")
 
 
-def derive_all(session: Session) -> Derived:
+def derive_all(session: Session, fit: Fit | None = None) -> Derived:
     """Return the derivative of every row of a session, as its config says."""
     rows = sum(table.rows for table in session.tables)
     config, heard = session.config, session.scan.counts["heard"]
-    return derive(session.runner, session.setup, config.ridge, rows, heard, config.standard_errors)
+    return derive(session.runner, session.setup, config.ridge, rows, heard, config.standard_errors, fit=fit)
 
 
-def _finish(session: Session, derived: Derived) -> Result:
+def _finish(session: Session, derived: Derived, keeper: Keeper | None) -> Result:
     """Judge, write and describe."""
     summary, written, sources = write_rows(session, derived, doubt=session.config.labeller_doubt)
+    summary |= figures_of(keeper, session)
     finish_copies(session, summary)
     page = page_of(session, derived, summary, written, sources)
     conclude(session, summary, render_score_page(page), worker_memory=written["max_memory"])

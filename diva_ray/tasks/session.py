@@ -22,6 +22,7 @@ from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.folder import Folder, stored
+from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.opened import APART, Opened
 from diva_ray.tasks.options import chosen_shares
 from diva_ray.tasks.runner import Engine, Runner
@@ -48,6 +49,8 @@ class Session:
     original: Table | None = None  # the table as given, when rows were brought together by group
     started: str = ""
     mark: dict[str, Any] = field(default_factory=dict)  # data and options, which a resumed run must share
+    cut_bits: int | None = None  # of segments by content, where fit sums are kept or taken over
+    kept: Kept | None = None  # the sums of the run that this one updates
 
     @property
     def engine(self) -> Engine:
@@ -64,7 +67,16 @@ class Session:
         return [extent for extent in self.engine.extents if not (extent.held_out or extent.pool)]
 
 
-def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder: Folder, *, quiet: bool) -> Session:
+def open_session(
+    config: FitConfig,
+    plan: planning.Plan,
+    opened: Opened,
+    folder: Folder,
+    *,
+    quiet: bool,
+    cut_bits: int | None = None,
+    kept: Kept | None = None,
+) -> Session:
     """Return a session with every shard loaded, scanned and checked."""
     planning.check_workers(plan, config.cluster)
     tables, roles, columns = list(opened.tables), opened.roles, opened.columns
@@ -76,7 +88,7 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
     runner = start(config, plan, tables, roles, columns, quiet)
     original = None
     try:
-        found = look(runner, roles, columns, opened.task)
+        found = look(runner, roles, columns, opened.task, cut_bits)
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
             if {"held_out", "pool"} & set(roles):
                 raise InputError(
@@ -89,7 +101,7 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
             tables[0] = regroup_in_memory(tables[0], columns) if inline else regroup_on_ray(tables[0], columns, folder)
             columns = replace(columns, position=POSITION)
             runner = start(config, plan, tables, roles, columns, quiet)
-            found = look(runner, roles, columns, opened.task)
+            found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
         check_scan(runner, columns, setup, found)
     except BaseException:
@@ -97,7 +109,7 @@ def open_session(config: FitConfig, plan: planning.Plan, opened: Opened, folder:
         raise
     return Session(
         config, folder, tables, roles, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup,
-        original,
+        original, cut_bits=cut_bits, kept=kept,
     )  # fmt: skip
 
 
@@ -152,11 +164,11 @@ def start(
     )  # fmt: skip
 
 
-def look(runner: Runner, roles: list[str], columns: Columns, task: str) -> Scan:
+def look(runner: Runner, roles: list[str], columns: Columns, task: str, cut_bits: int | None = None) -> Scan:
     """Load and scan every shard; those of a pool are left for its task."""
     numbers = task in ("regression", "vector")
     runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out="held_out" in roles)
-    runner.engine.tell(heard_source=columns.heard_source, pairs=task == "pairs")
+    runner.engine.tell(heard_source=columns.heard_source, pairs=task == "pairs", cut_bits=cut_bits)
     runner.load()
     return runner.run(scan, "scan")
 

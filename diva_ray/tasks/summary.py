@@ -99,6 +99,12 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"{s['n_label_issues']:,} labels look wrong (estimated precision {s['label_issue_precision']:.2f}, recall "
         f"{s['label_issue_recall']:.2f}); {s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
     ]
+    if s.get("update"):
+        u = s["update"]
+        lines.append(
+            f"of the fit, the sums of {u['rows_unchanged']:,} rows were taken from {u['run']}, those of "
+            f"{u['rows_relabelled']:,} but for their labels; {u['rows_computed']:,} were computed"
+        )
     lines += [f"warning: {warning}" for warning in warnings_of(s)]
     if "curated" in s:
         lines.append(f"curated copy: {s['curated']['rows']:,} rows, {s['curated']['changed']:,} changed or dropped")

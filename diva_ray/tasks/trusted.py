@@ -8,7 +8,7 @@ from diva_ray.core.reweight import Step
 from diva_ray.engine import steps
 from diva_ray.engine.context import Setup
 from diva_ray.errors import InputError
-from diva_ray.tasks.derive import fit_ridge, with_errors
+from diva_ray.tasks.derive import Fit, fit_ridge, with_errors
 from diva_ray.tasks.derived import Derived, by_band
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.walk import Path, Walk
@@ -42,7 +42,7 @@ def check_trust(session: Session, setup: Setup) -> None:
             )
 
 
-def derive_trusted(session: Session) -> Derived:
+def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     """Return what `derive` does, after the weights have followed the loss of the trusted rows.
 
     A label that is wrong in the way its neighbours' are costs nothing when it is left out; the trusted rows see it.
@@ -52,7 +52,7 @@ def derive_trusted(session: Session) -> Derived:
     config, runner = session.config, session.runner
     check_trust(session, session.setup)
     setup = with_errors(session.setup, session.scan.counts["heard"], config.standard_errors)
-    setup, ridge, _, grid = fit_ridge(runner, setup, config.ridge)
+    setup, ridge, _, grid = fit_ridge(runner, setup, config.ridge, fit)
     store = session.folder if session.plan.kind != "inline" else None
     runner.engine.tell(trust=TRUST)
     walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), store)

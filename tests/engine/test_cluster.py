@@ -48,8 +48,8 @@ def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
     monkeypatch.setattr(Cluster, "each", each_with_a_death)
     result = diva_ray.score(task, source="source", cluster={"kind": "ray", "workers": 2}, quiet=True)
     passes_run = [
-        "scan", "fit", "grid", "sample", "leave_one_out", "score", "estimated", "calibrate", "judge", "sample_facts",
-        "sample_whitened", "nearest", "write",
+        "scan", "fit_parts", "grid", "sample", "leave_one_out", "score", "estimated", "calibrate", "judge",
+        "sample_facts", "sample_whitened", "nearest", "write",
     ]  # fmt: skip
     assert [name for name, _ in killed] == passes_run
     assert len({pid for _, pid in killed}) == len(killed), "every kill must hit a process of its own"

@@ -67,6 +67,19 @@ def test_scores_have_the_same_bits_wherever_rows_are_kept(folder, tmp_path, plac
     same(first, diva_ray.score(folder, cluster=cluster, quiet=True, outputs=True, **columns))
 
 
+def test_an_update_has_the_same_bits_wherever_rows_are_kept(folder, tmp_path):
+    rows = pq.read_table(folder).to_pydict()
+    rows["label"][77] = rows["label"][78]
+    pq.write_table(pa.table(rows), tmp_path / "changed.parquet")
+    path, results = str(tmp_path / "changed.parquet"), []
+    for place in ("memory", "cache"):
+        diva_ray.score(folder, cluster=where(folder, place), features="x", quiet=True, output=str(tmp_path / place))
+        options = {"features": "x", "quiet": True, "update": str(tmp_path / place)}
+        results.append(diva_ray.score(path, cluster=where(path, place), **options))
+        assert results[-1].summary["update"]["rows_unchanged"] > N // 2
+    assert results[0].samples.equals(results[1].samples)
+
+
 @pytest.mark.parametrize("place", ["cache", "storage"])
 def test_weight_steps_have_the_same_bits_wherever_rows_are_kept(folder, place):
     options = {"features": "x", "folds": 2, "steps": 2, "quiet": True}
