@@ -70,9 +70,11 @@ class Shelf:
     def each(self, extents: list[Extent], *, features: bool = True) -> Iterator[Shard]:
         """Yield shards in order; those that are not in memory are fetched one ahead, also for the call that follows.
 
-        `features` of False tells that they are probably not needed. What was lost with a worker is read whole, so that
-        a kernel can compute its rows' results again.
+        `features` of False tells that they are probably not needed: from a cache they are fetched when they are, a pool
+        comes without. What was lost with a worker is read whole, so that a kernel can compute its rows' results again.
         """
+        if self.keeping.place == "storage" and not all(extent.pool for extent in extents):
+            features = True
         for other in self.ahead.keys() - {(extent.index, features) for extent in extents[:1]}:
             self.ahead.pop(other).cancel()
         for extent in extents:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diva_ray.core import choose, loss_verdict, losses, noise, verdict
 from diva_ray.core.products import multiply_triangular_
-from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Rows, Setup, Tally, blocks, group_codes, targets, weights_after
+from diva_ray.data.shards import Shard, prepare_rows
+from diva_ray.engine.context import Known, Rows, Setup, Tally, group_codes, targets, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
 from diva_ray.engine.uids import write_uids
@@ -86,11 +86,12 @@ def nearest(shard: Shard, known: Known) -> noise.Nearest:
 
 
 def _whitened(shard: Shard, known: Known, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield numbers and whitened features of the chosen rows of every block."""
-    for b in blocks(shard, known):
-        rows = torch.nonzero(chosen[b.start : b.stop]).squeeze(1)
-        Z = b.Z[rows]
-        yield rows + b.start, multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z
+    """Yield numbers and whitened features of the chosen rows, a block of them at a time; no other row is touched."""
+    setup: Setup = known["setup"]
+    for rows in torch.nonzero(chosen).squeeze(1).split(setup.block_rows):
+        out = torch.empty(len(rows), setup.scale.width, dtype=setup.dtype)
+        Z = prepare_rows(shard, rows, setup.scale, out)
+        yield rows, multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Rows:

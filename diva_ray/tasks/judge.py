@@ -28,7 +28,7 @@ def judge(
     if link is not None:
         rule, link = _judge_classes(runner, setup, verdict.class_levels(tally["levels"]), scored, link, doubt=doubt)
     else:
-        rule = loss_verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored))
+        rule = loss_verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored, features=False))
     runner.engine.tell(verdict=rule)
     return rule, link
 
@@ -37,11 +37,11 @@ def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) 
     """Return how outputs become probabilities of classes; of other targets, a few stand for other rows' labels."""
     if setup.task == "classification":
         runner.engine.tell(levels=verdict.class_levels(tally["levels"]), flips=None)
-        link = verdict.fit_link(runner.run(verdicts.calibrate, "calibrate", scored), setup.outputs)
+        link = verdict.fit_link(runner.run(verdicts.calibrate, "calibrate", scored, features=False), setup.outputs)
         runner.engine.tell(link=link)
         return link
     runner.engine.tell(examples=max(1, -(-REFERENCE_TARGETS // len(scored))))
-    (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored).joined()
+    (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored, features=False).joined()
     runner.engine.tell(reference=reference, link=None)
     return None
 
@@ -51,19 +51,19 @@ def _judge_classes(
 ) -> tuple[verdict.Verdict, verdict.Link]:
     """Uniform noise first; then flips between classes, or doubt of the labellers, where there is evidence."""
     classes = setup.outputs
-    sums = runner.run(verdicts.judge, "judge", scored)
+    sums = runner.run(verdicts.judge, "judge", scored, features=False)
     rule = verdict.fit_verdict(sums, classes)
     if not 2 <= classes <= noise.MOST_CLASSES:
         return rule, link
     runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
-    (facts,) = runner.run(verdicts.sample_facts, "judge", scored).joined()
+    (facts,) = runner.run(verdicts.sample_facts, "judge", scored, features=False).joined()
     F, y = verdict.level(facts[:, 3:], facts[:, 1], levels), facts[:, 2].long()
     flips = None
     found = runner.timed("judge", noise.fit_flips, F, y, link, rule.noise_rate)
     if found is not None:
         link, flips = found
         runner.engine.tell(link=link, flips=flips)
-        rule = verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored), classes, flips=True)
+        rule = verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored, features=False), classes, flips=True)
     elif doubt:
         share = _doubt(runner, scored, facts, link, levels, rule.noise_rate)
         rule = verdict.fit_verdict(sums, classes, doubt=share) if share else rule

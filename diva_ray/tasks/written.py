@@ -25,7 +25,7 @@ def write_samples(session: Session, kernel: Any) -> Tally:
         rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
         written=set(folder.names("samples")) if config.resume else set(),
     )  # fmt: skip
-    written = runner.run(kernel, "write", session.scored())
+    written = runner.run(kernel, "write", session.scored(), features=False)
     if session.original is not None:
         restore_order(folder, on_ray=session.plan.kind != "inline")
     folder.drop("weights")
