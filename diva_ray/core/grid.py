@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diva_ray.core.leave_out import LeverageError, leave_out, solve_left_out
 from diva_ray.core.losses import Loss, subtract_from_targets
-from diva_ray.core.products import eigen, multiply, symmetric
+from diva_ray.core.products import eigen_, multiply, symmetric
 from diva_ray.core.ridge import FitSums
 
 
@@ -54,10 +54,13 @@ def rotate(sums: FitSums, pattern: Float[Tensor, " p"]) -> Rotation:
     body, body_cross = gram[first:, first:], cross[first:]
     if first:
         mean, target, variance = gram[0, 1:] / gram[0, 0], cross[0] / gram[0, 0], 1.0 / float(gram[0, 0])
-        body = body - torch.outer(gram[1:, 0], mean)
+        body = body.contiguous()
+        for rows, shift in zip(body.split(512), gram[1:, 0].split(512), strict=True):
+            rows -= torch.outer(shift, mean)
+        del gram
         body_cross = body_cross - torch.outer(mean, cross[0])
-    values, V = eigen(scale[:, None] * body * scale)
-    basis = scale[:, None] * V
+    values, basis = eigen_(body.mul_(scale[:, None]).mul_(scale))
+    basis.mul_(scale[:, None])
     rotated_cross = multiply(basis.T, body_cross)
     if first:
         basis = torch.cat([-(mean @ basis)[None], basis])

@@ -14,7 +14,7 @@ from diva_ray.core.dual import DualFit, fit_dual, penalty_derivative
 from diva_ray.core.grid import default_ridges, grid_losses, rotate
 from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, solve_left_out
 from diva_ray.core.losses import squared, subtract_from_targets
-from diva_ray.core.products import eigen, kernel
+from diva_ray.core.products import eigen_, kernel
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.engine import passes
 from diva_ray.engine.context import Partial, RowStore, Setup
@@ -120,7 +120,7 @@ def dual_grid(
     """Return (ridge, leave-one-out squared error): the grid in the n coordinates that span the rows."""
     first = int(setup.scale.intercept)
     body = Z[:, first:]
-    values, E = eigen(kernel(body, torch.ones(body.shape[1], dtype=body.dtype)))
+    values, E = eigen_(kernel(body, torch.ones(body.shape[1], dtype=body.dtype)))
     X = torch.cat([Z[:, :first], E * values.clamp_min(0).sqrt()], 1)
     sums = FitAccumulator(X.shape[1], setup.outputs, torch.float64)
     sums.add(X, Y, alpha, offset)
