@@ -15,8 +15,6 @@ from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.engine import check, passes
 from diva_ray.engine.context import Partial, Setup, ValidationRows
 from diva_ray.tasks.derived import (
-    EXACT_BYTES,
-    EXACT_ROWS,
     MOST_CONDITION,
     MOST_LEVERAGE,
     SIGN_VECTORS,
@@ -24,6 +22,8 @@ from diva_ray.tasks.derived import (
     best_ridge,
     by_band,
     penalty_pattern,
+    takes_exact,
+    takes_first_order,
 )
 from diva_ray.tasks.dual import derive_dual
 from diva_ray.tasks.runner import Runner
@@ -99,9 +99,9 @@ def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
 
 def with_errors(setup: Setup, heard: int, errors: str) -> Setup:
     """Return the setup for standard errors that are `exact`, an `estimate`, chosen by size (`auto`), or `none`."""
-    small = heard <= EXACT_ROWS and heard * setup.scale.width * setup.dtype.itemsize <= EXACT_BYTES
-    exact = errors == "exact" or (errors == "auto" and small)
-    return replace(setup, collect=exact, copies=1 if exact or errors == "none" else 1 + SIGN_VECTORS)
+    exact = errors == "exact" or (errors == "auto" and takes_exact(heard, setup.scale.width, setup.outputs))
+    copies = 1 if exact or errors == "none" else 1 + SIGN_VECTORS
+    return replace(setup, collect=exact, copies=copies, first_order=takes_first_order(setup.scale.width, copies))
 
 
 def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) -> tuple[Tensor, Partial]:
