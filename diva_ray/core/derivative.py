@@ -108,7 +108,8 @@ class AdjointSums:
 
 @dataclass(frozen=True)
 class Adjoint:
-    """What a row needs for its derivative: P = A^-1 M (p, c copies) and, for a copy, T with z'Qz = (zT) . z, or none."""
+    """What a row needs for its derivative: P = A^-1 M (p, c copies), and T with z'Qz = (zT) . z of every copy that has
+    it."""
 
     P: Tensor
     T: tuple[Tensor, ...]

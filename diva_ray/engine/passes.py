@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diva_ray.core import derivative as dd
 from diva_ray.core import losses, verdict
-from diva_ray.core.grid import Rotation, grid_losses
+from diva_ray.core.grid import Rotation, grid_losses, grid_squares
 from diva_ray.core.leave_out import adjoint
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard, prepare
@@ -53,7 +53,11 @@ def grid(shard: Shard, known: Known) -> Tensor:
     """
     rotation: Rotation = known["rotation"]
     total = torch.zeros(len(known["ridges"]), dtype=torch.float64)
+    factor = known.get("outputs_factor")
     for b in blocks(shard, known):
+        if factor is not None and b.Y.ndim == 1 and b.offset is None and not b.group_rows:
+            total += grid_squares(b.Z, b.Y, b.alpha, b.v, rotation, known["ridges"], factor)
+            continue
         total += grid_losses(b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, rotation, known["ridges"], losses.squared)
     return total
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core.derivative import Validation, solve_adjoint
-from diva_ray.core.grid import default_ridges, rotate
+from diva_ray.core.grid import default_ridges, outputs_factor, rotate
 from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.engine import check, passes
@@ -99,7 +99,8 @@ def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
 
 def with_errors(setup: Setup, heard: int, errors: str) -> Setup:
     """Return the setup for standard errors that are `exact`, an `estimate`, chosen by size (`auto`), or `none`."""
-    exact = errors == "exact" or (errors == "auto" and takes_exact(heard, setup.scale.width, setup.outputs))
+    small = takes_exact(heard, setup.scale.width, setup.outputs, setup.dtype.itemsize)
+    exact = errors == "exact" or (errors == "auto" and small)
     copies = 1 if exact or errors == "none" else 1 + SIGN_VECTORS
     return replace(setup, collect=exact, copies=copies, first_order=takes_first_order(setup.scale.width, copies))
 
@@ -122,9 +123,10 @@ def fit_ridge(runner: Runner, setup: Setup, ridge: float | str) -> tuple[Setup, 
     if ridge == "auto":
         rotation = runner.timed("solve", rotate, sums, pattern)
         ridges = default_ridges(rotation)
-        runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=ridges)
+        factor = None if setup.keeps_outputs else runner.timed("solve", outputs_factor, rotation.to(setup.dtype))
+        runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=ridges, outputs_factor=factor)
         grid = list(zip(ridges.tolist(), runner.run(passes.grid, "ridge").tolist(), strict=True))
-        runner.engine.forget("rotation", "ridges")
+        runner.engine.forget("rotation", "ridges", "outputs_factor")
         ridge = best_ridge(grid)
     solution: Solution = runner.timed("solve", solve, sums, float(ridge) * pattern)
     if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:

@@ -15,7 +15,7 @@ from diva_ray.errors import InputError
 log = logging.getLogger("diva_ray")
 
 EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by default
-EXACT_BYTES = 256 << 20  # and the memory of their whitened features, float32; as much again for what c outputs add
+EXACT_BYTES = 256 << 20  # and the memory of their whitened features, and of what they have of every output
 SIGN_VECTORS = 8  # random sign vectors beyond that
 COPY_BYTES = 2 << 30  # of p x p sums, in float32 and float64, that sign vectors may take: up to 4,458 columns
 MOST_CONDITION = 3e4  # above it float32 products would cost more than 5e-5 of the derivative
@@ -46,9 +46,9 @@ class Derived:
     agreement: dict[str, float] | None = None  # estimated standard errors against exact ones, on a few rows
 
 
-def takes_exact(heard: int, width: int, outputs: int) -> bool:
+def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:
     """Return whether standard errors are exact by default: every validation row is then known to every worker."""
-    return heard <= EXACT_ROWS and 4 * heard * width <= EXACT_BYTES and 8 * heard * outputs <= EXACT_BYTES
+    return heard <= EXACT_ROWS and heard * max(width, 2 * outputs) * itemsize <= EXACT_BYTES
 
 
 def takes_first_order(width: int, copies: int) -> bool:

@@ -234,8 +234,8 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     scale = make_scale(config, found, opened.columns.features)
     keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows
-    if not keeps:  # about 16 MiB for the outputs of a block
-        block_rows = min(block_rows, max(64, (4 << 20) // outputs))
+    if not keeps:  # about 8 MiB for the outputs of a block
+        block_rows = min(block_rows, max(64, (2 << 20) // outputs))
     return Setup(
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
         block_rows, config.seed, sources=found.sources, keeps_outputs=keeps,

@@ -56,9 +56,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "class_dependence": rule.class_dependence,
         "labeller_doubt": rule.doubt,
         "rules": RULES,
-        "standard_errors": derived.standard_errors
-        if derived.standard_errors == "exact"
-        else f"{SIGN_VECTORS} sign vectors",
+        "standard_errors": errors_in_words(derived),
         "standard_error_check": derived.agreement,
         "form": derived.form,
         "condition": derived.condition,
@@ -73,6 +71,16 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
     if "planted" in written:
         summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
     return summary
+
+
+def errors_in_words(derived: Derived) -> str:
+    """Return how standard errors were found."""
+    if derived.standard_errors == "exact":
+        return "exact"
+    setup, words = derived.setup, f"{SIGN_VECTORS} sign vectors"
+    if setup.folding() is not None:
+        words += f", classes folded onto {setup.buckets:,} buckets"
+    return words + (", first order" if setup.first_order else "")
 
 
 def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:
