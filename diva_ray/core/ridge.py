@@ -51,7 +51,9 @@ class FitAccumulator:
             # Sums over the rows of each class: the one-hot product without its zeros.
             known = Y >= 0
             rows = Z if neutral and bool(known.all()) else Z[known] * alpha[known, None]
-            self.cross += torch.zeros(self.cross.shape, dtype=Z.dtype, device=Z.device).index_add_(0, Y[known], rows)
+            classes, row = torch.unique(Y[known], return_inverse=True)
+            found = torch.zeros(len(classes), Z.shape[1], dtype=Z.dtype, device=Z.device).index_add_(0, row, rows)
+            self.cross.index_add_(0, classes, found.double())
         else:
             self.cross += multiply((Y * alpha[:, None]).T, Z)
         if offset is not None:

@@ -88,6 +88,12 @@ def keeps_outputs(task: str, outputs: int, width: int) -> bool:
     return task not in ("classification", "multilabel") or outputs <= max(FEW_OUTPUTS, width)
 
 
+def rows_of_block(outputs: int, width: int) -> int:
+    """Return the rows of a block where outputs are not kept: 8 MiB of outputs, but no fewer rows than columns up to
+    1,024, or a block would read and write more of the sums over classes than of its rows."""
+    return min(1024, max(64, (2 << 20) // outputs, width))
+
+
 def _of_the_user(loss: losses.Loss) -> losses.Loss:
     """Return the loss with its complaints raised as the user's to mend."""
 

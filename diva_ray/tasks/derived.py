@@ -60,6 +60,12 @@ def takes_first_order(width: int, copies: int) -> bool:
     return copies > 1 and 12 * copies * width**2 > COPY_BYTES
 
 
+def errors_in_words(folded: bool, buckets: int, first_order: bool) -> str:
+    """Return how standard errors are estimated."""
+    words = f"{SIGN_VECTORS} sign vectors" + (f", classes folded onto {buckets:,} buckets" if folded else "")
+    return words + (", first order" if first_order else "")
+
+
 def penalty_pattern(setup: Setup) -> Tensor:
     """Return the relative penalty of every column: 1, but 0 on the intercept."""
     pattern = torch.ones(setup.scale.width, dtype=torch.float64)

@@ -12,7 +12,7 @@ from diva_ray.engine.verdicts import Z_EDGES
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import errors_in_words, warnings_of
+from diva_ray.tasks.summary import errors_of, warnings_of
 
 
 def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -139,7 +139,7 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
             if found["rows"]
             else ""
         )
-        notes.append(f"Standard errors are estimated from {errors_in_words(derived)}{checked}.")
+        notes.append(f"Standard errors are estimated from {errors_of(derived)}{checked}.")
     if derived.form == "dual":
         notes.append("Fewer rows than columns: solved in its n x n form.")
     if derived.grid and derived.ridge in (derived.grid[0][0], derived.grid[-1][0]):
