@@ -123,7 +123,8 @@ def fit_ridge(runner: Runner, setup: Setup, ridge: float | str) -> tuple[Setup, 
     if ridge == "auto":
         rotation = runner.timed("solve", rotate, sums, pattern)
         ridges = default_ridges(rotation)
-        factor = None if setup.keeps_outputs else runner.timed("solve", outputs_factor, rotation.to(setup.dtype))
+        many = not setup.keeps_outputs and setup.outputs >= setup.scale.width
+        factor = runner.timed("solve", outputs_factor, rotation.to(setup.dtype)) if many else None
         runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=ridges, outputs_factor=factor)
         grid = list(zip(ridges.tolist(), runner.run(passes.grid, "ridge").tolist(), strict=True))
         runner.engine.forget("rotation", "ridges", "outputs_factor")

@@ -67,14 +67,14 @@ import resource, sys
 import numpy as np
 import diva_ray
 
-n, p, c = 20_000, 64, 3_000
+n, p, c = 16_000, 64, 2_500
 generator = np.random.default_rng(0)
 y = generator.integers(0, c, n)
 X = (generator.standard_normal((c, p))[y] + generator.standard_normal((n, p))).astype(np.float32)
 data = {"features": X, "label": np.char.add("class ", y.astype(str))}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-plan = diva_ray.score(data, plan=True, quiet=True, cluster={"kind": "inline", "threads": 1}, ridge=300.0)
-result = diva_ray.score(data, quiet=True, cluster={"kind": "inline", "threads": 1}, ridge=300.0)
+options = {"cluster": {"kind": "inline", "threads": 1}, "ridge": 300.0, "block_rows": 128, "quiet": True}
+plan, result = diva_ray.score(data, plan=True, **options), diva_ray.score(data, **options)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(before * 1024, after * 1024, plan.sizes.need("memory", 1), result.summary["error"])
 """
@@ -84,5 +84,5 @@ def test_memory_does_not_grow_with_rows_times_classes():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     before, after, planned, error = map(float, done.stdout.split())
     assert error < 0.9  # of classes that are learnt from six others like them each
-    assert after - before < 0.5 * (2 * 20_000 * 3_000 * 4)  # of what outputs and residuals of all rows would take
+    assert after - before < 0.5 * (2 * 16_000 * 2_500 * 4)  # of what outputs and residuals of all rows would take
     assert after < 1.3 * planned
