@@ -85,7 +85,7 @@ class Cost:
         pass, of every copy, two totals in float64 and two shards' sums in the dtype of products, beside the solution.
         """
         p, c, b, k = self.p, self.outputs, self.itemsize, self.squares
-        square = max(32 if self.auto else 16, k * (16 + 2 * b) + 8 + b)
+        square = max(40 if self.auto else 24, k * (16 + 2 * b) + 16 + b)
         block = 1024 if self.kept else rows_of_block(c, p)
         of_rows = block * b * (p * (3 + k) + 3 * self.columns + 14 * c)
         grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * block) if self.auto and self.kept else b * p * c

@@ -22,6 +22,7 @@ UNITS = {
 }
 PROCESS = 420 << 20  # bytes of a worker with ray, torch, scipy and pyarrow loaded, before it holds a row (measured)
 IN_FLIGHT = 4  # shards that are being read, worked on, and fetched ahead, with what decoding copies
+DECODED = 3  # times the features of a row group: as decoded, as one array, and what the reader remembers (measured)
 KEY = 24  # bytes of a row whose key is sorted among others, once, to find an id that occurs twice
 SHARE = 0.8  # of the machine's free memory that rows may take where no budget is given
 
@@ -49,7 +50,7 @@ class Sizes:
     def need(self, place: str, workers: int) -> int:
         """Return the bytes of a worker that keeps its rows in memory, in a cache, or leaves features in storage."""
         rows = -(-self.rows // workers)
-        decoded = self.features * min(self.group, rows)
+        decoded = DECODED * self.features * min(self.group, rows)
         flight = IN_FLIGHT * min(self.shard, rows)
         needed = {
             "memory": rows * (self.features + self.rest),
