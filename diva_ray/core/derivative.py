@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.leave_out import LeftOut, rows_by_group_size
+from diva_ray.core.folding import Folding
+from diva_ray.core.leave_out import LeftOut, own_moves, rows_by_group_size
 from diva_ray.core.products import (
     GramSum,
     copy_double,
@@ -41,12 +42,25 @@ class AdjointAccumulator:
     """Adjoint sums of one reduction group in whitened coordinates: sum u t' and sum_G sym(U_G' D_G e_G t_G' U_G).
 
     `copies` sets of sums are kept side by side, one for each column of signs: the first is the derivative (signs 1),
-    the others draw its standard error. n p^2 + 2 n p c operations a copy.
+    the others draw its standard error. n p^2 + 2 n p c operations a copy. Of the others, `folding` keeps fewer columns
+    of M, and with `first_order` there is no S.
     """
 
-    def __init__(self, p: int, c: int, copies: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-        self.M = torch.zeros(c * copies, p, dtype=torch.float64, device=device)
-        self.S = [GramSum(p, dtype, device) for _ in range(copies)]
+    def __init__(
+        self,
+        p: int,
+        c: int,
+        copies: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        folding: Folding | None = None,
+        first_order: bool = False,
+    ) -> None:
+        self.folding = folding
+        columns = c if folding is None else folding.buckets
+        self.M = torch.zeros(c + (copies - 1) * columns, p, dtype=torch.float64, device=device)
+        self.S = [GramSum(p, dtype, device) for _ in range(1 if first_order else copies)]
 
     def add(
         self,
@@ -57,7 +71,7 @@ class AdjointAccumulator:
         signs: Float[Tensor, "n copies"],
     ) -> None:
         """Add a block of whole groups; rows of one group share their sign."""
-        self.M += multiply((signs[:, :, None] * t[:, None, :]).flatten(1).T, U)
+        self.M += multiply(_side_by_side(t, signs, self.folding).T, U)
         weight, blocks = group_weights(left, alpha, t)
         self._add_gram(U, weight, signs)
         for rows, w, V in blocks:
@@ -75,7 +89,7 @@ class AdjointAccumulator:
 
 @dataclass(frozen=True)
 class AdjointSums:
-    """Whitened adjoint sums M = sum u t', (p, c copies), and S (p, p) for every copy; `+` and `+=` merge them."""
+    """Whitened adjoint sums M = sum u t', (p, c copies), and S (p, p) for every copy that has one; `+`, `+=` merge."""
 
     M: Tensor
     S: tuple[Tensor, ...]
@@ -94,7 +108,8 @@ class AdjointSums:
 
 @dataclass(frozen=True)
 class Adjoint:
-    """What a row needs for its derivative: P = A^-1 M (p, c copies) and, for every copy, T with z'Qz = (zT) . z."""
+    """What a row needs for its derivative: P = A^-1 M (p, c copies), and T with z'Qz = (zT) . z of every copy that has
+    it."""
 
     P: Tensor
     T: tuple[Tensor, ...]
@@ -120,36 +135,81 @@ def solve_adjoint(solution: Solution, sums: AdjointSums) -> tuple[Adjoint, Float
     penalty = torch.empty(0)
     for copy, S in enumerate(sums.S):
         Q = whitened_quadratic(solution.Linv, S)
+        diagonal = Q.diagonal().clone()
         if copy == 0:
             c = solution.W.shape[1]
-            penalty = Q.diagonal() - row_dot(P[:, :c].contiguous(), solution.W)
-        T.append(Q.tril_().add_(Q.tril(-1)))
+            penalty = diagonal - row_dot(P[:, :c].contiguous(), solution.W)
+        T.append(Q.tril_().mul_(2))
+        Q.diagonal().copy_(diagonal)
     return Adjoint(P, tuple(T)), penalty
+
+
+def _side_by_side(t: Tensor, signs: Tensor, folding: Folding | None) -> Tensor:
+    """Return t under the signs of every copy, (n, columns of M)."""
+    if folding is None:
+        return (signs[:, :, None] * t[:, None, :]).flatten(1)
+    others = [folding.fold(t, copy).mul_(signs[:, copy + 1, None]) for copy in range(signs.shape[1] - 1)]
+    return torch.cat([t * signs[:, :1], *others], 1)
+
+
+def own_terms(
+    left: LeftOut,
+    r: Float[Tensor, "n c"],
+    t: Float[Tensor, "n c"],
+    own: Float[Tensor, " n"],
+    copies: int,
+    folding: Folding | None,
+    *,
+    first_order: bool,
+) -> Tensor:
+    """Return the own term of every row, (n,), or (n, copies) where copies see less of it than the derivative does."""
+    if copies == 1 or (folding is None and not first_order):
+        return own
+    linear = own_moves(left, t, r)
+    rest = torch.zeros_like(own) if first_order else own - linear
+    seen = [linear] * (copies - 1) if folding is None else [
+        own_moves(left, folding.fold(t, copy), folding.fold(r, copy)) for copy in range(copies - 1)
+    ]  # fmt: skip
+    return torch.stack([own, *(part + rest for part in seen)], 1)
 
 
 def derivative(
     Z: Float[Tensor, "n p"],
     r: Float[Tensor, "n c"],
-    own: Float[Tensor, " n"],
+    own: Tensor,
     signs: Float[Tensor, "n copies"],
     adjoint: Adjoint,
     scratch: Float[Tensor, "m p"] | None = None,
+    folding: Folding | None = None,
 ) -> Float[Tensor, "n copies"]:
     """Return d_j = r_j' P' z_j - own_j + z_j' Q z_j of every row and copy; `scratch` is memory for m >= n rows.
 
-    Exact; n p^2 + 2 n p c operations a copy. Rows of weight 0 (a pool) are scored like any other.
+    Exact; n p^2 + 2 n p c operations a copy. Rows of weight 0 (a pool) are scored like any other. A copy without Q, or
+    with `folding`, only draws a standard error: without Q it lacks the second order in K, C_ij = K_ij t_i . r_j, which
+    on real features with a mean leverage of 0.02-0.18 made the median standard error 0-3 % smaller.
+
+    Args:
+        own: (n,), or of every copy (n, copies), as from `own_terms`.
+        folding: of the classes of all copies but the first, as the sums had it.
 
     References:
         Dukler et al. 2022, Prop. 1 and 3; here in three passes with O(p^2) state.
     """
-    c = r.shape[1]
+    copies = signs.shape[1]
     projected = multiply(Z, adjoint.P)
-    result = torch.empty(len(Z), len(adjoint.T), dtype=Z.dtype, device=Z.device)
+    result = torch.empty(len(Z), copies, dtype=Z.dtype, device=Z.device)
     scratch = torch.empty_like(Z) if scratch is None else scratch[: len(Z)]
-    for copy, T in enumerate(adjoint.T):
-        linear = row_dot(r, projected[:, copy * c : (copy + 1) * c])
-        quadratic = row_dot(Z, multiply_triangular_(scratch.copy_(Z), T, upper=False))
-        result[:, copy] = linear - signs[:, copy] * own + quadratic
+    at = 0
+    for copy in range(copies):
+        seen = r if folding is None or copy == 0 else folding.fold(r, copy - 1)
+        linear = row_dot(seen, projected[:, at : at + seen.shape[1]])
+        at += seen.shape[1]
+        mine = signs[:, copy] * (own if own.ndim == 1 else own[:, copy])
+        if copy < len(adjoint.T):
+            quadratic = row_dot(Z, multiply_triangular_(scratch.copy_(Z), adjoint.T[copy], upper=False))
+            result[:, copy] = linear - mine + quadratic
+        else:
+            result[:, copy] = linear - mine
     return result
 
 

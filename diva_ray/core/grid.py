@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.leave_out import LeverageError, leave_out, solve_left_out
+from diva_ray.core.leave_out import LeverageError, check_leverage, leave_out, solve_left_out
 from diva_ray.core.losses import Loss, subtract_from_targets
-from diva_ray.core.products import eigen, multiply, symmetric
+from diva_ray.core.products import eigen_, multiply, multiply_triangular_, row_dot, symmetric
 from diva_ray.core.ridge import FitSums
+
+SIDE_BY_SIDE = 8192  # outputs of different ridges in one product
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,13 @@ def rotate(sums: FitSums, pattern: Float[Tensor, " p"]) -> Rotation:
     body, body_cross = gram[first:, first:], cross[first:]
     if first:
         mean, target, variance = gram[0, 1:] / gram[0, 0], cross[0] / gram[0, 0], 1.0 / float(gram[0, 0])
-        body = body - torch.outer(gram[1:, 0], mean)
+        body = body.contiguous()
+        for rows, shift in zip(body.split(512), gram[1:, 0].split(512), strict=True):
+            rows.sub_(torch.outer(shift, mean))
+        del gram
         body_cross = body_cross - torch.outer(mean, cross[0])
-    values, V = eigen(scale[:, None] * body * scale)
-    basis = scale[:, None] * V
+    values, basis = eigen_(body.mul_(scale[:, None]).mul_(scale))
+    basis.mul_(scale[:, None])
     rotated_cross = multiply(basis.T, body_cross)
     if first:
         basis = torch.cat([-(mean @ basis)[None], basis])
@@ -103,24 +108,66 @@ def grid_sums(
     X = multiply(Z, rotation.basis)
     shrink = 1 / (rotation.values[:, None] + ridges.to(Z))
     leverages = multiply(X.square(), shrink) + rotation.mean_variance
-    # The predictions of every ridge side by side, from one product.
-    solutions = shrink[:, :, None] * rotation.cross[:, None, :]
-    predictions = multiply(X, solutions.flatten(1)).unflatten(1, solutions.shape[1:])
     found = torch.empty(len(measures), len(ridges), dtype=torch.float64)
-    for k in range(len(ridges)):
-        F = predictions[:, k] + rotation.mean
-        F = F if offset is None else F + offset
-        r = subtract_from_targets(Y, F)
+    at_once = max(1, SIDE_BY_SIDE // rotation.cross.shape[1])
+    for first in range(0, len(ridges), at_once):
+        # The predictions of some ridges side by side, from one product.
+        solutions = shrink[:, first : first + at_once, None] * rotation.cross[:, None, :]
+        predictions = multiply(X, solutions.flatten(1)).unflatten(1, solutions.shape[1:])
+        for k in range(first, first + solutions.shape[1]):
+            F = predictions[:, k - first] + rotation.mean
+            F = F if offset is None else F + offset
+            r = subtract_from_targets(Y, F)
+            try:
+                if group_rows:
+                    origin = torch.full((len(X), 1), rotation.mean_variance**0.5, dtype=X.dtype, device=X.device)
+                    left = leave_out(torch.cat([X * shrink[:, k].sqrt(), origin], 1), r, alpha, group_rows)
+                else:
+                    left = solve_left_out(r, alpha, leverages[:, k], 1 - alpha * leverages[:, k], [])
+            except LeverageError:
+                found[:, k] = torch.inf  # this ridge is too small for these features: not a candidate
+                continue
+            outputs = F + r - left.e
+            for j, measure in enumerate(measures):
+                found[j, k] = (v * measure(outputs, Y)).double().sum()
+    return found
+
+
+def outputs_factor(rotation: Rotation) -> Float[Tensor, "k k"]:
+    """Return a lower R with |C'x| = |R'x| for C = `rotation.cross`, (k, c), k <= c; 2 k^2 c operations."""
+    return torch.linalg.qr(rotation.cross.T, mode="r").R.T.contiguous()
+
+
+def grid_squares(
+    Z: Float[Tensor, "n p"],
+    Y: Int[Tensor, " n"],
+    alpha: Float[Tensor, " n"],
+    v: Float[Tensor, " n"],
+    rotation: Rotation,
+    ridges: Float[Tensor, " ridges"],
+    factor: Float[Tensor, "k k"],
+) -> Float[Tensor, " ridges"]:
+    """Return what `grid_losses` does for the squared error of classes, rows alone, without a row's outputs.
+
+    |y - f|^2 = 1 - 2 f_y + |f|^2, and |f|^2 by the factor of `outputs_factor`: 2 n p^2 + n p (p + 2) ridges operations,
+    whatever c.
+    """
+    X = multiply(Z, rotation.basis)
+    mean, known = rotation.mean, Y >= 0
+    to_mean, mean_square = multiply(rotation.cross, mean[:, None]), mean @ mean
+    solution = torch.where(known, mean[Y], torch.zeros_like(alpha)), rotation.cross.T[Y]
+    found = torch.empty(len(ridges), dtype=torch.float64)
+    for k, ridge in enumerate(ridges.tolist()):
+        x = X / (rotation.values + ridge)
+        room = 1 - alpha * (row_dot(X, x) + rotation.mean_variance)
         try:
-            if group_rows:
-                origin = torch.full((len(X), 1), rotation.mean_variance**0.5, dtype=X.dtype, device=X.device)
-                left = leave_out(torch.cat([X * shrink[:, k].sqrt(), origin], 1), r, alpha, group_rows)
-            else:
-                left = solve_left_out(r, alpha, leverages[:, k], 1 - alpha * leverages[:, k], [])
+            check_leverage(room)
         except LeverageError:
-            found[:, k] = torch.inf  # this ridge is too small for these features: not a candidate
+            found[k] = torch.inf
             continue
-        outputs = F + r - left.e
-        for j, measure in enumerate(measures):
-            found[j, k] = (v * measure(outputs, Y)).double().sum()
+        own = solution[0] + torch.where(known, row_dot(x, solution[1]), torch.zeros_like(alpha))
+        along = multiply(x, to_mean).squeeze(1)
+        whole = multiply_triangular_(x, factor, upper=False)
+        squares = known.to(own) - 2 * own + row_dot(whole, whole) + 2 * along + mean_square
+        found[k] = (v * squares / room.square()).double().sum()
     return found

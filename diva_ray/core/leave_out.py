@@ -116,8 +116,14 @@ def adjoint(left: LeftOut, g: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n c"
     derivative; subtracting it makes a row's derivative free of its own group's loss.
     """
     t = g / left.room[:, None]
-    own = left.q * row_dot(t, left.e)
-    for rows, Q, factor in left.blocks:
+    for rows, _, factor in left.blocks:
         t[rows] = torch.linalg.solve(factor.mT, g[rows])
-        own[rows] = row_dot((Q @ t[rows]).flatten(0, 1), left.e[rows].flatten(0, 1)).unflatten(0, rows.shape)
-    return t, own
+    return t, own_moves(left, t, left.e)
+
+
+def own_moves(left: LeftOut, t: Float[Tensor, "n k"], x: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """Return (Q_G t)_j . x_j of every row."""
+    own = left.q * row_dot(t, x)
+    for rows, Q, _ in left.blocks:
+        own[rows] = row_dot((Q @ t[rows]).flatten(0, 1), x[rows].flatten(0, 1)).unflatten(0, rows.shape)
+    return own

@@ -69,8 +69,7 @@ def copy_double(x: Tensor) -> Tensor:
 
 def symmetric(upper: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
     """Return the full float64 matrix of a sum that holds the upper triangle."""
-    full = torch.triu(upper.double())
-    return full.add_(torch.triu(full, 1).T)
+    return mirror_(copy_double(upper))
 
 
 def _syrk(upper: Tensor, Z: Tensor, sign: float) -> None:
@@ -118,40 +117,50 @@ def row_dot(a: Float[Tensor, "n p"], b: Float[Tensor, "n p"]) -> Float[Tensor, "
     return torch.linalg.vecdot(a, b)
 
 
-def cholesky(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"], float]:
-    """Return L, L^-1 (A = L L') and the estimated condition number of A in the 1-norm; 2 p^3 / 3 operations.
+def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], float]:
+    """Return L^-1 (A = L L'), in the memory of A on a CPU, and the estimated condition number of A in the 1-norm;
+    2 p^3 / 3 operations.
 
     Raises:
         ValueError: A is not positive definite in float64.
     """
+    norm = max(float(rows.abs().sum(1).max()) for rows in A.split(512))  # A is symmetric
     # LAPACK sees A' = A, and its upper factor R (A = R'R) in column-major order is our row-major L.
-    factor, info = lapack.dpotrf(A.cpu().numpy().T, lower=0, clean=1)
+    factor, info = lapack.dpotrf(A.cpu().numpy().T, lower=0, clean=1, overwrite_a=1)
     if info:
         raise ValueError(
             f"solve: the normal matrix must be positive definite, got a pivot <= 0 at column {info - 1}. "
             "Increase `ridge`."
         )
-    reciprocal, _ = lapack.dpocon(factor, anorm=float(A.abs().sum(0).max()), uplo="U")
-    inverse, _ = lapack.dtrtri(factor, lower=0)
-    L = torch.from_numpy(factor.T).to(A.device)
-    return L, torch.from_numpy(inverse.T).to(A.device), 1.0 / reciprocal if reciprocal > 0 else float("inf")
+    reciprocal, _ = lapack.dpocon(factor, anorm=norm, uplo="U")
+    inverse, _ = lapack.dtrtri(factor, lower=0, overwrite_c=1)
+    return torch.from_numpy(inverse.T).to(A.device), 1.0 / reciprocal if reciprocal > 0 else float("inf")
 
 
-def eigen(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, "p p"]]:
-    """Return the eigenvalues, ascending, and eigenvectors (columns) of a symmetric A; about 9 p^3 operations."""
+def eigen_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, "p p"]]:
+    """Return the eigenvalues, ascending, and eigenvectors (columns) of a symmetric A, in its memory on a CPU.
+
+    About 9 p^3 operations; LAPACK's divide and conquer wants two more p x p for itself.
+    """
     if not A.is_cpu:
         return torch.linalg.eigh(A)
-    values, V = eigh(A.numpy(), driver="evd", check_finite=False)
+    for i in range(0, len(A), 512):  # column-major: A may be symmetric up to rounding only
+        for j in range(i, len(A), 512):
+            here, there = A[i : i + 512, j : j + 512], A[j : j + 512, i : i + 512]
+            turned = here.T.clone()
+            here.copy_(there.T.clone())
+            there.copy_(turned)
+    values, V = eigh(A.numpy().T, driver="evd", check_finite=False, overwrite_a=True)
     return torch.from_numpy(values), torch.from_numpy(V)
 
 
 def whitened_quadratic(Linv: Float[Tensor, "p p"], S: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-    """Return L'^-1 S L^-1, float64, from the upper triangle of S; p^3 operations."""
+    """Return L'^-1 S L^-1, float64, from the upper triangle of S; p^3 operations, no memory but the result's."""
     if not S.is_cpu:
         return Linv.T @ symmetric(S) @ Linv
-    # LAPACK sees L^-1 as the upper factor of its transposed view, and reads and fills the upper triangle of a copy.
-    copy = S.double().numpy().copy(order="F")
-    Q, _ = lapack.dsygst(copy, Linv.numpy().T, itype=2, lower=0, overwrite_a=1)
+    # LAPACK sees L^-1 as the upper factor of its transposed view, and reads and fills the upper triangle of S'.
+    whole = mirror_(copy_double(S))
+    Q, _ = lapack.dsygst(whole.numpy().T, Linv.numpy().T, itype=2, lower=0, overwrite_a=1)
     return mirror_(torch.from_numpy(Q)).T
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.products import GramSum, cholesky, copy_double, multiply, symmetric
+from diva_ray.core.products import GramSum, copy_double, inverse_factor_, multiply, symmetric
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class FitAccumulator:
             # Sums over the rows of each class: the one-hot product without its zeros.
             known = Y >= 0
             rows = Z if bool((alpha == 1).all()) and bool(known.all()) else Z[known] * alpha[known, None]
-            self.cross += torch.zeros(self.cross.shape, dtype=Z.dtype, device=Z.device).index_add_(0, Y[known], rows)
+            classes, row = torch.unique(Y[known], return_inverse=True)
+            found = torch.zeros(len(classes), Z.shape[1], dtype=Z.dtype, device=Z.device).index_add_(0, row, rows)
+            self.cross.index_add_(0, classes, found.double())
         else:
             self.cross += multiply((Y * alpha[:, None]).T, Z)
         if offset is not None:
@@ -67,17 +69,15 @@ class FitAccumulator:
 
 @dataclass(frozen=True)
 class Solution:
-    """The ridge solution and its factor, float64.
+    """The ridge solution and its inverse factor, float64.
 
     Attributes:
         W: A^-1 Z' D_alpha Y, (p, c).
-        L: Cholesky factor of A, (p, p).
-        Linv: its inverse, (p, p).
+        Linv: inverse of the Cholesky factor L of A, (p, p).
         condition: estimated condition number of A (1-norm).
     """
 
     W: Tensor
-    L: Tensor
     Linv: Tensor
     condition: float
 
@@ -103,12 +103,12 @@ def solve(sums: FitSums, penalty: Float[Tensor, " p"]) -> Solution:
     A.diagonal().add_(penalty)
     scale = evening_scale(penalty)
     if scale is None:
-        L, Linv, condition = cholesky(A)
+        Linv, condition = inverse_factor_(A)
     else:
-        L, Linv, condition = cholesky(A.mul_(scale).mul_(scale[:, None]))
-        L, Linv = L / scale[:, None], Linv * scale
+        Linv, condition = inverse_factor_(A.mul_(scale).mul_(scale[:, None]))
+        Linv.mul_(scale)
     W = multiply(Linv.T, multiply(Linv, sums.cross.double()))
-    return Solution(W, L, Linv, condition)
+    return Solution(W, Linv, condition)
 
 
 def evening_scale(penalty: Float[Tensor, " p"]) -> Float[Tensor, " p"] | None:

@@ -34,6 +34,18 @@ def projections(names: tuple[str, ...], widths: list[int], columns: int | None, 
     return tuple(found) if any(one is not None for one in found) else ()
 
 
+def row_spaces(Z: Float[Tensor, "n p"], bands: list[slice]) -> list[Float[Tensor, "d k"] | None]:
+    """Return an orthonormal basis of the rows of every band that has more columns than there are rows, else None.
+
+    A fit whose penalty is one number on the band is the same on the rows' coordinates in it: solution, leverages and
+    derivatives, exactly. 2 n^2 d operations a band.
+    """
+    return [
+        torch.linalg.qr(Z[:, band].T.double()).Q.contiguous() if band.stop - band.start > len(Z) else None
+        for band in bands
+    ]
+
+
 def restrict(sums: FitSums, columns: Int[Tensor, " k"], project: list[tuple[slice, Tensor]]) -> FitSums:
     """Return the fit sums of some columns, some of which are then projected: T'GT and T'C.
 

@@ -75,12 +75,13 @@ class Verdict:
     doubt: float = 0.0  # share of the model's uncertainty that is the labellers' (`noise.find_doubt`)
 
 
-def class_sums(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tensor, " n"]) -> Float[Tensor, "3 c"]:
+def class_sums(
+    own: Float[Tensor, " n"], y: Int[Tensor, " n"], weight: Float[Tensor, " n"], classes: int
+) -> Float[Tensor, "3 c"]:
     """Return per class the number and weight of its rows and the weighted sum of their own outputs; add to merge."""
     rows = (y >= 0) & (weight > 0)
     y, w = y[rows], weight[rows].double()
-    own = F[rows].gather(1, y[:, None]).squeeze(1).double()
-    return torch.stack([_count(y, x, F.shape[1]) for x in (torch.ones_like(w), w, w * own)])
+    return torch.stack([_count(y, x, classes) for x in (torch.ones_like(w), w, w * own[rows].double())])
 
 
 def class_levels(sums: Float[Tensor, "3 c"]) -> Float[Tensor, " c"]:

@@ -24,11 +24,37 @@ def label_values(label: pa.Array) -> pa.Array:
     return pc.unique(label)
 
 
+def class_codes(label: pa.Array, classes: pa.Array) -> Tensor:
+    """Return class codes (n,)."""
+    return torch.from_numpy(encode(label, classes))
+
+
 def class_targets(label: pa.Array, classes: pa.Array) -> Tensor:
     """Return class codes (n,), or a multi-hot float64 matrix (n, c) for lists of classes."""
-    if not is_list(label.type):
-        return torch.from_numpy(encode(label, classes))
-    owner = torch.from_numpy(pc.list_parent_indices(label).to_numpy(zero_copy_only=False).astype(np.int64))
-    hot = torch.zeros(len(label), len(classes), dtype=torch.float64)
-    hot[owner, torch.from_numpy(encode(one_chunk(label.flatten()), classes))] = 1
-    return hot
+    return SeveralClasses(label, classes, torch.float64)[:] if is_list(label.type) else class_codes(label, classes)
+
+
+class SeveralClasses:
+    """The targets of lists of classes: indexed by rows, it gives their multi-hot matrix (rows, c).
+
+    Codes are kept, not the matrix.
+    """
+
+    def __init__(self, label: pa.Array, classes: pa.Array, dtype: torch.dtype) -> None:
+        owner = torch.from_numpy(pc.list_parent_indices(label).to_numpy(zero_copy_only=False).astype(np.int64))
+        self.codes = class_codes(one_chunk(label.flatten()), classes)
+        self.starts = torch.searchsorted(owner, torch.arange(len(label) + 1))
+        self.classes, self.dtype = len(classes), dtype
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, rows: slice | list[int] | Tensor) -> Tensor:
+        chosen = torch.arange(len(self))[rows]
+        counts = self.starts[chosen + 1] - self.starts[chosen]
+        owner = torch.arange(len(chosen)).repeat_interleave(counts)
+        first = counts.cumsum(0) - counts
+        at = torch.arange(len(owner)) - first[owner] + self.starts[chosen][owner]
+        hot = torch.zeros(len(chosen), self.classes, dtype=self.dtype)
+        hot[owner, self.codes[at]] = 1
+        return hot

@@ -15,10 +15,10 @@ from diva_ray.core.grid import Rotation, grid_sums
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Setup, Tally, blocks, targets, validation_weights
+from diva_ray.engine.context import Known, Setup, Tally, blocks, validation_weights
 from diva_ray.engine.extremes import examples
-from diva_ray.engine.passes import leverage_error
-from diva_ray.engine.verdicts import margins, samples_table, write_rows
+from diva_ray.engine.left_out import leverage_error, margins
+from diva_ray.engine.verdicts import samples_table, write_rows
 
 
 @dataclass(frozen=True)
@@ -104,26 +104,27 @@ def write(shard: Shard, known: Known) -> Tally:
 def _said(shard: Shard, known: Known, fit: Alone, band: int) -> tuple[Tensor, dict[str, pa.Array]]:
     """Return how well a band alone says each label, larger is better and NaN where it is missing, and its columns."""
     setup: Setup = known["setup"]
-    outputs = torch.empty(len(shard), setup.outputs, dtype=fit.W.dtype)
+    classes, found = setup.task == "classification", []
     for b in blocks(shard, known):
         Z = b.Z[:, fit.columns].to(fit.W.dtype)
         F = multiply(Z, fit.W)
         F = F if b.offset is None else F + b.offset.to(F)
-        r = losses.subtract_from_targets(b.Y if b.Y.ndim == 1 else b.Y.to(F), F)
+        Y = b.Y if b.Y.ndim == 1 else b.Y.to(F)
+        r = losses.subtract_from_targets(Y, F)
         try:
             left = leave_out(multiply(Z, fit.whiten), r, b.alpha.to(F), b.group_rows)
         except LeverageError as error:
             raise leverage_error(shard, b.start + error.row, error.leverage) from error
-        outputs[b.start : b.stop] = F + r - left.e
-    Y = targets(shard, setup)
+        outputs = F + r - left.e
+        found.append((margins(outputs, Y), outputs.argmax(1)) if classes else (losses.squared(outputs, Y)[0],))
+    says, *predicted = (torch.cat(parts) for parts in zip(*found, strict=True))
+    says = says.float()
     absent = shard.missing[band]
     gone: Any = None if absent is None else absent.numpy()
-    if setup.classes is None or setup.task != "classification":
-        loss = losses.squared(outputs, Y.to(outputs))[0].float()
-        return (-loss if absent is None else (-loss).masked_fill(absent, torch.nan)), {
-            "loss": pa.array(loss.numpy(), mask=gone)
+    if not classes or setup.classes is None:
+        return (-says if absent is None else (-says).masked_fill(absent, torch.nan)), {
+            "loss": pa.array(says.numpy(), mask=gone)
         }
-    margin = margins(outputs, Y).float()
-    codes = pa.array(outputs.argmax(1).numpy(), mask=gone)
-    said = margin if absent is None else margin.masked_fill(absent, torch.nan)
-    return said, {"margin": pa.array(margin.numpy(), mask=gone), "predicted": setup.classes.take(codes)}
+    codes = pa.array(predicted[0].numpy(), mask=gone)
+    said = says if absent is None else says.masked_fill(absent, torch.nan)
+    return said, {"margin": pa.array(says.numpy(), mask=gone), "predicted": setup.classes.take(codes)}

@@ -15,16 +15,19 @@ from torch import Tensor
 
 from diva_ray.core import losses
 from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs, splitmix
+from diva_ray.core.folding import Folding, folding
 from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.core.products import multiply
-from diva_ray.data.columns import encode
+from diva_ray.data.columns import encode, is_list
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Shard, block_bounds, prepare
-from diva_ray.data.targets import class_targets, number_targets
+from diva_ray.data.targets import SeveralClasses, class_codes, number_targets
 from diva_ray.errors import InputError
 
 Known = Mapping[str, Any]
 Kernel = Callable[[Shard, Known], Any]
+BUCKETS = 2048  # columns of M, of every copy that draws standard errors
+FEW_OUTPUTS = 512  # up to which left-out outputs are always kept
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Setup:
         copies: 1 + number of random sign vectors.
         collect: whether the adjoint pass returns its validation rows, for exact standard errors.
         sources: sorted sources, or None.
+        keeps_outputs: whether left-out outputs of all rows stay with their shard; else they are computed again, block
+            by block, by whoever needs them, and targets of several classes stay codes.
+        first_order: whether copies but the first leave S out.
+        buckets: onto which the classes of copies but the first are folded, where they are more.
     """
 
     task: str
@@ -55,6 +62,13 @@ class Setup:
     copies: int = 1
     collect: bool = False
     sources: pa.Array | None = None
+    keeps_outputs: bool = True
+    first_order: bool = False
+    buckets: int = BUCKETS
+
+    def folding(self) -> Folding | None:
+        """Return how classes are folded in the copies that draw standard errors; None where they are not."""
+        return folding(self.outputs, self.buckets, self.copies - 1, self.seed, self.dtype)
 
     def loss_function(self) -> losses.Loss:
         """Return the loss with its gradient."""
@@ -66,6 +80,18 @@ class Setup:
         return {"cross_entropy": losses.cross_entropy, "squared": losses.squared, "logistic": losses.logistic}[
             self.loss
         ]
+
+
+def keeps_outputs(task: str, outputs: int, width: int) -> bool:
+    """Return whether left-out outputs and residuals stay with the rows between passes: not those of more classes than
+    there are features. They would need more than twice the memory of float32 features, and are a product of n c p."""
+    return task not in ("classification", "multilabel") or outputs <= max(FEW_OUTPUTS, width)
+
+
+def rows_of_block(outputs: int, width: int) -> int:
+    """Return the rows of a block where outputs are not kept: 8 MiB of outputs, but no fewer rows than columns up to
+    1,024, or a block would read and write more of the sums over classes than of its rows."""
+    return min(1024, max(64, (2 << 20) // outputs, width))
 
 
 def _of_the_user(loss: losses.Loss) -> losses.Loss:
@@ -135,17 +161,27 @@ class Block:
     group_rows: list[Tensor]
 
 
-def targets(shard: Shard, setup: Setup) -> Tensor:
-    """Return the shard's targets: codes, or values in the dtype of the products."""
+def targets(shard: Shard, setup: Setup) -> Tensor | SeveralClasses:
+    """Return the shard's targets: codes, or values in the dtype of the products, or what gives such values of rows."""
     cached = shard.state.get("targets")
     if cached is None:
-        if setup.classes is not None:
-            cached = class_targets(shard.label, setup.classes)
+        if setup.classes is None:
+            cached = number_targets(shard.label, setup.label, shard.where).to(setup.dtype)
+        elif is_list(shard.label.type):
+            several = SeveralClasses(shard.label, setup.classes, setup.dtype)
+            cached = several[:] if setup.keeps_outputs else several
         else:
-            cached = number_targets(shard.label, setup.label, shard.where)
-        cached = shard.state["targets"] = cached if cached.ndim == 1 else cached.to(setup.dtype)
-    assert isinstance(cached, Tensor)
-    return cached if cached.ndim == 1 else cached.to(setup.dtype)
+            cached = class_codes(shard.label, setup.classes)
+        shard.state["targets"] = cached
+    assert isinstance(cached, Tensor | SeveralClasses)
+    return cached if isinstance(cached, SeveralClasses) or cached.ndim == 1 else cached.to(setup.dtype)
+
+
+def codes_of(shard: Shard, setup: Setup) -> Tensor:
+    """Return the class of every row, of a task whose rows have one."""
+    found = targets(shard, setup)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def blocks(shard: Shard, known: Known) -> Iterator[Block]:
@@ -234,20 +270,6 @@ def keep_weights(shard: Shard, known: Known, alpha: Tensor, step: str) -> None:
 def weights_file(shard: Shard, step: str) -> str:
     """Return where the weights of a step are kept."""
     return f"weights/{step}-{shard.extent.index:05d}.npz"
-
-
-class RowStore:
-    """Per-row results of a shard, filled block by block."""
-
-    def __init__(self, n: int, setup: Setup) -> None:
-        c, dtype = setup.outputs, setup.dtype
-        self.r, self.outputs = torch.empty(n, c, dtype=dtype), torch.empty(n, c, dtype=dtype)
-        self.own, self.leverage, self.loss = (torch.empty(n, dtype=dtype) for _ in range(3))
-
-    def put(self, start: int, stop: int, **columns: Tensor) -> None:
-        """Store one block."""
-        for name, values in columns.items():
-            getattr(self, name)[start:stop] = values
 
 
 def row_signs(shard: Shard, setup: Setup) -> Tensor:

@@ -54,11 +54,14 @@ def confused_pairs(Y: Tensor, predicted: Tensor, issue: Tensor, classes: int) ->
 
 
 class Pairs(dict[int, tuple[int, int]]):
-    """Counts (rows, label issues) by pair code given * classes + predicted; `+` adds."""
+    """Counts (rows, label issues) by pair code given * classes + predicted; `+` adds, and of very many keeps the most
+    frequent."""
 
     def __add__(self, other: Pairs) -> Pairs:
         total = Pairs(self)
         for code, (n, issues) in other.items():
             seen = total.get(code, (0, 0))
             total[code] = (seen[0] + n, seen[1] + issues)
-        return total
+        if len(total) <= 40 * PAIRS_KEPT:
+            return total
+        return Pairs(sorted(total.items(), key=lambda pair: (-pair[1][0], pair[0]))[: 20 * PAIRS_KEPT])

@@ -6,24 +6,25 @@ and are computed again if a worker lost them. Partials are added in the order of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from diva_ray.core import derivative as dd
 from diva_ray.core import losses, verdict
-from diva_ray.core.grid import Rotation, grid_losses
-from diva_ray.core.leave_out import LeverageError, adjoint, leave_out
-from diva_ray.core.products import multiply, multiply_triangular_
+from diva_ray.core.grid import Rotation, grid_losses, grid_squares
+from diva_ray.core.leave_out import adjoint
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import (
     Known,
     Partial,
     Rows,
-    RowStore,
     Setup,
     Tally,
     blocks,
+    codes_of,
     group_codes,
     idle,
     keep_weights,
@@ -33,7 +34,7 @@ from diva_ray.engine.context import (
     validation_weights,
     weights,
 )
-from diva_ray.errors import InputError
+from diva_ray.engine.left_out import RowStore, facts_of_outputs, fitted, left_out_of, outputs_again
 
 
 def fit(shard: Shard, known: Known) -> FitSums:
@@ -52,35 +53,38 @@ def grid(shard: Shard, known: Known) -> Tensor:
     """
     rotation: Rotation = known["rotation"]
     total = torch.zeros(len(known["ridges"]), dtype=torch.float64)
+    factor = known.get("outputs_factor")
     for b in blocks(shard, known):
+        if factor is not None and b.Y.ndim == 1 and b.offset is None and not b.group_rows:
+            total += grid_squares(b.Z, b.Y, b.alpha, b.v, rotation, known["ridges"], factor)
+            continue
         total += grid_losses(b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, rotation, known["ridges"], losses.squared)
     return total
 
 
 def leave_one_out(shard: Shard, known: Known) -> Partial:
-    """Adjoint pass: left-out predictions of every row, kept with the shard, and the sums of the derivative."""
+    """Adjoint pass: left-out predictions of every row, of which what `RowStore` holds stays with the shard, and the
+    sums of the derivative."""
     setup: Setup = known["setup"]
-    W, whiten = known["solution"]["W"], known["solution"]["whiten"]
-    sums = dd.AdjointAccumulator(setup.scale.width, setup.outputs, setup.copies, setup.dtype)
+    folding = setup.folding()
+    sums = dd.AdjointAccumulator(
+        setup.scale.width, setup.outputs, setup.copies, setup.dtype, folding=folding, first_order=setup.first_order
+    )
     rows = RowStore(len(shard), setup)
     signs = row_signs(shard, setup)
     kept, checked = [], known.get("checked")
     squares = torch.zeros(len(checked.codes) if checked else 0, dtype=torch.float64)
     loss = setup.loss_function()
     for b in blocks(shard, known):
-        F = multiply(b.Z, W)
-        F = F if b.offset is None else F + b.offset
-        r = losses.subtract_from_targets(b.Y, F)
-        U = multiply_triangular_(b.Z, whiten, upper=True)
-        try:
-            left = leave_out(U, r, b.alpha, b.group_rows)
-        except LeverageError as error:
-            raise leverage_error(shard, b.start + error.row, error.leverage) from error
+        F, r = fitted(b, known)
+        U, left = left_out_of(shard, known, b, r)
         outputs = F.add_(r).sub_(left.e)
         values, gradient = loss(outputs, b.Y)
         t, own = adjoint(left, b.v[:, None] * gradient)
         sums.add(U, b.alpha, left, t, signs[b.start : b.stop])
+        own = dd.own_terms(left, r, t, own, setup.copies, folding, first_order=setup.first_order)
         rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
+        rows.put(b.start, b.stop, **facts_of_outputs(outputs, b.Y, setup))
         if checked is not None:
             codes = group_codes(shard, known)[b.start : b.stop]
             squares += checked.squares(U, t, b.alpha[:, None] * left.e, codes)
@@ -94,27 +98,18 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     return Partial(sums.sums(), counts, Rows(*kept) if kept else None)
 
 
-def leverage_error(shard: Shard, row: int, leverage: float) -> InputError:
-    """Return the error of a row that the model cannot do without."""
-    return InputError(
-        f"score: leverage must be below 1, got {leverage:.9g} at {shard.name(row)}. "
-        "Increase `ridge` or use `precision=float64`."
-    )
-
-
 def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     """Return the sums over validation rows that the summary and the rules for verdicts need."""
     setup: Setup = known["setup"]
-    Y = targets(shard, setup)
     v = validation_weights(shard, known)
     result = Tally(loss=float(v @ rows.loss.double()), max_leverage=float(rows.leverage.max()))
-    wrong = losses.errors(rows.outputs, Y, several=setup.task == "multilabel")
-    result["wrong"] = float(v @ wrong)
+    result["wrong"] = float(v @ rows.wrong)
     if setup.task == "classification":
-        result["levels"] = verdict.class_sums(rows.outputs, Y, shaping(shard, known))
+        Y = codes_of(shard, setup)
+        result["levels"] = verdict.class_sums(rows.given, Y, shaping(shard, known), setup.outputs)
         for name, values in (
             ("class_n", torch.ones_like(v)),
-            ("class_wrong", wrong),
+            ("class_wrong", rows.wrong),
             ("class_loss", rows.loss.double()),
         ):
             result[name] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, values)
@@ -128,7 +123,7 @@ def shaping(shard: Shard, known: Known) -> Tensor:
         return torch.zeros(len(shard))
     heard = (shard.weight > 0).double()
     if known.get("lonely") is not None:
-        heard = heard.masked_fill(known["lonely"][targets(shard, known["setup"])], 0.0)
+        heard = heard.masked_fill(known["lonely"][codes_of(shard, known["setup"])], 0.0)
     return heard.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else heard
 
 
@@ -144,6 +139,16 @@ def left_out_rows(shard: Shard, known: Known) -> RowStore:
     return rows
 
 
+def left_out_outputs(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor]]:
+    """Yield ranges of rows with their left-out outputs: all rows at once where these are kept, else block by block."""
+    rows = left_out_rows(shard, known)
+    if len(rows.outputs):
+        yield slice(0, len(shard)), rows.outputs
+        return
+    for b in blocks(shard, known):
+        yield slice(b.start, b.stop), outputs_again(shard, known, b, rows.leverage[b.start : b.stop])
+
+
 def score(shard: Shard, known: Known) -> Partial:
     """Score pass: derivative and standard error of every row, kept with the shard; sums for every source.
 
@@ -152,7 +157,7 @@ def score(shard: Shard, known: Known) -> Partial:
     """
     setup: Setup = known["setup"]
     rows, adjoint_ = left_out_rows(shard, known), known["adjoint"]
-    signs, codes = row_signs(shard, setup), source_codes(shard, setup)
+    signs, codes, folding = row_signs(shard, setup), source_codes(shard, setup), setup.folding()
     exact = None if known.get("draws") else known.get("validation")  # pairs: added up in `pairs.join`
     update = known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
@@ -169,11 +174,12 @@ def score(shard: Shard, known: Known) -> Partial:
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
         scratch = torch.empty_like(b.Z) if scratch is None or len(scratch) < len(b.Z) else scratch
-        d = dd.derivative(b.Z, rows.r[part], rows.own[part], signs[part], adjoint_, scratch).double()
+        r = rows.r[part] if len(rows.r) else fitted(b, known)[1]
+        d = dd.derivative(b.Z, r, rows.own[part], signs[part], adjoint_, scratch, folding).double()
         error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros(len(d), dtype=torch.float64)
         if codes is not None:
             by_source[:, : d.shape[1]].index_add_(0, codes[part], d * moved[part, None])
-        for inner, C in exact.contributions(b.Z, rows.r[part], group_codes(shard, known)[part]) if exact else ():
+        for inner, C in exact.contributions(b.Z, r, group_codes(shard, known)[part]) if exact else ():
             error[inner] = C.norm(dim=1).double()
             if codes is not None:
                 by_source[:, 1:].index_add_(0, codes[part][inner], C.double() * moved[part][inner, None])
@@ -210,7 +216,9 @@ def gather(shard: Shard, known: Known) -> Rows:
     Z = prepare(shard, 0, n, setup.scale, torch.empty(n, setup.scale.width, dtype=setup.dtype))
     alpha, v = weights(shard, known).to(setup.dtype), validation_weights(shard, known).to(setup.dtype)
     offset = torch.zeros(n, setup.outputs) if shard.offset is None else shard.offset
-    return Rows((Z, targets(shard, setup), alpha, v, offset.to(setup.dtype), group_codes(shard, known)))
+    Y = targets(shard, setup)
+    assert isinstance(Y, torch.Tensor)  # the dual form keeps outputs
+    return Rows((Z, Y, alpha, v, offset.to(setup.dtype), group_codes(shard, known)))
 
 
 def receive(shard: Shard, known: Known) -> Partial:

@@ -18,8 +18,19 @@ from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Partial, Rows, Setup, Tally, blocks, keep_weights, targets, weights_after
-from diva_ray.engine.passes import leverage_error
+from diva_ray.engine.context import (
+    Known,
+    Partial,
+    Rows,
+    Setup,
+    Tally,
+    blocks,
+    codes_of,
+    keep_weights,
+    targets,
+    weights_after,
+)
+from diva_ray.engine.left_out import leverage_error
 from diva_ray.engine.verdicts import label_losses, reference_losses
 
 
@@ -49,7 +60,7 @@ def taken(shard: Shard, known: Known) -> Tensor:
 def classes_of(shard: Shard, setup: Setup) -> Tensor:
     """Return the class of every row for quotas; all 0 where targets are not classes."""
     if setup.task == "classification":
-        return targets(shard, setup)
+        return codes_of(shard, setup)
     return torch.zeros(len(shard), dtype=torch.int64)
 
 
@@ -92,7 +103,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     kept = (torch.cat([rows for rows, _ in near]), torch.cat([Z for _, Z in near]))
     shard.state["pool"] = PoolRows(derivative, evidence, kept)
     if setup.task == "classification":
-        judged = free & ~known["new"][targets(shard, setup)]  # of a class without a row in the fit nothing is known
+        judged = free & ~known["new"][codes_of(shard, setup)]  # of a class without a row in the fit nothing is known
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged.double())
     else:
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
@@ -121,7 +132,7 @@ def probabilities(shard: Shard, known: Known) -> Tensor:
         return torch.ones(len(shard), dtype=torch.float64)
     evidence, rule = scored_pool(shard, known).evidence, known["pool_verdict"]
     if known["setup"].task == "classification":
-        unknown = known["new"][targets(shard, known["setup"])]
+        unknown = known["new"][codes_of(shard, known["setup"])]
         return verdict.label_scores(evidence, rule).masked_fill(unknown, 1 - rule.noise_rate)
     return (loss_verdict.loss_scores(evidence, rule) >= rule.label.value).double()
 
@@ -208,7 +219,7 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -
             error[inner] = C.norm(dim=1).double()
     else:
         nothing, signs = torch.zeros(len(at), dtype=Z.dtype), torch.ones(len(at), setup.copies, dtype=Z.dtype)
-        drawn = dd.derivative(Z, r, nothing, signs, known["adjoint"]).double()
+        drawn = dd.derivative(Z, r, nothing, signs, known["adjoint"], folding=setup.folding()).double()
         error = drawn[:, 1:].square().mean(1).sqrt()
     d = scored_pool(shard, known).derivative[at]
     z = torch.where(error > 0, d / error, torch.zeros_like(d)).float()

@@ -20,12 +20,12 @@ from diva_ray.engine.context import (
     Setup,
     Tally,
     blocks,
+    codes_of,
     fold_of,
     group_codes,
     idle,
     keep_weights,
     source_codes,
-    targets,
     validation_weights,
     weights,
 )
@@ -88,7 +88,7 @@ def fold_counts(shard: Shard, known: Known) -> Tensor:
 def heard_by_class(shard: Shard, known: Known) -> Tensor:
     """Return the rows of every class that are heard in validation."""
     setup: Setup = known["setup"]
-    Y = targets(shard, setup)[validation_weights(shard, known) > 0]
+    Y = codes_of(shard, setup)[validation_weights(shard, known) > 0]
     return torch.bincount(Y, minlength=setup.outputs)
 
 

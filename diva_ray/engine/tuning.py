@@ -62,9 +62,9 @@ def model_errors(shard: Shard, known: Known) -> Tally:
     rows = torch.nonzero(chosen).squeeze(1)
     if not len(rows):
         return Tally(rows=0, weight=0.0, error=0.0, weight_weight=0.0, weight_error=0.0, error_error=0.0)
-    Y, v = targets(shard, setup)[rows], v[rows].double()
+    Y, v = targets(shard, setup), v[rows].double()
     parts = torch.split(torch.arange(len(rows)), setup.block_rows)
-    wrong = torch.cat([_errors(shard, setup, model, rows[part], Y[part]) for part in parts])
+    wrong = torch.cat([_errors(shard, setup, model, rows[part], Y[rows[part]]) for part in parts])
     unit = torch.unique(group_codes(shard, known)[rows], return_inverse=True)[1]
     w, s = (torch.zeros(int(unit.max()) + 1, dtype=torch.float64).index_add_(0, unit, x) for x in (v, v * wrong))
     return Tally(

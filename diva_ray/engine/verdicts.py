@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ from torch import Tensor
 from diva_ray.core import choose, loss_verdict, losses, noise, verdict
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard, prepare_rows
-from diva_ray.engine.context import Known, Rows, Setup, Tally, group_codes, targets, weights_after
+from diva_ray.engine.context import Known, Rows, Setup, Tally, codes_of, group_codes, targets, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
-from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
+from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
+from diva_ray.engine.reduce import add_in_order
 from diva_ray.engine.uids import write_uids
 
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
@@ -31,20 +34,26 @@ def z_of(scored: Tensor) -> Tensor:
 
 def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
     """First round: likelihood of the given labels under a grid of calibrations."""
-    return verdict.link_sums(levelled(shard, known), targets(shard, known["setup"]), shaping(shard, known))
+    Y, weight = codes_of(shard, known["setup"]), shaping(shard, known)
+    return add_in_order(verdict.link_sums(F, Y[rows], weight[rows]) for rows, F in levelled(shard, known))
 
 
-def levelled(shard: Shard, known: Known) -> Tensor:
-    """Return the left-out outputs with classes and rows evened out, from which probabilities are made."""
-    rows = left_out_rows(shard, known)
-    return verdict.level(rows.outputs, rows.leverage, known["levels"])
+def levelled(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows with their left-out outputs, classes and rows evened out, from which probabilities are made."""
+    leverage = left_out_rows(shard, known).leverage
+    for rows, outputs in left_out_outputs(shard, known):
+        yield rows, verdict.level(outputs, leverage[rows], known["levels"])
 
 
 def given_odds(shard: Shard, known: Known) -> Tensor:
     """Return the log-odds that each given label is right, with the classes' flip rates if there are any."""
-    F, Y = levelled(shard, known), targets(shard, known["setup"])
-    flips = known["flips"]
-    return verdict.log_odds(F, Y, known["link"]) if flips is None else noise.flip_log_odds(F, Y, known["link"], flips)
+    Y, flips, link = codes_of(shard, known["setup"]), known["flips"], known["link"]
+    return torch.cat(
+        [
+            verdict.log_odds(F, Y[rows], link) if flips is None else noise.flip_log_odds(F, Y[rows], link, flips)
+            for rows, F in levelled(shard, known)
+        ]
+    )
 
 
 def _sampled(shard: Shard, known: Known) -> Tensor:
@@ -53,33 +62,41 @@ def _sampled(shard: Shard, known: Known) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, min(len(rows), known["sampled"])).long()]
 
 
-def _facts(shard: Shard, known: Known) -> Tensor:
-    """Return weight, leverage, label and left-out outputs of every row side by side."""
-    rows = left_out_rows(shard, known)
-    head = torch.stack([shard.weight.double(), rows.leverage.double(), targets(shard, known["setup"]).double()], 1)
-    return torch.cat([head, rows.outputs.double()], 1)
+def _facts(shard: Shard, known: Known, chosen: Tensor) -> Tensor:
+    """Return weight, leverage, label and left-out outputs of the chosen rows side by side."""
+    kept, Y = left_out_rows(shard, known), codes_of(shard, known["setup"])
+    head = torch.stack([shard.weight.double(), kept.leverage.double(), Y.double()], 1)[chosen]
+    outputs = [F[chosen[rows]].double() for rows, F in left_out_outputs(shard, known)]
+    return torch.cat([head, torch.cat(outputs)], 1)
 
 
 def sample_facts(shard: Shard, known: Known) -> Rows:
     """Return the facts of a few rows, from which flips between classes are fitted."""
-    return Rows((_facts(shard, known)[_sampled(shard, known)],))
+    return Rows((_facts(shard, known, _marked(shard, _sampled(shard, known))),))
+
+
+def _marked(shard: Shard, at: Tensor) -> Tensor:
+    """Return which rows have these numbers."""
+    return torch.zeros(len(shard), dtype=torch.bool).index_fill_(0, at, True)
 
 
 def sample_whitened(shard: Shard, known: Known) -> Rows:
     """Return whitened features and group codes of the same rows."""
     at = _sampled(shard, known)
-    chosen = torch.zeros(len(shard), dtype=torch.bool).index_fill_(0, at, True)
-    return Rows((torch.cat([U for _, U in _whitened(shard, known, chosen)]), group_codes(shard, known)[at]))
+    return Rows((torch.cat([U for _, U in _whitened(shard, known, _marked(shard, at))]), group_codes(shard, known)[at]))
 
 
 def nearest(shard: Shard, known: Known) -> noise.Nearest:
     """Return, for each of the sampled rows, its nearest row in this shard, of the share of rows that is searched."""
-    facts, codes = _facts(shard, known), group_codes(shard, known)
+    codes = group_codes(shard, known)
     searched = choose.uniform_draw(shard.keys, known["setup"].seed) < known["searched"]
+    searched &= shaping(shard, known) > 0
+    facts, at = _facts(shard, known, searched), 0
     reference, reference_codes = known["references"]
     first, total = int(known["setup"].scale.intercept), None
-    for rows, U in _whitened(shard, known, searched & (shaping(shard, known) > 0)):
-        part = noise.nearest_rows(reference, reference_codes, U, codes[rows], facts[rows], first)
+    for rows, U in _whitened(shard, known, searched):
+        part = noise.nearest_rows(reference, reference_codes, U, codes[rows], facts[at : at + len(rows)], first)
+        at += len(rows)
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -104,11 +121,14 @@ def examples_of_targets(shard: Shard, known: Known) -> Rows:
 def judge(shard: Shard, known: Known) -> verdict.Histogram:
     """Second round: joint histogram of the given label's log-odds and z, or histograms of losses."""
     setup: Setup = known["setup"]
-    rows, z = left_out_rows(shard, known), z_of(scored_rows(shard, known))
+    z, weight = z_of(scored_rows(shard, known)), shaping(shard, known)
     if setup.task == "classification":
-        return verdict.verdict_sums(given_odds(shard, known), z, shaping(shard, known))
-    own = label_losses(rows.outputs, targets(shard, setup), setup)
-    return loss_verdict.loss_sums(own, reference_losses(rows.outputs, known), z, shaping(shard, known))
+        return verdict.verdict_sums(given_odds(shard, known), z, weight)
+    Y = targets(shard, setup)
+    return add_in_order(
+        loss_verdict.loss_sums(label_losses(F, Y[rows], setup), reference_losses(F, known), z[rows], weight[rows])
+        for rows, F in left_out_outputs(shard, known)
+    )
 
 
 def issue_flags(shard: Shard, known: Known) -> Tensor:
@@ -122,7 +142,8 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
     Y, rule = targets(shard, setup), known["verdict"]
     if setup.task == "classification":
         return verdict.label_scores(given_odds(shard, known), rule)
-    return loss_verdict.loss_scores(label_losses(left_out_rows(shard, known).outputs, Y, setup), rule)
+    parts = [label_losses(F, Y[rows], setup) for rows, F in left_out_outputs(shard, known)]
+    return loss_verdict.loss_scores(torch.cat(parts), rule)
 
 
 def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
@@ -148,7 +169,11 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
     setup: Setup = known["setup"]
     name = f"samples/part-{shard.extent.index:05d}.parquet"
     folder = known["folder"]
-    if name.split("/")[1] not in known["written"]:
+    if name.split("/")[1] in known["written"]:
+        pass
+    elif known["outputs"] and setup.task != "pairs":
+        write_with_outputs(shard, known, name, table)
+    else:
         folder.write_table(name, table)
     counts = Tally(max_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
@@ -169,7 +194,7 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
     if known.get("export") == "datacomp":
         write_uids(shard, folder, ~issue & (alpha > 0))
     if setup.task == "classification":
-        Y = targets(shard, setup)
+        Y = codes_of(shard, setup)
         for key, chosen in (("class_detrimental", facts["detrimental"]), ("class_issues", issue)):
             counts[key] = torch.bincount(Y[chosen], minlength=setup.outputs)
         counts["class_n"] = torch.bincount(Y, minlength=setup.outputs)
@@ -193,12 +218,12 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
     """Return the rows of the output, in the order of the input, and the facts behind them, in the shard's order."""
     setup: Setup = known["setup"]
     rows, scored = left_out_rows(shard, known), scored_rows(shard, known)
-    Y, z = targets(shard, setup), z_of(scored)
+    z = z_of(scored)
     facts = facts_of(shard, known, z, label_scores(shard, known))
     predicted, margin = torch.zeros(len(z), dtype=torch.int64), facts["margin"]
     if setup.task == "classification":
-        facts["predicted"] = predicted = rows.outputs.argmax(1)
-        facts["margin"] = margin = margins(rows.outputs, Y).float()
+        facts["predicted"] = predicted = rows.predicted
+        facts["margin"] = margin = rows.margin.float()
     if shard.truth is not None:
         wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
         facts["planted"] = torch.from_numpy(wrong)
@@ -214,14 +239,12 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
         "leverage": rows.leverage.float(),
         "loss": rows.loss.float(),
         "margin": pa.array(margin.numpy(), from_pandas=True),
-        "predicted_label": predicted_labels(rows.outputs, predicted, setup),
+        "predicted_label": predicted_labels(shard, known, predicted),
         "label_score": facts["label_score"],
         "is_label_issue": facts["issue"],
     }
     if shard.truth is not None:
         columns["true_label"] = shard.truth
-    if known["outputs"]:
-        columns["loo_output"] = lists(rows.outputs)
     return as_table(shard, columns), facts
 
 
@@ -253,26 +276,54 @@ def final_weights(shard: Shard, known: Known) -> Tensor:
     return weights_after(shard, known, step, factor)
 
 
-def margins(outputs: Tensor, Y: Tensor) -> Tensor:
-    """Return the output of every given label less the best other; NaN with one class."""
-    if outputs.shape[1] < 2:
-        return torch.full((len(Y),), torch.nan)
-    own = outputs.gather(1, Y[:, None])
-    others = outputs.scatter(1, Y[:, None], -torch.inf)
-    return own.squeeze(1) - others.amax(1)
-
-
-def predicted_labels(outputs: Tensor, best: Tensor, setup: Setup) -> pa.Array:
+def predicted_labels(shard: Shard, known: Known, best: Tensor) -> pa.Array | pa.ChunkedArray:
     """Return what the left-out model predicts, in the type of the labels."""
+    setup: Setup = known["setup"]
     if setup.task == "classification":
         assert setup.classes is not None
         return setup.classes.take(pa.array(best.numpy()))
-    if setup.task == "multilabel":
-        assert setup.classes is not None
-        row, column = torch.nonzero(outputs > 0.5, as_tuple=True)
-        offsets = torch.searchsorted(row, torch.arange(len(outputs) + 1)).int()
-        return pa.ListArray.from_arrays(pa.array(offsets.numpy()), setup.classes.take(pa.array(column.numpy())))
-    return pa.array(outputs[:, 0].float().numpy()) if setup.task == "regression" else lists(outputs)
+    says = {"multilabel": _likely_classes, "regression": lambda F, _: pa.array(F[:, 0].float().numpy())}
+    return pa.chunked_array(
+        says.get(setup.task, lambda F, _: lists(F))(F, setup) for _, F in left_out_outputs(shard, known)
+    )
+
+
+def _likely_classes(outputs: Tensor, setup: Setup) -> pa.Array:
+    assert setup.classes is not None
+    row, column = torch.nonzero(outputs > 0.5, as_tuple=True)
+    offsets = torch.searchsorted(row, torch.arange(len(outputs) + 1)).int()
+    return pa.ListArray.from_arrays(pa.array(offsets.numpy()), setup.classes.take(pa.array(column.numpy())))
+
+
+def write_with_outputs(shard: Shard, known: Known, name: str, table: pa.Table) -> None:
+    """Write the rows of the output with their left-out outputs, as these come."""
+    schema, at = table.schema.append(pa.field("loo_output", pa.list_(pa.float32()))), 0
+    with known["folder"].stream_table(name, schema) as writer:
+        for outputs in in_input_order(shard, (F.float() for _, F in left_out_outputs(shard, known))):
+            rows = table.slice(at, len(outputs))
+            writer.write_table(rows.append_column("loo_output", lists(outputs)))
+            at += len(outputs)
+
+
+def in_input_order(shard: Shard, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield float32 rows that come in parts, in the order of the input, again in parts of that size.
+
+    Rows that were sorted by group wait in a file without a name.
+    """
+    if shard.order is None:
+        yield from parts
+        return
+    place = np.argsort(shard.order)
+    with tempfile.TemporaryFile() as file:
+        size, bytes_of_row, width = 1, 0, 0
+        for part in parts:
+            size, width = max(size, len(part)), part.shape[1]
+            bytes_of_row = part[0].nbytes
+            file.write(part.contiguous().numpy().data)
+        file.flush()
+        for a in range(0, len(place), size):
+            rows = [os.pread(file.fileno(), bytes_of_row, int(k) * bytes_of_row) for k in place[a : a + size]]
+            yield torch.from_numpy(np.frombuffer(b"".join(rows), np.float32).reshape(-1, width).copy())
 
 
 def lists(values: Tensor) -> pa.Array:

@@ -75,7 +75,7 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
             "penalty": float(penalties[m]),
             "share": float(shares[m]),
             "share_derivative": float(derivatives[m]),
-            "columns": session.setup.scale.widths[m],
+            "columns": min(session.scan.widths[m], session.config.projection or session.scan.widths[m]),
             "rows": float(session.scan.rows[m]),
             "ridge_alone": found.alone[m].ridge,
             "error_alone": error_of(session, found.alone[m].wrong),

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from diva_ray.core.derivative import Validation, solve_adjoint
-from diva_ray.core.grid import default_ridges, rotate
+from diva_ray.core.grid import default_ridges, outputs_factor, rotate
 from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.engine import check, passes
 from diva_ray.engine.context import Partial, Setup, ValidationRows
 from diva_ray.tasks.derived import (
-    EXACT_BYTES,
-    EXACT_ROWS,
     MOST_CONDITION,
     MOST_LEVERAGE,
     SIGN_VECTORS,
@@ -25,6 +23,8 @@ from diva_ray.tasks.derived import (
     best_ridge,
     by_band,
     penalty_pattern,
+    takes_exact,
+    takes_first_order,
 )
 from diva_ray.tasks.dual import derive_dual
 from diva_ray.tasks.runner import Runner
@@ -110,9 +110,10 @@ def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
 
 def with_errors(setup: Setup, heard: int, errors: str) -> Setup:
     """Return the setup for standard errors that are `exact`, an `estimate`, chosen by size (`auto`), or `none`."""
-    small = heard <= EXACT_ROWS and heard * setup.scale.width * setup.dtype.itemsize <= EXACT_BYTES
+    small = takes_exact(heard, setup.scale.width, setup.outputs, setup.dtype.itemsize)
     exact = errors == "exact" or (errors == "auto" and small)
-    return replace(setup, collect=exact, copies=1 if exact or errors == "none" else 1 + SIGN_VECTORS)
+    copies = 1 if exact or errors == "none" else 1 + SIGN_VECTORS
+    return replace(setup, collect=exact, copies=copies, first_order=takes_first_order(setup.scale.width, copies))
 
 
 def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) -> tuple[Tensor, Partial]:
@@ -140,9 +141,11 @@ def fit_ridge(
     if ridge == "auto":
         rotation = runner.timed("solve", rotate, sums, pattern)
         ridges = default_ridges(rotation)
-        runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=ridges)
+        many = not setup.keeps_outputs and setup.outputs >= setup.scale.width
+        factor = runner.timed("solve", outputs_factor, rotation.to(setup.dtype)) if many else None
+        runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=ridges, outputs_factor=factor)
         grid = list(zip(ridges.tolist(), runner.run(passes.grid, "ridge").tolist(), strict=True))
-        runner.engine.forget("rotation", "ridges")
+        runner.engine.forget("rotation", "ridges", "outputs_factor")
         ridge = best_ridge(grid)
     solution: Solution = runner.timed("solve", solve, sums, float(ridge) * pattern)
     if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:

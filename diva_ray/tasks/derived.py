@@ -15,8 +15,9 @@ from diva_ray.errors import InputError
 log = logging.getLogger("diva_ray")
 
 EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by default
-EXACT_BYTES = 256 << 20  # and the memory of their whitened features
+EXACT_BYTES = 256 << 20  # and the memory of their whitened features, and of what they have of every output
 SIGN_VECTORS = 8  # random sign vectors beyond that
+COPY_BYTES = 2 << 30  # of p x p sums, in float32 and float64, that sign vectors may take: up to 4,458 columns
 MOST_CONDITION = 3e4  # above it float32 products would cost more than 5e-5 of the derivative
 MOST_CONDITION_DUAL = 300.0  # times the root of n (1-norms of n x n matrices grow so): an inverse loses more
 MOST_LEVERAGE = 0.99  # likewise
@@ -43,6 +44,26 @@ class Derived:
     form: str
     by_source: Tensor
     agreement: dict[str, float] | None = None  # estimated standard errors against exact ones, on a few rows
+
+
+def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:
+    """Return whether standard errors are exact by default: every validation row is then known to every worker."""
+    return heard <= EXACT_ROWS and heard * max(width, 2 * outputs) * itemsize <= EXACT_BYTES
+
+
+def takes_first_order(width: int, copies: int) -> bool:
+    """Return whether sign vectors leave the second order of the derivative out, and p x p sums of their own with it.
+
+    Standard errors are then 0-3 % smaller (median, real features, mean leverage 0.02-0.18), with the same order of z:
+    AUC of wrong labels within 0.002.
+    """
+    return copies > 1 and 12 * copies * width**2 > COPY_BYTES
+
+
+def errors_in_words(folded: bool, buckets: int, first_order: bool) -> str:
+    """Return how standard errors are estimated."""
+    words = f"{SIGN_VECTORS} sign vectors" + (f", classes folded onto {buckets:,} buckets" if folded else "")
+    return words + (", first order" if first_order else "")
 
 
 def penalty_pattern(setup: Setup) -> Tensor:

@@ -14,10 +14,11 @@ from diva_ray.core.dual import DualFit, fit_dual, penalty_derivative
 from diva_ray.core.grid import default_ridges, grid_losses, rotate
 from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, solve_left_out
 from diva_ray.core.losses import squared, subtract_from_targets
-from diva_ray.core.products import eigen, kernel
+from diva_ray.core.products import eigen_, kernel
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.engine import passes
-from diva_ray.engine.context import Partial, RowStore, Setup
+from diva_ray.engine.context import Partial, Setup
+from diva_ray.engine.left_out import RowStore, facts_of_outputs
 from diva_ray.errors import InputError
 from diva_ray.tasks.derived import MOST_CONDITION_DUAL, MOST_LEVERAGE, Derived, best_ridge, by_band, penalty_pattern
 from diva_ray.tasks.runner import Runner
@@ -27,6 +28,7 @@ log = logging.getLogger("diva_ray")
 
 def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool = False) -> Derived:
     """Return what `derive` does, from the kernel matrix of the rows; `keep`: contributions stay known to the shards."""
+    setup = replace(setup, keeps_outputs=True)  # no more than the rows themselves, or W
     runner.engine.tell(setup=setup)
     Z, Y, alpha, v, offset, codes = runner.run(passes.gather, "gather").joined()
     pattern, grid = penalty_pattern(setup).to(setup.dtype), []
@@ -59,6 +61,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool 
         # L is the same under (k alpha, k ridge), so the derivative of the ridge follows from those of the weights.
         bands = -(alpha.double() @ scored[:, 0])[None] / float(ridge)
     store = {"r": fit.r, "outputs": outputs, "own": own, "leverage": 1 - fit.room, "loss": values}
+    store |= facts_of_outputs(outputs, Y, setup)
     runner.seconds["solve"] = time.perf_counter() - start
     found = _hand_back(runner, setup, store, scored, moved)
     by_source = found.tally.pop("sources")
@@ -120,7 +123,7 @@ def dual_grid(
     """Return (ridge, leave-one-out squared error): the grid in the n coordinates that span the rows."""
     first = int(setup.scale.intercept)
     body = Z[:, first:]
-    values, E = eigen(kernel(body, torch.ones(body.shape[1], dtype=body.dtype)))
+    values, E = eigen_(kernel(body, torch.ones(body.shape[1], dtype=body.dtype)))
     X = torch.cat([Z[:, :first], E * values.clamp_min(0).sqrt()], 1)
     sums = FitAccumulator(X.shape[1], setup.outputs, torch.float64)
     sums.add(X, Y, alpha, offset)

@@ -56,9 +56,9 @@ class Sizes:
         needed = {
             "memory": rows * (self.features + self.rest),
             "storage": rows * self.rest + flight * self.features,
-            "cache": rows * KEY + flight * (self.features + self.rest),
+            "cache": flight * (self.features + self.rest),
         }
-        return PROCESS + self.sums + decoded + needed[place]
+        return PROCESS + self.sums + decoded + rows * KEY + needed[place]
 
     def disk(self, workers: int) -> int:
         """Return the bytes of a worker's cache."""

@@ -29,7 +29,7 @@ from diva_ray.data.table import Table, family, open_parquet
 from diva_ray.engine.shelf import IN_MEMORY
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
+from diva_ray.tasks.cost import Cost, cost_of
 from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
 from diva_ray.tasks.space import tuning_work
@@ -46,13 +46,17 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     pairs = opened.task == "pairs"
     outputs = p - int(config.intercept) if pairs else _outputs_at_sight(table, opened.columns, opened.task)
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
-    copies = 1 if rows <= EXACT_ROWS else 1 + SIGN_VECTORS
-    state = planning.state_bytes(p, outputs, copies)
+    fits = [(p, outputs)]
+    if pairs:  # either band is predicted from the other
+        fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
+    costs = [_cost(config, rows, *fit, opened.task) for fit in fits]
+    cost = _cost(config, rows, p, outputs, opened.task)
+    state = cost.state()
     if isinstance(config, TuneConfig):  # fit sums of every fold
         state += 8 * p * p * 3 * config.folds
     extents = split(table, replace(opened.columns, group=None))
     row = sum(width * size for width, size in widths)
-    results = 4 * ((3 if pairs else 2) * outputs + 3) + 8 * 8
+    results = cost.per_row() + (4 * outputs if pairs else 0)
     distant = [t for t in opened.tables if t.pieces and not isinstance(t.filesystem, pyarrow.fs.LocalFileSystem)]
     groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
     sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
@@ -60,22 +64,18 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
     workers = 1 if kind == "inline" else max(1, min(asked, len(extents)))
-    double = config.precision == "float64"
-    fits = [(p, outputs)]
-    if pairs:  # either band is predicted from the other
-        fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
-    operations = sum(_operations(rows, *fit, copies, auto=config.ridge == "auto") for fit in fits)
-    rate = planning.product_rate(threads) * (0.5 if double else 1.0) * 0.7
+    rate = planning.product_rate(threads)
+    spent = [one.seconds(rate) for one in costs]
     passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
     times, notes = more_work(config, opened)
-    operations *= times
+    seconds, alone = (times * sum(part) for part in zip(*spent, strict=True))
     if isinstance(config, TrainConfig):
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["train"]
         notes.append("the time is that of the closed form: training logs its own rate and time left")
     elif isinstance(config, TuneConfig):
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
-    elif copies > 1:
-        notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
+    elif cost.copies > 1:
+        notes.append(f"standard errors are estimated from {cost.errors()}")
     if planning.blas_environment():
         notes.append(
             "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
@@ -84,16 +84,16 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     plan = planning.Plan(
         table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
-        IN_MEMORY, None, passes, operations / rate, notes,
+        IN_MEMORY, None, passes, seconds, alone, notes,
     )  # fmt: skip
     budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
     return plan.settle(workers, budget, config.cluster.cache), opened
 
 
-def _operations(rows: int, p: int, outputs: int, copies: int, *, auto: bool) -> float:
-    """Return the operations of one derivative."""
-    fit = (6.0 if auto else 4.0) * rows * p * p + 16.0 * rows * p * outputs
-    return fit + (2.0 * (copies - 1) * rows * p * p if copies > 1 else 2.0 * rows * rows * (p + outputs))
+def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str) -> Cost:
+    """Return the cost of one derivative."""
+    double, auto = config.precision == "float64", config.ridge == "auto"
+    return cost_of(rows, p, outputs, task, errors=config.standard_errors, double=double, auto=auto)
 
 
 def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:

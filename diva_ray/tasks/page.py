@@ -10,9 +10,9 @@ import numpy as np
 from diva_ray.engine.context import Setup, Tally
 from diva_ray.engine.verdicts import Z_EDGES
 from diva_ray.report.page import ScoreReport
-from diva_ray.tasks.derived import SIGN_VECTORS, Derived
+from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import warnings_of
+from diva_ray.tasks.summary import errors_of, warnings_of
 
 
 def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -152,7 +152,7 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
             if found["rows"]
             else ""
         )
-        notes.append(f"Standard errors are estimated from {SIGN_VECTORS} random sign vectors{checked}.")
+        notes.append(f"Standard errors are estimated from {errors_of(derived)}{checked}.")
     if derived.form == "dual":
         notes.append("Fewer rows than columns: solved in its n x n form.")
     if derived.grid and derived.ridge in (derived.grid[0][0], derived.grid[-1][0]):

@@ -37,7 +37,8 @@ class Plan:
     keeping: Keeping
     budget: int | None  # bytes of a worker; None: of nodes that are not known yet
     passes: list[str]
-    seconds: float  # of one worker's passes
+    seconds: float  # of one worker's passes, reading and decoding too
+    alone: float  # of what the driver does between them
     notes: list[str] = field(default_factory=list)
 
     def settle(self, workers: int, budget: int | None, cache: str) -> Plan:
@@ -69,7 +70,8 @@ class Plan:
             f"{(PROCESS + self.sizes.sums) / gib:.3f} GiB on the driver (estimate)",
             f"rows kept  {self.kept()}",
             f"passes     {', '.join(self.passes)}",
-            f"time       about {self.seconds / self.workers:,.1f} s of passes, after loading (estimate)",
+            f"time       about {self.seconds / self.workers + self.alone:,.1f} s, {self.alone:,.1f} s of it on the "
+            "driver between the passes (estimate for an idle machine)",
             *(f"note       {note}" for note in self.notes),
         ]
 
@@ -97,11 +99,6 @@ def _ray_is_running() -> bool:
 
     ray = sys.modules.get("ray")
     return bool(ray and ray.is_initialized())
-
-
-def state_bytes(p: int, outputs: int, copies: int) -> int:
-    """Return the bytes of one process's p x p state: sums in float32 and float64, factor, adjoint, one block."""
-    return 8 * p * p * (7 + 2 * copies) + 8 * p * outputs * (3 + copies) + 6 * 1024 * p * 4
 
 
 @cache

@@ -16,7 +16,7 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table
-from diva_ray.engine.context import Setup
+from diva_ray.engine.context import Setup, keeps_outputs, rows_of_block
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
@@ -253,9 +253,12 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" and opened.task == "vector" else None
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     scale = make_scale(config, found, opened.columns.features)
+    keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows
+    if not keeps:
+        block_rows = min(block_rows, rows_of_block(outputs, scale.width))
     return Setup(
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
-        config.block_rows, config.seed, sources=found.sources,
+        block_rows, config.seed, sources=found.sources, keeps_outputs=keeps,
     )  # fmt: skip
 
 

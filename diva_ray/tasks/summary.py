@@ -9,7 +9,7 @@ import torch
 
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.context import Setup, Tally
-from diva_ray.tasks.derived import SIGN_VECTORS, Derived
+from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
@@ -56,9 +56,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "class_dependence": rule.class_dependence,
         "labeller_doubt": rule.doubt,
         "rules": RULES,
-        "standard_errors": derived.standard_errors
-        if derived.standard_errors == "exact"
-        else f"{SIGN_VECTORS} sign vectors",
+        "standard_errors": errors_of(derived),
         "standard_error_check": derived.agreement,
         "form": derived.form,
         "condition": derived.condition,
@@ -73,6 +71,14 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
     if "planted" in written:
         summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
     return summary
+
+
+def errors_of(derived: Derived) -> str:
+    """Return how standard errors were found."""
+    setup = derived.setup
+    if derived.standard_errors == "exact":
+        return "exact"
+    return errors_in_words(setup.folding() is not None, setup.buckets, setup.first_order)
 
 
 def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,6 +40,21 @@ def test_the_losses_of_a_grid_are_those_of_refits_at_every_ridge(shape, intercep
     expected = grid_loss(problem, problem.Lambda, ridges)
     for k, ridge in enumerate(ridges):
         assert_close(found[k], expected[k], 1e-11 if ridge < 1 and shape == "wide" else 1e-12, f"ridge {ridge}")
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_the_squares_of_many_classes_need_none_of_their_outputs(intercept):
+    problem = make_problem("tall", 1.0, intercept, "squared_codes", grouped=False)
+    problem = problem.but(offset=torch.zeros_like(problem.offset))
+    ridges, parts = torch.tensor([1e-6, 1.0, 37.0, 1e6], dtype=F64), cut(problem, 3)
+    rotation = grid.rotate(fit(problem, parts), pattern_of(problem))
+    padded = torch.cat([rotation.cross, torch.zeros(len(rotation.cross), len(rotation.cross), dtype=F64)], 1)
+    factor = grid.outputs_factor(replace(rotation, cross=padded))  # of no fewer classes than columns
+    found = torch.zeros(len(ridges), dtype=F64)
+    for rows in parts:
+        b = problem.rows(rows)
+        found += grid.grid_squares(b.Z, b.Y, b.alpha, b.v, rotation, ridges, factor)
+    assert_close(found, grid_loss(problem, problem.Lambda, ridges.tolist()), 1e-10)
 
 
 def test_without_an_offset_none_and_zeros_are_the_same():

@@ -25,7 +25,6 @@ def test_the_merged_sums_and_the_solution_are_those_of_the_whole_table(kind, int
     solution = ridge.solve(sums, problem.Lambda)
     assert_close(solution.W, W, 1e-12, "W")
     A = gram + torch.diag(problem.Lambda)
-    assert_close(solution.L @ solution.L.T, A, 1e-14, "L L'")
     assert_close(solution.Linv @ A @ solution.Linv.T, torch.eye(len(A), dtype=A.dtype), 1e-12, "whitened A")
     bearing = problem.Lambda > 0
     even = torch.where(bearing, (problem.Lambda[bearing].min() / problem.Lambda).sqrt(), torch.ones(len(A)))

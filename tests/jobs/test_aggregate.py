@@ -21,7 +21,7 @@ INLINE = {"kind": "inline", "threads": 1}
 BANDS = ["signal", "faint", "random"]
 
 
-def table(n=240, seed=0, missing=False):
+def table(n=240, seed=0, missing=False, width=30):
     """Three bands of which one tells the class, one tells it faintly, and one nothing; half the rows lack `faint`."""
     generator = np.random.default_rng(seed)
     y = generator.integers(0, 3, n)
@@ -29,7 +29,7 @@ def table(n=240, seed=0, missing=False):
     bands = {
         "signal": means[y] + generator.standard_normal((n, 8)),
         "faint": 0.3 * means[y] + generator.standard_normal((n, 8)),
-        "random": 5 * generator.standard_normal((n, 30)),
+        "random": 5 * generator.standard_normal((n, width)),
     }
     columns = {name: [row.tolist() for row in band.astype(np.float32)] for name, band in bands.items()}
     if missing:
@@ -181,12 +181,14 @@ def test_rows_of_a_group_leave_together():
     assert s["squared_error"] == pytest.approx(squared_error(parts, y, searched(s, found), group), rel=1e-9)
 
 
-def test_fewer_rows_than_columns():
-    data = table(40, seed=3)
+@pytest.mark.parametrize("width", [30, 200])  # of 40 rows: the search is in as many coordinates of the wider band
+def test_fewer_rows_than_columns(width):
+    data = table(40, seed=3, width=width)
     y, parts = np.array(data["label"]), standardised(data, BANDS)
     s = run(data).summary
     found = [s["bands"][name]["penalty"] for name in BANDS]
     assert s["form"] == "dual"
+    assert s["n_features"] == 16 + width and s["bands"]["random"]["columns"] == width
     assert s["squared_error"] == pytest.approx(squared_error(parts, y, searched(s, found)), rel=1e-6)
     assert s["error"] == pytest.approx((left_out(parts, y, found).argmax(1) != y).mean(), abs=1e-6)
 

@@ -1,0 +1,92 @@
+"""Left-out predictions of a shard's rows: what is kept of them, and how they are computed again block by block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diva_ray.core import losses
+from diva_ray.core.leave_out import LeftOut, LeverageError, leave_out
+from diva_ray.core.products import multiply, multiply_triangular_
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import Block, Known, Setup
+from diva_ray.errors import InputError
+
+
+class RowStore:
+    """Per-row results of a shard, filled block by block.
+
+    Attributes:
+        r, outputs: residuals of the fit and left-out outputs, (n, c), or None where they are not kept.
+        own: own term of the derivative, (n,) or (n, copies).
+        leverage, loss: (n,), in the dtype of the products; `wrong`: counted error, float64.
+        given, margin, predicted: of classes only: left-out output of the given label, its margin, the best class.
+    """
+
+    def __init__(self, n: int, setup: Setup) -> None:
+        kept = n if setup.keeps_outputs else 0
+        self.r, self.outputs = (torch.empty(kept, setup.outputs, dtype=setup.dtype) for _ in range(2))
+        plain = setup.copies == 1 or not (setup.first_order or setup.folding())
+        self.own = torch.empty((n,) if plain else (n, setup.copies), dtype=setup.dtype)
+        self.leverage, self.loss, self.given, self.margin = (torch.empty(n, dtype=setup.dtype) for _ in range(4))
+        self.wrong, self.predicted = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.int64)
+
+    def put(self, start: int, stop: int, **columns: Tensor) -> None:
+        """Store one block; what is not kept is left."""
+        for name, values in columns.items():
+            kept = getattr(self, name)
+            if len(kept):
+                kept[start:stop] = values
+
+
+def facts_of_outputs(outputs: Tensor, Y: Tensor, setup: Setup) -> dict[str, Tensor]:
+    """Return what is kept of left-out outputs in any case: the counted error, and of classes three more numbers."""
+    facts = {"wrong": losses.errors(outputs, Y, several=setup.task == "multilabel")}
+    if setup.task == "classification":
+        facts["given"] = outputs.gather(1, Y[:, None]).squeeze(1)
+        facts["margin"], facts["predicted"] = margins(outputs, Y), outputs.argmax(1)
+    return facts
+
+
+def margins(outputs: Tensor, Y: Tensor) -> Tensor:
+    """Return the output of every given label less the best other; NaN with one class."""
+    if outputs.shape[1] < 2:
+        return torch.full((len(Y),), torch.nan)
+    own = outputs.gather(1, Y[:, None])
+    others = outputs.scatter(1, Y[:, None], -torch.inf)
+    return own.squeeze(1) - others.amax(1)
+
+
+def fitted(b: Block, known: Known) -> tuple[Tensor, Tensor]:
+    """Return the outputs of the fit to all rows, and its residuals."""
+    F = multiply(b.Z, known["solution"]["W"])
+    F = F if b.offset is None else F + b.offset
+    return F, losses.subtract_from_targets(b.Y, F)
+
+
+def left_out_of(shard: Shard, known: Known, b: Block, r: Tensor) -> tuple[Tensor, LeftOut]:
+    """Return whitened features, in the memory of Z, and the left-out residuals of a block.
+
+    Raises:
+        InputError: a row that the model cannot do without.
+    """
+    U = multiply_triangular_(b.Z, known["solution"]["whiten"], upper=True)
+    try:
+        return U, leave_out(U, r, b.alpha, b.group_rows)
+    except LeverageError as error:
+        raise leverage_error(shard, b.start + error.row, error.leverage) from error
+
+
+def outputs_again(shard: Shard, known: Known, b: Block, leverage: Tensor) -> Tensor:
+    """Return the left-out outputs of a block whose leverages are known; 2 n p c operations, and n p^2 with groups."""
+    F, r = fitted(b, known)
+    e = left_out_of(shard, known, b, r)[1].e if b.group_rows else r / (1 - leverage)[:, None]
+    return F.add_(r).sub_(e)
+
+
+def leverage_error(shard: Shard, row: int, leverage: float) -> InputError:
+    """Return the error of a row that the model cannot do without."""
+    return InputError(
+        f"score: leverage must be below 1, got {leverage:.9g} at {shard.name(row)}. "
+        "Increase `ridge` or use `precision=float64`."
+    )

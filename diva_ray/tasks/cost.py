@@ -1,0 +1,113 @@
+"""How much a run computes and holds, from the sizes of its table: what a plan says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diva_ray.core.noise import MOST_CLASSES, MOST_LEVERAGE
+from diva_ray.engine.context import BUCKETS, keeps_outputs, rows_of_block
+from diva_ray.tasks.derived import SIGN_VECTORS, errors_in_words, takes_exact, takes_first_order
+from diva_ray.tasks.judge import SAMPLED, SEARCHED
+
+RIDGES = 20
+EIGEN = 9.0  # p^3 operations of an eigendecomposition, which run at a third of the rate of products
+# Seconds a number, of one thread of a processor of 2024 (Zen 5), measured:
+CALIBRATE = 8e-8  # of the left-out outputs, under every calibration
+OUTPUTS = 2e-8  # of the left-out outputs: loss, gradient, verdicts
+NEAR = 2.4e-8  # of the cosines in the search for neighbours
+COPIED = 2.5e-9  # of the outputs of every copy that draws standard errors
+PASSED = 2e-9  # of the features, each time that a pass prepares them
+DECODED = 4e-9  # of the features, read from storage and checked
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One derivative of a table of so many rows, p columns (intercept included) and outputs.
+
+    Attributes:
+        copies: 1, or with sign vectors; `squares`: how many of them have p x p sums; `columns`: of M, all together.
+        kept: whether left-out outputs stay with the rows.
+        itemsize: bytes of a number in the products.
+        auto: whether the ridge is chosen.
+    """
+
+    rows: int
+    p: int
+    outputs: int
+    copies: int
+    squares: int
+    columns: int
+    kept: bool
+    itemsize: int
+    auto: bool
+    classes: bool
+
+    def operations(self) -> float:
+        """Return the operations of the products of all passes."""
+        n, p, c = float(self.rows), self.p, self.outputs
+        ridges = (RIDGES * (2.0 * n * p * c if self.kept else n * p * p) + 2 * n * p * p) if self.auto else 0.0
+        again = 0.0 if self.kept else 4 * 2 * n * p * c  # score, calibrate, judge, write
+        once = 2 * n * p * p + 2 * n * p * c + (0.0 if self.classes else 2 * n * p * c)
+        errors = 2.0 * n * n * (p + c) if self.copies == 1 else 0.0
+        near = 2.0 * p * self.cosines()
+        return once + ridges + again + errors + near + 2 * n * p * p * self.squares + 4 * n * p * self.columns
+
+    def cosines(self) -> float:
+        """Return the cosines of the search for neighbours."""
+        sought = self.classes and self.outputs <= MOST_CLASSES and self.rows >= self.p / MOST_LEVERAGE
+        return float(min(self.rows, SEARCHED) * min(self.rows, SAMPLED)) if sought else 0.0
+
+    def touched(self) -> float:
+        """Return the seconds of what is no product: rows times outputs, and rows times columns."""
+        n, p, c = float(self.rows), self.p, self.outputs
+        passes = 4 + (1 if self.auto else 0) + (0 if self.kept else 3)
+        per_output = OUTPUTS + COPIED * 3 * (self.copies - 1) + (CALIBRATE if self.classes else 0.0)
+        return NEAR * self.cosines() + n * c * per_output + n * p * (DECODED + PASSED * passes)
+
+    def driver(self) -> float:
+        """Return the float64 operations between the passes, on the driver: p^3 and p^2 times outputs."""
+        p = float(self.p)
+        eigen = (3 * EIGEN * p**3 + 2 * p * p * self.outputs) if self.auto else 0.0
+        return eigen + 2 / 3 * p**3 + 4 * p * p * self.outputs + p**3 * self.squares + 2 * p * p * self.columns
+
+    def seconds(self, rate: float) -> tuple[float, float]:
+        """Return the seconds of the passes in one process and of the driver between them, at a float32 product rate.
+
+        Products reach 0.7 of the rate, and half of that in float64.
+        """
+        double = 0.35 * rate
+        return self.operations() / (0.7 * rate * 4 / self.itemsize) + self.touched(), self.driver() / double
+
+    def state(self) -> int:
+        """Return the bytes that a process holds besides rows: the largest of what the stages hold at once.
+
+        In units of p^2: an eigendecomposition has the sums, the matrix, and twice as much of its own; the leave-out
+        pass, of every copy, two totals in float64 and two shards' sums in the dtype of products, beside the solution.
+        """
+        p, c, b, k = self.p, self.outputs, self.itemsize, self.squares
+        square = max(40 if self.auto else 24, k * (16 + 2 * b) + 16 + b)
+        block = 1024 if self.kept else rows_of_block(c, p)
+        of_rows = block * b * (p * (3 + k) + 3 * self.columns + 14 * c)
+        grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * block) if self.auto and self.kept else b * p * c
+        return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + grid
+
+    def errors(self) -> str:
+        """Return how standard errors are estimated."""
+        return errors_in_words(self.columns < self.copies * self.outputs, BUCKETS, self.squares < self.copies)
+
+    def per_row(self) -> int:
+        """Return the bytes of a row's results."""
+        less = self.squares < self.copies or self.columns < self.copies * self.outputs
+        own = self.copies if less else 1
+        return (2 * self.outputs * self.itemsize if self.kept else 0) + (5 + own) * self.itemsize + 6 * 8
+
+
+def cost_of(rows: int, p: int, outputs: int, task: str, *, errors: str, double: bool, auto: bool) -> Cost:
+    """Return the cost of a derivative; `errors`: as the option `standard_errors`."""
+    itemsize = 8 if double else 4
+    exact = errors == "exact" or (errors == "auto" and takes_exact(rows, p, outputs, itemsize))
+    copies = 1 if exact or errors == "none" else 1 + SIGN_VECTORS
+    squares = 1 if takes_first_order(p, copies) else copies
+    columns = outputs + (copies - 1) * min(outputs, BUCKETS)
+    kept, classes = keeps_outputs(task, outputs, p), task == "classification"
+    return Cost(rows, p, outputs, copies, squares, columns, kept, itemsize, auto, classes)
