@@ -146,10 +146,18 @@ def kills(table: str, folder: Path, expected) -> None:
     assert result.summary["workers"]["restarts"] >= 1
 
 
-def nodes_go(nodes: Nodes, table: str, folder: Path, expected) -> None:
-    """A node is lost without a word, another is told that it will be pre-empted and goes a second later."""
+def notify(nodes: Nodes, node) -> None:
+    """Tell Ray that a node will be pre-empted in half a minute, as clouds tell it."""
     from ray.core.generated import autoscaler_pb2
 
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    client = ray._raylet.GcsClient(address=nodes.address)
+    taken, why = client.drain_node(node.node_id, reason, "spot", int(time.time() * 1000) + 30_000)
+    assert taken, why
+
+
+def nodes_go(nodes: Nodes, table: str, folder: Path, expected) -> None:
+    """A node is lost without a word, another is told that it will be pre-empted and goes a second later."""
     gone: list[str] = []
 
     def replace_first(*, notice: bool) -> None:
@@ -157,10 +165,7 @@ def nodes_go(nodes: Nodes, table: str, folder: Path, expected) -> None:
         nodes.add_node(num_cpus=1)
         gone.append(node.node_id)
         if notice:
-            client = ray._raylet.GcsClient(address=nodes.address)
-            reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-            taken, why = client.drain_node(node.node_id, reason, "spot", int(time.time() * 1000) + 30_000)
-            assert taken, why
+            notify(nodes, node)
             threading.Timer(1.0, lambda: nodes.remove_node(node, allow_graceful=False)).start()
         else:
             nodes.remove_node(node, allow_graceful=False)

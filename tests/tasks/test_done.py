@@ -1,13 +1,22 @@
 """A run whose driver dies at any pass is resumed to the same bits, and takes no pass twice."""
 
 import json
+import resource
+import signal
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 import diva_ray
+from diva_ray.engine.context import Partial, Rows, Tally
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.packed import pack, unpack
+from diva_ray.engine.steps import Each
+from diva_ray.errors import InputError
 from diva_ray.tasks import done
+from diva_ray.tasks.folder import Folder
 
 
 def table(n=1300, seed=0):
@@ -93,3 +102,65 @@ def test_a_run_resumes_from_any_pass_to_the_same_bits_without_taking_one_twice(n
     for figure, value in undisturbed.summary.items():
         if figure not in OWN:
             assert json.dumps(result.summary[figure], default=str) == json.dumps(value, default=str), figure
+
+
+def test_a_damaged_step_is_run_again_and_a_run_that_went_another_way_is_refused(tmp_path, monkeypatch, caplog):
+    folder = Folder(str(tmp_path / "run"))
+    monkeypatch.setattr(done, "DEAR", 0.0)
+    begun = done.Done.open(folder, {"data": []}, resume=False)
+    values = [torch.arange(6.0).reshape(2, 3).T, Tally(loss=0.1), 3]
+    for k, value in enumerate(values):
+        begun.once(f"pass {k}", "kernel", 5, lambda value=value: value)
+    assert sorted(folder.names("steps"))[:2] == ["0000-pass-0.json", "0000-pass-0.npz"]
+    file = tmp_path / "run" / "steps" / "0001-pass-1.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    resumed = done.Done.open(folder, {"data": []}, resume=True)
+    first = resumed.once("pass 0", "kernel", 5, pytest.fail)
+    assert torch.equal(first, values[0]) and first.stride() == values[0].stride()
+    assert resumed.once("pass 1", "kernel", 5, lambda: "again") == "again"
+    assert resumed.once("pass 2", "kernel", 5, lambda: "again too") == "again too"
+    assert "0001-pass-1.npz is damaged" in caplog.text and "are run again" in caplog.text
+    with pytest.raises(
+        InputError, match=r"resume: the run must go the way it went, got `fit` over 5 rows where steps/"
+    ):
+        done.Done.open(folder, {}, resume=True).once("fit", "kernel", 5, pytest.fail)
+
+
+def test_results_come_back_as_they_were():
+    value = Partial(
+        Each((torch.full((2,), np.nan), np.float32(0.1))),
+        Tally(a=0.1 + 0.2, b=float("inf"), c=None, d={3: (1, True)}, e=np.arange(4, dtype=np.uint64), f=[b"x", 10**15]),
+        Rows((torch.zeros(0, 3),), (torch.ones(2, 3),)),
+    )
+    found = unpack(pack(value))
+    assert type(found) is Partial and type(found.sums) is Each and type(found.tally) is Tally
+    assert found.sums[0].isnan().all() and found.sums[1] == value.sums[1]
+    assert {k: v for k, v in found.tally.items() if k != "e"} == {k: v for k, v in value.tally.items() if k != "e"}
+    assert found.tally["e"].dtype == np.uint64 and found.tally["e"].tolist() == [0, 1, 2, 3]
+    assert torch.equal(found.rows.joined()[0], value.rows.joined()[0])
+    column = unpack(pack(pa.array(["a", None])))
+    assert column.equals(pa.array(["a", None]))
+
+
+def test_nothing_but_this_package_is_made_of_what_was_stored():
+    tree = b'{"object": {}, "of": "subprocess:Popen"}'
+    with pytest.raises(ValueError, match="no class of this package"):
+        unpack({"tree": np.frombuffer(tree, np.uint8)})
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(tmp_path):
+    folder = Folder(str(tmp_path))
+    rows, limits = pa.table({"x": np.random.default_rng(0).random(100_000)}), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(
+            InputError, match=r"output: the disk must have room for the run, got File too large at .*resume"
+        ):
+            folder.write_table("samples/part-0.parquet", rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert folder.names("samples") == []
