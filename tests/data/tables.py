@@ -36,13 +36,13 @@ def vectors(X, kind=None):
 
 
 def score(data, **options):
-    """Return a quiet run in this process at a fixed ridge."""
-    return diva_ray.score(data, **{"quiet": True, "cluster": INLINE, "ridge": 0.5, **options})
+    """Return a quiet run in this process at a fixed ridge; kept sums are cut by content, which changes bits."""
+    return diva_ray.score(data, **{"quiet": True, "keep_sums": False, "cluster": INLINE, "ridge": 0.5, **options})
 
 
 def derivatives(data, **options):
-    """Return the derivative column of a run, whose bits no kept sums cut by content change."""
-    return score(data, **{"keep_sums": False, **options}).samples["derivative"].to_numpy()
+    """Return the derivative column of a run."""
+    return score(data, **options).samples["derivative"].to_numpy()
 
 
 def write(folder, table, cuts=(), row_group_size=None):
