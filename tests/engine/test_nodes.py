@@ -20,7 +20,7 @@ def test_a_lost_node_changes_no_bit(tmp_path):
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_fails_the_run_ends_or_resumes_with_the_same_bits(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.engine.chaos_run", str(tmp_path / "run")]
@@ -32,7 +32,9 @@ def test_whatever_fails_the_run_ends_or_resumes_with_the_same_bits(tmp_path):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["v1", "v2"])  # of the autoscaler: what `ray up` and what KubeRay starts
+@pytest.mark.parametrize(
+    "version", [pytest.param("v1", marks=pytest.mark.long), "v2"]
+)  # of the autoscaler: what `ray up` and what KubeRay starts
 def test_workers_ask_for_nodes_and_use_those_that_arrive(version, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.engine.grows_run", str(tmp_path), version]
