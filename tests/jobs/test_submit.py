@@ -97,7 +97,7 @@ def test_a_submitted_job_succeeds_and_its_log_tells_plan_progress_and_result(fir
     assert info.driver_exit_code == 0
     assert re.search(r"^where +ray: ", logs, re.M), logs
     for label in ("load", "scan", "fit", "leave-out", "score", "write"):
-        assert re.search(rf"^{label} +1,797 rows in [0-9.]+ s +\([0-9,]+ rows/s\)$", logs, re.M), logs
+        assert re.search(rf"^pass={label} rows=1797 seconds=[0-9.]+ rows_per_second=[0-9]+", logs, re.M), logs
     assert "1,797 samples, leave-one-out error" in logs
     assert "\r" not in logs
     assert json.loads((output / "manifest.json").read_text())["cluster"]["kind"] == "ray"
@@ -140,7 +140,7 @@ def test_a_stopped_job_leaves_nothing_running_and_no_half_file_and_can_be_resume
     output = tmp_path / "run"
     command = f"python jobs/score.py cluster=ray cluster.workers=2 data.path={tmp_path}/table.parquet output={output}"
     job = cluster.submit(command)
-    cluster.wait(job, lambda info: "scan  " in cluster.client.get_job_logs(job))
+    cluster.wait(job, lambda info: "pass=scan" in cluster.client.get_job_logs(job))
     assert len(live(cluster, "actors")) >= 2
     begun = time.monotonic()
     assert cluster.client.stop_job(job)
