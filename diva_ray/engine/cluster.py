@@ -1,141 +1,27 @@
-"""The passes on resident Ray actors that hold their shards; the only room that knows ray."""
+"""The passes on resident Ray actors that hold their shards."""
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import ray
-import torch
 
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
 from diva_ray.engine.autoscale import await_workers, check_resources
 from diva_ray.engine.context import Kernel
-from diva_ray.engine.inline import first_duplicate, first_shared
-from diva_ray.engine.meter import Counted, Meter, Work
-from diva_ray.engine.metrics import PassMetrics, WorkerMetrics
+from diva_ray.engine.meter import Meter
+from diva_ray.engine.metrics import PassMetrics
 from diva_ray.engine.reduce import add_in_order, sections
-from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
+from diva_ray.engine.shelf import IN_MEMORY, Keeping
+from diva_ray.engine.worker import Worker, share_tensors
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
-
-
-def share_tensors() -> None:
-    """Let tensors cross between processes as numpy arrays, which Ray maps instead of copying."""
-    ray.util.register_serializer(torch.Tensor, serializer=lambda t: t.detach().cpu().numpy(), deserializer=_as_tensor)
-
-
-def _as_tensor(values: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)
-
-
-class Worker:
-    """Actor that reads its shards from storage, in the background from the start, and runs kernels on them.
-
-    Kernels are pure, so Ray may run one again on a worker that took a dead one's place.
-    """
-
-    def __init__(
-        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping, number: int
-    ) -> None:
-        torch.set_num_threads(threads)
-        share_tensors()
-        self.number, self.metrics = number, WorkerMetrics(number)
-        self.extents = {extent.index: extent for extent in extents}
-        self.shelf = Shelf(tables, columns, extents, keeping)
-        self.fault: BaseException | None = None
-        self.arrived = threading.Condition()
-        self.cache: dict[str, tuple[Any, Any]] = {}
-        threading.Thread(target=self._load, daemon=True).start()
-
-    def _load(self) -> None:
-        try:
-            for extent in self.extents.values():
-                if not extent.pool:
-                    self.shelf.load(extent)
-                    with self.arrived:
-                        self.arrived.notify_all()
-        except BaseException as error:  # handed to whoever waits for the shard, and raised there
-            with self.arrived:
-                self.fault = error
-                self.arrived.notify_all()
-
-    def _wait(self, indices: list[int]) -> list[Extent]:
-        """Return extents once those that are resident have been read."""
-        wanted = [self.extents[index] for index in indices]
-        resident = [extent.index for extent in wanted if not extent.pool]
-        with self.arrived:
-            self.arrived.wait_for(lambda: self.fault is not None or all(k in self.shelf.kept for k in resident))
-            if self.fault is not None and any(k not in self.shelf.kept for k in resident):
-                raise self.fault
-        return wanted
-
-    def loaded(self, index: int) -> int:
-        """Return the rows of a shard once it is here."""
-        (extent,) = self._wait([index])
-        return extent.stop - extent.start
-
-    def run(
-        self, kernel: Kernel, units: list[list[int]], refs: dict[str, Any], features: bool = True, label: str = ""
-    ) -> tuple[Any, list[tuple[int, Work]]]:
-        """Return the sum over units, in order, of the kernel's partials over their shards, in order; what it took."""
-        known, counted = self._known(refs), Counted(kernel, features=features, told=self.metrics.counting(label))
-        counted.work.restarts = self.metrics.restarts
-        shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
-        total = add_in_order(add_in_order(counted(next(shards), known) for _ in unit) for unit in units)
-        return total, [(self.number, counted.work)]
-
-    def add(self, counts: list[int], *found: tuple[Any, list[tuple[int, Work]]]) -> tuple[Any, list[tuple[int, Work]]]:
-        """Return the sum, in order, of units of so many partials each; what all of them took."""
-        rest = iter([partial for partial, _ in found])
-        total = add_in_order(add_in_order(next(rest) for _ in range(count)) for count in counts)
-        return total, [one for _, works in found for one in works]
-
-    def _known(self, refs: dict[str, Any]) -> dict[str, Any]:
-        stale = [name for name, (ref, _) in self.cache.items() if refs.get(name) != ref]
-        for name in stale:
-            del self.cache[name]
-        for name, ref in refs.items():
-            if name not in self.cache:
-                self.cache[name] = (ref, ray.get(ref))
-        return {name: value for name, (_, value) in self.cache.items()}
-
-    def forget(self, names: tuple[str, ...]) -> None:
-        """Drop per-row results by name."""
-        self.shelf.forget(names)
-
-    def split_keys(self, field: str, indices: list[int], parts: int) -> Any:
-        """Return this worker's keys in `parts` arrays by their value."""
-        for _ in self.shelf.each([extent for extent in self._wait(indices) if extent.index not in self.shelf.kept]):
-            pass  # a pool's shard that was lost with a worker
-        found = [self.shelf.column(index, field) for index in indices]
-        keys = np.concatenate([np.asarray(values) for values in found if values is not None] or [np.empty(0, np.int64)])
-        keys = keys.view(np.uint64)
-        pieces = [keys[keys % parts == part] for part in range(parts)]
-        return pieces if parts > 1 else pieces[0]
-
-    def first_duplicate(self, *parts: np.ndarray) -> int | None:
-        """Return a key that occurs twice."""
-        return first_duplicate(list(parts))
-
-    def first_shared(self, half: int, *parts: np.ndarray) -> int | None:
-        """Return a key that occurs in the first `half` arrays and in the others."""
-        return first_shared(list(parts[:half]), list(parts[half:]))
-
-    def process(self) -> int:
-        """Return the process id."""
-        return os.getpid()
 
 
 class Cluster:

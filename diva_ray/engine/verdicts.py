@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, loss_verdict, losses, noise, verdict
-from diva_ray.core.products import multiply_triangular_
-from diva_ray.data.shards import Shard, prepare_rows
-from diva_ray.engine.context import Known, Rows, Setup, Tally, codes_of, group_codes, targets, weights_after
+from diva_ray.core import loss_verdict, losses, noise, verdict
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import Known, Rows, Setup, Tally, codes_of, targets, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
 from diva_ray.engine.reduce import add_in_order
@@ -54,61 +53,6 @@ def given_odds(shard: Shard, known: Known) -> Tensor:
             for rows, F in levelled(shard, known)
         ]
     )
-
-
-def _sampled(shard: Shard, known: Known) -> Tensor:
-    """Return evenly spaced positions of rows that shape the rules, `known["sampled"]` at most."""
-    rows = torch.nonzero(shaping(shard, known) > 0).squeeze(1)
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), known["sampled"])).long()]
-
-
-def _facts(shard: Shard, known: Known, chosen: Tensor) -> Tensor:
-    """Return weight, leverage, label and left-out outputs of the chosen rows side by side."""
-    kept, Y = left_out_rows(shard, known), codes_of(shard, known["setup"])
-    head = torch.stack([shard.weight.double(), kept.leverage.double(), Y.double()], 1)[chosen]
-    outputs = [F[chosen[rows]].double() for rows, F in left_out_outputs(shard, known)]
-    return torch.cat([head, torch.cat(outputs)], 1)
-
-
-def sample_facts(shard: Shard, known: Known) -> Rows:
-    """Return the facts of a few rows, from which flips between classes are fitted."""
-    return Rows((_facts(shard, known, _marked(shard, _sampled(shard, known))),))
-
-
-def _marked(shard: Shard, at: Tensor) -> Tensor:
-    """Return which rows have these numbers."""
-    return torch.zeros(len(shard), dtype=torch.bool).index_fill_(0, at, True)
-
-
-def sample_whitened(shard: Shard, known: Known) -> Rows:
-    """Return whitened features and group codes of the same rows."""
-    at = _sampled(shard, known)
-    return Rows((torch.cat([U for _, U in _whitened(shard, known, _marked(shard, at))]), group_codes(shard, known)[at]))
-
-
-def nearest(shard: Shard, known: Known) -> noise.Nearest:
-    """Return, for each of the sampled rows, its nearest row in this shard, of the share of rows that is searched."""
-    codes = group_codes(shard, known)
-    searched = choose.uniform_draw(shard.keys, known["setup"].seed) < known["searched"]
-    searched &= shaping(shard, known) > 0
-    facts, at = _facts(shard, known, searched), 0
-    reference, reference_codes = known["references"]
-    first, total = int(known["setup"].scale.intercept), None
-    for rows, U in _whitened(shard, known, searched):
-        part = noise.nearest_rows(reference, reference_codes, U, codes[rows], facts[at : at + len(rows)], first)
-        at += len(rows)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def _whitened(shard: Shard, known: Known, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield numbers and whitened features of the chosen rows, a block of them at a time; no other row is touched."""
-    setup: Setup = known["setup"]
-    for rows in torch.nonzero(chosen).squeeze(1).split(setup.block_rows):
-        out = torch.empty(len(rows), setup.scale.width, dtype=setup.dtype)
-        Z = prepare_rows(shard, rows, setup.scale, out)
-        yield rows, multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Rows:

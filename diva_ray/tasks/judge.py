@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diva_ray.core import loss_verdict, noise, verdict
 from diva_ray.data.shards import Extent
-from diva_ray.engine import verdicts
+from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.context import Setup, Tally
 from diva_ray.tasks.runner import Runner
 
@@ -56,7 +56,7 @@ def _judge_classes(
     if not 2 <= classes <= noise.MOST_CLASSES:
         return rule, link
     runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
-    (facts,) = runner.run(verdicts.sample_facts, "judge", scored, features=False).joined()
+    (facts,) = runner.run(neighbours.sample_facts, "judge", scored, features=False).joined()
     F, y = verdict.level(facts[:, 3:], facts[:, 1], levels), facts[:, 2].long()
     flips = None
     found = runner.timed("judge", noise.fit_flips, F, y, link, rule.noise_rate)
@@ -77,9 +77,9 @@ def _doubt(
     leverage = float(facts[:, 1].mean()) if len(facts) else 1.0
     if leverage > noise.MOST_LEVERAGE:
         return 0.0
-    references: tuple[Tensor, Tensor] = runner.run(verdicts.sample_whitened, "neighbours", scored).joined()
+    references: tuple[Tensor, Tensor] = runner.run(neighbours.sample_whitened, "neighbours", scored).joined()
     rows = sum(extent.stop - extent.start for extent in scored)
     runner.engine.tell(references=references, searched=min(1.0, SEARCHED / rows))
-    near = runner.run(verdicts.nearest, "neighbours", scored)
+    near = runner.run(neighbours.nearest, "neighbours", scored)
     runner.engine.forget("references", "searched")
     return runner.timed("neighbours", noise.find_doubt, facts, near, link, levels, rate)
