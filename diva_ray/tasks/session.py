@@ -96,9 +96,15 @@ def open_session(
                     "data.group: every group must lie together in one table when there are two, got one that is "
                     "scattered, or split between training and validation. Sort the table, or move the group."
                 )
+            inline, original = plan.kind == "inline", tables[0]
+            if inline and plan.keeping.place != "memory":  # sorting them here would take all of them into it
+                raise InputError(
+                    f"data.group: rows of a group must lie together where rows do not fit memory, got groups scattered "
+                    f"over {original.name}. Sort the table by `{columns.group}`, use `cluster=local` (Ray Data sorts "
+                    "it), or raise `cluster.memory`."
+                )
             runner.engine.close()
             log.info("groups lie scattered: their rows are brought together first")
-            inline, original = plan.kind == "inline", tables[0]
             tables[0] = regroup_in_memory(tables[0], columns) if inline else _grouped(tables[0], columns, folder)
             columns = replace(columns, position=POSITION)
             runner = start(config, plan, tables, roles, columns, quiet)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import diva_ray
+from diva_ray.errors import InputError
 
 GENERATOR = np.random.default_rng(2)
 N = 15_000
@@ -16,7 +17,7 @@ B = [None if k % 7 == 3 else row for k, row in enumerate(GENERATOR.standard_norm
 Y = np.array([f"class {k}" for k in (X[:, :4].astype(np.float32) + GENERATOR.standard_normal((N, 4))).argmax(1)])
 ROWS = {
     "x": X, "b": B, "label": Y, "id": np.array([f"row {k}" for k in GENERATOR.permutation(N)]),
-    "group": GENERATOR.integers(0, N // 2, N), "weight": GENERATOR.random(N), "source": Y,
+    "group": np.sort(GENERATOR.integers(0, N // 2, N)), "weight": GENERATOR.random(N), "source": Y,
     "offset": list(GENERATOR.standard_normal((N, 4)) / 3), "v": GENERATOR.random(N),
 }  # fmt: skip
 COLUMNS = {"features": ["x", "b"], "group": "group", "weight": "weight", "source": "source", "offset": "offset"}
@@ -24,7 +25,7 @@ COLUMNS = {"features": ["x", "b"], "group": "group", "weight": "weight", "source
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The rows in files, groups scattered over them."""
+    """The rows in files, the rows of a group side by side."""
     path = tmp_path_factory.mktemp("rows")
     columns = {k: list(v) if getattr(v, "ndim", 1) == 2 else v for k, v in ROWS.items()}
     table = pa.table(columns)
@@ -65,6 +66,14 @@ def test_scores_have_the_same_bits_wherever_rows_are_kept(folder, tmp_path, plac
     plan = diva_ray.score(folder, cluster=cluster, plan=True, quiet=True, **columns)
     assert plan.keeping.place == place
     same(first, diva_ray.score(folder, cluster=cluster, quiet=True, outputs=True, **columns))
+
+
+def test_scattered_groups_are_not_sorted_in_memory_that_is_too_small(folder, tmp_path):
+    rows = pq.read_table(folder)
+    pq.write_table(rows.take(pa.array(GENERATOR.permutation(N))), tmp_path / "scattered.parquet")
+    path = str(tmp_path / "scattered.parquet")
+    with pytest.raises(InputError, match=r"data.group: rows of a group must lie together .* Sort the table by `group`"):
+        diva_ray.score(path, cluster=where(path, "cache"), features="x", group="group", quiet=True)
 
 
 def test_an_update_has_the_same_bits_wherever_rows_are_kept(folder, tmp_path):
@@ -123,9 +132,8 @@ def test_workers_keep_rows_on_disk_with_the_same_bits_and_one_may_be_killed(fold
 
     from diva_ray.engine.cluster import Cluster
 
-    columns = {name: value for name, value in COLUMNS.items() if name != "group"}
-    first = diva_ray.score(folder, cluster=where(folder, "memory"), quiet=True, **columns)
-    memory = tight(folder, workers=2, **columns)
+    first = diva_ray.score(folder, cluster=where(folder, "memory"), quiet=True, **COLUMNS)
+    memory = tight(folder, workers=2, **COLUMNS)
     whole, killed = Cluster.each, []
 
     def each_with_a_kill(self, kernel, extents, done=int, features=True):
@@ -138,7 +146,7 @@ def test_workers_keep_rows_on_disk_with_the_same_bits_and_one_may_be_killed(fold
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Cluster, "each", each_with_a_kill)
         cluster = {"kind": "local", "workers": 2, "memory": memory}
-        assert diva_ray.score(folder, cluster=cluster, plan=True, **columns).keeping.place == "cache"
-        second = diva_ray.score(folder, cluster=cluster, quiet=True, **columns)
+        assert diva_ray.score(folder, cluster=cluster, plan=True, **COLUMNS).keeping.place == "cache"
+        second = diva_ray.score(folder, cluster=cluster, quiet=True, **COLUMNS)
     assert killed
     assert first.samples.equals(second.folder.read_table("samples"))
