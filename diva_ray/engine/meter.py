@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -67,7 +69,10 @@ class Counted:
 
 def peak_memory() -> int:
     """Return the most bytes of memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if os.path.exists("/proc/self/status"):  # Linux, where ru_maxrss would hold what the process that started it had
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Export(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from diva_ray.core import loss_verdict, losses, noise, verdict
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, Rows, Setup, Tally, codes_of, targets, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
+from diva_ray.engine.meter import peak_memory
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.engine.uids import write_uids
@@ -119,7 +119,7 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
         write_with_outputs(shard, known, name, table)
     else:
         folder.write_table(name, table)
-    counts = Tally(max_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    counts = Tally(max_memory=peak_memory())
     counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
     z, issue, alpha = facts["z"], facts["issue"], facts["weight"]
     lowered = alpha < known.get("final", (None, 1.0))[1] * shard.weight * (1 - 1e-6)  # but for the common factor

@@ -1,7 +1,6 @@
 """What goes into the cache comes back as it was; nothing is left of it; a full disk is told in one line."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from diva_ray.data.cache import Cache, Spilled
 from diva_ray.errors import InputError
+from diva_ray.tasks.peers import memory_above, reset_memory
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 def test_reading_takes_no_memory_beyond_what_is_read(tmp_path):
     cache = Cache(str(tmp_path))
     kept = [cache.put(np.ones(1 << 22)) for _ in range(12)]  # 400 MB in all
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    level = reset_memory()
     for one in kept:
         assert cache.get(one)[-1] == 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+    assert memory_above(level) < 100 << 20

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import stat
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from diva_ray.data.raw import lines, tar, units
 from diva_ray.errors import InputError
 from diva_ray.jobs import plain
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.peers import memory_above, reset_memory
 from tests.data import raw_sets
 from tests.report.test_page import EVIL, Page, fetches
 
@@ -68,9 +68,9 @@ def picture(size, kind="PNG", **options):
 def test_long_and_narrow_pictures_do_not_grow(fit):
     long = picture((1, 2_000_000))  # its shorter side at 64 pixels, the other has 128 million
     data = pa.table({"image": [PNG, long, picture((2_000_000, 1)), picture((30, 1))]})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    level = reset_memory()
     result = embed(data, encoder={"name": "edges", "fit": fit}, most_failed=0.9)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "KiB"
+    assert memory_above(level) < 1 << 30
     refused = [] if fit == "squash" else [1, 2]
     assert result.samples["id"].to_pylist() == [k for k in range(4) if k not in refused]
     if refused:
@@ -171,9 +171,9 @@ def test_a_line_without_end_takes_no_memory(tmp_path, monkeypatch):
             file.write(b" " * (1 << 20))
         file.write(b"{}\n" + kept[1])
     assert (tmp_path / "a.jsonl.gz").stat().st_size < 3 << 20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    level = reset_memory()
     result = embed(tmp_path, most_failed=0.9)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10, "KiB; 300 MiB unpacked"
+    assert memory_above(level) < 100 << 20, "300 MiB unpacked"
     assert result.samples["text"].to_pylist() == ["line 0", "line 1"]
     assert list(reasons(result).values()) == ["line does not fit: longer than 1048576 bytes"]
     found = units.Unit(0, str(tmp_path / "a.jsonl.gz"))
