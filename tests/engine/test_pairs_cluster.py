@@ -41,6 +41,7 @@ def test_the_dual_form_has_the_same_bits_on_workers(ray_cluster):
     assert result.folder.read_table("samples").equals(inline.samples)
 
 
+@pytest.mark.long  # `test_cluster` kills workers in every pass of another task
 def test_killed_workers_change_no_bit(ray_cluster, table, monkeypatch):
     import ray
 
@@ -56,7 +57,12 @@ def test_killed_workers_change_no_bit(ray_cluster, table, monkeypatch):
                 victim = pids[len(killed) % len(pids)]
                 os.kill(victim, signal.SIGKILL)
                 told = getattr(kernel, "keywords", {})
-                killed.append((f"{told['kernel'].__name__} {told['direction']}" if told else kernel.__name__, victim))
+                killed.append(
+                    (
+                        f"{told['kernel'].__name__} {told['direction']}" if "direction" in told else kernel.__name__,
+                        victim,
+                    )
+                )
             yield partial
 
     monkeypatch.setattr(Cluster, "each", each_with_a_death)
