@@ -18,20 +18,9 @@ JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
 ON_CLUSTERS = [job for job in JOBS if "cluster:" in (ROOT / "configs" / f"{job}.yaml").read_text()]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "diva_ray",
-        "diva_ray.core.derivative",
-        "diva_ray.tasks.score",
-        "diva_ray.tasks.train",
-        "diva_ray.tasks.tune",
-        "diva_ray.tasks.embed",
-        "diva_ray.report",
-    ],
-)
-def test_ray_is_loaded_only_by_the_cluster_engine(module):
-    code = f"import sys, {module}; sys.exit('ray' in sys.modules)"
+def test_ray_is_loaded_only_by_the_cluster_engine():
+    modules = ["core.derivative", "tasks.score", "tasks.train", "tasks.tune", "tasks.embed", "report"]
+    code = f"import sys, diva_ray, {', '.join(f'diva_ray.{name}' for name in modules)}; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -131,6 +131,7 @@ def test_numbers_can_be_extended_too():
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, tmp_path, monkeypatch):
     import ray
 
