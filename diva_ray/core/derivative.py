@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from diva_ray.core.products import (
     multiply,
     multiply_triangular_,
     row_dot,
+    symmetric,
     whitened_quadratic,
 )
 from diva_ray.core.ridge import Solution
@@ -44,9 +45,12 @@ class AdjointAccumulator:
     the others draw its standard error. n p^2 + 2 n p c operations a copy.
     """
 
-    def __init__(self, p: int, c: int, copies: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, p: int, c: int, copies: int, dtype: torch.dtype, device: torch.device | str = "cpu", inputs: str = "full"
+    ) -> None:
         self.M = torch.zeros(c * copies, p, dtype=torch.float64, device=device)
-        self.S = [GramSum(p, dtype, device) for _ in range(copies)]
+        self.inputs, self.dtype = inputs, dtype if inputs == "full" else torch.float32
+        self.S = [GramSum(p, self.dtype, device, inputs) for _ in range(copies)]
 
     def add(
         self,
@@ -57,11 +61,13 @@ class AdjointAccumulator:
         signs: Float[Tensor, "n copies"],
     ) -> None:
         """Add a block of whole groups; rows of one group share their sign."""
-        self.M += multiply((signs[:, :, None] * t[:, None, :]).flatten(1).T, U)
         weight, blocks = group_weights(left, alpha, t)
+        U, t, weight, signs = (x.to(self.dtype) for x in (U, t, weight, signs))
+        self.M += multiply((signs[:, :, None] * t[:, None, :]).flatten(1).T, U, self.inputs)
         self._add_gram(U, weight, signs)
         for rows, w, V in blocks:
-            self._add_gram((V.mT @ U[rows]).flatten(0, 1), w.flatten(), signs[rows].flatten(0, 1))
+            turned = V.to(self.dtype).mT @ U[rows]
+            self._add_gram(turned.flatten(0, 1), w.to(self.dtype).flatten(), signs[rows].flatten(0, 1))
 
     def _add_gram(self, U: Tensor, weight: Tensor, signs: Tensor) -> None:
         if bool((weight != 0).any()):
@@ -94,22 +100,28 @@ class AdjointSums:
 
 @dataclass(frozen=True)
 class Adjoint:
-    """What a row needs for its derivative: P = A^-1 M (p, c copies) and, for every copy, T with z'Qz = (zT) . z."""
+    """What a row needs for its derivative: P = A^-1 M (p, c copies) and, for every copy, T with z'Qz = (zT) . z.
+
+    With `inputs` other than full it is of whitened rows u = L^-1 z: P = sum u t' and u' S u, whose products may be of
+    low precision at any condition number.
+    """
 
     P: Tensor
     T: tuple[Tensor, ...]
+    inputs: str = "full"
 
     def to(self, dtype: torch.dtype) -> Adjoint:
-        """Return the same matrices in another dtype."""
-        return Adjoint(self.P.to(dtype), tuple(T.to(dtype) for T in self.T))
+        """Return the same matrices in another dtype; those of whitened rows always in float32."""
+        dtype = dtype if self.inputs == "full" else torch.float32
+        return replace(self, P=self.P.to(dtype), T=tuple(T.to(dtype) for T in self.T))
 
     def first(self, c: int) -> Adjoint:
         """Return what the derivative itself needs, without the copies that draw its standard error."""
-        return Adjoint(self.P[:, :c], self.T[:1])
+        return replace(self, P=self.P[:, :c], T=self.T[:1])
 
 
-def solve_adjoint(solution: Solution, sums: AdjointSums) -> tuple[Adjoint, Float[Tensor, " p"]]:
-    """Return the adjoint of every copy, and dL/dLambda of every column; p^3 operations a copy.
+def solve_adjoint(solution: Solution, sums: AdjointSums, inputs: str = "full") -> tuple[Adjoint, Float[Tensor, " p"]]:
+    """Return the adjoint of every copy, and dL/dLambda of every column; p^3 operations a copy (one for low `inputs`).
 
     dL/dLambda_k = -(P * W).sum(1)_k + Q_kk: the gradient of the leave-one-out loss with respect to all penalties is
     free.
@@ -119,12 +131,13 @@ def solve_adjoint(solution: Solution, sums: AdjointSums) -> tuple[Adjoint, Float
     T = []
     penalty = torch.empty(0)
     for copy, S in enumerate(sums.S):
-        Q = whitened_quadratic(solution.Linv, S)
+        Q = whitened_quadratic(solution.Linv, S) if copy == 0 or inputs == "full" else S
         if copy == 0:
             c = solution.W.shape[1]
             penalty = Q.diagonal() - row_dot(P[:, :c].contiguous(), solution.W)
+        Q = Q if inputs == "full" else symmetric(S)
         T.append(Q.tril_().add_(Q.tril(-1)))
-    return Adjoint(P, tuple(T)), penalty
+    return Adjoint(P if inputs == "full" else sums.M, tuple(T), inputs), penalty
 
 
 def derivative(
@@ -137,18 +150,20 @@ def derivative(
 ) -> Float[Tensor, "n copies"]:
     """Return d_j = r_j' P' z_j - own_j + z_j' Q z_j of every row and copy; `scratch` is memory for m >= n rows.
 
+    Z holds whitened rows if the adjoint is of those.
+
     Exact; n p^2 + 2 n p c operations a copy. Rows of weight 0 (a pool) are scored like any other.
 
     References:
         Dukler et al. 2022, Prop. 1 and 3; here in three passes with O(p^2) state.
     """
     c = r.shape[1]
-    projected = multiply(Z, adjoint.P)
+    projected = multiply(Z, adjoint.P, adjoint.inputs)
     result = torch.empty(len(Z), len(adjoint.T), dtype=Z.dtype, device=Z.device)
     scratch = torch.empty_like(Z) if scratch is None else scratch[: len(Z)]
     for copy, T in enumerate(adjoint.T):
         linear = row_dot(r, projected[:, copy * c : (copy + 1) * c])
-        quadratic = row_dot(Z, multiply_triangular_(scratch.copy_(Z), T, upper=False))
+        quadratic = row_dot(Z, multiply_triangular_(scratch.copy_(Z), T, upper=False, inputs=adjoint.inputs))
         result[:, copy] = linear - signs[:, copy] * own + quadratic
     return result
 

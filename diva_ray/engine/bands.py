@@ -113,7 +113,7 @@ def _said(shard: Shard, known: Known, fit: Alone, band: int) -> tuple[Tensor, di
             left = leave_out(multiply(Z, fit.whiten), r, b.alpha.to(F), b.group_rows)
         except LeverageError as error:
             raise leverage_error(shard, b.start + error.row, error.leverage) from error
-        outputs[b.start : b.stop] = F + r - left.e
+        outputs[b.start : b.stop] = F + r - left.e  # which comes home
     Y = targets(shard, setup)
     absent = shard.missing[band]
     gone: Any = None if absent is None else absent.numpy()

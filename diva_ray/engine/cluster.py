@@ -17,6 +17,7 @@ import torch
 
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
+from diva_ray.engine import device
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
 from diva_ray.engine.reduce import add_in_order, sections
@@ -44,15 +45,25 @@ class Worker:
     """
 
     def __init__(
-        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping
+        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping, number: int
     ) -> None:
         torch.set_num_threads(threads)
         share_tensors()
         self.extents = {extent.index: extent for extent in extents}
-        self.shelf = Shelf(tables, columns, extents, keeping)
         self.fault: BaseException | None = None
         self.arrived = threading.Condition()
         self.cache: dict[str, tuple[Any, Any]] = {}
+        self.device = device.CPU
+        try:
+            worker = f"worker {number} on {ray.util.get_node_ip_address()}"
+            self.device = device.given_device(keeping.gpus, ray.get_gpu_ids(), worker)
+        except InputError as error:  # told by whoever waits for a shard
+            self.fault = error
+        self.shelf = Shelf(tables, columns, extents, keeping, self.device)
+        if self.fault is None:
+            self._begin_loading()
+
+    def _begin_loading(self) -> None:
         threading.Thread(target=self._load, daemon=True).start()
 
     def _load(self) -> None:
@@ -86,7 +97,12 @@ class Worker:
         """Return the sum over units, in order, of the kernel's partials over their shards, in order."""
         known = self._known(refs)
         shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
-        return add_in_order(add_in_order(kernel(next(shards), known) for _ in unit) for unit in units)
+        total = add_in_order(add_in_order(kernel(next(shards), known) for _ in unit) for unit in units)
+        return device.home(total, self.device)
+
+    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), computed on this worker's device."""
+        return device.solve_on(self.device, function, args)
 
     def add(self, counts: list[int], *partials: Any) -> Any:
         """Return the sum, in order, of units of so many partials each."""
@@ -99,8 +115,8 @@ class Worker:
             del self.cache[name]
         for name, ref in refs.items():
             if name not in self.cache:
-                self.cache[name] = (ref, ray.get(ref))
-        return {name: value for name, (_, value) in self.cache.items()}
+                self.cache[name] = (ref, device.placed(name, ray.get(ref), self.device))
+        return {"device": self.device, **{name: value for name, (_, value) in self.cache.items()}}
 
     def forget(self, names: tuple[str, ...]) -> None:
         """Drop per-row results by name."""
@@ -142,7 +158,6 @@ class Cluster:
         *,
         workers: int | None,
         threads: int,
-        gpus_per_worker: float = 0.0,
         keeping: Keeping = IN_MEMORY,
         environment: dict[str, str] | None = None,
         start_timeout: float = 300.0,
@@ -152,11 +167,12 @@ class Cluster:
         self.extents = extents
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
-        self.workers = check_resources(workers, threads, gpus_per_worker, len(extents))
+        self.gpus = keeping.gpus
+        self.workers = check_resources(workers, threads, self.gpus, len(extents))
         self.owner, self.owned = _deal(extents, self.workers)
         options = {
             "num_cpus": threads,
-            "num_gpus": gpus_per_worker,
+            "num_gpus": self.gpus,
             "max_restarts": -1,
             "max_task_retries": -1,
             "scheduling_strategy": "SPREAD",
@@ -164,7 +180,8 @@ class Cluster:
         }
         actor = ray.remote(Worker).options(**options)
         self.actors = [
-            actor.remote(tables, columns, [extents[k] for k in mine], threads, keeping) for mine in self.owned
+            actor.remote(tables, columns, [extents[k] for k in mine], threads, keeping, number)
+            for number, mine in enumerate(self.owned)
         ]
 
     def start(self) -> None:
@@ -206,6 +223,17 @@ class Cluster:
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass; each goes to every node once."""
         self.known.update({name: ray.put(value) for name, value in known.items()})
+
+    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), on the GPU of the first worker if there is one and the matrices are large."""
+        if not self.gpus or not device.is_large(args):
+            return function(*args)
+        try:
+            return ray.get(self.actors[0].solve.remote(function, *args), timeout=self.pass_timeout)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):  # core's, which says what to change
+                raise error.cause from None
+            raise
 
     def forget(self, *names: str) -> None:
         """Drop known values and per-row results that followed from them."""

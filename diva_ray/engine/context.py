@@ -16,11 +16,12 @@ from torch import Tensor
 from diva_ray.core import losses
 from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs, splitmix
 from diva_ray.core.leave_out import rows_by_group_size
-from diva_ray.core.products import multiply
+from diva_ray.core.products import multiply, multiply_triangular_
 from diva_ray.data.columns import encode
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.data.targets import class_targets, number_targets
+from diva_ray.engine.device import CPU, block_rows
 from diva_ray.errors import InputError
 
 Known = Mapping[str, Any]
@@ -40,6 +41,7 @@ class Setup:
         copies: 1 + number of random sign vectors.
         collect: whether the adjoint pass returns its validation rows, for exact standard errors.
         sources: sorted sources, or None.
+        inputs: to what the inputs of products of whitened rows are rounded, see `core.products`.
     """
 
     task: str
@@ -55,6 +57,7 @@ class Setup:
     copies: int = 1
     collect: bool = False
     sources: pa.Array | None = None
+    inputs: str = "full"
 
     def loss_function(self) -> losses.Loss:
         """Return the loss with its gradient."""
@@ -69,11 +72,12 @@ class Setup:
 
 
 def _of_the_user(loss: losses.Loss) -> losses.Loss:
-    """Return the loss with its complaints raised as the user's to mend."""
+    """Return the loss with its complaints raised as the user's to mend; it sees tensors on the CPU, like its own."""
 
     def checked(F: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            return loss(F, Y)
+            values, gradient = loss(F.cpu(), Y.cpu())
+            return values.to(F.device), gradient.to(F.device)
         except ValueError as error:
             raise InputError(str(error)) from error
 
@@ -123,7 +127,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [start, stop) of a shard as the mathematics sees them."""
+    """Rows [start, stop) of a shard as the mathematics sees them, on the device of the pass."""
 
     start: int
     stop: int
@@ -133,6 +137,18 @@ class Block:
     v: Tensor
     offset: Tensor | None
     group_rows: list[Tensor]
+
+
+def device_of(known: Known) -> torch.device:
+    """Return where this process's passes work on features; results of rows, and all that follows, are on the CPU."""
+    return known.get("device", CPU)
+
+
+def coordinates(Z: Tensor, known: Known) -> Tensor:
+    """Return rows as the known adjoint takes them: as they are, or a whitened copy."""
+    if known["adjoint"].inputs == "full":
+        return Z
+    return multiply_triangular_(Z.clone(), known["solution"]["whiten"], upper=True).to(known["adjoint"].P.dtype)
 
 
 def targets(shard: Shard, setup: Setup) -> Tensor:
@@ -151,13 +167,14 @@ def targets(shard: Shard, setup: Setup) -> Tensor:
 def blocks(shard: Shard, known: Known) -> Iterator[Block]:
     """Yield the shard block by block; the memory of Z is the next block's too."""
     setup: Setup = known["setup"]
-    Y, alpha = targets(shard, setup), weights(shard, known).to(setup.dtype)
-    v = validation_weights(shard, known).to(setup.dtype)
-    offset = None if shard.offset is None else shard.offset.to(setup.dtype)
-    bounds = block_bounds(shard, setup.block_rows)
-    buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=setup.dtype)
+    device, dtype = device_of(known), setup.dtype
+    Y, alpha = targets(shard, setup).to(device), weights(shard, known).to(device, dtype)
+    v = validation_weights(shard, known).to(device, dtype)
+    offset = None if shard.offset is None else shard.offset.to(device, dtype)
+    bounds = block_bounds(shard, block_rows(setup.block_rows, setup.scale.width + 24 * setup.outputs, device))
+    buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=dtype, device=device)
     for a, b in bounds:
-        groups = [] if shard.group is None or known.get("alone") else rows_by_group_size(shard.group[a:b])
+        groups = [] if shard.group is None or known.get("alone") else rows_by_group_size(shard.group[a:b].to(device))
         Z = prepare(shard, a, b, setup.scale, buffer)
         yield Block(a, b, Z, Y[a:b], alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
 
@@ -237,7 +254,7 @@ def weights_file(shard: Shard, step: str) -> str:
 
 
 class RowStore:
-    """Per-row results of a shard, filled block by block."""
+    """Per-row results of a shard, on the CPU, filled block by block."""
 
     def __init__(self, n: int, setup: Setup) -> None:
         c, dtype = setup.outputs, setup.dtype

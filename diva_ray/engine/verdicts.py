@@ -69,7 +69,7 @@ def sample_whitened(shard: Shard, known: Known) -> Rows:
     """Return whitened features and group codes of the same rows."""
     at = _sampled(shard, known)
     chosen = torch.zeros(len(shard), dtype=torch.bool).index_fill_(0, at, True)
-    return Rows((torch.cat([U for _, U in _whitened(shard, known, chosen)]), group_codes(shard, known)[at]))
+    return Rows((torch.cat([U.cpu() for _, U in _whitened(shard, known, chosen)]), group_codes(shard, known)[at]))
 
 
 def nearest(shard: Shard, known: Known) -> noise.Nearest:
@@ -79,7 +79,9 @@ def nearest(shard: Shard, known: Known) -> noise.Nearest:
     reference, reference_codes = known["references"]
     first, total = int(known["setup"].scale.intercept), None
     for rows, U in _whitened(shard, known, searched & (shaping(shard, known) > 0)):
-        part = noise.nearest_rows(reference, reference_codes, U, codes[rows], facts[rows], first)
+        here = [x.to(U.device) for x in (reference, reference_codes, codes[rows], facts[rows])]
+        part = noise.nearest_rows(here[0], here[1], U, here[2], here[3], first)
+        part = noise.Nearest(part.cosine.cpu(), part.facts.cpu())
         total = part if total is None else total + part
     assert total is not None
     return total
@@ -89,7 +91,7 @@ def _whitened(shard: Shard, known: Known, chosen: Tensor) -> Iterator[tuple[Tens
     """Yield numbers and whitened features of the chosen rows of every block."""
     for b in blocks(shard, known):
         rows = torch.nonzero(chosen[b.start : b.stop]).squeeze(1)
-        Z = b.Z[rows]
+        Z = b.Z[rows.to(b.Z.device)]
         yield rows + b.start, multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z
 
 

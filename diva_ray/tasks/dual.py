@@ -27,6 +27,7 @@ log = logging.getLogger("diva_ray")
 
 def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool = False) -> Derived:
     """Return what `derive` does, from the kernel matrix of the rows; `keep`: contributions stay known to the shards."""
+    setup = replace(setup, inputs="full")  # it inverts the kernel matrix, which bears no rounding
     runner.engine.tell(setup=setup)
     Z, Y, alpha, v, offset, codes = runner.run(passes.gather, "gather").joined()
     pattern, grid = penalty_pattern(setup).to(setup.dtype), []

@@ -25,7 +25,7 @@ from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
 from diva_ray.data.split import band_widths, split
 from diva_ray.data.table import Table, family, open_parquet
-from diva_ray.engine.shelf import IN_MEMORY
+from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.derived import EXACT_ROWS, SIGN_VECTORS
@@ -74,6 +74,10 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
     elif copies > 1:
         notes.append(f"standard errors are estimated from {SIGN_VECTORS} sign vectors: more than {EXACT_ROWS:,} rows")
+    if config.cluster.gpus_per_worker:
+        notes.append("the time is that of CPUs; what GPUs take has not been measured")
+    elif config.precision in ("tf32", "bf16"):
+        notes.append(f"precision={config.precision} without a GPU rounds and is slower: it only shows the error")
     if planning.blas_environment():
         notes.append(
             "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
@@ -82,7 +86,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     plan = planning.Plan(
         table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
-        IN_MEMORY, None, passes, operations / rate, notes,
+        Keeping(gpus=config.cluster.gpus_per_worker), None, passes, operations / rate, notes,
     )  # fmt: skip
     budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
     return plan.settle(workers, budget, config.cluster.cache), opened

@@ -137,7 +137,7 @@ def start(
     return Runner(
         Cluster(
             tables, columns, extents, workers=config.cluster.workers, threads=threads,
-            gpus_per_worker=config.cluster.gpus_per_worker, keeping=plan.keeping, environment=environment,
+            keeping=plan.keeping, environment=environment,
             start_timeout=config.cluster.start_timeout, pass_timeout=config.cluster.pass_timeout,
         ),
         quiet,
@@ -225,6 +225,7 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     return Setup(
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
         config.block_rows, config.seed, sources=found.sources,
+        inputs=config.precision if config.precision in ("tf32", "bf16") else "full",
     )  # fmt: skip
 
 
