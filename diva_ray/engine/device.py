@@ -62,7 +62,8 @@ def _checked(device: torch.device, where: str) -> torch.device:
     raise InputError(
         f"cluster.gpus_per_worker: torch must see the GPU, got torch {torch.__version__}, {built}, which sees "
         f"{torch.cuda.device_count()} at {where}. Install a CUDA build of torch there "
-        "(https://pytorch.org/get-started) and NVIDIA's driver, or leave `cluster.gpus_per_worker` out: the passes then run on CPUs."
+        "(https://pytorch.org/get-started) and NVIDIA's driver, or leave "
+        "`cluster.gpus_per_worker` out: the passes then run on CPUs."
     )
 
 

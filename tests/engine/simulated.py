@@ -1,13 +1,16 @@
 """A device that computes on the CPU but is as strict as a GPU: for the logic of passes on a device, without one.
 
-Its tensors say `sim:0`, live only inside `Simulated()`, and refuse NumPy and the company of CPU tensors: but for copies,
-numbers, and those of no dimension, as CUDA does. That indices must be there too is stricter than CUDA.
+Its tensors say `sim:0`, live only inside `Simulated()`, and refuse NumPy and the company of CPU tensors, but for copies
+and numbers (tensors of no dimension), as CUDA's do. That indices must be there too is stricter than CUDA. Its float32
+products cut their inputs to TF32 where CUDA's are told to.
 """
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from diva_ray.core.products import rounded
 
 NAME = "sim"
 _setup_privateuseone_for_python_backend(NAME)
@@ -57,6 +60,8 @@ class Simulated(TorchDispatchMode):
         if wanted is not None:
             inner["device"] = torch.device("cpu")
         inner.pop("pin_memory", None)
+        if name in ("aten::mm", "aten::addmm_") and torch.backends.cuda.matmul.fp32_precision == "tf32":
+            args = [*args[:-2], *(rounded(x, "tf32") if x.dtype == torch.float32 else x for x in args[-2:])]
         if name == "aten::mm" and func._overloadname == "dtype":  # CUDA alone has it
             result = args[0].float() @ args[1].float()
         else:

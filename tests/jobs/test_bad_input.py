@@ -162,7 +162,7 @@ def test_more_workers_than_the_cluster_has_cpus(ray_cluster):
     refuses(r"cluster.workers: the cluster must have 5 x 1 CPUs, got 4 CPUs .* Lower `cluster.workers` to 4",
             base(), cluster={"kind": "ray", "workers": 5})  # fmt: skip
     refuses(
-        r"cluster.gpus_per_worker: must be 0, .* got 99",
+        r"cluster.gpus_per_worker: must be at most 1, because a worker uses one GPU, got 99",
         base(),
         cluster={"kind": "ray", "workers": 1, "gpus_per_worker": 99.0},
     )
