@@ -44,8 +44,8 @@ if __name__ == "__main__":
     )  # fmt: skip
     path = sys.argv[1]
     told = {
-        "whole": given(path, 2, 1.0), "half": given(path, 4, 0.5),
-        "three": refused(path, workers=3, gpus_per_worker=1), "unseen": refused(path, workers=2, gpus_per_worker=1),
+        "half": given(path, 3, 0.5),
+        "three": refused(path, workers=3, gpus_per_worker=1), "unseen": refused(path, workers=1, gpus_per_worker=1),
     }  # fmt: skip
     with open(sys.argv[2], "w") as file:
         json.dump(told, file)
