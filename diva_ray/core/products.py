@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.linalg import blas, eigh, lapack
 from torch import Tensor
 
@@ -170,6 +170,18 @@ def multiply_triangular_(
     trmm = blas.strmm if Z.dtype == torch.float32 else blas.dtrmm
     trmm(1.0, T.numpy().T, Z.numpy().T, lower=int(upper), overwrite_b=1)
     return Z
+
+
+def add_rows_(into: Float[Tensor, "c p"], codes: Int[Tensor, " n"], rows: Float[Tensor, "n p"]) -> Float[Tensor, "c p"]:
+    """Add every row to the row of `into` that its code names, in one order on every run."""
+    if into.is_cpu:
+        return into.index_add_(0, codes, rows)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)  # else a GPU adds in the order in which its threads come
+    try:
+        return into.index_add_(0, codes, rows)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def row_dot(a: Float[Tensor, "n p"], b: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:

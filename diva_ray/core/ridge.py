@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.products import GramSum, cholesky, copy_double, multiply, symmetric
+from diva_ray.core.products import GramSum, add_rows_, cholesky, copy_double, multiply, symmetric
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FitAccumulator:
             # Sums over the rows of each class: the one-hot product without its zeros.
             known = Y >= 0
             rows = Z if neutral and bool(known.all()) else Z[known] * alpha[known, None]
-            self.cross += torch.zeros(self.cross.shape, dtype=Z.dtype, device=Z.device).index_add_(0, Y[known], rows)
+            self.cross += add_rows_(torch.zeros(self.cross.shape, dtype=Z.dtype, device=Z.device), Y[known], rows)
         else:
             self.cross += multiply((Y * alpha[:, None]).T, Z)
         if offset is not None:

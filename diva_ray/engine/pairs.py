@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diva_ray.core.products import add_rows_
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent, Shard, prepare
 from diva_ray.engine.context import (
@@ -165,7 +166,7 @@ def join(shard: Shard, known: Known) -> Tally:
             every = torch.cat([scored[rows, :1].to(contributions), contributions], 1)
             sums = every.new_zeros(len(setup.sources), every.shape[1]) if sums is None else sums
             if codes is not None:
-                sums.index_add_(0, codes[rows].to(sums.device), every)
+                add_rows_(sums, codes[rows].to(sums.device), every)
     shard.state["scored"] = scored
     return Tally(rows=len(shard), sources=torch.zeros(0) if sums is None else sums)
 

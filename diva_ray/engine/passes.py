@@ -13,7 +13,7 @@ from diva_ray.core import derivative as dd
 from diva_ray.core import losses, verdict
 from diva_ray.core.grid import Rotation, grid_losses
 from diva_ray.core.leave_out import LeverageError, adjoint, leave_out
-from diva_ray.core.products import multiply, multiply_triangular_
+from diva_ray.core.products import add_rows_, multiply, multiply_triangular_
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import (
@@ -176,11 +176,11 @@ def score(shard: Shard, known: Known) -> Partial:
         d = dd.derivative(Z, r.to(Z), rows.own[part].to(Z), signs[part].to(Z), adjoint_, scratch).double()
         error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros_like(d[:, 0])
         if codes is not None:
-            by_source[:, : d.shape[1]].index_add_(0, codes[part], d * moved[part, None])
+            add_rows_(by_source[:, : d.shape[1]], codes[part], d * moved[part, None])
         for inner, C in exact.contributions(b.Z, r, groups[part]) if exact else ():
             error[inner] = C.norm(dim=1).double()
             if codes is not None:
-                by_source[:, 1:].index_add_(0, codes[part][inner], C.double() * moved[part][inner, None])
+                add_rows_(by_source[:, 1:], codes[part][inner], C.double() * moved[part][inner, None])
         d, error = d.cpu(), error.cpu()
         scored[part, 0], scored[part, 1] = d[:, 0], error
         if drawn is not None:
