@@ -384,3 +384,9 @@ def test_workers_have_gpus_of_their_own_or_shares_and_say_what_torch_lacks(tmp_p
     assert "the cluster must have 3 x 1 CPUs and 3 x 1 GPUs, got 4 CPUs and 2 GPUs" in told["three"]
     assert "torch must see the GPU" in told["unseen"] and "Install a CUDA build of torch there" in told["unseen"]
     assert "at worker 0 on" in told["unseen"]
+
+
+def test_low_precision_is_for_derivatives_that_are_checked(path):
+    for task, options in ((diva_ray.reweight, {}), (diva_ray.score, {"method": "trusted", "validation_weight": "few"})):
+        with pytest.raises(InputError, match="precision: must be auto, float32 or float64 but for score .* got bf16"):
+            task(path, features="x", precision="bf16", cluster=HERE, quiet=True, **options)

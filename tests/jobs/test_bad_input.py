@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"loss": 3}, r"loss: must be a function .* got 3"),
         ({"task": "clustering"}, r"task: must be auto, classification, .* got clustering"),
         ({"standardize": "zscore"}, r"standardize: must be auto, none, got zscore"),
-        ({"precision": "half"}, r"precision: must be auto, float32, float64, got half"),
+        ({"precision": "half"}, r"precision: must be auto, float32, float64, tf32, bf16, got half"),
         ({"standard_errors": "none"}, r"standard_errors: must be auto, exact, estimate, got none"),
         ({"cluster": "slurm"}, r"cluster: must be auto, inline, local, ray, got slurm|cluster: .* got slurm"),
         ({"ridge": -1}, r"ridge: must be auto or a number >= 0, got -1"),
