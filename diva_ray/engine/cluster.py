@@ -17,6 +17,7 @@ import torch
 
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
+from diva_ray.engine import device
 from diva_ray.engine.autoscale import await_workers, check_resources
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
@@ -53,10 +54,20 @@ class Worker:
         share_tensors()
         self.number, self.metrics = number, WorkerMetrics(number)
         self.extents = {extent.index: extent for extent in extents}
-        self.shelf = Shelf(tables, columns, extents, keeping)
         self.fault: BaseException | None = None
         self.arrived = threading.Condition()
         self.cache: dict[str, tuple[Any, Any]] = {}
+        self.device = device.CPU
+        try:
+            worker = f"worker {number} on {ray.util.get_node_ip_address()}"
+            self.device = device.given_device(keeping.gpus, ray.get_gpu_ids(), worker)
+        except InputError as error:  # told by whoever waits for a shard
+            self.fault = error
+        self.shelf = Shelf(tables, columns, extents, keeping, self.device)
+        if self.fault is None:
+            self._begin_loading()
+
+    def _begin_loading(self) -> None:
         threading.Thread(target=self._load, daemon=True).start()
 
     def _load(self) -> None:
@@ -94,7 +105,11 @@ class Worker:
         counted.work.restarts = self.metrics.restarts
         shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
         total = add_in_order(add_in_order(counted(next(shards), known) for _ in unit) for unit in units)
-        return total, [(self.number, counted.work)]
+        return device.home(total, self.device), [(self.number, counted.work)]
+
+    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), computed on this worker's device."""
+        return device.solve_on(self.device, function, args)
 
     def add(self, counts: list[int], *found: tuple[Any, list[tuple[int, Work]]]) -> tuple[Any, list[tuple[int, Work]]]:
         """Return the sum, in order, of units of so many partials each; what all of them took."""
@@ -108,8 +123,8 @@ class Worker:
             del self.cache[name]
         for name, ref in refs.items():
             if name not in self.cache:
-                self.cache[name] = (ref, ray.get(ref))
-        return {name: value for name, (_, value) in self.cache.items()}
+                self.cache[name] = (ref, device.placed(name, ray.get(ref), self.device))
+        return {"device": self.device, **{name: value for name, (_, value) in self.cache.items()}}
 
     def forget(self, names: tuple[str, ...]) -> None:
         """Drop per-row results by name."""
@@ -162,11 +177,11 @@ class Cluster:
         self.extents, self.meter = extents, Meter(PassMetrics())
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
-        self.asked = workers is not None
+        self.asked, self.gpus = workers is not None, gpus_per_worker
         self.parts = (tables, columns, threads, keep)
         self.options = {
             "num_cpus": threads,
-            "num_gpus": gpus_per_worker,
+            "num_gpus": self.gpus,
             "max_restarts": -1,
             "max_task_retries": -1,
             "scheduling_strategy": "SPREAD",
@@ -224,6 +239,17 @@ class Cluster:
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass; each goes to every node once."""
         self.known.update({name: ray.put(value) for name, value in known.items()})
+
+    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), on the GPU of the first worker if there is one and the matrices are large."""
+        if not self.gpus or not device.is_large(args):
+            return function(*args)
+        try:
+            return ray.get(self.actors[0].solve.remote(function, *args), timeout=self.pass_timeout)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):  # core's, which says what to change
+                raise error.cause from None
+            raise
 
     def forget(self, *names: str) -> None:
         """Drop known values and per-row results that followed from them."""
