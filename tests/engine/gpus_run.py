@@ -22,7 +22,10 @@ def ids(self):
 def given(path, workers, gpus):
     """Start workers and return the GPUs of each."""
     table, columns = open_parquet(path, "data.path"), Columns(("features",), "label")
-    cluster = Cluster([table], columns, split(table, columns), workers=workers, threads=1, keeping=Keeping(gpus=gpus))
+    cluster = Cluster(
+        [table], columns, split(table, columns), workers=workers, threads=1, gpus_per_worker=gpus,
+        keep=lambda _: Keeping(gpus=gpus),
+    )  # fmt: skip
     found = ray.get([actor.__ray_call__.remote(ids) for actor in cluster.actors])
     cluster.close()
     return found

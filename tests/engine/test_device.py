@@ -19,6 +19,7 @@ from diva_ray.core import products
 from diva_ray.core.derivative import solve_adjoint
 from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
+from diva_ray.core.leave_out import leave_out
 from diva_ray.core.ridge import FitAccumulator, solve
 from diva_ray.engine import device as devices
 from diva_ray.engine import passes, shelf
@@ -120,7 +121,7 @@ def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulate
             chosen = (place, "for the test")
             patch.setattr("diva_ray.tasks.plan.choose_place", lambda *args: chosen)
         second = simulated(diva_ray.score, path, room=0, **options)
-    assert len(sent) >= 10 * 2  # as many passes read features, of two shards each
+    assert len(sent) >= 7 * 2  # as many passes read features, of two shards each
     agree(first, second)
 
 
@@ -133,16 +134,15 @@ def test_float32_scores_on_a_device_are_near_those_on_a_cpu(path, simulated):
         assert np.abs(a - b).max() < 1e-5 * np.abs(a).max(), name
 
 
-def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(path, tmp_path, simulated):
+def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(tmp_path, simulated):
     few = {"features": "x", "precision": "float64"}
     pq.write_table(pa.table(ROWS).slice(0, 300), tmp_path / "core.parquet")
-    pq.write_table(pa.table(ROWS).slice(300, 800), tmp_path / "pool.parquet")
+    pq.write_table(pa.table(ROWS).slice(300, 400), tmp_path / "pool.parquet")
     core, pool = str(tmp_path / "core.parquet"), str(tmp_path / "pool.parquet")
     runs = [
-        (diva_ray.reweight, (path,), {**few, "folds": 2, "steps": 1}, "samples"),
-        (diva_ray.aggregate, (path,), {**few, "features": ["x", "b"], "starts": 1, "evaluations": 3}, "samples"),
-        (diva_ray.extend, (core, pool), {**few, "budget": 200, "rounds": 2}, "selected"),
-        (diva_ray.extend, (core, pool), {**few, "budget": 200, "rounds": 2, "method": "paper"}, "selected"),
+        (diva_ray.reweight, (core,), {**few, "folds": 2, "steps": 1}, "samples"),
+        (diva_ray.aggregate, (core,), {**few, "features": ["x", "b"], "starts": 1, "evaluations": 2}, "samples"),
+        (diva_ray.extend, (core, pool), {**few, "budget": 100, "rounds": 2}, "selected"),
     ]
     for task, data, options, table in runs:
         first = task(*data, cluster=HERE, quiet=True, **options)
@@ -172,11 +172,13 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
         solution = solve(fit.sums(), Ld)
         U = products.multiply_triangular_(Zd.clone(), solution.Linv.T.contiguous(), upper=True)
         sums = passes.dd.AdjointAccumulator(24, 3, 1, torch.float64, device)
-        left = passes.leave_out(U, Yd, ones, [])
+        left = leave_out(U, Yd, ones, [])
         sums.add(U, ones, left, Yd, ones[:, None])
         adjoint, gradient = solve_adjoint(solution, sums.sums())
         e = rotate(fit.sums(), Ld).values
-        return [x.cpu() for x in (solution.W, solution.L, U, adjoint.P, adjoint.T[0], gradient, e)], solution.condition
+        return [
+            x.cpu() for x in (solution.W, solution.Linv, U, adjoint.P, adjoint.T[0], gradient, e)
+        ], solution.condition
 
     here, estimate = found("cpu")
     with Simulated():
@@ -185,7 +187,7 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
         torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10)
     assert estimate <= condition * (1 + 1e-9) and condition < 3 * estimate
     with Simulated(), pytest.raises(ValueError, match="got a pivot <= 0 at column 2. Increase `ridge`"):
-        products.cholesky(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
+        products.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
 
 
 def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
@@ -300,7 +302,9 @@ def test_inverse_is_refused_on_a_device_not_wrong():
 
 @pytest.mark.ray
 def test_more_gpus_than_there_are_is_one_line(ray_cluster):
-    with pytest.raises(InputError, match=r"one worker must fit, which needs 1 CPUs and 1 GPUs, got 4 CPUs and 0 GPUs"):
+    with pytest.raises(
+        InputError, match=r"one worker must fit a node, which needs 1 CPUs and 1 GPUs, got 4 CPUs and 0 GPUs"
+    ):
         diva_ray.score(small_task(300), cluster={"kind": "local", "gpus_per_worker": 1}, quiet=True)
     with pytest.raises(InputError, match="must be at most 1, because a worker uses one GPU, got 2"):
         diva_ray.score(small_task(300), cluster={"kind": "local", "gpus_per_worker": 2}, quiet=True)
@@ -384,6 +388,14 @@ def test_workers_have_gpus_of_their_own_or_shares_and_say_what_torch_lacks(tmp_p
     assert "the cluster must have 3 x 1 CPUs and 3 x 1 GPUs, got 4 CPUs and 2 GPUs" in told["three"]
     assert "torch must see the GPU" in told["unseen"] and "Install a CUDA build of torch there" in told["unseen"]
     assert "at worker 0 on" in told["unseen"]
+
+
+def test_more_classes_than_are_kept_go_with_neither_a_gpu_nor_low_precision(simulated):
+    task = {"features": X[:1400], "label": np.arange(1400) % 700}
+    with pytest.raises(InputError, match=r"precision: must be auto, float32 or float64 with more classes .* got tf32"):
+        diva_ray.score(task, precision="tf32", cluster=HERE, quiet=True)
+    with pytest.raises(InputError, match=r"gpus_per_worker: must be 0 with more classes than .* got 1 with 700"):
+        simulated(diva_ray.score, task)
 
 
 def test_low_precision_is_for_derivatives_that_are_checked(path):
