@@ -79,7 +79,8 @@ class _Stream:
         )  # fmt: skip
         self.target = pa.schema([table.schema.field(name) for name in columns])
         self.batches = self.file.iter_batches(rows, row_groups=[piece.group], columns=columns, use_threads=False)
-        self.batch, self.start, self.stop = self.target.empty_table(), 0, 0  # the batch is rows [start, stop)
+        self.batch: pa.Table | None = None  # rows [start, stop)
+        self.start = self.stop = 0
 
     def leads_to(self, piece: Piece, columns: list[str], low: int) -> bool:
         """Return whether a row can still be read."""
@@ -95,6 +96,7 @@ class _Stream:
                 rows = pa.Table.from_batches([batch]).select(self.columns)
                 self.batch = rows if rows.schema.types == self.target.types else rows.cast(self.target)
                 self.start, self.stop = self.stop, self.stop + len(rows)
+            assert self.batch is not None
             upto = min(high, self.stop)
             yield self.batch.slice(low - self.start, upto - low)
             low = upto

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from diva_ray.data.columns import one_chunk, row_keys
 from diva_ray.data.shards import Columns
-from diva_ray.data.table import Table, from_arrow, open_parquet
+from diva_ray.data.table import Table, from_arrow
 from diva_ray.tasks.folder import Folder
 
 POSITION = "__row__"  # position in the original table
@@ -24,7 +24,7 @@ def regroup_in_memory(table: Table, columns: Columns) -> Table:
     return from_arrow(rows.take(pa.array(order)).append_column(POSITION, pa.array(order)), table.name)
 
 
-def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> Table:
+def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> None:
     """Write a copy of the table sorted by group into `output`/grouped, by Ray Data; no row passes the driver."""
     import ray
 
@@ -33,9 +33,7 @@ def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> Table:
     )
     read_pieces = partial(_read_pieces, table=table, columns=columns)
     read = pieces.map_batches(read_pieces, batch_size=1, batch_format="pyarrow")
-    target = folder.location("grouped")
-    read.sort([GROUP, POSITION]).write_parquet(target)
-    return open_parquet(target)
+    read.sort([GROUP, POSITION]).write_parquet(folder.location("grouped"))
 
 
 def _read_pieces(batch: pa.Table, table: Table, columns: Columns) -> pa.Table:
@@ -52,6 +50,7 @@ def _read_pieces(batch: pa.Table, table: Table, columns: Columns) -> pa.Table:
 
 def restore_order(folder: Folder, *, on_ray: bool) -> None:
     """Sort `samples/` back into the order of the input and drop the position column."""
+    folder.drop("samples-in-order")  # of a run that was interrupted
     if on_ray:
         import ray
 

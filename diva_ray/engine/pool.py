@@ -199,7 +199,7 @@ def take(shard: Shard, known: Known) -> Partial:
     rows, Z = scored_pool(shard, known).near
     found = torch.isin(at, rows)
     if len(at) and not bool(found.all()):
-        if not shard.bands:
+        if not known["again"]:  # whether or not this worker has them: sums must not depend on what was lost
             return Partial(sums.sums(), Tally(missing=[shard.extent.index]), Rows((keys[:0],)))
         Z = torch.cat([b.Z[chosen[b.start : b.stop].to(device)] for b in blocks(shard, known)])
     elif len(at):

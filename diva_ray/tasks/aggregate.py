@@ -150,8 +150,7 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     ridge, shares = shares_of(found.multiple * found.penalties)
     setup = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()), dtype=search.setup.dtype)
     setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
-    store = session.folder if session.plan.kind != "inline" else None
-    walk = Walk(session.runner, setup, ridge, SAMPLES, session.scored(), store)
+    walk = Walk(session.runner, setup, ridge, SAMPLES, session.scored(), session.folder)
     arms, sums, _ = try_folds(walk, config.folds, config.steps)
     taken = best_trial(sums)
     walk_to(walk, arms[taken])

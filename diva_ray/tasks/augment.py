@@ -97,8 +97,7 @@ def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict
     runner, heard = session.runner, session.scan.counts["heard"]
     setup = with_errors(session.setup, heard, config.standard_errors)
     setup, ridge, _, _ = fit_ridge(runner, setup, config.ridge)
-    store = session.folder if session.plan.kind != "inline" else None
-    walk = Walk(runner, setup, ridge, SOURCES, session.scored(), store)
+    walk = Walk(runner, setup, ridge, SOURCES, session.scored(), session.folder)
     arms, sums, folds = try_folds(walk, config.folds, config.steps)
     taken = best_trial(sums)
     ours = _looked(walk)
@@ -171,7 +170,6 @@ def _finish(
     """Describe."""
     folder = session.folder
     folder.write_json("state.json", session.mark)
-    folder.drop("weights")
     for row, n in zip(found.values(), counts.tolist(), strict=True):
         row["n"] = n
     summary = {

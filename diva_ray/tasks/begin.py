@@ -14,9 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from diva_ray.config import FitConfig
+from diva_ray.config import FitConfig, TrainConfig, TuneConfig
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
+from diva_ray.tasks.done import PLACE, Done
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
@@ -57,6 +58,9 @@ def begin(
     session = open_session(config, plan, opened, folder, quiet=quiet, cut_bits=cut_bits, kept=kept)
     try:
         session.started, session.mark = started, _mark(session)
+        # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
+        if loss is None and not isinstance(config, TrainConfig | TuneConfig):
+            session.runner.done = Done.open(folder, session.mark, resume=config.resume)
     except BaseException:
         session.engine.close()
         raise
@@ -89,6 +93,8 @@ def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_mem
     folder.write_json("summary.json", summary)
     folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
     folder.write_json("manifest.json", manifest(session, session.started, now()))
+    for name in (PLACE, "weights"):  # what only a run that is not finished needs; steps first, they need the weights
+        folder.drop(name)
 
 
 def _mark(session: Session) -> dict[str, Any]:
@@ -96,7 +102,8 @@ def _mark(session: Session) -> dict[str, Any]:
     config = asdict(session.config)
     for name in ("output", "resume", "plan", "cluster"):
         config.pop(name)
-    mark = {"data": [fingerprint(table) for table in session.tables], "config": config}
+    tables = [session.original or session.tables[0], *session.tables[1:]]
+    mark = {"data": [fingerprint(table) for table in tables], "config": config}
     mark = json.loads(json.dumps(mark, default=str))
     found = session.folder.read_json("state.json")
     if session.config.resume and found is not None and found != mark:
@@ -113,8 +120,10 @@ def _from_dataset(dataset: Any, folder: Folder, name: str, plan: bool) -> Any:
     if plan:
         return pa.concat_tables(dataset.limit(1000).iter_batches(batch_size=1000, batch_format="pyarrow"))
     log.info("the Ray Dataset is written to %s for the workers", folder.location(name))
-    if name not in folder.names(""):
+    if f"{name}.json" not in folder.names(""):  # written when all of it is there
+        folder.drop(name)
         dataset.write_parquet(folder.location(name))
+        folder.write_json(f"{name}.json", {"finished": now()})
     return folder.location(name)
 
 

@@ -21,7 +21,7 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     """Scan the pool; return its shards, the setup with any new classes, and its rows by class."""
     runner, core = session.runner, session.scan
     extents = [extent for extent in session.engine.extents if extent.pool]
-    found: Scan = runner.run(scan, "scan pool", extents)
+    found: Scan = runner.run(scan, "scan pool", extents, again=True)
     _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ
     setup = session.setup
     if core.labels is not None and found.labels is not None:

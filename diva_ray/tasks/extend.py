@@ -140,10 +140,10 @@ class Extension:
         """Choose in rounds until the budget is spent, no row helps, or none is left."""
         total = self.helping = int(self.pool_counts.sum())
         goal = self.config.budget or total
-        store = self.session.folder if self.session.plan.kind != "inline" else None
         self.runner.engine.tell(
-            store=store, method=self.config.method, seed=self.config.seed, uniform_seed=self.config.seed + 17,
-            choices=self.setup.outputs if self._by_class else 1, levels=None, link=None,
+            store=self.session.folder, method=self.config.method, levels=None, link=None,
+            seed=self.config.seed, uniform_seed=self.config.seed + 17,
+            choices=self.setup.outputs if self._by_class else 1,
         )  # fmt: skip
         self.taken = torch.zeros_like(self.pool_counts) if self._by_class else torch.zeros(1, dtype=torch.int64)
         self.setup, _, _, _ = fit_ridge(self.runner, self.setup, self.config.ridge)  # in the precision that it takes
@@ -261,12 +261,13 @@ class Extension:
         self.helped += int(first.sum())
         self.taken = self.taken + first + second
         limits = {kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))}
-        engine.tell(limits=limits)
+        engine.tell(limits=limits, again=False)
         if bool((first > 0).any()) and self.config.method == "balanced" and not self.blind:
             self.reached = float(limits[0][0][first > 0].min()) / (1 << 62)
         found: Partial = self.runner.run(pool.take, "take", self.extents, features=False)
         again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]
         if again:
+            engine.tell(again=True)
             found = found + self.runner.run(pool.take, "take", again)
         self.sums = self.sums + found.sums
         engine.tell(pool_step=f"chosen{k + 1}")
@@ -290,8 +291,7 @@ def _finish(work: Extension) -> Result:
     """Write the chosen rows, and describe."""
     session, folder = work.session, work.session.folder
     work.runner.engine.tell(folder=folder, ranks=work.ranks)
-    written = work.runner.run(pool.write_selected, "write", work.extents, features=False)
-    folder.drop("weights")
+    written = work.runner.run(pool.write_selected, "write", work.extents, features=False, again=True)
     summary = figures(session, work, written)
     conclude(session, summary, render_sheet(sheet_of(session, work, summary)))
     return Result(summary, folder, session.plan.kind != "inline", told(summary), "selected")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -18,6 +19,8 @@ import yaml
 
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit say
 
 
 class Folder:
@@ -85,9 +88,8 @@ class Folder:
                 ) as writer,
             ):
                 yield writer
-        except BaseException:  # an object store shows what was closed, whole or not
-            if self.filesystem.get_file_info(partial).type == pyarrow.fs.FileType.File:
-                self.filesystem.delete_file(partial)
+        except BaseException as error:
+            self._give_up(partial, error)
             raise
         if partial != full:
             os.replace(partial, full)
@@ -112,10 +114,25 @@ class Folder:
 
     def _replace(self, name: str, fill: Any) -> None:
         full, partial = self._places(name)
-        with self.filesystem.open_output_stream(partial) as stream:
-            fill(stream)
+        try:
+            with self.filesystem.open_output_stream(partial) as stream:
+                fill(stream)
+        except BaseException as error:
+            self._give_up(partial, error)
+            raise
         if partial != full:
             os.replace(partial, full)
+
+    def _give_up(self, partial: str, error: BaseException) -> None:
+        """Delete what there is of a file (an object store shows what was closed, whole or not); say so if the disk is
+        full."""
+        if self.filesystem.get_file_info(partial).type == pyarrow.fs.FileType.File:
+            self.filesystem.delete_file(partial)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise InputError(
+                f"output: the disk must have room for the run, got {os.strerror(error.errno)} at {self.path}. Free "
+                "space there, then finish the run with `resume=true`."
+            ) from error
 
     def _places(self, name: str) -> tuple[str, str]:
         """Return where a file will be and where it is written first; its folder is there then."""

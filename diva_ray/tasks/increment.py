@@ -104,6 +104,14 @@ class Keeper:
 
     def fit(self, runner: Runner, setup: Setup) -> FitSums:
         """Return the fit sums of all rows; a pass over the rows that have changed."""
+
+        def go() -> tuple[FitSums, dict[str, Any]]:
+            return self._fit(runner, setup), self.figures
+
+        sums, self.figures = runner.once("fit", go, fit_parts.__name__, int(self.segments.rows.sum()))
+        return sums
+
+    def _fit(self, runner: Runner, setup: Setup) -> FitSums:
         start, before = time.perf_counter(), dict(runner.seconds)
         self.classes = None if setup.classes is None else [str(name) for name in setup.classes.to_pylist()]
         frame = frame_of(setup, self.session.scan)

@@ -6,9 +6,10 @@ import hashlib
 import platform
 import sys
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diva_ray.tasks.session import Session
+if TYPE_CHECKING:
+    from diva_ray.tasks.session import Session
 
 
 def manifest(session: Session, started: str, ended: str) -> dict[str, Any]:

@@ -271,7 +271,8 @@ class Drawn(Inline):
 
     def __init__(self, n: int, p: int, c: int) -> None:
         columns = Columns(("features",), "label")
-        table = Table("rows drawn on the fly", pa.schema([]), n, 0)
+        schema = pa.schema([("features", pa.list_(pa.float32(), p))])
+        table = Table("rows drawn on the fly", schema, n, 0)
         super().__init__([table], columns, split(table, columns), 1)
         self.shape, self.drawing = (p, c), 0.0
         self.kept: dict[int, dict[str, object]] = {extent.index: {} for extent in self.extents}

@@ -19,7 +19,6 @@ from diva_ray.tasks.derive import derive, takes_dual, with_errors
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.pairs_page import page_of, sources_of, summarise, told
 from diva_ray.tasks.result import Result
-from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session, check_bands
 from diva_ray.tasks.written import finish_copies, write_samples
 
@@ -98,7 +97,7 @@ def derive_directions(
     errors = "exact" if dual or with_errors(widest, heard, config.standard_errors).collect else "estimate"
     derived = {}
     for name, setup in setups.items():
-        runner = Runner(pairs.Directed(session.engine, name), session.runner.quiet, session.runner.seconds)
+        runner = replace(session.runner, engine=pairs.Directed(session.engine, name))
         runner.engine.tell(setup=setup, slope=slopes[name], draws=True)
         derived[name] = derive(runner, setup, config.ridge, rows, heard, errors, dual=dual)
     joint: Tally = session.runner.run(pairs.join, "join", session.scored())

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import Step, TrialSums, best_trial
-from diva_ray.data.regroup import restore_order
 from diva_ray.engine import verdicts
-from diva_ray.engine.context import Fold, Setup, Tally
+from diva_ray.engine.context import Fold, Setup
 from diva_ray.engine.steps import Trials, fold_counts
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
@@ -30,6 +29,7 @@ from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trusted import check_trust
 from diva_ray.tasks.walk import RIDGES, SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
+from diva_ray.tasks.written import write_samples
 
 log = logging.getLogger("diva_ray")
 CLEAR = 4.0  # standard errors beyond which no further fold is asked,
@@ -100,11 +100,10 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     setup = with_errors(setup, heard, config.standard_errors)
     setup, ridge, _, _ = fit_ridge(runner, setup, config.ridge)
-    store = session.folder if session.plan.kind != "inline" else None
     path = SOURCES if config.level == "source" else SAMPLES
     if config.method == "paper":
         path = Path(Step("plain", config.eta))
-    walk = Walk(runner, setup, ridge, path, session.scored(), store)
+    walk = Walk(runner, setup, ridge, path, session.scored(), session.folder)
     bare = with_errors(setup, heard, "none")  # plain steps look at no standard error
     trying = replace(walk, setup=bare) if config.method == "paper" else walk
     arms, sums, folds = try_folds(trying, config.folds, config.steps)
@@ -152,16 +151,8 @@ def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Resul
     """Write the rows with their new weights, and describe."""
     folder, runner, scan = session.folder, session.runner, session.scan
     folder.write_json("state.json", session.mark)
-    if session.original is not None:
-        folder.drop("samples")  # of a run that is resumed: in another order
-    runner.engine.tell(
-        folder=folder, outputs=False, rank_truth=False, mean_weight=scan.counts["weight"] / scan.counts["rows"],
-        written=set(folder.names("samples")) if config.resume else set(),
-    )  # fmt: skip
-    written: Tally = runner.run(verdicts.write, "write", session.scored())
-    folder.drop("weights")
-    if session.original is not None:
-        restore_order(folder, on_ray=session.plan.kind != "inline")
+    runner.engine.tell(mean_weight=scan.counts["weight"] / scan.counts["rows"])
+    written = write_samples(session, verdicts.write)
     summary = figures(session, config, weighed, written)
     if session.setup.sources is not None:
         summary["sources"] = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from diva_ray.engine.meter import Meter
 from diva_ray.engine.progress import Progress
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.errors import InputError
+from diva_ray.tasks.done import Done
 
 
 class Engine(Protocol):
@@ -35,16 +36,21 @@ class Engine(Protocol):
 
 @dataclass
 class Runner:
-    """Runs passes on an engine, with progress, and keeps the seconds of each."""
+    """Runs passes on an engine, with progress, and keeps the seconds of each.
+
+    Attributes:
+        done: where results of passes are kept for a run that is resumed; None: nowhere.
+    """
 
     engine: Engine
     quiet: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    done: Done | None = None
 
     @property
     def rows(self) -> int:
         """Resident rows."""
-        return sum(extent.stop - extent.start for extent in self.engine.extents if not extent.pool)
+        return sum(extent.stop - extent.start for extent in self._resident)
 
     def load(self) -> None:
         """Read every shard; the start of workers is counted apart, though they read from the moment they run."""
@@ -54,15 +60,50 @@ class Runner:
             progress.add(rows)
         self.seconds["load"] = progress.close()
 
-    def run(self, kernel: Any, label: str, extents: list[Extent] | None = None, *, features: bool = True) -> Any:
-        """Return the merged partials of a pass over some shards (those of no pool), added in their order."""
-        return add_in_order(self.each(kernel, label, extents, features=features))
+    def run(
+        self,
+        kernel: Any,
+        label: str,
+        extents: list[Extent] | None = None,
+        *,
+        features: bool = True,
+        again: bool = False,
+    ) -> Any:
+        """Return the merged partials of a pass over some shards (those of no pool), added in their order.
+
+        A run that is resumed takes over what was kept, but for a pass that it must take `again`: one whose files are
+        its result.
+        """
+
+        # The first pass after those that were taken over may find nothing of what they left with the rows of a pool.
+        first = not again and self.done is not None and self.done.resumes_here
+
+        def go() -> Any:
+            return add_in_order(self.each(kernel, label, extents, features=features or first))
+
+        chosen = self._resident if extents is None else extents
+        name = getattr(kernel, "__name__", "") or kernel.func.__name__
+        return self.once(label, go, name, sum(e.stop - e.start for e in chosen), again=again)
+
+    def once(self, label: str, go: Callable[[], Any], kernel: str, rows: int, *, again: bool = False) -> Any:
+        """Return what some passes lead to; see `run`."""
+        if self.done is None:
+            return go()
+        try:
+            return go() if again else self.done.once(label, kernel, rows, go)
+        except BaseException:
+            self.done.keep()  # what was done before
+            raise
+
+    @property
+    def _resident(self) -> list[Extent]:
+        return [extent for extent in self.engine.extents if not extent.pool]
 
     def each(
         self, kernel: Any, label: str, extents: list[Extent] | None = None, *, features: bool = True
     ) -> Iterator[Any]:
         """Yield the partial of every section of shards of a pass, in order."""
-        chosen = [extent for extent in self.engine.extents if not extent.pool] if extents is None else extents
+        chosen = self._resident if extents is None else extents
         rows, meter = sum(e.stop - e.start for e in chosen), self.engine.meter
         progress = Progress(label, rows, quiet=self.quiet)
         meter.begin(label, rows)

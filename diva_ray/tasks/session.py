@@ -15,7 +15,7 @@ from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
-from diva_ray.data.table import Table
+from diva_ray.data.table import Table, open_parquet
 from diva_ray.engine.context import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.shelf import Keeping
@@ -23,6 +23,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
+from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import APART, Opened
 from diva_ray.tasks.options import chosen_shares
 from diva_ray.tasks.runner import Engine, Runner
@@ -98,7 +99,7 @@ def open_session(
             runner.engine.close()
             log.info("groups lie scattered: their rows are brought together first")
             inline, original = plan.kind == "inline", tables[0]
-            tables[0] = regroup_in_memory(tables[0], columns) if inline else regroup_on_ray(tables[0], columns, folder)
+            tables[0] = regroup_in_memory(tables[0], columns) if inline else _grouped(tables[0], columns, folder)
             columns = replace(columns, position=POSITION)
             runner = start(config, plan, tables, roles, columns, quiet)
             found = look(runner, roles, columns, opened.task, cut_bits)
@@ -125,6 +126,16 @@ def join(plan: planning.Plan, config: FitConfig) -> planning.Plan:
     if budget is None:
         budget = memory_per_worker(plan.threads)
     return plan.settle(workers, budget, cluster.cache)
+
+
+def _grouped(table: Table, columns: Columns, folder: Folder) -> Table:
+    """Return the table sorted by group, in files written once: a resumed run finds those it began with."""
+    told = {"of": fingerprint(table), "by": columns.group, "columns": columns.names()}
+    if folder.read_json("grouped.json") != told:
+        folder.drop("grouped")
+        regroup_on_ray(table, columns, folder)
+        folder.write_json("grouped.json", told)
+    return open_parquet(folder.location("grouped"))
 
 
 def start(

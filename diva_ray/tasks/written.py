@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial, update_wrapper
 from typing import Any
 
 from diva_ray.config import ScoreConfig
@@ -9,6 +10,7 @@ from diva_ray.data.regroup import restore_order
 from diva_ray.data.table import open_parquet
 from diva_ray.engine import curate as curating
 from diva_ray.engine.context import Tally
+from diva_ray.engine.once import TOLD, once
 from diva_ray.tasks.export import merge_uids
 from diva_ray.tasks.session import Session
 
@@ -16,7 +18,10 @@ MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be rank
 
 
 def write_samples(session: Session, kernel: Any) -> Tally:
-    """Write `samples/` in the order of the input; return what the shards report of their rows."""
+    """Write `samples/` in the order of the input; return what the shards report of their rows.
+
+    Parts that an interrupted run has written stay as they are, and what they reported is taken over.
+    """
     config, folder, runner = session.config, session.folder, session.runner
     if session.original is not None:
         folder.drop("samples")  # of a run that is resumed: in another order
@@ -24,11 +29,12 @@ def write_samples(session: Session, kernel: Any) -> Tally:
         folder=folder, outputs=getattr(config, "outputs", False), export=getattr(config, "export", "none"),
         rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
         written=set(folder.names("samples")) if config.resume else set(),
+        told=set(folder.names(TOLD)) if config.resume else set(),
     )  # fmt: skip
-    written = runner.run(kernel, "write", session.scored(), features=False)
+    kernel = kernel if runner.done is None else update_wrapper(partial(once, kernel=kernel), kernel)
+    written = runner.run(kernel, "write", session.scored(), features=False, again=True)
     if session.original is not None:
         restore_order(folder, on_ray=session.plan.kind != "inline")
-    folder.drop("weights")
     return written
 
 
@@ -50,5 +56,5 @@ def write_curated(session: Session, action: str) -> dict[str, int]:
         curate=action, table=session.original or session.tables[0], scores=open_parquet(folder.location("samples")),
         weight_column=session.columns.weight,
     )  # fmt: skip
-    found = session.runner.run(curating.curate, "curate", session.scored(), features=False)
+    found = session.runner.run(curating.curate, "curate", session.scored(), features=False, again=True)
     return {"rows": int(found["kept"]), "changed": int(found["changed"])}

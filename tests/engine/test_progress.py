@@ -15,5 +15,5 @@ def test_a_log_gets_whole_lines_with_rate_and_time_left(monkeypatch, caplog, cap
     told.close()
     during, last = caplog.messages
     assert re.fullmatch(r"fit +33 %  [\d,]+ rows/s  \d+ s left", during)
-    assert re.fullmatch(r"fit +3,000 rows in \d+\.\d\d s  \([\d,]+ rows/s\)", last)
+    assert re.fullmatch(r"pass=fit rows=3000 seconds=\d+\.\d+ rows_per_second=\d+", last)
     assert capsys.readouterr().err == "", "no bar is drawn over and over"

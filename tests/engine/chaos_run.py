@@ -1,0 +1,290 @@
+"""Everything that goes wrong on a cluster of three nodes, one after another: run in a process of its own.
+
+A session scores and reweights one table while workers are killed, a node is lost, another is pre-empted, a file is
+gone, the disk is full and drivers die; what is written must have the bits of an undisturbed run in one process.
+"""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.cluster_utils import Cluster as Nodes
+
+import diva_ray
+from diva_ray.engine import passes, reduce
+from diva_ray.engine.cluster import Cluster
+from diva_ray.errors import InputError
+from diva_ray.tasks import done
+
+ROWS, FILES, WORKERS = 12_000, 6, 3
+WHERE = {"kind": "ray", "workers": WORKERS}
+reduce.UNIT = 1  # the driver adds shard by shard, so that things can happen in the middle of a pass
+done.DEAR = 0.0
+
+
+def write_table(folder: Path) -> str:
+    """Write a learnable table of several files."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((ROWS, 16)).astype(np.float32)
+    y = (X[:, :4] + generator.standard_normal((ROWS, 4))).argmax(1)
+    y[:1500] = generator.integers(0, 4, 1500)
+    folder.mkdir(parents=True)
+    for k in range(FILES):
+        part = slice(k * ROWS // FILES, (k + 1) * ROWS // FILES)
+        rows = {"features": pa.FixedShapeTensorArray.from_numpy_ndarray(X[part]), "label": pa.array(y[part])}
+        pq.write_table(pa.table(rows), folder / f"part-{k}.parquet")
+    return str(folder)
+
+
+def run(verb: str, table: str, output: str, where: dict | None = None, **options):
+    """Score or reweight the table."""
+    more = {"folds": 2, "steps": 1} if verb == "reweight" else {}
+    cluster = where or {"kind": "inline", "threads": 1}
+    return getattr(diva_ray, verb)(table, cluster=cluster, output=output, quiet=True, **more, **options)
+
+
+def name_of(kernel) -> str:
+    """Return the name of a kernel."""
+    return getattr(kernel, "__name__", "") or kernel.func.__name__
+
+
+WHOLE = Cluster.each
+
+
+class Disturbed:
+    """While entered, `happen(pids of workers, kernel's name, number of that pass)` is called in the midst of passes:
+    after the first shard."""
+
+    def __init__(self, happen, log: Path | None = None) -> None:
+        self.happen, self.log, self.passes, self.pids = happen, log, [], []
+
+    def __enter__(self) -> "Disturbed":
+        disturbed = self
+
+        def each(self, kernel, extents, done=int, features=True):
+            name = name_of(kernel)
+            disturbed.passes.append(name)
+            # Asked for now: a worker answers when it has done what it was asked before.
+            disturbed.pids = ray.get([actor.process.remote() for actor in self.actors])
+            noted = functools.update_wrapper(functools.partial(note, kernel=kernel, log=disturbed.log), kernel)
+            chosen = noted if disturbed.log else kernel
+            for k, partial in enumerate(WHOLE(self, chosen, extents, done, features)):
+                if k == 0:
+                    disturbed.happen(disturbed.pids, name, disturbed.passes.count(name))
+                yield partial
+
+        Cluster.each = each
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Cluster.each = WHOLE
+
+
+def note(shard, known, *, kernel, log):
+    """Run a kernel and note which shard it, and what it computes again, goes over."""
+    for name in ("leave_one_out", "score"):
+        inner = getattr(passes, name)
+        if not hasattr(inner, "__wrapped__"):
+
+            def again(shard, known, inner=inner):
+                _write(log, f"again:{inner.__name__}", shard)
+                return inner(shard, known)
+
+            setattr(passes, name, functools.update_wrapper(again, inner))
+    _write(log, name_of(kernel), shard)
+    time.sleep(0.05)  # so that a pass has a middle
+    return getattr(kernel, "__wrapped__", kernel)(shard, known)
+
+
+def _write(log: Path, name: str, shard) -> None:
+    with open(log, "a") as file:
+        file.write(f"{name} {shard.extent.index}\n")
+
+
+def same(result, expected, what: str) -> None:
+    """Raise unless the rows have the bits that they must have; say what was survived."""
+    assert result.folder.read_table("samples").equals(expected.folder.read_table("samples")), what
+    assert "steps" not in result.folder.names(""), what
+    print(f"{time.strftime('%H:%M:%S')} same bits after: {what}", flush=True)
+
+
+def kills(table: str, folder: Path, expected) -> None:
+    """A worker is killed in several passes; little is computed again."""
+    fatal, victims = ("fit_parts", "score", "write"), []
+
+    def happen(pids, name, number):
+        if name in fatal and number == 1:
+            victims.append((1 + len(victims)) % WORKERS)
+            os.kill(pids[victims[-1]], signal.SIGKILL)
+
+    with Disturbed(happen, folder / "kernels.log") as seen:
+        result = run("score", table, str(folder / "killed"), WHERE)
+    same(result, expected, f"a worker killed in each of {', '.join(fatal)}")
+    assert len(victims) == len(fatal)
+    ran = Counter((folder / "kernels.log").read_text().splitlines())
+    shards = {line.split()[1] for line in ran}
+    share = -(-len(shards) // WORKERS)
+    top = Counter(seen.passes)
+    redone = {name: sum(ran[f"{name} {shard}"] - top[name] for shard in shards) for name in top}
+    print(f"  again: {redone}; of {len(shards)} shards, of which a worker holds {share}", flush=True)
+    assert all(0 <= n <= (share if name in fatal else 0) for name, n in redone.items()), redone
+    assert any(redone.values()), "kills must hit the middle of a pass"
+    for name in ("leave_one_out", "score"):  # what rows of a new worker must have again before it can go on
+        again = sum(count for line, count in ran.items() if line.startswith(f"again:{name} "))
+        assert again <= share * len(fatal), (name, again)
+        print(f"  {name}: computed again for {again} shards of {len(fatal)} new workers", flush=True)
+    assert result.summary["workers"]["restarts"] >= 1
+
+
+def notify(nodes: Nodes, node) -> None:
+    """Tell Ray that a node will be pre-empted in half a minute, as clouds tell it."""
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    client = ray._raylet.GcsClient(address=nodes.address)
+    taken, why = client.drain_node(node.node_id, reason, "spot", int(time.time() * 1000) + 30_000)
+    assert taken, why
+
+
+def nodes_go(nodes: Nodes, table: str, folder: Path, expected) -> None:
+    """A node is lost without a word, another is told that it will be pre-empted and goes a second later."""
+    gone: list[str] = []
+
+    def replace_first(*, notice: bool) -> None:
+        node = next(iter(nodes.worker_nodes))
+        nodes.add_node(num_cpus=1)
+        gone.append(node.node_id)
+        if notice:
+            notify(nodes, node)
+            threading.Timer(1.0, lambda: nodes.remove_node(node, allow_graceful=False)).start()
+        else:
+            nodes.remove_node(node, allow_graceful=False)
+
+    def happen(pids, name, number):
+        if name == "propose" and number == 1:
+            replace_first(notice=False)
+        if name == "leave_one_out" and number == 2:
+            replace_first(notice=True)
+            time.sleep(1.5)  # so that the node goes in the middle of the pass
+
+    with Disturbed(happen):
+        result = run("reweight", table, str(folder / "nodes"), WHERE)
+    assert len(gone) == 2
+    assert {node["NodeID"] for node in ray.nodes() if not node["Alive"]} == set(gone)
+    same(result, expected, "a node lost, a node pre-empted with a notice")
+
+
+def file_gone(table: str, folder: Path, expected) -> None:
+    """A file cannot be read when a new worker loads it: one line; once it is back the run is finished."""
+    file, away = Path(table) / f"part-{FILES - 1}.parquet", folder / "away.parquet"
+
+    def happen(pids, name, number):
+        if name == "leave_one_out":
+            file.rename(away)
+            os.kill(pids[-1], signal.SIGKILL)
+
+    with Disturbed(happen, folder / "gone.log"):
+        try:
+            run("score", table, str(folder / "file"), WHERE)
+            raise AssertionError("a file that is gone must be an error")
+        except InputError as error:
+            assert str(file) in str(error) and "\n" not in str(error), error
+            print("  ", error, flush=True)
+    away.rename(file)
+    with Disturbed(lambda *_: None) as seen:
+        result = run("score", table, str(folder / "file"), WHERE, resume=True)
+    assert seen.passes[:2] == ["scan", "leave_one_out"], seen.passes
+    same(result, expected, "a file that was gone for a while")
+
+
+def disk_full(table: str, folder: Path, expected) -> None:
+    """The disk is full when rows are written: one line; with more room the run is finished."""
+    small = folder / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1700k", "none", small], check=False).returncode:
+        print("SKIPPED: a full disk (nobody may mount one here)", flush=True)
+        return
+    try:
+        try:
+            run("score", table, str(small / "run"), WHERE)
+            raise AssertionError("a full disk must be an error")
+        except InputError as error:
+            assert "No space left on device" in str(error) and "resume=true" in str(error), error
+            print("  ", error, flush=True)
+        subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+        with Disturbed(lambda *_: None) as seen:
+            result = run("score", table, str(small / "run"), WHERE, resume=True)
+        assert seen.passes == ["scan", "write"], seen.passes  # 1.4 MB are kept before rows are written: 0.6 MB
+        same(result, expected, "a full disk")
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def drivers_die(nodes: Nodes, table: str, folder: Path, expected) -> None:
+    """The driver is killed in two passes, and the run finished by a third."""
+    output = str(folder / "driver")
+    for attempt, kernel in enumerate(("propose", "write")):
+        command = [sys.executable, "-m", "tests.engine.chaos_run", "driver", table, output, kernel, str(attempt)]
+        died = subprocess.run(
+            command, env={**os.environ, "RAY_ADDRESS": nodes.address}, capture_output=True, text=True, check=False
+        )
+        assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
+    written = {path.name: path.stat().st_mtime_ns for path in (folder / "driver" / "samples").glob("part*")}
+    with Disturbed(lambda *_: None) as seen:
+        result = run("reweight", table, output, WHERE, resume=True)
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "driver" / "samples").glob("part*")}
+    assert written and all(after[name] == time for name, time in written.items()), "what was written must stay"
+    assert seen.passes == ["scan", "write"], seen.passes
+    same(result, expected, f"two killed drivers; {len(written)} of {len(after)} parts were there")
+
+
+def driver(table: str, output: str, fatal: str, attempt: str) -> None:
+    """Reweight until the driver kills itself after the first shard of a pass."""
+
+    def happen(pids, name, number):
+        if name == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with Disturbed(happen):
+        run("reweight", table, output, WHERE, resume=attempt != "0")
+
+
+def start() -> Nodes:
+    """Start a head without CPUs and three nodes of one, which are missed soon."""
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_timeout_ms": 2000}
+    head = {"num_cpus": 0, "_system_config": {**quick, "health_check_failure_threshold": 3}}
+    nodes = Nodes(initialize_head=True, head_node_args=head)
+    for _ in range(WORKERS):
+        nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level=40)
+    return nodes
+
+
+def main(output: str) -> None:
+    """Let everything happen; print OK when all of it was survived."""
+    folder = Path(output)
+    table = write_table(folder / "table")
+    whole = {verb: run(verb, table, str(folder / verb)) for verb in ("score", "reweight")}
+    nodes = start()
+    kills(table, folder, whole["score"])
+    file_gone(table, folder, whole["score"])
+    disk_full(table, folder, whole["score"])
+    drivers_die(nodes, table, folder, whole["reweight"])
+    nodes_go(nodes, table, folder, whole["reweight"])
+    ray.shutdown()
+    nodes.shutdown()
+    print("OK")
+
+
+if __name__ == "__main__":
+    driver(*sys.argv[2:]) if sys.argv[1] == "driver" else main(sys.argv[1])
