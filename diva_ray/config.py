@@ -43,7 +43,8 @@ class ClusterConfig:
     # `threads` CPUs that are there; an autoscaling cluster is asked for one for every minute of passes if that is more
     workers: int | None = None
     threads: int | None = None  # BLAS threads of a worker, or of the process inline; None: 1 on Ray, every core inline
-    gpus_per_worker: float = 0.0  # for encoders only, fractions count: the passes run on CPUs
+    # GPUs of a worker, 0..1, of the process inline 0 or 1: passes and encoders run there; a fraction shares one GPU
+    gpus_per_worker: float = 0.0
     memory: str | None = None  # budget per worker, or for the process inline, such as 2GiB; None: what the machine has
     # rows that do not fit the memory are read once in each pass from: a file in this folder on each worker's own disk |
     # auto: in its temporary folder | none: the table itself
@@ -66,7 +67,9 @@ class FitConfig:
     projection: int | None = None  # columns that a wider band is randomly projected to, by `seed`; None: as it is
     ridge: Any = "auto"  # auto: chosen by leave-one-out | a number >= 0
     shares: Any = None  # {band: share > 0}: its penalty is ridge / share | bands.json of an aggregate run; None: alike
-    precision: str = "auto"  # auto: float32 products where the condition number allows | float32 (same) | float64
+    # auto: float32 products where the condition number allows | float32 (same) | float64 | tf32, bf16: products of
+    # whitened rows on a GPU's tensor cores (score, method=plain): faster, an error of about 1e-3, checked on some rows
+    precision: str = "auto"
     block_rows: int = 1024  # rows worked on at a time
     standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows | exact | estimate
     seed: int = 0

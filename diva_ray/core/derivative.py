@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from diva_ray.core.products import (
     multiply,
     multiply_triangular_,
     row_dot,
+    symmetric,
     whitened_quadratic,
 )
 from diva_ray.core.ridge import Solution
@@ -53,6 +54,7 @@ class AdjointAccumulator:
         copies: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        inputs: str = "full",
         *,
         folding: Folding | None = None,
         first_order: bool = False,
@@ -60,7 +62,8 @@ class AdjointAccumulator:
         self.folding = folding
         columns = c if folding is None else folding.buckets
         self.M = torch.zeros(c + (copies - 1) * columns, p, dtype=torch.float64, device=device)
-        self.S = [GramSum(p, dtype, device) for _ in range(1 if first_order else copies)]
+        self.inputs, self.dtype = inputs, dtype if inputs == "full" else torch.float32
+        self.S = [GramSum(p, self.dtype, device, inputs) for _ in range(1 if first_order else copies)]
 
     def add(
         self,
@@ -71,11 +74,13 @@ class AdjointAccumulator:
         signs: Float[Tensor, "n copies"],
     ) -> None:
         """Add a block of whole groups; rows of one group share their sign."""
-        self.M += multiply(_side_by_side(t, signs, self.folding).T, U)
         weight, blocks = group_weights(left, alpha, t)
+        U, t, weight, signs = (x.to(self.dtype) for x in (U, t, weight, signs))
+        self.M += multiply(_side_by_side(t, signs, self.folding).T, U, self.inputs)
         self._add_gram(U, weight, signs)
         for rows, w, V in blocks:
-            self._add_gram((V.mT @ U[rows]).flatten(0, 1), w.flatten(), signs[rows].flatten(0, 1))
+            turned = V.to(self.dtype).mT @ U[rows]
+            self._add_gram(turned.flatten(0, 1), w.to(self.dtype).flatten(), signs[rows].flatten(0, 1))
 
     def _add_gram(self, U: Tensor, weight: Tensor, signs: Tensor) -> None:
         if bool((weight != 0).any()):
@@ -109,22 +114,28 @@ class AdjointSums:
 @dataclass(frozen=True)
 class Adjoint:
     """What a row needs for its derivative: P = A^-1 M (p, c copies), and T with z'Qz = (zT) . z of every copy that has
-    it."""
+    it.
+
+    With `inputs` other than full it is of whitened rows u = L^-1 z: P = sum u t' and u' S u, whose products may be of
+    low precision at any condition number.
+    """
 
     P: Tensor
     T: tuple[Tensor, ...]
+    inputs: str = "full"
 
     def to(self, dtype: torch.dtype) -> Adjoint:
-        """Return the same matrices in another dtype."""
-        return Adjoint(self.P.to(dtype), tuple(T.to(dtype) for T in self.T))
+        """Return the same matrices in another dtype; those of whitened rows always in float32."""
+        dtype = dtype if self.inputs == "full" else torch.float32
+        return replace(self, P=self.P.to(dtype), T=tuple(T.to(dtype) for T in self.T))
 
     def first(self, c: int) -> Adjoint:
         """Return what the derivative itself needs, without the copies that draw its standard error."""
-        return Adjoint(self.P[:, :c], self.T[:1])
+        return replace(self, P=self.P[:, :c], T=self.T[:1])
 
 
-def solve_adjoint(solution: Solution, sums: AdjointSums) -> tuple[Adjoint, Float[Tensor, " p"]]:
-    """Return the adjoint of every copy, and dL/dLambda of every column; p^3 operations a copy.
+def solve_adjoint(solution: Solution, sums: AdjointSums, inputs: str = "full") -> tuple[Adjoint, Float[Tensor, " p"]]:
+    """Return the adjoint of every copy, and dL/dLambda of every column; p^3 operations a copy (one for low `inputs`).
 
     dL/dLambda_k = -(P * W).sum(1)_k + Q_kk: the gradient of the leave-one-out loss with respect to all penalties is
     free.
@@ -134,14 +145,15 @@ def solve_adjoint(solution: Solution, sums: AdjointSums) -> tuple[Adjoint, Float
     T = []
     penalty = torch.empty(0)
     for copy, S in enumerate(sums.S):
-        Q = whitened_quadratic(solution.Linv, S)
-        diagonal = Q.diagonal().clone()
+        Q = whitened_quadratic(solution.Linv, S) if copy == 0 or inputs == "full" else S
         if copy == 0:
             c = solution.W.shape[1]
-            penalty = diagonal - row_dot(P[:, :c].contiguous(), solution.W)
+            penalty = Q.diagonal() - row_dot(P[:, :c].contiguous(), solution.W)
+        Q = Q if inputs == "full" else symmetric(S)
+        diagonal = Q.diagonal().clone()
         T.append(Q.tril_().mul_(2))
         Q.diagonal().copy_(diagonal)
-    return Adjoint(P, tuple(T)), penalty
+    return Adjoint(P if inputs == "full" else sums.M, tuple(T), inputs), penalty
 
 
 def _side_by_side(t: Tensor, signs: Tensor, folding: Folding | None) -> Tensor:
@@ -184,6 +196,8 @@ def derivative(
 ) -> Float[Tensor, "n copies"]:
     """Return d_j = r_j' P' z_j - own_j + z_j' Q z_j of every row and copy; `scratch` is memory for m >= n rows.
 
+    Z holds whitened rows if the adjoint is of those.
+
     Exact; n p^2 + 2 n p c operations a copy. Rows of weight 0 (a pool) are scored like any other. A copy without Q, or
     with `folding`, only draws a standard error: without Q it lacks the second order in K, C_ij = K_ij t_i . r_j, which
     on real features with a mean leverage of 0.02-0.18 made the median standard error 0-3 % smaller.
@@ -196,7 +210,7 @@ def derivative(
         Dukler et al. 2022, Prop. 1 and 3; here in three passes with O(p^2) state.
     """
     copies = signs.shape[1]
-    projected = multiply(Z, adjoint.P)
+    projected = multiply(Z, adjoint.P, adjoint.inputs)
     result = torch.empty(len(Z), copies, dtype=Z.dtype, device=Z.device)
     scratch = torch.empty_like(Z) if scratch is None else scratch[: len(Z)]
     at = 0
@@ -206,8 +220,9 @@ def derivative(
         at += seen.shape[1]
         mine = signs[:, copy] * (own if own.ndim == 1 else own[:, copy])
         if copy < len(adjoint.T):
-            quadratic = row_dot(Z, multiply_triangular_(scratch.copy_(Z), adjoint.T[copy], upper=False))
-            result[:, copy] = linear - mine + quadratic
+            T = adjoint.T[copy]
+            turned = multiply_triangular_(scratch.copy_(Z), T, upper=False, inputs=adjoint.inputs)
+            result[:, copy] = linear - mine + row_dot(Z, turned)
         else:
             result[:, copy] = linear - mine
     return result

@@ -31,7 +31,7 @@ class Folding:
         folded = torch.zeros(len(x), self.buckets, dtype=x.dtype, device=x.device)
         for run, shift in enumerate(self.shifts[copy].tolist()):
             columns = slice(run * self.buckets, (run + 1) * self.buckets)
-            part = x[:, columns] * self.signs[copy, columns]
+            part = x[:, columns] * self.signs[copy, columns].to(x)
             inside = min(part.shape[1], self.buckets - shift)  # the rest begins again in the first column
             folded[:, shift : shift + inside] += part[:, :inside]
             folded[:, : part.shape[1] - inside] += part[:, inside:]

@@ -1,26 +1,34 @@
 """The dense products that carry the cost: symmetric rank-k sums, triangular and general products.
 
 On a CPU they go through scipy's BLAS: torch offers neither SYRK nor TRMM, which halve the work, and its own BLAS runs
-at two fifths of scipy's on AMD. Elsewhere they go through torch. Matrices are row-major; a symmetric sum fills its
-upper triangle only until `symmetric` mirrors it.
+at two fifths of scipy's on AMD. On another device they go through torch, in panels of columns that leave most of the
+other triangle out. Matrices are row-major; a symmetric sum fills its upper triangle only until `symmetric` mirrors it.
+
+`inputs` of a product: `full`, or the precision its inputs are rounded to first, `tf32` (10 bits of mantissa) or `bf16`
+(7), sums in float32 as on the tensor cores of a GPU. A CPU rounds, then multiplies as ever: to see the error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.linalg import blas, eigh, lapack
 from torch import Tensor
 
 # Rows summed in float32 before they are added to the float64 total: rounding grows with the run, not with n.
 ROWS_PER_FLUSH = 16_384
+PANEL = 1_024  # columns of a triangular or symmetric product worked on at a time, but on a CPU
 
 
 class GramSum:
     """Running sum of Z' diag(w) Z, in float64 across runs of `ROWS_PER_FLUSH` rows; n p^2 operations for n rows."""
 
-    def __init__(self, p: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(self, p: int, dtype: torch.dtype, device: torch.device | str = "cpu", inputs: str = "full") -> None:
+        self.inputs = inputs
         self.run = torch.zeros(p, p, dtype=dtype, device=device)
         self.rows = 0
         self.total: Tensor | None = None
@@ -32,9 +40,9 @@ class GramSum:
             self._flush()
         self.rows += len(Z)
         if not self.run.is_cpu:
-            self.run.addmm_(Z.T, Z if weight is None else Z * weight[:, None])
+            self._add_panels(Z, Z if weight is None else Z * weight[:, None])
         elif weight is None:
-            _syrk(self.run, Z, 1.0)
+            _syrk(self.run, rounded(Z, self.inputs), 1.0)
         else:
             self._add_signed(Z, weight)
 
@@ -47,7 +55,16 @@ class GramSum:
                 if len(self.scaled) < len(Z):
                     self.scaled = torch.empty_like(Z)
                 scaled = torch.index_select(Z, 0, rows, out=self.scaled[: len(rows)])
-                _syrk(self.run, scaled.mul_(root[rows, None]), sign)
+                _syrk(self.run, rounded(scaled.mul_(root[rows, None]), self.inputs), sign)
+
+    def _add_panels(self, Z: Tensor, weighted: Tensor) -> None:
+        for panel, stop in _panels(Z.shape[1]):
+            into, left, right = self.run[:stop, panel], Z[:, :stop].T, weighted[:, panel]
+            if self.inputs == "bf16":
+                into.add_(_device_product(left, right, self.inputs))
+                continue
+            with float32_products(self.inputs):
+                into.addmm_(left, right)
 
     def _flush(self) -> None:
         self.total = self.run.double() if self.total is None else self.total.add_(self.run)
@@ -78,9 +95,46 @@ def _syrk(upper: Tensor, Z: Tensor, sign: float) -> None:
     syrk(sign, Z.numpy().T, beta=1.0, c=upper.numpy().T, lower=1, overwrite_c=1)
 
 
-def multiply(a: Float[Tensor, "n p"], b: Float[Tensor, "p c"]) -> Float[Tensor, "n c"]:
+def rounded(x: Tensor, inputs: str) -> Tensor:
+    """Return float32 values as a product of such inputs sees them: the nearest bf16, or cut to the bits of TF32."""
+    if inputs == "full":
+        return x
+    return x.bfloat16().to(x.dtype) if inputs == "bf16" else (x.view(torch.int32) & ~0x1FFF).view(x.dtype)
+
+
+@contextmanager
+def float32_products(inputs: str) -> Iterator[None]:
+    """Set whether a GPU's float32 products may round their inputs to TF32, whatever the process has set."""
+    switch, modern = torch.backends.cuda.matmul, hasattr(torch.backends, "fp32_precision")
+    name = "fp32_precision" if modern else "allow_tf32"  # torch 2.9 brought the first
+    before, wanted = getattr(switch, name), ("tf32" if inputs == "tf32" else "ieee") if modern else inputs == "tf32"
+    setattr(switch, name, wanted)
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
+
+
+def _device_product(a: Tensor, b: Tensor, inputs: str) -> Tensor:
+    if inputs == "bf16":
+        return torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32)
+    with float32_products(inputs):
+        return a @ b
+
+
+def _panels(p: int) -> Iterator[tuple[slice, int]]:
+    """Yield (columns, how many rows of an upper triangle reach them)."""
+    for start in range(0, p, PANEL):
+        stop = min(start + PANEL, p)
+        yield slice(start, stop), stop
+
+
+def multiply(a: Float[Tensor, "n p"], b: Float[Tensor, "p c"], inputs: str = "full") -> Float[Tensor, "n c"]:
     """Return a b, row-major on a CPU; 2 n p c operations. Only what lies neither by rows nor by columns is copied."""
-    if not a.is_cpu or not a.numel() or not b.numel():
+    if not a.is_cpu:
+        return _device_product(a, b, inputs)
+    a, b = rounded(a, inputs), rounded(b, inputs)
+    if not a.numel() or not b.numel():
         return a @ b
     gemm = blas.sgemm if a.dtype == torch.float32 else blas.dgemm
     (left, turn_left), (right, turn_right) = _by_columns(b), _by_columns(a)
@@ -95,19 +149,38 @@ def _by_columns(x: Tensor) -> tuple[np.ndarray, bool]:
     return x.contiguous().numpy().T, False
 
 
-def multiply_triangular_(Z: Float[Tensor, "n p"], T: Float[Tensor, "p p"], *, upper: bool) -> Float[Tensor, "n p"]:
+def multiply_triangular_(
+    Z: Float[Tensor, "n p"], T: Float[Tensor, "p p"], *, upper: bool, inputs: str = "full"
+) -> Float[Tensor, "n p"]:
     """Return Z T for a triangular T, in the memory of Z on a CPU; n p^2 operations.
 
     Raises:
         ValueError: not row-major, where BLAS would work on a copy.
     """
     if not Z.is_cpu:
-        return Z @ T
+        product = torch.empty_like(Z)
+        for panel, stop in _panels(Z.shape[1]):
+            met = slice(0, stop) if upper else slice(panel.start, None)
+            product[:, panel] = _device_product(Z[:, met], T[met, panel], inputs)
+        return product
     if not (Z.is_contiguous() and T.is_contiguous()):
         raise ValueError("multiply_triangular_: Z and T must be row-major, got strided views. Use `.contiguous()`.")
+    Z, T = (Z, T) if inputs == "full" else (Z.copy_(rounded(Z, inputs)), rounded(T, inputs))
     trmm = blas.strmm if Z.dtype == torch.float32 else blas.dtrmm
     trmm(1.0, T.numpy().T, Z.numpy().T, lower=int(upper), overwrite_b=1)
     return Z
+
+
+def add_rows_(into: Float[Tensor, "c p"], codes: Int[Tensor, " n"], rows: Float[Tensor, "n p"]) -> Float[Tensor, "c p"]:
+    """Add every row to the row of `into` that its code names, in one order on every run."""
+    if into.is_cpu:
+        return into.index_add_(0, codes, rows)
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)  # else a GPU adds in the order in which its threads come
+    try:
+        return into.index_add_(0, codes, rows)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def row_dot(a: Float[Tensor, "n p"], b: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
@@ -125,16 +198,26 @@ def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], floa
         ValueError: A is not positive definite in float64.
     """
     norm = max(float(rows.abs().sum(1).max()) for rows in A.split(512))  # A is symmetric
+    if not A.is_cpu:
+        L, info = torch.linalg.cholesky_ex(A)
+        _check_pivots(int(info))
+        identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
+        inverse = torch.linalg.solve_triangular(L, identity, upper=False)
+        return inverse, norm * float((inverse.T @ inverse).abs().sum(0).max())
     # LAPACK sees A' = A, and its upper factor R (A = R'R) in column-major order is our row-major L.
-    factor, info = lapack.dpotrf(A.cpu().numpy().T, lower=0, clean=1, overwrite_a=1)
+    factor, info = lapack.dpotrf(A.numpy().T, lower=0, clean=1, overwrite_a=1)
+    _check_pivots(info)
+    reciprocal, _ = lapack.dpocon(factor, anorm=norm, uplo="U")
+    inverse, _ = lapack.dtrtri(factor, lower=0, overwrite_c=1)
+    return torch.from_numpy(inverse.T), 1.0 / reciprocal if reciprocal > 0 else float("inf")
+
+
+def _check_pivots(info: int) -> None:
     if info:
         raise ValueError(
             f"solve: the normal matrix must be positive definite, got a pivot <= 0 at column {info - 1}. "
             "Increase `ridge`."
         )
-    reciprocal, _ = lapack.dpocon(factor, anorm=norm, uplo="U")
-    inverse, _ = lapack.dtrtri(factor, lower=0, overwrite_c=1)
-    return torch.from_numpy(inverse.T).to(A.device), 1.0 / reciprocal if reciprocal > 0 else float("inf")
 
 
 def eigen_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, "p p"]]:
@@ -176,7 +259,7 @@ def kernel(Z: Float[Tensor, "n p"], scale: Float[Tensor, " p"]) -> Float[Tensor,
 
 
 def inverse_(A: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
-    """Return the inverse of a positive definite A, in its memory on a CPU, and its condition number; n^3 operations.
+    """Return the inverse of a positive definite A on a CPU, in its memory, and its condition number; n^3 operations.
 
     Raises:
         ValueError: A is not positive definite in this precision.
@@ -186,7 +269,7 @@ def inverse_(A: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
         (lapack.spotrf, lapack.spotri, lapack.spocon) if single else (lapack.dpotrf, lapack.dpotri, lapack.dpocon)
     )
     norm = float(A.abs().sum(0).max())
-    factor, info = potrf(A.cpu().numpy().T, lower=1, clean=0, overwrite_a=1)
+    factor, info = potrf(A.numpy().T, lower=1, clean=0, overwrite_a=1)
     if info:
         raise ValueError(
             f"inverse: the kernel matrix must be positive definite, got a pivot <= 0 at row {info - 1}. "
@@ -194,7 +277,7 @@ def inverse_(A: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
         )
     reciprocal, _ = pocon(factor, anorm=norm, uplo="L")
     inverse, _ = potri(factor, lower=1, overwrite_c=1)
-    upper = torch.from_numpy(inverse.T).to(A.device)
+    upper = torch.from_numpy(inverse.T)
     return mirror_(upper), 1.0 / float(reciprocal) if reciprocal > 0 else float("inf")
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.products import GramSum, copy_double, inverse_factor_, multiply, symmetric
+from diva_ray.core.products import GramSum, add_rows_, copy_double, inverse_factor_, multiply, symmetric
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class FitAccumulator:
             known = Y >= 0
             rows = Z if bool((alpha == 1).all()) and bool(known.all()) else Z[known] * alpha[known, None]
             classes, row = torch.unique(Y[known], return_inverse=True)
-            found = torch.zeros(len(classes), Z.shape[1], dtype=Z.dtype, device=Z.device).index_add_(0, row, rows)
-            self.cross.index_add_(0, classes, found.double())
+            found = add_rows_(torch.zeros(len(classes), Z.shape[1], dtype=Z.dtype, device=Z.device), row, rows)
+            add_rows_(self.cross, classes, found.double())
         else:
             self.cross += multiply((Y * alpha[:, None]).T, Z)
         if offset is not None:

@@ -56,15 +56,15 @@ class Cache:
 
     def put(self, value: Any) -> Any:
         """Return the value with a slot in the place of every array, which is in the file now."""
-        return _mapped(value, LEAVES, self._write)
+        return mapped(value, LEAVES, self._write)
 
     def get(self, kept: Any) -> Any:
         """Return what was put: arrays of this process's own."""
-        return _mapped(kept, Slot, self._read)
+        return mapped(kept, Slot, self._read)
 
     def drop(self, kept: Any) -> None:
         """Give the places of a value's arrays to others of their size."""
-        _mapped(kept, Slot, lambda slot: self.free[slot.bytes].append(slot.offset))
+        mapped(kept, Slot, lambda slot: self.free[slot.bytes].append(slot.offset))
 
     def close(self) -> None:
         """Delete everything."""
@@ -119,18 +119,18 @@ def _as_numpy(array: Any) -> tuple[str, np.ndarray]:
     return "numpy", array
 
 
-def _mapped(value: Any, leaf: Any, change: Any) -> Any:
+def mapped(value: Any, leaf: Any, change: Any) -> Any:
     """Return the value with `change(x)` in the place of every x of type `leaf` inside it."""
     if isinstance(value, leaf):
         return change(value)
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(one, leaf, change) for one in value)
+        return type(value)(mapped(one, leaf, change) for one in value)
     if isinstance(value, dict):
-        return {name: _mapped(one, leaf, change) for name, one in value.items()}
+        return type(value)({name: mapped(one, leaf, change) for name, one in value.items()})
     if hasattr(value, "__dict__") and not isinstance(value, type):
         other = copy.copy(value)
         for name, one in vars(value).items():
-            object.__setattr__(other, name, _mapped(one, leaf, change))  # of a frozen dataclass too
+            object.__setattr__(other, name, mapped(one, leaf, change))  # of a frozen dataclass too
         return other
     return value
 

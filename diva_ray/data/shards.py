@@ -254,22 +254,27 @@ def prepare_rows(shard: Shard, rows: slice | Tensor, scale: Scale, out: Tensor) 
         if not shard.bands[k].shape[1]:  # no row of the shard has the band
             into.zero_()
             continue
-        _scale_band(shard, k, rows, mean.to(out.dtype), factor, project, into)
+        _scale_band(shard, k, rows, mean.to(out), factor, project, into)
     return out
 
 
 def _scale_band(
     shard: Shard, k: int, rows: slice | Tensor, mean: Tensor, factor: float, project: Tensor | None, into: Tensor
 ) -> None:
-    """Write one band's columns: centred, scaled, 0 where the band is missing, and projected if they are to be."""
-    values, absent = shard.bands[k][rows], shard.missing[k]
-    scaled = torch.sub(values, mean, out=into if project is None else torch.empty(values.shape, dtype=into.dtype))
+    """Write one band's columns: centred, scaled, 0 where the band is missing, and projected if they are to be.
+
+    All on the device of `into`, wherever the features lie.
+    """
+    band, absent, place = shard.bands[k], shard.missing[k], into.device
+    values = band[rows if isinstance(rows, slice) else rows.to(band.device)].to(place)
+    scratch = into if project is None else torch.empty(values.shape, dtype=into.dtype, device=place)
+    scaled = torch.sub(values, mean, out=scratch)
     if factor != 1:
         scaled.mul_(factor)
     if absent is not None:
-        scaled[absent[rows]] = 0
+        scaled[absent[rows].to(place)] = 0
     if project is not None:
-        into.copy_(multiply(scaled, project.to(into.dtype)))
+        into.copy_(multiply(scaled, project.to(into)))
 
 
 def block_bounds(shard: Shard, rows: int) -> list[tuple[int, int]]:

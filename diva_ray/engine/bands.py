@@ -115,7 +115,7 @@ def _said(shard: Shard, known: Known, fit: Alone, band: int) -> tuple[Tensor, di
             left = leave_out(multiply(Z, fit.whiten), r, b.alpha.to(F), b.group_rows)
         except LeverageError as error:
             raise leverage_error(shard, b.start + error.row, error.leverage) from error
-        outputs = F + r - left.e
+        outputs, Y = (F + r - left.e).cpu(), Y.cpu()
         found.append((margins(outputs, Y), outputs.argmax(1)) if classes else (losses.squared(outputs, Y)[0],))
     says, *predicted = (torch.cat(parts) for parts in zip(*found, strict=True))
     says = says.float()

@@ -11,7 +11,7 @@ from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.losses import subtract_from_targets
 from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard, prepare
-from diva_ray.engine.context import Known, Rows, Setup, group_codes, targets
+from diva_ray.engine.context import Known, Rows, Setup, device_of, group_codes, targets
 from diva_ray.engine.passes import scored_rows
 
 CHECKED = 64  # rows in all
@@ -19,19 +19,20 @@ CHECKED = 64  # rows in all
 
 @dataclass(frozen=True)
 class Checked:
-    """The rows whose standard errors are computed exactly: whitened features (m, p), residuals (m, c), group codes."""
+    """The rows that are computed exactly: whitened features (m, p), residuals (m, c), group codes."""
 
     U: Tensor
     r: Tensor
     codes: Tensor
 
-    def squares(self, U: Tensor, t: Tensor, moved: Tensor, codes: Tensor) -> Tensor:
-        """Return what a block of whole validation groups adds to the squared standard errors; 2 n p m operations."""
+    def sums(self, U: Tensor, t: Tensor, moved: Tensor, codes: Tensor) -> Tensor:
+        """Return what a block of whole validation groups adds to the derivatives and to their squared standard errors,
+        (2, m), by products of full precision; 2 n p m operations."""
         known, group = torch.unique(codes, return_inverse=True)
         at = torch.searchsorted(known, self.codes).clamp_max(len(known) - 1)
         inside = torch.where(known[at] == self.codes, at, -1)
         C = pairwise_contributions(multiply(self.U, U.T), self.r, inside, Validation(t, moved, group))
-        return C.double().square().sum(1)
+        return torch.stack([C.double().sum(1), C.double().square().sum(1)])
 
 
 def _positions(shard: Shard, known: Known) -> list[int]:
@@ -42,15 +43,13 @@ def _positions(shard: Shard, known: Known) -> list[int]:
 def sample(shard: Shard, known: Known) -> Rows:
     """Return the checked rows of a shard: features as the fit sees them, residuals, group codes."""
     setup: Setup = known["setup"]
-    rows = _positions(shard, known)
-    Z = torch.cat(
-        [prepare(shard, k, k + 1, setup.scale, torch.empty(1, setup.scale.width, dtype=setup.dtype)) for k in rows]
-    )
-    F = Z @ known["solution"]["W"]
+    rows, place = _positions(shard, known), {"dtype": setup.dtype, "device": device_of(known)}
+    Z = torch.cat([prepare(shard, k, k + 1, setup.scale, torch.empty(1, setup.scale.width, **place)) for k in rows])
+    F = (Z @ known["solution"]["W"]).cpu()
     F = F if shard.offset is None else F + shard.offset[rows].to(setup.dtype)
-    return Rows((Z, subtract_from_targets(targets(shard, setup)[rows], F), group_codes(shard, known)[rows]))
+    return Rows((Z.cpu(), subtract_from_targets(targets(shard, setup)[rows], F), group_codes(shard, known)[rows]))
 
 
 def estimated(shard: Shard, known: Known) -> Rows:
-    """Return the estimated standard errors of the same rows."""
-    return Rows((scored_rows(shard, known)[_positions(shard, known), 1],))
+    """Return derivative and estimated standard error of the same rows, (m, 2)."""
+    return Rows((scored_rows(shard, known)[_positions(shard, known)],))

@@ -12,6 +12,7 @@ import ray
 
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
+from diva_ray.engine import device
 from diva_ray.engine.autoscale import await_workers, check_resources
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.meter import Meter
@@ -48,11 +49,11 @@ class Cluster:
         self.extents, self.meter = extents, Meter(PassMetrics())
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
-        self.asked = workers is not None
+        self.asked, self.gpus = workers is not None, gpus_per_worker
         self.parts = (tables, columns, threads, keep)
         self.options = {
             "num_cpus": threads,
-            "num_gpus": gpus_per_worker,
+            "num_gpus": self.gpus,
             "max_restarts": -1,
             "max_task_retries": -1,
             "scheduling_strategy": "SPREAD",
@@ -110,6 +111,17 @@ class Cluster:
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass; each goes to every node once."""
         self.known.update({name: ray.put(value) for name, value in known.items()})
+
+    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), on the GPU of the first worker if there is one and the matrices are large."""
+        if not self.gpus or not device.is_large(args):
+            return function(*args)
+        try:
+            return ray.get(self.actors[0].solve.remote(function, *args), timeout=self.pass_timeout)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):  # core's, which says what to change
+                raise error.cause from None
+            raise
 
     def forget(self, *names: str) -> None:
         """Drop known values and per-row results that followed from them."""

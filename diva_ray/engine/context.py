@@ -17,11 +17,12 @@ from diva_ray.core import losses
 from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs, splitmix
 from diva_ray.core.folding import Folding, folding
 from diva_ray.core.leave_out import rows_by_group_size
-from diva_ray.core.products import multiply
+from diva_ray.core.products import multiply, multiply_triangular_
 from diva_ray.data.columns import encode, is_list
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.data.targets import SeveralClasses, class_codes, number_targets
+from diva_ray.engine.device import CPU, block_rows
 from diva_ray.errors import InputError
 
 Known = Mapping[str, Any]
@@ -47,6 +48,7 @@ class Setup:
             by block, by whoever needs them, and targets of several classes stay codes.
         first_order: whether copies but the first leave S out.
         buckets: onto which the classes of copies but the first are folded, where they are more.
+        inputs: to what the inputs of products of whitened rows are rounded, see `core.products`.
     """
 
     task: str
@@ -65,6 +67,7 @@ class Setup:
     keeps_outputs: bool = True
     first_order: bool = False
     buckets: int = BUCKETS
+    inputs: str = "full"
 
     def folding(self) -> Folding | None:
         """Return how classes are folded in the copies that draw standard errors; None where they are not."""
@@ -95,11 +98,12 @@ def rows_of_block(outputs: int, width: int) -> int:
 
 
 def _of_the_user(loss: losses.Loss) -> losses.Loss:
-    """Return the loss with its complaints raised as the user's to mend."""
+    """Return the loss with its complaints raised as the user's to mend; it sees tensors on the CPU, like its own."""
 
     def checked(F: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            return loss(F, Y)
+            values, gradient = loss(F.cpu(), Y.cpu())
+            return values.to(F.device), gradient.to(F.device)
         except ValueError as error:
             raise InputError(str(error)) from error
 
@@ -149,7 +153,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows [start, stop) of a shard as the mathematics sees them."""
+    """Rows [start, stop) of a shard as the mathematics sees them, on the device of the pass."""
 
     start: int
     stop: int
@@ -159,6 +163,18 @@ class Block:
     v: Tensor
     offset: Tensor | None
     group_rows: list[Tensor]
+
+
+def device_of(known: Known) -> torch.device:
+    """Return where this process's passes work on features; results of rows, and all that follows, are on the CPU."""
+    return known.get("device", CPU)
+
+
+def coordinates(Z: Tensor, known: Known) -> Tensor:
+    """Return rows as the known adjoint takes them: as they are, or a whitened copy."""
+    if known["adjoint"].inputs == "full":
+        return Z
+    return multiply_triangular_(Z.clone(), known["solution"]["whiten"], upper=True).to(known["adjoint"].P.dtype)
 
 
 def targets(shard: Shard, setup: Setup) -> Tensor | SeveralClasses:
@@ -187,15 +203,17 @@ def codes_of(shard: Shard, setup: Setup) -> Tensor:
 def blocks(shard: Shard, known: Known) -> Iterator[Block]:
     """Yield the shard block by block; the memory of Z is the next block's too."""
     setup: Setup = known["setup"]
-    Y, alpha = targets(shard, setup), weights(shard, known).to(setup.dtype)
-    v = validation_weights(shard, known).to(setup.dtype)
-    offset = None if shard.offset is None else shard.offset.to(setup.dtype)
-    bounds = block_bounds(shard, setup.block_rows)
-    buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=setup.dtype)
+    device, dtype = device_of(known), setup.dtype
+    Y, alpha = targets(shard, setup), weights(shard, known).to(device, dtype)
+    Y = Y.to(device) if isinstance(Y, Tensor) else Y
+    v = validation_weights(shard, known).to(device, dtype)
+    offset = None if shard.offset is None else shard.offset.to(device, dtype)
+    bounds = block_bounds(shard, block_rows(setup.block_rows, setup.scale.width + 24 * setup.outputs, device))
+    buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=dtype, device=device)
     for a, b in bounds:
-        groups = [] if shard.group is None or known.get("alone") else rows_by_group_size(shard.group[a:b])
+        groups = [] if shard.group is None or known.get("alone") else rows_by_group_size(shard.group[a:b].to(device))
         Z = prepare(shard, a, b, setup.scale, buffer)
-        yield Block(a, b, Z, Y[a:b], alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
+        yield Block(a, b, Z, Y[a:b].to(device), alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
 
 
 @dataclass(frozen=True)

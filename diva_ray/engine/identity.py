@@ -89,7 +89,7 @@ def hash_words(values: Tensor, seed: int) -> np.ndarray:
     References:
         Lemire and Kaser 2014, Strongly universal string hashing is fast (multilinear hashing).
     """
-    rows = np.ascontiguousarray(values.numpy())
+    rows = np.ascontiguousarray(values.cpu().numpy())
     size = rows.shape[1] * rows.itemsize
     if not size:
         return np.zeros(len(rows), np.uint64)

@@ -10,6 +10,7 @@ import torch
 
 from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
+from diva_ray.engine import device
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.meter import Counted, Meter
 from diva_ray.engine.reduce import add_in_order, sections
@@ -32,8 +33,9 @@ class Inline:
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.extents, self.shelf = extents, Shelf(tables, columns, extents, keeping)
-        self.known: dict[str, Any] = {}
+        self.device = device.own_device(keeping.gpus)
+        self.extents, self.shelf = extents, Shelf(tables, columns, extents, keeping, self.device)
+        self.known: dict[str, Any] = {"device": self.device}
         self.meter = Meter()
 
     def start(self) -> None:
@@ -53,7 +55,7 @@ class Inline:
 
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass."""
-        self.known.update(known)
+        self.known.update({name: device.placed(name, value, self.device) for name, value in known.items()})
 
     def forget(self, *names: str) -> None:
         """Drop known values and per-row results that followed from them."""
@@ -79,7 +81,13 @@ class Inline:
                 yield partial
 
         for section in sections(extents):
-            yield add_in_order(add_in_order(partials(unit)) for unit in section)
+            yield device.home(add_in_order(add_in_order(partials(unit)) for unit in section), self.device)
+
+    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), on the device if there is one and the matrices are large."""
+        if self.device == device.CPU or not device.is_large(args):
+            return function(*args)
+        return device.solve_on(self.device, function, args)
 
     def duplicate(self, field: str, *, pool: bool = False) -> int | None:
         """Return a 64-bit key (`keys` or `group_keys`) that occurs twice among all shards (a pool's too), or None."""

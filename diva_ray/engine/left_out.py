@@ -14,7 +14,7 @@ from diva_ray.errors import InputError
 
 
 class RowStore:
-    """Per-row results of a shard, filled block by block.
+    """Per-row results of a shard, on the CPU, filled block by block.
 
     Attributes:
         r, outputs: residuals of the fit and left-out outputs, (n, c), or None where they are not kept.
@@ -51,7 +51,7 @@ def facts_of_outputs(outputs: Tensor, Y: Tensor, setup: Setup) -> dict[str, Tens
 def margins(outputs: Tensor, Y: Tensor) -> Tensor:
     """Return the output of every given label less the best other; NaN with one class."""
     if outputs.shape[1] < 2:
-        return torch.full((len(Y),), torch.nan)
+        return torch.full((len(Y),), torch.nan, device=Y.device)
     own = outputs.gather(1, Y[:, None])
     others = outputs.scatter(1, Y[:, None], -torch.inf)
     return own.squeeze(1) - others.amax(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from diva_ray.core import choose, noise
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard, prepare_rows
-from diva_ray.engine.context import Known, Rows, Setup, codes_of, group_codes
+from diva_ray.engine.context import Known, Rows, Setup, codes_of, device_of, group_codes
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, shaping
 
 
@@ -41,7 +41,8 @@ def _marked(shard: Shard, at: Tensor) -> Tensor:
 def sample_whitened(shard: Shard, known: Known) -> Rows:
     """Return whitened features and group codes of the same rows."""
     at = _sampled(shard, known)
-    return Rows((torch.cat([U for _, U in _whitened(shard, known, _marked(shard, at))]), group_codes(shard, known)[at]))
+    U = torch.cat([U.cpu() for _, U in _whitened(shard, known, _marked(shard, at))])
+    return Rows((U, group_codes(shard, known)[at]))
 
 
 def nearest(shard: Shard, known: Known) -> noise.Nearest:
@@ -53,7 +54,10 @@ def nearest(shard: Shard, known: Known) -> noise.Nearest:
     reference, reference_codes = known["references"]
     first, total = int(known["setup"].scale.intercept), None
     for rows, U in _whitened(shard, known, searched):
-        part = noise.nearest_rows(reference, reference_codes, U, codes[rows], facts[at : at + len(rows)], first)
+        mine = facts[at : at + len(rows)]
+        here = [x.to(U.device) for x in (reference, reference_codes, codes[rows], mine)]
+        part = noise.nearest_rows(here[0], here[1], U, here[2], here[3], first)
+        part = noise.Nearest(part.cosine.cpu(), part.facts.cpu())
         at += len(rows)
         total = part if total is None else total + part
     assert total is not None
@@ -64,6 +68,6 @@ def _whitened(shard: Shard, known: Known, chosen: Tensor) -> Iterator[tuple[Tens
     """Yield numbers and whitened features of the chosen rows, a block of them at a time; no other row is touched."""
     setup: Setup = known["setup"]
     for rows in torch.nonzero(chosen).squeeze(1).split(setup.block_rows):
-        out = torch.empty(len(rows), setup.scale.width, dtype=setup.dtype)
+        out = torch.empty(len(rows), setup.scale.width, dtype=setup.dtype, device=device_of(known))
         Z = prepare_rows(shard, rows, setup.scale, out)
         yield rows, multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diva_ray.core.products import add_rows_
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent, Shard, prepare
 from diva_ray.engine.context import (
@@ -23,6 +24,7 @@ from diva_ray.engine.context import (
     Setup,
     Tally,
     blocks,
+    device_of,
     group_codes,
     source_codes,
     unit_keys,
@@ -68,6 +70,10 @@ class Directed:
     def forget(self, *names: str) -> None:
         """Drop known values and per-row results of this direction."""
         self.engine.forget(*(f"{self.direction}.{name}" for name in names))
+
+    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), on a device if there is one and the matrices are large."""
+        return self.engine.solve(function, *args)
 
     def start(self) -> None:
         """Do nothing: the engine runs already."""
@@ -157,10 +163,10 @@ def join(shard: Shard, known: Known) -> Tally:
         draws = both[0][1]["setup"].copies > 1
         scored[rows, 1] = contributions.square().mean(1).sqrt() if draws else contributions.norm(dim=1)
         if setup.sources is not None:
-            every = torch.cat([scored[rows, :1], contributions], 1)
-            sums = torch.zeros(len(setup.sources), every.shape[1], dtype=every.dtype) if sums is None else sums
+            every = torch.cat([scored[rows, :1].to(contributions), contributions], 1)
+            sums = every.new_zeros(len(setup.sources), every.shape[1]) if sums is None else sums
             if codes is not None:
-                sums.index_add_(0, codes[rows], every)
+                add_rows_(sums, codes[rows].to(sums.device), every)
     shard.state["scored"] = scored
     return Tally(rows=len(shard), sources=torch.zeros(0) if sums is None else sums)
 
@@ -178,8 +184,9 @@ def _contributions(both: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Ten
 
 
 def _exact_contributions(directions: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor]]:
-    r = [left_out_rows(*one).r for one in directions]
-    codes = group_codes(*directions[0])
+    device = device_of(directions[0][1])
+    r = [left_out_rows(*one).r.to(device) for one in directions]
+    codes = group_codes(*directions[0]).to(device)
     for both in zip(*(blocks(*one) for one in directions), strict=True):
         part = slice(both[0].start, both[0].stop)
         found = [

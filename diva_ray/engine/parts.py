@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diva_ray.core.products import copy_double
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent, Shard, prepare
-from diva_ray.engine.context import Known, Setup, Tally, targets, weights
+from diva_ray.engine.context import Known, Setup, Tally, device_of, targets, weights
 
 Key = tuple[int, bool]  # of a group's sums; whether of its targets alone
 
@@ -66,31 +65,32 @@ class Parts:
 def fit_parts(shard: Shard, known: Known) -> Parts:
     """Fit pass over `known["ranges"]`: Z' D Z and Z' D Y of every group, Z with a 1 and the indicators of gaps."""
     setup: Setup = known["setup"]
-    Y, alpha = targets(shard, setup), weights(shard, known).to(setup.dtype)
-    offset = None if shard.offset is None else shard.offset.to(setup.dtype)
+    device, Y = device_of(known), targets(shard, setup)
+    alpha = weights(shard, known).to(device, setup.dtype)
+    offset = None if shard.offset is None else shard.offset.to(device, setup.dtype)
     scale = Scale(setup.scale.mean, setup.scale.scale, True, setup.scale.bands, setup.scale.project)
     found = Parts({}, Tally(computed=0, targets_only=0))
     for start, stop, key in known["ranges"].within(shard.extent):
-        sums = FitAccumulator(scale.width + len(known["gaps"]), setup.outputs, setup.dtype)
-        for rows, Z in _blocks(shard, start, stop, scale, known["gaps"], setup):
+        sums = FitAccumulator(scale.width + len(known["gaps"]), setup.outputs, setup.dtype, device)
+        for rows, Z in _blocks(shard, start, stop, scale, known["gaps"], setup.block_rows, like=alpha):
             add = sums.add_targets if key[1] else sums.add
-            add(Z, Y[rows], alpha[rows], None if offset is None else offset[rows])
-        one = FitSums(torch.zeros(0, 0, dtype=setup.dtype), sums.cross.T) if key[1] else sums.sums()
+            add(Z, Y[rows].to(device), alpha[rows], None if offset is None else offset[rows])
+        one = FitSums(alpha.new_zeros(0, 0), sums.cross.T) if key[1] else sums.sums()
         found.sums[key] = found.sums[key] + one if key in found.sums else one
         found.rows["targets_only" if key[1] else "computed"] += stop - start
     return found
 
 
 def _blocks(
-    shard: Shard, start: int, stop: int, scale: Scale, gaps: tuple[int, ...], setup: Setup
+    shard: Shard, start: int, stop: int, scale: Scale, gaps: tuple[int, ...], most: int, like: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows [start, stop) block by block with their columns [1, Z, E], in the memory of the block before."""
-    count = max(1, round((stop - start) / setup.block_rows))
+    count = max(1, round((stop - start) / most))
     cuts = [start + (stop - start) * k // count for k in range(count + 1)]
-    buffer = torch.empty(-(-(stop - start) // count), scale.width + len(gaps), dtype=setup.dtype)
+    buffer = like.new_empty(-(-(stop - start) // count), scale.width + len(gaps))
     for a, b in pairwise(cuts):
         Z = prepare(shard, a, b, scale, buffer)
         for k, band in enumerate(gaps):
             absent = shard.missing[band]
-            Z[:, scale.width + k] = 1.0 if absent is None else (~absent[a:b]).to(setup.dtype)
+            Z[:, scale.width + k] = 1.0 if absent is None else (~absent[a:b]).to(like)
         yield slice(a, b), Z

@@ -15,6 +15,7 @@ from diva_ray.core import derivative as dd
 from diva_ray.core import losses, verdict
 from diva_ray.core.grid import Rotation, grid_losses, grid_squares
 from diva_ray.core.leave_out import adjoint
+from diva_ray.core.products import add_rows_
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import (
@@ -25,6 +26,8 @@ from diva_ray.engine.context import (
     Tally,
     blocks,
     codes_of,
+    coordinates,
+    device_of,
     group_codes,
     idle,
     keep_weights,
@@ -40,7 +43,7 @@ from diva_ray.engine.left_out import RowStore, facts_of_outputs, fitted, left_ou
 def fit(shard: Shard, known: Known) -> FitSums:
     """Fit pass: Z' D Z and Z' D Y."""
     setup: Setup = known["setup"]
-    sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype)
+    sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device_of(known))
     for block in blocks(shard, known):
         sums.add(block.Z, block.Y, block.alpha, block.offset)
     return sums.sums()
@@ -66,14 +69,15 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     """Adjoint pass: left-out predictions of every row, of which what `RowStore` holds stays with the shard, and the
     sums of the derivative."""
     setup: Setup = known["setup"]
-    folding = setup.folding()
+    device, folding = device_of(known), setup.folding()
     sums = dd.AdjointAccumulator(
-        setup.scale.width, setup.outputs, setup.copies, setup.dtype, folding=folding, first_order=setup.first_order
-    )
+        setup.scale.width, setup.outputs, setup.copies, setup.dtype, device, setup.inputs,
+        folding=folding, first_order=setup.first_order,
+    )  # fmt: skip
     rows = RowStore(len(shard), setup)
-    signs = row_signs(shard, setup)
+    signs, codes = row_signs(shard, setup).to(device), group_codes(shard, known).to(device)
     kept, checked = [], known.get("checked")
-    squares = torch.zeros(len(checked.codes) if checked else 0, dtype=torch.float64)
+    squares = torch.zeros(2, len(checked.codes) if checked else 0, dtype=torch.float64, device=device)
     loss = setup.loss_function()
     for b in blocks(shard, known):
         F, r = fitted(b, known)
@@ -86,12 +90,11 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
         rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
         rows.put(b.start, b.stop, **facts_of_outputs(outputs, b.Y, setup))
         if checked is not None:
-            codes = group_codes(shard, known)[b.start : b.stop]
-            squares += checked.squares(U, t, b.alpha[:, None] * left.e, codes)
+            squares += checked.sums(U, t, b.alpha[:, None] * left.e, codes[b.start : b.stop])
         if setup.collect:
             heard = torch.nonzero((b.v > 0) | (t != 0).any(1)).squeeze(1)  # or whose group is heard
             moved = b.alpha[heard, None] * left.e[heard]
-            kept.append((U[heard], t[heard], moved, group_codes(shard, known)[b.start : b.stop][heard]))
+            kept.append((U[heard], t[heard], moved, codes[b.start : b.stop][heard]))
     shard.state["rows"] = rows
     counts = tally(shard, known, rows)
     counts["checked"] = squares
@@ -156,39 +159,42 @@ def score(shard: Shard, known: Known) -> Partial:
     two reads a weight step.
     """
     setup: Setup = known["setup"]
-    rows, adjoint_ = left_out_rows(shard, known), known["adjoint"]
-    signs, codes, folding = row_signs(shard, setup), source_codes(shard, setup), setup.folding()
+    rows, adjoint_, device = left_out_rows(shard, known), known["adjoint"], device_of(known)
+    signs, codes, folding = row_signs(shard, setup).to(device), source_codes(shard, setup), setup.folding()
     exact = None if known.get("draws") else known.get("validation")  # pairs: added up in `pairs.join`
     update = known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
     drawn = torch.zeros(len(shard), setup.copies, dtype=torch.float64) if known.get("draws") else None
     columns = 1 + (len(exact.codes) if exact else setup.copies - 1)
-    by_source = torch.zeros(0 if setup.sources is None else len(setup.sources), columns, dtype=torch.float64)
-    following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype) if update else None
+    sources = 0 if setup.sources is None else len(setup.sources)
+    by_source = torch.zeros(sources, columns, dtype=torch.float64, device=device)
+    following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) if update else None
     alpha, apart = weights(shard, known).clone(), idle(shard, known)
-    if shard.extent.held_out:  # a validation table is no source
-        codes = None
+    codes = None if codes is None or shard.extent.held_out else codes.to(device)  # a validation table is no source
+    groups = group_codes(shard, known).to(device)
     # What a source's derivative is of: a weight added to every row, or (in steps) a factor of the weights there are.
-    moved = alpha.clone() if known.get("multiplied") else torch.ones_like(alpha)
+    moved = (alpha.clone() if known.get("multiplied") else torch.ones_like(alpha)).to(device)
     scratch: Tensor | None = None
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
-        scratch = torch.empty_like(b.Z) if scratch is None or len(scratch) < len(b.Z) else scratch
-        r = rows.r[part] if len(rows.r) else fitted(b, known)[1]
-        d = dd.derivative(b.Z, r, rows.own[part], signs[part], adjoint_, scratch, folding).double()
-        error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros(len(d), dtype=torch.float64)
+        r = rows.r[part].to(device) if len(rows.r) else fitted(b, known)[1]
+        Z = coordinates(b.Z, known)
+        scratch = torch.empty_like(Z) if scratch is None or len(scratch) < len(Z) else scratch
+        d = dd.derivative(Z, r.to(Z), rows.own[part].to(Z), signs[part].to(Z), adjoint_, scratch, folding).double()
+        error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros_like(d[:, 0])
         if codes is not None:
-            by_source[:, : d.shape[1]].index_add_(0, codes[part], d * moved[part, None])
-        for inner, C in exact.contributions(b.Z, r, group_codes(shard, known)[part]) if exact else ():
+            add_rows_(by_source[:, : d.shape[1]], codes[part], d * moved[part, None])
+        for inner, C in exact.contributions(b.Z, r, groups[part]) if exact else ():
             error[inner] = C.norm(dim=1).double()
             if codes is not None:
-                by_source[:, 1:].index_add_(0, codes[part][inner], C.double() * moved[part][inner, None])
+                add_rows_(by_source[:, 1:], codes[part][inner], C.double() * moved[part][inner, None])
+        d, error = d.cpu(), error.cpu()
         scored[part, 0], scored[part, 1] = d[:, 0], error
         if drawn is not None:
             drawn[part] = d
         if following is not None and update is not None:
             alpha[part] = update(alpha[part], d[:, 0], error, None, None).masked_fill(apart[part], 0.0)
-            following.add(b.Z, b.Y, alpha[part].to(setup.dtype), b.offset)
+            following.add(b.Z, b.Y, alpha[part].to(b.Z), b.offset)
     shard.state["scored"] = scored
     if drawn is not None:
         shard.state["drawn"] = drawn

@@ -26,6 +26,8 @@ from diva_ray.engine.context import (
     Tally,
     blocks,
     codes_of,
+    coordinates,
+    device_of,
     keep_weights,
     targets,
     weights_after,
@@ -75,10 +77,10 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     """Score every row of a pool's shard; return the histogram of the evidence on its labels, and the fit sums of the
     slice that stands for uniform choice. n p^2 + 4 n p c operations, one read."""
     setup: Setup = known["setup"]
-    W, adjoint = known["solution"]["W"], known["adjoint"].first(setup.outputs)
+    W, adjoint, device = known["solution"]["W"], known["adjoint"].first(setup.outputs), device_of(known)
     n, given = len(shard), shard.weight.to(setup.dtype)
     derivative, evidence = torch.empty(n), torch.empty(n)
-    slice_sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype)
+    slice_sums, Y = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device), targets(shard, setup)
     draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
     low, high = known["uniform_slice"]
     in_slice = (draw >= low) & (draw < high)
@@ -89,17 +91,21 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         F = b.Z @ W
         F = F if b.offset is None else F + b.offset
         r = losses.subtract_from_targets(b.Y, F)
-        nothing, one = torch.zeros(len(F), dtype=F.dtype), torch.ones(len(F), 1, dtype=F.dtype)
-        derivative[part] = dd.derivative(b.Z, r, nothing, one, adjoint)[:, 0].float()
+        Z = coordinates(b.Z, known)
+        derivative[part] = dd.derivative(Z, r.to(Z), Z.new_zeros(len(Z)), Z.new_ones(len(Z), 1), adjoint)[:, 0].float()
+        F, nothing = F.cpu(), torch.zeros(len(F), dtype=F.dtype)
         if setup.task == "classification":
-            evidence[part] = verdict.log_odds(verdict.level(F, nothing, known["levels"]), b.Y, known["link"]).float()
+            evidence[part] = verdict.log_odds(
+                verdict.level(F, nothing, known["levels"]), Y[part], known["link"]
+            ).float()
         else:
-            evidence[part] = label_losses(F, b.Y, setup).float()
+            evidence[part] = label_losses(F, Y[part], setup).float()
             reference.append(reference_losses(F, known))
-        rows = torch.nonzero(in_slice[part]).squeeze(1)
-        slice_sums.add(b.Z[rows], b.Y[rows], given[part][rows], None if b.offset is None else b.offset[rows])
+        rows = torch.nonzero(in_slice[part]).squeeze(1).to(device)
+        chosen = given[part].to(device)[rows]
+        slice_sums.add(b.Z[rows], b.Y[rows], chosen, None if b.offset is None else b.offset[rows])
         rows = torch.nonzero(close[part] & free[part]).squeeze(1)
-        near.append((rows + b.start, b.Z[rows]))
+        near.append((rows + b.start, b.Z[rows.to(device)].cpu()))
     kept = (torch.cat([rows for rows, _ in near]), torch.cat([Z for _, Z in near]))
     shard.state["pool"] = PoolRows(derivative, evidence, kept)
     if setup.task == "classification":
@@ -186,8 +192,8 @@ def picked(shard: Shard, known: Known) -> tuple[Tensor, Tensor]:
 def take(shard: Shard, known: Known) -> Partial:
     """Add the rows chosen in this round to the fit, from what was kept of their features, else from the shard read
     again; return fit sums, the keys by which they rank, and which shards must be read for it."""
-    setup: Setup = known["setup"]
-    sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype)
+    setup, device = known["setup"], device_of(known)
+    sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device)
     chosen, keys = picked(shard, known)
     at = torch.nonzero(chosen).squeeze(1)
     rows, Z = scored_pool(shard, known).near
@@ -195,12 +201,13 @@ def take(shard: Shard, known: Known) -> Partial:
     if len(at) and not bool(found.all()):
         if not known["again"]:  # whether or not this worker has them: sums must not depend on what was lost
             return Partial(sums.sums(), Tally(missing=[shard.extent.index]), Rows((keys[:0],)))
-        Z = torch.cat([b.Z[chosen[b.start : b.stop]] for b in blocks(shard, known)])
+        Z = torch.cat([b.Z[chosen[b.start : b.stop].to(device)] for b in blocks(shard, known)])
     elif len(at):
         Z = Z[torch.searchsorted(rows, at)]
     if len(at):
-        Y, offset = targets(shard, setup)[at], None if shard.offset is None else shard.offset[at].to(setup.dtype)
-        sums.add(Z, Y, shard.weight[at].to(setup.dtype), offset)
+        Y, Z = targets(shard, setup)[at].to(device), Z.to(device)
+        offset = None if shard.offset is None else shard.offset[at].to(Z)
+        sums.add(Z, Y, shard.weight[at].to(Z), offset)
         _remember(shard, known, at, keys, Z)
     kept = taken(shard, known) | chosen
     keep_weights(shard, known, kept.double(), known["next_step"])
@@ -211,16 +218,17 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -
     """Keep what the output says of the rows chosen in this round, standard errors among it."""
     setup: Setup = known["setup"]
     F = Z @ known["solution"]["W"]
-    F = F if shard.offset is None else F + shard.offset[at].to(setup.dtype)
-    r = losses.subtract_from_targets(targets(shard, setup)[at], F)
+    F = F if shard.offset is None else F + shard.offset[at].to(F)
+    r = losses.subtract_from_targets(targets(shard, setup)[at].to(F.device), F)
     exact, error = known.get("validation"), torch.zeros(len(at), dtype=torch.float64)
     if exact is not None:
-        for inner, C in exact.contributions(Z, r, torch.full((len(at),), -1)):
+        for inner, C in exact.contributions(Z, r, torch.full((len(at),), -1, device=Z.device)):
             error[inner] = C.norm(dim=1).double()
     else:
-        nothing, signs = torch.zeros(len(at), dtype=Z.dtype), torch.ones(len(at), setup.copies, dtype=Z.dtype)
-        drawn = dd.derivative(Z, r, nothing, signs, known["adjoint"], folding=setup.folding()).double()
-        error = drawn[:, 1:].square().mean(1).sqrt()
+        Z = coordinates(Z, known)
+        signs, folding = Z.new_ones(len(at), setup.copies), setup.folding()
+        drawn = dd.derivative(Z, r.to(Z), Z.new_zeros(len(at)), signs, known["adjoint"], folding=folding).double()
+        error = drawn[:, 1:].square().mean(1).sqrt().cpu()
     d = scored_pool(shard, known).derivative[at]
     z = torch.where(error > 0, d / error, torch.zeros_like(d)).float()
     history = shard.state.setdefault("chosen", {})
@@ -257,7 +265,7 @@ def core_error(shard: Shard, known: Known) -> Tally:
     """Return loss and errors of the left-out predictions of a resident shard, nothing else: n p^2 operations."""
     setup: Setup = known["setup"]
     W, whiten, loss = known["solution"]["W"], known["solution"]["whiten"], setup.loss_function()
-    total = torch.zeros(2, dtype=torch.float64)
+    total = torch.zeros(2, dtype=torch.float64, device=device_of(known))
     for b in blocks(shard, known):
         F = b.Z @ W
         F = F if b.offset is None else F + b.offset

@@ -95,11 +95,12 @@ def scan(shard: Shard, known: Known) -> Scan:
     trains = not shard.extent.held_out
     rows, sums, squares = [], [], []
     for name, values, absent in zip(names, shard.bands, shard.missing, strict=True):
-        total, square = torch.zeros(values.shape[1], dtype=torch.float64), 0.0
+        total, square = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device), 0.0
         for a in range(0, len(shard), 4096):
             part = values[a : a + 4096].double()
             total += part.sum(0)
             square += float(torch.linalg.vecdot(part, part).sum())
+        total = total.cpu()
         if known.get("pairs") and absent is not None and bool(absent.any()):
             raise InputError(
                 f"data.features: every pair must have both sides, got null in `{name}` at "
@@ -140,6 +141,7 @@ def scan(shard: Shard, known: Known) -> Scan:
 
 def _not_finite(shard: Shard, name: str, values: Tensor) -> InputError:
     """Return the error of a band with a NaN, an infinity, or a number whose square is one."""
+    values = values.cpu()
     usable = values.double().abs() <= 1e150
     bad = int(torch.nonzero(~usable.all(1))[0])
     element = values[bad][~usable[bad]][0].item()

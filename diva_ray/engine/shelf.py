@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
+
+import torch
 
 from diva_ray.data.cache import Cache
 from diva_ray.data.shards import Columns, Extent, Shard, read_shard
 from diva_ray.data.stored import Stored, lighten, read_again, restore, store
 from diva_ray.data.table import Table
+from diva_ray.engine.device import CPU, Lane
 
 
 @dataclass(frozen=True)
@@ -24,21 +27,35 @@ class Keeping:
             storage.
         folder: of the cache.
         why: this place, for a person.
+        gpus: of the process; its features are on the device while it has room beside `sums` bytes for everything else.
     """
 
     place: str = "memory"
     folder: str = ""
     why: str = ""
+    gpus: float = 0.0
+    sums: int = 0
 
 
 IN_MEMORY = Keeping()
 
 
 class Shelf:
-    """Reads shards and keeps them as it is told; beside what is kept, three shards are in memory at most."""
+    """Reads shards and keeps them as it is told; beside what is kept, three shards are in memory at most.
 
-    def __init__(self, tables: list[Table], columns: Columns, extents: list[Extent], keeping: Keeping) -> None:
+    For a pass that works on features they are on `device`.
+    """
+
+    def __init__(
+        self,
+        tables: list[Table],
+        columns: Columns,
+        extents: list[Extent],
+        keeping: Keeping,
+        device: torch.device = CPU,
+    ) -> None:
         self.tables, self.columns, self.keeping = tables, columns, keeping
+        self.lane = None if device == CPU else Lane(device, keeping.gpus, keeping.sums)
         self.cache = Cache(keeping.folder) if keeping.place == "cache" else None
         self.following = {one.index: two for one, two in pairwise(extents) if one.table == two.table}
         self.loaders, self.readers = ([table.reader() for table in tables] for _ in range(2))
@@ -59,13 +76,21 @@ class Shelf:
         elif self._streams(extent):
             self.kept[extent.index] = lighten(shard)
         else:
-            if table.memory is None:  # a view would keep whole row groups alive
+            if self.lane is not None:
+                shard.bands = self.lane.keep(shard.bands)
+            elif table.memory is None:  # a view would keep whole row groups alive
                 shard.bands = [band.clone() for band in shard.bands]
             self.kept[extent.index] = shard
         return shard
 
     def _streams(self, extent: Extent) -> bool:
         return extent.pool or self.keeping.place != "memory"
+
+    def _comes(self, extent: Extent) -> bool:
+        """Return whether a shard's features are fetched in every pass: into memory, or from there to the device."""
+        kept = self.kept.get(extent.index)
+        waiting = self.lane is not None and isinstance(kept, Shard) and not self.lane.holds(kept.bands)
+        return self._streams(extent) or waiting
 
     def each(self, extents: list[Extent], *, features: bool = True) -> Iterator[Shard]:
         """Yield shards in order; those that are not in memory are fetched one ahead, also for the call that follows.
@@ -80,24 +105,30 @@ class Shelf:
         for extent in extents:
             kept = self.kept.get(extent.index)
             asked = self.ahead.pop((extent.index, features), None)
-            if isinstance(kept, Shard) and asked is None and not (self._streams(extent) and features):
+            if isinstance(kept, Shard) and asked is None and not (self._comes(extent) and features):
                 yield kept
                 continue
             shard = (asked or self.thread.submit(self._fetch, extent, features)).result()
             following = self.following.get(extent.index)
             # One that is not read yet is being loaded, unless it is of a pool.
-            if following is not None and self._streams(following) and (following.pool or following.index in self.kept):
+            if following is not None and self._comes(following) and (following.pool or following.index in self.kept):
                 self.ahead[following.index, features] = self.thread.submit(self._fetch, following, features)
             yield shard
             del shard  # before the next is there
 
     def _fetch(self, extent: Extent, features: bool) -> Shard:
+        shard = self._found(extent, features)
+        return replace(shard, bands=self.lane.bring(shard.bands)) if self.lane is not None and features else shard
+
+    def _found(self, extent: Extent, features: bool) -> Shard:
         kept = self.kept.get(extent.index)
         if isinstance(kept, Stored):
             assert self.cache is not None
             return restore(kept, self.cache, features=features)
         if kept is None:
             return self._read(extent, self.readers[extent.table])
+        if not self._streams(extent):
+            return kept
         return (
             read_again(kept, self.tables[extent.table], self.readers[extent.table], self.columns) if features else kept
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from diva_ray.engine.context import (
     Tally,
     blocks,
     codes_of,
+    device_of,
     fold_of,
     group_codes,
     idle,
@@ -48,9 +49,9 @@ def propose(shard: Shard, known: Known) -> Partial:
     setup: Setup = known["setup"]
     before, steps = weights(shard, known), known["steps"]
     after = torch.stack([next_weights(shard, known, step, before) for step in steps])
-    sums = [FitAccumulator(setup.scale.width, setup.outputs, setup.dtype) for _ in steps]
+    sums = [FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device_of(known)) for _ in steps]
     for b in blocks(shard, known):
-        for k, change in enumerate((after[:, b.start : b.stop] - before[b.start : b.stop]).to(setup.dtype)):
+        for k, change in enumerate((after[:, b.start : b.stop] - before[b.start : b.stop]).to(b.Z)):
             rows = torch.nonzero(change).squeeze(1)
             if len(rows):
                 sums[k].add(b.Z[rows], b.Y[rows], change[rows], None if b.offset is None else b.offset[rows])
@@ -109,17 +110,19 @@ class Trials:
 
 
 def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[Block, Tensor, Tensor]]:
-    """Yield (block, rows, outputs (m, models, c)) of the heard rows of every fold, by the models fitted without it."""
+    """Yield (block, rows, outputs (m, models, c)) of the heard rows of every fold, by the models fitted without it; all
+    but the block's features on the CPU."""
     trials: Trials = known["trials"]
     if known.get("held_out", False) and not shard.extent.held_out:
         return
-    folds = fold_of(shard, trials.count)
+    folds = fold_of(shard, trials.count).to(device_of(known))
     for b in blocks(shard, known):
         for k, W in trials.solutions.items():
             rows = torch.nonzero((folds[b.start : b.stop] == k) & (b.v > 0)).squeeze(1)
             if len(rows):
                 F = (b.Z[rows] @ W).unflatten(1, (trials.models, -1))
-                yield b, rows, F if b.offset is None else F + b.offset[rows, None]
+                F = F if b.offset is None else F + b.offset[rows, None]
+                yield replace(b, Y=b.Y.cpu(), v=b.v.cpu()), rows.cpu(), F.cpu()
 
 
 def calibrate_trials(shard: Shard, known: Known) -> Each:

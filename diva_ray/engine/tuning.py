@@ -11,7 +11,17 @@ from diva_ray.core import losses
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Shard, prepare_rows
-from diva_ray.engine.context import Known, Setup, Tally, blocks, fold_of, group_codes, targets, validation_weights
+from diva_ray.engine.context import (
+    Known,
+    Setup,
+    Tally,
+    blocks,
+    device_of,
+    fold_of,
+    group_codes,
+    targets,
+    validation_weights,
+)
 from diva_ray.engine.passes import fit
 from diva_ray.engine.steps import Each
 
@@ -24,8 +34,9 @@ def fold_sums(shard: Shard, known: Known) -> Each:
     if known.get("held_out", False):
         return Each([fit(shard, known)])
     setup, count = known["setup"], known["folds"]
-    folds = fold_of(shard, count)
-    sums = [FitAccumulator(setup.scale.width, setup.outputs, setup.dtype) for _ in range(count)]
+    device = device_of(known)
+    folds = fold_of(shard, count).to(device)
+    sums = [FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) for _ in range(count)]
     wide = {**known, "setup": replace(setup, block_rows=setup.block_rows * count)}  # a fold's part of a block is enough
     for b in blocks(shard, wide):
         for k in range(count):
@@ -64,7 +75,7 @@ def model_errors(shard: Shard, known: Known) -> Tally:
         return Tally(rows=0, weight=0.0, error=0.0, weight_weight=0.0, weight_error=0.0, error_error=0.0)
     Y, v = targets(shard, setup), v[rows].double()
     parts = torch.split(torch.arange(len(rows)), setup.block_rows)
-    wrong = torch.cat([_errors(shard, setup, model, rows[part], Y[rows[part]]) for part in parts])
+    wrong = torch.cat([_errors(shard, known, rows[part], Y[rows[part]]) for part in parts])
     unit = torch.unique(group_codes(shard, known)[rows], return_inverse=True)[1]
     w, s = (torch.zeros(int(unit.max()) + 1, dtype=torch.float64).index_add_(0, unit, x) for x in (v, v * wrong))
     return Tally(
@@ -73,9 +84,10 @@ def model_errors(shard: Shard, known: Known) -> Tally:
     )  # fmt: skip
 
 
-def _errors(shard: Shard, setup: Setup, model: Model, rows: Tensor, Y: Tensor) -> Tensor:
+def _errors(shard: Shard, known: Known, rows: Tensor, Y: Tensor) -> Tensor:
     """Return the error of each of some rows, float64."""
-    Z = prepare_rows(shard, rows, model.scale, torch.empty(len(rows), model.scale.width, dtype=setup.dtype))
-    F = Z @ model.solution
+    setup, model = known["setup"], known["model"]
+    into = torch.empty(len(rows), model.scale.width, dtype=setup.dtype, device=device_of(known))
+    F = (prepare_rows(shard, rows, model.scale, into) @ model.solution).cpu()
     F = F if shard.offset is None else F + shard.offset[rows].to(F)
     return losses.errors(F, Y, several=setup.task == "multilabel")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
+from diva_ray.engine import device
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.inline import first_duplicate, first_shared
 from diva_ray.engine.meter import Counted, Work
 from diva_ray.engine.metrics import WorkerMetrics
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.engine.shelf import Keeping, Shelf
+from diva_ray.errors import InputError
 
 
 def share_tensors() -> None:
@@ -45,10 +48,20 @@ class Worker:
         share_tensors()
         self.number, self.metrics = number, WorkerMetrics(number)
         self.extents = {extent.index: extent for extent in extents}
-        self.shelf = Shelf(tables, columns, extents, keeping)
         self.fault: BaseException | None = None
         self.arrived = threading.Condition()
         self.cache: dict[str, tuple[Any, Any]] = {}
+        self.device = device.CPU
+        try:
+            worker = f"worker {number} on {ray.util.get_node_ip_address()}"
+            self.device = device.given_device(keeping.gpus, ray.get_gpu_ids(), worker)
+        except InputError as error:  # told by whoever waits for a shard
+            self.fault = error
+        self.shelf = Shelf(tables, columns, extents, keeping, self.device)
+        if self.fault is None:
+            self._begin_loading()
+
+    def _begin_loading(self) -> None:
         threading.Thread(target=self._load, daemon=True).start()
 
     def _load(self) -> None:
@@ -86,7 +99,11 @@ class Worker:
         counted.work.restarts = self.metrics.restarts
         shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
         total = add_in_order(add_in_order(counted(next(shards), known) for _ in unit) for unit in units)
-        return total, [(self.number, counted.work)]
+        return device.home(total, self.device), [(self.number, counted.work)]
+
+    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return function(*args), computed on this worker's device."""
+        return device.solve_on(self.device, function, args)
 
     def add(self, counts: list[int], *found: tuple[Any, list[tuple[int, Work]]]) -> tuple[Any, list[tuple[int, Work]]]:
         """Return the sum, in order, of units of so many partials each; what all of them took."""
@@ -100,8 +117,8 @@ class Worker:
             del self.cache[name]
         for name, ref in refs.items():
             if name not in self.cache:
-                self.cache[name] = (ref, ray.get(ref))
-        return {name: value for name, (_, value) in self.cache.items()}
+                self.cache[name] = (ref, device.placed(name, ray.get(ref), self.device))
+        return {"device": self.device, **{name: value for name, (_, value) in self.cache.items()}}
 
     def forget(self, names: tuple[str, ...]) -> None:
         """Drop per-row results by name."""

@@ -45,6 +45,7 @@ from diva_ray.tasks.measure import (
     scored,
     setup_of,
 )
+from diva_ray.tasks.measure_gpu import gpu
 from diva_ray.tasks.measure_steps import pool_reading, weight_steps
 from diva_ray.tasks.measure_tune import tuning
 from diva_ray.tasks.plan import blas_environment
@@ -182,7 +183,7 @@ ENTRIES: dict[str, Callable[[Sizes], Iterator[Figure]]] = {
     "machine": machine, "derivative": derivative, "memory": memory, "ridges": ridges, "errors": errors, "dual": dual,
     "ray": on_ray, "scaling": scaling, "accuracy": accuracy, "ridge_cv": ridge_cv, "autograd": autograd,
     "textbook": textbook, "cleanlab": cleanlab, "weight_steps": weight_steps, "pool": pool_reading,
-    "tune": tuning, "digits": digits,
+    "tune": tuning, "gpu": gpu, "digits": digits,
     **{name: quality_on(name) for name in ("flowers", "caltech101", "dtd", "agnews")},
 }  # fmt: skip
 NEEDS_DATA = ("flowers", "caltech101", "dtd", "agnews")

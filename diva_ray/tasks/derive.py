@@ -17,6 +17,7 @@ from diva_ray.engine import check, passes
 from diva_ray.engine.context import Partial, Setup, ValidationRows
 from diva_ray.tasks.derived import (
     MOST_CONDITION,
+    MOST_ERROR,
     MOST_LEVERAGE,
     SIGN_VECTORS,
     Derived,
@@ -38,6 +39,15 @@ def tell_checked_rows(runner: Runner, solution: Solution, dtype: torch.dtype) ->
     runner.engine.tell(shards=len(runner.engine.extents))
     Z, r, codes = runner.run(check.sample, "check").joined()
     runner.engine.tell(checked=check.Checked(multiply(Z.double(), solution.Linv.T).to(dtype), r, codes))
+
+
+def compare_derivatives(found: Tensor, exact: Tensor) -> dict[str, float]:
+    """Return how far the derivatives of the checked rows are from those by products of full precision."""
+    norm = float(exact.norm())
+    ranks = torch.stack([x.argsort().argsort().double() for x in (found, exact)])
+    correlation = float(torch.corrcoef(ranks)[0, 1]) if len(exact) > 1 else 1.0
+    error = float((found - exact).norm()) / norm if norm else 0.0
+    return {"rows": len(exact), "relative_error": error, "rank_correlation": correlation}
 
 
 def compare_errors(estimate: Tensor, exact: Tensor) -> dict[str, float]:
@@ -72,22 +82,33 @@ def derive(
     """
     if dual or (dual is None and takes_dual(rows, setup.scale.width, ridge)):
         return derive_dual(runner, setup, ridge, keep=bool(dual))
-    setup = with_errors(setup, heard, errors)
+    setup, low = with_errors(setup, heard, errors), setup.inputs != "full"
     exact = setup.collect
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge, fit)
+    accuracy = agreement = None
     while True:
-        if setup.copies > 1:
+        if setup.copies > 1 or setup.inputs != "full":
             tell_checked_rows(runner, solution, setup.dtype)
         left: Partial = runner.run(passes.leave_one_out, "leave-out")
-        if setup.dtype == torch.float64 or left.tally["max_leverage"] < MOST_LEVERAGE:
+        if setup.dtype != torch.float64 and not left.tally["max_leverage"] < MOST_LEVERAGE:
+            log.info("leverages up to %.6f: products in float64 from here", left.tally["max_leverage"])
+            setup, solution = raise_precision(runner, setup, chosen, fit)
+            continue
+        penalty, scored = score_rows(runner, setup, solution, left)
+        if setup.copies > 1 or setup.inputs != "full":
+            (found,) = runner.run(check.estimated, "check").joined()
+            exact_derivatives, squares = left.tally["checked"]
+            agreement = compare_errors(found[:, 1], squares.sqrt()) if setup.copies > 1 else None
+            accuracy = accuracy or compare_derivatives(found[:, 0], exact_derivatives)
+        if setup.inputs == "full" or accuracy is None or accuracy["relative_error"] <= MOST_ERROR[setup.inputs]:
             break
-        log.info("leverages up to %.6f: products in float64 from here", left.tally["max_leverage"])
-        setup, solution = raise_precision(runner, setup, chosen, fit)
-    penalty, scored = score_rows(runner, setup, solution, left)
-    agreement = None
-    if setup.copies > 1:
-        (found_errors,) = runner.run(check.estimated, "check").joined()
-        agreement = compare_errors(found_errors, left.tally["checked"].sqrt())
+        log.info(
+            "derivatives of %d rows are off by %.1e with %s: products of full precision from here",
+            accuracy["rows"], accuracy["relative_error"], setup.inputs,
+        )  # fmt: skip
+        setup = replace(setup, inputs="full")
+        runner.engine.forget("rows", "scored")
+        runner.engine.tell(setup=setup)
     kind = "exact" if exact else "none" if errors == "none" else "estimate"
     return Derived(
         setup,
@@ -100,6 +121,7 @@ def derive(
         "primal",
         scored.tally["sources"],
         agreement,
+        accuracy if low else None,
     )
 
 
@@ -118,7 +140,7 @@ def with_errors(setup: Setup, heard: int, errors: str) -> Setup:
 
 def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) -> tuple[Tensor, Partial]:
     """Return dL/dLambda of every column and the score pass: derivative and standard error stay with the shards."""
-    found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums)
+    found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums, setup.inputs)
     runner.engine.tell(adjoint=found.to(setup.dtype))
     runner.engine.tell(
         validation=None if left.rows is None else validation_rows(solution, left.rows.joined(), setup.dtype)

@@ -21,6 +21,7 @@ COPY_BYTES = 2 << 30  # of p x p sums, in float32 and float64, that sign vectors
 MOST_CONDITION = 3e4  # above it float32 products would cost more than 5e-5 of the derivative
 MOST_CONDITION_DUAL = 300.0  # times the root of n (1-norms of n x n matrices grow so): an inverse loses more
 MOST_LEVERAGE = 0.99  # likewise
+MOST_ERROR = {"tf32": 1e-2, "bf16": 5e-2}  # of the checked rows' derivatives, by which low precision is given up
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ class Derived:
     form: str
     by_source: Tensor
     agreement: dict[str, float] | None = None  # estimated standard errors against exact ones, on a few rows
+    accuracy: dict[str, float] | None = None  # likewise derivatives, where products of low precision were asked for
+
+
+def precision_of(setup: Setup) -> str:
+    """Return the precision of the products, for a person."""
+    name = str(setup.dtype).removeprefix("torch.")
+    return name if setup.inputs == "full" else f"{setup.inputs} of whitened rows, else {name}"
 
 
 def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:

@@ -28,7 +28,8 @@ log = logging.getLogger("diva_ray")
 
 def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool = False) -> Derived:
     """Return what `derive` does, from the kernel matrix of the rows; `keep`: contributions stay known to the shards."""
-    setup = replace(setup, keeps_outputs=True)  # no more than the rows themselves, or W
+    # Outputs are no more than the rows themselves, or W; and the inverse of the kernel matrix bears no rounding.
+    setup = replace(setup, keeps_outputs=True, inputs="full")
     runner.engine.tell(setup=setup)
     Z, Y, alpha, v, offset, codes = runner.run(passes.gather, "gather").joined()
     pattern, grid = penalty_pattern(setup).to(setup.dtype), []

@@ -26,6 +26,7 @@ from diva_ray.engine import passes
 from diva_ray.engine.context import Setup
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.reduce import add_in_order, sections
+from diva_ray.engine.shelf import IN_MEMORY, Keeping
 from diva_ray.tasks import peers
 from diva_ray.tasks.derive import SIGN_VECTORS, Runner, derive, fit_ridge, penalty_pattern
 
@@ -49,12 +50,17 @@ class Sizes:
     scaling_p: int = 256
     pool_n: int = 2_000_000
     pool_p: int = 512
+    gpu_p: tuple[int, ...] = (512, 1_024, 2_048, 4_096)
+    gpu_values: int = 400_000_000  # features of a table on a GPU
+    gpu_gemm: int = 8_192
+    gpu_bytes: int = 1 << 30
     repeats: int = 3
     cleanlab_share: float = 1 / 6
     data_folder: str | None = None
 
 
-SMALL = Sizes(4_000, 128, 10, 1_024, 2_000, 800, 900, 800, 2_000, (4_000, 8_000, 16_000), 64, 100_000, 64)
+SMALL = Sizes(4_000, 128, 10, 1_024, 2_000, 800, 900, 800, 2_000, (4_000, 8_000, 16_000), 64, 100_000, 64,
+              (32, 64), 100_000, 256, 1 << 20)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,12 @@ def setup_of(p: int, c: int, dtype: torch.dtype = torch.float32) -> Setup:
     return Setup("classification", scale, classes, c, "cross_entropy", None, "label", dtype, rows, 0)
 
 
-def loaded(X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None) -> Runner:
+def loaded(X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None, keeping: Keeping = IN_MEMORY) -> Runner:
     """Return a runner of the inline engine that holds the rows."""
     given = {} if weight is None else {"weight": weight}
     table = from_arrays({"features": X, "label": y, **given})
     columns = Columns(("features",), "label", weight="weight" if given else None)
-    runner = Runner(Inline([table], columns, split(table, columns), 1), quiet=True)
+    runner = Runner(Inline([table], columns, split(table, columns), 1, keeping), quiet=True)
     runner.load()
     return runner
 
@@ -108,7 +114,7 @@ def derivative_of(runner: Runner, setup: Setup, ridge: float = 1.0) -> Tensor:
     runner.engine.forget("rows", "scored")
     setup, _, solution, _ = fit_ridge(runner, setup, ridge)
     left = runner.run(passes.leave_one_out, "leave-out")
-    adjoint, penalty = runner.timed("solve", solve_adjoint, solution, left.sums)
+    adjoint, penalty = runner.timed("solve", solve_adjoint, solution, left.sums, setup.inputs)
     runner.engine.tell(adjoint=adjoint.to(setup.dtype))
     runner.run(passes.score, "score")
     return penalty

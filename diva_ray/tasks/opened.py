@@ -26,7 +26,7 @@ from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
 from diva_ray.data.split import band_widths, split
 from diva_ray.data.table import Table, family, open_parquet
-from diva_ray.engine.shelf import IN_MEMORY
+from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.cost import Cost, cost_of
@@ -76,6 +76,10 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
     elif cost.copies > 1:
         notes.append(f"standard errors are estimated from {cost.errors()}")
+    if config.cluster.gpus_per_worker:
+        notes.append("the time is that of CPUs; what GPUs take has not been measured")
+    elif config.precision in ("tf32", "bf16"):
+        notes.append(f"precision={config.precision} without a GPU rounds and is slower: it only shows the error")
     if planning.blas_environment():
         notes.append(
             "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
@@ -84,7 +88,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     plan = planning.Plan(
         table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
-        IN_MEMORY, None, passes, seconds, alone, notes,
+        Keeping(gpus=config.cluster.gpus_per_worker), None, passes, seconds, alone, notes,
     )  # fmt: skip
     budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
     return plan.settle(workers, budget, config.cluster.cache), opened

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diva_ray.config import ClusterConfig, FitConfig
+from diva_ray.config import ClusterConfig, FitConfig, ScoreConfig
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.memory import parse_bytes
@@ -36,7 +36,7 @@ def check_options(config: FitConfig) -> None:
     check_types(config)
     choices = {
         "standardize": ("auto", "none"),
-        "precision": ("auto", "float32", "float64"),
+        "precision": ("auto", "float32", "float64", "tf32", "bf16"),
         "standard_errors": ("auto", "exact", "estimate"),
         "labeller_doubt": ("auto", "off"),
         "curate": ("none", "drop", "weight", "relabel"),
@@ -58,10 +58,15 @@ def check_options(config: FitConfig) -> None:
         value = getattr(config.cluster if "." in name else config, name.split(".")[-1])
         if value is not None and not value >= bound:
             raise InputError(f"{name}: must be at least {bound:g}, got {value}. Change `{name}`.")
-    if config.cluster.gpus_per_worker:
+    if config.cluster.gpus_per_worker > 1:
         raise InputError(
-            "cluster.gpus_per_worker: must be 0, because the passes of this version run on CPUs, got "
-            f"{config.cluster.gpus_per_worker:g}. Leave `cluster.gpus_per_worker` out."
+            "cluster.gpus_per_worker: must be at most 1, because a worker uses one GPU, got "
+            f"{config.cluster.gpus_per_worker:g}. Lower it, and have a worker for every GPU."
+        )
+    if config.precision in ("tf32", "bf16") and not (type(config) is ScoreConfig and config.method == "plain"):
+        raise InputError(
+            f"precision: must be auto, float32 or float64 but for score with method=plain, whose derivatives are "
+            f"checked on some rows, got {config.precision}. Change `precision`."
         )
     parse_bytes(config.cluster.memory)
 

@@ -153,6 +153,13 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
             else ""
         )
         notes.append(f"Standard errors are estimated from {errors_of(derived)}{checked}.")
+    if derived.accuracy is not None:
+        found, low = derived.accuracy, session.config.precision
+        given_up = "" if derived.setup.inputs == low else ", so products of full precision took their place"
+        notes.append(
+            f"With {low} products the derivatives of {found['rows']} rows are off by {found['relative_error']:.1e}"
+            f"{given_up}."
+        )
     if derived.form == "dual":
         notes.append("Fewer rows than columns: solved in its n x n form.")
     if derived.grid and derived.ridge in (derived.grid[0][0], derived.grid[-1][0]):

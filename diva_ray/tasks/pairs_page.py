@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diva_ray.engine.context import Tally
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
-from diva_ray.tasks.derived import SIGN_VECTORS, Derived
+from diva_ray.tasks.derived import SIGN_VECTORS, Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures, planted, verdict_figures
@@ -50,8 +50,10 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
         "rules": RULES,
         "standard_errors": "exact" if first.standard_errors == "exact" else f"{SIGN_VECTORS} sign vectors",
         "form": first.form,
-        "precision": str(first.setup.dtype).removeprefix("torch."),
+        "precision": precision_of(first.setup),
     }
+    if first.accuracy is not None:
+        summary["derivative_check"] = {name: one.accuracy for name, one in derived.items()}
     if "planted" in written:
         summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
     return summary

@@ -46,7 +46,15 @@ class Plan:
         place, why = choose_place(self.sizes, workers, budget, cache)
         check_fit(self.sizes, place, workers, budget)
         folder = os.path.join(tempfile.gettempdir(), "diva_ray-cache") if cache == "auto" else cache
-        return replace(self, workers=workers, budget=budget, keeping=Keeping(place, folder, why))
+        keeping = replace(self.keeping, place=place, folder=folder, why=why, sums=self.sizes.sums)
+        return replace(self, workers=workers, budget=budget, keeping=keeping)
+
+    def device(self) -> str:
+        """Return where the passes work on features, for a person."""
+        if not self.keeping.gpus:
+            return "CPU"
+        share = "" if self.keeping.gpus == 1 else f", {self.keeping.gpus:g} of it for each worker"
+        return f"GPU{share}: features stay in its memory while it has room, else they come from the host in every pass"
 
     def kept(self) -> str:
         """Return where rows are kept between passes, and why, for a person."""
@@ -68,6 +76,7 @@ class Plan:
             f"workers    {self.workers} with {self.threads} BLAS thread(s)",
             f"memory     {self.sizes.need(self.keeping.place, self.workers) / gib:.3f} GiB a worker, "
             f"{(PROCESS + self.sizes.sums) / gib:.3f} GiB on the driver (estimate)",
+            f"device     {self.device()}",
             f"rows kept  {self.kept()}",
             f"passes     {', '.join(self.passes)}",
             f"time       about {self.seconds / self.workers + self.alone:,.1f} s, {self.alone:,.1f} s of it on the "

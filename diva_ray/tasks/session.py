@@ -16,7 +16,7 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, open_parquet
-from diva_ray.engine.context import Setup, keeps_outputs, rows_of_block
+from diva_ray.engine.context import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
@@ -262,6 +262,20 @@ def _places(key: int) -> Callable:
     return partial(places_of_key, key)
 
 
+def check_many(config: FitConfig, outputs: int, inputs: str) -> None:
+    """Raise for what does not go with more classes than outputs are kept of."""
+    if inputs != "full":
+        raise InputError(
+            f"precision: must be auto, float32 or float64 with more classes than features (and than {FEW_OUTPUTS}), "
+            f"got {inputs} with {outputs:,} classes. Change `precision`."
+        )
+    if config.cluster.gpus_per_worker:
+        raise InputError(
+            f"cluster.gpus_per_worker: must be 0 with more classes than features (and than {FEW_OUTPUTS}), got "
+            f"{config.cluster.gpus_per_worker:g} with {outputs:,} classes. Leave `cluster.gpus_per_worker` out."
+        )
+
+
 def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     """Return the setup of the passes: how bands are scaled, what the targets are, which precision."""
     classes = found.labels
@@ -271,11 +285,13 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     scale = make_scale(config, found, opened.columns.features)
     keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows
+    inputs = config.precision if config.precision in ("tf32", "bf16") else "full"
     if not keeps:
+        check_many(config, outputs, inputs)
         block_rows = min(block_rows, rows_of_block(outputs, scale.width))
     return Setup(
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
-        block_rows, config.seed, sources=found.sources, keeps_outputs=keeps,
+        block_rows, config.seed, sources=found.sources, keeps_outputs=keeps, inputs=inputs,
     )  # fmt: skip
 
 

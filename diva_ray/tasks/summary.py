@@ -9,7 +9,7 @@ import torch
 
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.context import Setup, Tally
-from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words
+from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
@@ -61,9 +61,11 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "form": derived.form,
         "condition": derived.condition,
         "max_leverage": derived.tally["max_leverage"],
-        "precision": str(setup.dtype).removeprefix("torch."),
+        "precision": precision_of(setup),
         "ridge_grid": [{"ridge": r, "squared_error": None if not np.isfinite(e) else e} for r, e in derived.grid],
     }
+    if derived.accuracy is not None:
+        summary["derivative_check"] = derived.accuracy
     if link is not None:
         scale = None if not np.isfinite(link.scale) else link.scale
         levels = class_levels(derived.tally["levels"]).tolist()

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"loss": 3}, r"loss: must be a function .* got 3"),
         ({"task": "clustering"}, r"task: must be auto, classification, .* got clustering"),
         ({"standardize": "zscore"}, r"standardize: must be auto, none, got zscore"),
-        ({"precision": "half"}, r"precision: must be auto, float32, float64, got half"),
+        ({"precision": "half"}, r"precision: must be auto, float32, float64, tf32, bf16, got half"),
         ({"standard_errors": "none"}, r"standard_errors: must be auto, exact, estimate, got none"),
         ({"cluster": "slurm"}, r"cluster: must be auto, inline, local, ray, got slurm|cluster: .* got slurm"),
         ({"ridge": -1}, r"ridge: must be auto or a number >= 0, got -1"),
@@ -162,7 +162,7 @@ def test_more_workers_than_the_cluster_has_cpus(ray_cluster):
     refuses(r"cluster.workers: the cluster must have 5 x 1 CPUs, got 4 CPUs .* Lower `cluster.workers` to 4",
             base(), cluster={"kind": "ray", "workers": 5})  # fmt: skip
     refuses(
-        r"cluster.gpus_per_worker: must be 0, .* got 99",
+        r"cluster.gpus_per_worker: must be at most 1, because a worker uses one GPU, got 99",
         base(),
         cluster={"kind": "ray", "workers": 1, "gpus_per_worker": 99.0},
     )

@@ -1,0 +1,170 @@
+"""Where the heavy part of a pass runs: features and the matrices they meet on a device, results of rows on the CPU."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_ray.data.cache import mapped
+from diva_ray.errors import InputError
+
+CPU = torch.device("cpu")
+# What a pass multiplies features with, by the name it is known by (or its end, of pairs); the rest stays on the CPU.
+ON_DEVICE = ("solution", "adjoint", "rotation", "validation", "checked", "parts", "alone", "trials", "model", "scales")
+RESIDENT = 0.8  # of a worker's share of the device's memory that its rows, sums and blocks may take
+BLOCK_BYTES = 1 << 30  # of one block's features, outputs and products on a device
+MOST_BLOCK_ROWS = 16_384
+CHUNK = 8 << 20  # bytes of the page-locked memory through which features go that lie in ordinary memory
+LARGE = 2_048  # columns from which a solve goes to the device
+
+
+def own_device(gpus: float) -> torch.device:
+    """Return the device of a process that was started by hand: the first GPU if it was asked for.
+
+    Raises:
+        InputError: torch sees no GPU.
+    """
+    return _checked(torch.device("cuda", 0), "this process") if gpus else CPU
+
+
+def given_device(gpus: float, ids: Sequence[Any], worker: str) -> torch.device:
+    """Return the device of a Ray worker: the GPU it was given, even where it sees others.
+
+    Raises:
+        InputError: torch does not see it.
+    """
+    if not gpus:
+        return CPU  # such a worker may still see CUDA_VISIBLE_DEVICES
+    if not ids:
+        raise InputError(
+            f"cluster.gpus_per_worker: Ray must give {worker} a GPU, got none. Check `ray status`, or leave "
+            "`cluster.gpus_per_worker` out."
+        )
+    return _checked(place_of(ids[0], os.environ.get("CUDA_VISIBLE_DEVICES")), f"{worker} (GPU {ids[0]})")
+
+
+def place_of(gpu: Any, visible: str | None) -> torch.device:
+    """Return a GPU, named as Ray names it, as torch counts those that are visible."""
+    names = visible.split(",") if visible else []
+    return torch.device("cuda", names.index(str(gpu)) if str(gpu) in names else int(gpu))
+
+
+def _checked(device: torch.device, where: str) -> torch.device:
+    if torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
+        return device
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    raise InputError(
+        f"cluster.gpus_per_worker: torch must see the GPU, got torch {torch.__version__}, {built}, which sees "
+        f"{torch.cuda.device_count()} at {where}. Install a CUDA build of torch there "
+        "(https://pytorch.org/get-started) and NVIDIA's driver, or leave "
+        "`cluster.gpus_per_worker` out: the passes then run on CPUs."
+    )
+
+
+def placed(name: str, value: Any, device: torch.device) -> Any:
+    """Return what is known by a name as the kernels on a device want it: what meets features is there, once a pass."""
+    kind = name.rpartition(".")[2]
+    if device == CPU or (kind not in ON_DEVICE and kind != "setup"):
+        return value
+    if kind == "setup":
+        return replace(value, scale=moved(value.scale, device))
+    return moved(value, device)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Return the value with every tensor inside it on a device."""
+    return mapped(value, Tensor, lambda tensor: tensor.to(device))
+
+
+def home(value: Any, device: torch.device) -> Any:
+    """Return a device's results on the CPU."""
+    return value if device == CPU else moved(value, CPU)
+
+
+def block_rows(asked: int, width: int, device: torch.device) -> int:
+    """Return the rows of a block of so many numbers a row: on a device at least as many as keep it busy."""
+    return asked if device == CPU else max(asked, min(MOST_BLOCK_ROWS, BLOCK_BYTES // (4 * width)))
+
+
+def is_large(args: Any) -> bool:
+    """Return whether a solve has square sums of so many columns that a device is worth the way."""
+    sides = [0]
+    mapped(args, Tensor, lambda x: sides.append(x.shape[0]) if x.ndim == 2 and x.shape[0] == x.shape[1] else None)
+    return max(sides) >= LARGE
+
+
+def solve_on(device: torch.device, function: Any, args: Any) -> Any:
+    """Return function(*args), computed on a device and brought home."""
+    return home(function(*moved(args, device)), device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device."""
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def whole_bytes(device: torch.device) -> int:
+    """Return the memory of a device."""
+    return torch.cuda.mem_get_info(device)[1]
+
+
+class Lane:
+    """Takes features to a device: for good while its memory has room, else page-locked, for each pass anew.
+
+    It has a stream of its own, so a thread that fetches the next shard works beside the kernels on the last.
+
+    Args:
+        share: of the device that is this process's.
+        reserve: bytes that sums and blocks need beside the rows.
+    """
+
+    def __init__(self, device: torch.device, share: float = 1.0, reserve: int = 0) -> None:
+        self.device, self.lock = device, threading.Lock()
+        room = min(free_bytes(device), int(min(share, 1.0) * whole_bytes(device)))
+        self.left = int(RESIDENT * room) - reserve - BLOCK_BYTES
+        self.cuda = device.type == "cuda"
+        if self.cuda:
+            self.main, self.side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+            self.chunks = [torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self.sent = [torch.cuda.Event() for _ in range(2)]
+
+    def keep(self, bands: Sequence[Tensor]) -> list[Tensor]:
+        """Return features where they stay between passes."""
+        size = sum(band.numel() * band.element_size() for band in bands)
+        if size <= self.left:
+            self.left -= size
+            return self.bring(bands)
+        return [band.contiguous().pin_memory() if self.cuda and band.numel() else band.clone() for band in bands]
+
+    def holds(self, bands: Sequence[Tensor]) -> bool:
+        """Return whether features are on the device."""
+        return all(band.device == self.device for band in bands)
+
+    def bring(self, bands: Sequence[Tensor]) -> list[Tensor]:
+        """Return features on the device; they are there when this returns."""
+        if not self.cuda or self.holds(bands):
+            return [band.to(self.device) for band in bands]
+        with self.lock, torch.cuda.device(self.device), torch.cuda.stream(self.side):
+            found = [self._send(band) for band in bands]
+            self.side.synchronize()
+        return found
+
+    def _send(self, band: Tensor) -> Tensor:
+        there = torch.empty(band.shape, dtype=band.dtype, device=self.device)
+        there.record_stream(self.main)  # its memory is not given to the next before the kernels are done with it
+        if band.is_pinned():
+            return there.copy_(band, non_blocking=True)
+        flat, into, step = band.reshape(-1), there.view(-1), CHUNK // band.element_size()
+        for k, start in enumerate(range(0, len(flat), step)):
+            chunk, sent, part = self.chunks[k % 2], self.sent[k % 2], flat[start : start + step]
+            sent.synchronize()
+            locked = chunk.view(band.dtype)[: len(part)].copy_(part)
+            into[start : start + step].copy_(locked, non_blocking=True)
+            sent.record(self.side)
+        return there

@@ -1,0 +1,404 @@
+"""The passes on a device: their logic on a simulated one, their choice of a GPU, and (mark gpu) a real one."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import diva_ray
+from diva_ray.core import products
+from diva_ray.core.derivative import solve_adjoint
+from diva_ray.core.dual import inverse_
+from diva_ray.core.grid import rotate
+from diva_ray.core.leave_out import leave_out
+from diva_ray.core.ridge import FitAccumulator, solve
+from diva_ray.engine import device as devices
+from diva_ray.engine import passes, shelf
+from diva_ray.errors import InputError
+from tests.engine.runs import opened, small_task
+from tests.engine.simulated import DEVICE, Simulated
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = {"kind": "inline", "threads": 1}
+GENERATOR = np.random.default_rng(3)
+N = 2600
+X = GENERATOR.standard_normal((N, 12)).astype(np.float16)
+B = [None if k % 7 == 3 else row for k, row in enumerate(GENERATOR.standard_normal((N, 5)).astype(np.float32))]
+Y = np.array([f"class {k}" for k in (X[:, :4].astype(np.float32) + GENERATOR.standard_normal((N, 4))).argmax(1)])
+ROWS = {
+    "x": list(X), "b": B, "label": Y, "group": np.sort(GENERATOR.integers(0, N // 2, N)), "weight": GENERATOR.random(N),
+    "source": Y, "offset": list(GENERATOR.standard_normal((N, 4)) / 3), "v": GENERATOR.random(N),
+    "few": 1.0 * (np.arange(N) % 9 == 0),
+    "y": list(GENERATOR.standard_normal((N, 3))), "id": np.arange(N),
+    "c": list(GENERATOR.standard_normal((N, 6)) + X[:, :6]),
+}  # fmt: skip
+ALL = {
+    "features": ["x", "b"], "group": "group", "weight": "weight", "source": "source", "offset": "offset",
+    "validation_weight": "v",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Some of the rows, and all of them, which are two shards."""
+    folder = tmp_path_factory.mktemp("rows")
+    for name, n in (("some", 1100), ("all", N)):
+        pq.write_table(pa.table(ROWS).slice(0, n), folder / f"{name}.parquet", row_group_size=400)
+    return [str(folder / f"{name}.parquet") for name in ("some", "all")]
+
+
+@pytest.fixture(scope="module")
+def path(paths):
+    """Some of the rows."""
+    return paths[0]
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """What runs inside it on the device, with room for all rows or none."""
+    mode = Simulated()
+    monkeypatch.setattr(devices, "own_device", lambda gpus: DEVICE if gpus else devices.CPU)
+    monkeypatch.setattr(devices, "whole_bytes", lambda device: 1 << 40)
+    # a dispatch mode is of a thread
+    monkeypatch.setattr(shelf, "ThreadPoolExecutor", partial(ThreadPoolExecutor, initializer=mode.__enter__))
+
+    def run(verb, *data, room=1 << 40, **options):
+        monkeypatch.setattr(devices, "free_bytes", lambda device: room)
+        with mode:
+            result = verb(*data, cluster={**HERE, "gpus_per_worker": 1}, quiet=True, **options)
+        assert mode.counts.get("aten::mm", 0) + mode.counts.get("aten::addmm_", 0) > 0
+        return result
+
+    return run
+
+
+def agree(one, two, rtol=2e-6, table="samples"):
+    """Assert that two results say the same of every row, numbers up to rounding."""
+    first, second = (result.folder.read_table(table) for result in (one, two))
+    assert first.column_names == second.column_names
+    for name in first.column_names:
+        a, b = first[name].to_numpy(), second[name].to_numpy()
+        if a.dtype.kind == "f":
+            np.testing.assert_allclose(a, b, atol=rtol * np.nanmax(np.abs(a), initial=0), rtol=0, err_msg=name)
+        elif a.dtype.kind != "O" or not isinstance(a[0], np.ndarray):
+            assert (a == b).all(), name
+
+
+SCORES = {
+    "plain": {"features": "x", "outputs": True},
+    "estimated": {"features": "x", "standard_errors": "estimate", "source": "source", "projection": 8},
+    "everything": {**ALL, "outputs": True},
+    "numbers": {"features": ["x", "b"], "label": "y", "task": "vector", "loss": "cosine"},
+    "pairs": {"features": ["x", "c"], "task": "pairs", "source": "source"},
+    "trusted": {"features": "x", "validation_weight": "few", "method": "trusted"},
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_on_a_device_are_those_on_a_cpu(path, simulated, name):
+    options = {**SCORES[name], "precision": "float64"}
+    agree(diva_ray.score(path, cluster=HERE, quiet=True, **options), simulated(diva_ray.score, path, **options))
+
+
+@pytest.mark.parametrize("place", ["host", "cache", "storage"])
+def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulated, place):
+    path, options = paths[1], {"features": ["x", "b"], "offset": "offset", "precision": "float64"}
+    first = diva_ray.score(path, cluster=HERE, quiet=True, **options)
+    sent = []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = devices.Lane.bring
+        patch.setattr(devices.Lane, "bring", lambda lane, bands: sent.append(len(bands)) or whole(lane, bands))
+        if place != "host":
+            chosen = (place, "for the test")
+            patch.setattr("diva_ray.tasks.plan.choose_place", lambda *args: chosen)
+        second = simulated(diva_ray.score, path, room=0, **options)
+    assert len(sent) >= 7 * 2  # as many passes read features, of two shards each
+    agree(first, second)
+
+
+def test_float32_scores_on_a_device_are_near_those_on_a_cpu(path, simulated):
+    options = {"features": ["x", "b"], "standard_errors": "estimate"}
+    first = diva_ray.score(path, cluster=HERE, quiet=True, **options)
+    second = simulated(diva_ray.score, path, **options)
+    for name in ("derivative", "standard_error", "loss"):
+        a, b = first.samples[name].to_numpy(), second.samples[name].to_numpy()
+        assert np.abs(a - b).max() < 1e-5 * np.abs(a).max(), name
+
+
+def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(tmp_path, simulated):
+    few = {"features": "x", "precision": "float64"}
+    pq.write_table(pa.table(ROWS).slice(0, 300), tmp_path / "core.parquet")
+    pq.write_table(pa.table(ROWS).slice(300, 400), tmp_path / "pool.parquet")
+    core, pool = str(tmp_path / "core.parquet"), str(tmp_path / "pool.parquet")
+    runs = [
+        (diva_ray.reweight, (core,), {**few, "folds": 2, "steps": 1}, "samples"),
+        (diva_ray.aggregate, (core,), {**few, "features": ["x", "b"], "starts": 1, "evaluations": 2}, "samples"),
+        (diva_ray.extend, (core, pool), {**few, "budget": 100, "rounds": 2}, "selected"),
+    ]
+    for task, data, options, table in runs:
+        first = task(*data, cluster=HERE, quiet=True, **options)
+        agree(first, simulated(task, *data, **options), table=table)
+
+
+def test_a_users_loss_sees_tensors_on_the_cpu(path, simulated):
+    weight = torch.tensor([1.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+
+    def weighted(F, Y):
+        return torch.nn.functional.cross_entropy(F, Y, reduction="none") * weight[Y]
+
+    options = {"features": "x", "precision": "float64", "loss": weighted}
+    agree(diva_ray.score(path, cluster=HERE, quiet=True, **options), simulated(diva_ray.score, path, **options))
+
+
+def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(products, "PANEL", 7)  # several panels
+    generator = torch.Generator().manual_seed(0)
+    Z, Y = (torch.randn(200, k, generator=generator, dtype=torch.float64) for k in (24, 3))
+    penalty = torch.linspace(0, 2, 24, dtype=torch.float64)
+
+    def found(device):
+        Zd, Yd, Ld, ones = (x.to(device) for x in (Z, Y, penalty, torch.ones(200, dtype=torch.float64)))
+        fit = FitAccumulator(24, 3, torch.float64, device)
+        fit.add(Zd, Yd, 2 * ones)
+        solution = solve(fit.sums(), Ld)
+        U = products.multiply_triangular_(Zd.clone(), solution.Linv.T.contiguous(), upper=True)
+        sums = passes.dd.AdjointAccumulator(24, 3, 1, torch.float64, device)
+        left = leave_out(U, Yd, ones, [])
+        sums.add(U, ones, left, Yd, ones[:, None])
+        adjoint, gradient = solve_adjoint(solution, sums.sums())
+        e = rotate(fit.sums(), Ld).values
+        return [
+            x.cpu() for x in (solution.W, solution.Linv, U, adjoint.P, adjoint.T[0], gradient, e)
+        ], solution.condition
+
+    here, estimate = found("cpu")
+    with Simulated():
+        there, condition = found(DEVICE)
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10)
+    assert estimate <= condition * (1 + 1e-9) and condition < 3 * estimate
+    with Simulated(), pytest.raises(ValueError, match="got a pivot <= 0 at column 2. Increase `ridge`"):
+        products.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
+
+
+def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
+    assert not devices.is_large((torch.zeros(5000, 3), torch.zeros(40, 40)))
+    assert devices.is_large((torch.zeros(3), [torch.zeros(devices.LARGE, devices.LARGE)]))
+    monkeypatch.setattr(devices, "own_device", lambda gpus: DEVICE)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(devices, "whole_bytes", lambda device: 1 << 40)
+    monkeypatch.setattr(devices, "LARGE", 12)
+    with Simulated() as mode:
+        runner, setup = opened(small_task(), gpus_per_worker=1, precision="float64")
+        runner.engine.tell(setup=setup)
+        sums = runner.run(passes.fit, "fit")
+        found = runner.timed("solve", solve, sums, torch.ones(13, dtype=torch.float64))
+        with pytest.raises(InputError, match="Increase `ridge`"):
+            runner.timed("solve", solve, sums, torch.full((13,), -1e9, dtype=torch.float64))
+    assert mode.counts["aten::linalg_cholesky_ex"] == 2
+    torch.testing.assert_close(found.W, solve(sums, torch.ones(13, dtype=torch.float64)).W, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("inputs", ["tf32", "bf16"])
+def test_low_precision_is_checked_on_some_rows_and_given_up_where_it_fails(path, simulated, monkeypatch, inputs):
+    from diva_ray.tasks import derive
+
+    options = {"features": "x", "standard_errors": "estimate"}
+    exact = diva_ray.score(path, cluster=HERE, quiet=True, **options).samples["derivative"].to_numpy()
+    for run in (partial(diva_ray.score, cluster=HERE, quiet=True), partial(simulated, diva_ray.score)):
+        result = run(path, precision=inputs, **options)
+        found = result.samples["derivative"].to_numpy()
+        error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+        least, most = {"tf32": (2e-5, 3e-3), "bf16": (3e-4, 1e-2)}[inputs]
+        assert least < error < most
+        told = result.summary["derivative_check"]
+        assert 0.3 * error < told["relative_error"] < 3 * error and told["rank_correlation"] > 0.999
+        assert result.summary["precision"] == f"{inputs} of whitened rows, else float32"
+    monkeypatch.setattr(derive, "MOST_ERROR", {"tf32": 1e-9, "bf16": 1e-9})
+    result = diva_ray.score(path, cluster=HERE, quiet=True, precision=inputs, **options)
+    assert result.summary["precision"] == "float32" and result.summary["derivative_check"]["relative_error"] > 1e-5
+    np.testing.assert_allclose(result.samples["derivative"].to_numpy(), exact, rtol=0, atol=1e-6 * np.abs(exact).max())
+
+
+def test_the_benchmark_measures_a_device(monkeypatch):
+    from diva_ray.tasks import measure_gpu
+    from diva_ray.tasks.measure import SMALL
+
+    for name in ("free_bytes", "whole_bytes"):
+        monkeypatch.setattr(devices, name, lambda device: 1 << 40)
+    monkeypatch.setattr(devices, "own_device", lambda gpus: DEVICE)
+    mode = Simulated()
+    monkeypatch.setattr(shelf, "ThreadPoolExecutor", partial(ThreadPoolExecutor, initializer=mode.__enter__))
+    with mode:
+        figures = list(measure_gpu.on_device(DEVICE, SMALL, "simulated"))
+    assert len(figures) == 5 + len(SMALL.gpu_p) * (3 * 3 + 2)
+    assert all(figure.value is not None and figure.value > 0 for figure in figures)
+    if not torch.cuda.is_available():
+        (figure,) = measure_gpu.gpu(SMALL)
+        assert figure.what == "no GPU" and figure.value is None and "sees none" in figure.note
+
+
+def test_the_device_refuses_what_a_gpu_refuses():
+    with Simulated():
+        there, here = torch.ones(3, device=DEVICE), torch.ones(3)
+        for wrong in (lambda: there + here, lambda: here[there > 0], lambda: torch.cat([here, there])):
+            with pytest.raises(RuntimeError, match="on the CPU"):
+                wrong()
+        with pytest.raises((RuntimeError, TypeError), match="numpy"):
+            there.numpy()
+        here[:] = there * 2  # a copy
+        assert here.tolist() == [2, 2, 2] and (there * torch.tensor(3.0)).cpu().tolist() == [3, 3, 3]
+
+
+def test_a_gpu_is_found_by_the_name_that_ray_gives_it():
+    assert devices.place_of(3, "3") == torch.device("cuda", 0)  # Ray hides the others
+    assert devices.place_of(3, "1,3") == torch.device("cuda", 1)  # or it was told not to
+    assert devices.place_of("GPU-7af", "GPU-1cc,GPU-7af") == torch.device("cuda", 1)
+    assert devices.place_of(2, None) == torch.device("cuda", 2)
+    assert devices.given_device(0, [], "worker 0") == devices.CPU
+    with pytest.raises(InputError, match="Ray must give worker 1 a GPU, got none"):
+        devices.given_device(0.5, [], "worker 1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_torch_does_not_see_is_one_line():
+    with pytest.raises(InputError, match=r"torch must see the GPU, got torch .* at this process. Install a CUDA build"):
+        diva_ray.score(small_task(300), cluster={**HERE, "gpus_per_worker": 1}, quiet=True)
+
+
+def test_blocks_on_a_device_are_large_but_within_its_memory():
+    assert devices.block_rows(1024, 513, devices.CPU) == 1024
+    assert devices.block_rows(1024, 513, DEVICE) == devices.MOST_BLOCK_ROWS
+    assert devices.block_rows(1024, 4097 + 24 * 1000, DEVICE) == (1 << 30) // 4 // 28097
+
+
+def test_the_process_keeps_its_own_choice_of_tf32():
+    switch = torch.backends.cuda.matmul
+    before = switch.allow_tf32
+    try:
+        for own in (True, False):
+            switch.allow_tf32 = own
+            for inputs, mode in (("full", "ieee"), ("tf32", "tf32")):
+                with products.float32_products(inputs):
+                    assert switch.fp32_precision == mode
+                assert switch.allow_tf32 is own
+    finally:
+        switch.allow_tf32 = before
+
+
+def test_inverse_is_refused_on_a_device_not_wrong():
+    with Simulated(), pytest.raises((RuntimeError, TypeError)):
+        inverse_(torch.eye(3).to(DEVICE))
+
+
+@pytest.mark.ray
+def test_more_gpus_than_there_are_is_one_line(ray_cluster):
+    with pytest.raises(
+        InputError, match=r"one worker must fit a node, which needs 1 CPUs and 1 GPUs, got 4 CPUs and 0 "
+    ):
+        diva_ray.score(small_task(300), cluster={"kind": "local", "gpus_per_worker": 1}, quiet=True)
+    with pytest.raises(InputError, match="must be at most 1, because a worker uses one GPU, got 2"):
+        diva_ray.score(small_task(300), cluster={"kind": "local", "gpus_per_worker": 2}, quiet=True)
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
+GPU = {**HERE, "gpus_per_worker": 1}
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_on_a_gpu_are_those_on_a_cpu(path, name):
+    options = {**SCORES[name], "precision": "float64", "quiet": True}
+    agree(diva_ray.score(path, cluster=HERE, **options), diva_ray.score(path, cluster=GPU, **options))
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", ["resident", "host", "cache", "storage"])
+def test_features_reach_a_gpu_whole_from_wherever_they_lie(tmp_path, monkeypatch, place):
+    """Larger than a few page-locked chunks, so that both of them are used again while kernels run."""
+    features = GENERATOR.standard_normal((120_000, 256)).astype(np.float32)
+    labels = (features[:, :4] + GENERATOR.standard_normal((120_000, 4))).argmax(1)
+    pq.write_table(pa.table({"x": list(features), "label": labels}), tmp_path / "t.parquet", row_group_size=20_000)
+    options = {"features": "x", "quiet": True, "precision": "float64"}
+    first = diva_ray.score(str(tmp_path / "t.parquet"), cluster={"kind": "inline"}, **options)
+    if place != "resident":
+        monkeypatch.setattr(devices, "free_bytes", lambda device: 0)
+    if place in ("cache", "storage"):
+        monkeypatch.setattr("diva_ray.tasks.plan.choose_place", lambda *args: (place, "for the test"))
+    agree(first, diva_ray.score(str(tmp_path / "t.parquet"), cluster=GPU, **options))
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("inputs, most", [("full", 1e-5), ("tf32", 3e-3), ("bf16", 1e-2)])
+def test_products_on_a_gpu_err_as_much_as_their_inputs(inputs, most):
+    generator = torch.Generator().manual_seed(0)
+    Z, T = torch.randn(3000, 2500, generator=generator), torch.randn(2500, 2500, generator=generator).triu()
+    weight = torch.randn(3000, generator=generator)
+    true = Z.double() @ T.double(), (Z.double().T * weight) @ Z.double()
+    gram = products.GramSum(2500, torch.float32, "cuda", inputs)
+    gram.add(Z.cuda(), weight.cuda())
+    found = (
+        products.multiply_triangular_(Z.cuda(), T.cuda(), upper=True, inputs=inputs),
+        products.symmetric(gram.value()),
+    )
+    for a, b in zip(found, true, strict=True):
+        error = float((a.cpu().double() - b).norm() / b.norm())
+        assert error < most and (inputs == "full" or error > 1e-5)
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.ray
+def test_workers_share_a_gpu(path, tmp_path):
+    script = (
+        "import ray, diva_ray, sys\n"
+        "ray.init(address='local', num_cpus=2, num_gpus=1, include_dashboard=False)\n"
+        "c = {'kind': 'ray', 'workers': 2, 'gpus_per_worker': 0.5}\n"
+        "diva_ray.score(sys.argv[1], features='x', precision='float64', cluster=c, quiet=True, output=sys.argv[2])\n"
+    )
+    subprocess.run([sys.executable, "-c", script, path, str(tmp_path / "out")], check=True, timeout=300)
+    first = diva_ray.score(path, features="x", precision="float64", cluster=HERE, quiet=True)
+    second = pq.read_table(tmp_path / "out" / "samples")
+    np.testing.assert_allclose(first.samples["derivative"], second["derivative"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: Ray's count of GPUs is made up in this test")
+def test_workers_have_gpus_of_their_own_or_shares_and_say_what_torch_lacks(tmp_path, task):
+    pq.write_table(pa.table({"features": list(task["features"]), "label": task["label"]}), tmp_path / "t.parquet")
+    answer = tmp_path / "told.json"
+    command = [sys.executable, "-m", "tests.engine.gpus_run", str(tmp_path / "t.parquet"), str(answer)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(answer.read_text())
+    assert sorted(int(one) for (one,) in told["half"]) in ([0, 0, 1], [0, 1, 1])  # two share, one has its own
+    assert "the cluster must have 3 x 1 CPUs and 3 x 1 GPUs, got 4 CPUs and 2 GPUs" in told["three"]
+    assert "torch must see the GPU" in told["unseen"] and "Install a CUDA build of torch there" in told["unseen"]
+    assert "at worker 0 on" in told["unseen"]
+
+
+def test_more_classes_than_are_kept_go_with_neither_a_gpu_nor_low_precision(simulated):
+    task = {"features": X[:1400], "label": np.arange(1400) % 700}
+    with pytest.raises(InputError, match=r"precision: must be auto, float32 or float64 with more classes .* got tf32"):
+        diva_ray.score(task, precision="tf32", cluster=HERE, quiet=True)
+    with pytest.raises(InputError, match=r"gpus_per_worker: must be 0 with more classes than .* got 1 with 700"):
+        simulated(diva_ray.score, task)
+
+
+def test_low_precision_is_for_derivatives_that_are_checked(path):
+    for task, options in ((diva_ray.reweight, {}), (diva_ray.score, {"method": "trusted", "validation_weight": "few"})):
+        with pytest.raises(InputError, match="precision: must be auto, float32 or float64 but for score .* got bf16"):
+            task(path, features="x", precision="bf16", cluster=HERE, quiet=True, **options)
