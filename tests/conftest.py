@@ -1,11 +1,14 @@
 """One Ray cluster for the whole session, private and quiet."""
 
+import atexit
 import os
 import secrets
+import shutil
 import socket
 import tempfile
 
-_folder = tempfile.mkdtemp(prefix="diva_ray-tests-")
+_folder = tempfile.tempdir = tempfile.mkdtemp(prefix="diva_ray-tests-")
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
 _token = os.path.join(_folder, "token")
 with open(os.open(_token, os.O_CREAT | os.O_WRONLY, 0o600), "w") as _file:
     _file.write(secrets.token_hex(32))

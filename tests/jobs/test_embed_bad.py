@@ -1,6 +1,7 @@
 """Mistakes in raw data, encoders and options: one line each, before any cluster is started where possible."""
 
 import json
+import re
 import sys
 import tarfile
 import time
@@ -78,7 +79,7 @@ def refuses(told, data, **options):
         ({"cluster": {"kind": "slurm"}}, r"cluster: must be auto, inline, local or ray, got slurm"),
         ({"cluster": {"wrokers": 3}}, r"cluster: options must be fields of ClusterConfig, got 'wrokers'"),
     ],
-    ids=str,
+    ids=lambda one: re.sub(" at 0x[0-9a-f]+", "", str(one)),
 )  # fmt: skip
 def test_options(options, told, monkeypatch):
     for name in ("timm", "torchvision", "open_clip"):  # as where they are not installed

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -274,7 +275,7 @@ def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypat
         ({"weights": "/no/such"}, r"weights: must be the output of a reweight or score run, .* got none at /no/such"),
         ({"epoch": 3}, r"train: options must be columns or fields of TrainConfig, got 'epoch'"),
     ],
-    ids=str,
+    ids=lambda one: re.sub(" at 0x[0-9a-f]+", "", str(one)),
 )  # fmt: skip
 def test_mistakes_in_options(known, options, told):
     data, test, _, _ = known
