@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Protocol
 
 from diva_ray.data.shards import Shard
@@ -28,6 +28,8 @@ class Work:
         memory: peak of the process in bytes.
         restarts: how often the process was started anew.
         host: the machine.
+        cpu_seconds: processor time of all threads of the process during `seconds`. With one thread a worker, much less
+            of it means that others kept the cores busy (or the disk was slow).
     """
 
     rows: int = 0
@@ -36,14 +38,12 @@ class Work:
     memory: int = 0
     restarts: int = 0
     host: str = ""
+    cpu_seconds: float = 0.0
 
     def add(self, other: Work) -> None:
         """Add another's sums; keep the larger peak and the latest place."""
-        self.rows, self.bytes, self.seconds = (
-            self.rows + other.rows,
-            self.bytes + other.bytes,
-            self.seconds + other.seconds,
-        )
+        self.rows, self.bytes = self.rows + other.rows, self.bytes + other.bytes
+        self.seconds, self.cpu_seconds = self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds
         self.memory, self.restarts = max(self.memory, other.memory), max(self.restarts, other.restarts)
         self.host = other.host
 
@@ -57,11 +57,11 @@ class Counted:
 
     def __call__(self, shard: Shard, known: Known) -> Any:
         """Return what the kernel makes of a shard."""
-        start = perf_counter()
+        start, used = perf_counter(), process_time()
         found = self.kernel(shard, known)
-        seconds = perf_counter() - start
+        seconds, used = perf_counter() - start, process_time() - used
         size = sum(band.nbytes for band in shard.bands) if self.features else 0
-        self.work.add(Work(len(shard), size, seconds, peak_memory(), self.work.restarts, self.work.host))
+        self.work.add(Work(len(shard), size, seconds, peak_memory(), self.work.restarts, self.work.host, used))
         if self.told is not None:
             self.told(len(shard), size, seconds)
         return found
@@ -152,6 +152,6 @@ class Meter:
     def _entry(self, worker: int) -> dict[str, Any]:
         told = asdict(self.workers[worker])
         told["peak_memory_bytes"] = told.pop("memory")
-        told["seconds"] = round(told["seconds"], 4)
+        told |= {key: round(told[key], 4) for key in ("seconds", "cpu_seconds")}
         passes = {label: round(seconds, 4) for label, seconds in self.seconds[worker].items()}
         return {"worker": worker, **told, "seconds_by_pass": passes}

@@ -110,6 +110,7 @@ def test_inline_there_is_one_worker_that_did_everything():
     (only,) = found["each"]
     assert found["count"] == 1 and found["restarts"] == 0 and only["rows"] == 2 * ROWS
     assert only["seconds_by_pass"]["fit"] <= runner.seconds["fit"]
+    assert 0 < only["cpu_seconds"] <= only["seconds"] * os.cpu_count() * 1.1
 
 
 def test_a_summary_lists_the_busiest_of_a_thousand_workers():
