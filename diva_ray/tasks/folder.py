@@ -69,23 +69,16 @@ class Folder:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file, whole or not at all."""
-        self._replace(name, lambda stream: pq.write_table(table, stream, write_page_checksum=True))
+        self._replace(name, lambda stream: pq.write_table(table, stream, **_encoding(table.schema)))
 
     @contextmanager
     def stream_table(self, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         """Write one Parquet file row group by row group; it is there when all of it is, or not at all."""
         full, partial = self._places(name)
-        keys = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)]
         try:
             with (
                 self.filesystem.open_output_stream(partial) as stream,
-                pq.ParquetWriter(
-                    stream,
-                    schema,
-                    compression="zstd",
-                    use_dictionary=keys,  # type: ignore[arg-type]
-                    write_page_checksum=True,
-                ) as writer,
+                pq.ParquetWriter(stream, schema, **_encoding(schema)) as writer,
             ):
                 yield writer
         except BaseException as error:
@@ -204,6 +197,12 @@ class Folder:
         """Put folder `new` in the place of folder `old`."""
         self.filesystem.delete_dir(self._full(old))
         self.filesystem.move(self._full(new), self._full(old))
+
+
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """Return how our Parquet files are written: values of floats hardly repeat, so a dictionary of them only costs."""
+    keys = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)]
+    return {"compression": "zstd", "use_dictionary": keys, "write_page_checksum": True}
 
 
 def stored(table: Table, folder: Folder, name: str) -> Table:
