@@ -211,7 +211,7 @@ def blocks(shard: Shard, known: Known) -> Iterator[Block]:
     bounds = block_bounds(shard, block_rows(setup.block_rows, setup.scale.width + 24 * setup.outputs, device))
     buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=dtype, device=device)
     for a, b in bounds:
-        groups = [] if shard.group is None or known.get("alone") else rows_by_group_size(shard.group[a:b].to(device))
+        groups = [] if shard.group is None or known.get("ungrouped") else rows_by_group_size(shard.group[a:b].to(device))
         Z = prepare(shard, a, b, setup.scale, buffer)
         yield Block(a, b, Z, Y[a:b].to(device), alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
 
@@ -297,7 +297,7 @@ def row_signs(shard: Shard, setup: Setup) -> Tensor:
 
 def group_codes(shard: Shard, known: Known) -> Tensor:
     """Return a code of every row's leave-out group that is unique over all shards and ascends with them."""
-    local = torch.arange(len(shard)) if shard.group is None or known.get("alone") else shard.group
+    local = torch.arange(len(shard)) if shard.group is None or known.get("ungrouped") else shard.group
     return (shard.extent.index << 40) + local
 
 
