@@ -55,7 +55,8 @@ class Inline:
 
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass."""
-        self.known.update({name: device.placed(name, value, self.device) for name, value in known.items()})
+        with device.roomy(self.device):
+            self.known.update({name: device.placed(name, value, self.device) for name, value in known.items()})
 
     def forget(self, *names: str) -> None:
         """Drop known values and per-row results that followed from them."""
@@ -81,7 +82,9 @@ class Inline:
                 yield partial
 
         for section in sections(extents):
-            yield device.home(add_in_order(add_in_order(partials(unit)) for unit in section), self.device)
+            with device.working(self.device):
+                found = device.home(add_in_order(add_in_order(partials(unit)) for unit in section), self.device)
+            yield found
 
     def solve(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return function(*args), on the device if there is one and the matrices are large."""
@@ -103,7 +106,8 @@ class Inline:
         return [np.asarray(column) for column in found if column is not None]
 
     def close(self) -> None:
-        """Release the shards."""
+        """Release the shards, and what is known."""
+        self.known = {"device": self.device}
         self.shelf.close()
 
 

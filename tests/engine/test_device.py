@@ -276,9 +276,12 @@ def test_a_gpu_that_torch_does_not_see_is_one_line():
 
 
 def test_blocks_on_a_device_are_large_but_within_its_memory():
-    assert devices.block_rows(1024, 513, devices.CPU) == 1024
-    assert devices.block_rows(1024, 513, DEVICE) == devices.MOST_BLOCK_ROWS
-    assert devices.block_rows(1024, 4097 + 24 * 1000, DEVICE) == (1 << 30) // 4 // 28097
+    assert devices.block_rows(1024, devices.row_bytes(513, 10, 4), devices.CPU) == 1024
+    assert devices.block_rows(1024, devices.row_bytes(513, 10, 4), DEVICE) == devices.MOST_BLOCK_ROWS
+    single, double = (devices.block_rows(1024, devices.row_bytes(4097, 1000, size), DEVICE) for size in (4, 8))
+    # Of a block's features the passes hold four matrices at once.
+    assert single * 4 * 4097 * 4 < 1 << 30 and single * (4 * 4097 + 24_000) * 4 > 0.99 * (1 << 30)
+    assert double == single // 2
 
 
 def test_the_process_keeps_its_own_choice_of_tf32():
@@ -293,6 +296,77 @@ def test_the_process_keeps_its_own_choice_of_tf32():
                 assert switch.allow_tf32 is own
     finally:
         switch.allow_tf32 = before
+
+
+def test_a_pass_multiplies_in_full_though_the_process_lets_its_products_be_of_tf32(path, simulated):
+    """Groups, bands, a pool, folds: every float32 product of theirs, not those of `core.products` alone."""
+    few = {"features": "x", "precision": "float32", "ridge": 1.0}
+    runs = [(diva_ray.score, {**ALL, **few}), (diva_ray.score, {**few, "standard_errors": "exact", "group": "group"})]
+    before = torch.get_float32_matmul_precision()
+    for task, options in runs:
+        first = simulated(task, path, **options)
+        try:
+            torch.set_float32_matmul_precision("high")
+            second = simulated(task, path, **options)
+            assert torch.backends.cuda.matmul.allow_tf32, "the process's own choice stays"
+        finally:
+            torch.set_float32_matmul_precision(before)
+        agree(first, second, rtol=0)
+
+
+def test_too_little_memory_of_a_device_is_one_line(path, monkeypatch):
+    for name, size in (("free_bytes", 1 << 30), ("whole_bytes", 80 << 30)):
+        monkeypatch.setattr(devices, name, lambda device, size=size: size)
+    monkeypatch.setattr(devices, "own_device", lambda gpus: DEVICE)
+    mode = Simulated(most=1 << 16)  # the rows on the host, and no block on the device
+    monkeypatch.setattr(shelf, "ThreadPoolExecutor", partial(ThreadPoolExecutor, initializer=mode.__enter__))
+    told = r"must fit the GPU's memory, got 1.00 GiB free of 80.00 GiB where more was needed at sim:0 of .*projection"
+    with mode, pytest.raises(InputError, match=told):
+        diva_ray.score(path, features="x", cluster={**HERE, "gpus_per_worker": 1}, quiet=True)
+    with mode, pytest.raises(InputError, match=told):
+        devices.solve_on(DEVICE, torch.linalg.inv, (torch.eye(400),))
+
+
+def test_a_gpu_that_is_there_but_cannot_be_used_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    told = "the GPU must be free to use and of a kind .* got `sim:0 out of memory.* at worker 3 on somewhere. See `nvidia"
+    with Simulated(most=0), pytest.raises(InputError, match=told):
+        devices._checked(DEVICE, "worker 3 on somewhere")
+    with Simulated():
+        assert devices._checked(DEVICE, "worker 3 on somewhere") == DEVICE
+
+
+@pytest.mark.parametrize("classes, rows", [(1, 5000), (3, 4099), (700, 5000), (5000, 40), (4, 0)])
+def test_rows_are_added_by_code_on_a_device_as_on_a_cpu(classes, rows):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, classes, (rows,), generator=generator)
+    into, values = (torch.randn(k, 6, generator=generator, dtype=torch.float64) for k in (classes, rows))
+    expected = into.numpy().copy()
+    np.add.at(expected, codes.numpy(), values.numpy())
+    with Simulated():
+        there = torch.cat([into, into], 1).to(DEVICE)
+        products.add_rows_(there[:, :6], codes.to(DEVICE), values.to(DEVICE))  # into columns of a wider matrix
+        found = there.cpu()
+    np.testing.assert_allclose(found[:, :6], expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found[:, 6:], into)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_bf16_products_are_the_same_where_torch_has_none_with_float32_sums(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    Z, T = torch.randn(300, 40, generator=generator), torch.randn(40, 40, generator=generator).triu()
+    true = Z.bfloat16().double() @ T.bfloat16().double()
+
+    def found():
+        with Simulated():
+            Zd, Td = Z.to(DEVICE), T.to(DEVICE)
+            return products.multiply_triangular_(Zd, Td, upper=True, inputs="bf16").cpu().double()
+
+    torch.testing.assert_close(found(), true, rtol=1e-5, atol=1e-5)
+    older = [name for name in torch.ops.aten.mm.overloads() if "dtype" not in name]
+    monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: older)
+    torch.testing.assert_close(found(), true, rtol=1e-5, atol=1e-5)
 
 
 def test_inverse_is_refused_on_a_device_not_wrong():
