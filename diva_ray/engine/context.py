@@ -216,7 +216,9 @@ def blocks(shard: Shard, known: Known) -> Iterator[Block]:
     bounds = block_bounds(shard, rows_at_once(setup, device))
     buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=dtype, device=device)
     for a, b in bounds:
-        groups = [] if shard.group is None or known.get("ungrouped") else rows_by_group_size(shard.group[a:b].to(device))
+        groups = (
+            [] if shard.group is None or known.get("ungrouped") else rows_by_group_size(shard.group[a:b].to(device))
+        )
         Z = prepare(shard, a, b, setup.scale, buffer)
         yield Block(a, b, Z, Y[a:b].to(device), alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
 

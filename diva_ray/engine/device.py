@@ -131,6 +131,12 @@ def home(value: Any, device: torch.device) -> Any:
     return value if device == CPU else moved(value, CPU)
 
 
+def finish(device: torch.device) -> None:
+    """Wait until a device has done what it was told: the seconds of a pass are those of its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def block_rows(asked: int, size: int, device: torch.device) -> int:
     """Return the rows of a block of so many bytes a row: on a device at least as many as keep it busy."""
     return asked if device == CPU else max(asked, min(MOST_BLOCK_ROWS, BLOCK_BYTES // size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,8 @@ class Inline:
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
     ) -> Iterator[Any]:
-        """Yield the sum of the partials of every section of shards, in order; `done` hears of finished rows.
+        """Yield the sum of the partials of every section of shards, in order, where it was computed; `done` hears of
+        finished rows.
 
         A kernel that needs no `features` does not make a pool be read again.
         """
@@ -83,8 +84,14 @@ class Inline:
 
         for section in sections(extents):
             with device.working(self.device):
-                found = device.home(add_in_order(add_in_order(partials(unit)) for unit in section), self.device)
+                found = add_in_order(add_in_order(partials(unit)) for unit in section)
             yield found
+        device.finish(self.device)
+
+    def total(self, found: Iterable[Any]) -> Any:
+        """Return the sum of sections, in order, on the CPU: on a device they are added there, and come home once."""
+        with device.roomy(self.device):
+            return device.home(add_in_order(found), self.device)
 
     def solve(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return function(*args), on the device if there is one and the matrices are large."""

@@ -51,11 +51,12 @@ def nearest(shard: Shard, known: Known) -> noise.Nearest:
     searched = choose.uniform_draw(shard.keys, known["setup"].seed) < known["searched"]
     searched &= shaping(shard, known) > 0
     facts, at = _facts(shard, known, searched), 0
-    references = [x.to(device_of(known)) for x in known["references"]]  # once a shard: they are many megabytes
+    device = device_of(known)
+    reference, reference_codes = (x.to(device) for x in known["references"])  # once a shard: they are large
     first, total = int(known["setup"].scale.intercept), None
     for rows, U in _whitened(shard, known, searched):
         mine = facts[at : at + len(rows)]
-        part = noise.nearest_rows(*references, U, codes[rows].to(U.device), mine.to(U.device), first)
+        part = noise.nearest_rows(reference, reference_codes, U, codes[rows].to(device), mine.to(device), first)
         part = noise.Nearest(part.cosine.cpu(), part.facts.cpu())
         at += len(rows)
         total = part if total is None else total + part

@@ -60,7 +60,10 @@ class Simulated(TorchDispatchMode):
         if wanted is not None:
             inner["device"] = torch.device("cpu")
         inner.pop("pin_memory", None)
-        if name in ("aten::mm", "aten::addmm_", "aten::bmm", "aten::baddbmm") and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        if (
+            name in ("aten::mm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
+            and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        ):
             args = [*args[:-2], *(rounded(x, "tf32") if x.dtype == torch.float32 else x for x in args[-2:])]
         if name == "aten::mm" and func._overloadname == "dtype":  # CUDA alone has it
             result = args[0].float() @ args[1].float()

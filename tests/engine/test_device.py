@@ -125,6 +125,17 @@ def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulate
     agree(first, second)
 
 
+def test_sums_of_a_pass_come_home_once(simulated):
+    """Sections are added on the device; a fit whose sums are kept in files brings them home section by section."""
+    x = GENERATOR.standard_normal((7_500, 3)).astype(np.float32)
+    came, whole = [], devices.home
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "home", lambda value, device: came.append(type(value).__name__) or whole(value, device))
+        simulated(diva_ray.score, {"features": x, "label": x[:, 0] > 0})
+    assert came.count("Partial") == 2, "leave-one-out and score"
+    assert came.count("Parts") == 2, "sections"
+
+
 def test_float32_scores_on_a_device_are_near_those_on_a_cpu(path, simulated):
     options = {"features": ["x", "b"], "standard_errors": "estimate"}
     first = diva_ray.score(path, cluster=HERE, quiet=True, **options)
@@ -330,7 +341,9 @@ def test_too_little_memory_of_a_device_is_one_line(path, monkeypatch):
 def test_a_gpu_that_is_there_but_cannot_be_used_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    told = "the GPU must be free to use and of a kind .* got `sim:0 out of memory.* at worker 3 on somewhere. See `nvidia"
+    told = (
+        "the GPU must be free to use and of a kind .* got `sim:0 out of memory.* at worker 3 on somewhere. See `nvidia"
+    )
     with Simulated(most=0), pytest.raises(InputError, match=told):
         devices._checked(DEVICE, "worker 3 on somewhere")
     with Simulated():
