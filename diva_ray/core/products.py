@@ -235,9 +235,17 @@ def eigen_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, 
     """Return the eigenvalues, ascending, and eigenvectors (columns) of a symmetric A, in its memory on a CPU.
 
     About 9 p^3 operations; LAPACK's divide and conquer wants two more p x p for itself.
+
+    Raises:
+        ValueError: they were not found; SciPy's error on a CPU is one, too.
     """
     if not A.is_cpu:
-        return torch.linalg.eigh(A)
+        try:
+            return torch.linalg.eigh(A)
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage] documented
+            raise ValueError(
+                f"rotate: sums must be finite, got `{error}`. Scale the features, or give `ridge`."
+            ) from error
     for i in range(0, len(A), 512):  # column-major: A may be symmetric up to rounding only
         for j in range(i, len(A), 512):
             here, there = A[i : i + 512, j : j + 512], A[j : j + 512, i : i + 512]

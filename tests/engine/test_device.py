@@ -199,6 +199,8 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
     assert estimate <= condition * (1 + 1e-9) and condition < 3 * estimate
     with Simulated(), pytest.raises(ValueError, match="got a pivot <= 0 at column 2. Increase `ridge`"):
         products.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
+    with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got `.*Scale the features"):
+        products.eigen_(torch.full((4, 4), torch.nan, dtype=torch.float64).to(DEVICE))
 
 
 def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
@@ -424,6 +426,38 @@ def test_features_reach_a_gpu_whole_from_wherever_they_lie(tmp_path, monkeypatch
     if place in ("cache", "storage"):
         monkeypatch.setattr("diva_ray.tasks.plan.choose_place", lambda *args: (place, "for the test"))
     agree(first, diva_ray.score(str(tmp_path / "t.parquet"), cluster=GPU, **options))
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["estimated", "everything"])
+def test_a_gpu_gives_the_same_bits_again_with_as_much_room_as_before(path, name):
+    """Though the process lets its own float32 products be of TF32 the second time."""
+    options, before = {**SCORES[name], "precision": "float32", "quiet": True}, torch.get_float32_matmul_precision()
+    first = diva_ray.score(path, cluster=GPU, **options)  # CUDA's libraries take memory of their own now
+    room = devices.free_bytes(torch.device("cuda", 0))
+    try:
+        torch.set_float32_matmul_precision("high")
+        agree(first, diva_ray.score(path, cluster=GPU, **options), rtol=0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert devices.free_bytes(torch.device("cuda", 0)) > room - (16 << 20)
+
+
+@gpu
+@pytest.mark.gpu
+def test_a_matrix_that_is_not_positive_definite_is_the_same_line_on_a_gpu():
+    for bad, column in ((-1.0, 2), (torch.nan, r"\d")):
+        with pytest.raises(ValueError, match=f"got a pivot <= 0 at column {column}. Increase `ridge`"):
+            products.inverse_factor_(torch.diag(torch.tensor([1.0, 1, bad, 1], dtype=torch.float64)).cuda())
+
+
+@gpu
+@pytest.mark.gpu
+def test_too_little_memory_of_a_gpu_is_one_line():
+    device = torch.device("cuda", 0)
+    with pytest.raises(InputError, match="must fit the GPU's memory"), devices.working(device):
+        torch.empty(1 << 50, dtype=torch.uint8, device=device)
 
 
 @gpu
