@@ -21,6 +21,7 @@ from torch import Tensor
 
 # Rows summed in float32 before they are added to the float64 total: rounding grows with the run, not with n.
 ROWS_PER_FLUSH = 16_384
+SUMS = 1_024  # of rows by code that run side by side, but on a CPU
 PANEL = 1_024  # columns of a triangular or symmetric product worked on at a time, but on a CPU
 
 
@@ -116,8 +117,10 @@ def float32_products(inputs: str) -> Iterator[None]:
 
 
 def _device_product(a: Tensor, b: Tensor, inputs: str) -> Tensor:
-    if inputs == "bf16":
+    if inputs == "bf16" and "dtype" in torch.ops.aten.mm.overloads():  # torch 2.8 brought it
         return torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32)
+    if inputs == "bf16":  # TF32 holds every bf16: the same products and sums, at TF32's rate
+        return _device_product(rounded(a, inputs), rounded(b, inputs), "tf32")
     with float32_products(inputs):
         return a @ b
 
@@ -175,12 +178,18 @@ def add_rows_(into: Float[Tensor, "c p"], codes: Int[Tensor, " n"], rows: Float[
     """Add every row to the row of `into` that its code names, in one order on every run."""
     if into.is_cpu:
         return into.index_add_(0, codes, rows)
+    # In one order a GPU adds the rows of one code one after another: so that few codes keep it busy, rows are dealt to
+    # as many sums of each code as give it `SUMS` in all.
+    copies = max(1, min(SUMS, len(codes) // 8) // max(1, len(into)))
+    dealt = codes + len(into) * (torch.arange(len(codes), device=codes.device) % copies)
+    sums = into if copies == 1 else into.new_zeros(copies * len(into), into.shape[1])
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)  # else a GPU adds in the order in which its threads come
+    torch.use_deterministic_algorithms(True)  # else it adds in the order in which its threads come
     try:
-        return into.index_add_(0, codes, rows)
+        sums.index_add_(0, dealt, rows)
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    return into if copies == 1 else into.add_(sums.unflatten(0, (copies, len(into))).sum(0))
 
 
 def row_dot(a: Float[Tensor, "n p"], b: Float[Tensor, "n p"]) -> Float[Tensor, " n"]:
@@ -200,7 +209,9 @@ def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], floa
     norm = max(float(rows.abs().sum(1).max()) for rows in A.split(512))  # A is symmetric
     if not A.is_cpu:
         L, info = torch.linalg.cholesky_ex(A)
-        _check_pivots(int(info))
+        # LAPACK takes a NaN for a pivot <= 0; of a GPU's solver that is not known.
+        lost = torch.nonzero(~torch.isfinite(L.diagonal())).squeeze(1)
+        _check_pivots(int(info) or (int(lost[0]) + 1 if len(lost) else 0))
         identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
         inverse = torch.linalg.solve_triangular(L, identity, upper=False)
         return inverse, norm * float((inverse.T @ inverse).abs().sum(0).max())
@@ -224,9 +235,17 @@ def eigen_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, 
     """Return the eigenvalues, ascending, and eigenvectors (columns) of a symmetric A, in its memory on a CPU.
 
     About 9 p^3 operations; LAPACK's divide and conquer wants two more p x p for itself.
+
+    Raises:
+        ValueError: they were not found; SciPy's error on a CPU is one, too.
     """
     if not A.is_cpu:
-        return torch.linalg.eigh(A)
+        try:
+            return torch.linalg.eigh(A)
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage] documented
+            raise ValueError(
+                f"rotate: sums must be finite, got `{error}`. Scale the features, or give `ridge`."
+            ) from error
     for i in range(0, len(A), 512):  # column-major: A may be symmetric up to rounding only
         for j in range(i, len(A), 512):
             here, there = A[i : i + 512, j : j + 512], A[j : j + 512, i : i + 512]

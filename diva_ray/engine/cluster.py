@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -146,6 +146,10 @@ class Cluster:
                     self.meter.add(worker, work)
                 done(sum(extent.stop - extent.start for extent in part))
             yield add_in_order(found)
+
+    def total(self, found: Iterable[Any]) -> Any:
+        """Return the sum of sections, in order."""
+        return add_in_order(found)
 
     def _begin(self, kernel: Kernel, section: list[list[Extent]], features: bool) -> list[tuple[list[Extent], Any]]:
         """Start a section; return what is to be added, in order: shards and the reference to their sum.

@@ -22,7 +22,7 @@ from diva_ray.data.columns import encode, is_list
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.data.targets import SeveralClasses, class_codes, number_targets
-from diva_ray.engine.device import CPU, block_rows
+from diva_ray.engine.device import CPU, block_rows, row_bytes
 from diva_ray.errors import InputError
 
 Known = Mapping[str, Any]
@@ -200,6 +200,11 @@ def codes_of(shard: Shard, setup: Setup) -> Tensor:
     return found
 
 
+def rows_at_once(setup: Setup, device: torch.device) -> int:
+    """Return the rows of a block: as many as are asked for, or as keep a device busy."""
+    return block_rows(setup.block_rows, row_bytes(setup.scale.width, setup.outputs, setup.dtype.itemsize), device)
+
+
 def blocks(shard: Shard, known: Known) -> Iterator[Block]:
     """Yield the shard block by block; the memory of Z is the next block's too."""
     setup: Setup = known["setup"]
@@ -208,10 +213,12 @@ def blocks(shard: Shard, known: Known) -> Iterator[Block]:
     Y = Y.to(device) if isinstance(Y, Tensor) else Y
     v = validation_weights(shard, known).to(device, dtype)
     offset = None if shard.offset is None else shard.offset.to(device, dtype)
-    bounds = block_bounds(shard, block_rows(setup.block_rows, setup.scale.width + 24 * setup.outputs, device))
+    bounds = block_bounds(shard, rows_at_once(setup, device))
     buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=dtype, device=device)
     for a, b in bounds:
-        groups = [] if shard.group is None or known.get("alone") else rows_by_group_size(shard.group[a:b].to(device))
+        groups = (
+            [] if shard.group is None or known.get("ungrouped") else rows_by_group_size(shard.group[a:b].to(device))
+        )
         Z = prepare(shard, a, b, setup.scale, buffer)
         yield Block(a, b, Z, Y[a:b].to(device), alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
 
@@ -297,7 +304,7 @@ def row_signs(shard: Shard, setup: Setup) -> Tensor:
 
 def group_codes(shard: Shard, known: Known) -> Tensor:
     """Return a code of every row's leave-out group that is unique over all shards and ascends with them."""
-    local = torch.arange(len(shard)) if shard.group is None or known.get("alone") else shard.group
+    local = torch.arange(len(shard)) if shard.group is None or known.get("ungrouped") else shard.group
     return (shard.extent.index << 40) + local
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diva_ray.core.products import float32_products
 from diva_ray.data.cache import mapped
 from diva_ray.errors import InputError
 
@@ -19,8 +22,10 @@ CPU = torch.device("cpu")
 ON_DEVICE = ("solution", "adjoint", "rotation", "validation", "checked", "parts", "alone", "trials", "model", "scales")
 RESIDENT = 0.8  # of a worker's share of the device's memory that its rows, sums and blocks may take
 BLOCK_BYTES = 1 << 30  # of one block's features, outputs and products on a device
+COPIES = 4  # of a block's features at once: prepared, whitened, weighted, and a product of the two
 MOST_BLOCK_ROWS = 16_384
 CHUNK = 8 << 20  # bytes of the page-locked memory through which features go that lie in ordinary memory
+SLAB = 512 << 20  # bytes of page-locked memory that are asked for at a time
 LARGE = 2_048  # columns from which a solve goes to the device
 
 
@@ -57,6 +62,14 @@ def place_of(gpu: Any, visible: str | None) -> torch.device:
 
 def _checked(device: torch.device, where: str) -> torch.device:
     if torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
+        try:
+            (torch.ones(1, device=device) + 1).cpu()  # the first to need the GPU itself, and code for its kind
+        except RuntimeError as error:
+            raise InputError(
+                f"cluster.gpus_per_worker: the GPU must be free to use and of a kind that torch {torch.__version__} "
+                f"has code for, got `{str(error).strip().splitlines()[0]}` at {where}. See `nvidia-smi` there, install "
+                "another build of torch, or leave `cluster.gpus_per_worker` out."
+            ) from error
         return device
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     raise InputError(
@@ -82,14 +95,57 @@ def moved(value: Any, device: torch.device) -> Any:
     return mapped(value, Tensor, lambda tensor: tensor.to(device))
 
 
+@contextmanager
+def working(device: torch.device) -> Iterator[None]:
+    """Compute on a device: float32 products in full, whatever the process lets its own be, but where TF32 is asked for.
+
+    Of the process's main work alone: another thread that did so would restore the setting at the wrong time.
+    """
+    if device == CPU:
+        yield
+        return
+    with roomy(device), float32_products("full"):
+        yield
+
+
+@contextmanager
+def roomy(device: torch.device) -> Iterator[None]:
+    """Tell in one line where a device's memory is too small.
+
+    Raises:
+        InputError: more memory was needed than it has.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, whole = (f"{size(device) / 2**30:.2f} GiB" for size in (free_bytes, whole_bytes))
+        raise InputError(
+            f"cluster.gpus_per_worker: sums and blocks of rows must fit the GPU's memory, got {free} free of {whole} "
+            f"where more was needed at {device} of {socket.gethostname()}. Stop what else uses it, let fewer workers "
+            "share it, use fewer features (`projection`), or leave `cluster.gpus_per_worker` out."
+        ) from error
+
+
 def home(value: Any, device: torch.device) -> Any:
     """Return a device's results on the CPU."""
     return value if device == CPU else moved(value, CPU)
 
 
-def block_rows(asked: int, width: int, device: torch.device) -> int:
-    """Return the rows of a block of so many numbers a row: on a device at least as many as keep it busy."""
-    return asked if device == CPU else max(asked, min(MOST_BLOCK_ROWS, BLOCK_BYTES // (4 * width)))
+def finish(device: torch.device) -> None:
+    """Wait until a device has done what it was told: the seconds of a pass are those of its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def block_rows(asked: int, size: int, device: torch.device) -> int:
+    """Return the rows of a block of so many bytes a row: on a device at least as many as keep it busy."""
+    return asked if device == CPU else max(asked, min(MOST_BLOCK_ROWS, BLOCK_BYTES // size))
+
+
+def row_bytes(width: int, outputs: int, itemsize: int) -> int:
+    """Return what a row of a block needs on a device: its features some times over, and its outputs for every copy that
+    draws standard errors."""
+    return itemsize * (COPIES * width + 24 * outputs)
 
 
 def is_large(args: Any) -> bool:
@@ -101,12 +157,14 @@ def is_large(args: Any) -> bool:
 
 def solve_on(device: torch.device, function: Any, args: Any) -> Any:
     """Return function(*args), computed on a device and brought home."""
-    return home(function(*moved(args, device)), device)
+    with working(device):
+        return home(function(*moved(args, device)), device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device."""
-    return torch.cuda.mem_get_info(device)[0]
+    """Return the free memory of a device, and what this process's torch holds of it without using it."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def whole_bytes(device: torch.device) -> int:
@@ -133,6 +191,7 @@ class Lane:
             self.main, self.side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
             self.chunks = [torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self.sent = [torch.cuda.Event() for _ in range(2)]
+            self.slab, self.used = torch.empty(0, dtype=torch.uint8), 0
 
     def keep(self, bands: Sequence[Tensor]) -> list[Tensor]:
         """Return features where they stay between passes."""
@@ -140,7 +199,18 @@ class Lane:
         if size <= self.left:
             self.left -= size
             return self.bring(bands)
-        return [band.contiguous().pin_memory() if self.cuda and band.numel() else band.clone() for band in bands]
+        return [self._locked(band) if self.cuda and band.numel() else band.clone() for band in bands]
+
+    def _locked(self, band: Tensor) -> Tensor:
+        """Return features in page-locked memory, next to those before: torch gives every piece of it the next power of
+        two, up to twice what is needed."""
+        size = band.numel() * band.element_size()
+        with self.lock:
+            if len(self.slab) - self.used < size:
+                self.slab, self.used = torch.empty(max(SLAB, size), dtype=torch.uint8, pin_memory=True), 0
+            piece = self.slab[self.used : self.used + size]
+            self.used += -(-size // 64) * 64
+        return piece.view(band.dtype).view(band.shape).copy_(band)
 
     def holds(self, bands: Sequence[Tensor]) -> bool:
         """Return whether features are on the device."""
@@ -150,10 +220,15 @@ class Lane:
         """Return features on the device; they are there when this returns."""
         if not self.cuda or self.holds(bands):
             return [band.to(self.device) for band in bands]
-        with self.lock, torch.cuda.device(self.device), torch.cuda.stream(self.side):
+        with roomy(self.device), self.lock, torch.cuda.device(self.device), torch.cuda.stream(self.side):
             found = [self._send(band) for band in bands]
             self.side.synchronize()
         return found
+
+    def close(self) -> None:
+        """Give the device's memory that nothing uses any more back to it, for other processes."""
+        if self.cuda:
+            torch.cuda.empty_cache()
 
     def _send(self, band: Tensor) -> Tensor:
         there = torch.empty(band.shape, dtype=band.dtype, device=self.device)

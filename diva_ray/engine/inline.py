@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,8 @@ class Inline:
 
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass."""
-        self.known.update({name: device.placed(name, value, self.device) for name, value in known.items()})
+        with device.roomy(self.device):
+            self.known.update({name: device.placed(name, value, self.device) for name, value in known.items()})
 
     def forget(self, *names: str) -> None:
         """Drop known values and per-row results that followed from them."""
@@ -66,7 +67,8 @@ class Inline:
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
     ) -> Iterator[Any]:
-        """Yield the sum of the partials of every section of shards, in order; `done` hears of finished rows.
+        """Yield the sum of the partials of every section of shards, in order, where it was computed; `done` hears of
+        finished rows.
 
         A kernel that needs no `features` does not make a pool be read again.
         """
@@ -81,7 +83,15 @@ class Inline:
                 yield partial
 
         for section in sections(extents):
-            yield device.home(add_in_order(add_in_order(partials(unit)) for unit in section), self.device)
+            with device.working(self.device):
+                found = add_in_order(add_in_order(partials(unit)) for unit in section)
+            yield found
+        device.finish(self.device)
+
+    def total(self, found: Iterable[Any]) -> Any:
+        """Return the sum of sections, in order, on the CPU: on a device they are added there, and come home once."""
+        with device.roomy(self.device):
+            return device.home(add_in_order(found), self.device)
 
     def solve(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return function(*args), on the device if there is one and the matrices are large."""
@@ -103,7 +113,8 @@ class Inline:
         return [np.asarray(column) for column in found if column is not None]
 
     def close(self) -> None:
-        """Release the shards."""
+        """Release the shards, and what is known."""
+        self.known = {"device": self.device}
         self.shelf.close()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from diva_ray.core import choose, noise
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard, prepare_rows
-from diva_ray.engine.context import Known, Rows, Setup, codes_of, device_of, group_codes
+from diva_ray.engine.context import Known, Rows, Setup, codes_of, device_of, group_codes, rows_at_once
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, shaping
 
 
@@ -51,12 +51,12 @@ def nearest(shard: Shard, known: Known) -> noise.Nearest:
     searched = choose.uniform_draw(shard.keys, known["setup"].seed) < known["searched"]
     searched &= shaping(shard, known) > 0
     facts, at = _facts(shard, known, searched), 0
-    reference, reference_codes = known["references"]
+    device = device_of(known)
+    reference, reference_codes = (x.to(device) for x in known["references"])  # once a shard: they are large
     first, total = int(known["setup"].scale.intercept), None
     for rows, U in _whitened(shard, known, searched):
         mine = facts[at : at + len(rows)]
-        here = [x.to(U.device) for x in (reference, reference_codes, codes[rows], mine)]
-        part = noise.nearest_rows(here[0], here[1], U, here[2], here[3], first)
+        part = noise.nearest_rows(reference, reference_codes, U, codes[rows].to(device), mine.to(device), first)
         part = noise.Nearest(part.cosine.cpu(), part.facts.cpu())
         at += len(rows)
         total = part if total is None else total + part
@@ -67,7 +67,8 @@ def nearest(shard: Shard, known: Known) -> noise.Nearest:
 def _whitened(shard: Shard, known: Known, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield numbers and whitened features of the chosen rows, a block of them at a time; no other row is touched."""
     setup: Setup = known["setup"]
-    for rows in torch.nonzero(chosen).squeeze(1).split(setup.block_rows):
-        out = torch.empty(len(rows), setup.scale.width, dtype=setup.dtype, device=device_of(known))
+    device = device_of(known)
+    for rows in torch.nonzero(chosen).squeeze(1).split(rows_at_once(setup, device)):
+        out = torch.empty(len(rows), setup.scale.width, dtype=setup.dtype, device=device)
         Z = prepare_rows(shard, rows, setup.scale, out)
         yield rows, multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z

@@ -6,7 +6,7 @@ direction's name; what is known of a direction carries it too. Whatever a worker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -98,6 +98,10 @@ class Directed:
     ) -> Iterator[Any]:
         """Yield the sum of the partials of every unit of shards, in order."""
         return self.engine.each(partial(directed, kernel=kernel, direction=self.direction), extents, done, features)
+
+    def total(self, found: Iterable[Any]) -> Any:
+        """Return the sum of what `each` yields, in order."""
+        return self.engine.total(found)
 
 
 def directed(shard: Shard, known: Known, *, kernel: Kernel, direction: str) -> Any:

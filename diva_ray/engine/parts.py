@@ -13,7 +13,7 @@ from diva_ray.core.products import copy_double
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent, Shard, prepare
-from diva_ray.engine.context import Known, Setup, Tally, device_of, targets, weights
+from diva_ray.engine.context import Known, Setup, Tally, device_of, rows_at_once, targets, weights
 
 Key = tuple[int, bool]  # of a group's sums; whether of its targets alone
 
@@ -72,7 +72,7 @@ def fit_parts(shard: Shard, known: Known) -> Parts:
     found = Parts({}, Tally(computed=0, targets_only=0))
     for start, stop, key in known["ranges"].within(shard.extent):
         sums = FitAccumulator(scale.width + len(known["gaps"]), setup.outputs, setup.dtype, device)
-        for rows, Z in _blocks(shard, start, stop, scale, known["gaps"], setup.block_rows, like=alpha):
+        for rows, Z in _blocks(shard, start, stop, scale, known["gaps"], rows_at_once(setup, device), like=alpha):
             add = sums.add_targets if key[1] else sums.add
             add(Z, Y[rows].to(device), alpha[rows], None if offset is None else offset[rows])
         one = FitSums(alpha.new_zeros(0, 0), sums.cross.T) if key[1] else sums.sums()

@@ -154,3 +154,5 @@ class Shelf:
         self.ahead.clear()
         if self.cache is not None:
             self.cache.close()
+        if self.lane is not None:
+            self.lane.close()

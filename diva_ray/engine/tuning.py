@@ -19,6 +19,7 @@ from diva_ray.engine.context import (
     device_of,
     fold_of,
     group_codes,
+    rows_at_once,
     targets,
     validation_weights,
 )
@@ -74,7 +75,7 @@ def model_errors(shard: Shard, known: Known) -> Tally:
     if not len(rows):
         return Tally(rows=0, weight=0.0, error=0.0, weight_weight=0.0, weight_error=0.0, error_error=0.0)
     Y, v = targets(shard, setup), v[rows].double()
-    parts = torch.split(torch.arange(len(rows)), setup.block_rows)
+    parts = torch.split(torch.arange(len(rows)), rows_at_once(setup, device_of(known)))
     wrong = torch.cat([_errors(shard, known, rows[part], Y[rows[part]]) for part in parts])
     unit = torch.unique(group_codes(shard, known)[rows], return_inverse=True)[1]
     w, s = (torch.zeros(int(unit.max()) + 1, dtype=torch.float64).index_add_(0, unit, x) for x in (v, v * wrong))

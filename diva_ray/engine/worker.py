@@ -98,8 +98,9 @@ class Worker:
         known, counted = self._known(refs), Counted(kernel, features=features, told=self.metrics.counting(label))
         counted.work.restarts = self.metrics.restarts
         shards = self.shelf.each(self._wait([index for unit in units for index in unit]), features=features)
-        total = add_in_order(add_in_order(counted(next(shards), known) for _ in unit) for unit in units)
-        return device.home(total, self.device), [(self.number, counted.work)]
+        with device.working(self.device):
+            total = add_in_order(add_in_order(counted(next(shards), known) for _ in unit) for unit in units)
+            return device.home(total, self.device), [(self.number, counted.work)]
 
     def solve(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return function(*args), computed on this worker's device."""
@@ -117,7 +118,8 @@ class Worker:
             del self.cache[name]
         for name, ref in refs.items():
             if name not in self.cache:
-                self.cache[name] = (ref, device.placed(name, ray.get(ref), self.device))
+                with device.roomy(self.device):
+                    self.cache[name] = (ref, device.placed(name, ray.get(ref), self.device))
         return {"device": self.device, **{name: value for name, (_, value) in self.cache.items()}}
 
     def forget(self, names: tuple[str, ...]) -> None:

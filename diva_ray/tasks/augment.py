@@ -149,7 +149,7 @@ def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], T
     """
     engine = walk.runner.engine
     engine.forget("final")
-    engine.tell(alone=True)
+    engine.tell(ungrouped=True)
     alone = _looked(walk)
     heard = engine.known.get("heard_source")
     engine.tell(heard_source=None)
@@ -159,7 +159,7 @@ def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], T
         sums = plain.move(plain.solve(sums))
     engine.tell(final=(f"{plain.name}-{plain.at}", 1.0))
     weights: Tensor = walk.runner.run(copies.weights_by_source, "weigh")
-    engine.forget("alone")
+    engine.forget("ungrouped")
     engine.tell(heard_source=heard)
     return alone, torch.as_tensor(weights)
 

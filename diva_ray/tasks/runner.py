@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from diva_ray.data.shards import Extent
 from diva_ray.engine.meter import Meter
 from diva_ray.engine.progress import Progress
-from diva_ray.engine.reduce import add_in_order
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import Done
 
@@ -29,6 +28,7 @@ class Engine(Protocol):
     def forget(self, *names: str) -> None: ...  # noqa: D102
     def solve(self, function: Any, *args: Any) -> Any: ...  # noqa: D102
     def each(self, kernel: Any, extents: list[Extent], done: Any = ..., features: bool = ...) -> Any: ...  # noqa: D102
+    def total(self, found: Any) -> Any: ...  # noqa: D102
     def duplicate(self, field: str, *, pool: bool = ...) -> int | None: ...  # noqa: D102
     def shared(self, field: str) -> int | None: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
@@ -79,7 +79,7 @@ class Runner:
         first = not again and self.done is not None and self.done.resumes_here
 
         def go() -> Any:
-            return add_in_order(self.each(kernel, label, extents, features=features or first))
+            return self.engine.total(self._sections(kernel, label, extents, features=features or first))
 
         chosen = self._resident if extents is None else extents
         name = getattr(kernel, "__name__", "") or kernel.func.__name__
@@ -103,6 +103,10 @@ class Runner:
         self, kernel: Any, label: str, extents: list[Extent] | None = None, *, features: bool = True
     ) -> Iterator[Any]:
         """Yield the partial of every section of shards of a pass, in order."""
+        for found in self._sections(kernel, label, extents, features=features):
+            yield self.engine.total([found])
+
+    def _sections(self, kernel: Any, label: str, extents: list[Extent] | None, *, features: bool) -> Iterator[Any]:
         chosen = self._resident if extents is None else extents
         rows, meter = sum(e.stop - e.start for e in chosen), self.engine.meter
         progress = Progress(label, rows, quiet=self.quiet)

@@ -2,7 +2,7 @@
 
 Its tensors say `sim:0`, live only inside `Simulated()`, and refuse NumPy and the company of CPU tensors, but for copies
 and numbers (tensors of no dimension), as CUDA's do. That indices must be there too is stricter than CUDA. Its float32
-products cut their inputs to TF32 where CUDA's are told to.
+products cut their inputs to TF32 where CUDA's are told to. It may have room for tensors of so many bytes only.
 """
 
 import torch
@@ -40,9 +40,9 @@ class There(torch.Tensor):
 class Simulated(TorchDispatchMode):
     """Computes what is asked of the device; counts operations on it by name."""
 
-    def __init__(self):
+    def __init__(self, most=1 << 40):
         super().__init__()
-        self.counts = {}
+        self.counts, self.most = {}, most
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -60,7 +60,10 @@ class Simulated(TorchDispatchMode):
         if wanted is not None:
             inner["device"] = torch.device("cpu")
         inner.pop("pin_memory", None)
-        if name in ("aten::mm", "aten::addmm_") and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        if (
+            name in ("aten::mm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
+            and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        ):
             args = [*args[:-2], *(rounded(x, "tf32") if x.dtype == torch.float32 else x for x in args[-2:])]
         if name == "aten::mm" and func._overloadname == "dtype":  # CUDA alone has it
             result = args[0].float() @ args[1].float()
@@ -68,6 +71,8 @@ class Simulated(TorchDispatchMode):
             result = func(*args, **inner)
         if not stays:
             return result
+        if any(isinstance(x, torch.Tensor) and x.nbytes > self.most for x in tree_flatten(result)[0]):
+            raise torch.OutOfMemoryError(f"{DEVICE} out of memory. Tried to allocate more than {self.most} bytes")
         known = {id(x.inner): x for x in there}  # what was changed in place, or given as `out`
         if name == "aten::copy_" and not isinstance(flat[0], There):
             return flat[0]

@@ -125,6 +125,17 @@ def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulate
     agree(first, second)
 
 
+def test_sums_of_a_pass_come_home_once(simulated):
+    """Sections are added on the device; a fit whose sums are kept in files brings them home section by section."""
+    x = GENERATOR.standard_normal((7_500, 3)).astype(np.float32)
+    came, whole = [], devices.home
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "home", lambda value, device: came.append(type(value).__name__) or whole(value, device))
+        simulated(diva_ray.score, {"features": x, "label": x[:, 0] > 0})
+    assert came.count("Partial") == 2, "leave-one-out and score"
+    assert came.count("Parts") == 2, "sections"
+
+
 def test_float32_scores_on_a_device_are_near_those_on_a_cpu(path, simulated):
     options = {"features": ["x", "b"], "standard_errors": "estimate"}
     first = diva_ray.score(path, cluster=HERE, quiet=True, **options)
@@ -188,6 +199,8 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
     assert estimate <= condition * (1 + 1e-9) and condition < 3 * estimate
     with Simulated(), pytest.raises(ValueError, match="got a pivot <= 0 at column 2. Increase `ridge`"):
         products.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
+    with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got `.*Scale the features"):
+        products.eigen_(torch.full((4, 4), torch.nan, dtype=torch.float64).to(DEVICE))
 
 
 def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
@@ -276,9 +289,12 @@ def test_a_gpu_that_torch_does_not_see_is_one_line():
 
 
 def test_blocks_on_a_device_are_large_but_within_its_memory():
-    assert devices.block_rows(1024, 513, devices.CPU) == 1024
-    assert devices.block_rows(1024, 513, DEVICE) == devices.MOST_BLOCK_ROWS
-    assert devices.block_rows(1024, 4097 + 24 * 1000, DEVICE) == (1 << 30) // 4 // 28097
+    assert devices.block_rows(1024, devices.row_bytes(513, 10, 4), devices.CPU) == 1024
+    assert devices.block_rows(1024, devices.row_bytes(513, 10, 4), DEVICE) == devices.MOST_BLOCK_ROWS
+    single, double = (devices.block_rows(1024, devices.row_bytes(4097, 1000, size), DEVICE) for size in (4, 8))
+    # Of a block's features the passes hold four matrices at once.
+    assert single * 4 * 4097 * 4 < 1 << 30 and single * (4 * 4097 + 24_000) * 4 > 0.99 * (1 << 30)
+    assert double == single // 2
 
 
 def test_the_process_keeps_its_own_choice_of_tf32():
@@ -293,6 +309,79 @@ def test_the_process_keeps_its_own_choice_of_tf32():
                 assert switch.allow_tf32 is own
     finally:
         switch.allow_tf32 = before
+
+
+def test_a_pass_multiplies_in_full_though_the_process_lets_its_products_be_of_tf32(path, simulated):
+    """Groups, bands, a pool, folds: every float32 product of theirs, not those of `core.products` alone."""
+    few = {"features": "x", "precision": "float32", "ridge": 1.0}
+    runs = [(diva_ray.score, {**ALL, **few}), (diva_ray.score, {**few, "standard_errors": "exact", "group": "group"})]
+    before = torch.get_float32_matmul_precision()
+    for task, options in runs:
+        first = simulated(task, path, **options)
+        try:
+            torch.set_float32_matmul_precision("high")
+            second = simulated(task, path, **options)
+            assert torch.backends.cuda.matmul.allow_tf32, "the process's own choice stays"
+        finally:
+            torch.set_float32_matmul_precision(before)
+        agree(first, second, rtol=0)
+
+
+def test_too_little_memory_of_a_device_is_one_line(path, monkeypatch):
+    for name, size in (("free_bytes", 1 << 30), ("whole_bytes", 80 << 30)):
+        monkeypatch.setattr(devices, name, lambda device, size=size: size)
+    monkeypatch.setattr(devices, "own_device", lambda gpus: DEVICE)
+    mode = Simulated(most=1 << 16)  # the rows on the host, and no block on the device
+    monkeypatch.setattr(shelf, "ThreadPoolExecutor", partial(ThreadPoolExecutor, initializer=mode.__enter__))
+    told = r"must fit the GPU's memory, got 1.00 GiB free of 80.00 GiB where more was needed at sim:0 of .*projection"
+    with mode, pytest.raises(InputError, match=told):
+        diva_ray.score(path, features="x", cluster={**HERE, "gpus_per_worker": 1}, quiet=True)
+    with mode, pytest.raises(InputError, match=told):
+        devices.solve_on(DEVICE, torch.linalg.inv, (torch.eye(400),))
+
+
+def test_a_gpu_that_is_there_but_cannot_be_used_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    told = (
+        "the GPU must be free to use and of a kind .* got `sim:0 out of memory.* at worker 3 on somewhere. See `nvidia"
+    )
+    with Simulated(most=0), pytest.raises(InputError, match=told):
+        devices._checked(DEVICE, "worker 3 on somewhere")
+    with Simulated():
+        assert devices._checked(DEVICE, "worker 3 on somewhere") == DEVICE
+
+
+@pytest.mark.parametrize("classes, rows", [(1, 5000), (3, 4099), (700, 5000), (5000, 40), (4, 0)])
+def test_rows_are_added_by_code_on_a_device_as_on_a_cpu(classes, rows):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, classes, (rows,), generator=generator)
+    into, values = (torch.randn(k, 6, generator=generator, dtype=torch.float64) for k in (classes, rows))
+    expected = into.numpy().copy()
+    np.add.at(expected, codes.numpy(), values.numpy())
+    with Simulated():
+        there = torch.cat([into, into], 1).to(DEVICE)
+        products.add_rows_(there[:, :6], codes.to(DEVICE), values.to(DEVICE))  # into columns of a wider matrix
+        found = there.cpu()
+    np.testing.assert_allclose(found[:, :6], expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found[:, 6:], into)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_bf16_products_are_the_same_where_torch_has_none_with_float32_sums(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    Z, T = torch.randn(300, 40, generator=generator), torch.randn(40, 40, generator=generator).triu()
+    true = Z.bfloat16().double() @ T.bfloat16().double()
+
+    def found():
+        with Simulated():
+            Zd, Td = Z.to(DEVICE), T.to(DEVICE)
+            return products.multiply_triangular_(Zd, Td, upper=True, inputs="bf16").cpu().double()
+
+    torch.testing.assert_close(found(), true, rtol=1e-5, atol=1e-5)
+    older = [name for name in torch.ops.aten.mm.overloads() if "dtype" not in name]
+    monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: older)
+    torch.testing.assert_close(found(), true, rtol=1e-5, atol=1e-5)
 
 
 def test_inverse_is_refused_on_a_device_not_wrong():
@@ -337,6 +426,38 @@ def test_features_reach_a_gpu_whole_from_wherever_they_lie(tmp_path, monkeypatch
     if place in ("cache", "storage"):
         monkeypatch.setattr("diva_ray.tasks.plan.choose_place", lambda *args: (place, "for the test"))
     agree(first, diva_ray.score(str(tmp_path / "t.parquet"), cluster=GPU, **options))
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["estimated", "everything"])
+def test_a_gpu_gives_the_same_bits_again_with_as_much_room_as_before(path, name):
+    """Though the process lets its own float32 products be of TF32 the second time."""
+    options, before = {**SCORES[name], "precision": "float32", "quiet": True}, torch.get_float32_matmul_precision()
+    first = diva_ray.score(path, cluster=GPU, **options)  # CUDA's libraries take memory of their own now
+    room = devices.free_bytes(torch.device("cuda", 0))
+    try:
+        torch.set_float32_matmul_precision("high")
+        agree(first, diva_ray.score(path, cluster=GPU, **options), rtol=0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert devices.free_bytes(torch.device("cuda", 0)) > room - (16 << 20)
+
+
+@gpu
+@pytest.mark.gpu
+def test_a_matrix_that_is_not_positive_definite_is_the_same_line_on_a_gpu():
+    for bad, column in ((-1.0, 2), (torch.nan, r"\d")):
+        with pytest.raises(ValueError, match=f"got a pivot <= 0 at column {column}. Increase `ridge`"):
+            products.inverse_factor_(torch.diag(torch.tensor([1.0, 1, bad, 1], dtype=torch.float64)).cuda())
+
+
+@gpu
+@pytest.mark.gpu
+def test_too_little_memory_of_a_gpu_is_one_line():
+    device = torch.device("cuda", 0)
+    with pytest.raises(InputError, match="must fit the GPU's memory"), devices.working(device):
+        torch.empty(1 << 50, dtype=torch.uint8, device=device)
 
 
 @gpu

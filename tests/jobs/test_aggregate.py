@@ -176,9 +176,13 @@ def test_rows_of_a_group_leave_together():
     twice, group = pa.concat_tables([data, data]), np.tile(np.arange(60), 2)
     y, parts = np.array(twice["label"]), standardised(twice, ["signal", "faint"])
     grouped = twice.append_column("pair", pa.array(group))
-    s = run(grouped, ["signal", "faint"], group="pair", precision="float64").summary
+    result = run(grouped, ["signal", "faint"], group="pair", precision="float64")
+    s = result.summary
     found = [s["bands"][name]["penalty"] for name in ("signal", "faint")]
     assert s["squared_error"] == pytest.approx(squared_error(parts, y, searched(s, found), group), rel=1e-9)
+    F = left_out([parts[0]], y, [s["bands"]["signal"]["ridge_alone"]], group)
+    margin = F[np.arange(120), y] - np.where(np.eye(3, dtype=bool)[y], -np.inf, F).max(1)
+    assert np.array(result.samples["margin_signal"]) == pytest.approx(margin, abs=1e-6)  # of each band alone, too
 
 
 @pytest.mark.parametrize("width", [30, 200])  # of 40 rows: the search is in as many coordinates of the wider band
