@@ -68,7 +68,7 @@ def make_plan(config: EmbedConfig, job: Job, built: Built, kind: str, why: str, 
     chunks = (AHEAD + 2) * job.chunk * (pixels + job.source.bytes // max(rows, 1))
     bands = [
         f"{band.config.name} ({band.config.kind}): `{band.column}` -> `{band.name}`, {band.width:,} features, "
-        f"{encoder.parameters / 1e6:,.1f} million parameters, {band.batch} at a time"
+        f"{encoder.parameters / 1e6:,.1f} million parameters{encoder.told}, {band.batch} at a time"
         for band, encoder in zip(built.bands, built.encoders, strict=True)
     ]
     notes = []
