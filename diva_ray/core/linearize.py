@@ -1,7 +1,7 @@
 """Features of a whole linearised network: per-sample gradients with respect to its parameters, sketched as they come.
 
-A network f(w, x) near its pretrained weights w_0 is f(w_0, x) + J(x) (w - w_0) (paper eq. 2); the rows of J are the
-features Z in which the ridge fit is the fine-tuned network.
+A network f(w, x) near its pretrained weights w_0 is f(w_0, x) + J(x) (w - w_0) (paper eq. 2): a fit that is linear in
+the rows of J is the network fine-tuned as a whole, where one in its last activations is a new last layer.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 Network = Callable[[dict[str, Tensor], Any], Tensor]
 
 
-def mean_output_gradients(f: Network, w: dict[str, Tensor], X: Any) -> Float[Tensor, "n p"]:
+def output_gradients(f: Network, w: dict[str, Tensor], X: Any) -> Float[Tensor, "n p"]:
     r"""Return J, for each sample the gradient of its summed outputs with respect to all weights.
 
-    $$J_i = \frac{1}{\sqrt o} \sum_{k=1}^{o} \frac{\partial f_k(w, x_i)}{\partial w}$$
+    $$J_i = \frac{1}{\sqrt o} \sum_{m=1}^{o} \frac{\partial f_m(w, x_i)}{\partial w}$$
 
     Exact. J J' is the pseudo-NTK: one backward a sample instead of o, and at large width close to the tangent kernel of
-    a freshly drawn network, relatively by 1 / sqrt(width). One forward and one backward for all samples together
+    a freshly drawn network (relative difference 1 / sqrt(width)). One forward and one backward for all samples together
     (vmap over samples), and n p numbers of memory.
 
     Args:
@@ -48,8 +48,8 @@ def mean_output_gradients(f: Network, w: dict[str, Tensor], X: Any) -> Float[Ten
     return torch.cat([one.flatten(1) for one in found.values()], 1)
 
 
-def mean_output_gradients_singly(f: Network, w: dict[str, Tensor], X: Iterable[Any]) -> Iterator[Float[Tensor, "1 p"]]:
-    """Yield the rows of `mean_output_gradients` by plain autograd, one at a time: for networks that vmap cannot take.
+def output_gradients_singly(f: Network, w: dict[str, Tensor], X: Iterable[Any]) -> Iterator[Float[Tensor, "1 p"]]:
+    """Yield the rows of `output_gradients` by plain autograd, one at a time: for networks that vmap cannot take.
 
     A forward and a backward a sample. A weight on which the outputs do not depend has gradient 0.
 
@@ -142,7 +142,7 @@ def sketched(J: Float[Tensor, "n p"], sketch: Sketch) -> Float[Tensor, "n k"]:
 def gradient_features(f: Network, w: dict[str, Tensor], X: Any, sketch: Sketch, chunk: int) -> Float[Tensor, "n k"]:
     """Return Z = J R, sketched gradients of all samples, with the gradients of `chunk` samples in memory at a time.
 
-    Unbiased: E[Z Z'] = J J'; the relative error of the kernel is about 1 / sqrt(k). See `mean_output_gradients` and
+    Unbiased: E[Z Z'] = J J'; the relative error of the kernel is about 1 / sqrt(k). See `output_gradients` and
     `count_sketch`.
 
     Args:
@@ -151,11 +151,11 @@ def gradient_features(f: Network, w: dict[str, Tensor], X: Any, sketch: Sketch, 
     """
     n = len(tree_leaves(X)[0])
     parts = [tree_map(lambda one, at=at: one[at : at + chunk], X) for at in range(0, n, chunk)]
-    return torch.cat([sketched(mean_output_gradients(f, w, part), sketch) for part in parts])
+    return torch.cat([sketched(output_gradients(f, w, part), sketch) for part in parts])
 
 
 def gradient_features_singly(
     f: Network, w: dict[str, Tensor], X: Iterable[Any], sketch: Sketch
 ) -> Float[Tensor, "n k"]:
-    """Return `gradient_features` by plain autograd, one sample at a time; X as in `mean_output_gradients_singly`."""
-    return torch.cat([sketched(row, sketch) for row in mean_output_gradients_singly(f, w, X)])
+    """Return `gradient_features` by plain autograd, one sample at a time; X as in `output_gradients_singly`."""
+    return torch.cat([sketched(row, sketch) for row in output_gradients_singly(f, w, X)])

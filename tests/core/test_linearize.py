@@ -10,8 +10,8 @@ from diva_ray.core.linearize import (
     count_sketch,
     gradient_features,
     gradient_features_singly,
-    mean_output_gradients,
-    mean_output_gradients_singly,
+    output_gradients,
+    output_gradients_singly,
     sketched,
 )
 
@@ -84,8 +84,8 @@ def dense(p, k, seed):
 def test_gradients_equal_a_loop_over_samples_and_outputs(kind):
     f, w, X, net = made(kind)
     expected = by_loop(net, X)
-    torch.testing.assert_close(mean_output_gradients(f, w, X), expected, rtol=1e-10, atol=1e-13)
-    singly = torch.cat(list(mean_output_gradients_singly(f, w, [x[None] for x in X])))
+    torch.testing.assert_close(output_gradients(f, w, X), expected, rtol=1e-10, atol=1e-13)
+    singly = torch.cat(list(output_gradients_singly(f, w, [x[None] for x in X])))
     torch.testing.assert_close(singly, expected, rtol=1e-10, atol=1e-13)
 
 
@@ -93,7 +93,7 @@ def test_a_linear_networks_rows_are_its_inputs_and_one():
     net = nn.Linear(4, 3).double()
     w = {name: value.detach() for name, value in net.named_parameters()}
     Z = torch.randn(5, 4, dtype=torch.float64)
-    J = mean_output_gradients(lambda w, x: functional_call(net, w, (x,)), w, Z)
+    J = output_gradients(lambda w, x: functional_call(net, w, (x,)), w, Z)
     expected = torch.cat([torch.kron(torch.ones(1, 3, dtype=Z.dtype), Z), torch.ones(5, 3, dtype=Z.dtype)], 1) / 3**0.5
     torch.testing.assert_close(J, expected, rtol=1e-14, atol=0)
     torch.testing.assert_close(J @ J.T, Z @ Z.T + 1, rtol=1e-12, atol=1e-14)
@@ -103,12 +103,12 @@ def test_some_parameters_only_and_those_without_part_have_gradient_zero():
     f, w, X, net = made("mlp")
     full = by_loop(net, X)
     some = {name: w[name] for name in ("3.weight", "3.bias")}
-    torch.testing.assert_close(mean_output_gradients(f, some, X), full[:, -27:], rtol=1e-10, atol=0)
+    torch.testing.assert_close(output_gradients(f, some, X), full[:, -27:], rtol=1e-10, atol=0)
     with_idle = {**some, "idle": torch.ones(4, dtype=torch.float64)}
     g = lambda w, x: f({name: value for name, value in w.items() if name != "idle"}, x)  # noqa: E731
     for J in (
-        mean_output_gradients(g, with_idle, X),
-        torch.cat(list(mean_output_gradients_singly(g, with_idle, [x[None] for x in X]))),
+        output_gradients(g, with_idle, X),
+        torch.cat(list(output_gradients_singly(g, with_idle, [x[None] for x in X]))),
     ):
         torch.testing.assert_close(J[:, :27], full[:, -27:], rtol=1e-10, atol=0)
         assert not J[:, 27:].any() and J.shape[1] == 31

@@ -56,7 +56,7 @@ def refuses(told, data, **options):
         ({"encoder": {"module": NET, "jacobian": -1}}, r"encoder.jacobian: must be at least 0, got -1"),
         ({"encoder": {"module": NET, "jacobian": 1.5}}, r"encoder.jacobian: must be int, got 1.5"),
         ({"encoder": {"module": NET, "parameters": "2.*"}}, r"encoder.parameters: must go with encoder.jacobian"),
-        ({"encoder": {"module": NET, "jacobian": 8, "parameters": "3.*"}}, r"match some of .* got 3.\*.* to 2."),
+        ({"encoder": {"module": NET, "jacobian": 8, "parameters": "3.*"}}, r"the whole name .* got 3.\*.* are 2."),
         ({"encoder": {"module": NET, "jacobian": 8, "layer": "2"}}, r"encoder.layer: must be left out .* layer=2"),
         ({"encoder": {"module": NET, "jacobian": 8, "tap": "input"}}, r"encoder.layer: must be left out .* tap=input"),
         ({"encoder": {"name": "edges", "jacobian": 8}}, r"encoder.jacobian: must be 0 for edges, .* got 8"),

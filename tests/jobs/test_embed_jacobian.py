@@ -93,21 +93,28 @@ def trained(pictures, labels):
 
 
 def test_wrong_labels_are_found_as_well_as_by_the_last_layer():
-    """Trained on half of the digits; wrong labels planted in the other half. Measured: 0.997 against 0.995."""
+    """Trained on half of the digits; wrong labels planted in the other half. Three draws.
+
+    Measured: AUC 0.9972, 0.9983, 0.9960 against 0.9982, 0.9964, 0.9941 by the last layer; right left-out predictions
+    0.953 against 0.941.
+    """
     X, y = load_digits(return_X_y=True)
-    generator = np.random.default_rng(0)
-    order = generator.permutation(len(X))
     pictures = np.repeat((X.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8), 3, 3)
-    net = trained(pictures[order[:898]], y[order[:898]])
-    shown, label = pictures[order[898:]], y[order[898:]].copy()
-    wrong = generator.random(len(label)) < 0.2
-    label[wrong] = (label[wrong] + generator.integers(1, 10, wrong.sum())) % 10
-    found = {}
-    for name, more in (("whole", {"jacobian": 512}), ("last", {"layer": "4"})):
-        table = embed({"image": list(shown), "label": label}, encoder={"module": net, **PLAIN, **more})
-        scores = diva_ray.score(table.samples, quiet=True, cluster=INLINE).samples
-        found[name] = roc_auc_score(wrong, -np.asarray(scores["label_score"]))
-    assert found["last"] > 0.98 and found["whole"] > found["last"] - 0.002, found
+    found = {"whole": [], "last": []}
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        order = generator.permutation(len(X))
+        net = trained(pictures[order[:898]], y[order[:898]])
+        shown, truth, label = pictures[order[898:]], y[order[898:]], y[order[898:]].copy()
+        wrong = generator.random(len(label)) < 0.2
+        label[wrong] = (label[wrong] + generator.integers(1, 10, wrong.sum())) % 10
+        for name, more in (("whole", {"jacobian": 512}), ("last", {"layer": "4"})):
+            table = embed({"image": list(shown), "label": label}, encoder={"module": net, **PLAIN, **more})
+            scores = diva_ray.score(table.samples, quiet=True, cluster=INLINE).samples
+            right = (np.asarray(scores["predicted_label"]) == truth).mean()
+            found[name].append((roc_auc_score(wrong, -np.asarray(scores["label_score"])), right))
+    whole, last = np.mean(found["whole"], 0), np.mean(found["last"], 0)
+    assert last[0] > 0.99 and whole[0] > last[0] - 0.001 and whole[1] > last[1], found
 
 
 @pytest.mark.ray

@@ -21,6 +21,7 @@ log = logging.getLogger("diva_ray")
 SEED = 0  # the sketch is the same in every run: tables that are embedded apart go together
 ROOM = {"cpu": 1 << 28, "cuda": 1 << 32}  # bytes of gradients and their copies at a time
 COPIES = 3  # as autograd gives them, in one row, in the order of the sketch
+SINGLY = "%s: gradients of one sample at a time, since torch.func.vmap does not take the network (%s)"
 NO_NETWORK = ("edges", "words")
 
 
@@ -58,10 +59,11 @@ def chosen(model: nn.Module, glob: str) -> dict[str, Tensor]:
     there = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
     found = {name: value.detach() for name, value in there.items() if fnmatch.fnmatchcase(name, glob)}
     if not found:
-        near = difflib.get_close_matches(glob.replace("*", ""), there, 3, 0.3) or list(there)[-3:]
+        part = glob.strip("*")
+        near = [name for name in there if part in name][:3] or difflib.get_close_matches(part, there, 3, 0.3)
         raise InputError(
-            f"encoder.parameters: must match some of the model's {len(there)} parameters, got {glob}. Change "
-            f"`encoder.parameters`, to {', '.join(near) or 'another model'}, say."
+            f"encoder.parameters: must match the whole name of some of the model's {len(there)} parameters (`*` is "
+            f"anything), got {glob}. Change `encoder.parameters`; there are {', '.join(near or list(there)[-3:])}."
         )
     return found
 
@@ -93,6 +95,8 @@ def gradients(
     sketch = count_sketch(entries, config.jacobian, SEED).to(device)
     chunk = max(1, ROOM[device] // (COPIES * 4 * entries))
     vmapped: list[bool] = [False] if singly else []  # known after the first sample
+    if singly:
+        log.warning(SINGLY, config.name or config.kind, "its samples are strings")
 
     def f(w: dict[str, Tensor], batch: Any) -> Tensor:
         return functional_call(outputs, w, (batch,))
@@ -128,9 +132,7 @@ def _vmap_takes(together: Callable[[Any], Tensor], by_sample: Callable[[Any], Te
         raise
     except Exception as error:  # vmap refuses in many ways: RuntimeError, NotImplementedError, what the network raises
         by_sample(one)
-        log.warning(
-            "%s: one sample at a time, since torch.func.vmap does not take the network (%s: %s)",
-            config.name or config.kind, type(error).__name__, " ".join(str(error).split())[:120],
-        )  # fmt: skip
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        log.warning(SINGLY, config.name or config.kind, told)
         return False
     return True
