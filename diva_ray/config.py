@@ -243,6 +243,10 @@ class EncoderConfig:
     layer: str | None = None  # layer whose output (or input) is taken, by its name; None: the model's own features
     tap: str = "output"  # output | input of that layer
     pool: str = "mean"  # mean | first | last | max | flatten: how places or tokens become one vector
+    # columns of features of the whole network: gradients of the sum of its outputs by its parameters (in float32),
+    # sketched to so many; 0: activations
+    jacobian: int = 0
+    parameters: str = "*"  # jacobian: pattern of the names of the parameters by which it is taken, such as *.layer4.*
     size: int | None = None  # side of the picture in pixels; None: the model's own
     fit: str = "crop"  # crop: shorter side to `size`, centre taken | squash: whole picture | pad: whole, on white
     crop: float | None = None  # share of the resized side that the centre keeps, 0..1; None: the model's own, else 1

@@ -21,6 +21,7 @@ NOTATION (Dukler et al., ICLR 2022, arXiv:2111.09785; letters are used in this p
 | M = sum z_i t_i', P = A^-1 M | adjoint of W | (p, c) |
 | S = sum_G sym(Z_G' (D_G e_G) t_G' Z_G), Q = A^-1 S A^-1 | adjoint of A^-1 | (p, p) |
 | d_j = r_j' P' z_j - (Q_G t_G)_j . e_j + z_j' Q z_j | dL/dalpha_j, the dataset derivative | scalar |
+| J_i = o^-1/2 sum_m df_m/dw (x_i), Z = J R | a network's gradients; R: one random sign a row | (n, p), (p, k) |
 
 L(alpha) = sum_i v_i l(f_i, y_i) (paper eq. 11 with v = 1).
 """

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diva_ray.data.encoders.encoder import Encoder
+from diva_ray.data.encoders.gradient import COPIES
 
 SPARE = 0.7  # of the memory of a GPU (or of a worker's share of it)
 MOST = 512
@@ -45,7 +46,10 @@ def _on_gpu(encoder: Encoder) -> tuple[int, int]:
 
 
 def sample_bytes(encoder: Encoder) -> int:
-    """Return about how much memory one sample's activations take: three times the largest layer's input and output."""
+    """Return about how much memory one sample takes: three times the largest layer's input and output.
+
+    Where features are gradients: the gradient too, and every layer's input and output, kept for the backward pass.
+    """
     largest = 4 * 3 * encoder.form.size**2 if encoder.form else 1 << 16
     if encoder.model is None:
         return 8 * largest
@@ -61,7 +65,8 @@ def sample_bytes(encoder: Encoder) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return 3 * max(seen)
+    kept = sum(seen) + 4 * COPIES * encoder.gradient if encoder.gradient else 0
+    return 3 * max(seen) + kept
 
 
 def _tensors(found: Any) -> list[Tensor]:

@@ -62,13 +62,13 @@ def make_plan(config: EmbedConfig, job: Job, built: Built, kind: str, why: str, 
     rows = job.source.about()
     rate = None if gpus else _rate(job, built)
     width = {"float16": 2, "float32": 4}[config.dtype]
-    weights = sum(4 * encoder.parameters for encoder in built.encoders)
+    weights = sum(4 * encoder.parameters + 8 * encoder.gradient for encoder in built.encoders)  # and the sketch
     batches = sum(band.batch * sample_bytes(encoder) for band, encoder in zip(built.bands, built.encoders, strict=True))
     pixels = sum(3 * e.form.size**2 for e in built.encoders if e.form and e.tower == IMAGE)
     chunks = (AHEAD + 2) * job.chunk * (pixels + job.source.bytes // max(rows, 1))
     bands = [
         f"{band.config.name} ({band.config.kind}): `{band.column}` -> `{band.name}`, {band.width:,} features, "
-        f"{encoder.parameters / 1e6:,.1f} million parameters, {band.batch} at a time"
+        f"{encoder.parameters / 1e6:,.1f} million parameters{encoder.told}, {band.batch} at a time"
         for band, encoder in zip(built.bands, built.encoders, strict=True)
     ]
     notes = []

@@ -46,8 +46,9 @@ class Prepared:
         count = f"{job.source.about():,}{'' if job.source.rows is not None else ' (estimate)'}"
         left = f", {len(self.reused):,} already done" if self.reused else ""
         bands = [
-            f"{band.name:<10} {band.width:,} features of `{band.column}` by {band.config.name}, {band.batch} at a time"
-            for band in job.bands
+            f"{band.name:<10} {band.width:,} features of `{band.column}` by {band.config.name}{encoder.told}, "
+            f"{band.batch} at a time"
+            for band, encoder in zip(job.bands, self.built.encoders, strict=True)
         ]
         return [
             f"raw        {job.source.name} ({job.source.kind})",

@@ -123,7 +123,7 @@ def resolve(config: EmbedConfig, modules: list[Any], source: Source) -> list[tup
 
 def _plain(given: EncoderConfig, schema: pa.Schema) -> list[EncoderConfig]:
     """Return the encoders that need nothing, for the pictures and texts that are there or the column that is named."""
-    same = {k: getattr(given, k) for k in ("band", "batch", "normalize")}
+    same = {k: getattr(given, k) for k in ("band", "batch", "normalize", "jacobian", "parameters")}
     found = []
     for name, tower in (("edges", IMAGE), ("words", TEXT)):
         column = given.column or _guess(schema, tower)

@@ -13,6 +13,7 @@ import yaml
 from diva_ray.config import EncoderConfig
 from diva_ray.data.encoders import language, plain, vision
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
+from diva_ray.data.encoders.gradient import check_jacobian
 from diva_ray.errors import InputError
 
 READY = Path(__file__).resolve().parents[3] / "configs" / "encoder"
@@ -88,6 +89,7 @@ def build(config: EncoderConfig, device: str, precision: str, given: Any = None)
     tower = tower_of(config)
     if config.batch is not None and config.batch < LEAST_BATCH:
         raise InputError(f"encoder.batch: must be at least 1, got {config.batch}. Change `encoder.batch`.")
+    check_jacobian(config)
     if config.kind not in PLAIN and config.model in ("", "???") and given is None:
         raise InputError(f"encoder.model: must be named for {config.kind}, got none. Set `encoder.model`.")
     if config.kind in PLAIN and (config.layer or config.model or config.weights != "auto"):
@@ -125,5 +127,11 @@ def width_of(encoder: Encoder, config: EncoderConfig) -> int:
         raise InputError(
             f"encoder.layer: must give one vector a sample, got {shape} for 2 samples. Change `encoder.layer` or "
             "`encoder.pool`."
+        )
+    if config.jacobian and not (found.isfinite().all() and found.any()):
+        what = "0 everywhere" if found.isfinite().all() else "NaN or infinite"
+        raise InputError(
+            f"encoder.parameters: the outputs' gradient by them must be finite and not 0, got one that is {what} for 2 "
+            "made-up samples. Change `encoder.parameters` or `encoder.model`."
         )
     return found.shape[1]

@@ -31,6 +31,7 @@ class Encoder:
         device: where it runs.
         batch: samples at a time that its kind prefers on this device, if memory allows.
         mark: what tells its weights from others: name, size and time of change of their file.
+        gradient: entries of a sample's gradient, where features are gradients; 0: activations.
     """
 
     tower: str
@@ -40,11 +41,17 @@ class Encoder:
     device: str
     batch: int
     mark: str = ""
+    gradient: int = 0
 
     @property
     def parameters(self) -> int:
         """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters()) if self.model is not None else 0
+
+    @property
+    def told(self) -> str:
+        """What is taken of the network, for a person: nothing to say of activations."""
+        return f", gradients by {self.gradient:,} of its parameters" if self.gradient else ""
 
     def sample(self, n: int = 1) -> list[Any]:
         """Return made-up samples, to try it with."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.encoders.encoder import TEXT, Encoder, check_weights_file, is_file, load_weights, mixed, need
+from diva_ray.data.encoders.gradient import gradients
 from diva_ray.data.encoders.network import Tapped, check_pool, finish, pooled
 from diva_ray.data.encoders.vision import clip_model, from_hub, own_weights
 from diva_ray.errors import InputError
@@ -77,17 +78,25 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
     model = model.to(device).eval()
     taken = Tapped(model, config.layer, config.tap) if config.layer else model
 
+    def tokens(texts: Sequence[str]) -> dict[str, Tensor]:
+        found = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        return dict(found.to(device))
+
     @torch.inference_mode()
     def run(texts: Sequence[str]) -> Tensor:
-        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt").to(
-            device
-        )
+        batch = tokens(texts)
         with mixed(device, precision):
             output = taken(**batch)
         output = output if config.layer else output.last_hidden_state
         return finish(pooled(output, config.pool, batch["attention_mask"]), config.normalize)
 
-    return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, mark)
+    most = 256 if device == "cuda" else 32
+    if config.jacobian:
+        outputs = lambda batch: pooled(model(**batch).last_hidden_state, config.pool, batch["attention_mask"])  # noqa: E731
+        features, entries = gradients(model, outputs, config, device)
+        run_gradients = lambda texts: finish(features(tokens(texts)), config.normalize)  # noqa: E731
+        return Encoder(TEXT, None, run_gradients, model, device, most, mark, entries)
+    return Encoder(TEXT, None, run, model, device, most, mark)
 
 
 def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
@@ -142,10 +151,10 @@ def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
     if not callable(model):
         raise InputError(f"encoder.model: must be callable, got {type(model).__name__}. Change `encoder.model`.")
     net = model.to(device).eval() if isinstance(model, torch.nn.Module) else None
-    if net is None and (config.layer or config.weights not in ("auto", "none")):
+    if net is None and (config.layer or config.jacobian or config.weights not in ("auto", "none")):
         raise InputError(
             f"encoder.layer: a function of texts is taken as it is, got layer={config.layer}, weights="
-            f"{config.weights}. Leave them out, or give a torch.nn.Module."
+            f"{config.weights}, jacobian={config.jacobian}. Leave them out, or give a torch.nn.Module."
         )
     mark = "given" if net is None else own_weights(net, config)
     taken = Tapped(net, config.layer, config.tap) if net is not None and config.layer else model
@@ -156,4 +165,9 @@ def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
             found = taken(list(texts))
         return finish(pooled(torch.as_tensor(found), config.pool), config.normalize)
 
+    if net is not None and config.jacobian:
+        outputs = lambda batch: pooled(net(batch), config.pool)  # noqa: E731
+        features, entries = gradients(net, outputs, config, device, singly=True)  # strings cannot be vmapped over
+        run_gradients = lambda texts: finish(features(list(texts)), config.normalize)  # noqa: E731
+        return Encoder(TEXT, None, run_gradients, net, device, 64, mark, entries)
     return Encoder(TEXT, None, run, net, device, 64, mark)

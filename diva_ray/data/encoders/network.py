@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from diva_ray.data.decode import Form
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder, mixed
+from diva_ray.data.encoders.gradient import gradients
 from diva_ray.errors import InputError
 
 POOLS = ("mean", "first", "last", "max", "flatten")
@@ -135,7 +136,15 @@ def picture_encoder(
             output = taken(to_input(pictures, device, center, scale))
         return finish(pooled(output, config.pool), config.normalize)
 
-    return Encoder(IMAGE, form, run, model, device, 256 if device == "cuda" else 32, mark)
+    most = 256 if device == "cuda" else 32
+    if config.jacobian:
+        features, entries = gradients(model, lambda x: pooled(taken(x), config.pool), config, device)
+
+        def run_gradients(pictures: Sequence[np.ndarray]) -> Tensor:
+            return finish(features(to_input(pictures, device, center, scale)), config.normalize)
+
+        return Encoder(IMAGE, form, run_gradients, model, device, most, mark, entries)
+    return Encoder(IMAGE, form, run, model, device, most, mark)
 
 
 def form_of(config: Any, size: int, crop: float = 1.0, filter: str = "bicubic") -> Form:

@@ -108,7 +108,7 @@ def timm(config: Any, device: str, precision: str) -> Encoder:
 
 
 def torchvision(config: Any, device: str, precision: str) -> Encoder:
-    """Return a classifier of torchvision: what its last linear layer sees."""
+    """Return a classifier of torchvision: what its last linear layer sees (jacobian: of its logits)."""
     models = need("torchvision.models", "torchvision")
     local = is_file(config.weights)
     weights = None if local or config.weights == "none" else "DEFAULT" if config.weights == "auto" else config.weights
@@ -117,7 +117,7 @@ def torchvision(config: Any, device: str, precision: str) -> Encoder:
     head = last_linear(model)
     if local:
         load_weights(model, config.weights, config.model, [head])
-    if not config.layer:
+    if not config.layer and not config.jacobian:
         config.layer, config.tap = head, "input"
     form, (mean, std) = form_of(config, 224, 224 / 256, "bilinear"), scale_of(config, *IMAGENET)
     return picture_encoder(model, config, form, mean, std, device, precision, mark=mark)
@@ -154,6 +154,8 @@ def open_clip(config: Any, device: str, precision: str) -> Encoder:
     size = size if isinstance(size, int) else size[0]
     form = form_of(config, size, 1.0, known.get("interpolation", "bicubic"))
     mean, std = scale_of(config, known.get("mean") or HALF[0], known.get("std") or HALF[1])
+    if config.jacobian:  # the other tower has no part in it
+        return picture_encoder(model.visual, config, form, mean, std, device, precision, mark=mark)
     return picture_encoder(model, config, form, mean, std, device, precision, model.encode_image, mark)
 
 
