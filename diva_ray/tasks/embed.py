@@ -97,7 +97,8 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
     """Return what is to be encoded; rows in memory are written to `raw/` first, where every worker can read them."""
     raw = config.data
     if data is None and raw.path is not None:
-        return find_raw(raw.path, raw.kind, id=raw.id, label=raw.label, unit_rows=config.unit_rows)
+        known = {"id": raw.id, "label": raw.label, "peek": raw.peek}
+        return find_raw(raw.path, raw.kind, unit_rows=config.unit_rows, **known)
     if isinstance(data, Mapping):
         data = {name: pictures_as_bytes(values) for name, values in data.items()}
     table = open_data(data, raw.builtin, raw.noise, config.seed)

@@ -20,20 +20,20 @@ SUFFIXES = {
 SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
 
 
-def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int) -> Source:
-    """Return what lies at a path; names, footers and a few samples are read.
+def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int, peek: int | None = None) -> Source:
+    """Return what lies at a path; names, footers and a few samples (`peek` of JSON lines and tars) are read.
 
     Raises:
         InputError: nothing there, kinds that are mixed, or files of that kind that cannot be read.
     """
     if kind not in ("auto", *SUFFIXES):
         raise InputError(f"data.kind: must be auto, {', '.join(SUFFIXES)}, got {kind}. Change `data.kind`.")
-    source = _found(path, kind, id=id, label=label, unit_rows=unit_rows)
+    source = _found(path, kind, id=id, label=label, unit_rows=unit_rows, peek=peek)
     check_names(source.schema, path)
     return source
 
 
-def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int) -> Source:
+def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int, peek: int | None) -> Source:
     filesystem, base, files = list_files(path)
     if kind == "auto":
         kind = kind_of(path, files)
@@ -49,10 +49,10 @@ def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int) 
     if kind == "folder":
         return folder.find(path, filesystem, base, infos, label, unit_rows)
     if kind == "webdataset":
-        return tar.find(path, filesystem, base, infos, label, id)
+        return tar.find(path, filesystem, base, infos, label, id, peek)
     if kind == "huggingface":
         return saved.find(path, filesystem, infos, id, unit_rows)
-    return lines.find(path, kind, filesystem, base, infos, id)
+    return lines.find(path, kind, filesystem, base, infos, id, peek)
 
 
 def kind_of(path: str, files: list[pyarrow.fs.FileInfo]) -> str:
