@@ -12,7 +12,7 @@ import pyarrow.fs
 from pyarrow import csv
 
 from diva_ray.data.columns import check_names
-from diva_ray.data.raw.tables import key_of, stored_columns, to_rows, with_id
+from diva_ray.data.raw.tables import key_of, stored_columns, stored_types, to_rows, with_id
 from diva_ray.data.raw.units import (
     MOST_BYTES,
     Failure,
@@ -57,13 +57,15 @@ def find(
     peek = peek or PEEKED
     found, estimate = _csv_schema(filesystem, units[0]) if kind == "csv" else _json_schema(filesystem, units, peek)
     key = key_of(found, id)
-    schema = with_id(found, key, pa.string())
+    schema, other = with_id(found, key, pa.string())
     total = sum(unit.bytes for unit in units)
     reader = read_csv if kind == "csv" else read_json
     root = root_of(path, infos[0].path, infos[0].path.rpartition("/")[0])
     more = {"base": base, "head": f"{peek:,} lines"}
     about = int(total / max(estimate, 1))
-    return Source(kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, more=more)
+    return Source(
+        kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, other_id=other, more=more
+    )
 
 
 def _json_schema(filesystem: pyarrow.fs.FileSystem, units: list[Unit], peek: int) -> tuple[pa.Schema, float]:
@@ -118,10 +120,8 @@ def _lines(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[tuple[int,
 
 def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
     """Yield the lines' rows; a line that is no JSON object, or does not fit the columns, is a failure."""
-    wanted = stored_columns(source, columns)
-    kinds = {name: source.schema.field("id" if name == source.key else name).type for name in wanted}
-    known = pa.struct([(source.key if f.name == "id" else f.name, f.type) for f in source.schema
-                       if f.name != "id" or source.key])  # fmt: skip
+    known = stored_types(source)
+    kinds = {name: known.field(name).type for name in stored_columns(source, columns)}
     unknown: dict[str, dict[str, Any]] = {}
     offsets: list[int] = []
     name = below(source.more["base"], unit.path)
@@ -197,8 +197,8 @@ def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schem
 def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
     """Yield the file's rows; one with too many or too few values, or a value of another type, is a failure."""
     name = below(source.more["base"], unit.path)
-    wanted = stored_columns(source, columns)
-    kinds = {c: source.schema.field("id" if c == source.key else c).type for c in wanted}
+    known = stored_types(source)
+    kinds = {name: known.field(name).type for name in stored_columns(source, columns)}
     skipped: list[Failure] = []
     numbers: list[int] = []  # of the rows that fit, as the file has them
 

@@ -13,6 +13,7 @@ import pyarrow.fs
 
 from diva_ray.data.raw.units import (
     MOST_BYTES,
+    OTHER_ID,
     PICTURE_SUFFIXES,
     Failure,
     Rows,
@@ -36,7 +37,6 @@ LONG_HEADERS = (
 PEEKED = 64  # first samples, which tell the columns
 READ_ROWS = 64
 ENDING = re.compile(r"\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
-OTHER_ID = "raw_id"  # the field `id` of a .json member; a sample's id is its key
 TEXTS = ("txt", "text", "caption")
 Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: more than MOST_BYTES together
 

@@ -15,6 +15,7 @@ import pyarrow.fs
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 MOST_BYTES = 64 << 20  # of one sample as stored
 MOST_UNKNOWN = 100  # columns of a unit that are told by name; the others are counted together
+OTHER_ID = "raw_id"  # a column, or a field of a tar's .json, whose name is `id` without being the id
 OTHERS, LONGEST_NAME = "(others)", 200
 
 
@@ -86,6 +87,7 @@ class Source:
         read: (source, unit, columns, rows at a time) -> rows; `id` is always among the columns that come back.
         root: folder to which paths in a column are relative.
         classes: names of the classes that a column of whole numbers stands for; its rows come back by name.
+        other_id: name that a stored column `id` has here where it is not the id.
     """
 
     kind: str
@@ -99,7 +101,12 @@ class Source:
     key: str | None = None  # column that is the id; None: made
     estimate: int = 0
     classes: dict[str, pa.Array] = field(default_factory=dict)
+    other_id: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
+
+    def stored(self, column: str) -> str | None:
+        """Return the name of a column in storage; None for an id that is made."""
+        return self.key if column == "id" else "id" if column == self.other_id else column
 
     @property
     def bytes(self) -> int:
