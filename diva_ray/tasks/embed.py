@@ -24,7 +24,7 @@ from diva_ray.data.transforms import pictures_as_bytes
 from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
 from diva_ray.tasks import embed_setup as setup
-from diva_ray.tasks.begin import now, open_folder
+from diva_ray.tasks.begin import now, open_folder, tidy
 from diva_ray.tasks.embed_done import conclude, told
 from diva_ray.tasks.embed_plan import EmbedPlan, make_plan
 from diva_ray.tasks.embed_prepare import Prepared, prepare
@@ -64,6 +64,7 @@ def embed(data: Any = None, *, quiet: bool = False, **options: Any) -> Result | 
     return run(config, data, modules, quiet=quiet)
 
 
+@tidy
 def run(
     config: EmbedConfig, data: Any = None, modules: list[Any] | None = None, *, quiet: bool = False
 ) -> Result | EmbedPlan:

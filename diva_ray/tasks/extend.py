@@ -20,7 +20,7 @@ from diva_ray.engine import passes, pool, selected
 from diva_ray.engine.context import Partial, Setup
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, tell_solution, validation_rows
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
@@ -68,6 +68,7 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
     return run(config, data, loss=loss, quiet=quiet, pool_rows=pool)
 
 
+@tidy
 def run(
     config: ExtendConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False, pool_rows: Any = None
 ) -> Result | Plan:
