@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import shutil
 import tarfile
 
@@ -313,3 +314,35 @@ def test_classes_of_a_column_id_come_back_by_their_names_too(tmp_path, kind):
         tmp_path, id="text", keep=["raw_id"], encoder=dict(name="words", column="raw_id"), quiet=True, cluster=INLINE
     )
     assert found.samples["raw_id"].to_pylist() == ["dog", "cat"]
+
+
+def test_files_come_in_the_order_of_their_paths_whatever_their_names(tmp_path):
+    names = ["a-b/1.png", "a.png", "a/2.png", "a/1/0.png", "a/1-0.png", "a0/x.png", "Ü/b c.png", "z\n/1.png", "b.png"]
+    hidden = [".git/1.png", "a/_old/1.png", "a/.1.png"]
+    for name in [*names, *hidden]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    source = find_raw(str(tmp_path), "auto", id=None, label="label", unit_rows=4)
+    chunks = [chunk for unit in source.units for chunk in source.read(source, unit, ["label"], 10)]
+    rows = [row for chunk in chunks for row in chunk.table.to_pylist()]
+    assert [row["id"] for row in rows] == sorted(names)
+    assert [row["label"] for row in rows] == [name.split("/")[0] if "/" in name else None for name in sorted(names)]
+    assert [chunk.where(k) for chunk in chunks for k in range(chunk.table.num_rows)] == sorted(names)
+    assert [(unit.rows, unit.first) for unit in source.units] == [(4, 0), (4, 4), (1, 8)]
+
+
+def test_names_of_files_take_a_few_bytes_each(tmp_path):
+    for k in range(3):
+        (tmp_path / f"n0144076{k}").mkdir()
+        for i in range(1000):
+            (tmp_path / f"n0144076{k}" / f"ILSVRC2012_train_{1000 * k + i:010d}.jpeg").touch()
+    source = find_raw(str(tmp_path), "auto", id=None, label="label", unit_rows=1000)
+    assert source.rows == 3000
+    assert len(pickle.dumps(source.units)) < 10 * 3000
+
+
+def test_a_file_that_is_named_is_read_whatever_it_is_called(tmp_path):
+    (tmp_path / "_rows.jsonl").write_text('{"text": "a"}')
+    assert [row["text"] for row in rows_of(tmp_path / "_rows.jsonl", ["text"])[0]] == ["a"]
+    with pytest.raises(InputError, match="raw samples must lie there .* got an empty folder at"):
+        rows_of(tmp_path, ["text"])

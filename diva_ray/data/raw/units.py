@@ -32,7 +32,7 @@ class Unit:
         mark: size and time of change: a changed file is another unit.
         first: position of its first row among all rows, where that is known.
         skip: rows at its start that belong to the unit before; it ends after `rows` rows.
-        files: names of the files of a unit that is a list of files.
+        files: names of the files of a unit that is a list of files, packed (`listing.pack`).
     """
 
     index: int
@@ -44,7 +44,7 @@ class Unit:
     mark: str = ""
     first: int = 0
     skip: int = 0
-    files: tuple[str, ...] = field(default=(), repr=False)
+    files: bytes = field(default=b"", repr=False)
 
     @property
     def file(self) -> str:
