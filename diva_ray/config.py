@@ -227,6 +227,7 @@ class RawConfig:
     kind: str = "auto"  # auto: by what lies there | parquet | folder | webdataset | jsonl | csv | huggingface
     id: str | None = None  # unique key; None: `id` if there, else position, file name, or key in a tar
     label: str = "label"  # name of the column that a folder's classes or a tar's .cls members become
+    peek: int | None = None  # first JSON lines or tar samples, which tell the columns; None: 1,000 lines, 64 samples
     keep: Any = "all"  # columns written beside the features: all (but pictures), or a list of names
     root: str | None = None  # folder or URI to which paths in a picture column are relative; None: the table's folder
 

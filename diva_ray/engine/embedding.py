@@ -3,6 +3,7 @@ at all. The same for a unit wherever it runs, so it may run again."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -27,7 +28,7 @@ GROUP = 1024  # rows of a row group, at least
 TEXT_CHUNK = 16  # batches of texts that are sorted by length together
 NOTED = 3  # refused samples of a unit that its result tells of
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "where", "column", "reason")])
-UNIT, FAILED = b"diva_ray.unit", b"diva_ray.failed"  # keys in a file's footer
+UNIT, FAILED, DROPPED = b"diva_ray.unit", b"diva_ray.failed", b"diva_ray.dropped"  # keys in a file's footer
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class UnitEncoder:
         seconds = {"wait": 0.0, "encode": 0.0, "write": 0.0}
         failures: list[Failure] = []
         held: list[pa.Table] = []
-        rows, before = 0, start
+        rows, before, unknown = 0, start, {}
         job = self.job
         metadata = {UNIT: job.stamp(unit).encode()}
         with job.folder.stream_table(f"features/{unit.file}", job.schema) as writer:
@@ -118,6 +119,7 @@ class UnitEncoder:
                 seconds["wait"] += now - before
                 held.append(self._encoded(prepared))
                 failures += prepared.failures
+                unknown = prepared.rows.unknown
                 then = time.perf_counter()
                 seconds["encode"] += then - now
                 if sum(table.num_rows for table in held) >= GROUP:
@@ -129,12 +131,13 @@ class UnitEncoder:
             if failures:
                 listed = pa.table({k: [getattr(one, k) for one in failures] for k in QUARANTINE.names}, QUARANTINE)
                 job.folder.write_table(f"quarantine/{unit.file}", listed)
+            metadata |= {DROPPED: json.dumps(unknown).encode()} if unknown else {}
             writer.add_key_value_metadata({**metadata, FAILED: str(len(failures)).encode()})
         size, digest = job.folder.digest(f"features/{unit.file}")
         seconds["write"] += time.perf_counter() - before
         return {
             "unit": unit.index, "file": f"features/{unit.file}", "rows": rows, "failed": len(failures), "bytes": size,
-            "sha256": digest, "seconds": time.perf_counter() - start, **seconds,
+            "dropped": unknown, "sha256": digest, "seconds": time.perf_counter() - start, **seconds,
             "noted": [f"{one.id} at {one.where}: {one.reason}" for one in failures[:NOTED]], "process": os.getpid(),
             "host": socket.gethostname(), "memory": peak_memory(),
         }  # fmt: skip

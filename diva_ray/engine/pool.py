@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,6 @@ from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
     Known,
     Partial,
-    Rows,
     Setup,
     Tally,
     blocks,
@@ -33,6 +31,7 @@ from diva_ray.engine.context import (
     weights_after,
 )
 from diva_ray.engine.left_out import leverage_error
+from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.verdicts import label_losses, reference_losses
 
 
@@ -191,7 +190,7 @@ def picked(shard: Shard, known: Known) -> tuple[Tensor, Tensor]:
 
 def take(shard: Shard, known: Known) -> Partial:
     """Add the rows chosen in this round to the fit, from what was kept of their features, else from the shard read
-    again; return fit sums, the keys by which they rank, and which shards must be read for it."""
+    again; return fit sums, how many they are, and which shards must be read for it."""
     setup, device = known["setup"], device_of(known)
     sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device)
     chosen, keys = picked(shard, known)
@@ -200,7 +199,7 @@ def take(shard: Shard, known: Known) -> Partial:
     found = torch.isin(at, rows)
     if len(at) and not bool(found.all()):
         if not known["again"]:  # whether or not this worker has them: sums must not depend on what was lost
-            return Partial(sums.sums(), Tally(missing=[shard.extent.index]), Rows((keys[:0],)))
+            return Partial(sums.sums(), Tally(missing=[shard.extent.index], chosen=0))
         Z = torch.cat([b.Z[chosen[b.start : b.stop].to(device)] for b in blocks(shard, known)])
     elif len(at):
         Z = Z[torch.searchsorted(rows, at)]
@@ -211,7 +210,7 @@ def take(shard: Shard, known: Known) -> Partial:
         _remember(shard, known, at, keys, Z)
     kept = taken(shard, known) | chosen
     keep_weights(shard, known, kept.double(), known["next_step"])
-    return Partial(sums.sums(), Tally(missing=[]), Rows((keys[at],)))
+    return Partial(sums.sums(), Tally(missing=[], chosen=len(at)))
 
 
 def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -> None:
@@ -231,8 +230,6 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -
         error = drawn[:, 1:].square().mean(1).sqrt().cpu()
     d = scored_pool(shard, known).derivative[at]
     z = torch.where(error > 0, d / error, torch.zeros_like(d)).float()
-    history = shard.state.setdefault("chosen", {})
-    assert isinstance(history, dict)
     facts = {
         "row": at,
         "key": keys[at],
@@ -240,25 +237,7 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -
         "z": z,
         "label_score": probabilities(shard, known)[at].float(),
     }
-    history[known["round"]] = facts
-    shard.state["chosen"] = history
-    if known.get("store") is not None:
-        arrays = {name: values.numpy() for name, values in facts.items()}
-        known["store"].write_arrays(f"weights/chosen-{known['round']}-{shard.extent.index:05d}.npz", arrays)
-
-
-def chosen_rows(shard: Shard, known: Known) -> dict[int, dict[str, Tensor]]:
-    """Return what is known of the chosen rows by round, from storage if this worker does not have it."""
-    history = shard.state.get("chosen", {})
-    assert isinstance(history, dict)
-    if known.get("store") is None:
-        return history
-    found = {}
-    for k in range(known["round"] + 1):
-        arrays = known["store"].read_arrays(f"weights/chosen-{k}-{shard.extent.index:05d}.npz")
-        if arrays is not None:
-            found[k] = {name: torch.from_numpy(values) for name, values in arrays.items()}
-    return found
+    remember_chosen(shard, known, facts)
 
 
 def core_error(shard: Shard, known: Known) -> Tally:
@@ -278,28 +257,3 @@ def core_error(shard: Shard, known: Known) -> Tally:
         wrong = losses.errors(outputs, b.Y, several=setup.task == "multilabel")
         total += torch.stack([b.v.double() @ loss(outputs, b.Y)[0].double(), b.v.double() @ wrong])
     return Tally(loss=total[0], wrong=total[1])
-
-
-def write_selected(shard: Shard, known: Known) -> Tally:
-    """Write a shard's chosen rows with their rank; return how many and their classes."""
-    import pyarrow as pa
-
-    setup, parts = known["setup"], []
-    identifier = shard.id if shard.id is not None else pa.array(shard.positions())
-    classes = setup.outputs if setup.task == "classification" else 1
-    counts = torch.zeros(classes, dtype=torch.int64)
-    for k, facts in sorted(chosen_rows(shard, known).items()):
-        ranked, first = known["ranks"][k]
-        rank = first + np.searchsorted(ranked.numpy().view(np.uint64), facts["key"].numpy().view(np.uint64))
-        at = pa.array(facts["row"].numpy())
-        columns = {
-            "id": identifier.take(at), "rank": pa.array(rank), "round": pa.array(np.full(len(rank), k)),
-            "derivative": facts["derivative"].numpy(), "z": facts["z"].numpy(),
-            "label": shard.label.take(at), "label_score": facts["label_score"].numpy(),
-        }  # fmt: skip
-        parts.append(pa.table(columns).sort_by("rank"))
-        if len(counts) > 1:
-            counts += torch.bincount(classes_of(shard, setup)[facts["row"]], minlength=len(counts))
-    if parts:
-        known["folder"].write_table(f"selected/part-{shard.extent.index:05d}.parquet", pa.concat_tables(parts))
-    return Tally(n=sum(len(part) for part in parts), classes=counts)

@@ -56,10 +56,13 @@ def given_odds(shard: Shard, known: Known) -> Tensor:
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Rows:
-    """Return a few targets, evenly spaced, that stand for other rows' labels."""
+    """Return a few targets, evenly spaced, that stand for other rows' labels; none of rows that are set apart."""
     Y = targets(shard, known["setup"])
-    at = torch.linspace(0, len(Y) - 1, min(len(Y), known["examples"])).long()
-    return Rows((Y[at],))
+    rows = torch.arange(len(Y))
+    if "fold" in known:
+        rows = rows[~known["fold"](shard, known)]
+    at = torch.linspace(0, len(rows) - 1, min(len(rows), known["examples"])).long()
+    return Rows((Y[rows[at]],))
 
 
 def judge(shard: Shard, known: Known) -> verdict.Histogram:

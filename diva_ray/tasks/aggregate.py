@@ -19,7 +19,7 @@ from diva_ray.engine.context import Setup, Tally
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
-from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import derive, with_errors
 from diva_ray.tasks.options import check_range
@@ -63,6 +63,7 @@ def aggregate(data: Any, *, quiet: bool = False, **options: Any) -> Result | Pla
     return run(config, data, loss=loss, quiet=quiet)
 
 
+@tidy
 def run(
     config: AggregateConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False
 ) -> Result | Plan:

@@ -17,7 +17,7 @@ from diva_ray.engine.context import Partial, Setup
 from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Sheet, Table, Tile, render_sheet
-from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, with_errors
 from diva_ray.tasks.derived import SIGN_VECTORS
@@ -56,6 +56,7 @@ def augment(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     return run(config, data, loss=loss, quiet=quiet)
 
 
+@tidy
 def run(config: AugmentConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False) -> Result | Plan:
     """Return the result of a run as its config says (`jobs/augment.py`); see `augment`."""
     check(config)

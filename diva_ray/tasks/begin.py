@@ -10,7 +10,8 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
@@ -27,6 +28,8 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def begin(
@@ -79,6 +82,25 @@ def open_folder(config: Any) -> Folder:
     if not config.plan:
         folder.open_new(resume=config.resume)
     return folder
+
+
+def tidy(run: Callable[P, R]) -> Callable[P, R]:
+    """Return the run of a task, which takes its config first, so that the temporary folder of a call without `output`
+    does not stay behind, empty, when it ends in an error."""
+
+    @wraps(run)
+    def tidied(*args: P.args, **options: P.kwargs) -> R:
+        config: Any = args[0]
+        named = bool(config.output)
+        try:
+            return run(*args, **options)
+        except BaseException:
+            made = config.output if not named else None
+            if made and os.path.isdir(made) and not os.listdir(made):
+                os.rmdir(made)
+            raise
+
+    return tidied
 
 
 def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_memory: float = 0) -> None:

@@ -24,7 +24,7 @@ from diva_ray.data.transforms import pictures_as_bytes
 from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
 from diva_ray.tasks import embed_setup as setup
-from diva_ray.tasks.begin import now, open_folder
+from diva_ray.tasks.begin import now, open_folder, tidy
 from diva_ray.tasks.embed_done import conclude, told
 from diva_ray.tasks.embed_plan import EmbedPlan, make_plan
 from diva_ray.tasks.embed_prepare import Prepared, prepare
@@ -64,6 +64,7 @@ def embed(data: Any = None, *, quiet: bool = False, **options: Any) -> Result | 
     return run(config, data, modules, quiet=quiet)
 
 
+@tidy
 def run(
     config: EmbedConfig, data: Any = None, modules: list[Any] | None = None, *, quiet: bool = False
 ) -> Result | EmbedPlan:
@@ -97,7 +98,8 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
     """Return what is to be encoded; rows in memory are written to `raw/` first, where every worker can read them."""
     raw = config.data
     if data is None and raw.path is not None:
-        return find_raw(raw.path, raw.kind, id=raw.id, label=raw.label, unit_rows=config.unit_rows)
+        known = {"id": raw.id, "label": raw.label, "peek": raw.peek}
+        return find_raw(raw.path, raw.kind, unit_rows=config.unit_rows, **known)
     if isinstance(data, Mapping):
         data = {name: pictures_as_bytes(values) for name, values in data.items()}
     table = open_data(data, raw.builtin, raw.noise, config.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diva_ray.config import EmbedConfig
+from diva_ray.data.raw.units import Source
 from diva_ray.engine.embedding import QUARANTINE
 from diva_ray.engine.meter import Meter, Work, peak_memory
 from diva_ray.errors import InputError
@@ -22,7 +24,9 @@ from diva_ray.tasks.begin import now
 if TYPE_CHECKING:
     from diva_ray.tasks.embed_prepare import Prepared
 
+log = logging.getLogger("diva_ray")
 SHOWN_FILES, SHOWN = 8, 24  # of features on the page; samples
+TOLD = 5  # columns that were left out, in a warning
 LISTED = 100  # refused samples on the page
 READ_FILES = 50  # of quarantine, for the page
 
@@ -46,6 +50,7 @@ def conclude(
             f"{folder.location('quarantine')}. "
             "Mend the data, or raise `most_failed` with `resume=true`."
         )
+    dropped = _dropped(done) if config.data.keep == "all" else []
     fresh = [one for one in done if not one.get("reused")]
     summary = {
         "n_samples": rows, "n_failed": failed, "n_units": len(done), "n_reused": len(done) - len(fresh),
@@ -57,7 +62,7 @@ def conclude(
             for band in job.bands
         ],
         **_pace(prepared, fresh, seconds),
-        "bytes": sum(one["bytes"] for one in done),
+        "dropped_columns": dropped, "bytes": sum(one["bytes"] for one in done),
         "peak_memory_bytes": max([peak_memory(), *(one["memory"] for one in fresh)]),
         "driver_memory_bytes": peak_memory(), "workers": _workers(fresh),
     }  # fmt: skip
@@ -67,7 +72,33 @@ def conclude(
     folder.write_json("manifest.json", _manifest(prepared, done, started))
     if job.source.more.get("temporary"):  # rows that were in memory
         folder.drop("raw")
+    if dropped:
+        log.warning("%s", told_dropped(job.source, dropped))
     return summary
+
+
+def _dropped(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the columns that the data's head did not have: in how many rows they are, where the first of them is, and
+    its number among all samples, from 1."""
+    found: dict[str, dict[str, Any]] = {}
+    before = 0
+    for one in done:
+        for name, here in one["dropped"].items():
+            first = {"column": name, "rows": 0, "first": here["where"], "sample": before + here["row"] + 1}
+            found.setdefault(name, first)["rows"] += here["rows"]
+        before += one["rows"] + one["failed"]
+    return list(found.values())
+
+
+def told_dropped(source: Source, dropped: list[dict[str, Any]]) -> str:
+    """Return which columns were left out and how to get them, in one line."""
+    some = [f"`{one['column']}` ({one['rows']:,} row(s), first at {one['first']})" for one in dropped[:TOLD]]
+    more = f" and {len(dropped) - TOLD:,} more (summary.json)" if len(dropped) > TOLD else ""
+    return (
+        f"data.peek: columns are those of the first {source.more['head']}; left out were {', '.join(some)}{more}. "
+        f"`data.peek={max(one['sample'] for one in dropped)}` with a new `output` keeps them, `data.keep` names those "
+        "that are wanted."
+    )
 
 
 def _workers(fresh: list[dict[str, Any]]) -> dict[str, Any]:
@@ -180,6 +211,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
          ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}")],
         seconds={**summary["seconds"], "total": sum(summary["seconds"].values())},
         memory=summary["peak_memory_bytes"],
+        notes=[told_dropped(job.source, summary["dropped_columns"])] if summary["dropped_columns"] else [],
         downloads=["features/*.parquet: the features", "quarantine/*.parquet: what was refused, and why"],
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ import torch
 
 from diva_ray.config import EmbedConfig
 from diva_ray.data.raw.units import Source, Unit
-from diva_ray.engine.embedding import FAILED, UNIT, Job
+from diva_ray.engine.embedding import DROPPED, FAILED, UNIT, Job
 from diva_ray.errors import InputError
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.folder import Folder
@@ -177,6 +178,6 @@ def _finished(job: Job) -> dict[int, dict[str, Any]]:
             continue
         found[unit.index] = {
             "unit": unit.index, "file": name, "rows": footer.num_rows, "failed": int(notes.get(FAILED, b"0")),
-            "bytes": size, "sha256": digest, "reused": True,
+            "bytes": size, "sha256": digest, "reused": True, "dropped": json.loads(notes.get(DROPPED, b"{}")),
         }  # fmt: skip
     return found

@@ -92,6 +92,8 @@ def check(config: EmbedConfig) -> None:
         value = getattr(config.cluster if "." in name else config, name.split(".")[-1])
         if value is not None and not value >= bound:
             raise InputError(f"{name}: must be at least {bound:g}, got {value}. Change `{name}`.")
+    if config.data.peek is not None and config.data.peek < 1:
+        raise InputError(f"data.peek: must be at least 1, got {config.data.peek}. Change `data.peek`.")
     if config.most_failed > 1:
         raise InputError(f"most_failed: must be a share from 0 to 1, got {config.most_failed}. Change `most_failed`.")
     choose_device(config.device if config.device != "cuda" else "auto")

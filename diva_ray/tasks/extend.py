@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +16,11 @@ from diva_ray.core.derivative import solve_adjoint
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.data.shards import Extent
-from diva_ray.engine import passes, pool
+from diva_ray.engine import passes, pool, selected
 from diva_ray.engine.context import Partial, Setup
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, tell_solution, validation_rows
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
@@ -29,6 +28,7 @@ from diva_ray.tasks.enroll import enroll
 from diva_ray.tasks.extended import figures, sheet_of, told
 from diva_ray.tasks.judge import calibrate
 from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.rank import rank_chosen
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
@@ -68,6 +68,7 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
     return run(config, data, loss=loss, quiet=quiet, pool_rows=pool)
 
 
+@tidy
 def run(
     config: ExtendConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False, pool_rows: Any = None
 ) -> Result | Plan:
@@ -106,7 +107,6 @@ class Extension:
         taken: rows chosen so far, by class.
         sums: fit sums of the table and all rows chosen so far; `uniform_sums`: of as many rows chosen at random.
         steps: what is known after every round: chosen, error, loss, the same of uniform choice, ridge.
-        ranks: per round, the sorted keys of its rows and the rank of the first.
     """
 
     session: Session
@@ -118,7 +118,6 @@ class Extension:
     uniform_sums: FitSums = field(init=False)
     taken: Tensor = field(init=False)
     steps: list[dict[str, Any]] = field(default_factory=list)
-    ranks: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     chosen: int = 0
     uniform_chosen: int = 0
     uniform_to: float = 0.0
@@ -271,11 +270,10 @@ class Extension:
             found = found + self.runner.run(pool.take, "take", again)
         self.sums = self.sums + found.sums
         engine.tell(pool_step=f"chosen{k + 1}")
-        assert found.rows is not None
-        ranked = np.sort(found.rows.joined()[0].numpy().view(np.uint64)).view(np.int64)
-        self.ranks[k] = (torch.from_numpy(ranked), self.chosen)
-        self.chosen += len(ranked)
-        return len(ranked)
+        count = int(found.tally["chosen"])
+        rank_chosen(self.runner, self.extents, count, self.chosen)
+        self.chosen += count
+        return count
 
     def last_keys(self, kind: int, wanted: Tensor) -> Tensor:
         """Return the key of the last row to take of every class: an exact radix selection over all shards."""
@@ -290,8 +288,8 @@ class Extension:
 def _finish(work: Extension) -> Result:
     """Write the chosen rows, and describe."""
     session, folder = work.session, work.session.folder
-    work.runner.engine.tell(folder=folder, ranks=work.ranks)
-    written = work.runner.run(pool.write_selected, "write", work.extents, features=False, again=True)
+    work.runner.engine.tell(folder=folder)
+    written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
     summary = figures(session, work, written)
     conclude(session, summary, render_sheet(sheet_of(session, work, summary)))
     return Result(summary, folder, session.plan.kind != "inline", told(summary), "selected")

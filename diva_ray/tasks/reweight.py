@@ -18,7 +18,7 @@ from diva_ray.engine.context import Fold, Setup
 from diva_ray.engine.steps import Trials, fold_counts
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, with_errors
 from diva_ray.tasks.options import check_range
@@ -63,6 +63,7 @@ def reweight(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan
     return run(config, data, loss=loss, quiet=quiet)
 
 
+@tidy
 def run(
     config: ReweightConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False
 ) -> Result | Plan:

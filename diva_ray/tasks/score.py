@@ -14,7 +14,7 @@ from diva_ray.engine.context import Kernel, Tally
 from diva_ray.engine.uids import check_uids
 from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
-from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import Fit, derive
 from diva_ray.tasks.derived import Derived
@@ -60,6 +60,7 @@ def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     return run(config, data, loss=loss, quiet=quiet)
 
 
+@tidy
 def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False) -> Result | Plan:
     """Return the result of a scoring run as its config says (`jobs/score.py`); see `score`."""
     check(config)

@@ -21,7 +21,7 @@ from diva_ray.engine.training import Alone, checkpoint, linear, train_all
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.begin import begin, conclude, open_folder
+from diva_ray.tasks.begin import begin, conclude, open_folder, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.course import REWEIGHTED, prepare_course
 from diva_ray.tasks.folder import Folder
@@ -70,6 +70,7 @@ def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -
     return run(config, data, loss=loss, quiet=quiet, test_rows=test, build=build)
 
 
+@tidy
 def run(
     config: TrainConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False, test_rows: Any = None,
     build: Callable | None = None,

@@ -17,7 +17,7 @@ from diva_ray.engine.progress import Progress
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude
+from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, choose_loss
@@ -91,6 +91,7 @@ def tune(
     return run(config, data, loss=loss, quiet=quiet, test_rows=test)
 
 
+@tidy
 def run(
     config: TuneConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False, test_rows: Any = None
 ) -> Tuned | Plan:

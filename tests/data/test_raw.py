@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import pickle
 import shutil
 import tarfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -269,3 +271,78 @@ def test_the_id_of_a_tar_is_the_key_whatever_its_json_says(tmp_path):
     assert result.samples.select(["id", "raw_id", "uid"]).to_pylist() == [
         {"id": str(k), "raw_id": 7 + k, "uid": "u"} for k in range(2)
     ]
+
+
+def with_ids(path, kind, columns, metadata=None):
+    """Write two texts and their ids in a form."""
+    rows = pa.table({"text": ["a", "b"], **columns}).replace_schema_metadata(metadata)
+    if kind == "parquet":
+        pq.write_table(rows, path / "a.parquet")
+    elif kind == "csv":
+        pyarrow.csv.write_csv(rows, path / "a.csv")
+    elif kind == "jsonl":
+        (path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows.to_pylist()))
+    else:
+        with pa.OSFile(str(path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, rows.schema) as stream:
+            stream.write_table(rows)
+        (path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}]}))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "huggingface"])
+def test_a_column_id_that_is_not_the_id_is_kept_as_raw_id(tmp_path, kind):
+    with_ids(tmp_path, kind, {"id": [7, 8], "uid": ["u", "v"]})
+    result = diva_ray.embed(tmp_path, id="uid", encoder="words", quiet=True, cluster=INLINE)
+    found = result.samples.drop_columns("features")
+    assert found.to_pylist() == [{"id": "u", "text": "a", "raw_id": 7}, {"id": "v", "text": "b", "raw_id": 8}]
+    assert result.summary["dropped_columns"] == []
+    found = diva_ray.embed(tmp_path, id="none", keep=["raw_id"], encoder="words", quiet=True, cluster=INLINE).samples
+    assert found.column_names == ["id", "raw_id", "features"]
+    assert found["raw_id"].to_pylist() == [7, 8] != found["id"].to_pylist()
+
+
+def test_raw_id_does_not_take_the_place_of_a_column_of_that_name():
+    rows = {"text": ["a"], "id": [7], "raw_id": [8], "uid": [9]}
+    found = diva_ray.embed(pa.table(rows), id="uid", encoder="words", quiet=True, cluster=INLINE).samples
+    assert found.drop_columns("features").to_pylist() == [{"id": 9, "text": "a", "raw_raw_id": 7, "raw_id": 8}]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "huggingface"])
+def test_classes_of_a_column_id_come_back_by_their_names_too(tmp_path, kind):
+    info = {"info": {"features": {"id": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    with_ids(tmp_path, kind, {"id": [1, 0]}, {b"huggingface": json.dumps(info).encode()})
+    found = diva_ray.embed(
+        tmp_path, id="text", keep=["raw_id"], encoder=dict(name="words", column="raw_id"), quiet=True, cluster=INLINE
+    )
+    assert found.samples["raw_id"].to_pylist() == ["dog", "cat"]
+
+
+def test_files_come_in_the_order_of_their_paths_whatever_their_names(tmp_path):
+    names = ["a-b/1.png", "a.png", "a/2.png", "a/1/0.png", "a/1-0.png", "a0/x.png", "Ü/b c.png", "z\n/1.png", "b.png"]
+    hidden = [".git/1.png", "a/_old/1.png", "a/.1.png"]
+    for name in [*names, *hidden]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    source = find_raw(str(tmp_path), "auto", id=None, label="label", unit_rows=4)
+    chunks = [chunk for unit in source.units for chunk in source.read(source, unit, ["label"], 10)]
+    rows = [row for chunk in chunks for row in chunk.table.to_pylist()]
+    assert [row["id"] for row in rows] == sorted(names)
+    assert [row["label"] for row in rows] == [name.split("/")[0] if "/" in name else None for name in sorted(names)]
+    assert [chunk.where(k) for chunk in chunks for k in range(chunk.table.num_rows)] == sorted(names)
+    assert [(unit.rows, unit.first) for unit in source.units] == [(4, 0), (4, 4), (1, 8)]
+
+
+def test_names_of_files_take_a_few_bytes_each(tmp_path):
+    for k in range(3):
+        (tmp_path / f"n0144076{k}").mkdir()
+        for i in range(1000):
+            (tmp_path / f"n0144076{k}" / f"ILSVRC2012_train_{1000 * k + i:010d}.jpeg").touch()
+    source = find_raw(str(tmp_path), "auto", id=None, label="label", unit_rows=1000)
+    assert source.rows == 3000
+    assert len(pickle.dumps(source.units)) < 10 * 3000
+
+
+def test_a_file_that_is_named_is_read_whatever_it_is_called(tmp_path):
+    (tmp_path / "_rows.jsonl").write_text('{"text": "a"}')
+    assert [row["text"] for row in rows_of(tmp_path / "_rows.jsonl", ["text"])[0]] == ["a"]
+    with pytest.raises(InputError, match="raw samples must lie there .* got an empty folder at"):
+        rows_of(tmp_path, ["text"])

@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig
 from diva_ray.errors import InputError
 from diva_ray.tasks.score import run
@@ -148,6 +150,32 @@ def test_a_mistake_in_the_table_leaves_the_folder_usable(tmp_path):
 
 
 # --- clusters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["score", "reweight", "extend", "augment", "aggregate", "train", "tune", "embed"])
+def test_a_mistake_leaves_no_unnamed_folder_behind(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rest = {"extend": [base()], "tune": [{"ridge": [0.1]}]}.get(task, [])
+    bad = str(tmp_path / "nowhere") if task == "embed" else base(label=[*range(N - 1)])
+    with pytest.raises(InputError):
+        getattr(diva_ray, task)(bad, *rest, quiet=True, cluster=INLINE)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_mistake_that_is_found_late_leaves_no_unnamed_folder_but_what_was_written_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    numbers = {"features": X, "label": np.arange(N) / 7.0}
+    refuses("curate: relabel is for classes", numbers, curate="relabel")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "named").mkdir()
+    refuses("curate: relabel is for classes", numbers, curate="relabel", output=str(tmp_path / "named"))
+    assert os.listdir(tmp_path) == ["named"], "a folder that the user named is the user's"
+    (tmp_path / "named").rmdir()
+    with pytest.raises(InputError, match="samples may be refused"):
+        diva_ray.embed({"text": ["", "a"]}, encoder="words", quiet=True, cluster=INLINE)
+    (made,) = os.listdir(tmp_path)
+    assert "quarantine" in os.listdir(tmp_path / made), "the reasons are there"
+    assert score(base()).path.startswith(str(tmp_path / "diva_ray-"))
 
 
 def test_more_workers_than_this_machine_has_cpus():

@@ -1,9 +1,11 @@
 """Raw pictures and texts to features, in every form, whole or resumed, in this process and on Ray."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -163,6 +165,67 @@ def test_only_what_is_missing_is_computed_again_and_gives_the_same_bits(tmp_path
     os.utime(tmp_path / "raw" / "a.parquet", (1, 1))
     with pytest.raises(InputError, match="resume: .* got another data.path"):
         embed(tmp_path / "raw", **options, resume=True)
+
+
+def write_rows(folder, kind, files):
+    """Write rows as JSON lines or tars: one file for each list of them."""
+    folder.mkdir()
+    for name, rows in zip("abc", files, strict=False):
+        if kind == "jsonl":
+            (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            continue
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for k, row in enumerate(rows):
+                raw_sets.add(tar, f"{k}.json", json.dumps(row).encode())
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "webdataset"])
+def test_columns_that_show_up_late_are_told_counted_and_to_be_had(tmp_path, caplog, kind):
+    first = [{"text": f"row {k}", "meta": {"size": k}} for k in range(4)]
+    first[3] |= {"late": None, "list": [{"a": 1}]}
+    second = [{"text": f"row {k}", "late": k, "meta": {"size": k, "by": "me"}} for k in range(5)]
+    second[0] = {"text": "no value", "late": None}
+    write_rows(tmp_path / "raw", kind, [first, second])
+    options = {"encoder": "words", "output": str(tmp_path / "out"), "peek": 3}
+    result = embed(tmp_path / "raw", **options)
+    where = {"jsonl": ("a.jsonl byte 117", "b.jsonl byte 35"), "webdataset": ("a.tar 3", "b.tar 1")}[kind]
+    expected = [
+        {"column": "list", "rows": 1, "first": where[0], "sample": 4},
+        {"column": "late", "rows": 4, "first": where[1], "sample": 6},
+        {"column": "meta.by", "rows": 4, "first": where[1], "sample": 6},
+    ]
+    assert result.summary["dropped_columns"] == expected
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith(f"data.peek: columns are those of the first 3 {'lines' if kind == 'jsonl' else 'samples'}; ")
+    assert f"`late` (4 row(s), first at {where[1]})" in line and "`data.peek=6` with a new `output`" in line
+    os.unlink(tmp_path / "out" / "features" / "part-00000.parquet")
+    again = embed(tmp_path / "raw", **options, resume=True)
+    assert again.summary["n_reused"] == 1 and again.summary["dropped_columns"] == expected
+    whole = embed(tmp_path / "raw", encoder="words", peek=6)
+    assert whole.summary["dropped_columns"] == []
+    assert whole.samples["late"].to_pylist() == [None] * 5 + [1, 2, 3, 4]
+    assert whole.samples["meta"][6].as_py() == {"size": 2, "by": "me"}
+    assert embed(tmp_path / "raw", encoder="words", peek=3, keep=["meta"]).summary["dropped_columns"] == []
+    with pytest.raises(InputError, match="data.peek: must be at least 1, got 0"):
+        embed(tmp_path / "raw", encoder="words", peek=0)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("jsonl", 1000), ("webdataset", 64)])
+def test_unasked_so_many_samples_tell_the_columns_also_of_several_files(tmp_path, kind, head):
+    rows = [{"text": f"row {k}"} for k in range(head + 1)]
+    rows[head - 1]["last"] = rows[head]["late"] = 1
+    write_rows(tmp_path / "raw", kind, [rows[:10], rows[10:]])
+    result = embed(tmp_path / "raw", encoder="words")
+    assert result.samples["last"].to_pylist().count(1) == 1
+    (late,) = result.summary["dropped_columns"]
+    assert (late["column"], late["rows"], late["sample"]) == ("late", 1, head + 1)
+
+
+def test_names_without_end_are_counted_together(tmp_path):
+    rows = [{"text": "a"}, *({"text": "a", f"key {k}": 1} for k in range(150))]
+    write_rows(tmp_path / "raw", "jsonl", [rows])
+    dropped = embed(tmp_path / "raw", encoder="words", peek=1).summary["dropped_columns"]
+    assert len(dropped) == 101 and dropped[-1]["column"] == "(others)" and dropped[-1]["rows"] == 50
 
 
 def test_default_features_do_not_depend_on_the_batch_size():

@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import diva_ray
+from diva_ray.engine.context import Rows
+from diva_ray.engine.inline import Inline
+from diva_ray.tasks import rank
 from tests.jobs.problems import digits_split, flipped, weighted_error
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -130,6 +133,37 @@ def test_numbers_can_be_extended_too():
     assert last["error"] <= last["error_uniform"]
 
 
+def many(pool, copies, path):
+    """Return the path of a table of so many copies of the pool's rows, large enough for several shards."""
+    features = np.tile(pool["features"], (copies, 1)).reshape(-1)
+    table = pa.table({"features": pa.FixedSizeListArray.from_arrays(pa.array(features), 64),
+                      "label": np.tile(pool["label"], copies), "id": 1000 + np.arange(600 * copies)})  # fmt: skip
+    pq.write_table(table, path, row_group_size=700)
+    return str(path)
+
+
+@pytest.mark.parametrize("method", ["balanced", "paper"])
+def test_ranks_are_found_from_a_few_keys_at_a_time(method, tmp_path, monkeypatch):
+    core, pool, _, _ = tables(0.4)
+    path, options = many(pool, 4, tmp_path / "pool.parquet"), {"method": method, "budget": 500, "rounds": 3}
+    whole = run(core, path, **options).samples
+    assert sorted(whole["rank"].to_pylist()) == list(range(500))
+    assert whole["rank"].to_pylist() != list(range(500)), "two shards, whose ranks interleave"
+    each, most = Inline.each, []
+
+    def watched(self, kernel, extents, done=int, features=True):
+        for partial in each(self, kernel, extents, done, features):
+            rows = getattr(partial, "rows", partial)
+            if isinstance(rows, Rows) and any(extent.pool for extent in extents):
+                most.append(len(rows.joined()[0]))
+            yield partial
+
+    monkeypatch.setattr(Inline, "each", watched)
+    monkeypatch.setattr(rank, "STRETCH", 23)
+    assert run(core, path, **options).samples.equals(whole)
+    assert max(most) == 23, "of the pool this process sees the keys of one stretch at most"
+
+
 @pytest.mark.ray
 @pytest.mark.long
 def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, tmp_path, monkeypatch):
@@ -138,15 +172,8 @@ def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, 
     from diva_ray.engine.cluster import Cluster
 
     core, pool, _, _ = tables(0.4)
-    big = {
-        "features": np.tile(pool["features"], (8, 1)),
-        "label": np.tile(pool["label"], 8),
-        "id": 1000 + np.arange(4800),
-    }
-    rows = pa.table({"features": pa.FixedSizeListArray.from_arrays(pa.array(big["features"].reshape(-1)), 64),
-                     "label": big["label"], "id": big["id"]})  # fmt: skip
-    pq.write_table(rows, tmp_path / "pool.parquet", row_group_size=700)
-    path, options = str(tmp_path / "pool.parquet"), {"budget": 900, "rounds": 3}
+    path, options = many(pool, 8, tmp_path / "pool.parquet"), {"budget": 900, "rounds": 3}
+    monkeypatch.setattr(rank, "STRETCH", 130)
     inline = run(core, path, **options)
     whole, killed = Cluster.each, []
 
@@ -160,6 +187,7 @@ def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, 
     monkeypatch.setattr(Cluster, "each", each_with_a_death)
     result = run(core, path, cluster={"kind": "ray", "workers": 2}, **options)
     assert {"score_pool", "count_choices", "count_bytes", "take", "core_error", "write_selected"} <= set(killed)
+    assert {"count_ranked", "stretch_keys", "rank_stretch"} <= set(killed)
     assert result.folder.read_table("selected").equals(inline.samples)
     assert result.summary["error_by_budget"] == inline.summary["error_by_budget"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.fs
 from pyarrow import csv
 
 from diva_ray.data.columns import check_names
-from diva_ray.data.raw.tables import key_of, stored_columns, to_rows, with_id
+from diva_ray.data.raw.tables import key_of, stored_columns, stored_types, to_rows, with_id
 from diva_ray.data.raw.units import (
     MOST_BYTES,
     Failure,
@@ -20,17 +20,18 @@ from diva_ray.data.raw.units import (
     Source,
     Unit,
     below,
-    field_of,
+    head_columns,
     loaded,
     mark_of,
     name_of,
+    note_unknown,
     rechunk,
     root_of,
 )
 from diva_ray.errors import InputError
 
 RANGE = 64 << 20  # bytes of a unit of JSON lines
-PEEKED = 1000  # lines of the first file that tell the columns
+PEEKED = 1000  # first lines, which tell the columns
 READ_ROWS = 256
 TOO_LONG = b"<too long>"
 LEADING_ZERO = "^-?0[0-9]"
@@ -43,6 +44,7 @@ def find(
     base: str,
     infos: list[pyarrow.fs.FileInfo],
     id: str | None,
+    peek: int | None,
 ) -> Source:
     """Return byte ranges of JSON lines (a packed file is one), or CSV files, as units."""
     units: list[Unit] = []
@@ -52,32 +54,40 @@ def find(
         for start in range(0, max(info.size, 1), step):
             stop = min(start + step, info.size)
             units.append(Unit(len(units), info.path, start, stop, None, stop - start, mark_of(info)))
-    found, estimate = (_csv_schema if kind == "csv" else _json_schema)(filesystem, units[0])
+    peek = peek or PEEKED
+    found, estimate = _csv_schema(filesystem, units[0]) if kind == "csv" else _json_schema(filesystem, units, peek)
     key = key_of(found, id)
-    schema = with_id(found, key, pa.string())
+    schema, other = with_id(found, key, pa.string())
     total = sum(unit.bytes for unit in units)
     reader = read_csv if kind == "csv" else read_json
     root = root_of(path, infos[0].path, infos[0].path.rpartition("/")[0])
+    more = {"base": base, "head": f"{peek:,} lines"}
     about = int(total / max(estimate, 1))
-    return Source(kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, more={"base": base})
+    return Source(
+        kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, other_id=other, more=more
+    )
 
 
-def _json_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
+def _json_schema(filesystem: pyarrow.fs.FileSystem, units: list[Unit], peek: int) -> tuple[pa.Schema, float]:
     """Return (columns, bytes of a line) of the first lines."""
-    rows, size = [], 0
-    for _, line in islice(_lines(filesystem, unit), PEEKED):
-        size += len(line)
-        try:
-            row = loaded(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    if not rows:
-        raise InputError(f"data.path: lines must be JSON objects, got none in {unit.path}. Change `data.path`.")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    fields = [field_of(name, [row.get(name) for row in rows]) for name in names]
-    return pa.schema(fields), size / len(rows)
+    count, size = 0, 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal count, size
+        for _, line in islice(chain.from_iterable(_lines(filesystem, unit) for unit in units), peek):
+            size += len(line)
+            try:
+                row = loaded(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                count += 1
+                yield row
+
+    fields = head_columns(rows())
+    if not count:
+        raise InputError(f"data.path: lines must be JSON objects, got none in {units[0].path}. Change `data.path`.")
+    return pa.schema(fields), size / count
 
 
 def _lines(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[tuple[int, bytes]]:
@@ -110,17 +120,18 @@ def _lines(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[tuple[int,
 
 def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
     """Yield the lines' rows; a line that is no JSON object, or does not fit the columns, is a failure."""
-    wanted = stored_columns(source, columns)
-    kinds = {name: source.schema.field("id" if name == source.key else name).type for name in wanted}
+    known = stored_types(source)
+    kinds = {name: known.field(name).type for name in stored_columns(source, columns)}
+    unknown: dict[str, dict[str, Any]] = {}
     offsets: list[int] = []
     name = below(source.more["base"], unit.path)
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
-        lines, number = _lines(source.filesystem, unit), 0
+        lines, number = enumerate(_lines(source.filesystem, unit)), 0
         while some := list(islice(lines, READ_ROWS)):
             good: list[dict[str, Any]] = []
             failed = []
-            for offset, line in some:
+            for at, (offset, line) in some:
                 try:
                     if line is TOO_LONG:
                         raise ValueError(f"longer than {MOST_BYTES} bytes")
@@ -133,6 +144,7 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
                     reason = f"line does not fit: {str(error).splitlines()[0][:160]}"
                     failed.append(Failure(f"{name}:{offset}", f"{name} byte {offset}", "", reason))
                     continue
+                note_unknown(unknown, row, known, at, f"{name} byte {offset}")
                 good.append({column: row.get(column) for column in kinds})
                 offsets.append(offset)
             table = pa.Table.from_pylist(good, pa.schema(kinds.items()))
@@ -140,7 +152,7 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
             yield to_rows(table, source, columns, number, made), number, failed
             number += len(good)
 
-    return rechunk(parts(), rows, lambda k: f"{name} byte {offsets[k]}")
+    return rechunk(parts(), rows, lambda k: f"{name} byte {offsets[k]}", unknown)
 
 
 def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, skipped: Any) -> csv.CSVStreamingReader:
@@ -185,8 +197,8 @@ def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schem
 def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
     """Yield the file's rows; one with too many or too few values, or a value of another type, is a failure."""
     name = below(source.more["base"], unit.path)
-    wanted = stored_columns(source, columns)
-    kinds = {c: source.schema.field("id" if c == source.key else c).type for c in wanted}
+    known = stored_types(source)
+    kinds = {name: known.field(name).type for name in stored_columns(source, columns)}
     skipped: list[Failure] = []
     numbers: list[int] = []  # of the rows that fit, as the file has them
 

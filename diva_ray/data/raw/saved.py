@@ -46,9 +46,10 @@ def find(
     plain = pa.schema([pa.field(field.name, storage_type(field.type)) for field in schema])
     key = key_of(plain, id)
     classes = {name: names for name, names in class_names(schema).items() if name != key}
+    schema, other = with_id(with_names(plain, classes), key, pa.int64())
     return Source(
-        "huggingface", path, with_id(with_names(plain, classes), key, pa.int64()), tuple(units), total, filesystem,
-        read, root_of(path, infos[0].path, folder), key, classes=classes,
+        "huggingface", path, schema, tuple(units), total, filesystem, read, root_of(path, infos[0].path, folder), key,
+        classes=classes, other_id=other,
     )  # fmt: skip
 
 

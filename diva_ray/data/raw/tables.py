@@ -12,7 +12,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from diva_ray.data.raw.classes import class_names, to_names, with_names
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import OTHER_ID, Failure, Rows, Source, Unit, mark_of, name_of, rechunk
 from diva_ray.data.table import Piece, is_parquet, open_parquet
 from diva_ray.errors import InputError
 
@@ -54,10 +54,13 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
                 )
             )
     classes = {name: names for name, names in class_names(table.schema).items() if name != key}
-    schema = with_id(with_names(table.schema, classes), key, pa.int64())
+    schema, other = with_id(with_names(table.schema, classes), key, pa.int64())
     root = path if "://" in path else os.path.abspath(os.path.expanduser(path))
     root = os.path.dirname(root) if "*" in root or is_parquet(root) else root
-    return Source("parquet", path, schema, tuple(units), table.rows, table.filesystem, read, root, key, classes=classes)
+    return Source(
+        "parquet", path, schema, tuple(units), table.rows, table.filesystem, read, root, key, classes=classes,
+        other_id=other,
+    )  # fmt: skip
 
 
 def _groups(pieces: tuple[Piece, ...], unit_rows: int) -> list[list[Piece]]:
@@ -82,11 +85,14 @@ def key_of(schema: pa.Schema, id: str | None) -> str | None:
     return key
 
 
-def with_id(schema: pa.Schema, key: str | None, made: pa.DataType) -> pa.Schema:
-    """Return the schema with the id's column named `id`, first."""
+def with_id(schema: pa.Schema, key: str | None, made: pa.DataType) -> tuple[pa.Schema, str | None]:
+    """Return the schema with the id's column named `id`, first, and the new name of an `id` that is not the id."""
     kind = schema.field(key).type if key else made
-    rest = [field for field in schema if field.name not in (key, "id")]
-    return pa.schema([pa.field("id", kind), *rest])
+    other = OTHER_ID
+    while other in schema.names:
+        other = f"raw_{other}"
+    rest = [field.with_name(other) if field.name == "id" else field for field in schema if field.name != key]
+    return pa.schema([pa.field("id", kind), *rest]), other if key != "id" and "id" in schema.names else None
 
 
 def to_rows(table: pa.Table, source: Source, columns: list[str], number: int, made: pa.Array | None = None) -> pa.Table:
@@ -98,9 +104,9 @@ def to_rows(table: pa.Table, source: Source, columns: list[str], number: int, ma
     fields = {"id": ids.cast(source.schema.field("id").type)}
     for name in columns:
         if name != "id":
-            column = table[name]
-            if name in source.classes:
-                column = to_names(column, source.classes[name], name, source.name)
+            column, stored = table[source.stored(name)], source.stored(name)
+            if stored in source.classes:
+                column = to_names(column, source.classes[stored], stored, source.name)
             kind = source.schema.field(name).type
             fields[name] = column if column.type == kind else column.cast(kind)
     return pa.table(fields)
@@ -108,7 +114,12 @@ def to_rows(table: pa.Table, source: Source, columns: list[str], number: int, ma
 
 def stored_columns(source: Source, columns: list[str]) -> list[str]:
     """Return the columns to read from storage: what is asked for, and the key."""
-    return [*([source.key] if source.key else []), *(name for name in columns if name not in ("id", source.key))]
+    return [name for name in dict.fromkeys(source.stored(column) for column in ("id", *columns)) if name]
+
+
+def stored_types(source: Source) -> pa.StructType:
+    """Return every stored column by its name in storage."""
+    return pa.struct([(source.stored(f.name), f.type) for f in source.schema if source.stored(f.name)])
 
 
 def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -12,15 +13,17 @@ import pyarrow.fs
 
 from diva_ray.data.raw.units import (
     MOST_BYTES,
+    OTHER_ID,
     PICTURE_SUFFIXES,
     Failure,
     Rows,
     Source,
     Unit,
     below,
-    field_of,
+    head_columns,
     loaded,
     mark_of,
+    note_unknown,
     rechunk,
 )
 from diva_ray.errors import InputError
@@ -31,10 +34,9 @@ MOST_HEADER = 1 << 20  # bytes of a header that tells long names and the like: t
 LONG_HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
-PEEKED = 64  # samples of the first tar that tell the columns
+PEEKED = 64  # first samples, which tell the columns
 READ_ROWS = 64
 ENDING = re.compile(r"\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
-OTHER_ID = "raw_id"  # the field `id` of a .json member; a sample's id is its key
 TEXTS = ("txt", "text", "caption")
 Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: more than MOST_BYTES together
 
@@ -46,27 +48,27 @@ def find(
     infos: list[pyarrow.fs.FileInfo],
     label: str,
     id: str | None,
+    peek: int | None,
 ) -> Source:
-    """Return a unit for every tar; the first samples of the first tar tell the columns."""
+    """Return a unit for every tar; the first samples tell the columns."""
     if id not in (None, "none", "id"):
         raise InputError(f"data.id: samples of a tar have their key as id, got {id}. Leave `data.id` out.")
     units = tuple(Unit(k, info.path, bytes=info.size, mark=mark_of(info)) for k, info in enumerate(infos))
-    peeked: list[Sample] = []
-    size = 0
-    for sample in samples(filesystem, infos[0].path):
-        peeked.append(sample)
-        size += sum(512 + len(value or b"") for value in sample[1].values())
-        if len(peeked) == PEEKED:
-            break
-    if not peeked:
+    peek = peek or PEEKED
+    count, size = 0, 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal count, size
+        for _, members in islice(chain.from_iterable(samples(filesystem, info.path) for info in infos), peek):
+            count += 1
+            size += sum(512 + len(value or b"") for value in members.values())
+            yield _tried(members, label)
+
+    schema = pa.schema([pa.field("id", pa.string()), *head_columns(rows())])
+    if not count:
         raise InputError(f"data.path: a tar must hold samples, got none in {infos[0].path}. Change `data.path`.")
-    rows = [row for _, members in peeked if (row := _tried(members, label))]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    fields = [field_of(name, [row.get(name) for row in rows]) for name in names]
-    schema = pa.schema([pa.field("id", pa.string()), *fields])
-    members = sorted({name for _, some in peeked for name in some})
-    estimate = int(sum(unit.bytes for unit in units) / max(1.0, size / len(peeked)))
-    more = {"label": label, "members": members, "alone": len(units) == 1, "base": base}
+    estimate = int(sum(unit.bytes for unit in units) / max(1.0, size / count))
+    more = {"label": label, "alone": len(units) == 1, "base": base, "head": f"{peek:,} samples"}
     return Source("webdataset", path, schema, units, None, filesystem, read, path, estimate=estimate, more=more)
 
 
@@ -170,12 +172,13 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
     prefix = "" if source.more["alone"] else ENDING.sub("", file) + "/"
     keys: list[str] = []
     fields = [source.schema.field(name) for name in ["id", *(name for name in columns if name != "id")]]
+    known, unknown = pa.struct(list(source.schema)), {}
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
         good: list[dict[str, Any]] = []
         failed: list[Failure] = []
         size, first = 0, 0
-        for key, members in samples(source.filesystem, unit.path):
+        for at, (key, members) in enumerate(samples(source.filesystem, unit.path)):
             try:
                 row = {"id": prefix + key, **row_of(members, source.more["label"])}
                 pa.array([row.get(field.name) for field in fields[1:2]], fields[1].type)
@@ -185,6 +188,7 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
                 reason = f"members do not fit: {str(error).splitlines()[0][:160]}"
                 failed.append(Failure(prefix + key, f"{file} {key}", "", reason))
                 continue
+            note_unknown(unknown, row, known, at, f"{file} {key}")
             good.append(row)
             keys.append(key)
             size += sum(len(value or b"") for value in members.values())
@@ -193,4 +197,4 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
                 first, good, failed, size = first + len(good), [], [], 0
         yield pa.Table.from_pylist(good, pa.schema(fields)), first, failed
 
-    return rechunk(parts(), rows, lambda k: f"{file} {keys[k]}")
+    return rechunk(parts(), rows, lambda k: f"{file} {keys[k]}", unknown)

@@ -14,6 +14,9 @@ import pyarrow.fs
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 MOST_BYTES = 64 << 20  # of one sample as stored
+MOST_UNKNOWN = 100  # columns of a unit that are told by name; the others are counted together
+OTHER_ID = "raw_id"  # a column, or a field of a tar's .json, whose name is `id` without being the id
+OTHERS, LONGEST_NAME = "(others)", 200
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Unit:
         mark: size and time of change: a changed file is another unit.
         first: position of its first row among all rows, where that is known.
         skip: rows at its start that belong to the unit before; it ends after `rows` rows.
-        files: names of the files of a unit that is a list of files.
+        files: names of the files of a unit that is a list of files, packed (`listing.pack`).
     """
 
     index: int
@@ -41,7 +44,7 @@ class Unit:
     mark: str = ""
     first: int = 0
     skip: int = 0
-    files: tuple[str, ...] = field(default=(), repr=False)
+    files: bytes = field(default=b"", repr=False)
 
     @property
     def file(self) -> str:
@@ -61,11 +64,15 @@ class Failure:
 
 @dataclass
 class Rows:
-    """Some rows of a unit: a table that has the column `id`, where each row lies, and what could not be read at all."""
+    """Some rows of a unit: a table that has the column `id`, where each row lies, and what could not be read at all.
+
+    `unknown` tells of columns that the data's head did not have, in the unit so far; see `note_unknown`.
+    """
 
     table: pa.Table
     where: Callable[[int], str]
     failures: list[Failure] = field(default_factory=list)
+    unknown: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Source:
         read: (source, unit, columns, rows at a time) -> rows; `id` is always among the columns that come back.
         root: folder to which paths in a column are relative.
         classes: names of the classes that a column of whole numbers stands for; its rows come back by name.
+        other_id: name that a stored column `id` has here where it is not the id.
     """
 
     kind: str
@@ -93,7 +101,12 @@ class Source:
     key: str | None = None  # column that is the id; None: made
     estimate: int = 0
     classes: dict[str, pa.Array] = field(default_factory=dict)
+    other_id: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
+
+    def stored(self, column: str) -> str | None:
+        """Return the name of a column in storage; None for an id that is made."""
+        return self.key if column == "id" else "id" if column == self.other_id else column
 
     @property
     def bytes(self) -> int:
@@ -106,7 +119,10 @@ class Source:
 
 
 def rechunk(
-    parts: Iterable[tuple[pa.Table, int, list[Failure]]], rows: int, where: Callable[[int], str]
+    parts: Iterable[tuple[pa.Table, int, list[Failure]]],
+    rows: int,
+    where: Callable[[int], str],
+    unknown: dict[str, dict[str, Any]] | None = None,
 ) -> Iterator[Rows]:
     """Yield rows in chunks of exactly `rows` (the last may be shorter), however the reader cut them.
 
@@ -114,6 +130,7 @@ def rechunk(
         parts: (table, number of its first row as `where` counts, failures) in order, row numbers consecutive.
         rows: of a chunk: what is encoded together must not depend on how a file happens to be cut.
         where: number of a row -> its place.
+        unknown: what `note_unknown` fills while parts are read.
     """
     held: list[pa.Table] = []
     failures: list[Failure] = []
@@ -126,15 +143,44 @@ def rechunk(
         count += table.num_rows
         while count >= rows:
             whole = pa.concat_tables(held)
-            yield _rows(whole.slice(0, rows), first, where, failures)
+            yield _rows(whole.slice(0, rows), first, where, failures, unknown)
             held, failures = [whole.slice(rows)], []
             count, first = count - rows, first + rows
     if count or failures:
-        yield _rows(pa.concat_tables(held), first, where, failures)
+        yield _rows(pa.concat_tables(held), first, where, failures, unknown)
 
 
-def _rows(table: pa.Table, first: int, where: Callable[[int], str], failures: list[Failure]) -> Rows:
-    return Rows(table, lambda k: where(first + k), failures)
+def _rows(
+    table: pa.Table, first: int, where: Callable[[int], str], failures: list[Failure], unknown: dict | None
+) -> Rows:
+    return Rows(table, lambda k: where(first + k), failures, {} if unknown is None else unknown)
+
+
+def note_unknown(found: dict[str, dict[str, Any]], row: dict[str, Any], known: pa.StructType, at: int, where: str):
+    """Count the values of a row that no column takes: by name, in how many rows they are, and where the first is.
+
+    Args:
+        found: what is known so far of a unit, by name: rows, row (number of the first in the unit), where (it lies).
+        known: the columns as they are stored; objects inside are looked into (`meta.size`).
+    """
+    for name in dict.fromkeys(_beyond(row, known, "")):
+        short = name[:LONGEST_NAME]
+        told = short if short in found or len(found) < MOST_UNKNOWN else OTHERS
+        found.setdefault(told, {"rows": 0, "row": at, "where": where})["rows"] += 1
+
+
+def _beyond(value: Any, kind: pa.DataType, name: str) -> Iterator[str]:
+    """Yield the names of values that a type has no field for."""
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        for key, inner in value.items():
+            at = kind.get_field_index(key)
+            if inner is not None and at < 0:
+                yield f"{name}{key}"
+            elif inner is not None:
+                yield from _beyond(inner, kind.field(at).type, f"{name}{key}.")
+    elif isinstance(value, list) and pa.types.is_list(kind) and pa.types.is_nested(kind.value_type):
+        for inner in value:
+            yield from _beyond(inner, kind.value_type, name)
 
 
 def loaded(text: bytes) -> Any:
@@ -143,6 +189,17 @@ def loaded(text: bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def head_columns(rows: Iterable[dict[str, Any]]) -> list[pa.Field]:
+    """Return the columns of the rows at the head of the data. Of texts and bytes nothing is kept meanwhile."""
+    values: dict[str, list[Any]] = {}
+    for row in rows:
+        for name, value in row.items():
+            some = values.setdefault(name, [])
+            if value is not None:
+                some.append(type(value)() if isinstance(value, (str, bytes)) else value)
+    return [field_of(name, some) for name, some in values.items()]
 
 
 def field_of(name: str, values: list[Any]) -> pa.Field:

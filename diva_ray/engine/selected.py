@@ -1,0 +1,98 @@
+"""The chosen rows of a pool: kept in storage as they are chosen, ranked a stretch of their order at a time, written.
+
+Neither the driver nor a worker holds more of a round's order than one stretch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diva_ray.core import choose
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import Known, Rows, Setup, Tally, codes_of
+
+
+def remember_chosen(shard: Shard, known: Known, facts: dict[str, Tensor]) -> None:
+    """Keep what the output says of the rows chosen in this round, by rising key, where a worker that takes this one's
+    place finds it."""
+    order = np.argsort(_unsigned(facts["key"]))
+    arrays = {name: values.numpy()[order] for name, values in facts.items()}
+    known["store"].write_arrays(_file("chosen", shard, known["round"]), arrays)
+
+
+def count_ranked(shard: Shard, known: Known) -> Tensor:
+    """Return one round of the selection of the keys at which stretches of this round's order end, (stretches, 256)."""
+    keys, prefix = _chosen_keys(shard, known), known["prefix"]
+    nothing = torch.zeros_like(keys)
+    counts = [choose.byte_counts(keys, nothing, prefix[k : k + 1], known["level"]) for k in range(len(prefix))]
+    return torch.cat(counts)
+
+
+def stretch_keys(shard: Shard, known: Known) -> Rows:
+    """Return the keys of this round's chosen rows that lie in the stretch."""
+    keys = _chosen_keys(shard, known)
+    return Rows((keys[_within(keys, known)],))
+
+
+def rank_stretch(shard: Shard, known: Known) -> int:
+    """Keep the ranks of the chosen rows that lie in the stretch, from its sorted keys and the rank of the first; return
+    how many they are."""
+    keys, (ranked, first) = _chosen_keys(shard, known), known["ranked"]
+    part = _within(keys, known)
+    if part.start == part.stop:
+        return 0
+    name = _file("ranks", shard, known["round"])
+    kept = known["store"].read_arrays(name)
+    ranks = np.full(len(keys), -1) if kept is None else kept["ranks"]
+    ranks[part] = first + np.searchsorted(_unsigned(ranked), _unsigned(keys[part]))
+    known["store"].write_arrays(name, {"ranks": ranks})
+    return part.stop - part.start
+
+
+def write_selected(shard: Shard, known: Known) -> Tally:
+    """Write a shard's chosen rows with their rank; return how many and their classes."""
+    import pyarrow as pa
+
+    setup: Setup = known["setup"]
+    parts, by_class = [], setup.task == "classification"
+    identifier = shard.id if shard.id is not None else pa.array(shard.positions())
+    counts = torch.zeros(setup.outputs if by_class else 1, dtype=torch.int64)
+    for k in range(known["round"] + 1):
+        facts = known["store"].read_arrays(_file("chosen", shard, k))
+        if facts is None:
+            continue
+        at, ranks = facts["row"], known["store"].read_arrays(_file("ranks", shard, k))["ranks"]
+        columns = {
+            "id": identifier.take(pa.array(at)), "rank": ranks, "round": np.full(len(at), k),
+            "derivative": facts["derivative"], "z": facts["z"],
+            "label": shard.label.take(pa.array(at)), "label_score": facts["label_score"],
+        }  # fmt: skip
+        parts.append(pa.table(columns))
+        if len(counts) > 1:
+            counts += torch.bincount(codes_of(shard, setup)[torch.from_numpy(at)], minlength=len(counts))
+    if parts:
+        known["folder"].write_table(f"selected/part-{shard.extent.index:05d}.parquet", pa.concat_tables(parts))
+    return Tally(n=sum(len(part) for part in parts), classes=counts)
+
+
+def _chosen_keys(shard: Shard, known: Known) -> Tensor:
+    """Return the keys of a shard's rows that were chosen in this round, least first."""
+    found = known["store"].read_arrays(_file("chosen", shard, known["round"]))
+    return torch.zeros(0, dtype=torch.int64) if found is None else torch.from_numpy(found["key"])
+
+
+def _within(keys: Tensor, known: Known) -> slice:
+    """Return where sorted keys lie in the stretch: after one key, up to another; None: no limit."""
+    after, last = known["stretch"]
+    start = 0 if after is None else int(np.searchsorted(_unsigned(keys), _unsigned(after), "right"))
+    return slice(start, len(keys) if last is None else int(np.searchsorted(_unsigned(keys), _unsigned(last), "right")))
+
+
+def _unsigned(keys: Tensor) -> np.ndarray:
+    return keys.numpy().view(np.uint64)
+
+
+def _file(what: str, shard: Shard, k: int) -> str:
+    return f"weights/{what}-{k}-{shard.extent.index:05d}.npz"
