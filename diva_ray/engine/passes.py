@@ -14,11 +14,12 @@ from torch import Tensor
 from diva_ray.core import derivative as dd
 from diva_ray.core import losses, verdict
 from diva_ray.core.grid import Rotation, grid_losses, grid_squares
-from diva_ray.core.leave_out import adjoint
+from diva_ray.core.leave_out import LeftOut, adjoint
 from diva_ray.core.products import add_rows_
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import (
+    Block,
     Known,
     Partial,
     Rows,
@@ -69,36 +70,43 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     """Adjoint pass: left-out predictions of every row, of which what `RowStore` holds stays with the shard, and the
     sums of the derivative."""
     setup: Setup = known["setup"]
-    device, folding = device_of(known), setup.folding()
+    device = device_of(known)
     sums = dd.AdjointAccumulator(
         setup.scale.width, setup.outputs, setup.copies, setup.dtype, device, setup.inputs,
-        folding=folding, first_order=setup.first_order,
+        folding=setup.folding(), first_order=setup.first_order,
     )  # fmt: skip
-    rows = RowStore(len(shard), setup)
     signs, codes = row_signs(shard, setup).to(device), group_codes(shard, known).to(device)
     kept, checked = [], known.get("checked")
     squares = torch.zeros(2, len(checked.codes) if checked else 0, dtype=torch.float64, device=device)
-    loss = setup.loss_function()
-    for b in blocks(shard, known):
-        F, r = fitted(b, known)
-        U, left = left_out_of(shard, known, b, r)
-        outputs = F.add_(r).sub_(left.e)
-        values, gradient = loss(outputs, b.Y)
-        t, own = adjoint(left, b.v[:, None] * gradient)
+    for b, U, left, t in _left_out(shard, known):
         sums.add(U, b.alpha, left, t, signs[b.start : b.stop])
-        own = dd.own_terms(left, r, t, own, setup.copies, folding, first_order=setup.first_order)
-        rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
-        rows.put(b.start, b.stop, **facts_of_outputs(outputs, b.Y, setup))
         if checked is not None:
             squares += checked.sums(U, t, b.alpha[:, None] * left.e, codes[b.start : b.stop])
         if setup.collect:
             heard = torch.nonzero((b.v > 0) | (t != 0).any(1)).squeeze(1)  # or whose group is heard
             moved = b.alpha[heard, None] * left.e[heard]
             kept.append((U[heard], t[heard], moved, codes[b.start : b.stop][heard]))
-    shard.state["rows"] = rows
-    counts = tally(shard, known, rows)
+    counts = tally(shard, known, left_out_rows(shard, known))
     counts["checked"] = squares
     return Partial(sums.sums(), counts, Rows(*kept) if kept else None)
+
+
+def _left_out(shard: Shard, known: Known) -> Iterator[tuple[Block, Tensor, LeftOut, Tensor]]:
+    """Yield every block with its whitened features, left-out residuals and adjoint residuals; at the end the shard has
+    the results of its rows. n p^2 operations."""
+    setup: Setup = known["setup"]
+    rows, loss, folding = RowStore(len(shard), setup), setup.loss_function(), setup.folding()
+    for b in blocks(shard, known):
+        F, r = fitted(b, known)
+        U, left = left_out_of(shard, known, b, r)
+        outputs = F.add_(r).sub_(left.e)
+        values, gradient = loss(outputs, b.Y)
+        t, own = adjoint(left, b.v[:, None] * gradient)
+        own = dd.own_terms(left, r, t, own, setup.copies, folding, first_order=setup.first_order)
+        rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
+        rows.put(b.start, b.stop, **facts_of_outputs(outputs, b.Y, setup))
+        yield b, U, left, t
+    shard.state["rows"] = rows
 
 
 def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
@@ -131,12 +139,13 @@ def shaping(shard: Shard, known: Known) -> Tensor:
 
 
 def left_out_rows(shard: Shard, known: Known) -> RowStore:
-    """Return the shard's left-out rows, computed again if this worker does not have them."""
+    """Return the shard's left-out rows; a worker that does not have them computes them again, but none of the sums."""
     if "rows" not in shard.state:
         if "dual" in known:
             shard.state["rows"] = known["dual"][shard.extent.index]
         else:
-            leave_one_out(shard, known)
+            for _ in _left_out(shard, known):
+                pass
     rows = shard.state["rows"]
     assert isinstance(rows, RowStore)
     return rows
