@@ -15,9 +15,11 @@ from diva_ray.core.grid import Rotation, grid_sums
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Setup, Tally, blocks, validation_weights
+from diva_ray.engine.context import Known, blocks, validation_weights
 from diva_ray.engine.extremes import examples
 from diva_ray.engine.left_out import leverage_error, margins
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import samples_table, write_rows
 
 

@@ -11,8 +11,10 @@ from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.losses import subtract_from_targets
 from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard, prepare
-from diva_ray.engine.context import Known, Rows, Setup, device_of, group_codes, targets
+from diva_ray.engine.context import Known, device_of, group_codes, targets
 from diva_ray.engine.passes import scored_rows
+from diva_ray.engine.reduce import Rows
+from diva_ray.engine.setup import Setup
 
 CHECKED = 64  # rows in all
 

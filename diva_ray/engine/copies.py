@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Setup, Tally, source_codes
+from diva_ray.engine.context import Known, source_codes
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import final_weights
 
 

@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 
 from diva_ray.data.columns import one_chunk
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Tally
+from diva_ray.engine.context import Known
+from diva_ray.engine.reduce import Tally
 
 FACTS = ["id", "is_label_issue", "label_score"]
 

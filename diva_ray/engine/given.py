@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from diva_ray.data.given import Given
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Tally, keep_weights
+from diva_ray.engine.context import Known, keep_weights
+from diva_ray.engine.reduce import Tally
 
 STEP = "given"  # name of the weights, for `known["step"]`
 

@@ -20,7 +20,8 @@ from diva_ray.core.derivative import splitmix
 from diva_ray.data.columns import is_list, one_chunk, row_keys
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import number_targets
-from diva_ray.engine.context import Known, Rows
+from diva_ray.engine.context import Known
+from diva_ray.engine.reduce import Rows
 
 ROWS = 128  # hashed at a time: their products stay in the cache
 USUAL = 8  # times as many segments as expected, and one more: beyond that the content has no variety to cut by

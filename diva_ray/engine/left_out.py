@@ -9,7 +9,8 @@ from diva_ray.core import losses
 from diva_ray.core.leave_out import LeftOut, LeverageError, leave_out
 from diva_ray.core.products import multiply, multiply_triangular_
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Block, Known, Setup
+from diva_ray.engine.context import Block, Known
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 
 

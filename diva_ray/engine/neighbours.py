@@ -10,8 +10,10 @@ from torch import Tensor
 from diva_ray.core import choose, noise
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard, prepare_rows
-from diva_ray.engine.context import Known, Rows, Setup, codes_of, device_of, group_codes, rows_at_once
+from diva_ray.engine.context import Known, codes_of, device_of, group_codes, rows_at_once
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, shaping
+from diva_ray.engine.reduce import Rows
+from diva_ray.engine.setup import Setup
 
 
 def _sampled(shard: Shard, known: Known) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from diva_ray.core import partners, verdict
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Rows, Tally, unit_keys
+from diva_ray.engine.context import Known, unit_keys
 from diva_ray.engine.pairs import joint_scores, spread, views
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
+from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.verdicts import as_table, facts_of, lists, write_rows, z_of
 
 ROWS = 4096  # compared with the references at a time

@@ -21,10 +21,6 @@ from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import (
     Block,
     Known,
-    Partial,
-    Rows,
-    Setup,
-    Tally,
     blocks,
     codes_of,
     coordinates,
@@ -39,6 +35,8 @@ from diva_ray.engine.context import (
     weights,
 )
 from diva_ray.engine.left_out import RowStore, facts_of_outputs, fitted, left_out_of, outputs_again
+from diva_ray.engine.reduce import Partial, Rows, Tally
+from diva_ray.engine.setup import Setup
 
 
 def fit(shard: Shard, known: Known) -> FitSums:

@@ -19,9 +19,6 @@ from diva_ray.core.ridge import FitAccumulator
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
     Known,
-    Partial,
-    Setup,
-    Tally,
     blocks,
     codes_of,
     coordinates,
@@ -31,7 +28,9 @@ from diva_ray.engine.context import (
     weights_after,
 )
 from diva_ray.engine.left_out import leverage_error
+from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.selected import remember_chosen
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import label_losses, reference_losses
 
 

@@ -1,10 +1,14 @@
-"""In which order partial sums are added: one order for every engine, so that their bits agree."""
+"""What shards add up to, and in which order: one order for every engine, so that bits agree."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from diva_ray.data.shards import Extent
 
@@ -27,3 +31,44 @@ def add_in_order(partials: Iterable[Any]) -> Any:
     for k, partial in enumerate(rest):
         total = operator.iadd(total, partial) if k else operator.add(total, partial)
     return total
+
+
+class Tally(dict[str, Any]):
+    """Named sums; `+` adds them key by key, and keeps the larger of values named `max_...`."""
+
+    def __add__(self, other: Mapping[str, Any]) -> Tally:
+        return Tally({k: max(v, other[k]) if k.startswith("max_") else v + other[k] for k, v in self.items()})
+
+
+class Rows:
+    """Tensors of rows side by side, in parts; `+` appends the other's parts, `joined` copies them together once."""
+
+    def __init__(self, *parts: tuple[Tensor, ...]) -> None:
+        self.parts = parts
+
+    def __add__(self, other: Rows) -> Rows:
+        return Rows(*self.parts, *other.parts)
+
+    def joined(self) -> tuple[Tensor, ...]:
+        """Return every column as one tensor."""
+        return tuple(torch.cat(columns) for columns in zip(*self.parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What one shard adds: any parts that know `+`."""
+
+    sums: Any
+    tally: Tally
+    rows: Rows | None = None
+
+    def __add__(self, other: Partial) -> Partial:
+        sums = None if self.sums is None else self.sums + other.sums
+        return Partial(sums, self.tally + other.tally, self._with_rows(other))
+
+    def __iadd__(self, other: Partial) -> Partial:
+        sums = None if self.sums is None else operator.iadd(self.sums, other.sums)
+        return Partial(sums, self.tally + other.tally, self._with_rows(other))
+
+    def _with_rows(self, other: Partial) -> Rows | None:
+        return self.rows if other.rows is None else other.rows if self.rows is None else self.rows + other.rows

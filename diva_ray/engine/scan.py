@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import label_values, number_targets
-from diva_ray.engine.context import Known, Rows, Tally, validation_weights
+from diva_ray.engine.context import Known, validation_weights
 from diva_ray.engine.identity import fragments
+from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.errors import InputError
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from diva_ray.core import choose
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Rows, Setup, Tally, codes_of
+from diva_ray.engine.context import Known, codes_of
+from diva_ray.engine.reduce import Rows, Tally
+from diva_ray.engine.setup import Setup
 
 
 def remember_chosen(shard: Shard, known: Known, facts: dict[str, Tensor]) -> None:

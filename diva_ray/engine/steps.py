@@ -16,9 +16,6 @@ from diva_ray.engine.context import (
     Block,
     Fold,
     Known,
-    Partial,
-    Setup,
-    Tally,
     blocks,
     codes_of,
     device_of,
@@ -31,6 +28,8 @@ from diva_ray.engine.context import (
     weights,
 )
 from diva_ray.engine.passes import scored_rows
+from diva_ray.engine.reduce import Partial, Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import issue_flags, z_of
 
 

@@ -13,8 +13,6 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Shard, prepare_rows
 from diva_ray.engine.context import (
     Known,
-    Setup,
-    Tally,
     blocks,
     device_of,
     fold_of,
@@ -24,6 +22,8 @@ from diva_ray.engine.context import (
     validation_weights,
 )
 from diva_ray.engine.passes import fit
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.steps import Each
 
 

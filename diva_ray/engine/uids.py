@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Tally
+from diva_ray.engine.context import Known
+from diva_ray.engine.reduce import Tally
 from diva_ray.errors import InputError
 
 UID = np.dtype("u8,u8")  # the first and the last 16 of 32 hexadecimal digits (mlfoundations/datacomp)

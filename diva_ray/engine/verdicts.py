@@ -15,11 +15,12 @@ from torch import Tensor
 
 from diva_ray.core import loss_verdict, losses, noise, verdict
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, Rows, Setup, Tally, codes_of, targets, weights_after
+from diva_ray.engine.context import Known, codes_of, targets, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
 from diva_ray.engine.meter import peak_memory
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
-from diva_ray.engine.reduce import add_in_order
+from diva_ray.engine.reduce import Rows, Tally, add_in_order
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.uids import write_uids
 
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490

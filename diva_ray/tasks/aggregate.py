@@ -15,7 +15,8 @@ from diva_ray.core.products import multiply
 from diva_ray.core.reweight import best_trial
 from diva_ray.core.subspace import row_spaces
 from diva_ray.engine import bands, passes
-from diva_ray.engine.context import Setup, Tally
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told

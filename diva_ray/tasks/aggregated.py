@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diva_ray.core.bands import share_derivatives, shares_of
 from diva_ray.core.reweight import TrialSums
-from diva_ray.engine.context import Tally
+from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Lines, Sheet, Table, Tile
 from diva_ray.tasks.derived import Derived

@@ -13,7 +13,8 @@ from torch import Tensor
 from diva_ray.config import AugmentConfig
 from diva_ray.core.reweight import Step, best_trial
 from diva_ray.engine import copies
-from diva_ray.engine.context import Partial, Setup
+from diva_ray.engine.reduce import Partial
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Sheet, Table, Tile, render_sheet

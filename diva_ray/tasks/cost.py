@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diva_ray.core.noise import MOST_CLASSES, MOST_LEVERAGE
-from diva_ray.engine.context import BUCKETS, keeps_outputs, rows_of_block
+from diva_ray.engine.setup import BUCKETS, keeps_outputs, rows_of_block
 from diva_ray.tasks.derived import SIGN_VECTORS, errors_in_words, takes_exact, takes_first_order
 from diva_ray.tasks.judge import SAMPLED, SEARCHED
 

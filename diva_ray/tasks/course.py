@@ -11,10 +11,11 @@ from diva_ray.config import TrainConfig
 from diva_ray.core.ridge import Solution
 from diva_ray.data.given import Given
 from diva_ray.data.shards import Columns
-from diva_ray.engine.context import Setup, Tally
 from diva_ray.engine.course import Course
 from diva_ray.engine.given import STEP, adopt
+from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import Scan, scan
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import fit_ridge
 from diva_ray.tasks.folder import Folder

@@ -14,7 +14,9 @@ from diva_ray.core.grid import default_ridges, outputs_factor, rotate
 from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.engine import check, passes
-from diva_ray.engine.context import Partial, Setup, ValidationRows
+from diva_ray.engine.context import ValidationRows
+from diva_ray.engine.reduce import Partial
+from diva_ray.engine.setup import Setup
 from diva_ray.tasks.derived import (
     MOST_CONDITION,
     MOST_ERROR,

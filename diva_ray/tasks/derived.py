@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diva_ray.core.bands import band_slices
-from diva_ray.engine.context import Setup, Tally
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")

@@ -17,8 +17,9 @@ from diva_ray.core.losses import squared, subtract_from_targets
 from diva_ray.core.products import eigen_, kernel
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.engine import passes
-from diva_ray.engine.context import Partial, Setup
 from diva_ray.engine.left_out import RowStore, facts_of_outputs
+from diva_ray.engine.reduce import Partial
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derived import MOST_CONDITION_DUAL, MOST_LEVERAGE, Derived, best_ridge, by_band, penalty_pattern
 from diva_ray.tasks.runner import Runner

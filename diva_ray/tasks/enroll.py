@@ -10,8 +10,8 @@ from torch import Tensor
 from diva_ray.config import ExtendConfig
 from diva_ray.data.shards import Extent
 from diva_ray.engine import pool
-from diva_ray.engine.context import Setup
 from diva_ray.engine.scan import Scan, merge_values, scan
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.session import Session, check_ids

@@ -17,7 +17,8 @@ from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.data.shards import Extent
 from diva_ray.engine import passes, pool, selected
-from diva_ray.engine.context import Partial, Setup
+from diva_ray.engine.reduce import Partial
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diva_ray.engine.context import Tally
+from diva_ray.engine.reduce import Tally
 from diva_ray.report.sheet import Lines, Sheet, Table, Tile
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words

@@ -9,7 +9,8 @@ from torch import Tensor
 from diva_ray.core import loss_verdict, noise, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
-from diva_ray.engine.context import Setup, Tally
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.tasks.runner import Runner
 
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes

@@ -23,9 +23,9 @@ from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, from_arrays, open_parquet
 from diva_ray.engine import passes
-from diva_ray.engine.context import Setup
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.reduce import add_in_order, sections
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.shelf import IN_MEMORY, Keeping
 from diva_ray.tasks import peers
 from diva_ray.tasks.derive import SIGN_VECTORS, Runner, derive, fit_ridge, penalty_pattern

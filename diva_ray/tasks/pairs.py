@@ -13,7 +13,8 @@ from diva_ray.core import partners
 from diva_ray.core.verdict import Verdict
 from diva_ray.data.scale import Scale
 from diva_ray.engine import pair_verdicts, pairs
-from diva_ray.engine.context import Setup, Tally
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.tasks.begin import conclude
 from diva_ray.tasks.derive import derive, takes_dual, with_errors
 from diva_ray.tasks.derived import Derived

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from diva_ray.engine.context import Tally
+from diva_ray.engine.reduce import Tally
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown

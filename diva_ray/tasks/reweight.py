@@ -14,7 +14,8 @@ from torch import Tensor
 from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import Step, TrialSums, best_trial
 from diva_ray.engine import verdicts
-from diva_ray.engine.context import Fold, Setup
+from diva_ray.engine.context import Fold
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.steps import Trials, fold_counts
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet

@@ -8,7 +8,8 @@ from typing import Any
 
 from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import TrialSums
-from diva_ray.engine.context import Partial, Setup, Tally
+from diva_ray.engine.reduce import Partial, Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
 from diva_ray.tasks.page import run_facts, shown, weights_by_class

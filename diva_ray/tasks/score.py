@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from diva_ray.config import ScoreConfig
 from diva_ray.engine import verdicts
-from diva_ray.engine.context import Kernel, Tally
+from diva_ray.engine.context import Kernel
+from diva_ray.engine.reduce import Tally
 from diva_ray.engine.uids import check_uids
 from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page

@@ -16,8 +16,8 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, open_parquet
-from diva_ray.engine.context import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
 from diva_ray.engine.scan import Scan, scan
+from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning

@@ -15,7 +15,8 @@ from diva_ray.core.derivative import solve_adjoint
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, solve
 from diva_ray.engine import bands, passes
-from diva_ray.engine.context import Partial, Setup
+from diva_ray.engine.reduce import Partial
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import tell_solution
 from diva_ray.tasks.derived import MOST_CONDITION, MOST_LEVERAGE, by_band

@@ -25,8 +25,9 @@ from diva_ray.core.subspace import expand, projections, rescale, restrict
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent
 from diva_ray.engine import bands, passes, tuning
-from diva_ray.engine.context import Fold, Kernel, Setup, Tally
-from diva_ray.engine.reduce import add_in_order
+from diva_ray.engine.context import Fold, Kernel
+from diva_ray.engine.reduce import Tally, add_in_order
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.derived import MOST_CONDITION, best_ridge, penalty_pattern

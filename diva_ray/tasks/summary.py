@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from diva_ray.core.verdict import Link, Verdict, class_levels
-from diva_ray.engine.context import Setup, Tally
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 

@@ -10,8 +10,9 @@ import torch
 
 from diva_ray.config import TrainConfig
 from diva_ray.core.compare import Interval, RowSums, mean_interval
-from diva_ray.engine.context import Setup, Tally
 from diva_ray.engine.course import Course
+from diva_ray.engine.reduce import Tally
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import EVALUATION, checkpoint
 from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
 from diva_ray.tasks.page import run_facts

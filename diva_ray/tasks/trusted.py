@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from diva_ray.core.reweight import Step
 from diva_ray.engine import steps
-from diva_ray.engine.context import Setup
+from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import Fit, fit_ridge, with_errors
 from diva_ray.tasks.derived import Derived, by_band

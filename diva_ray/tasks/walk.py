@@ -12,7 +12,9 @@ from diva_ray.core.reweight import Step, TrialSums, fit_calibration, source_fact
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.data.shards import Extent
 from diva_ray.engine import passes, steps
-from diva_ray.engine.context import Fold, Partial, Setup
+from diva_ray.engine.context import Fold
+from diva_ray.engine.reduce import Partial
+from diva_ray.engine.setup import Setup
 from diva_ray.tasks.derive import score_rows, tell_solution
 from diva_ray.tasks.derived import SIGN_VECTORS, penalty_pattern
 from diva_ray.tasks.judge import judge

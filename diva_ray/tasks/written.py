@@ -9,8 +9,8 @@ from diva_ray.config import ScoreConfig
 from diva_ray.data.regroup import restore_order
 from diva_ray.data.table import open_parquet
 from diva_ray.engine import curate as curating
-from diva_ray.engine.context import Tally
 from diva_ray.engine.once import TOLD, once
+from diva_ray.engine.reduce import Tally
 from diva_ray.tasks.export import merge_uids
 from diva_ray.tasks.session import Session
 

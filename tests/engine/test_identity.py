@@ -7,8 +7,8 @@ import pytest
 
 from diva_ray.data.shards import Columns, Extent, read_shard
 from diva_ray.data.table import from_arrays
-from diva_ray.engine.context import Rows
 from diva_ray.engine.identity import fragments, join, row_hashes
+from diva_ray.engine.reduce import Rows
 
 KNOWN = {"numbers": False, "label": "label"}
 COLUMNS = Columns(("features",), "label", weight="weight")

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import diva_ray
-from diva_ray.engine.context import Rows
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.reduce import Rows
 from diva_ray.tasks import rank
 from tests.jobs.problems import digits_split, flipped, weighted_error
 

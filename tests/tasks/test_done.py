@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import diva_ray
-from diva_ray.engine.context import Partial, Rows, Tally
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.packed import pack, unpack
+from diva_ray.engine.reduce import Partial, Rows, Tally
 from diva_ray.engine.steps import Each
 from diva_ray.errors import InputError
 from diva_ray.tasks import done

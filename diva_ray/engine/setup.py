@@ -1,0 +1,97 @@
+"""What every pass after the scan needs to know of the task: classes, loss, scale, how standard errors are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from diva_ray.core import losses
+from diva_ray.core.folding import Folding, folding
+from diva_ray.data.scale import Scale
+from diva_ray.errors import InputError
+
+BUCKETS = 2048  # columns of M, of every copy that draws standard errors
+FEW_OUTPUTS = 512  # up to which left-out outputs are always kept
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every pass after the scan needs.
+
+    Attributes:
+        classes: sorted classes of the whole table; None for numbers.
+        outputs: c.
+        loss: name of a loss, or a callable (F, Y) -> values (n,) for autograd.
+        center: mean target, for the cosine loss.
+        dtype: of the products.
+        copies: 1 + number of random sign vectors.
+        collect: whether the adjoint pass returns its validation rows, for exact standard errors.
+        sources: sorted sources, or None.
+        keeps_outputs: whether left-out outputs of all rows stay with their shard; else they are computed again, block
+            by block, by whoever needs them, and targets of several classes stay codes.
+        first_order: whether copies but the first leave S out.
+        buckets: onto which the classes of copies but the first are folded, where they are more.
+        inputs: to what the inputs of products of whitened rows are rounded, see `core.products`.
+    """
+
+    task: str
+    scale: Scale
+    classes: pa.Array | None
+    outputs: int
+    loss: str | Callable
+    center: Tensor | None
+    label: str
+    dtype: torch.dtype
+    block_rows: int
+    seed: int
+    copies: int = 1
+    collect: bool = False
+    sources: pa.Array | None = None
+    keeps_outputs: bool = True
+    first_order: bool = False
+    buckets: int = BUCKETS
+    inputs: str = "full"
+
+    def folding(self) -> Folding | None:
+        """Return how classes are folded in the copies that draw standard errors; None where they are not."""
+        return folding(self.outputs, self.buckets, self.copies - 1, self.seed, self.dtype)
+
+    def loss_function(self) -> losses.Loss:
+        """Return the loss with its gradient."""
+        if not isinstance(self.loss, str):
+            return _of_the_user(losses.from_torch(self.loss))
+        if self.loss == "cosine":
+            assert self.center is not None
+            return losses.cosine(self.center)
+        return {"cross_entropy": losses.cross_entropy, "squared": losses.squared, "logistic": losses.logistic}[
+            self.loss
+        ]
+
+
+def keeps_outputs(task: str, outputs: int, width: int) -> bool:
+    """Return whether left-out outputs and residuals stay with the rows between passes: not those of more classes than
+    there are features. They would need more than twice the memory of float32 features, and are a product of n c p."""
+    return task not in ("classification", "multilabel") or outputs <= max(FEW_OUTPUTS, width)
+
+
+def rows_of_block(outputs: int, width: int) -> int:
+    """Return the rows of a block where outputs are not kept: 8 MiB of outputs, but no fewer rows than columns up to
+    1,024, or a block would read and write more of the sums over classes than of its rows."""
+    return min(1024, max(64, (2 << 20) // outputs, width))
+
+
+def _of_the_user(loss: losses.Loss) -> losses.Loss:
+    """Return the loss with its complaints raised as the user's to mend; it sees tensors on the CPU, like its own."""
+
+    def checked(F: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            values, gradient = loss(F.cpu(), Y.cpu())
+            return values.to(F.device), gradient.to(F.device)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    return checked
