@@ -20,7 +20,7 @@ def test_a_lost_node_changes_no_bit(tmp_path):
 
 
 @pytest.mark.cluster
-@pytest.mark.long
+@pytest.mark.slow
 def test_whatever_fails_the_run_ends_or_resumes_with_the_same_bits(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.engine.chaos_run", str(tmp_path / "run")]

@@ -228,7 +228,7 @@ def kill_a_worker(output, after, killed):
 
 
 @pytest.mark.ray
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # two seconds by default
     data, test, _, folder = known
