@@ -165,7 +165,7 @@ def test_ranks_are_found_from_a_few_keys_at_a_time(method, tmp_path, monkeypatch
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long  # `test_cluster` and the chaos run kill workers in every other task's passes
 def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, tmp_path, monkeypatch):
     import ray
 
