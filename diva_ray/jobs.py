@@ -17,7 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diva_ray.config import SCHEMAS
 from diva_ray.errors import InputError
-from diva_ray.tasks.plan import blas_environment
+from diva_ray.threads import wait_briefly
+
+wait_briefly()  # before anything imports torch
+from diva_ray.tasks.plan import blas_environment  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

@@ -66,3 +66,32 @@ def test_a_processor_taken_for_an_older_one_gets_its_own_kernels():
     assert better_coretype({"Haswell"}, "flags: avx2 avx512f avx512vl") == {"OPENBLAS_CORETYPE": "SkylakeX"}
     assert better_coretype({"Haswell"}, "flags: avx2") == {}
     assert better_coretype({"SkylakeX"}, "flags: avx2 avx512f avx512vl") == {}
+
+
+def test_a_jobs_threads_do_not_wait_actively_for_long(tmp_path):
+    """OpenMP reads the environment when torch is imported: a job must have set it by then."""
+    (tmp_path / "seen.py").write_text(
+        "import os, sys\n"
+        "class Seen:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))\n"
+        "            sys.meta_path.remove(self)\n"
+        "sys.meta_path.insert(0, Seen())\n"
+        "import diva_ray.jobs\n"
+    )
+    for given, expected in (
+        ({}, "10000 None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+    ):
+        environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+        found = subprocess.run(
+            [sys.executable, tmp_path / "seen.py"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+        assert found.stdout.splitlines()[0] == expected

@@ -32,6 +32,7 @@ from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import Trained, figures, sheet_of, told, write_model
 from diva_ray.tasks.weights import check_classes, open_given
+from diva_ray.threads import of_worker
 
 log = logging.getLogger("diva_ray")
 TEST_SHARE = 0.2  # of the built-in digits
@@ -196,8 +197,7 @@ def go(session: Session, course: Course, *, quiet: bool) -> None:
         from diva_ray.engine.trainer import run_on_ray
 
         workers = session.config.cluster.workers or session.engine.workers
-        threads = str(course.threads)
-        environment = {"OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        environment = of_worker(course.threads)
         environment |= planning.blas_environment() if session.plan.kind == "local" else {}
         run_on_ray(course, min(workers, rows), environment, told)
         told({"done": len(course.models) * course.epochs})
