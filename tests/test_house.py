@@ -1,5 +1,6 @@
 """The house itself: what loads what, configs that compose."""
 
+import os
 import re
 import subprocess
 import sys
