@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.linalg import blas, eigh, lapack
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 # Rows summed in float32 before they are added to the float64 total: rounding grows with the run, not with n.
 ROWS_PER_FLUSH = 16_384
 SUMS = 1_024  # of rows by code that run side by side, but on a CPU
+ONE_THREAD = 96 << 10  # bytes of a column of a square matrix beyond which it is worked on by one thread of OpenBLAS
 PANEL = 1_024  # columns of a triangular or symmetric product worked on at a time, but on a CPU
 
 
@@ -93,7 +95,22 @@ def symmetric(upper: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
 def _syrk(upper: Tensor, Z: Tensor, sign: float) -> None:
     # Column-major BLAS sees the transposed views: its lower triangle is our upper one, and nothing is copied.
     syrk = blas.ssyrk if Z.dtype == torch.float32 else blas.dsyrk
-    syrk(sign, Z.numpy().T, beta=1.0, c=upper.numpy().T, lower=1, overwrite_c=1)
+    with safe_threads(upper):
+        syrk(sign, Z.numpy().T, beta=1.0, c=upper.numpy().T, lower=1, overwrite_c=1)
+
+
+@contextmanager
+def safe_threads(square: Tensor) -> Iterator[None]:
+    """Let one thread work on a square matrix that is too large for several.
+
+    Threads of OpenBLAS's SYRK, and of what is made of it (POTRF), share a buffer of 32 MiB, which two of them overflow:
+    a Cholesky factor of 16,385 x 16,385 in float64 was a segmentation fault, 14,000 x 14,000 was not.
+    """
+    if len(square) * square.itemsize <= ONE_THREAD:
+        yield
+        return
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def rounded(x: Tensor, inputs: str) -> Tensor:
@@ -216,10 +233,11 @@ def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], floa
         inverse = torch.linalg.solve_triangular(L, identity, upper=False)
         return inverse, norm * float((inverse.T @ inverse).abs().sum(0).max())
     # LAPACK sees A' = A, and its upper factor R (A = R'R) in column-major order is our row-major L.
-    factor, info = lapack.dpotrf(A.numpy().T, lower=0, clean=1, overwrite_a=1)
-    _check_pivots(info)
-    reciprocal, _ = lapack.dpocon(factor, anorm=norm, uplo="U")
-    inverse, _ = lapack.dtrtri(factor, lower=0, overwrite_c=1)
+    with safe_threads(A):
+        factor, info = lapack.dpotrf(A.numpy().T, lower=0, clean=1, overwrite_a=1)
+        _check_pivots(info)
+        reciprocal, _ = lapack.dpocon(factor, anorm=norm, uplo="U")
+        inverse, _ = lapack.dtrtri(factor, lower=0, overwrite_c=1)
     return torch.from_numpy(inverse.T), 1.0 / reciprocal if reciprocal > 0 else float("inf")
 
 
@@ -252,7 +270,8 @@ def eigen_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, 
             turned = here.T.clone()
             here.copy_(there.T.clone())
             there.copy_(turned)
-    values, V = eigh(A.numpy().T, driver="evd", check_finite=False, overwrite_a=True)
+    with safe_threads(A):
+        values, V = eigh(A.numpy().T, driver="evd", check_finite=False, overwrite_a=True)
     return torch.from_numpy(values), torch.from_numpy(V)
 
 
@@ -262,7 +281,8 @@ def whitened_quadratic(Linv: Float[Tensor, "p p"], S: Float[Tensor, "p p"]) -> F
         return Linv.T @ symmetric(S) @ Linv
     # LAPACK sees L^-1 as the upper factor of its transposed view, and reads and fills the upper triangle of S'.
     whole = mirror_(copy_double(S))
-    Q, _ = lapack.dsygst(whole.numpy().T, Linv.numpy().T, itype=2, lower=0, overwrite_a=1)
+    with safe_threads(whole):
+        Q, _ = lapack.dsygst(whole.numpy().T, Linv.numpy().T, itype=2, lower=0, overwrite_a=1)
     return mirror_(torch.from_numpy(Q)).T
 
 
@@ -273,7 +293,8 @@ def kernel(Z: Float[Tensor, "n p"], scale: Float[Tensor, " p"]) -> Float[Tensor,
         return scaled @ scaled.T
     K = torch.zeros(len(Z), len(Z), dtype=Z.dtype)
     syrk = blas.ssyrk if Z.dtype == torch.float32 else blas.dsyrk
-    syrk(1.0, scaled.numpy().T, trans=1, c=K.numpy().T, lower=1, overwrite_c=1)
+    with safe_threads(K):
+        syrk(1.0, scaled.numpy().T, trans=1, c=K.numpy().T, lower=1, overwrite_c=1)
     return mirror_(K)
 
 
@@ -288,14 +309,16 @@ def inverse_(A: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
         (lapack.spotrf, lapack.spotri, lapack.spocon) if single else (lapack.dpotrf, lapack.dpotri, lapack.dpocon)
     )
     norm = float(A.abs().sum(0).max())
-    factor, info = potrf(A.numpy().T, lower=1, clean=0, overwrite_a=1)
+    with safe_threads(A):
+        factor, info = potrf(A.numpy().T, lower=1, clean=0, overwrite_a=1)
     if info:
         raise ValueError(
             f"inverse: the kernel matrix must be positive definite, got a pivot <= 0 at row {info - 1}. "
             "Increase `ridge` or use `precision=float64`."
         )
     reciprocal, _ = pocon(factor, anorm=norm, uplo="L")
-    inverse, _ = potri(factor, lower=1, overwrite_c=1)
+    with safe_threads(A):
+        inverse, _ = potri(factor, lower=1, overwrite_c=1)
     upper = torch.from_numpy(inverse.T)
     return mirror_(upper), 1.0 / float(reciprocal) if reciprocal > 0 else float("inf")
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -164,3 +168,34 @@ def test_the_whitened_quadratic_reads_the_upper_triangle_only_and_leaves_it_alon
         upper = S.triu()
         assert_close(products.whitened_quadratic(Linv, upper), Linv.T @ S @ Linv, 1e-13)
         assert bool((upper == S.triu()).all())
+
+
+def test_large_square_matrices_are_worked_on_by_one_thread(monkeypatch):
+    """Several of OpenBLAS would overflow their buffer; the next matrix has them again."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads():
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        with products.safe_threads(torch.zeros(100, 100, dtype=torch.float64)):
+            assert threads() == before
+        monkeypatch.setattr(products, "ONE_THREAD", 799)
+        with products.safe_threads(torch.zeros(100, 100, dtype=torch.float64)):
+            assert threads() == {1}
+        with products.safe_threads(torch.zeros(100, 100, dtype=torch.float32)):
+            assert threads() == before
+        assert threads() == before and 2 in before
+
+
+@pytest.mark.long
+def test_a_factor_of_16_385_columns_with_two_threads():
+    """A segmentation fault of OpenBLAS 0.3 without `safe_threads`; 2.2 GB, half a minute."""
+    code = (
+        "import torch; from diva_ray.core.products import inverse_factor_\n"
+        "A = torch.zeros(16_385, 16_385, dtype=torch.float64); A.diagonal().fill_(4.0)\n"
+        "L, condition = inverse_factor_(A)\n"
+        "assert bool((L.diagonal() == 0.5).all()) and condition == 1.0"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "OPENBLAS_NUM_THREADS": "2"}, check=True)
