@@ -8,17 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diva_ray.core.factors import whitened_quadratic
 from diva_ray.core.folding import Folding
 from diva_ray.core.leave_out import LeftOut, own_moves, rows_by_group_size
-from diva_ray.core.products import (
-    GramSum,
-    copy_double,
-    multiply,
-    multiply_triangular_,
-    row_dot,
-    symmetric,
-    whitened_quadratic,
-)
+from diva_ray.core.products import GramSum, copy_double, multiply, multiply_triangular_, row_dot, symmetric
 from diva_ray.core.ridge import Solution
 
 

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diva_ray.core.derivative import group_weights
+from diva_ray.core.factors import inverse_
 from diva_ray.core.leave_out import LeftOut
 from diva_ray.core.losses import subtract_from_targets
-from diva_ray.core.products import inverse_, kernel, multiply
+from diva_ray.core.products import kernel, multiply
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diva_ray.core.factors import eigen_
 from diva_ray.core.leave_out import LeverageError, check_leverage, leave_out, solve_left_out
 from diva_ray.core.losses import Loss, subtract_from_targets
-from diva_ray.core.products import eigen_, multiply, multiply_triangular_, row_dot, symmetric
+from diva_ray.core.products import multiply, multiply_triangular_, row_dot, symmetric
 from diva_ray.core.ridge import FitSums
 
 SIDE_BY_SIDE = 8192  # outputs of different ridges in one product

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.products import GramSum, add_rows_, copy_double, inverse_factor_, multiply, symmetric
+from diva_ray.core.factors import inverse_factor_
+from diva_ray.core.products import GramSum, add_rows_, copy_double, multiply, symmetric
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.dual import DualFit, fit_dual, penalty_derivative
+from diva_ray.core.factors import eigen_
 from diva_ray.core.grid import default_ridges, grid_losses, rotate
 from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, solve_left_out
 from diva_ray.core.losses import squared, subtract_from_targets
-from diva_ray.core.products import eigen_, kernel
+from diva_ray.core.products import kernel
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.engine import passes
 from diva_ray.engine.left_out import RowStore, facts_of_outputs

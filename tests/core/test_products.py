@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diva_ray.core import products
+from diva_ray.core import factors, products
 from tests.oracles import assert_close
 
 F64 = torch.float64
@@ -95,7 +95,7 @@ def test_the_row_dot_is_the_sum_of_products(dtype):
 def test_the_inverse_factor_takes_the_place_of_the_matrix_and_comes_with_its_condition_number():
     A = positive_definite(8, 1e4)
     given = A.clone()
-    Linv, condition = products.inverse_factor_(given)
+    Linv, condition = factors.inverse_factor_(given)
     assert Linv.data_ptr() == given.data_ptr()
     assert_close(Linv, Linv.tril(), 1e-15)
     assert_close(Linv @ A @ Linv.T, torch.eye(8, dtype=F64), 1e-12)
@@ -106,16 +106,16 @@ def test_the_inverse_factor_takes_the_place_of_the_matrix_and_comes_with_its_con
 def test_a_matrix_that_is_not_positive_definite_names_its_column_and_the_cure():
     A = torch.diag(torch.tensor([1.0, 2.0, -1.0], dtype=F64))
     with pytest.raises(ValueError, match=r"pivot <= 0 at column 2\. Increase `ridge`"):
-        products.inverse_factor_(A)
+        factors.inverse_factor_(A)
     with pytest.raises(ValueError, match=r"pivot <= 0 at row 2\. Increase `ridge` or use `precision=float64`"):
-        products.inverse_(A)
+        factors.inverse_(A)
 
 
 def test_the_whitened_quadratic_is_the_quadratic_of_the_inverse_factor():
     Linv, S = normal(6, 6).tril(), normal(6, 6)
     S = S + S.T
     before = S.clone()
-    assert_close(products.whitened_quadratic(Linv, S), Linv.T @ S @ Linv, 1e-14)
+    assert_close(factors.whitened_quadratic(Linv, S), Linv.T @ S @ Linv, 1e-14)
     assert bool((before == S).all())
 
 
@@ -129,7 +129,7 @@ def test_the_kernel_scales_the_columns(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_the_inverse_is_the_inverse_with_its_condition_number(dtype):
     A = positive_definite(7, 50.0, dtype)
-    inverse, condition = products.inverse_(A.clone())
+    inverse, condition = factors.inverse_(A.clone())
     assert_close(inverse @ A, torch.eye(7), 1e-4 if dtype != F64 else 1e-13)
     exact = float(torch.linalg.cond(A.double(), 1))
     assert exact / 3 < condition < exact * 1.01
@@ -156,7 +156,7 @@ def test_the_general_product_takes_views_and_no_rows(dtype):
 def test_eigenvalues_ascend_and_their_vectors_rebuild_the_matrix():
     A = positive_definite(6)
     before = A.clone()
-    values, V = products.eigen_(A)
+    values, V = factors.eigen_(A)
     assert bool((values.diff() > 0).all()) and V.data_ptr() == A.data_ptr()
     assert_close(V * values @ V.T, before, 1e-12)
 
@@ -166,7 +166,7 @@ def test_the_whitened_quadratic_reads_the_upper_triangle_only_and_leaves_it_alon
         Linv, S = normal(p, p).tril(), normal(p, p)
         S = S + S.T
         upper = S.triu()
-        assert_close(products.whitened_quadratic(Linv, upper), Linv.T @ S @ Linv, 1e-13)
+        assert_close(factors.whitened_quadratic(Linv, upper), Linv.T @ S @ Linv, 1e-13)
         assert bool((upper == S.triu()).all())
 
 
@@ -193,7 +193,7 @@ def test_large_square_matrices_are_worked_on_by_one_thread(monkeypatch):
 def test_a_factor_of_16_385_columns_with_two_threads():
     """A segmentation fault of OpenBLAS 0.3 without `safe_threads`; 2.2 GB, half a minute."""
     code = (
-        "import torch; from diva_ray.core.products import inverse_factor_\n"
+        "import torch; from diva_ray.core.factors import inverse_factor_\n"
         "A = torch.zeros(16_385, 16_385, dtype=torch.float64); A.diagonal().fill_(4.0)\n"
         "L, condition = inverse_factor_(A)\n"
         "assert bool((L.diagonal() == 0.5).all()) and condition == 1.0"

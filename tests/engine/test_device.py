@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import diva_ray
-from diva_ray.core import products
+from diva_ray.core import factors, products
 from diva_ray.core.derivative import solve_adjoint
 from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
@@ -198,9 +198,9 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
         torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-10)
     assert estimate <= condition * (1 + 1e-9) and condition < 3 * estimate
     with Simulated(), pytest.raises(ValueError, match="got a pivot <= 0 at column 2. Increase `ridge`"):
-        products.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
+        factors.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
     with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got `.*Scale the features"):
-        products.eigen_(torch.full((4, 4), torch.nan, dtype=torch.float64).to(DEVICE))
+        factors.eigen_(torch.full((4, 4), torch.nan, dtype=torch.float64).to(DEVICE))
 
 
 def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
@@ -449,7 +449,7 @@ def test_a_gpu_gives_the_same_bits_again_with_as_much_room_as_before(path, name)
 def test_a_matrix_that_is_not_positive_definite_is_the_same_line_on_a_gpu():
     for bad, column in ((-1.0, 2), (torch.nan, r"\d")):
         with pytest.raises(ValueError, match=f"got a pivot <= 0 at column {column}. Increase `ridge`"):
-            products.inverse_factor_(torch.diag(torch.tensor([1.0, 1, bad, 1], dtype=torch.float64)).cuda())
+            factors.inverse_factor_(torch.diag(torch.tensor([1.0, 1, bad, 1], dtype=torch.float64)).cuda())
 
 
 @gpu
