@@ -86,14 +86,17 @@ def blocks(shard: Shard, known: Known) -> Iterator[Block]:
     Y = Y.to(device) if isinstance(Y, Tensor) else Y
     v = validation_weights(shard, known).to(device, dtype)
     offset = None if shard.offset is None else shard.offset.to(device, dtype)
-    bounds = block_bounds(shard, rows_at_once(setup, device))
+    group, bounds = leave_out_groups(shard, known), block_bounds(shard, rows_at_once(setup, device))
     buffer = torch.empty(max(b - a for a, b in bounds), setup.scale.width, dtype=dtype, device=device)
     for a, b in bounds:
-        groups = (
-            [] if shard.group is None or known.get("ungrouped") else rows_by_group_size(shard.group[a:b].to(device))
-        )
+        groups = [] if group is None else rows_by_group_size(group[a:b].to(device))
         Z = prepare(shard, a, b, setup.scale, buffer)
         yield Block(a, b, Z, Y[a:b].to(device), alpha[a:b], v[a:b], None if offset is None else offset[a:b], groups)
+
+
+def leave_out_groups(shard: Shard, known: Known) -> Tensor | None:
+    """Return the group that every row leaves with, or None where each leaves alone."""
+    return None if known.get("ungrouped") else shard.group
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ def row_signs(shard: Shard, setup: Setup) -> Tensor:
 
 def group_codes(shard: Shard, known: Known) -> Tensor:
     """Return a code of every row's leave-out group that is unique over all shards and ascends with them."""
-    local = torch.arange(len(shard)) if shard.group is None or known.get("ungrouped") else shard.group
+    group = leave_out_groups(shard, known)
+    local = torch.arange(len(shard)) if group is None else group
     return (shard.extent.index << 40) + local
 
 

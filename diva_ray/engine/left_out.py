@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import losses
-from diva_ray.core.leave_out import LeftOut, LeverageError, leave_out
+from diva_ray.core.leave_out import LeftOut, LeverageError, leave_out, solve_left_out
 from diva_ray.core.products import multiply, multiply_triangular_
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Block, Known
@@ -83,6 +83,12 @@ def outputs_again(shard: Shard, known: Known, b: Block, leverage: Tensor) -> Ten
     F, r = fitted(b, known)
     e = left_out_of(shard, known, b, r)[1].e if b.group_rows else r / (1 - leverage)[:, None]
     return F.add_(r).sub_(e)
+
+
+def left_out_again(b: Block, r: Tensor, q: Tensor) -> LeftOut:
+    """Return the left-out residuals of a block without groups from the rows' known q = z' A^-1 z: the same bits."""
+    q = q[b.start : b.stop].to(r)
+    return solve_left_out(r, b.alpha, q, 1 - b.alpha * q, [])
 
 
 def leverage_error(shard: Shard, row: int, leverage: float) -> InputError:

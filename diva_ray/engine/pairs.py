@@ -18,7 +18,7 @@ from diva_ray.core.products import add_rows_
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent, Shard, prepare
 from diva_ray.engine.context import Kernel, Known, blocks, device_of, group_codes, source_codes, unit_keys
-from diva_ray.engine.passes import left_out_rows, score, scored_rows
+from diva_ray.engine.passes import left_out_rows, scored_rows
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.setup import Setup
 
@@ -173,7 +173,8 @@ def _contributions(both: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Ten
         moved = [one["dual_contributions"][shard.extent.index].double() for _, one in both]
         yield slice(0, len(shard)), moved[0] + moved[1]
     elif known["setup"].copies > 1:
-        yield slice(0, len(shard)), (drawn_rows(*both[0]) + drawn_rows(*both[1]))[:, 1:]
+        one, other = (scored_rows(*direction, "drawn") for direction in both)
+        yield slice(0, len(shard)), (one + other)[:, 1:]
     else:
         yield from _exact_contributions(both)
 
@@ -190,15 +191,6 @@ def _exact_contributions(directions: list[tuple[Shard, Known]]) -> Iterator[tupl
         ]
         for (inner, C), (_, D) in zip(*found, strict=True):
             yield slice(part.start + inner.start, part.start + inner.stop), C.double() + D.double()
-
-
-def drawn_rows(shard: Shard, known: Known) -> Tensor:
-    """Return the derivative of every row under every column of signs, computed again if this worker lost it."""
-    if "drawn" not in shard.state:
-        score(shard, known)
-    drawn = shard.state["drawn"]
-    assert isinstance(drawn, Tensor)
-    return drawn
 
 
 def joint_scores(shard: Shard, known: Known) -> Tensor:

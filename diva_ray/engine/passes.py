@@ -28,14 +28,23 @@ from diva_ray.engine.context import (
     group_codes,
     idle,
     keep_weights,
+    leave_out_groups,
     row_signs,
     source_codes,
     targets,
     validation_weights,
     weights,
 )
-from diva_ray.engine.left_out import RowStore, facts_of_outputs, fitted, left_out_of, outputs_again
+from diva_ray.engine.left_out import (
+    RowStore,
+    facts_of_outputs,
+    fitted,
+    left_out_again,
+    left_out_of,
+    outputs_again,
+)
 from diva_ray.engine.reduce import Partial, Rows, Tally
+from diva_ray.engine.row_files import found_before
 from diva_ray.engine.setup import Setup
 
 
@@ -89,22 +98,28 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     return Partial(sums.sums(), counts, Rows(*kept) if kept else None)
 
 
-def _left_out(shard: Shard, known: Known) -> Iterator[tuple[Block, Tensor, LeftOut, Tensor]]:
+def _left_out(
+    shard: Shard, known: Known, before: Tensor | None = None
+) -> Iterator[tuple[Block, Tensor, LeftOut, Tensor]]:
     """Yield every block with its whitened features, left-out residuals and adjoint residuals; at the end the shard has
-    the results of its rows. n p^2 operations."""
+    the results of its rows. n p^2 operations; with q = z' A^-1 z known from `before`, 2 n p c, and nothing whitened."""
     setup: Setup = known["setup"]
     rows, loss, folding = RowStore(len(shard), setup), setup.loss_function(), setup.folding()
+    q = torch.empty(len(shard), dtype=setup.dtype)
     for b in blocks(shard, known):
         F, r = fitted(b, known)
-        U, left = left_out_of(shard, known, b, r)
+        U, left = left_out_of(shard, known, b, r) if before is None else (b.Z, left_out_again(b, r, before))
         outputs = F.add_(r).sub_(left.e)
         values, gradient = loss(outputs, b.Y)
         t, own = adjoint(left, b.v[:, None] * gradient)
         own = dd.own_terms(left, r, t, own, setup.copies, folding, first_order=setup.first_order)
         rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
         rows.put(b.start, b.stop, **facts_of_outputs(outputs, b.Y, setup))
+        q[b.start : b.stop] = left.q
         yield b, U, left, t
     shard.state["rows"] = rows
+    if before is None and known.get("left_files") and leave_out_groups(shard, known) is None:
+        known["left_files"].keep(shard, q=q)
 
 
 def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
@@ -137,12 +152,14 @@ def shaping(shard: Shard, known: Known) -> Tensor:
 
 
 def left_out_rows(shard: Shard, known: Known) -> RowStore:
-    """Return the shard's left-out rows; a worker that does not have them computes them again, but none of the sums."""
+    """Return the shard's left-out rows; a worker that does not have them computes them again, but none of the sums, and
+    from what is in storage no n p^2."""
     if "rows" not in shard.state:
         if "dual" in known:
             shard.state["rows"] = known["dual"][shard.extent.index]
         else:
-            for _ in _left_out(shard, known):
+            before = found_before(known.get("left_files"), shard)
+            for _ in _left_out(shard, known, None if before is None else before["q"]):
                 pass
     rows = shard.state["rows"]
     assert isinstance(rows, RowStore)
@@ -202,22 +219,26 @@ def score(shard: Shard, known: Known) -> Partial:
         if following is not None and update is not None:
             alpha[part] = update(alpha[part], d[:, 0], error, None, None).masked_fill(apart[part], 0.0)
             following.add(b.Z, b.Y, alpha[part].to(b.Z), b.offset)
-    shard.state["scored"] = scored
-    if drawn is not None:
-        shard.state["drawn"] = drawn
+    found = {"scored": scored} if drawn is None else {"scored": scored, "drawn": drawn}
+    shard.state.update(found)
+    if known.get("score_files") and update is None:  # a step leaves its weights
+        known["score_files"].keep(shard, **found)
     if following is not None:
         keep_weights(shard, known, alpha, known["next_step"])
     return Partial(following.sums() if following else None, Tally(sources=by_source))
 
 
-def scored_rows(shard: Shard, known: Known) -> Tensor:
-    """Return derivative and standard error of every row (n, 2), computed again if this worker does not have them."""
-    if "scored" not in shard.state:
+def scored_rows(shard: Shard, known: Known, name: str = "scored") -> Tensor:
+    """Return derivative and standard error of every row (n, 2), or (`drawn`) the derivative under every column of signs
+    (n, copies); from storage, or computed again, if this worker does not have them."""
+    if name not in shard.state:
         if "dual" in known:
-            shard.state["scored"] = known["dual_scored"][shard.extent.index]
+            shard.state[name] = known[f"dual_{name}"][shard.extent.index]
+        elif before := found_before(known.get("score_files"), shard):
+            shard.state.update(before)
         else:
             score(shard, known)
-    scored = shard.state["scored"]
+    scored = shard.state[name]
     assert isinstance(scored, Tensor)
     return scored
 

@@ -143,7 +143,7 @@ def with_errors(setup: Setup, heard: int, errors: str) -> Setup:
 def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) -> tuple[Tensor, Partial]:
     """Return dL/dLambda of every column and the score pass: derivative and standard error stay with the shards."""
     found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums, setup.inputs)
-    runner.engine.tell(adjoint=found.to(setup.dtype))
+    runner.engine.tell(adjoint=found.to(setup.dtype), score_files=runner.files("score"))
     runner.engine.tell(
         validation=None if left.rows is None else validation_rows(solution, left.rows.joined(), setup.dtype)
     )
@@ -193,7 +193,10 @@ def raise_precision(runner: Runner, setup: Setup, ridge: float, fit: Fit | None 
 
 def tell_solution(runner: Runner, solution: Solution, dtype: torch.dtype) -> None:
     """Make the solution known to the passes, in the dtype of their products."""
-    runner.engine.tell(solution={"W": solution.W.to(dtype), "whiten": solution.Linv.T.to(dtype).contiguous()})
+    runner.engine.tell(
+        solution={"W": solution.W.to(dtype), "whiten": solution.Linv.T.to(dtype).contiguous()},
+        left_files=runner.files("left"),
+    )
 
 
 def validation_rows(solution: Solution, rows: tuple[Tensor, ...], dtype: torch.dtype) -> ValidationRows:

@@ -1,9 +1,9 @@
 """Passes that are done: what each led to is kept, so that a run that is resumed does not run them again.
 
 A resumed run goes its way from the start: the driver's part is computed again, and a pass whose result is in `steps/`
-is not run. What it had left with the rows on the workers is computed again by the kernels that need it, as on a worker
-that took a dead one's place. `steps/0007-leave-out.json` tells a person of a pass that is done; its result is the npz
-file beside it, written before. Only passes before which all are kept are taken over.
+is not run. What it had left with the rows is found in `steps/` too (`engine.row_files`), as by a worker that takes a
+dead one's place. `steps/0007-leave-out.json` tells a person of a pass that is done; its result is the npz file beside
+it, written before. Only passes before which all are kept are taken over.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from diva_ray.engine.packed import pack, unpack
+from diva_ray.engine.row_files import RowFiles
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 
@@ -69,6 +70,10 @@ class Done:
         if large or sum(one["seconds"] for one, _ in self.waiting) >= DEAR:
             self.keep()
         return value
+
+    def files(self, what: str) -> RowFiles:
+        """Return where the passes from here on keep what they find of rows."""
+        return RowFiles(self.folder, f"{PLACE}/{self.count:04d}-{what}")
 
     @property
     def resumes_here(self) -> bool:

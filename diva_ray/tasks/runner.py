@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from diva_ray.data.shards import Extent
 from diva_ray.engine.meter import Meter
 from diva_ray.engine.progress import Progress
+from diva_ray.engine.row_files import RowFiles
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import Done
 
@@ -94,6 +95,10 @@ class Runner:
         except BaseException:
             self.done.keep()  # what was done before
             raise
+
+    def files(self, what: str) -> RowFiles | None:
+        """Return where the passes that follow keep what they find of rows; None where no run can be resumed."""
+        return None if self.done is None else self.done.files(what)
 
     @property
     def _resident(self) -> list[Extent]:

@@ -1,0 +1,49 @@
+"""What a pass found of the rows, in storage: for a worker that takes another's place, and for a run that is resumed."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_ray.data.shards import Shard
+
+log = logging.getLogger("diva_ray")
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """Results of the rows of one pass, a file for every shard.
+
+    Attributes:
+        folder: where files are whole or absent, see `tasks.folder`.
+        name: of the pass, among all of a run: a resumed one gives it the same.
+    """
+
+    folder: Any
+    name: str
+
+    def keep(self, shard: Shard, **columns: Tensor) -> None:
+        """Write what a pass found of a shard's rows."""
+        self.folder.write_arrays(self._file(shard), {name: values.numpy() for name, values in columns.items()})
+
+    def find(self, shard: Shard) -> dict[str, Tensor] | None:
+        """Return what the pass found of a shard's rows, or None if there is no file, or a damaged one."""
+        try:
+            found = self.folder.read_arrays(self._file(shard))
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            log.warning("%s is damaged (%s): its rows are computed again", self._file(shard), error)
+            return None
+        return None if found is None else {name: torch.from_numpy(values) for name, values in found.items()}
+
+    def _file(self, shard: Shard) -> str:
+        return f"{self.name}/{shard.extent.index:05d}.npz"
+
+
+def found_before(files: RowFiles | None, shard: Shard) -> dict[str, Tensor] | None:
+    """Return what is kept of a shard's rows, or None where nothing is."""
+    return None if files is None else files.find(shard)
