@@ -3,7 +3,7 @@
 Band m bears the penalty Lambda_m on each of its columns. Scaling it by sqrt(theta_m) under a common ridge is the same
 fit with Lambda_m = ridge / theta_m: theta_m, with sum theta = 1, is the band's share. One Gram matrix of all bands
 serves every choice of penalties; a choice costs a solve and one pass for its left-out loss, and the gradient comes with
-it: dL/dLambda_k = Q_kk - (P * W).sum(1)_k (`derivative.solve_adjoint`), summed over a band's columns.
+it: dL/dLambda_k = Q_kk - (P * W).sum(1)_k (`adjoint.solve_adjoint`), summed over a band's columns.
 """
 
 from __future__ import annotations

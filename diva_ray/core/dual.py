@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diva_ray.core.derivative import group_weights
+from diva_ray.core.adjoint import group_weights
 from diva_ray.core.factors import inverse_
 from diva_ray.core.leave_out import LeftOut
 from diva_ray.core.losses import subtract_from_targets
@@ -105,7 +105,7 @@ def fit_dual(
 def penalty_derivative(
     fit: DualFit, left: LeftOut, alpha: Float[Tensor, " n"], t: Float[Tensor, "n c"], penalty: Float[Tensor, " p"]
 ) -> Float[Tensor, " p"]:
-    """Return dL/dLambda of every column (0 on the intercept), as `derivative.solve_adjoint` does in the primal."""
+    """Return dL/dLambda of every column (0 on the intercept), as `adjoint.solve_adjoint` does in the primal."""
     if fit.spread is None:
         raise ValueError("penalty_derivative: the fit must hold A^-1 Z', got none. Fit with `spread=True`.")
     first = int(penalty[0] == 0)

@@ -6,7 +6,7 @@ direction's name; what is known of a direction carries it too. Whatever a worker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -65,6 +65,10 @@ class Directed:
     def solve(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return function(*args), on a device if there is one and the matrices are large."""
         return self.engine.solve(function, *args)
+
+    def solve_each(self, function: Callable[..., Any], items: Sequence[Any], *shared: Any) -> list[Any]:
+        """Return function(item, *shared) of every item, see `solve`."""
+        return self.engine.solve_each(function, items, *shared)
 
     def start(self) -> None:
         """Do nothing: the engine runs already."""

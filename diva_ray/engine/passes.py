@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diva_ray.core import derivative as dd
 from diva_ray.core import losses, verdict
+from diva_ray.core.adjoint import AdjointAccumulator
 from diva_ray.core.grid import Rotation, grid_losses, grid_squares
 from diva_ray.core.leave_out import LeftOut, adjoint
 from diva_ray.core.products import add_rows_
@@ -78,7 +79,7 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     sums of the derivative."""
     setup: Setup = known["setup"]
     device = device_of(known)
-    sums = dd.AdjointAccumulator(
+    sums = AdjointAccumulator(
         setup.scale.width, setup.outputs, setup.copies, setup.dtype, device, setup.inputs,
         folding=setup.folding(), first_order=setup.first_order,
     )  # fmt: skip

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diva_ray.core.derivative import Validation, solve_adjoint
+from diva_ray.core.adjoint import solve_adjoint
+from diva_ray.core.derivative import Validation
 from diva_ray.core.grid import default_ridges, outputs_factor, rotate
 from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitSums, Solution, solve
@@ -142,7 +143,7 @@ def with_errors(setup: Setup, heard: int, errors: str) -> Setup:
 
 def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) -> tuple[Tensor, Partial]:
     """Return dL/dLambda of every column and the score pass: derivative and standard error stay with the shards."""
-    found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums, setup.inputs)
+    found, penalty = runner.timed_parts("solve", solve_adjoint, solution, left.sums, setup.inputs)
     runner.engine.tell(adjoint=found.to(setup.dtype), score_files=runner.files("score"))
     runner.engine.tell(
         validation=None if left.rows is None else validation_rows(solution, left.rows.joined(), setup.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diva_ray.config import ExtendConfig
 from diva_ray.core import choose, loss_verdict, verdict
-from diva_ray.core.derivative import solve_adjoint
+from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.data.shards import Extent
@@ -204,7 +204,7 @@ class Extension:
     def score(self, k: int, batch: int, total: int) -> None:
         """Score the pool in one read; fit the rule for its labels; add this round's slice to the uniform choice."""
         engine = self.runner.engine
-        adjoint, _ = self.runner.timed("solve", solve_adjoint, self.solution, self.left.sums)
+        adjoint, _ = self.runner.timed_parts("solve", solve_adjoint, self.solution, self.left.sums)
         engine.tell(adjoint=adjoint.to(self.setup.dtype))
         if self.left.rows is not None:
             engine.tell(validation=validation_rows(self.solution, self.left.rows.joined(), self.setup.dtype))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import ScoreConfig
-from diva_ray.core.derivative import solve_adjoint
+from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.dual import fit_dual
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.data.scale import Scale
@@ -114,7 +114,7 @@ def derivative_of(runner: Runner, setup: Setup, ridge: float = 1.0) -> Tensor:
     runner.engine.forget("rows", "scored")
     setup, _, solution, _ = fit_ridge(runner, setup, ridge)
     left = runner.run(passes.leave_one_out, "leave-out")
-    adjoint, penalty = runner.timed("solve", solve_adjoint, solution, left.sums, setup.inputs)
+    adjoint, penalty = runner.timed_parts("solve", solve_adjoint, solution, left.sums, setup.inputs)
     runner.engine.tell(adjoint=adjoint.to(setup.dtype))
     runner.run(passes.score, "score")
     return penalty

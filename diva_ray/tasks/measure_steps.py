@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from diva_ray.core.derivative import solve_adjoint
+from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.reweight import Step
 from diva_ray.data.shards import Columns
 from diva_ray.data.split import split

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.bands import Descent, band_slices, descend, penalty_of_columns, shares_of
-from diva_ray.core.derivative import solve_adjoint
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, solve
 from diva_ray.engine import bands, passes
@@ -89,7 +89,7 @@ class Search:
             tell_solution(runner, solution, self.setup.dtype)
             left: Partial = runner.run(passes.leave_one_out, "leave-out")
             if not single or left.tally["max_leverage"] < MOST_LEVERAGE:
-                _, gradient = runner.timed("solve", solve_adjoint, solution, left.sums)
+                _, gradient = runner.timed_parts("solve", solve_adjoint, solution, left.sums)
                 return left.tally["loss"] / self.total, by_band(self.setup, gradient) / self.total
         if not runner.quiet:
             log.info("condition number %.1e: products in float64 from here", solution.condition)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diva_ray.core import derivative as dd
 from diva_ray.core import dual, leave_out, losses, ridge
+from diva_ray.core.adjoint import AdjointAccumulator, solve_adjoint
 from diva_ray.core.products import multiply_triangular_
 from tests.oracles import CENTER, Problem, huber
 
@@ -155,10 +156,10 @@ def primal(problem: Problem, blocks: int = 1, signs: Tensor | None = None) -> Fo
         values, g = loss_of(problem)(f[rows], b.Y)
         t[rows], own[rows] = leave_out.adjoint(left, b.v[:, None] * g)
         total += float(b.v.double() @ values.double())
-        accumulator = dd.AdjointAccumulator(p, c, signs.shape[1], dtype)
+        accumulator = AdjointAccumulator(p, c, signs.shape[1], dtype)
         accumulator.add(U[rows], b.alpha, left, t[rows], signs[rows])
         sums.append(accumulator.sums())
-    found, penalty = dd.solve_adjoint(solution, reduce(add, sums))
+    found, penalty = solve_adjoint(solution, reduce(add, sums))
     d = torch.empty(n, signs.shape[1], dtype=dtype)
     for rows in parts:
         d[rows] = dd.derivative(problem.Z[rows], r[rows], own[rows], signs[rows], found.to(dtype))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diva_ray.core import derivative as dd
+from diva_ray.core.adjoint import AdjointAccumulator, solve_adjoint
 from diva_ray.core.folding import folding
 from diva_ray.core.leave_out import adjoint, leave_out, rows_by_group_size
 from diva_ray.core.ridge import Solution
@@ -55,11 +56,11 @@ def test_a_copy_is_the_signed_sum_of_the_contributions_that_it_sees(groups, firs
     t, own = adjoint(left, g)
     fold = folding(c, buckets, copies - 1, 5, F64)
     assert (fold is None) == (buckets > c)
-    sums = dd.AdjointAccumulator(p, c, copies, F64, folding=fold, first_order=first_order)
+    sums = AdjointAccumulator(p, c, copies, F64, folding=fold, first_order=first_order)
     sums.add(U, alpha, left, t, signs)
     own = dd.own_terms(left, r, t, own, copies, fold, first_order=first_order)
     solution = Solution(torch.zeros(p, c, dtype=F64), torch.eye(p, dtype=F64), 1.0)
-    found = dd.derivative(U, r, own, signs, dd.solve_adjoint(solution, sums.sums())[0], folding=fold)
+    found = dd.derivative(U, r, own, signs, solve_adjoint(solution, sums.sums())[0], folding=fold)
     K, apart = U @ U.T, codes[:, None] != codes
     for copy in range(copies):
         seen = [x if fold is None or not copy else fold.fold(x, copy - 1) for x in (r, t)]

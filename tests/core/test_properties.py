@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diva_ray.core import derivative as dd
+from diva_ray.core.adjoint import AdjointSums
 from tests.core.problems import KINDS, cut, dual_form, fit, make_problem, primal
 from tests.oracles import assert_close
 
@@ -69,7 +69,7 @@ def test_merging_adjoint_sums_is_associative_and_commutative(copies, seed):
 
     def draw():
         M, *S = (torch.randn(5, 5, generator=generator, dtype=F64) for _ in range(1 + copies))
-        return dd.AdjointSums(M, tuple(S))
+        return AdjointSums(M, tuple(S))
 
     a, b, c = draw(), draw(), draw()
     for one, other in (((a + b) + c, a + (b + c)), (a + b, b + a)):

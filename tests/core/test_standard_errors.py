@@ -6,6 +6,7 @@ from sklearn.datasets import load_digits, load_wine
 
 from diva_ray.core import derivative as dd
 from diva_ray.core import ridge
+from diva_ray.core.adjoint import AdjointSums, solve_adjoint
 from tests.core.problems import fit, make_problem, primal
 from tests.oracles import Problem, assert_close, contributions, standard_errors
 
@@ -145,9 +146,9 @@ def test_the_same_rows_in_other_blocks_draw_the_same_estimate():
 def test_merging_into_adjoint_sums_adds_what_plus_adds():
     generator = torch.Generator().manual_seed(2)
     parts = [[torch.randn(4, k, generator=generator, dtype=F64) for k in (3, 4, 4)] for _ in range(3)]
-    one, other, third = (dd.AdjointSums(M, (S, R)) for M, S, R in parts)
+    one, other, third = (AdjointSums(M, (S, R)) for M, S, R in parts)
     expected = one + other + third
-    merged = dd.AdjointSums(one.M.clone(), tuple(S.clone() for S in one.S))
+    merged = AdjointSums(one.M.clone(), tuple(S.clone() for S in one.S))
     merged += other
     merged += third
     assert_close(merged.M, expected.M, 1e-15)
@@ -158,8 +159,8 @@ def test_merging_into_adjoint_sums_adds_what_plus_adds():
 def test_scratch_memory_changes_nothing_and_the_features_stay_as_they_were():
     problem = make_problem("tall")
     solution = ridge.solve(fit(problem, [torch.arange(len(problem.Z))]), problem.Lambda)
-    sums = dd.AdjointSums(torch.ones(7, 3, dtype=F64), (torch.eye(7, dtype=F64),))
-    adjoint, _ = dd.solve_adjoint(solution, sums)
+    sums = AdjointSums(torch.ones(7, 3, dtype=F64), (torch.eye(7, dtype=F64),))
+    adjoint, _ = solve_adjoint(solution, sums)
     Z, r, own = problem.Z.clone(), problem.offset, problem.alpha
     signs = torch.ones(len(Z), 1, dtype=F64)
     plain = dd.derivative(Z, r, own, signs, adjoint)

@@ -16,7 +16,7 @@ import torch
 
 import diva_ray
 from diva_ray.core import factors, products
-from diva_ray.core.derivative import solve_adjoint
+from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
 from diva_ray.core.leave_out import leave_out
@@ -182,7 +182,7 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
         fit.add(Zd, Yd, 2 * ones)
         solution = solve(fit.sums(), Ld)
         U = products.multiply_triangular_(Zd.clone(), solution.Linv.T.contiguous(), upper=True)
-        sums = passes.dd.AdjointAccumulator(24, 3, 1, torch.float64, device)
+        sums = passes.AdjointAccumulator(24, 3, 1, torch.float64, device)
         left = leave_out(U, Yd, ones, [])
         sums.add(U, ones, left, Yd, ones[:, None])
         adjoint, gradient = solve_adjoint(solution, sums.sums())
