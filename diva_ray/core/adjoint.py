@@ -13,7 +13,7 @@ from torch import Tensor
 from diva_ray.core.factors import whitened_quadratic
 from diva_ray.core.folding import Folding
 from diva_ray.core.leave_out import LeftOut
-from diva_ray.core.products import GramSum, copy_double, multiply, row_dot, symmetric
+from diva_ray.core.products import GramSum, add_upper_, copy_double, multiply, row_dot, symmetric
 from diva_ray.core.ridge import Solution
 
 Each = Callable[..., list[Any]]  # (function, items, *shared) -> [function(item, *shared), ...]
@@ -98,13 +98,13 @@ class AdjointSums:
 
     def __add__(self, other: AdjointSums) -> AdjointSums:
         return AdjointSums(
-            self.M + other.M, tuple(copy_double(a).add_(b) for a, b in zip(self.S, other.S, strict=True))
+            self.M + other.M, tuple(add_upper_(copy_double(a), b) for a, b in zip(self.S, other.S, strict=True))
         )
 
     def __iadd__(self, other: AdjointSums) -> AdjointSums:
         self.M.add_(other.M)
         for a, b in zip(self.S, other.S, strict=True):
-            a.add_(b)
+            add_upper_(a, b)
         return self
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.factors import inverse_factor_
-from diva_ray.core.products import GramSum, add_rows_, copy_double, multiply, symmetric
+from diva_ray.core.products import GramSum, add_rows_, add_upper_, copy_double, multiply, symmetric
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class FitSums:
     cross: Tensor
 
     def __add__(self, other: FitSums) -> FitSums:
-        return FitSums(copy_double(self.gram).add_(other.gram), copy_double(self.cross).add_(other.cross))
+        return FitSums(add_upper_(copy_double(self.gram), other.gram), copy_double(self.cross).add_(other.cross))
 
     def __iadd__(self, other: FitSums) -> FitSums:
-        self.gram.add_(other.gram)
+        add_upper_(self.gram, other.gram)
         self.cross.add_(other.cross)
         return self
 

@@ -199,3 +199,13 @@ def test_a_factor_of_16_385_columns_with_two_threads():
         "assert bool((L.diagonal() == 0.5).all()) and condition == 1.0"
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "OPENBLAS_NUM_THREADS": "2"}, check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("p", [1, 127, 128, 300])
+def test_upper_triangles_are_added_in_place_to_the_bit(p, dtype):
+    total, more = normal(p, p), normal(p, p, dtype=dtype)
+    expected = (total + more.double()).triu()
+    found = products.add_upper_(total, more)
+    assert found.data_ptr() == total.data_ptr()
+    assert torch.equal(found.triu(), expected)
