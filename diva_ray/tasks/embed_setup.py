@@ -191,7 +191,7 @@ def _guess(schema: pa.Schema, tower: str) -> str | None:
     if tower == TEXT:
         named = [name for name in TEXTS if name in texts]
         return named[0] if named else None
-    pictures = [field.name for field in schema if is_picture(field.type)]
+    pictures = [field.name for field in schema if is_picture(field.type) and field.name != "id"]
     named = [name for name in PATHS if name in pictures]
     if named or len(pictures) == 1:
         return (named or pictures)[0]
@@ -258,8 +258,14 @@ def kept_columns(config: EmbedConfig, source: Source, bands: tuple[Band, ...], p
                 f"data.keep: columns must be there, got {unknown[0]!r}, not among {_told(schema)}. Change `data.keep`."
             )
         names = [name for name in dict.fromkeys(names) if name != "id"]
-    taken = {band.name for band in bands} | ({"picture"} if picture else set()) | {"id"}
-    return {name: f"raw_{name}" if name in taken else name for name in names}
+    own = {band.name for band in bands} | ({"picture"} if picture else set()) | {"id"}
+    taken, kept = own | {name for name in names if name not in own}, {}
+    for name in names:
+        kept[name] = name
+        while name in own and kept[name] in taken:
+            kept[name] = f"raw_{kept[name]}"
+        taken.add(kept[name])
+    return kept
 
 
 def schema_of(source: Source, bands: tuple[Band, ...], kept: dict[str, str], dtype: str, picture: bool) -> pa.Schema:

@@ -37,7 +37,12 @@ def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int
 
 
 def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int, peek: int | None) -> Source:
-    filesystem, base, files = list_files(path)
+    try:
+        filesystem, base, files = list_files(path)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"data.path: names of files must be UTF-8, got {error.object!r} below {path}. Rename it."
+        ) from error
     if kind == "auto":
         kind = kind_of(path, files)
     chosen = (info for info in files if suffix_of(info.path) in SUFFIXES[kind])
