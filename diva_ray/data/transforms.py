@@ -148,7 +148,7 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def pictures_as_bytes(values: Any) -> Any:
-    """Return encoded pictures for PIL images or arrays (a list, with None for missing ones, or one array); else as is."""
+    """Return encoded pictures for PIL images or arrays (a list, None where one is missing, or an array); else as is."""
     whole = isinstance(values, np.ndarray) and values.ndim in (3, 4)
     first = next((one for one in values if one is not None), None) if isinstance(values, (list, tuple)) else None
     if whole or _is_picture(first):

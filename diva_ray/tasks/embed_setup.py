@@ -125,7 +125,8 @@ def resolve(config: EmbedConfig, modules: list[Any], source: Source) -> list[tup
 
 def _plain(given: EncoderConfig, schema: pa.Schema) -> list[EncoderConfig]:
     """Return the encoders that need nothing, for the pictures and texts that are there or the column that is named."""
-    same = {k: getattr(given, k) for k in ("band", "batch", "normalize", "jacobian", "parameters")}
+    usual = EncoderConfig()
+    same = {k: v for k, v in asdict(given).items() if k not in ("name", "kind", "column") and v != getattr(usual, k)}
     found = []
     for name, tower in (("edges", IMAGE), ("words", TEXT)):
         column = given.column or _guess(schema, tower)

@@ -136,3 +136,27 @@ def test_a_root_that_is_not_there_is_one_line(tmp_path):
     pq.write_table(pa.table({"image": ["a.png", "b.png"]}), tmp_path / "a.parquet")
     refuses(r"data.root: a folder or URI must be there, got nothing at /no/such", tmp_path, root="/no/such")
     refuses(rf"got 2 of 2 .*no file at a.png below data.root, {tmp_path}", tmp_path)
+
+
+def test_options_of_the_encoder_count_also_where_none_is_named():
+    table = raw_sets.table(4)
+    for more, column in (({"size": 32}, "image"), ({"fit": "pad"}, "image")):
+        named = embed(table, encoder={"name": "edges", "column": column, **more})
+        np.testing.assert_array_equal(features(embed(table, encoder={"name": "auto", "column": column, **more})),
+                                      features(named))  # fmt: skip
+    refuses(r"encoder.layer: edges is a fixed function, got layer=None, model='microsoft/resnet-50'", table,
+            encoder={"name": "auto", "model": "microsoft/resnet-50"})  # fmt: skip
+
+
+def test_options_that_an_image_folder_cannot_follow_are_one_line(tmp_path):
+    raw_sets.write_folder(tmp_path, 3)
+    refuses("data.id: pictures of a folder have their path as id, got name. Leave", tmp_path, id="name")
+    refuses("data.label: classes must have a name of their own, got image. Change", tmp_path, label="image")
+
+
+@pytest.mark.parametrize("job", ["embed", "score"])
+def test_a_path_that_was_left_empty_is_one_line(job, tmp_path, monkeypatch):
+    pq.write_table(raw_sets.table(3), tmp_path / "a.parquet")
+    monkeypatch.chdir(tmp_path)  # what lies here must not be read
+    with pytest.raises(InputError, match="data.path: a file, folder, glob or URI must be named, got an empty text"):
+        getattr(diva_ray, job)("", quiet=True, cluster=INLINE)
