@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -41,11 +42,12 @@ def job(name: str, run: Callable[..., Any]) -> None:
     register()
     words = sys.argv[1:]
     try:
-        if not any(word.startswith("-") for word in words):
-            _compose(name, words)
+        chosen, folder, overrides = _chosen(name, words)
+        if overrides is not None:
+            _compose(name, chosen, folder, overrides)
     except InputError as error:
         _leave(error)
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(cfg, run))()
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(name, cfg, run))()
 
 
 def _use_every_instruction() -> None:
@@ -59,11 +61,28 @@ def _use_every_instruction() -> None:
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
-def _compose(name: str, overrides: list[str]) -> None:
+def _chosen(name: str, words: list[str]) -> tuple[str, str | None, list[str] | None]:
+    """Return (config, folder in which it lies, overrides) of a command line; overrides None: it has other flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-name", "-cn", default=name)
+    parser.add_argument("--config-dir", "-cd")
+    flags, rest = parser.parse_known_args(words)
+    return flags.config_name, flags.config_dir, None if any(word.startswith("-") for word in rest) else rest
+
+
+def _compose(name: str, chosen: str, folder: str | None, overrides: list[str]) -> None:
     """Raise one line for an unknown key or a wrong type, before Hydra prints a page about it."""
+    places = [str(CONFIGS)]
+    if folder is not None:
+        if not os.path.isdir(folder):
+            raise InputError(f"--config-dir: a folder must be there, got nothing at {folder}. Change `--config-dir`.")
+        places.append(os.path.abspath(folder))
+        if not (CONFIGS / f"{chosen}.yaml").exists():  # Hydra looks for it in the first place only
+            places.reverse()
+        overrides = [*overrides, f"hydra.searchpath=['file://{places[1]}']"]
     try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            OmegaConf.to_object(hydra.compose(name, overrides=overrides))
+        with hydra.initialize_config_dir(places[0], version_base="1.3"):
+            OmegaConf.to_object(hydra.compose(chosen, overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
         lines = [line for line in lines if not line.startswith(("To append", "full_key", "object_type", "reference"))]
@@ -74,9 +93,16 @@ def _compose(name: str, overrides: list[str]) -> None:
         ) from error
 
 
-def _run(cfg: Any, run: Callable[..., Any]) -> None:
+def _run(name: str, cfg: Any, run: Callable[..., Any]) -> None:
     try:
-        result = run(OmegaConf.to_object(cfg))
+        config = OmegaConf.to_object(cfg)
+        if type(config) is not SCHEMAS[name]:  # another job's, such as the winner of a search
+            other = next((job for job, schema in SCHEMAS.items() if type(config) is schema), None)
+            raise InputError(
+                f"--config-name: a config of jobs/{name}.py must be named, got "
+                + (f"one of jobs/{other}.py. Run that." if other else f"one without `{name}_schema` in its `defaults`.")
+            )
+        result = run(config)
     except InputError as error:
         _leave(error)
     print("\n".join(plain(line) for line in result.lines()))

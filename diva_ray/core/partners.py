@@ -25,11 +25,14 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
-from diva_ray.core.verdict import Histogram, Verdict, _universal_cut, fit_verdict
+from diva_ray.core.verdict import Cut, Histogram, Verdict, _universal_cut, fit_verdict
 
 SHARPNESS = (0.1, 400.0)  # beta
 WEIGHTS = (0.005, 5.0)
 MOST_WRONG = 0.98  # e
+# nats above chance that a pair which belongs must have for a share of wrong ones to be told: four times likelier. Below
+# that, the tilt's own misfit looks like wrong pairs (tests/tasks/test_pairs.py: half of clean pairs would be flagged)
+CLEAR = math.log(4)
 ALIGNED = 4.0  # standard errors by which one's own partner must rank above others
 
 
@@ -53,6 +56,12 @@ class Partners:
     similarities: tuple[Similarity, ...]
     level: float
     informed: bool = True  # whether anything tells partners; if not, every pair has odds 0
+    information: float = math.inf  # mean log likelihood above chance of a pair, over the share that belongs, in nats
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is enough to say which share of the pairs does not belong together."""
+        return self.information >= CLEAR
 
 
 def margin_odds(
@@ -166,9 +175,10 @@ def fit_weights(
     found = min(runs, key=lambda one: one.fun)
     weights = torch.from_numpy(np.exp(found.x))
     informed = -found.fun * groups > (2 * len(own) + 1) * math.log(max(groups, 2)) / 2
-    level = float(odds(weights)[1]) if informed else 0.0
+    mine, level = odds(weights)
+    information = -found.fun / (1 - likeliest_share(mine)[0]) if informed else 0.0
     known = tuple(replace(one, weight=float(w) * informed) for one, w in zip(similarities, weights, strict=True))
-    return Partners(known, level, informed)
+    return Partners(known, float(level) if informed else 0.0, informed, information)
 
 
 def log_odds(own: Float[Tensor, "k n"], partners: Partners) -> Float[Tensor, " n"]:
@@ -188,14 +198,18 @@ def likeliest_share(odds: Float[Tensor, " n"]) -> tuple[float, float]:
     return low, float(torch.log(low + (1 - low) * ratio.clamp_min(1e-300)).mean())
 
 
-def fit_pair_verdict(sums: Histogram) -> Verdict:
+def fit_pair_verdict(sums: Histogram, clear: bool = True) -> Verdict:
     """Return the cut on the probability of belonging together where the F1 to be expected is best, and that on z.
 
     As of two classes, e up to 0.98; but z, which says little of mismatch where rows are many for the columns, has the
-    universal threshold sqrt(2 log rows), raised until at most 5 % pass.
+    universal threshold sqrt(2 log rows), raised until at most 5 % pass. Unless `clear` (`Partners`), no share is told
+    from none and nothing is cut: label_score only ranks.
     """
     z = sums.counts.sum(0).cpu().numpy()
-    return replace(fit_verdict(sums, 2, most=MOST_WRONG), z=_universal_cut(z, sums.rows(float(z.sum()))))
+    rows = sums.rows(float(z.sum()))
+    if not clear:
+        return Verdict(-math.log(max(2 * rows - 1, 1)), 0.0, Cut(0.0), _universal_cut(z, rows))
+    return replace(fit_verdict(sums, 2, most=MOST_WRONG), z=_universal_cut(z, rows))
 
 
 def alignment(

@@ -135,7 +135,7 @@ class Pictures:
             path = self._inside(self._relative(named) if "://" in named else named)
             info = self.filesystem.get_file_info(path)
             if info.type != pyarrow.fs.FileType.File:
-                raise RefusedError(f"no file at {named[:200]}")
+                raise RefusedError(f"no file at {named[:200]} below data.root, {self.root[:200]}")
             if info.size > MOST_BYTES:
                 raise RefusedError(f"{info.size} bytes, more than {MOST_BYTES}")
             with self.filesystem.open_input_stream(path) as stream:
@@ -170,15 +170,15 @@ class Pictures:
 def upright(picture: Image.Image) -> Image.Image:
     """Return 8-bit RGB, turned as the camera says, on white; 16-bit and float pictures are stretched to 0..255."""
     picture.load()
+    picture = ImageOps.exif_transpose(picture)  # before the stretch, whose result does not know how it was held
     if picture.mode.startswith(("I", "F")):
         grey = np.nan_to_num(np.asarray(picture, np.float64))
         grey = grey - grey.min()
         picture = Image.fromarray((255 * grey / (grey.max() or 1)).astype(np.uint8))
-    turned = ImageOps.exif_transpose(picture)
-    if "A" in turned.getbands() or "transparency" in turned.info:
-        turned = turned.convert("RGBA")
-        turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
-    return turned.convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
 
 
 def thumbnail(picture: Image.Image, side: int) -> bytes:

@@ -123,6 +123,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
 
 def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
     """Return the file system and the sorted Parquet files of a path."""
+    check_named(path, option)
     missing = InputError(
         f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`."
     )
@@ -159,6 +160,12 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
     if not files:
         raise missing
     return filesystem, files
+
+
+def check_named(path: str, option: str = "data.path") -> None:
+    """Raise for an empty path: it would be the folder in which the job was started, and all that lies there."""
+    if not path.strip():
+        raise InputError(f"{option}: a file, folder, glob or URI must be named, got an empty text. Change `{option}`.")
 
 
 def is_parquet(path: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageFilter, ImageOps
 
+from diva_ray.data.decode import upright
 from diva_ray.errors import InputError
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -123,16 +124,18 @@ def check_transforms(transforms: Sequence[str]) -> None:
 
 
 def _open(given: Any) -> Image.Image:
+    """Return a picture as `decode.upright` has it; grey ones stay grey."""
     if isinstance(given, Image.Image):
-        return given if given.mode in ("L", "RGB") else given.convert("RGB")
+        turned = ImageOps.exif_transpose(given)
+        return turned if turned.mode in ("L", "RGB") and "transparency" not in turned.info else upright(turned)
     if isinstance(given, bytes):
-        return Image.open(io.BytesIO(given)).convert("RGB")
+        return upright(Image.open(io.BytesIO(given)))
     pixels = np.asarray(given)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (2, 3, 4))):
         raise InputError(
-            f"augmented: arrays must be uint8 of shape (height, width) or (height, width, 3), got {pixels.dtype} of "
+            f"pictures: arrays must be uint8 of shape (height, width) or (height, width, 3), got {pixels.dtype} of "
             f"shape {pixels.shape}. Convert the picture."
         )
     return Image.fromarray(pixels)
@@ -145,14 +148,15 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def pictures_as_bytes(values: Any) -> Any:
-    """Return encoded pictures for PIL images or uint8 arrays (a list, or one for all of them); the rest as it is."""
-    whole = isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim in (3, 4)
-    if whole or (isinstance(values, (list, tuple)) and values and _is_picture(values[0])):
-        return [_png(_open(picture)) for picture in values]
+    """Return encoded pictures for PIL images or arrays (a list, None where one is missing, or an array); else as is."""
+    whole = isinstance(values, np.ndarray) and values.ndim in (3, 4)
+    first = next((one for one in values if one is not None), None) if isinstance(values, (list, tuple)) else None
+    if whole or _is_picture(first):
+        return [None if picture is None else _png(_open(picture)) for picture in values]
     return values
 
 
 def _is_picture(value: Any) -> bool:
     """Return whether a value is a decoded picture."""
-    array = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3)
+    array = isinstance(value, np.ndarray) and value.ndim in (2, 3)
     return array or isinstance(value, Image.Image)

@@ -18,11 +18,13 @@ from diva_ray.config import EmbedConfig
 from diva_ray.data.raw import tables
 from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import Source, Unit
+from diva_ray.data.reader import first_line
 from diva_ray.data.sources import open_data
 from diva_ray.data.table import Table, from_arrow
 from diva_ray.data.transforms import pictures_as_bytes
 from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
+from diva_ray.errors import InputError
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.begin import now, open_folder, tidy
 from diva_ray.tasks.embed_done import conclude, told
@@ -114,7 +116,13 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
     content = table.memory
     for k, start in enumerate(range(0, content.num_rows, 1 << 16)):
         sink = pa.BufferOutputStream()
-        pq.write_table(content.slice(start, 1 << 16), sink, row_group_size=config.unit_rows)
+        try:
+            pq.write_table(content.slice(start, 1 << 16), sink, row_group_size=config.unit_rows)
+        except pa.ArrowNotImplementedError as error:
+            raise InputError(
+                f"data: every column must be one that Parquet can hold, got {first_line(error)[:200]} in {table.name}. "
+                "Convert the column or leave it out."
+            ) from error
         folder.write(f"raw/part-{k:05d}.parquet", sink.getvalue().to_pybytes())
     source = tables.find(folder.location("raw"), raw.id, config.unit_rows, mark=fingerprint(table))
     return replace(source, name=table.name, more={"temporary": True})

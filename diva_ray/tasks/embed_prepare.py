@@ -80,7 +80,9 @@ def prepare(config: EmbedConfig, source: Source, found: list, folder: Folder, st
     built.bands = _with_batches(config, built, found, before, workers, gpus)
     now = _state(config, source, built)
     _check_same(state, now, folder)
-    root = config.data.root or source.root
+    root = os.path.expanduser(config.data.root) if config.data.root else source.root
+    if config.data.root and kind == "inline" and "://" not in root and not os.path.isdir(root):
+        raise InputError(f"data.root: a folder or URI must be there, got nothing at {root}. Change `data.root`.")
     job = Job(
         source, built.bands, kept, schema, folder, picture, config.thumbnail, root, config.most_pixels, config.device,
         config.precision, threads, str(now["run"]),

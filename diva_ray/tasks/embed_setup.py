@@ -125,7 +125,8 @@ def resolve(config: EmbedConfig, modules: list[Any], source: Source) -> list[tup
 
 def _plain(given: EncoderConfig, schema: pa.Schema) -> list[EncoderConfig]:
     """Return the encoders that need nothing, for the pictures and texts that are there or the column that is named."""
-    same = {k: getattr(given, k) for k in ("band", "batch", "normalize", "jacobian", "parameters")}
+    usual = EncoderConfig()
+    same = {k: v for k, v in asdict(given).items() if k not in ("name", "kind", "column") and v != getattr(usual, k)}
     found = []
     for name, tower in (("edges", IMAGE), ("words", TEXT)):
         column = given.column or _guess(schema, tower)
@@ -191,7 +192,7 @@ def _guess(schema: pa.Schema, tower: str) -> str | None:
     if tower == TEXT:
         named = [name for name in TEXTS if name in texts]
         return named[0] if named else None
-    pictures = [field.name for field in schema if is_picture(field.type)]
+    pictures = [field.name for field in schema if is_picture(field.type) and field.name != "id"]
     named = [name for name in PATHS if name in pictures]
     if named or len(pictures) == 1:
         return (named or pictures)[0]
@@ -258,8 +259,14 @@ def kept_columns(config: EmbedConfig, source: Source, bands: tuple[Band, ...], p
                 f"data.keep: columns must be there, got {unknown[0]!r}, not among {_told(schema)}. Change `data.keep`."
             )
         names = [name for name in dict.fromkeys(names) if name != "id"]
-    taken = {band.name for band in bands} | ({"picture"} if picture else set()) | {"id"}
-    return {name: f"raw_{name}" if name in taken else name for name in names}
+    own = {band.name for band in bands} | ({"picture"} if picture else set()) | {"id"}
+    taken, kept = own | {name for name in names if name not in own}, {}
+    for name in names:
+        kept[name] = name
+        while name in own and kept[name] in taken:
+            kept[name] = f"raw_{kept[name]}"
+        taken.add(kept[name])
+    return kept
 
 
 def schema_of(source: Source, bands: tuple[Band, ...], kept: dict[str, str], dtype: str, picture: bool) -> pa.Schema:

@@ -6,6 +6,8 @@ group), `frames.npz` (centres and scales) and one file for every group. The inde
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +19,7 @@ from diva_ray.config import FitConfig
 from diva_ray.core.carry import Frame, pack, unpack
 from diva_ray.core.ridge import FitSums
 from diva_ray.core.subspace import projections
+from diva_ray.data.reader import first_line
 from diva_ray.data.table import Table
 from diva_ray.engine.reduce import SECTIONS, UNIT
 from diva_ray.errors import InputError
@@ -64,7 +67,7 @@ class Kept:
 
     def load(self, group: KeptGroup, classes: list[str] | None) -> FitSums:
         """Return a group's sums, with a column for every one of these classes (None: numbers)."""
-        found = self.folder.read_arrays(f"{PLACE}/{group.file}")
+        found = _whole(self.folder.read_arrays, self.folder, group.file)
         if found is None:
             raise InputError(
                 f"update: the run must have its kept sums, got no {PLACE}/{group.file} in {self.folder.path}. Score "
@@ -98,7 +101,7 @@ def open_kept(config: FitConfig, update: str, features: tuple[str, ...], task: s
     folder = Folder(update)
     if config.output and folder.path == Folder(config.output).path:
         raise InputError(f"update: must be another folder than output, got {folder.path} for both. Change `output`.")
-    index = folder.read_json(f"{PLACE}/index.json")
+    index = _whole(folder.read_json, folder, "index.json")
     if index is None or index["version"] != VERSION:
         raise InputError(
             "update: must be the folder of a score run that kept its fit sums (not with keep_sums=false, pairs, or "
@@ -124,9 +127,20 @@ def open_kept(config: FitConfig, update: str, features: tuple[str, ...], task: s
     return _read(folder, index, features)
 
 
+def _whole(read: Callable[[str], Any], folder: Folder, name: str) -> Any:
+    """Return what a file of the kept sums holds, None if there is none; raise one line for a damaged one."""
+    try:
+        return read(f"{PLACE}/{name}")
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise InputError(
+            f"update: files of kept sums must be whole, got {type(error).__name__} ({first_line(error)}) at "
+            f"{folder.path}/{PLACE}/{name}. Score without `update`."
+        ) from error
+
+
 def _read(folder: Folder, index: dict[str, Any], features: tuple[str, ...]) -> Kept:
     """Return what an index describes; the sums stay in their files."""
-    segments, stored = folder.read_arrays(f"{PLACE}/segments.npz"), folder.read_arrays(f"{PLACE}/frames.npz")
+    segments, stored = (_whole(folder.read_arrays, folder, name) for name in ("segments.npz", "frames.npz"))
     if segments is None or stored is None:
         raise InputError(
             f"update: the run must have its kept sums whole, got a part of them in {folder.path}. Score without "

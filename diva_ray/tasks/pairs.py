@@ -54,7 +54,8 @@ def score_pairs(session: Session) -> Result:
     derived, by_source = derive_directions(session, scales, slopes)
     session.folder.write_json("state.json", session.mark)
     fitted = fit_partners(session)
-    rule = partners.fit_pair_verdict(session.runner.run(pair_verdicts.judge, "judge", session.scored()))
+    judged = session.runner.run(pair_verdicts.judge, "judge", session.scored())
+    rule = partners.fit_pair_verdict(judged, fitted.clear)
     session.engine.tell(verdict=rule)
     return _finish(session, derived, by_source, Judged(aligned, alignment, fitted, rule))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, precision_of
@@ -40,6 +41,8 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
         "loss": sum(one.tally["loss"] for one in derived.values()) / counts["validation"],
         "error": {name: one.tally["wrong"] / counts["validation"] for name, one in derived.items()},
         "informed": judged.partners.informed,
+        "clear": judged.partners.clear,
+        "information": judged.partners.information,
         "aligned": judged.aligned,
         "alignment": judged.alignment,
         "similarities": {
@@ -75,6 +78,10 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"{s['n_label_issues']:,} pairs probably do not belong together{expected}; {s['n_detrimental']:,} pairs hurt "
         f"(z > {s['threshold']:.2f})",
     ]
+    if s["informed"] and not s["clear"]:
+        lines.append(
+            f"sides tell their partners too weakly to flag any ({s['information']:.2f} nats a pair, {CLEAR:.2f} needed)"
+        )
     if "exported" in s:
         lines.append(f"exported {s['exported']['rows']:,} uids to {s['exported']['file']}")
     if "curated" in s:
@@ -162,6 +169,11 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
     if not summary["informed"]:
         notes.append(
             "Neither side tells its partner from others' beyond chance: nothing is said of who belongs together."
+        )
+    elif not summary["clear"]:
+        notes.append(
+            f"Sides tell their partners too weakly ({summary['information']:.2f} nats a pair that belongs, {CLEAR:.2f} "
+            "needed) to say which share is mismatched: nothing is flagged. label_score and log_odds still rank pairs."
         )
     elif not summary["n_label_issues"]:
         notes.append("The share of mismatched pairs could not be told from none.")

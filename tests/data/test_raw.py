@@ -248,7 +248,7 @@ def test_columns_of_one_name_are_refused_in_a_line(tmp_path):
             with pytest.raises(InputError, match=told):
                 call(data, quiet=True, cluster=INLINE)
     raw_sets.write_folder(tmp_path)
-    with pytest.raises(InputError, match="got `image` twice"):
+    with pytest.raises(InputError, match="data.label: classes must have a name of their own, got image"):
         find_raw(str(tmp_path), "folder", id=None, label="image", unit_rows=8)
 
 

@@ -264,6 +264,27 @@ def test_the_job_says_it_in_one_line(words, told, tmp_path):
 
 
 @pytest.mark.jobs
+def test_a_config_of_ones_own_is_checked_as_the_jobs_is(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [score_schema, _self_, {cluster: inline}]\nridge: 2\ndata: {builtin: digits}\n"
+    )
+    (tmp_path / "other.yaml").write_text("defaults: [tune_schema, _self_]\n")
+    (tmp_path / "bare.yaml").write_text("ridge: 2\n")
+    mine = [f"--config-dir={tmp_path}", "--config-name=mine"]
+    for words, told in (
+        ([*mine, "rigde=1"], "score: options must be known and of the right type, got: .*'rigde'.*"),
+        ([*mine[:1], "--config-name", "nine"], "score: options must be .* Cannot find primary config 'nine'.*"),
+        ([f"--config-dir={tmp_path}/no", mine[1]], "--config-dir: a folder must be there, got nothing at .*/no.*"),
+        ([mine[0], "-cn", "other"], "--config-name: a config of jobs/score.py .* got one of jobs/tune.py. Run that."),
+        ([mine[0], "-cn", "bare"], "--config-name: .* got one without `score_schema` in its `defaults`."),
+    ):
+        found = job(*words)
+        assert found.returncode == 2 and re.fullmatch(told, found.stderr.strip()), found.stderr
+    found = job(*mine, "cluster=local", "cluster.workers=1", "plan=true")
+    assert found.returncode == 0 and "cluster=local" in found.stdout, found.stderr
+
+
+@pytest.mark.jobs
 def test_the_job_ends_quickly_when_no_cluster_answers(tmp_path):
     found = job("cluster=ray", f"output={tmp_path / 'out'}", RAY_ADDRESS="127.0.0.1:1")
     assert found.returncode == 2 and "Traceback" not in found.stderr

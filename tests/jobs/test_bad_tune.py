@@ -137,6 +137,8 @@ def test_the_winners_config_is_one_of_its_job(name, tmp_path):
     register()
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         found = OmegaConf.to_object(compose("best"))
+        place = [f"hydra.searchpath=['file://{ROOT}/configs']", "cluster=local"]  # it can run somewhere else
+        assert OmegaConf.to_object(compose("best", overrides=place)).cluster.kind == "local"
     assert type(found) is SCHEMAS[job]
     check_options(found)
     {"score": score.check, "reweight": reweight.check, "aggregate": aggregate.check}[job](found)

@@ -354,6 +354,23 @@ def test_sums_of_something_else_are_refused(options, told, table, first):
         call(table, update=first, **options)
 
 
+@pytest.mark.parametrize("damage", ["cut off", "flipped"])
+@pytest.mark.parametrize("name", ["index.json", "segments.npz", "frames.npz", "group-00000.npz"])
+def test_damaged_sums_are_named_in_a_line(name, damage, table, tmp_path):
+    table = table.slice(0, 400)
+    call = dict(features=["a"], weight="weight", cluster=INLINE, quiet=True)
+    diva_ray.score(table, output=str(tmp_path / "run"), **call)
+    file = tmp_path / "run" / "sums" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    with pytest.raises(
+        InputError, match=rf"update: files of kept sums must be whole, got .* at {file}\. Score"
+    ) as told:
+        diva_ray.score(table, update=str(tmp_path / "run"), **call)
+    assert "\n" not in str(told.value)
+
+
 def test_other_tables_are_refused(table, first, tmp_path):
     with pytest.raises(InputError, match="update: must be another folder than output"):
         call(table, update=first, output=first, resume=True)

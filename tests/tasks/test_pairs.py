@@ -206,3 +206,21 @@ def test_a_curated_copy_and_left_out_predictions():
     assert len(result.samples["loo_second"][0]) == 12 and len(result.samples["loo_first"][0]) == 10
     page = result.folder.read("report.html").decode()
     assert "Which pairs belong together" in page
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+@pytest.mark.parametrize("case", ["weak", "one column"])
+def test_nothing_is_flagged_where_sides_say_too_little_of_each_other(case, share):
+    data = made(1500, (48, 40), noise=9.0, latent=10) if case == "weak" else made(600, (1, 1), noise=0.4)
+    data = shuffled(data, share)
+    result = score(data, truth="belongs")
+    assert result.summary["informed"] and not result.summary["clear"]  # ranking is still better than chance
+    assert not any(result.samples["is_label_issue"].to_pylist()) and result.summary["noise_estimate"] == 0
+    assert "too weakly to flag any" in " ".join(result.lines())
+    assert "nothing is flagged" in (result.folder.read("report.html")).decode()
+    if share:
+        assert roc_auc_score(data["belongs"], result.samples["log_odds"].to_numpy()) > 0.6
+        np.testing.assert_array_equal(  # probabilities are in the same order
+            np.argsort(result.samples["label_score"].to_numpy(), kind="stable")[:50],
+            np.argsort(result.samples["log_odds"].to_numpy(), kind="stable")[:50],
+        )

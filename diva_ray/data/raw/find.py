@@ -14,6 +14,7 @@ from diva_ray.data.columns import check_names
 from diva_ray.data.raw import folder, lines, saved, tables, tar
 from diva_ray.data.raw.listing import Listing, under
 from diva_ray.data.raw.units import PICTURE_SUFFIXES, Source, name_of, suffix_of
+from diva_ray.data.table import check_named
 from diva_ray.errors import InputError
 
 SUFFIXES = {
@@ -37,7 +38,12 @@ def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int
 
 
 def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int, peek: int | None) -> Source:
-    filesystem, base, files = list_files(path)
+    try:
+        filesystem, base, files = list_files(path)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"data.path: names of files must be UTF-8, got {error.object!r} below {path}. Rename it."
+        ) from error
     if kind == "auto":
         kind = kind_of(path, files)
     chosen = (info for info in files if suffix_of(info.path) in SUFFIXES[kind])
@@ -49,6 +55,10 @@ def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int, 
             "`data.kind`."
         )
     if kind == "folder":
+        if id not in (None, "none", "id"):
+            raise InputError(f"data.id: pictures of a folder have their path as id, got {id}. Leave `data.id` out.")
+        if label in ("id", "image"):
+            raise InputError(f"data.label: classes must have a name of their own, got {label}. Change `data.label`.")
         return folder.find(path, filesystem, base, chain([first], chosen), label, unit_rows)
     infos = [first, *chosen]
     if kind == "parquet":
@@ -87,6 +97,7 @@ def kind_of(path: str, files: Iterable[pyarrow.fs.FileInfo]) -> str:
 
 def list_files(path: str) -> tuple[pyarrow.fs.FileSystem, str, Listing]:
     """Return (file system, base folder, the sorted files under a path); names that begin with . or _ are left out."""
+    check_named(path)
     if "://" in path:
         try:
             filesystem, base = pyarrow.fs.FileSystem.from_uri(path)

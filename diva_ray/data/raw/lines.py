@@ -167,15 +167,30 @@ def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, 
     )
 
 
+def _check_header(schema: pa.Schema, path: str) -> None:
+    """Raise for two columns of one name, and for a line of names that another separator parts."""
+    check_names(schema, path)
+    name = schema.names[0]
+    if len(schema.names) == 1 and any(sign in name for sign in ";\t|"):
+        raise InputError(
+            f"data.path: values must be separated by commas (in .tsv by tabs), got one column {name[:80]!r} at {path}. "
+            "Save it with commas."
+        )
+
+
 def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
     """Return (columns, bytes of a row) of the first megabyte; numbers written as 007 are texts."""
     try:
         with _csv(filesystem, unit.path, None, lambda row: "skip") as reader:
             batch = reader.read_next_batch()
-        check_names(batch.schema, unit.path)
+        _check_header(batch.schema, unit.path)
         written = pa.schema([(field.name, pa.binary()) for field in batch.schema if pa.types.is_integer(field.type)])
         with _csv(filesystem, unit.path, written, lambda row: "skip") as reader:
             first = reader.read_next_batch()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"data.path: the names in a CSV file must be UTF-8, got other bytes at {unit.path}. Save it as UTF-8."
+        ) from error
     except StopIteration as error:
         raise InputError(
             f"data.path: a CSV file must have rows, got none at {unit.path}. Change `data.path`."

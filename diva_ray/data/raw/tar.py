@@ -177,9 +177,12 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
         good: list[dict[str, Any]] = []
         failed: list[Failure] = []
-        size, first = 0, 0
+        size, first, seen = 0, 0, set()
         for at, (key, members) in enumerate(samples(source.filesystem, unit.path)):
             try:
+                if hash(key) in seen:
+                    raise ValueError("its key came before: members of a sample must lie side by side, once")
+                seen.add(hash(key))
                 row = {"id": prefix + key, **row_of(members, source.more["label"])}
                 pa.array([row.get(field.name) for field in fields[1:2]], fields[1].type)
                 for field in fields[2:]:

@@ -174,7 +174,7 @@ def _beyond(value: Any, kind: pa.DataType, name: str) -> Iterator[str]:
     if isinstance(value, dict) and pa.types.is_struct(kind):
         for key, inner in value.items():
             at = kind.get_field_index(key)
-            if inner is not None and at < 0:
+            if inner not in (None, {}) and at < 0:
                 yield f"{name}{key}"
             elif inner is not None:
                 yield from _beyond(inner, kind.field(at).type, f"{name}{key}.")
@@ -199,7 +199,19 @@ def head_columns(rows: Iterable[dict[str, Any]]) -> list[pa.Field]:
             some = values.setdefault(name, [])
             if value is not None:
                 some.append(type(value)() if isinstance(value, (str, bytes)) else value)
-    return [field_of(name, some) for name, some in values.items()]
+    fields = [field_of(name, some) for name, some in values.items()]
+    return [field.with_type(kind) for field in fields if (kind := _storable(field.type)) is not None]
+
+
+def _storable(kind: pa.DataType) -> pa.DataType | None:
+    """Return a type without what Parquet cannot hold: objects that are `{}` in every row. None: nothing is left."""
+    if pa.types.is_struct(kind):
+        inner = [field.with_type(found) for field in kind if (found := _storable(field.type)) is not None]
+        return pa.struct(inner) if inner else None
+    if pa.types.is_list(kind):
+        found = _storable(kind.value_type)
+        return None if found is None else pa.list_(found)
+    return pa.string() if pa.types.is_null(kind) else kind
 
 
 def field_of(name: str, values: list[Any]) -> pa.Field:

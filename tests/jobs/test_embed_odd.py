@@ -1,0 +1,162 @@
+"""Raw samples that are odd but right, and mistakes in them that people make: taken as they should, or one line."""
+
+import io
+import json
+import os
+import tarfile
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import diva_ray
+from diva_ray.data.columns import to_matrix
+from diva_ray.data.decode import Pictures
+from diva_ray.errors import InputError
+from tests.data import raw_sets
+
+INLINE = {"kind": "inline", "threads": 1}
+GREY = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2700
+
+
+def embed(data, **options):
+    return diva_ray.embed(data, **{"quiet": True, "cluster": INLINE, **options})
+
+
+def refuses(told, data, **options):
+    with pytest.raises(InputError, match=told) as caught:
+        embed(data, **options)
+    assert "\n" not in str(caught.value)
+
+
+def features(result):
+    return to_matrix(result.samples["features"], "features", "row")[0]
+
+
+def encoded(picture, form, **options):
+    out = io.BytesIO()
+    picture.save(out, form, **options)
+    return out.getvalue()
+
+
+def held_sideways():
+    exif = Image.Exif()
+    exif[0x112] = 6  # turn right by 90 degrees to look at it
+    return exif
+
+
+def test_a_picture_of_16_bits_that_was_held_sideways_is_turned(tmp_path):
+    data = encoded(Image.fromarray(GREY), "PNG", exif=held_sideways())
+    found = np.asarray(Pictures(str(tmp_path), 10**6).open(data))[:, :, 0]
+    stretched = (255 * (GREY.astype(float) / GREY.max())).astype(np.uint8)
+    np.testing.assert_array_equal(found, np.rot90(stretched, -1))
+
+
+@pytest.mark.parametrize("what", ["sideways", "transparent", "16 bits", "cmyk"])
+def test_opened_pictures_are_taken_as_their_files_are(what):
+    pixels = raw_sets.pictures(1)[0]
+    data = {
+        "sideways": lambda: encoded(Image.fromarray(pixels), "JPEG", exif=held_sideways()),
+        "transparent": lambda: encoded(Image.fromarray(np.dstack([pixels, pixels[:, :, :1]])), "PNG"),
+        "16 bits": lambda: encoded(Image.fromarray(GREY), "PNG"),
+        "cmyk": lambda: encoded(Image.fromarray(pixels).convert("CMYK"), "TIFF"),
+    }[what]()
+    opened = embed({"image": [Image.open(io.BytesIO(data))]})
+    np.testing.assert_array_equal(features(opened), features(embed({"image": [data]})))
+
+
+def test_arrays_that_are_no_pictures_are_one_line_and_a_missing_one_is_put_aside():
+    refuses(r"pictures: arrays must be uint8 of shape .* got uint8 of shape \(3, 8, 9\)",
+            {"image": np.zeros((2, 3, 8, 9), np.uint8)})  # fmt: skip
+    refuses(r"pictures: arrays must be uint8 of shape .* got float32", {"image": np.zeros((2, 8, 8, 3), np.float32)})
+    result = embed({"image": [None, raw_sets.pictures(1)[0]]}, most_failed=0.5)
+    assert result.samples["id"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "webdataset"])
+def test_objects_without_keys_are_left_out(tmp_path, form):
+    rows = [{"text": f"text {k}", "meta": {}, "more": {"inner": {}, "none": [], "n": k}} for k in range(3)]
+    if form == "jsonl":
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for k, row in enumerate(rows):
+                raw_sets.add(tar, f"{k}.json", json.dumps(row).encode())
+    result = embed(tmp_path)
+    assert result.samples.column_names == ["id", "text", "more", "features"]
+    assert result.samples["more"].to_pylist() == [{"none": [], "n": k} for k in range(3)]
+    assert result.summary["dropped_columns"] == []  # nothing is lost
+
+
+def test_objects_without_keys_in_a_frame_are_one_line():
+    refuses("data: every column must be one that Parquet can hold, got .*'meta'",
+            pd.DataFrame({"text": ["a", "b"], "meta": [{}, {}]}))  # fmt: skip
+
+
+def test_members_of_a_sample_that_lie_apart_are_put_aside(tmp_path):
+    png = raw_sets.png(raw_sets.pictures(1)[0])
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("0.png", png), ("1.png", png), ("0.txt", b"a"), ("1.txt", b"b")):
+            raw_sets.add(tar, name, content)
+    refuses(r"got 2 of 4 .*its key came before: members of a sample must lie side by side", tmp_path)
+
+
+def test_names_of_columns_that_would_meet_are_told_apart(tmp_path):
+    table = pa.table({"raw_features": ["a", "b"], "features": [1.0, 2.0], "text": ["x y", "z"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    samples = embed(tmp_path).samples
+    assert samples["raw_features"].to_pylist() == ["a", "b"] and samples["raw_raw_features"].to_pylist() == [1.0, 2.0]
+
+
+def test_ids_of_bytes_are_no_pictures(tmp_path):
+    pq.write_table(pa.table({"id": [b"1", b"2"], "text": ["a", "b"]}), tmp_path / "a.parquet")
+    result = embed(tmp_path)
+    assert [band["encoder"] for band in result.summary["bands"]] == ["words"]
+    assert result.samples["id"].to_pylist() == [b"1", b"2"]
+
+
+def test_a_csv_of_another_separator_or_encoding_is_one_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id;text;label\n1;hello, world;a\n2;foo;b\n")
+    refuses(r"data.path: values must be separated by commas .* got one column 'id;text;label' at .*a.csv", path)
+    path.write_bytes("id,text\n1,café\n2,foo\n".encode("utf-16"))
+    refuses(r"data.path: the names in a CSV file must be UTF-8, got other bytes at .*a.csv", path)
+
+
+def test_a_name_of_a_file_that_is_no_text_is_one_line(tmp_path):
+    with open(os.fsencode(tmp_path) + b"/a\xff.png", "wb") as file:
+        file.write(raw_sets.png(raw_sets.pictures(1)[0]))
+    refuses(r"data.path: names of files must be UTF-8, got b'.*a\\xff.png' below", tmp_path)
+
+
+def test_a_root_that_is_not_there_is_one_line(tmp_path):
+    pq.write_table(pa.table({"image": ["a.png", "b.png"]}), tmp_path / "a.parquet")
+    refuses(r"data.root: a folder or URI must be there, got nothing at /no/such", tmp_path, root="/no/such")
+    refuses(rf"got 2 of 2 .*no file at a.png below data.root, {tmp_path}", tmp_path)
+
+
+def test_options_of_the_encoder_count_also_where_none_is_named():
+    table = raw_sets.table(4)
+    for more, column in (({"size": 32}, "image"), ({"fit": "pad"}, "image")):
+        named = embed(table, encoder={"name": "edges", "column": column, **more})
+        np.testing.assert_array_equal(features(embed(table, encoder={"name": "auto", "column": column, **more})),
+                                      features(named))  # fmt: skip
+    refuses(r"encoder.layer: edges is a fixed function, got layer=None, model='microsoft/resnet-50'", table,
+            encoder={"name": "auto", "model": "microsoft/resnet-50"})  # fmt: skip
+
+
+def test_options_that_an_image_folder_cannot_follow_are_one_line(tmp_path):
+    raw_sets.write_folder(tmp_path, 3)
+    refuses("data.id: pictures of a folder have their path as id, got name. Leave", tmp_path, id="name")
+    refuses("data.label: classes must have a name of their own, got image. Change", tmp_path, label="image")
+
+
+@pytest.mark.parametrize("job", ["embed", "score"])
+def test_a_path_that_was_left_empty_is_one_line(job, tmp_path, monkeypatch):
+    pq.write_table(raw_sets.table(3), tmp_path / "a.parquet")
+    monkeypatch.chdir(tmp_path)  # what lies here must not be read
+    with pytest.raises(InputError, match="data.path: a file, folder, glob or URI must be named, got an empty text"):
+        getattr(diva_ray, job)("", quiet=True, cluster=INLINE)
