@@ -30,7 +30,7 @@ class Scan:
         labels: distinct classes, or None for numbers; sources likewise.
         counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
-        target: sum of v, v y and v |y|^2 for numbers.
+        target: sum of v, weighted mean (c,) and sums of v (y - mean)^2 (c,) of numbers, as one vector.
         offset_width: numbers of an offset, 0 without.
         fragments: what the training rows are by content (`engine.identity`), where it was asked for.
     """
@@ -75,7 +75,7 @@ class Scan:
             merge_values(self.labels, other.labels),
             merge_values(self.sources, other.sources),
             self.target_width,
-            self.target + other.target,
+            merge_moments(self.target, other.target),
             self.counts + other.counts,
             self.offset_width,
             self.fragments + other.fragments if self.fragments and other.fragments else self.fragments,
@@ -88,6 +88,26 @@ def merge_values(one: pa.Array | None, other: pa.Array | None) -> pa.Array | Non
         return one if other is None else other
     values = pc.unique(pa.concat_arrays([one, other.cast(one.type)]))
     return values.take(pc.sort_indices(values))
+
+
+def moments(Y: Tensor, v: Tensor) -> Tensor:
+    """Return sum of v, weighted mean and sums of squared deviations of Y (n, c), (1 + 2 c,).
+
+    Deviations, not squares: numbers far from 0 would cancel.
+    """
+    weight = v.sum()
+    mean = v @ Y / weight if weight > 0 else torch.zeros_like(Y[0])
+    return torch.cat([weight[None], mean, v @ (Y - mean).square()])
+
+
+def merge_moments(one: Tensor, other: Tensor) -> Tensor:
+    """Return the moments of both (Chan, Golub and LeVeque 1983)."""
+    a, b = one[0], other[0]
+    if not (a > 0 and b > 0):
+        return one if a > 0 else other
+    (mean, squares), (mean_, squares_) = one[1:].chunk(2), other[1:].chunk(2)
+    apart, share = mean_ - mean, b / (a + b)
+    return torch.cat([(a + b)[None], mean + share * apart, squares + squares_ + a * share * apart.square()])
 
 
 def scan(shard: Shard, known: Known) -> Scan:
@@ -118,7 +138,7 @@ def scan(shard: Shard, known: Known) -> Scan:
     if known["numbers"]:
         Y = number_targets(shard.label, known["label"], shard.where)
         width = Y.shape[1]
-        target = torch.cat([v.sum()[None], v @ Y, (v @ Y.square().sum(1))[None]])
+        target = moments(Y, v)
     elif known["label"]:
         labels = merge_values(label_values(shard.label), label_values(shard.label))
     sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))

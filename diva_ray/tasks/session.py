@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diva_ray.config import FitConfig
 from diva_ray.core.subspace import projections
@@ -30,6 +31,10 @@ from diva_ray.tasks.runner import Engine, Runner
 from diva_ray.threads import of_worker
 
 log = logging.getLogger("diva_ray")
+
+MOST_DEVIATIONS = 30.0  # of number targets between 0 and their mean, beyond which products are float64
+LEAST_SPREAD = 1e-6  # standard deviation of number targets below which, or above its inverse, they are, too
+TOO_SPREAD = 1e15  # beyond it, or below its inverse, derivatives (of squares) leave float32, in which they are written
 
 
 @dataclass
@@ -222,7 +227,20 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
             f"`{columns.label}`. "
             "Change `data.label`, or use task=regression for numbers."
         )
+    if setup.classes is None and setup.task != "pairs":
+        check_spread(columns, found.target)
     check_ids(runner, columns)
+
+
+def check_spread(columns: Columns, target: Tensor) -> None:
+    """Raise for numbers whose derivatives could not be written."""
+    mean, squares = target[1:].chunk(2)
+    spread, constant = float((squares.sum() / target[0]).sqrt()), 1e-12 * float(mean.norm())
+    if not spread <= constant and not 1 / TOO_SPREAD <= spread <= TOO_SPREAD:
+        raise InputError(
+            f"data.label: numbers must have a standard deviation of {1 / TOO_SPREAD:g} to {TOO_SPREAD:g}, got "
+            f"{spread:.3g} in `{columns.label}`. Scale the column, or change `data.label`."
+        )
 
 
 def check_bands(session: Session) -> None:
@@ -278,8 +296,9 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     classes = found.labels
     outputs = len(classes) if classes is not None else found.target_width
     outputs = sum(found.widths) if opened.task == "pairs" else outputs
-    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" and opened.task == "vector" else None
-    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    center = found.target[1:].chunk(2)[0] if opened.loss == "cosine" and opened.task == "vector" else None
+    double = config.precision == "float64" or (opened.task in ("regression", "vector") and takes_double(found.target))
+    dtype = torch.float64 if double else torch.float32
     scale = make_scale(config, found, opened.columns.features)
     keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows
     inputs = config.precision if config.precision in ("tf32", "bf16") else "full"
@@ -290,6 +309,22 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
         block_rows, config.seed, sources=found.sources, keeps_outputs=keeps, inputs=inputs,
     )  # fmt: skip
+
+
+def takes_double(target: Tensor) -> bool:
+    """Return whether float32 cannot hold what number targets differ by, or squares of their losses.
+
+    Their distance from 0 costs a derivative about 1e-6 of itself for every standard deviation.
+    """
+    mean, squares = target[1:].chunk(2)
+    spread = (squares / target[0]).sqrt()
+    varies = spread > 1e-12 * mean.abs()
+    far = bool((varies & (mean.abs() > MOST_DEVIATIONS * spread)).any())
+    found = spread[varies]
+    double = far or bool(((found < LEAST_SPREAD) | (found > 1 / LEAST_SPREAD)).any())
+    if double:
+        log.info("numbers to predict lie far from 0, or close to each other, or wide apart: products in float64")
+    return double
 
 
 def make_scale(config: FitConfig, found: Scan, names: tuple[str, ...]) -> Scale:

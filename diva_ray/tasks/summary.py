@@ -131,9 +131,7 @@ def error_of(session: Session, wrong: float) -> float:
     total = session.scan.counts["validation"]
     if session.task in ("classification", "multilabel"):
         return wrong / total
-    v, squares = float(session.scan.target[0]), float(session.scan.target[-1])
-    mean = session.scan.target[1:-1] / v
-    variance = squares - v * float(mean @ mean)
+    variance = float(session.scan.target[1:].chunk(2)[1].sum())
     return 1.0 - wrong / variance if variance > 0 else 0.0
 
 
