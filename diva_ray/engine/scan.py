@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import label_values, number_targets
 from diva_ray.engine.context import Known, validation_weights
@@ -90,6 +91,14 @@ def merge_values(one: pa.Array | None, other: pa.Array | None) -> pa.Array | Non
     return values.take(pc.sort_indices(values))
 
 
+def list_lengths(label: pa.Array) -> tuple[int, int]:
+    """Return how many classes a row has at least and at most; 0 where labels are no lists."""
+    if not is_list(label.type):
+        return 0, 0
+    found = pc.min_max(pc.list_value_length(label))
+    return found["min"].as_py(), found["max"].as_py()
+
+
 def moments(Y: Tensor, v: Tensor) -> Tensor:
     """Return sum of v, weighted mean and sums of squared deviations of Y (n, c), (1 + 2 c,).
 
@@ -134,12 +143,13 @@ def scan(shard: Shard, known: Known) -> Scan:
         sums.append(total if trains else torch.zeros_like(total))
         squares.append(square if trains else 0.0)
     width, target, labels = 1, torch.zeros(3, dtype=torch.float64), None
-    v = validation_weights(shard, known)
+    v, lengths = validation_weights(shard, known), (0, 0)
     if known["numbers"]:
         Y = number_targets(shard.label, known["label"], shard.where)
         width = Y.shape[1]
         target = moments(Y, v)
     elif known["label"]:
+        lengths = list_lengths(shard.label)
         labels = merge_values(label_values(shard.label), label_values(shard.label))
     sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))
     counts = Tally(
@@ -151,6 +161,8 @@ def scan(shard: Shard, known: Known) -> Scan:
         heard=int((v > 0).sum()),
         groups=len(shard) if shard.group_keys is None else len(shard.group_keys),
         coupled=int(((shard.weight > 0) & (v > 0)).sum()),
+        max_labels=lengths[1],
+        max_less_labels=-lengths[0],
     )
     widths = tuple(values.shape[1] for values in shard.bands)
     known_by = fragments(shard, known, known["cut_bits"]) if trains and known.get("cut_bits") is not None else None

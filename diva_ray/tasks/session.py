@@ -227,9 +227,26 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> N
             f"`{columns.label}`. "
             "Change `data.label`, or use task=regression for numbers."
         )
+    if setup.task == "multilabel" and found.labels is not None:
+        check_several(columns, found.labels.to_pylist(), int(counts["max_labels"]), int(-counts["max_less_labels"]))
     if setup.classes is None and setup.task != "pairs":
         check_spread(columns, found.target)
     check_ids(runner, columns)
+
+
+def check_several(columns: Columns, classes: list, most: int, fewest: int) -> None:
+    """Raise for lists that name no class at all, or that are the rows of a matrix of zeros and ones."""
+    if not classes:
+        raise InputError(
+            f"data.label: some row must have a class, got empty lists in every row of `{columns.label}`. Change "
+            "`data.label`."
+        )
+    if fewest == most > 1 and set(classes) <= {0, 1}:  # False and True are 0 and 1
+        raise InputError(
+            f"data.label: lists must name the classes of a row, got {most} zeros and ones in every row of "
+            f"`{columns.label}`. Give the positions of the ones, such as [0, 2] for [1, 0, 1], or the index of the one "
+            "(`y.argmax(1)`)."
+        )
 
 
 def check_spread(columns: Columns, target: Tensor) -> None:

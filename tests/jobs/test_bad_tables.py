@@ -260,3 +260,17 @@ def test_a_band_is_named_once_and_some_row_must_have_it():
     empty = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * N)), 2, mask=pa.array(np.ones(N, bool)))
     rows = table(empty=empty)  # of a fixed length, which is known though every row lacks it
     refuses(r"some row must have the band `empty`, got null in every row", rows, features=["features", "empty"])
+
+
+@pytest.mark.parametrize("kind", [int, bool])
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_matrix_of_zeros_and_ones_is_no_list_of_classes(kind, width):
+    hot = np.eye(width)[Y % width].astype(kind)
+    told = rf"data.label: lists must name the classes of a row, got {width} zeros and ones in every row of `label`"
+    refuses(told, base(label=hot))
+    refuses(told, base(label=hot.tolist()))
+
+
+def test_lists_that_name_no_class():
+    empty = pa.array([[]] * N, pa.list_(pa.string()))
+    refuses(r"data.label: some row must have a class, got empty lists in every row of `label`", base(label=empty))
