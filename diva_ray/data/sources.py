@@ -169,18 +169,15 @@ def find_columns(
     Raises:
         InputError: a missing column, or one whose type cannot serve.
     """
-    features = options.features if isinstance(options.features, (list, tuple)) else [options.features]
-    named = {"data.features": list(map(str, features)), "data.label": [options.label] if labelled else []}
+    named = {"data.features": _names("features", options.features), "data.label": [options.label] if labelled else []}
     identifier = None if options.id == "none" else options.id or ("id" if "id" in schema.names else None)
     if identifier:
         named["data.id"] = [identifier]
     for option in ("weight", "validation_weight", "group", "source", "offset", "truth"):
         if getattr(options, option):
             named[f"data.{option}"] = [getattr(options, option)]
-    if options.show not in (None, "none", "auto"):
-        named["data.show"] = (
-            list(map(str, options.show)) if isinstance(options.show, (list, tuple)) else [str(options.show)]
-        )
+    if options.show is not None and not (isinstance(options.show, str) and options.show in ("none", "auto")):
+        named["data.show"] = _names("show", options.show)
     _check_bands(named["data.features"], pair=not labelled)
     for option, names in named.items():
         for name in names:
@@ -211,8 +208,20 @@ def find_columns(
         tuple(named["data.features"]), options.label if labelled else "", identifier, options.weight,
         options.validation_weight, options.group, options.source, options.offset, truth,
     )  # fmt: skip
-    unasked = _shown(schema, several=not labelled) if options.show == "auto" else []
+    unasked = _shown(schema, several=not labelled) if isinstance(options.show, str) and options.show == "auto" else []
     return columns, tuple(named.get("data.show", unasked))
+
+
+def _names(option: str, given: Any) -> list[str]:
+    """Return the columns that an option names, one or several."""
+    names = list(given) if isinstance(given, (list, tuple)) else [given]
+    for name in names:
+        if not isinstance(name, (str, int)):
+            raise InputError(
+                f"data.{option}: must be a column's name or a list of names, got a {type(name).__name__}. Arrays go in "
+                "as {'features': X, 'label': y}."
+            )
+    return list(map(str, names))
 
 
 def _check_bands(features: list[str], *, pair: bool) -> None:

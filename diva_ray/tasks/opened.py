@@ -193,9 +193,14 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
         raise InputError(
             f"data.truth: column `{columns.truth}` of pairs must hold true or false, got {truth}. Change `data.truth`."
         )
-    if task == "classification" and truth is not None:
+    if task != "pairs" and truth is not None:
         label = table.schema.field(columns.label).type
-        if family(label) == "string" and family(truth) != "string":
+        if is_list(label):
+            raise InputError(
+                f"data.truth: labels must be one value a row to be held against the truth, got {label} in "
+                f"`{columns.label}`. Leave `data.truth` out."
+            )
+        if (family(label) == "string") != (family(truth) == "string") or is_list(truth):
             raise InputError(
                 f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
                 "`data.truth`."

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diva_ray.config import FitConfig
 from diva_ray.core.subspace import projections
@@ -22,6 +21,7 @@ from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_blo
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
+from diva_ray.tasks.checks import check_scan, takes_double
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
@@ -31,10 +31,6 @@ from diva_ray.tasks.runner import Engine, Runner
 from diva_ray.threads import of_worker
 
 log = logging.getLogger("diva_ray")
-
-MOST_DEVIATIONS = 30.0  # of number targets between 0 and their mean, beyond which products are float64
-LEAST_SPREAD = 1e-6  # standard deviation of number targets below which, or above its inverse, they are, too
-TOO_SPREAD = 1e15  # beyond it, or below its inverse, derivatives (of squares) leave float32, in which they are written
 
 
 @dataclass
@@ -116,7 +112,7 @@ def open_session(
             runner = start(config, plan, tables, roles, columns, quiet)
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
-        check_scan(runner, columns, setup, found)
+        check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
     except BaseException:
         runner.engine.close()
         raise
@@ -192,108 +188,6 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str, cut_bits
     return runner.run(scan, "scan")
 
 
-def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> None:
-    """Raise for what only all rows together can tell."""
-    counts = found.counts
-    for name, rows in zip(columns.features, found.rows, strict=True):
-        if not rows:
-            raise InputError(
-                f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`."
-            )
-    if found.offset_width not in (0, setup.outputs):
-        raise InputError(
-            f"data.offset: column `{columns.offset}` must hold {setup.outputs} numbers, one for each output, got "
-            f"{found.offset_width} at {found.place}. Change `data.offset`."
-        )
-    if columns.group and counts["groups"] < 2:
-        raise InputError(
-            f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`."
-        )
-    if counts["positive"] == 0:
-        raise InputError("data.weight: some weight must be > 0, got all zero. Fix the table or `data.weight`.")
-    if counts["heard"] == 0 and columns.heard_source is not None:
-        names = [] if found.sources is None else found.sources.to_pylist()
-        raise InputError(
-            f"identity: some row's transform must be `{columns.heard_source}`, got {', '.join(names[:10])} in "
-            f"`{columns.source}`. Change `identity`, or add the originals."
-        )
-    if counts["heard"] == 0:
-        raise InputError(
-            "data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`."
-        )
-    if setup.task == "classification" and found.labels is not None and len(found.labels) < 2:
-        raise InputError(
-            f"data.label: there must be at least two classes, got only {found.labels[0].as_py()!r} in "
-            f"`{columns.label}`. "
-            "Change `data.label`, or use task=regression for numbers."
-        )
-    if setup.task == "multilabel" and found.labels is not None:
-        check_several(columns, found.labels.to_pylist(), int(counts["max_labels"]), int(-counts["max_less_labels"]))
-    if setup.classes is None and setup.task != "pairs":
-        check_spread(columns, found.target)
-    check_ids(runner, columns)
-
-
-def check_several(columns: Columns, classes: list, most: int, fewest: int) -> None:
-    """Raise for lists that name no class at all, or that are the rows of a matrix of zeros and ones."""
-    if not classes:
-        raise InputError(
-            f"data.label: some row must have a class, got empty lists in every row of `{columns.label}`. Change "
-            "`data.label`."
-        )
-    if fewest == most > 1 and set(classes) <= {0, 1}:  # False and True are 0 and 1
-        raise InputError(
-            f"data.label: lists must name the classes of a row, got {most} zeros and ones in every row of "
-            f"`{columns.label}`. Give the positions of the ones, such as [0, 2] for [1, 0, 1], or the index of the one "
-            "(`y.argmax(1)`)."
-        )
-
-
-def check_spread(columns: Columns, target: Tensor) -> None:
-    """Raise for numbers whose derivatives could not be written."""
-    mean, squares = target[1:].chunk(2)
-    spread, constant = float((squares.sum() / target[0]).sqrt()), 1e-12 * float(mean.norm())
-    if not spread <= constant and not 1 / TOO_SPREAD <= spread <= TOO_SPREAD:
-        raise InputError(
-            f"data.label: numbers must have a standard deviation of {1 / TOO_SPREAD:g} to {TOO_SPREAD:g}, got "
-            f"{spread:.3g} in `{columns.label}`. Scale the column, or change `data.label`."
-        )
-
-
-def check_bands(session: Session) -> None:
-    """Raise for a band that is the same in every row."""
-    scan = session.scan
-    for name, rows, total, square in zip(session.columns.features, scan.rows, scan.sums, scan.squares, strict=True):
-        if rows and square / rows - float(total @ total) / rows**2 <= 1e-12 * square / rows:
-            raise InputError(
-                f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
-                f"`{name}`. Fix the column, or leave it out of `data.features`."
-            )
-
-
-def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:
-    """Raise if an id occurs twice, in one table or in two."""
-    if columns.id is not None:
-        key = runner.engine.duplicate("keys", pool=pool)
-        if key is not None:
-            asked = [extent for extent in runner.engine.extents if pool or not extent.pool]
-            everywhere = runner.engine.each(_places(key), asked, int, False)
-            rows = [place for places in everywhere for place in places]
-            raise InputError(
-                f"data.id: ids must be unique, got {rows[0][0]!r} twice at "
-                f"{' and '.join(place for _, place in rows[:2])}. "
-                "Fix the table, choose another `data.id`, or use row positions (`data.id=none`)."
-            )
-
-
-def _places(key: int) -> Callable:
-    from functools import partial
-
-    from diva_ray.engine.scan import places_of_key
-
-    return partial(places_of_key, key)
-
-
 def check_many(config: FitConfig, outputs: int, inputs: str) -> None:
     """Raise for what does not go with more classes than outputs are kept of."""
     if inputs != "full":
@@ -326,22 +220,6 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
         block_rows, config.seed, sources=found.sources, keeps_outputs=keeps, inputs=inputs,
     )  # fmt: skip
-
-
-def takes_double(target: Tensor) -> bool:
-    """Return whether float32 cannot hold what number targets differ by, or squares of their losses.
-
-    Their distance from 0 costs a derivative about 1e-6 of itself for every standard deviation.
-    """
-    mean, squares = target[1:].chunk(2)
-    spread = (squares / target[0]).sqrt()
-    varies = spread > 1e-12 * mean.abs()
-    far = bool((varies & (mean.abs() > MOST_DEVIATIONS * spread)).any())
-    found = spread[varies]
-    double = far or bool(((found < LEAST_SPREAD) | (found > 1 / LEAST_SPREAD)).any())
-    if double:
-        log.info("numbers to predict lie far from 0, or close to each other, or wide apart: products in float64")
-    return double
 
 
 def make_scale(config: FitConfig, found: Scan, names: tuple[str, ...]) -> Scale:
