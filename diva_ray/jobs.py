@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,8 @@ def _run(cfg: Any, run: Callable[..., Any]) -> None:
 
 def plain(text: str) -> str:
     """Return text on one line without control characters: ids and labels must not steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    line = re.sub(r"\s*[^\S ]\s*", " ", text.strip())  # spaces that align columns stay
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def _leave(error: InputError) -> NoReturn:

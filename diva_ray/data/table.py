@@ -44,6 +44,7 @@ class Table:
         rows: number of rows.
         bytes: uncompressed bytes of the columns, as the footers tell.
         option: the option that named it, for errors.
+        more: a column that only some files have, and the first of these: it is not read.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Table:
     pieces: tuple[Piece, ...] = ()
     memory: pa.Table | None = field(default=None, repr=False)
     option: str = "data.path"
+    more: tuple[str, str] | None = None
 
     def where(self, row: int) -> str:
         """Return where a row lies, for a person."""
@@ -107,11 +109,12 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     found = list(zip(files, footers, strict=True))
     found = [(file, footer) for file, footer in found if footer.num_rows] or found  # pandas gives empty ones no types
     first_file, schema = found[0][0], without_views(found[0][1].schema.to_arrow_schema())
-    pieces, start, size = [], 0, 0
+    pieces, start, size, more = [], 0, 0, None
     for file, footer in found:
         other = without_views(footer.schema.to_arrow_schema())
         check_names(other, file, option)
         schema = _merge_schemas(schema, other, first_file, file, option)
+        more = more or next(((name, file) for name in other.names if name not in schema.names), None)
         for group in range(footer.num_row_groups):
             meta = footer.row_group(group)
             pieces.append(Piece(file, group, start, meta.num_rows))
@@ -121,7 +124,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
         raise InputError(
             f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
         )
-    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option)
+    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, more=more)
 
 
 def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:

@@ -205,6 +205,11 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
                 f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
                 "`data.truth`."
             )
+    if isinstance(config, ScoreConfig) and config.curate != "none" and table.more:
+        raise InputError(
+            f"curate: every file must have the same columns, to be copied with all of them, got `{table.more[0]}` only "
+            f"from {table.more[1]} on. Add it to the files before, as nulls, or leave `curate` out."
+        )
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
         if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

@@ -151,3 +151,11 @@ def test_resume_keeps_finished_parts_and_refuses_another_run(tmp_path, task):
     assert again.folder.read_table("samples").equals(whole.samples)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "samples").iterdir()}
     assert {name for name in before if before[name] != after[name]} == {gone}
+
+
+def test_a_notebook_shows_results_and_plans_as_a_terminal_does():
+    data = {"features": np.random.default_rng(0).standard_normal((30, 2)), "label": np.arange(30) % 2}
+    options = {"cluster": {"kind": "inline", "threads": 1}, "quiet": True}
+    result, plan = diva_ray.score(data, **options), diva_ray.score(data, plan=True, **options)
+    assert repr(result).startswith("30 samples, leave-one-out error ") and repr(result).endswith("report.html")
+    assert repr(plan).splitlines() == plan.lines()
