@@ -255,6 +255,9 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
+    """Return whether values are bytes, or the struct of bytes and a path that Hugging Face makes of a picture."""
+    if pa.types.is_struct(kind):
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

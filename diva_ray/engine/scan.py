@@ -28,7 +28,7 @@ class Scan:
         widths: columns of every band.
         rows: rows with each band present, among rows that may train.
         sums, squares: per band, sum of x (d,) and of |x|^2.
-        labels: distinct classes, or None for numbers; sources likewise.
+        labels: distinct classes, or None for numbers; sources likewise; validation_labels, of a separate table.
         counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
         target: sum of v, weighted mean (c,) and sums of v (y - mean)^2 (c,) of numbers, as one vector.
@@ -48,6 +48,7 @@ class Scan:
     counts: Tally
     offset_width: int = 0
     fragments: Rows | None = None
+    validation_labels: pa.Array | None = None
 
     def __add__(self, other: Scan) -> Scan:
         if any(a != b and a and b for a, b in zip(self.widths, other.widths, strict=True)):  # 0: no row has the band
@@ -80,6 +81,7 @@ class Scan:
             self.counts + other.counts,
             self.offset_width,
             self.fragments + other.fragments if self.fragments and other.fragments else self.fragments,
+            merge_values(self.validation_labels, other.validation_labels),
         )
 
 
@@ -151,6 +153,9 @@ def scan(shard: Shard, known: Known) -> Scan:
     elif known["label"]:
         lengths = list_lengths(shard.label)
         labels = merge_values(label_values(shard.label), label_values(shard.label))
+    heard_labels = None
+    if shard.extent.held_out and not shard.extent.pool:
+        labels, heard_labels = None, labels
     sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))
     counts = Tally(
         rows=len(shard) if trains else 0,
@@ -168,7 +173,7 @@ def scan(shard: Shard, known: Known) -> Scan:
     known_by = fragments(shard, known, known["cut_bits"]) if trains and known.get("cut_bits") is not None else None
     return Scan(
         shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, counts,
-        0 if shard.offset is None else shard.offset.shape[1], known_by,
+        0 if shard.offset is None else shard.offset.shape[1], known_by, heard_labels,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from diva_ray.data.shards import Columns
+from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import Scan, places_of_key
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
@@ -45,14 +46,7 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
         raise InputError(
             f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`."
         )
-    if counts["positive"] == 0:
-        raise InputError("data.weight: some weight must be > 0, got all zero. Fix the table or `data.weight`.")
-    mean = counts["weight"] / counts["positive"]
-    if not 1 / LARGEST_WEIGHT <= mean <= LARGEST_WEIGHT:
-        raise InputError(
-            f"data.weight: weights above 0 must have a mean of {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, got "
-            f"{mean:.3g} in `{columns.weight}`. Scale the column, or change `data.weight`."
-        )
+    check_weights(columns, counts)
     if counts["heard"] == 0 and columns.heard_source is not None:
         names = [] if found.sources is None else found.sources.to_pylist()
         raise InputError(
@@ -63,6 +57,25 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
         raise InputError(
             "data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`."
         )
+    check_labels(columns, setup, found)
+    check_ids(runner, columns)
+
+
+def check_weights(columns: Columns, counts: Tally) -> None:
+    """Raise for weights that are all zero, or whose derivatives could not be written."""
+    if counts["positive"] == 0:
+        raise InputError("data.weight: some weight must be > 0, got all zero. Fix the table or `data.weight`.")
+    mean = counts["weight"] / counts["positive"]
+    if not 1 / LARGEST_WEIGHT <= mean <= LARGEST_WEIGHT:
+        raise InputError(
+            f"data.weight: weights above 0 must have a mean of {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, got "
+            f"{mean:.3g} in `{columns.weight}`. Scale the column, or change `data.weight`."
+        )
+
+
+def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
+    """Raise for classes, lists of classes or numbers from which nothing can be learnt."""
+    counts = found.counts
     if setup.task == "classification" and found.labels is not None and len(found.labels) < 2:
         raise InputError(
             f"data.label: there must be at least two classes, got only {found.labels[0].as_py()!r} in "
@@ -73,7 +86,14 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
         check_several(columns, found.labels.to_pylist(), int(counts["max_labels"]), int(-counts["max_less_labels"]))
     if setup.classes is None and setup.task != "pairs":
         check_spread(columns, found.target)
-    check_ids(runner, columns)
+    if found.labels is not None and found.validation_labels is not None:
+        known = set(found.labels.to_pylist())
+        new = [label for label in found.validation_labels.to_pylist() if label not in known]
+        if new:
+            raise InputError(
+                f"validation.path: labels must be among the table's {len(known)} classes, got {len(new)} new ones, "
+                f"such as {new[0]!r}. Fix the validation table or `validation.path`."
+            )
 
 
 def check_norms(columns: Columns, found: Scan, *, standardized: bool) -> None:

@@ -94,6 +94,8 @@ def seen(session: Session, at: int) -> dict[str, Any]:
     values = (session.original or session.tables[0]).reader().read(at, at + 1, list(session.show))
     for name in session.show:
         value = values[name][0].as_py()
+        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a picture as Hugging Face keeps it
+            value = value["bytes"]
         if isinstance(value, bytes):
             found.setdefault("picture", value)
         elif value is not None:

@@ -306,3 +306,18 @@ def test_a_truth_must_be_comparable():
         several,
         truth="t",
     )
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_classes_that_only_validate(several, tmp_path):
+    names = np.array(["a", "b", "c", "d"])
+    labels = [[name] for name in names[Y]] if several else names[Y].tolist()
+    strange = [*labels[:-1], ["d"] if several else "d"]
+    path, rows = tmp_path / "v.parquet", table()
+    pq.write_table(rows.set_column(1, "label", pa.array(strange)), path)
+    told = (
+        "validation.path: labels must be among the table's 3 classes, got 1 new ones, such as 'd'. Fix the validation"
+    )
+    refuses(told, base(label=labels), validation=str(path))
+    pq.write_table(rows.set_column(1, "label", pa.array(labels)).slice(0, 2), path)
+    assert score(base(label=labels), validation=str(path)).summary["n_outputs"] == 3
