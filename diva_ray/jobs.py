@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -40,13 +41,26 @@ def job(name: str, run: Callable[..., Any]) -> None:
     _use_every_instruction()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     register()
-    words = sys.argv[1:]
+    sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]
     try:
         if not any(word.startswith("-") for word in words):
             _compose(name, words)
     except InputError as error:
         _leave(error)
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(cfg, run))()
+
+
+def quoted(word: str) -> str:
+    """Return an override as Hydra reads it: a value that its grammar has no room for is a string, such as a path with
+    `~`, `=`, brackets or letters beyond ASCII."""
+    key, equals, value = word.partition("=")
+    if not equals or word.startswith("-"):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+        return word
+    except HydraException:
+        return key + "='" + value.replace("'", "\\'") + "'"
 
 
 def _use_every_instruction() -> None:
