@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -40,7 +42,7 @@ def job(name: str, run: Callable[..., Any]) -> None:
     _use_every_instruction()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     register()
-    words = sys.argv[1:]
+    sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]
     try:
         chosen, folder, overrides = _chosen(name, words)
         if overrides is not None:
@@ -48,6 +50,19 @@ def job(name: str, run: Callable[..., Any]) -> None:
     except InputError as error:
         _leave(error)
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(name, cfg, run))()
+
+
+def quoted(word: str) -> str:
+    """Return an override as Hydra reads it: a value that its grammar has no room for is a string, such as a path with
+    `~`, `=`, brackets or letters beyond ASCII."""
+    key, equals, value = word.partition("=")
+    if not equals or word.startswith("-"):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+        return word
+    except HydraException:
+        return key + "='" + value.replace("'", "\\'") + "'"
 
 
 def _use_every_instruction() -> None:
@@ -110,7 +125,8 @@ def _run(name: str, cfg: Any, run: Callable[..., Any]) -> None:
 
 def plain(text: str) -> str:
     """Return text on one line without control characters: ids and labels must not steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    line = re.sub(r"\s*[^\S ]\s*", " ", text.strip())  # spaces that align columns stay
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def _leave(error: InputError) -> NoReturn:

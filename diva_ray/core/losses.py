@@ -96,6 +96,11 @@ def from_torch(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
                     f"loss: the callable must return finite values, got {values[~torch.isfinite(values)][0].item()} "
                     f"at output {outputs[~torch.isfinite(values)][0].tolist()}. Change `loss`."
                 )
+            if not values.requires_grad:
+                raise ValueError(
+                    "loss: the callable must be differentiable by autograd, got values that do not depend on the "
+                    "outputs. Use torch operations in `loss`."
+                )
             (gradient,) = torch.autograd.grad(values.sum(), outputs)
         return values.detach(), gradient
 

@@ -35,6 +35,38 @@ def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column
 
 
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # Arrow has few kernels for them
+
+
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """Return the schema with strings and bytes in place of their views."""
+    kinds = [VIEWS.get(field.type, field.type) for field in schema]
+    if kinds == schema.types:
+        return schema
+    return pa.schema(
+        [field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)], metadata=schema.metadata
+    )
+
+
+def as_words(column: pa.Array) -> pa.Array:
+    """Return every value as a string; bytes that are no text in hexadecimal digits, numbers of UUIDs too."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    fixed = pa.types.is_fixed_size_binary(column.type)
+    if not (fixed or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        return column.cast(pa.string())
+    found = column.dictionary_encode()
+    words = [value.hex() if fixed else _text_or_digits(value) for value in found.dictionary.to_pylist()]
+    return pa.array(words, pa.string()).take(found.indices)
+
+
+def _text_or_digits(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Return whether values of this type are vectors (tensor extensions count)."""
     kind = storage_type(kind)

@@ -102,6 +102,6 @@ class _Stream:
             low = upto
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: object) -> str:
     """Return the first line of what an error says."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"

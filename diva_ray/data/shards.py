@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core.products import multiply
-from diva_ray.data.columns import Where, check_nulls, finite_values, one_chunk, row_keys, to_matrix
+from diva_ray.data.columns import Where, as_words, check_nulls, finite_values, one_chunk, row_keys, to_matrix
 from diva_ray.data.scale import Scale
 from diva_ray.data.table import Places, Reader, Table
 from diva_ray.errors import InputError
@@ -177,7 +177,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         shard.group, shard.group_values = torch.from_numpy(inverse.astype(np.int64)), arrays[columns.group]
     if columns.source:
         sources = shard.source_values = arrays[columns.source]
-        shard.source = sources.cast(pa.string()).fill_null("(none)")
+        shard.source = as_words(sources).fill_null("(none)")
     if columns.truth:
         shard.truth = arrays[columns.truth]
     if columns.offset:

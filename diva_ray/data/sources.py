@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from diva_ray.data.columns import element_type, is_list, storage_type
+from diva_ray.data.reader import first_line
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, from_arrays, from_arrow, open_parquet
 from diva_ray.errors import InputError
@@ -35,25 +36,36 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: s
         return open_builtin(builtin, noise, seed, option)
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return open_parquet(str(data), option)
-    if isinstance(data, (Table, pa.Table)):
-        return data if isinstance(data, Table) else from_arrow(data, "the given Arrow table", option)
     if isinstance(data, Mapping):
         return from_arrays(dict(data), option=option)
     kind = f"{type(data).__module__}.{type(data).__qualname__}"
-    if kind.startswith("ray.data."):
+    if isinstance(data, Table) or kind.startswith("ray.data."):
         return data
-    if kind.startswith("pandas."):
-        try:
-            table = pa.Table.from_pandas(data, preserve_index=False)
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise InputError(
-                f"data: every column must hold one type, got {error} in the DataFrame. Convert it first."
-            ) from error
-        return from_arrow(table, "the given DataFrame", option)
+    if isinstance(data, pa.Table):
+        return from_arrow(data, "the given Arrow table", option)
+    if isinstance(data, pa.RecordBatch) or (hasattr(data, "columns") and hasattr(data, "__arrow_c_stream__")):
+        return from_arrow(_from_frame(data), f"the given {type(data).__name__}", option)
     raise InputError(
         f"data: must be a path, a Ray Dataset, an Arrow table, a DataFrame or a mapping of arrays, got {kind}. "
         "Arrays go in as {'features': X, 'label': y}."
     )
+
+
+def _from_frame(data: Any) -> pa.Table:
+    """Return a DataFrame (pandas, polars, ...) or a record batch as a table; a pandas index is a column if it has a
+    name of its own."""
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data])
+    try:
+        if not type(data).__module__.startswith("pandas."):
+            return pa.table(data)
+        named = any(name is not None and name not in data.columns for name in data.index.names)
+        return pa.Table.from_pandas(data, preserve_index=named)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        told = "; ".join(map(first_line, error.args))
+        raise InputError(
+            f"data: every column must hold one type, got {told} in the DataFrame. Convert it first."
+        ) from error
 
 
 def open_builtin(builtin: str | None, noise: float, seed: int, option: str) -> Table:
@@ -157,18 +169,15 @@ def find_columns(
     Raises:
         InputError: a missing column, or one whose type cannot serve.
     """
-    features = options.features if isinstance(options.features, (list, tuple)) else [options.features]
-    named = {"data.features": list(map(str, features)), "data.label": [options.label] if labelled else []}
+    named = {"data.features": _names("features", options.features), "data.label": [options.label] if labelled else []}
     identifier = None if options.id == "none" else options.id or ("id" if "id" in schema.names else None)
     if identifier:
         named["data.id"] = [identifier]
     for option in ("weight", "validation_weight", "group", "source", "offset", "truth"):
         if getattr(options, option):
             named[f"data.{option}"] = [getattr(options, option)]
-    if options.show not in (None, "none", "auto"):
-        named["data.show"] = (
-            list(map(str, options.show)) if isinstance(options.show, (list, tuple)) else [str(options.show)]
-        )
+    if options.show is not None and not (isinstance(options.show, str) and options.show in ("none", "auto")):
+        named["data.show"] = _names("show", options.show)
     _check_bands(named["data.features"], pair=not labelled)
     for option, names in named.items():
         for name in names:
@@ -199,8 +208,20 @@ def find_columns(
         tuple(named["data.features"]), options.label if labelled else "", identifier, options.weight,
         options.validation_weight, options.group, options.source, options.offset, truth,
     )  # fmt: skip
-    unasked = _shown(schema, several=not labelled) if options.show == "auto" else []
+    unasked = _shown(schema, several=not labelled) if isinstance(options.show, str) and options.show == "auto" else []
     return columns, tuple(named.get("data.show", unasked))
+
+
+def _names(option: str, given: Any) -> list[str]:
+    """Return the columns that an option names, one or several."""
+    names = list(given) if isinstance(given, (list, tuple)) else [given]
+    for name in names:
+        if not isinstance(name, (str, int)):
+            raise InputError(
+                f"data.{option}: must be a column's name or a list of names, got a {type(name).__name__}. Arrays go in "
+                "as {'features': X, 'label': y}."
+            )
+    return list(map(str, names))
 
 
 def _check_bands(features: list[str], *, pair: bool) -> None:
@@ -234,6 +255,9 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
+    """Return whether values are bytes, or the struct of bytes and a path that Hugging Face makes of a picture."""
+    if pa.types.is_struct(kind):
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

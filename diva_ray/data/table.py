@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from diva_ray.data.columns import check_names, element_type, is_list, storage_type
+from diva_ray.data.columns import check_names, element_type, is_list, storage_type, without_views
 from diva_ray.data.reader import Reader, first_line
 from diva_ray.errors import InputError
 
@@ -43,6 +44,7 @@ class Table:
         rows: number of rows.
         bytes: uncompressed bytes of the columns, as the footers tell.
         option: the option that named it, for errors.
+        more: a column that only some files have, and the first of these: it is not read.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Table:
     pieces: tuple[Piece, ...] = ()
     memory: pa.Table | None = field(default=None, repr=False)
     option: str = "data.path"
+    more: tuple[str, str] | None = None
 
     def where(self, row: int) -> str:
         """Return where a row lies, for a person."""
@@ -103,12 +106,15 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     filesystem, files = _list_files(path, option)
     with ThreadPoolExecutor(min(32, len(files))) as pool:
         footers = list(pool.map(lambda file: _footer(file, filesystem, option), files))
-    schema = footers[0].schema.to_arrow_schema()
-    pieces, start, size = [], 0, 0
-    for file, footer in zip(files, footers, strict=True):
-        other = footer.schema.to_arrow_schema()
+    found = list(zip(files, footers, strict=True))
+    found = [(file, footer) for file, footer in found if footer.num_rows] or found  # pandas gives empty ones no types
+    first_file, schema = found[0][0], without_views(found[0][1].schema.to_arrow_schema())
+    pieces, start, size, more = [], 0, 0, None
+    for file, footer in found:
+        other = without_views(footer.schema.to_arrow_schema())
         check_names(other, file, option)
-        schema = _merge_schemas(schema, other, files[0], file, option)
+        schema = _merge_schemas(schema, other, first_file, file, option)
+        more = more or next(((name, file) for name in other.names if name not in schema.names), None)
         for group in range(footer.num_row_groups):
             meta = footer.row_group(group)
             pieces.append(Piece(file, group, start, meta.num_rows))
@@ -118,7 +124,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
         raise InputError(
             f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
         )
-    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option)
+    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, more=more)
 
 
 def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
@@ -140,12 +146,17 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
             raise InputError(
                 f"{option}: must be within reach, got {first_line(error)} at {path}. Change `{option}`."
             ) from error
+        if info.type == pyarrow.fs.FileType.NotFound and glob.has_magic(inner):
+            raise InputError(
+                f"{option}: a URI must name a Parquet file or folder, got a pattern at {path}. Name the folder: all "
+                "Parquet files in it are read."
+            )
         if info.type == pyarrow.fs.FileType.NotFound:
             raise missing
         if info.type == pyarrow.fs.FileType.File:
             return filesystem, [inner]
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
-        files = sorted(item.path for item in found if is_parquet(item.path))
+        files = sorted(item.path for item in found if is_parquet(item.path) and not _hidden(item.path, inner))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = os.path.abspath(os.path.expanduser(path))
@@ -155,7 +166,8 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
             inside = (
                 glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
             )
-            files += [name] if os.path.isfile(name) else [file for file in inside if is_parquet(file)]
+            inside = [file for file in inside if is_parquet(file) and not _hidden(file, name)]
+            files += [name] if os.path.isfile(name) else inside
         files = sorted(set(files))
     if not files:
         raise missing
@@ -171,6 +183,12 @@ def check_named(path: str, option: str = "data.path") -> None:
 def is_parquet(path: str) -> bool:
     """Return whether a file's name says that it is Parquet."""
     return path.lower().endswith((".parquet", ".pq"))
+
+
+def _hidden(file: str, folder: str) -> bool:
+    """Return whether a file below a folder is one that writers set aside: unfinished (`_temporary/`), copies, ..."""
+    parts = file[len(folder.rstrip("/")) + 1 :].split("/")
+    return any(part.startswith((".", "_")) and "=" not in part for part in parts)
 
 
 def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.FileMetaData:
@@ -190,6 +208,7 @@ def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: st
     """Return the schema that holds both files' values; raise unless they have the same columns of the same kinds.
 
     Sizes of integers, declared lengths of lists and dictionaries may differ: such columns are read as the wider type.
+    A column that is null (or whose lists are empty) in all of a file has no type there, and takes the other's.
     """
     for name in first.names:
         if name not in other.names:
@@ -197,7 +216,7 @@ def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: st
                 f"{option}: every file must have column `{name}`, got none at {file}. Fix the table or `{option}`."
             )
         one, two = family(first.field(name).type), family(other.field(name).type)
-        if one != two:
+        if one != two and not {one, two} & {"null", "list of null"}:
             raise InputError(
                 f"{option}: column `{name}` must hold one type, got {one} in {os.path.basename(first_file)} and {two} "
                 "in "
@@ -224,11 +243,22 @@ def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "d
     if not table.num_rows:
         raise InputError(f"data: the table must have rows, got 0 in {name}. Give at least two samples.")
     check_names(table.schema, name, option)
+    if any(pa.types.is_run_end_encoded(kind) for kind in table.schema.types):
+        table = pa.table({key: _decoded(column) for key, column in zip(table.column_names, table.columns, strict=True)})
+    schema = without_views(table.schema)
+    table = table if schema.equals(table.schema) else table.cast(schema)
     return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks(), option=option)
 
 
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_run_end_encoded(column.type):
+        return column
+    return pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type)
+
+
 def from_arrays(columns: dict[str, object], name: str = "the given arrays", option: str = "data.path") -> Table:
-    """Return a table of NumPy arrays, torch tensors or lists by name; matrices become vector columns, uncopied."""
+    """Return a table of NumPy arrays, torch tensors or lists by name; matrices become vector columns, uncopied, and
+    those of one column numbers. What a masked array masks is null."""
     arrays = {}
     for key, values in columns.items():
         try:
@@ -251,11 +281,25 @@ def _to_arrow(values: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
     if hasattr(values, "detach"):  # a torch tensor
-        values = values.detach().cpu()
+        values = values.detach().cpu().resolve_conj().resolve_neg()
         values = (values.float() if str(values.dtype) == "torch.bfloat16" else values).numpy()
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
-    return pa.array(values)
+    if hasattr(values, "to_numpy") and getattr(values, "ndim", 1) == 2:  # a DataFrame
+        values = values.to_numpy()
+    if not isinstance(values, np.ndarray):
+        return pa.array(values)
+    mask = np.ma.getmaskarray(values) if np.ma.is_masked(values) else None
+    values = np.asarray(values)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    if values.ndim == 2 and values.shape[1] == 1:
+        values, mask = values[:, 0], None if mask is None else mask[:, 0]
+    if values.ndim != 2:
+        return pa.array(values, mask=mask)
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if mask is None:
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[1])
+    flat = pa.array(flat, mask=mask.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(mask.all(1)))
 
 
 def _describe(values: object) -> str:

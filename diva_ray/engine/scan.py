@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import label_values, number_targets
 from diva_ray.engine.context import Known, validation_weights
@@ -27,10 +28,10 @@ class Scan:
         widths: columns of every band.
         rows: rows with each band present, among rows that may train.
         sums, squares: per band, sum of x (d,) and of |x|^2.
-        labels: distinct classes, or None for numbers; sources likewise.
+        labels: distinct classes, or None for numbers; sources likewise; validation_labels, of a separate table.
         counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
-        target: sum of v, v y and v |y|^2 for numbers.
+        target: sum of v, weighted mean (c,) and sums of v (y - mean)^2 (c,) of numbers, as one vector.
         offset_width: numbers of an offset, 0 without.
         fragments: what the training rows are by content (`engine.identity`), where it was asked for.
     """
@@ -47,6 +48,7 @@ class Scan:
     counts: Tally
     offset_width: int = 0
     fragments: Rows | None = None
+    validation_labels: pa.Array | None = None
 
     def __add__(self, other: Scan) -> Scan:
         if any(a != b and a and b for a, b in zip(self.widths, other.widths, strict=True)):  # 0: no row has the band
@@ -75,10 +77,11 @@ class Scan:
             merge_values(self.labels, other.labels),
             merge_values(self.sources, other.sources),
             self.target_width,
-            self.target + other.target,
+            merge_moments(self.target, other.target),
             self.counts + other.counts,
             self.offset_width,
             self.fragments + other.fragments if self.fragments and other.fragments else self.fragments,
+            merge_values(self.validation_labels, other.validation_labels),
         )
 
 
@@ -88,6 +91,34 @@ def merge_values(one: pa.Array | None, other: pa.Array | None) -> pa.Array | Non
         return one if other is None else other
     values = pc.unique(pa.concat_arrays([one, other.cast(one.type)]))
     return values.take(pc.sort_indices(values))
+
+
+def list_lengths(label: pa.Array) -> tuple[int, int]:
+    """Return how many classes a row has at least and at most; 0 where labels are no lists."""
+    if not is_list(label.type):
+        return 0, 0
+    found = pc.min_max(pc.list_value_length(label))
+    return found["min"].as_py(), found["max"].as_py()
+
+
+def moments(Y: Tensor, v: Tensor) -> Tensor:
+    """Return sum of v, weighted mean and sums of squared deviations of Y (n, c), (1 + 2 c,).
+
+    Deviations, not squares: numbers far from 0 would cancel.
+    """
+    weight = v.sum()
+    mean = v @ Y / weight if weight > 0 else torch.zeros_like(Y[0])
+    return torch.cat([weight[None], mean, v @ (Y - mean).square()])
+
+
+def merge_moments(one: Tensor, other: Tensor) -> Tensor:
+    """Return the moments of both (Chan, Golub and LeVeque 1983)."""
+    a, b = one[0], other[0]
+    if not (a > 0 and b > 0):
+        return one if a > 0 else other
+    (mean, squares), (mean_, squares_) = one[1:].chunk(2), other[1:].chunk(2)
+    apart, share = mean_ - mean, b / (a + b)
+    return torch.cat([(a + b)[None], mean + share * apart, squares + squares_ + a * share * apart.square()])
 
 
 def scan(shard: Shard, known: Known) -> Scan:
@@ -114,13 +145,17 @@ def scan(shard: Shard, known: Known) -> Scan:
         sums.append(total if trains else torch.zeros_like(total))
         squares.append(square if trains else 0.0)
     width, target, labels = 1, torch.zeros(3, dtype=torch.float64), None
-    v = validation_weights(shard, known)
+    v, lengths = validation_weights(shard, known), (0, 0)
     if known["numbers"]:
         Y = number_targets(shard.label, known["label"], shard.where)
         width = Y.shape[1]
-        target = torch.cat([v.sum()[None], v @ Y, (v @ Y.square().sum(1))[None]])
+        target = moments(Y, v)
     elif known["label"]:
+        lengths = list_lengths(shard.label)
         labels = merge_values(label_values(shard.label), label_values(shard.label))
+    heard_labels = None
+    if shard.extent.held_out and not shard.extent.pool:
+        labels, heard_labels = None, labels
     sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))
     counts = Tally(
         rows=len(shard) if trains else 0,
@@ -131,12 +166,14 @@ def scan(shard: Shard, known: Known) -> Scan:
         heard=int((v > 0).sum()),
         groups=len(shard) if shard.group_keys is None else len(shard.group_keys),
         coupled=int(((shard.weight > 0) & (v > 0)).sum()),
+        max_labels=lengths[1],
+        max_less_labels=-lengths[0],
     )
     widths = tuple(values.shape[1] for values in shard.bands)
     known_by = fragments(shard, known, known["cut_bits"]) if trains and known.get("cut_bits") is not None else None
     return Scan(
         shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, counts,
-        0 if shard.offset is None else shard.offset.shape[1], known_by,
+        0 if shard.offset is None else shard.offset.shape[1], known_by, heard_labels,
     )  # fmt: skip
 
 

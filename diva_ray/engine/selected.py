@@ -15,6 +15,10 @@ from diva_ray.engine.context import Known, codes_of
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.setup import Setup
 
+NOTHING = {"row": np.zeros(0, np.int64)} | {
+    name: np.zeros(0, np.float32) for name in ("derivative", "z", "label_score")
+}
+
 
 def remember_chosen(shard: Shard, known: Known, facts: dict[str, Tensor]) -> None:
     """Keep what the output says of the rows chosen in this round, by rising key, where a worker that takes this one's
@@ -63,9 +67,11 @@ def write_selected(shard: Shard, known: Known) -> Tally:
     counts = torch.zeros(setup.outputs if by_class else 1, dtype=torch.int64)
     for k in range(known["round"] + 1):
         facts = known["store"].read_arrays(_file("chosen", shard, k))
-        if facts is None:
+        if facts is None and (k or shard.extent.start):  # the first shard tells the columns, should none be chosen
             continue
-        at, ranks = facts["row"], known["store"].read_arrays(_file("ranks", shard, k))["ranks"]
+        facts = NOTHING if facts is None else facts
+        at = facts["row"]
+        ranks = known["store"].read_arrays(_file("ranks", shard, k))["ranks"] if len(at) else at
         columns = {
             "id": identifier.take(pa.array(at)), "rank": ranks, "round": np.full(len(at), k),
             "derivative": facts["derivative"], "z": facts["z"],

@@ -80,10 +80,8 @@ def headline(report: ScoreReport) -> list[str]:
 def _error(report: ScoreReport) -> tuple[str, str]:
     """Name and value of `summary.error`, which is a share of errors or, for numbers, R²."""
     value = report.summary.get("error")
-    if report.task == "regression":
+    if report.task in ("regression", "vector"):
         return "R²", words.fixed(value, 3)
-    if report.task == "vector":
-        return "error", words.number(value)
     return "error", words.percent(value)
 
 
@@ -99,7 +97,7 @@ def _tiles(report: ScoreReport) -> list[dict]:
         ("error", f"{report.validation} {name}", error, f"mean loss {words.number(known.get('loss'))}", ""),
         ("n_detrimental", "samples hurt", words.count(known.get("n_detrimental")), _share_of(known), "hurts"),
         ("n_label_issues", "labels look wrong", words.count(known.get("n_label_issues")),
-         "estimated " + ", ".join(rule) if rule else "", "issue"),
+         "estimated " + ", ".join(rule) if rule and known.get("n_label_issues") else "", "issue"),
         ("noise_estimate", "of all labels wrong", words.percent(known.get("noise_estimate")), "estimated", ""),
     ]  # fmt: skip
     keys = ("key", "name", "value", "detail", "tone")

@@ -22,13 +22,14 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
+from diva_ray.tasks.checks import check_bands
 from diva_ray.tasks.derive import derive, with_errors
 from diva_ray.tasks.options import check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweight import try_folds
 from diva_ray.tasks.score import write_rows
-from diva_ray.tasks.session import Session, check_bands
+from diva_ray.tasks.session import Session
 from diva_ray.tasks.shares import Aggregated, Search, aggregate_bands, refine
 from diva_ray.tasks.walk import SAMPLES, Walk, walk_to
 

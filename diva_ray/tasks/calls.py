@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from diva_ray.config import DataConfig, FitConfig, ValidationConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks.options import cluster_options
+from diva_ray.tasks.options import check_types, cluster_options
 
 Config = TypeVar("Config", bound=FitConfig)
 COLUMNS = tuple(
@@ -38,6 +38,11 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
         if name == "cluster":
             values[name] = cluster_options(value)
         elif name == "validation" and not isinstance(value, Mapping):
+            if not (value is None or isinstance(value, str) or hasattr(value, "__fspath__")):
+                raise InputError(
+                    f"validation: must be the path of a Parquet table, got a {type(value).__name__}. Write it to a "
+                    "file, and give its path."
+                )
             values[name] = ValidationConfig(path=None if value is None else str(value))
         elif name == "loss" and not isinstance(value, str):
             values[name], loss = "callable", cast(Callable, value)  # what is none is refused with the other options
@@ -51,6 +56,7 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
             values[name] = _nested(schema, name, value)
     config = schema(**values)
     config.output = config.output or ""
+    check_types(config)
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         config.data.path, data = str(data), None
     return config, data, loss

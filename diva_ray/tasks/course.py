@@ -81,10 +81,9 @@ def course_of(
     """Return what the workers are told; rows are read in the table's own order, whatever their groups."""
     mean, spread = torch.zeros(setup.outputs, dtype=torch.float64), 1.0
     if setup.classes is None:
-        v, squares = float(session.scan.target[0]), float(session.scan.target[-1])
-        mean = session.scan.target[1:-1] / v
-        variance = (squares / v - float(mean @ mean)) / setup.outputs
-        spread = variance**0.5 if variance > 1e-12 * squares / v else 1.0
+        mean, squares = session.scan.target[1:].chunk(2)
+        variance = float(squares.sum() / session.scan.target[0]) / setup.outputs
+        spread = variance**0.5 if variance > 1e-24 * float(mean.square().mean()) else 1.0
     known = session.columns
     return Course(
         session.original or session.tables[0], session.tables[-1],

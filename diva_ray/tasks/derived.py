@@ -85,6 +85,11 @@ def penalty_pattern(setup: Setup) -> Tensor:
 def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
     """Return the ridge with the least leave-one-out squared error; warn if it lies at the end of the grid."""
     ridge, loss = min(grid, key=lambda pair: pair[1])
+    if not loss < float("inf") and not grid[-1][0] > 0:
+        raise InputError(
+            "data.features: some column must vary from row to row, got the same values in every row that has a weight. "
+            "Change `data.features`."
+        )
     if not loss < float("inf"):
         raise InputError(
             "ridge: some ridge must leave every leverage below 1, got none from "

@@ -13,8 +13,9 @@ from diva_ray.engine import pool
 from diva_ray.engine.scan import Scan, merge_values, scan
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
+from diva_ray.tasks.checks import check_ids
 from diva_ray.tasks.derive import with_errors
-from diva_ray.tasks.session import Session, check_ids
+from diva_ray.tasks.session import Session
 
 
 def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup, Tensor]:

@@ -193,13 +193,23 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
         raise InputError(
             f"data.truth: column `{columns.truth}` of pairs must hold true or false, got {truth}. Change `data.truth`."
         )
-    if task == "classification" and truth is not None:
+    if task != "pairs" and truth is not None:
         label = table.schema.field(columns.label).type
-        if family(label) == "string" and family(truth) != "string":
+        if is_list(label):
+            raise InputError(
+                f"data.truth: labels must be one value a row to be held against the truth, got {label} in "
+                f"`{columns.label}`. Leave `data.truth` out."
+            )
+        if (family(label) == "string") != (family(truth) == "string") or is_list(truth):
             raise InputError(
                 f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
                 "`data.truth`."
             )
+    if isinstance(config, ScoreConfig) and config.curate != "none" and table.more:
+        raise InputError(
+            f"curate: every file must have the same columns, to be copied with all of them, got `{table.more[0]}` only "
+            f"from {table.more[1]} on. Add it to the files before, as nulls, or leave `curate` out."
+        )
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
         if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):

@@ -58,6 +58,8 @@ def check_options(config: FitConfig) -> None:
         value = getattr(config.cluster if "." in name else config, name.split(".")[-1])
         if value is not None and not value >= bound:
             raise InputError(f"{name}: must be at least {bound:g}, got {value}. Change `{name}`.")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed: must be 0 to {2**32 - 1}, got {config.seed}. Change `seed`.")
     if config.cluster.gpus_per_worker > 1:
         raise InputError(
             "cluster.gpus_per_worker: must be at most 1, because a worker uses one GPU, got "
@@ -85,15 +87,26 @@ def check_types(config: Any, within: str = "") -> None:
         fits = any(kind == "Any" or isinstance(value, KINDS[kind]) for kind in kinds)
         if not fits or (isinstance(value, bool) and not {"bool", "Any"} & set(kinds)):
             raise InputError(
-                f"{within}{option.name}: must be {' or '.join(kinds)}, got {value!r} ({type(value).__name__}). "
+                f"{within}{option.name}: must be {' or '.join(kinds)}, got {short(value)} ({type(value).__name__}). "
                 f"Change `{within}{option.name}`."
             )
+
+
+def short(value: Any) -> str:
+    """Return what a value looks like, on one line."""
+    words = " ".join(repr(value).split())
+    return words if len(words) <= 80 else f"{words[:77]}..."
 
 
 def cluster_options(given: str | Mapping[str, Any]) -> ClusterConfig:
     """Return where to run, from a name or from fields of `ClusterConfig`."""
     if isinstance(given, str):
         return ClusterConfig(kind=given)
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"cluster: must be auto, inline, local, ray or fields of ClusterConfig, got {short(given)}. Change "
+            "`cluster`."
+        )
     known = [field.name for field in fields(ClusterConfig)]
     unknown = [name for name in given if name not in known]
     if unknown:

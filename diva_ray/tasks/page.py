@@ -94,6 +94,8 @@ def seen(session: Session, at: int) -> dict[str, Any]:
     values = (session.original or session.tables[0]).reader().read(at, at + 1, list(session.show))
     for name in session.show:
         value = values[name][0].as_py()
+        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a picture as Hugging Face keeps it
+            value = value["bytes"]
         if isinstance(value, bytes):
             found.setdefault("picture", value)
         elif value is not None:
@@ -166,7 +168,10 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
     if derived.grid and derived.ridge in (derived.grid[0][0], derived.grid[-1][0]):
         notes.append("The chosen ridge lies at the end of the grid; set `ridge` to look further.")
     if summary["precision"] == "float64" and session.config.precision != "float64":
-        notes.append(f"Products in float64: the condition number is {derived.condition:.1e}, or a leverage is near 1.")
+        far = "" if derived.setup.classes is not None else ", or the numbers lie far from 0 or close together"
+        notes.append(
+            f"Products in float64: the condition number is {derived.condition:.1e}, or a leverage is near 1{far}."
+        )
     return notes
 
 

@@ -20,7 +20,7 @@ from diva_ray.tasks.memory import PROCESS, Sizes, check_fit, choose_place, parse
 NODE_SECONDS = 60.0  # of passes for which another worker is worth the start of a node
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
     """What a run will do, as `plan=true` prints it."""
 
@@ -64,6 +64,9 @@ class Plan:
         if keeping.place == "storage":
             return f"in the table, which every pass reads again (cluster.cache=none): {keeping.why}"
         return f"on each worker's disk, {disk:.2f} GiB in {keeping.folder}, read once a pass: {keeping.why}"
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """Return the plan for a person."""

@@ -15,7 +15,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """A finished run: its summary, its rows, its folder.
 
@@ -76,6 +76,9 @@ class Result:
         shutil.copytree(self.folder.base, target.base, dirs_exist_ok=True)
         return target.path
 
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
-        """Return the run in a few lines, for a terminal."""
+        """Return the run in a few lines, for a terminal or a notebook."""
         return [*self.told, f"report: {self.folder.location('report.html')}"]

@@ -140,5 +140,8 @@ def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: A
         data, quiet, options: as for `diva_ray.score`.
         action: drop, weight or relabel; also by the job's name for it, `curate`.
     """
-    result = score(data, quiet=quiet, **{"curate": action, **options})
+    options = {"curate": action, **options}
+    if options["curate"] == "none":
+        raise InputError("curate: must be drop, weight or relabel, got none. Change `action`.")
+    result = score(data, quiet=quiet, **options)
     return replace(result, rows="curated") if isinstance(result, Result) else result

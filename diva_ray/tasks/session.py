@@ -21,6 +21,7 @@ from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_blo
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
+from diva_ray.tasks.checks import check_scan, takes_double
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
@@ -111,7 +112,7 @@ def open_session(
             runner = start(config, plan, tables, roles, columns, quiet)
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
-        check_scan(runner, columns, setup, found)
+        check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
     except BaseException:
         runner.engine.close()
         raise
@@ -187,78 +188,6 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str, cut_bits
     return runner.run(scan, "scan")
 
 
-def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan) -> None:
-    """Raise for what only all rows together can tell."""
-    counts = found.counts
-    for name, rows in zip(columns.features, found.rows, strict=True):
-        if not rows:
-            raise InputError(
-                f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`."
-            )
-    if found.offset_width not in (0, setup.outputs):
-        raise InputError(
-            f"data.offset: column `{columns.offset}` must hold {setup.outputs} numbers, one for each output, got "
-            f"{found.offset_width} at {found.place}. Change `data.offset`."
-        )
-    if columns.group and counts["groups"] < 2:
-        raise InputError(
-            f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`."
-        )
-    if counts["positive"] == 0:
-        raise InputError("data.weight: some weight must be > 0, got all zero. Fix the table or `data.weight`.")
-    if counts["heard"] == 0 and columns.heard_source is not None:
-        names = [] if found.sources is None else found.sources.to_pylist()
-        raise InputError(
-            f"identity: some row's transform must be `{columns.heard_source}`, got {', '.join(names[:10])} in "
-            f"`{columns.source}`. Change `identity`, or add the originals."
-        )
-    if counts["heard"] == 0:
-        raise InputError(
-            "data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`."
-        )
-    if setup.task == "classification" and found.labels is not None and len(found.labels) < 2:
-        raise InputError(
-            f"data.label: there must be at least two classes, got only {found.labels[0].as_py()!r} in "
-            f"`{columns.label}`. "
-            "Change `data.label`, or use task=regression for numbers."
-        )
-    check_ids(runner, columns)
-
-
-def check_bands(session: Session) -> None:
-    """Raise for a band that is the same in every row."""
-    scan = session.scan
-    for name, rows, total, square in zip(session.columns.features, scan.rows, scan.sums, scan.squares, strict=True):
-        if rows and square / rows - float(total @ total) / rows**2 <= 1e-12 * square / rows:
-            raise InputError(
-                f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
-                f"`{name}`. Fix the column, or leave it out of `data.features`."
-            )
-
-
-def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:
-    """Raise if an id occurs twice, in one table or in two."""
-    if columns.id is not None:
-        key = runner.engine.duplicate("keys", pool=pool)
-        if key is not None:
-            asked = [extent for extent in runner.engine.extents if pool or not extent.pool]
-            everywhere = runner.engine.each(_places(key), asked, int, False)
-            rows = [place for places in everywhere for place in places]
-            raise InputError(
-                f"data.id: ids must be unique, got {rows[0][0]!r} twice at "
-                f"{' and '.join(place for _, place in rows[:2])}. "
-                "Fix the table, choose another `data.id`, or use row positions (`data.id=none`)."
-            )
-
-
-def _places(key: int) -> Callable:
-    from functools import partial
-
-    from diva_ray.engine.scan import places_of_key
-
-    return partial(places_of_key, key)
-
-
 def check_many(config: FitConfig, outputs: int, inputs: str) -> None:
     """Raise for what does not go with more classes than outputs are kept of."""
     if inputs != "full":
@@ -278,8 +207,9 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     classes = found.labels
     outputs = len(classes) if classes is not None else found.target_width
     outputs = sum(found.widths) if opened.task == "pairs" else outputs
-    center = found.target[1:-1] / found.target[0] if opened.loss == "cosine" and opened.task == "vector" else None
-    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    center = found.target[1:].chunk(2)[0] if opened.loss == "cosine" and opened.task == "vector" else None
+    double = config.precision == "float64" or (opened.task in ("regression", "vector") and takes_double(found.target))
+    dtype = torch.float64 if double else torch.float32
     scale = make_scale(config, found, opened.columns.features)
     keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows
     inputs = config.precision if config.precision in ("tf32", "bf16") else "full"

@@ -134,7 +134,7 @@ class Study:
             dtype = torch.float64 if few else self.session.setup.dtype
         loss = self.session.loss if choice.loss in ("", self.config.loss) else choice.loss
         loss = DEFAULT[self.session.task] if loss == "auto" else loss
-        center = self.session.scan.target[1:-1] / self.session.scan.target[0] if loss == "cosine" else None
+        center = self.session.scan.target[1:].chunk(2)[0] if loss == "cosine" else None
         if isinstance(choice.shares, Mapping):
             scale = scale.shared([choice.shares[name] for name in choice.bands])
         return replace(self.session.setup, scale=scale, loss=loss, center=center, dtype=dtype)

@@ -103,10 +103,11 @@ def told(summary: dict[str, Any]) -> list[str]:
     """Return a scoring run in a few lines, for a terminal."""
     s = summary
     kind = {"classification": "error", "multilabel": "error"}.get(s["task"], "R2")
+    expected = f" (estimated precision {s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f})"
     lines = [
         f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}, ridge {s['ridge']:.4g}",
-        f"{s['n_label_issues']:,} labels look wrong (estimated precision {s['label_issue_precision']:.2f}, recall "
-        f"{s['label_issue_recall']:.2f}); {s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
+        f"{s['n_label_issues']:,} labels look wrong{expected if s['n_label_issues'] else ''}; "
+        f"{s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
     ]
     if s.get("update"):
         u = s["update"]
@@ -131,9 +132,7 @@ def error_of(session: Session, wrong: float) -> float:
     total = session.scan.counts["validation"]
     if session.task in ("classification", "multilabel"):
         return wrong / total
-    v, squares = float(session.scan.target[0]), float(session.scan.target[-1])
-    mean = session.scan.target[1:-1] / v
-    variance = squares - v * float(mean @ mean)
+    variance = float(session.scan.target[1:].chunk(2)[1].sum())
     return 1.0 - wrong / variance if variance > 0 else 0.0
 
 

@@ -36,7 +36,7 @@ log = logging.getLogger("diva_ray")
 TABLE = "trials.parquet"
 
 
-@dataclass
+@dataclass(repr=False)
 class Tuned(Result):
     """A finished search: `.trials`, one row a trial; `.best`, options of the winner for the other calls."""
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,6 +13,17 @@ from diva_ray.data.sources import digits, find_columns, open_data, task_of
 from diva_ray.errors import InputError
 
 from .tables import derivatives, problem, score, vectors
+
+
+class Frame:
+    """A DataFrame that is known by the Arrow protocol alone, such as polars'."""
+
+    def __init__(self, table):
+        self.table, self.columns = table, table.column_names
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
 
 X, Y = problem()
 TABLE = pa.table({"features": vectors(X), "label": Y})
@@ -25,10 +37,18 @@ GIVEN = {
         "label": torch.from_numpy(Y),
     },
     "torch, bfloat16": {"features": torch.from_numpy(X).bfloat16(), "label": torch.from_numpy(Y)},
+    "torch, a view of negatives": {"features": torch._neg_view(-torch.from_numpy(X)), "label": torch.from_numpy(Y)},
+    "numpy, bytes swapped": {"features": X.astype(">f4"), "label": Y.astype(">i8")},
+    "numpy, nothing masked": {"features": np.ma.masked_array(X), "label": np.ma.masked_array(Y, mask=Y < 0)},
+    "a column vector of labels": {"features": X, "label": Y[:, None]},
+    "pandas in a mapping": {"features": pd.DataFrame(X), "label": pd.Series(Y, index=np.arange(len(Y))[::-1])},
     "lists": {"features": X.tolist(), "label": Y.tolist()},
     "pandas": pd.DataFrame({"features": list(X), "label": Y}, index=np.arange(len(Y))[::-1]),
     "pandas with an odd index": pd.DataFrame({"features": X.tolist(), "label": Y}, index=list("ab") * 45),
     "arrow": TABLE,
+    "a record batch": TABLE.to_batches()[0],
+    "a frame of another library": Frame(TABLE),
+    "arrow, run-end encoded": TABLE.set_column(1, "label", pc.run_end_encode(TABLE["label"])),
     "arrow in chunks": pa.concat_tables([TABLE.slice(0, 13), TABLE.slice(13, 50), TABLE.slice(63)]),
 }
 
@@ -36,6 +56,44 @@ GIVEN = {
 @pytest.mark.parametrize("given", GIVEN)
 def test_the_same_rows_give_the_same_bits(given):
     assert np.array_equal(derivatives(GIVEN[given]), WANTED)
+
+
+def test_an_index_with_a_name_is_a_column():
+    frame = pd.DataFrame({"features": list(X), "label": Y}, index=pd.Index([f"r{k}" for k in range(len(Y))], name="id"))
+    assert score(frame).samples["id"].to_pylist() == list(frame.index)
+    twice = frame.assign(id=np.arange(len(Y)))
+    assert score(twice).samples["id"].to_pylist() == list(range(len(Y)))
+
+
+def test_what_is_masked_is_missing():
+    rows = np.zeros((len(Y), 2), bool)
+    rows[:7] = True
+    extra = X[:, :2] + 1
+    masked = {"features": X, "extra": np.ma.masked_array(extra, mask=rows), "label": Y}
+    null = {**masked, "extra": pa.array([None] * 7 + extra[7:].tolist(), pa.list_(pa.float64()))}
+    both = [derivatives(data, features=["features", "extra"]) for data in (masked, null)]
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-5, atol=1e-6)
+    rows[20, 1] = True
+    with pytest.raises(InputError, match=r"column `extra` must hold no null inside a vector, got one at row 20"):
+        score({"extra": np.ma.masked_array(extra, mask=rows), "label": Y}, features="extra")
+    with pytest.raises(InputError, match=r"column `label` must hold no null, got one at row 0"):
+        score({"features": X, "label": np.ma.masked_array(Y, mask=np.arange(len(Y)) < 1)})
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.binary(), pa.binary(2), pa.uuid()])
+def test_sources_groups_and_ids_of_every_kind(kind, tmp_path):
+    values = [k.to_bytes(16 if kind == pa.uuid() else 2, "big") for k in range(128, 128 + len(Y))]
+    keys = pa.array([f"{k:03d}" for k in range(len(Y))] if kind == pa.string_view() else values)
+    keys = pa.ExtensionArray.from_storage(kind, keys.cast(pa.binary(16))) if kind == pa.uuid() else keys.cast(kind)
+    blocks = pa.concat_arrays([keys.slice(0, 1)] * 45 + [keys.slice(1, 1)] * 45)
+    table = TABLE.append_column("id", keys).append_column("group", keys).append_column("source", blocks)
+    pq.write_table(table, tmp_path / "a.parquet")
+    for data in (table, tmp_path / "a.parquet"):
+        result = score(data, group="group", source="source")
+        assert np.array_equal(result.samples["derivative"].to_numpy(), WANTED)
+        assert result.samples["id"].to_pylist() == result.samples["group"].to_pylist() == table["id"].to_pylist()
+        sources = pq.read_table(f"{result.path}/sources.parquet")
+        assert sources["n"].to_pylist() == [45, 45] and len(set(sources["source"].to_pylist())) == 2
 
 
 def test_a_path_may_be_a_path(tmp_path):

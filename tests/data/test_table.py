@@ -163,3 +163,35 @@ def test_files_must_have_the_same_columns(change, told, tmp_path):
     pq.write_table(change(TABLE.slice(0, 90)), tmp_path / "b.parquet")
     with pytest.raises(InputError, match=told):
         open_parquet(str(tmp_path))
+
+
+def test_what_writers_set_aside_is_not_read(tmp_path):
+    names = ["part-0.parquet", "kind=_a/part-1.parquet"]
+    aside = ["_temporary/0/part-2.parquet", ".ipynb_checkpoints/part-0.parquet", "_part-0.parquet", ".part-0.parquet"]
+    for name in [*names, *aside]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(TABLE.slice(0, 10), tmp_path / name)
+    for path in (str(tmp_path), tmp_path.as_uri()):
+        assert {piece.file for piece in open_parquet(path).pieces} == {f"{tmp_path}/{name}" for name in names}
+    with pytest.raises(InputError, match="a URI must name a Parquet file or folder, got a pattern at file:"):
+        open_parquet(f"{tmp_path.as_uri()}/*.parquet")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_files_without_rows_have_no_say_in_types(first, tmp_path):
+    pq.write_table(pa.table({"features": pa.nulls(0)}), tmp_path / f"{'a' if first else 'z'}.parquet")
+    pq.write_table(TABLE, tmp_path / "m.parquet")
+    assert open_parquet(str(tmp_path)).schema.names == TABLE.column_names
+    assert len(score(str(tmp_path)).samples) == len(TABLE)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_column_that_is_null_in_a_whole_file_takes_the_type_of_the_others(first, tmp_path):
+    half = TABLE.slice(0, 90)
+    names = [[["a"], ["b"], ["a", "b"]][k % 3] for k in range(90)]
+    full = half.append_column("text", pa.array(["t"] * 90)).set_column(1, "label", pa.array(names))
+    bare = half.append_column("text", pa.nulls(90)).set_column(1, "label", pa.array([[]] * 90))
+    for name, rows in zip("ab", (bare, full) if first else (full, bare), strict=True):
+        pq.write_table(rows, tmp_path / f"{name}.parquet")
+    samples = score(str(tmp_path), id="none", show="text").samples
+    assert samples["label"].to_pylist() == ([[]] * 90 + names if first else names + [[]] * 90)

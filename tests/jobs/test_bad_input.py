@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import diva_ray
@@ -291,3 +292,40 @@ def test_the_job_ends_quickly_when_no_cluster_answers(tmp_path):
     line = found.stderr.splitlines()[-1]
     assert line.startswith("cluster: a Ray cluster must answer, got ConnectionRefusedError"), found.stderr
     assert line.endswith("at 127.0.0.1:1. Start it, fix RAY_ADDRESS, or use `cluster=local`.")
+
+
+def test_arrays_in_place_of_names():
+    refuses(
+        r"data.features: must be a column's name or a list of names, got a ndarray. Arrays go in", base(), features=X
+    )
+    refuses(r"data.show: must be a column's name or a list of names, got a ndarray", base(), show=X)
+    refuses(r"data.weight: must be str or None, got array\(.*\.\.\. \(ndarray\)", base(), weight=np.ones(N))
+    refuses(
+        r"validation: must be the path of a Parquet table, got a DataFrame",
+        base(),
+        validation=pd.DataFrame(base(features=list(X))),
+    )
+    refuses(r"cluster: must be auto, inline, local, ray or fields of ClusterConfig, got None", base(), cluster=None)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_a_seed_is_a_small_number(seed):
+    refuses(rf"seed: must be 0 to 4294967295, got {seed}. Change `seed`", base(), seed=seed)
+
+
+def test_a_number_given_as_a_word():
+    with pytest.raises(InputError, match=r"folds: must be int, got '5' \(str\). Change `folds`"):
+        diva_ray.reweight(base(), folds="5", cluster=INLINE, quiet=True)
+
+
+def test_a_loss_that_has_no_gradient():
+    refuses(
+        r"loss: the callable must be differentiable by autograd, got values that do not",
+        base(),
+        loss=lambda F, Y: 0 * F.sum(1).detach(),
+    )
+
+
+def test_curate_does_something():
+    with pytest.raises(InputError, match=r"curate: must be drop, weight or relabel, got none"):
+        diva_ray.curate(base(), "none", cluster=INLINE, quiet=True)

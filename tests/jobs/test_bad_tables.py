@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from .mistakes import BIG, N, X, Y, base, refuses, spoilt, table
+from .mistakes import BIG, N, X, Y, base, refuses, score, spoilt, table
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
@@ -260,3 +260,64 @@ def test_a_band_is_named_once_and_some_row_must_have_it():
     empty = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * N)), 2, mask=pa.array(np.ones(N, bool)))
     rows = table(empty=empty)  # of a fixed length, which is known though every row lacks it
     refuses(r"some row must have the band `empty`, got null in every row", rows, features=["features", "empty"])
+
+
+@pytest.mark.parametrize("kind", [int, bool])
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_matrix_of_zeros_and_ones_is_no_list_of_classes(kind, width):
+    hot = np.eye(width)[Y % width].astype(kind)
+    told = rf"data.label: lists must name the classes of a row, got {width} zeros and ones in every row of `label`"
+    refuses(told, base(label=hot))
+    refuses(told, base(label=hot.tolist()))
+
+
+def test_lists_that_name_no_class():
+    empty = pa.array([[]] * N, pa.list_(pa.string()))
+    refuses(r"data.label: some row must have a class, got empty lists in every row of `label`", base(label=empty))
+
+
+@pytest.mark.parametrize("factor,standardize", [(1e-40, "auto"), (1e40, "auto"), (1e17, "none"), (1e-17, "none")])
+def test_features_that_products_cannot_hold(factor, standardize):
+    told = r"data.features: rows of a band must have a root mean square norm of 1e-\d+ to 1e\+\d+, got .* in `features`"
+    refuses(told, base(features=X.astype(float) * factor), standardize=standardize)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5])
+def test_features_that_are_the_same_everywhere(value):
+    told = "data.features: some column must vary from row to row, got the same values in every row"
+    refuses(told, base(features=np.full_like(X, value)), ridge="auto")
+    assert score(base(features=np.full_like(X, value)), ridge=1.0).summary["n_samples"] == N  # the intercept is fitted
+
+
+@pytest.mark.parametrize("weight", [1e-300, 1e-20, 1e20, 1e300])
+def test_weights_whose_derivatives_cannot_be_written(weight):
+    told = r"data.weight: weights above 0 must have a mean of 1e-12 to 1e\+12, got .* in `w`"
+    refuses(told, base(w=np.full(N, weight)), weight="w")
+    assert score(base(w=np.full(N, 1e-11)), weight="w", ridge=1e-12).summary["n_samples"] == N
+
+
+def test_a_truth_must_be_comparable():
+    refuses(
+        r"data.truth: column `t` must hold what the label holds, got string for int64", base(t=["a"] * N), truth="t"
+    )
+    several = base(label=[[int(y)] for y in Y], t=[[int(y)] for y in Y])
+    refuses(
+        r"data.truth: labels must be one value a row .* got list.* in `label`. Leave `data.truth` out",
+        several,
+        truth="t",
+    )
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_classes_that_only_validate(several, tmp_path):
+    names = np.array(["a", "b", "c", "d"])
+    labels = [[name] for name in names[Y]] if several else names[Y].tolist()
+    strange = [*labels[:-1], ["d"] if several else "d"]
+    path, rows = tmp_path / "v.parquet", table()
+    pq.write_table(rows.set_column(1, "label", pa.array(strange)), path)
+    told = (
+        "validation.path: labels must be among the table's 3 classes, got 1 new ones, such as 'd'. Fix the validation"
+    )
+    refuses(told, base(label=labels), validation=str(path))
+    pq.write_table(rows.set_column(1, "label", pa.array(labels)).slice(0, 2), path)
+    assert score(base(label=labels), validation=str(path)).summary["n_outputs"] == 3

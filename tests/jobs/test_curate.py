@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import diva_ray
+from diva_ray.errors import InputError
 from tests.jobs.problems import digits_split
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -113,3 +114,14 @@ def test_weights_follow_trusted_rows():
     alpha, wrong = np.array(result.samples["weight"]), data["label"] != data["truth"]
     assert result.summary["accepted"]
     assert alpha[wrong].mean() < 0.8 * alpha[~wrong].mean()
+
+
+def test_a_column_that_only_later_files_have_is_no_silent_loss(tmp_path):
+    generator = np.random.default_rng(0)
+    rows = pa.table({"features": list(generator.standard_normal((40, 3))), "label": np.arange(40) % 2})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    pq.write_table(rows.append_column("text", pa.array(["t"] * 40)), tmp_path / "b.parquet")
+    assert len(diva_ray.score(tmp_path, cluster=INLINE, quiet=True).samples) == 80
+    told = r"curate: every file must have the same columns, .* got `text` only from .*b.parquet on. Add it to the files"
+    with pytest.raises(InputError, match=told):
+        diva_ray.curate(tmp_path, cluster=INLINE, quiet=True)

@@ -243,3 +243,12 @@ def test_a_table_of_one_row_a_class_is_extended_by_the_derivative_until_more_is_
 def test_a_table_of_several_rows_a_class_is_no_single_shot():
     core, pool, _, _ = tables(0.0)
     assert not run(core, pool, budget=20).summary["single_shot"]
+
+
+def test_nothing_chosen_is_a_table_without_rows():
+    generator = np.random.default_rng(0)
+    core, pool = ({"features": generator.standard_normal((n, 3)), "label": np.arange(n) % 2} for n in (40, 30))
+    inline = {"cluster": {"kind": "inline", "threads": 1}, "quiet": True}
+    some = diva_ray.extend(core, pool, budget=3, **inline).samples
+    none = diva_ray.extend(core | {"w": np.ones(40)}, pool | {"w": np.zeros(30)}, weight="w", **inline).samples
+    assert len(some) == 3 and len(none) == 0 and none.schema == some.schema

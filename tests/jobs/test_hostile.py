@@ -275,6 +275,7 @@ def test_words_of_the_data_do_not_steer_a_terminal():
         plain("id \x1b]0;owned\x07 \x1b[2J twice\nat row 3\x9b1m")
         == "id \ufffd]0;owned\ufffd \ufffd[2J twice at row 3\ufffd1m"
     )
+    assert plain("rows       3 in 1 shard \t\r\n of  two") == "rows       3 in 1 shard of  two"
     assert plain("Straße, 学, λ = 1 é") == "Straße, 学, λ = 1 é"
 
 

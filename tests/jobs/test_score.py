@@ -1,5 +1,6 @@
 """The main job, run as a user runs it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import diva_ray
 from diva_ray.errors import InputError
@@ -151,3 +153,25 @@ def test_resume_keeps_finished_parts_and_refuses_another_run(tmp_path, task):
     assert again.folder.read_table("samples").equals(whole.samples)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "samples").iterdir()}
     assert {name for name in before if before[name] != after[name]} == {gone}
+
+
+def test_a_notebook_shows_results_and_plans_as_a_terminal_does():
+    data = {"features": np.random.default_rng(0).standard_normal((30, 2)), "label": np.arange(30) % 2}
+    options = {"cluster": {"kind": "inline", "threads": 1}, "quiet": True}
+    result, plan = diva_ray.score(data, **options), diva_ray.score(data, plan=True, **options)
+    assert repr(result).startswith("30 samples, leave-one-out error ") and repr(result).endswith("report.html")
+    assert repr(plan).splitlines() == plan.lines()
+
+
+@pytest.mark.parametrize("show", ["auto", "image"])
+def test_pictures_of_hugging_face_are_shown(show):
+    out = io.BytesIO()
+    Image.new("RGB", (12, 12), "red").save(out, "png")
+    pictures = pa.array([{"bytes": out.getvalue(), "path": f"{k}.png"} for k in range(30)])
+    rows = {
+        "features": np.random.default_rng(0).standard_normal((30, 2)),
+        "label": np.arange(30) % 2,
+        "image": pictures,
+    }
+    result = diva_ray.score(rows, show=show, cluster={"kind": "inline", "threads": 1}, quiet=True)
+    assert result.folder.read("report.html").count(b'src="data:image/png;base64,') > 5

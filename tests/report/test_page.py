@@ -163,9 +163,12 @@ def test_a_missing_number_is_a_dash(value):
     assert not re.search(r"\b(nan|None)\b", text)
 
 
-def test_regression_speaks_of_r2():
-    report = ScoreReport(title="t", task="regression", summary={"n_samples": 1, "error": 0.8312, "n_label_issues": 0})
+@pytest.mark.parametrize("task", ["regression", "vector"])
+def test_numbers_speak_of_r2_and_of_no_precision_of_nothing(task):
+    nothing = {"n_label_issues": 0, "label_issue_precision": 0.0, "label_issue_recall": 0.0}
+    report = ScoreReport(title="t", task=task, summary={"n_samples": 1, "error": 0.8312, **nothing})
     text = Page(render_score_page(report)).text
+    assert "precision" not in text and "in 100" not in text
     assert "1 sample, leave-one-out R² 0.831. No labels look wrong." in text
 
 

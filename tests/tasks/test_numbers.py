@@ -1,0 +1,90 @@
+"""Numbers to predict, wherever they lie: far from 0, close together, wide apart."""
+
+import numpy as np
+import pytest
+import torch
+
+import diva_ray
+from diva_ray.engine.scan import merge_moments, moments
+from diva_ray.errors import InputError
+
+N, RIDGE = 60, 0.5
+generator = np.random.default_rng(3)
+X = generator.standard_normal((N, 4))
+Y = X @ np.array([1.0, -0.5, 0.2, 0.0]) + 0.5 * generator.standard_normal(N)
+
+
+def score(label, **options):
+    data = {"features": X, "label": label}
+    return diva_ray.score(
+        data, **{"quiet": True, "cluster": {"kind": "inline", "threads": 1}, "ridge": RIDGE, **options}
+    )
+
+
+def refits(label):
+    """Return (derivative, standard error, R2) of squared leave-one-out losses by refits and differences, float64."""
+    Z = X - X.mean(0)
+    Z = np.hstack([np.ones((N, 1)), Z / np.sqrt((Z**2).sum(1).mean())])
+    penalty = RIDGE * np.diag([0.0, *np.ones(4)])
+
+    def losses(weight):
+        left = []
+        for i in range(N):
+            keep = np.arange(N) != i
+            A = Z[keep].T @ (weight[keep, None] * Z[keep]) + penalty
+            left.append((Z[i] @ np.linalg.solve(A, Z[keep].T @ (weight[keep] * label[keep])) - label[i]) ** 2)
+        return np.array(left)
+
+    step = 1e-4
+    moves = np.array([losses(np.ones(N) + step * e) - losses(np.ones(N) - step * e) for e in np.eye(N)]) / (2 * step)
+    return moves.sum(1), np.sqrt((moves**2).sum(1)), 1 - losses(np.ones(N)).sum() / ((label - label.mean()) ** 2).sum()
+
+
+DERIVATIVE, ERROR, R2 = refits(Y)
+
+
+@pytest.mark.parametrize(
+    "shift,factor", [(0, 1), (1e3, 1), (1e6, 1), (1.7e9, 1), (0, 1e-12), (0, 1e12), (3e12, 1e6), (-40, 1e-4)]
+)
+def test_neither_place_nor_unit_of_the_numbers_matters(shift, factor):
+    result = score(Y * factor + shift)
+    derivative, error = (result.samples[name].to_numpy() / factor**2 for name in ("derivative", "standard_error"))
+    largest = np.abs(DERIVATIVE).max()
+    np.testing.assert_allclose(derivative, DERIVATIVE, rtol=1e-4, atol=1e-5 * largest)
+    np.testing.assert_allclose(error, ERROR, rtol=1e-4, atol=1e-5 * largest)
+    assert result.summary["error"] == pytest.approx(R2, rel=1e-5)
+
+
+def test_one_of_several_numbers_may_lie_far_from_the_rest():
+    near, far = (score(np.stack([Y, Y + shift], 1)) for shift in (0.0, 1e6))
+    np.testing.assert_allclose(far.samples["z"].to_numpy(), near.samples["z"].to_numpy(), rtol=1e-3, atol=1e-4)
+    assert far.summary["error"] == pytest.approx(near.summary["error"], rel=1e-5)
+
+
+def test_common_numbers_stay_with_quick_products():
+    assert score(Y).summary["precision"] == "float32"
+    assert score(Y + 1e4).summary["precision"] == "float64"
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e20, 1e200])
+def test_numbers_whose_derivatives_cannot_be_written_are_refused(factor):
+    told = r"data.label: numbers must have a standard deviation of 1e-15 to 1e\+15, got .* in `label`. Scale the column"
+    with pytest.raises(InputError, match=told):
+        score(Y * factor)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e12])
+def test_a_constant_has_no_loss(value):
+    assert score(np.full(N, value)).summary["loss"] == pytest.approx(0, abs=1e-6 * max(1, value) ** 2)
+
+
+def test_moments_of_parts_add_up():
+    values, weight = generator.standard_normal((90, 2)) + np.array([0, 1e6]), generator.integers(0, 3, 90).astype(float)
+    weight[30:40] = 0
+    parts = [
+        moments(torch.from_numpy(values[a:b]), torch.from_numpy(weight[a:b])) for a, b in ((0, 30), (30, 40), (40, 90))
+    ]
+    found = merge_moments(merge_moments(parts[0], parts[1]), parts[2]).numpy()
+    mean = np.average(values, axis=0, weights=weight)
+    wanted = [weight.sum(), *mean, *(weight @ (values - mean) ** 2)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-12)
