@@ -14,9 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diva_ray.bench.peers import memory_above, reset_memory
 from diva_ray.data.cache import Cache, Spilled
 from diva_ray.errors import InputError
-from diva_ray.tasks.peers import memory_above, reset_memory
 
 
 @dataclass(frozen=True)

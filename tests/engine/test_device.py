@@ -243,8 +243,8 @@ def test_low_precision_is_checked_on_some_rows_and_given_up_where_it_fails(path,
 
 
 def test_the_benchmark_measures_a_device(monkeypatch):
-    from diva_ray.tasks import measure_gpu
-    from diva_ray.tasks.measure import SMALL
+    from diva_ray.bench import gpu
+    from diva_ray.bench.speed import SMALL
 
     for name in ("free_bytes", "whole_bytes"):
         monkeypatch.setattr(devices, name, lambda device: 1 << 40)
@@ -252,11 +252,11 @@ def test_the_benchmark_measures_a_device(monkeypatch):
     mode = Simulated()
     monkeypatch.setattr(shelf, "ThreadPoolExecutor", partial(ThreadPoolExecutor, initializer=mode.__enter__))
     with mode:
-        figures = list(measure_gpu.on_device(DEVICE, SMALL, "simulated"))
+        figures = list(gpu.on_device(DEVICE, SMALL, "simulated"))
     assert len(figures) == 5 + len(SMALL.gpu_p) * (3 * 3 + 2)
     assert all(figure.value is not None and figure.value > 0 for figure in figures)
     if not torch.cuda.is_available():
-        (figure,) = measure_gpu.gpu(SMALL)
+        (figure,) = gpu.gpu(SMALL)
         assert figure.what == "no GPU" and figure.value is None and "sees none" in figure.note
 
 

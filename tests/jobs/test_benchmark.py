@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from diva_ray.bench import benchmark, extend, quality, reweight, sets
+from diva_ray.bench.tables import Results
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks import bench_extend, bench_reweight, bench_run, bench_sets, benchmark
-from diva_ray.tasks.bench_tables import Results
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,9 +111,9 @@ def test_job_prints_the_table(tmp_path: Path) -> None:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Digits of 300 rows."""
-    whole = bench_sets.read_set("digits", None)
+    whole = sets.read_set("digits", None)
     fewer = replace(whole, bands={"features": whole.bands["features"][:300]}, truth=whole.truth[:300])
-    monkeypatch.setattr("diva_ray.tasks.bench_run.read_set", lambda name, folder, seed: fewer)
+    monkeypatch.setattr("diva_ray.bench.quality.read_set", lambda name, folder, seed: fewer)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -194,7 +194,7 @@ def test_share_of_the_gap_counts_only_pairs_that_have_one() -> None:
     same = dict.fromkeys(("paper", "dropped", "chang", "ren", "ridge"), 10.0)
     results.add("digits", 0.4, {"uniform": 10.0, "ours": 7.0, "cleaned": 6.0, **same})
     results.add("digits", 0.0, {"uniform": 10.0, "ours": 10.5, "cleaned": 9.5, **same})
-    errors, table = bench_reweight.tables(results)
+    errors, table = reweight.tables(results)
     assert len(errors.rows) == 2
     assert "looked at" in table.title
     (ours, *others) = table.rows
@@ -207,7 +207,7 @@ def test_untouched_sets_are_told_apart_and_single_runs_do_not_hide_in_means() ->
     for ours in (10.7, 9.0):
         results.add("wine", 0.2, {"uniform": 10.0, "ours": ours, "cleaned": 9.0, **same})
     results.add("digits", 0.2, {"uniform": 10.0, "ours": 9.5, "cleaned": 9.0, **same})
-    _, seen, untouched = bench_reweight.tables(results)
+    _, seen, untouched = reweight.tables(results)
     assert seen.rows[0] == ["ours (safe)", "50%", "+0.50", "0.00", "0.00"]
     assert untouched.title.endswith("untouched sets")
     assert untouched.rows[0] == ["ours (safe)", "15%", "+0.15", "0.00", "0.70"]
@@ -217,11 +217,11 @@ def test_untouched_sets_are_told_apart_and_single_runs_do_not_hide_in_means() ->
 def test_seeds_begin_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, float]] = []
 
-    def measure(one: bench_sets.RealSet, noise: float, seed: int) -> dict[str, float]:
+    def measure(one: sets.RealSet, noise: float, seed: int) -> dict[str, float]:
         asked.append((seed, noise))
-        return dict.fromkeys(bench_reweight.COLUMNS, 1.0)
+        return dict.fromkeys(reweight.COLUMNS, 1.0)
 
-    monkeypatch.setitem(bench_run.TASKS, "reweight", bench_run.Task(measure, bench_reweight.tables, (0.0, 0.4)))
+    monkeypatch.setitem(quality.TASKS, "reweight", quality.Task(measure, reweight.tables, (0.0, 0.4)))
     options = {"sets": ["digits"], "seeds": 2, "first_seed": 10, "output": f"{tmp_path}/out"}
     report = benchmark.run(BenchmarkConfig(task="reweight", **options))
     assert asked == [(10, 0.0), (10, 0.4), (11, 0.0), (11, 0.4)]
@@ -231,7 +231,7 @@ def test_seeds_begin_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", ["wine", "breast_cancer", "iris", "digits_resplit"])
 def test_a_seed_draws_another_split_of_the_same_rows(name: str) -> None:
-    one, again, other = (bench_sets.read_set(name, None, seed) for seed in (1, 1, 2))
+    one, again, other = (sets.read_set(name, None, seed) for seed in (1, 1, 2))
     assert (one.features == again.features).all()
     assert (one.truth.tolist(), one.test_label.tolist()) != (other.truth.tolist(), other.test_label.tolist())
     rows = [np.sort(np.concatenate([each.truth, each.test_label])) for each in (one, other)]
@@ -243,23 +243,23 @@ def test_a_seed_draws_another_split_of_the_same_rows(name: str) -> None:
 
 
 def test_digits_stay_split_as_they_were() -> None:
-    assert (bench_sets.read_set("digits", None, 3).features == bench_sets.read_set("digits", None).features).all()
+    assert (sets.read_set("digits", None, 3).features == sets.read_set("digits", None).features).all()
 
 
-@pytest.mark.skipif(not bench_sets.FASHION.is_dir(), reason="dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not sets.FASHION.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_other_pictures_of_fashion_are_other_pictures() -> None:
-    used, other = (bench_sets.read_set(name, None) for name in ("fashion-mnist", "fashion_other"))
+    used, other = (sets.read_set(name, None) for name in ("fashion-mnist", "fashion_other"))
     assert other.bands["features"].shape == used.bands["features"].shape == (6_000, 500)
     assert len(other.test_label) == 10_000
-    labels = bench_sets._idx("train-labels-idx1-ubyte.gz", 8)
+    labels = sets._idx("train-labels-idx1-ubyte.gz", 8)
     assert (other.truth == labels[6_000:12_000]).all()
     assert (other.test_label == labels[12_000:22_000]).all()
 
 
 def test_groups_are_never_cut() -> None:
-    whole = bench_sets.read_set("digits", None)
+    whole = sets.read_set("digits", None)
     twins = replace(whole, group=np.repeat(np.arange(450), 2), truth=np.repeat(whole.truth[:450], 2))
-    core, pool = bench_extend.split(twins, 0)
+    core, pool = extend.split(twins, 0)
     assert set(twins.groups[core]).isdisjoint(twins.groups[pool])
     assert sorted([*core, *pool]) == list(range(900))
     assert np.bincount(twins.truth[core], minlength=10) == pytest.approx(
@@ -271,7 +271,7 @@ def test_groups_are_never_cut() -> None:
 
 
 def test_sets_that_are_not_there_are_named() -> None:
-    names, notes = bench_sets.found_sets(None, [])
+    names, notes = sets.found_sets(None, [])
     assert "digits" in names
     assert "dtd left out: `data_folder` is not set" in notes
 
@@ -285,19 +285,19 @@ def test_emoji_leave_by_name_and_human_errors_stay(tmp_path: Path) -> None:
             labels["subgroup"] = [f"s{k % 2}" for k in range(rows)]
             gold = {"gold_label": ["b"] * rows} if (name, part) == ("agnews", "train") else {}
             pq.write_table(pa.table({**features, **labels, **gold}), tmp_path / name / f"{part}.parquet")
-    emoji, news = (bench_sets.read_set(name, str(tmp_path)) for name in ("emoji", "agnews"))
+    emoji, news = (sets.read_set(name, str(tmp_path)) for name in ("emoji", "agnews"))
     assert emoji.groups.tolist() == [0, 1, 2, 0, 1, 2]
     assert emoji.columns["group"] == "group"
     assert emoji.features.shape == (6, 5)
     assert news.labels(0.4, 0).tolist() == [0, 1, 2, 0, 1, 2]
     assert news.truth.tolist() == [1] * 6
-    text, fine, gold = (bench_sets.read_set(k, str(tmp_path)) for k in ("emoji_text", "emoji_subgroup", "agnews_gold"))
+    text, fine, gold = (sets.read_set(k, str(tmp_path)) for k in ("emoji_text", "emoji_subgroup", "agnews_gold"))
     assert list(text.bands) == ["text"]
     assert text.truth.tolist() == emoji.truth.tolist()
     assert fine.truth.tolist() == [0, 1] * 3
     assert (fine.test_label.tolist(), fine.groups.tolist()) == ([0, 1, 0], emoji.groups.tolist())
     assert (gold.given, gold.truth.tolist()) == (None, [1] * 6)
-    assert bench_sets.found_sets(str(tmp_path), ["agnews"])[0] == ["agnews"]
+    assert sets.found_sets(str(tmp_path), ["agnews"])[0] == ["agnews"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from diva_ray.bench import peers
 from diva_ray.core.grid import default_ridges, grid_losses, rotate
 from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.core.losses import squared
@@ -20,7 +21,6 @@ from diva_ray.core.ridge import FitAccumulator, FitSums, solve
 from diva_ray.data.columns import to_matrix
 from diva_ray.data.sources import strokes
 from diva_ray.errors import InputError
-from diva_ray.tasks import peers
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist lies
 PICTURES, COMPONENTS, COSINES = 6_000, 60, 500  # of Fashion-MNIST: training pictures, and features made of them

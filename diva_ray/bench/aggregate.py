@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import diva_ray
+from diva_ray.bench import peers
+from diva_ray.bench.sets import RealSet
+from diva_ray.bench.tables import Results, Table
 from diva_ray.core.bands import penalty_of_columns
 from diva_ray.core.ridge import solve
-from diva_ray.tasks import peers
-from diva_ray.tasks.bench_sets import RealSet
-from diva_ray.tasks.bench_tables import Results, Table
 from diva_ray.tasks.result import Result
 
 SETS = ("digits_bands", "cancer_bands", "fashion_bands", "emoji", "emoji_subgroup")

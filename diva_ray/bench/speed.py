@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from diva_ray.bench import peers
 from diva_ray.config import ScoreConfig
 from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.dual import fit_dual
@@ -27,7 +28,6 @@ from diva_ray.engine.inline import Inline
 from diva_ray.engine.reduce import add_in_order, sections
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.shelf import IN_MEMORY, Keeping
-from diva_ray.tasks import peers
 from diva_ray.tasks.derive import SIGN_VECTORS, Runner, derive, fit_ridge, penalty_pattern
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

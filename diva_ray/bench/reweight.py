@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 import diva_ray
-from diva_ray.tasks import baselines
-from diva_ray.tasks.bench_sets import SEEN, UNTOUCHED, RealSet
-from diva_ray.tasks.bench_tables import Key, Results, Table
+from diva_ray.bench import baselines
+from diva_ray.bench.sets import SEEN, UNTOUCHED, RealSet
+from diva_ray.bench.tables import Key, Results, Table
 from diva_ray.tasks.result import Result
 
 GAP = 0.8  # points between uniform weights and the truth-cleaned set, from which a share of the gap means something

@@ -6,33 +6,33 @@ import numpy as np
 import pytest
 import torch
 
-from diva_ray.tasks import bench_aggregate, bench_sets
-from diva_ray.tasks.bench_tables import Results
+from diva_ray.bench import aggregate, sets
+from diva_ray.bench.tables import Results
 
 
 @pytest.fixture
 def few(monkeypatch):
     """150 digits in bands; two draws of himalaya's search."""
-    monkeypatch.setattr(bench_aggregate, "DRAWS", 2)
-    one = bench_sets.read_set("digits_bands", None, 3)
+    monkeypatch.setattr(aggregate, "DRAWS", 2)
+    one = sets.read_set("digits_bands", None, 3)
     return replace(one, bands={name: band[:150] for name, band in one.bands.items()}, truth=one.truth[:150])
 
 
 def test_every_fit_is_judged_on_the_test_rows(few):
-    found = bench_aggregate.measure(few, 0.0, 0)
-    for name in bench_aggregate.ERRORS:
+    found = aggregate.measure(few, 0.0, 0)
+    for name in aggregate.ERRORS:
         assert 0 < found[name] < 60, name
     assert found["ours"] < found["concatenated"]
     assert sum(found[f"share {name}"] for name in few.bands) == pytest.approx(1)
     results = Results()
     results.add(few.name, 0.0, found)
-    errors, times, memory = bench_aggregate.tables(results)
+    errors, times, memory = aggregate.tables(results)
     assert errors.rows[0][0] == "digits_bands, 0%"
     assert len(times.rows[0]) == len(memory.rows[0]) == 3
 
 
 def test_himalaya_s_weights_are_read_in_our_order(few):
-    W = bench_aggregate.himalaya(few, few.truth, 0, 1)
+    W = aggregate.himalaya(few, few.truth, 0, 1)
     assert W.shape == (few.features.shape[1], few.classes)
     fitted = (few.features @ W).argmax(1)
     assert float((fitted == torch.from_numpy(few.truth)).double().mean()) > 0.9
@@ -42,7 +42,7 @@ def test_himalaya_s_weights_are_read_in_our_order(few):
 
 @pytest.mark.parametrize("name", ["digits_bands", "cancer_bands"])
 def test_bands_of_one_row_are_of_one_picture(name):
-    one, other = bench_sets.read_set(name, None, 1), bench_sets.read_set(name, None, 2)
+    one, other = sets.read_set(name, None, 1), sets.read_set(name, None, 2)
     assert len({len(band) for band in one.bands.values()}) == 1
     first = next(iter(one.bands))
     assert not np.array_equal(one.bands[first], other.bands[first]), "another seed, another split"

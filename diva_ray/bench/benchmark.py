@@ -18,14 +18,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from diva_ray.config import BenchmarkConfig
-from diva_ray.data.columns import to_matrix
-from diva_ray.data.sources import digits as digits_table
-from diva_ray.data.table import open_parquet
-from diva_ray.errors import InputError
-from diva_ray.tasks import bench_run, peers
-from diva_ray.tasks.derive import derive, penalty_pattern
-from diva_ray.tasks.measure import (
+from diva_ray.bench import peers, quality
+from diva_ray.bench.gpu import gpu
+from diva_ray.bench.speed import (
     SMALL,
     THREADS,
     Figure,
@@ -45,9 +40,14 @@ from diva_ray.tasks.measure import (
     scored,
     setup_of,
 )
-from diva_ray.tasks.measure_gpu import gpu
-from diva_ray.tasks.measure_steps import pool_reading, weight_steps
-from diva_ray.tasks.measure_tune import tuning
+from diva_ray.bench.steps import pool_reading, weight_steps
+from diva_ray.bench.tune import tuning
+from diva_ray.config import BenchmarkConfig
+from diva_ray.data.columns import to_matrix
+from diva_ray.data.sources import digits as digits_table
+from diva_ray.data.table import open_parquet
+from diva_ray.errors import InputError
+from diva_ray.tasks.derive import derive, penalty_pattern
 from diva_ray.tasks.plan import blas_environment
 
 log = logging.getLogger("diva_ray")
@@ -251,15 +251,15 @@ def sizes_of(config: BenchmarkConfig) -> Sizes:
     return replace(sizes, cleanlab_share=1.0 if config.peers == "full" else sizes.cleanlab_share)
 
 
-def run(config: BenchmarkConfig) -> Report | bench_run.TaskReport:
+def run(config: BenchmarkConfig) -> Report | quality.TaskReport:
     """Return the report of a benchmark (`jobs/benchmark.py`): of a task, or of speed, entry by entry."""
-    return run_speed(config) if config.task == "speed" else bench_run.run(config)
+    return run_speed(config) if config.task == "speed" else quality.run(config)
 
 
 def run_speed(config: BenchmarkConfig) -> Report:
     """Return the report of the speed entries; it is written again after every entry."""
     sizes = sizes_of(config)
-    folder, started = bench_run.open_folder(config)
+    folder, started = quality.open_folder(config)
     report = Report(sizes)
     for name in config.only or [name for name in ENTRIES if config.data_folder or name not in NEEDS_DATA]:
         log.info("%s ...", name)
@@ -269,7 +269,7 @@ def run_speed(config: BenchmarkConfig) -> Report:
         folder.write_json("benchmark.json", report.record())
     missed = [f"{e}: {f.what}" for e, found in report.entries.items() for f in found if f.verdict() == "not met"]
     folder.write_json("summary.json", {"not_met": missed, "seconds": report.seconds})
-    bench_run.close_folder(folder, started)
+    quality.close_folder(folder, started)
     return report
 
 
@@ -279,7 +279,7 @@ def measured_apart(name: str, sizes: Sizes) -> tuple[list[Figure], list[float]]:
     environment = {**os.environ, **single, "RAY_worker_niceness": "0", **blas_environment()}
     with tempfile.TemporaryDirectory() as folder:
         order = json.dumps({"name": name, "sizes": asdict(sizes), "answer": f"{folder}/answer.json"})
-        command = [sys.executable, "-c", "from diva_ray.tasks.benchmark import obey; obey()"]
+        command = [sys.executable, "-c", "from diva_ray.bench.benchmark import obey; obey()"]
         done = subprocess.run(command, input=order, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import torch
 
+from diva_ray.bench.speed import Figure, Sizes, derivative_of, draw, loaded, setup_of
 from diva_ray.core.products import multiply
 from diva_ray.engine.shelf import Keeping
-from diva_ray.tasks.measure import Figure, Sizes, derivative_of, draw, loaded, setup_of
 
 NOWHERE = 1 << 60  # bytes said to be needed beside the rows, so that none stays on the device
 NAMES = {"full": "float32", "tf32": "tf32", "bf16": "bf16"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import diva_ray
+from diva_ray.bench.sets import RealSet, read_pictures
+from diva_ray.bench.tables import Results, Table, told
 from diva_ray.data.columns import to_matrix
-from diva_ray.tasks.bench_sets import RealSet, read_pictures
-from diva_ray.tasks.bench_tables import Results, Table, told
 from diva_ray.tasks.result import Result
 
 SETS = ("digits", "fashion-mnist")  # those that are pictures

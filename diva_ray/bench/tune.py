@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 
+from diva_ray.bench.speed import Figure, Sizes, draw
 from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.data.table import from_arrays
 from diva_ray.tasks.begin import begin
-from diva_ray.tasks.measure import Figure, Sizes, draw
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.space import parse_space
 from diva_ray.tasks.study import Study

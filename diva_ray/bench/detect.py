@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import diva_ray
-from diva_ray.tasks import baselines, peers
-from diva_ray.tasks.bench_sets import RealSet
-from diva_ray.tasks.bench_tables import Results, Table
+from diva_ray.bench import baselines, peers
+from diva_ray.bench.sets import RealSet
+from diva_ray.bench.tables import Results, Table
 from diva_ray.tasks.result import Result
 
 AUC = {

@@ -14,20 +14,12 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from diva_ray.bench import aggregate, augment, detect, extend, multimodal, pairs, reweight
+from diva_ray.bench.sets import NAMES, RealSet, found_sets, read_set
+from diva_ray.bench.tables import Results, Table
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Sheet, render_sheet
-from diva_ray.tasks import (
-    bench_aggregate,
-    bench_augment,
-    bench_detect,
-    bench_extend,
-    bench_multimodal,
-    bench_pairs,
-    bench_reweight,
-)
-from diva_ray.tasks.bench_sets import NAMES, RealSet, found_sets, read_set
-from diva_ray.tasks.bench_tables import Results, Table
 from diva_ray.tasks.folder import Folder
 
 log = logging.getLogger("diva_ray")
@@ -41,28 +33,26 @@ class Task:
     tables: Callable[[Results], list[Table]]
     noise: tuple[float, ...]
     sets: tuple[str, ...] = NAMES
-    read: Callable[[str, str | None], Any] | None = None  # None: classes, `bench_sets.read_set`
+    read: Callable[[str, str | None], Any] | None = None  # None: classes, `sets.read_set`
     clean: bool = True  # whether nothing planted can be measured
     page: Callable[[Results, int], Sheet] | None = None  # report.html, for figures that tables cannot show
 
 
 TASKS = {
-    "detect": Task(bench_detect.measure, bench_detect.tables, (0.2,), clean=False),
-    "reweight": Task(bench_reweight.measure, bench_reweight.tables, (0.0, 0.2, 0.4)),
-    "extend": Task(bench_extend.measure, bench_extend.tables, (0.0, 0.4)),
-    "augment": Task(bench_augment.measure, bench_augment.tables, (0.0,), bench_augment.SETS),
-    "aggregate": Task(bench_aggregate.measure, bench_aggregate.tables, (0.0, 0.2), bench_aggregate.SETS),
+    "detect": Task(detect.measure, detect.tables, (0.2,), clean=False),
+    "reweight": Task(reweight.measure, reweight.tables, (0.0, 0.2, 0.4)),
+    "extend": Task(extend.measure, extend.tables, (0.0, 0.4)),
+    "augment": Task(augment.measure, augment.tables, (0.0,), augment.SETS),
+    "aggregate": Task(aggregate.measure, aggregate.tables, (0.0, 0.2), aggregate.SETS),
     "multimodal": Task(
-        bench_multimodal.measure,
-        bench_multimodal.tables,
+        multimodal.measure,
+        multimodal.tables,
         (0.0, 0.4),
-        bench_multimodal.SETS,
-        bench_multimodal.read_pool,
-        page=bench_multimodal.sheet_of,
+        multimodal.SETS,
+        multimodal.read_pool,
+        page=multimodal.sheet_of,
     ),
-    "pairs": Task(
-        bench_pairs.measure, bench_pairs.tables, (0.05, 0.2, 0.4), bench_pairs.SETS, bench_pairs.read_pairs, clean=False
-    ),
+    "pairs": Task(pairs.measure, pairs.tables, (0.05, 0.2, 0.4), pairs.SETS, pairs.read_pairs, clean=False),
 }
 
 
@@ -154,7 +144,7 @@ def run(config: BenchmarkConfig) -> TaskReport:
 
 
 def _measure_set(
-    report: TaskReport, one: RealSet | bench_pairs.PairSet | bench_multimodal.PoolSet, noise: Iterable[float], seed: int
+    report: TaskReport, one: RealSet | pairs.PairSet | multimodal.PoolSet, noise: Iterable[float], seed: int
 ) -> None:
     for share in noise if one.given is None else (None,):  # human errors are what they are
         start = time.perf_counter()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diva_ray.tasks import baselines
+from diva_ray.bench import baselines
 
 
 def vote(X, y, subset, x, label, k):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import diva_ray
-from diva_ray.tasks import peers
-from diva_ray.tasks.bench_sets import RealSet
-from diva_ray.tasks.bench_tables import Results, Table, told
+from diva_ray.bench import peers
+from diva_ray.bench.sets import RealSet
+from diva_ray.bench.tables import Results, Table, told
 from diva_ray.tasks.result import Result
 
 BUDGETS = (0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the pool

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from diva_ray.bench import peers
+from diva_ray.bench.speed import Figure, Sizes, derivative_of, draw, loaded, setup_of
 from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.reweight import Step
 from diva_ray.data.shards import Columns
@@ -20,10 +22,8 @@ from diva_ray.data.table import from_arrays, open_parquet
 from diva_ray.engine import passes, pool
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.shelf import IN_MEMORY, Shelf
-from diva_ray.tasks import peers
 from diva_ray.tasks.derive import fit_ridge
 from diva_ray.tasks.judge import calibrate
-from diva_ray.tasks.measure import Figure, Sizes, derivative_of, draw, loaded, setup_of
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.walk import Path, Walk
 

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import torch
 
 import diva_ray
+from diva_ray.bench import peers
+from diva_ray.bench.tables import Results, Table, told
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitAccumulator, solve
 from diva_ray.data.columns import to_matrix
 from diva_ray.report.sheet import Lines, Sheet
-from diva_ray.tasks import peers
-from diva_ray.tasks.bench_tables import Results, Table, told
 from diva_ray.tasks.result import Result
 
 POOLS = {"caltech101": ("features", "label_text.parquet"), "grocery": ("image", "icons.parquet")}

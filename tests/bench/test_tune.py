@@ -4,8 +4,8 @@ import subprocess
 import sys
 import time
 
+from diva_ray.bench.tune import BANDS, ProcessorSeconds, space
 from diva_ray.config import TuneConfig
-from diva_ray.tasks.measure_tune import BANDS, ProcessorSeconds, space
 from diva_ray.tasks.space import parse_space
 
 BURN = "import time\nwhile time.process_time() < 1.2: pass\ntime.sleep(0.6)"
