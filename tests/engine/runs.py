@@ -1,5 +1,8 @@
 """Opened engines for tests: a small task, inline or on Ray."""
 
+import os
+import signal
+
 import numpy as np
 
 from diva_ray.config import ClusterConfig, ScoreConfig
@@ -34,3 +37,26 @@ def begun(runner, setup, eta, store=None):
     """Return a walk of plain weight steps at ridge 1 and its first fit sums."""
     walk = Walk(runner, setup, 1.0, Path(Step("plain", eta)), runner.engine.extents, store)
     return walk, walk.begin(None)
+
+
+def killing(monkeypatch):
+    """Kill a worker in the middle of every pass from now on, in turns; return the list of passes and victims."""
+    import ray
+
+    from diva_ray.engine.cluster import Cluster
+
+    whole, killed = Cluster.each, []
+
+    def each_with_a_death(self, kernel, extents, done=int, features=True):
+        pids = ray.get([actor.process.remote() for actor in self.actors])
+        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
+            if k == 0:
+                victim = pids[len(killed) % len(pids)]
+                os.kill(victim, signal.SIGKILL)
+                told = getattr(kernel, "keywords", {})
+                name = told["kernel"].__name__ if "direction" in told else kernel.__name__
+                killed.append((f"{name} {told['direction']}" if "direction" in told else name, victim))
+            yield partial
+
+    monkeypatch.setattr(Cluster, "each", each_with_a_death)
+    return killed

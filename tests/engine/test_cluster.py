@@ -13,7 +13,7 @@ from diva_ray.engine import passes
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.plan import Plan
-from tests.engine.runs import begun, opened, small_task
+from tests.engine.runs import begun, killing, opened, small_task
 
 pytestmark = pytest.mark.ray
 
@@ -29,23 +29,8 @@ def test_results_have_the_same_bits_inline_and_with_one_two_or_three_workers(ray
 
 
 def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
-    import ray
-
-    from diva_ray.engine.cluster import Cluster
-
     undisturbed = diva_ray.score(task, source="source", cluster="inline", quiet=True)
-    whole, killed = Cluster.each, []
-
-    def each_with_a_death(self, kernel, extents, done=int, features=True):
-        pids = ray.get([actor.process.remote() for actor in self.actors])
-        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
-            if k == 0:
-                victim = pids[len(killed) % len(pids)]
-                os.kill(victim, signal.SIGKILL)
-                killed.append((kernel.__name__, victim))
-            yield partial
-
-    monkeypatch.setattr(Cluster, "each", each_with_a_death)
+    killed = killing(monkeypatch)
     result = diva_ray.score(task, source="source", cluster={"kind": "ray", "workers": 2}, quiet=True)
     passes_run = [
         "scan", "fit_parts", "grid", "sample", "leave_one_out", "score", "estimated", "calibrate", "judge",

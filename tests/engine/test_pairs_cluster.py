@@ -1,12 +1,10 @@
 """Pairs on Ray: the same bits as inline with any number of workers, and when workers die."""
 
-import os
-import signal
-
 import numpy as np
 import pytest
 
 import diva_ray
+from tests.engine.runs import killing
 from tests.tasks.test_pairs import made, shuffled
 
 pytestmark = pytest.mark.ray
@@ -43,29 +41,8 @@ def test_the_dual_form_has_the_same_bits_on_workers(ray_cluster):
 
 @pytest.mark.long  # `test_cluster` kills workers in every pass of another task
 def test_killed_workers_change_no_bit(ray_cluster, table, monkeypatch):
-    import ray
-
-    from diva_ray.engine.cluster import Cluster
-
     undisturbed = diva_ray.score(table, cluster="inline", **OPTIONS)
-    whole, killed = Cluster.each, []
-
-    def each_with_a_death(self, kernel, extents, done=int, features=True):
-        pids = ray.get([actor.process.remote() for actor in self.actors])
-        for k, partial in enumerate(whole(self, kernel, extents, done, features)):
-            if k == 0:
-                victim = pids[len(killed) % len(pids)]
-                os.kill(victim, signal.SIGKILL)
-                told = getattr(kernel, "keywords", {})
-                killed.append(
-                    (
-                        f"{told['kernel'].__name__} {told['direction']}" if "direction" in told else kernel.__name__,
-                        victim,
-                    )
-                )
-            yield partial
-
-    monkeypatch.setattr(Cluster, "each", each_with_a_death)
+    killed = killing(monkeypatch)
     result = diva_ray.score(table, cluster={"kind": "ray", "workers": 2}, **OPTIONS)
     either = ["fit", "grid", "sample", "leave_one_out", "score", "estimated"]
     wanted = ["scan", *(f"{name} forward" for name in either), *(f"{name} backward" for name in either)]
