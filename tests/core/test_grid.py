@@ -133,6 +133,7 @@ def test_the_default_ridges_are_the_same_in_either_form(monkeypatch):
     sums, pattern = fit(make_problem("wide"), cut(make_problem("wide"), 3)), pattern_of(make_problem("wide"))
     expected = grid.default_ridges(grid.rotate(sums, pattern))
     monkeypatch.setattr(reduction, "NARROWEST", 1)
+    monkeypatch.setattr(reduction, "ROWS", 1.0)
     monkeypatch.setattr(reduction, "WIDTH", 4)
     rotation = grid.rotate(sums, pattern, 20)
     assert rotation.tiles is not None and rotation.values.shape == (29,)
