@@ -153,13 +153,13 @@ class RealSet:
 
     def tuned_ridge(self, sums: FitSums, y: np.ndarray, weight: np.ndarray, heard: np.ndarray) -> float:
         """Return the ridge with the least left-out squared error on the rows `heard`, for a fit with these weights."""
-        rotation = rotate(sums, self._pattern)
+        rotation = rotate(sums, self._pattern, len(heard))
         ridges = default_ridges(rotation)
         at = torch.from_numpy(heard)
         alpha, v = torch.from_numpy(weight.astype(np.float64))[at], torch.ones(len(heard), dtype=torch.float64)
         together = rows_by_group_size(torch.from_numpy(self.groups)[at])
         labels = torch.from_numpy(y)[at]
-        losses = grid_losses(self.features[at], labels, alpha, v, None, together, rotation, ridges, squared)
+        losses = grid_losses(self.features[at], labels, alpha, v, None, together, rotation.at(ridges), squared)
         return float(ridges[int(losses.argmin())])
 
     def tuned_error(self, y: np.ndarray, weight: np.ndarray) -> float:

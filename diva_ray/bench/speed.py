@@ -171,21 +171,21 @@ def memory(s: Sizes) -> Iterator[Figure]:
 
 
 def ridges(s: Sizes) -> Iterator[Figure]:
-    """Twenty ridges from one eigendecomposition and one pass."""
+    """Twenty ridges from one orthogonal reduction and one pass."""
     X, y = draw(s.n, s.p, s.c)
     runner, setup = loaded(X, y), setup_of(s.p, s.c)
     runner.engine.tell(setup=setup)
     sums = runner.run(passes.fit, "fit")
 
     def grid() -> None:
-        rotation = rotate(sums, penalty_pattern(setup))
-        runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=default_ridges(rotation))
+        rotation = rotate(sums, penalty_pattern(setup), runner.rows)
+        runner.engine.tell(family=rotation.at(default_ridges(rotation), setup.dtype))
         runner.run(passes.grid, "ridge")
 
     seconds = peers.seconds_of(grid, s.repeats)
     fit = peers.seconds_of(lambda: runner.run(passes.fit, "fit"), s.repeats)
     one = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-    note = f"{seconds:.2f} s: eigendecomposition + grid pass; the derivative's fit pass serves both"
+    note = f"{seconds:.2f} s: reduction + grid pass; the derivative's fit pass serves both"
     yield Figure("20 ridges / derivative", seconds / one, "x", 0.9, note=note)
     yield Figure("20 ridges with a fit pass of their own", (seconds + fit) / one, "x")
 

@@ -176,6 +176,16 @@ def multiply(a: Float[Tensor, "n p"], b: Float[Tensor, "p c"], inputs: str = "fu
     return torch.from_numpy(gemm(1.0, left, right, trans_a=turn_left, trans_b=turn_right).T)
 
 
+def multiply_add_(into: Float[Tensor, "n c"], a: Float[Tensor, "n p"], b: Float[Tensor, "p c"]) -> None:
+    """Add a b to a row-major matrix, in its memory."""
+    if not into.is_cpu:
+        into.addmm_(a, b)
+        return
+    gemm = blas.sgemm if a.dtype == torch.float32 else blas.dgemm
+    (left, turn_left), (right, turn_right) = _by_columns(b), _by_columns(a)
+    gemm(1.0, left, right, beta=1.0, c=into.numpy().T, trans_a=turn_left, trans_b=turn_right, overwrite_c=1)
+
+
 def _by_columns(x: Tensor) -> tuple[np.ndarray, bool]:
     """Return the column-major array that BLAS takes for x', and whether it has to be transposed."""
     if not x.is_contiguous() and x.T.is_contiguous():

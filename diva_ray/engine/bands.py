@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import losses
-from diva_ray.core.grid import Rotation, grid_sums
+from diva_ray.core.grid import Family, grid_sums
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard
@@ -29,13 +29,11 @@ class Part:
 
     Attributes:
         columns: which of Z, ascending, (k,).
-        rotation: of the sub-block of the fit sums.
-        ridges: in units of the rotation's pattern; as many for every part of a pass.
+        family: of the sub-block of the fit sums, under as many ridges for every part of a pass.
     """
 
     columns: Tensor
-    rotation: Rotation
-    ridges: Tensor
+    family: Family
 
 
 def part_losses(shard: Shard, known: Known) -> Tensor:
@@ -43,7 +41,7 @@ def part_losses(shard: Shard, known: Known) -> Tensor:
     setup: Setup = known["setup"]
     parts: list[Part] = known["parts"]
     several = setup.task == "multilabel"
-    total = torch.zeros(len(parts), 2, len(parts[0].ridges), dtype=torch.float64)
+    total = torch.zeros(len(parts), 2, len(parts[0].family.ridges), dtype=torch.float64)
 
     def squared(F: Tensor, Y: Tensor) -> Tensor:
         return losses.squared(F, Y)[0]
@@ -54,9 +52,7 @@ def part_losses(shard: Shard, known: Known) -> Tensor:
     for b in blocks(shard, known):
         for k, part in enumerate(parts):
             Z = b.Z if len(part.columns) == b.Z.shape[1] else b.Z[:, part.columns]
-            total[k] += grid_sums(
-                Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, part.rotation, part.ridges, (squared, counted)
-            )
+            total[k] += grid_sums(Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, part.family, (squared, counted))
     return total
 
 

@@ -19,7 +19,7 @@ from diva_ray.errors import InputError
 
 CPU = torch.device("cpu")
 # What a pass multiplies features with, by the name it is known by (or its end, of pairs); the rest stays on the CPU.
-ON_DEVICE = ("solution", "adjoint", "rotation", "validation", "checked", "parts", "alone", "trials", "model", "scales")
+ON_DEVICE = ("solution", "adjoint", "family", "validation", "checked", "parts", "alone", "trials", "model", "scales")
 RESIDENT = 0.8  # of a worker's share of the device's memory that its rows, sums and blocks may take
 BLOCK_BYTES = 1 << 30  # of one block's features, outputs and products on a device
 COPIES = 4  # of a block's features at once: prepared, whitened, weighted, and a product of the two

@@ -14,7 +14,7 @@ from torch import Tensor
 from diva_ray.core import derivative as dd
 from diva_ray.core import losses, verdict
 from diva_ray.core.adjoint import AdjointAccumulator
-from diva_ray.core.grid import Rotation, grid_losses, grid_squares
+from diva_ray.core.grid import Family, grid_losses, grid_squares
 from diva_ray.core.leave_out import LeftOut, adjoint
 from diva_ray.core.products import add_rows_
 from diva_ray.core.ridge import FitAccumulator, FitSums
@@ -63,14 +63,14 @@ def grid(shard: Shard, known: Known) -> Tensor:
 
     Squared error whatever the loss: cross-entropy of raw outputs prefers no ridge at all, and finds less.
     """
-    rotation: Rotation = known["rotation"]
-    total = torch.zeros(len(known["ridges"]), dtype=torch.float64)
+    family: Family = known["family"]
+    total = torch.zeros(len(family.ridges), dtype=torch.float64)
     factor = known.get("outputs_factor")
     for b in blocks(shard, known):
         if factor is not None and b.Y.ndim == 1 and b.offset is None and not b.group_rows:
-            total += grid_squares(b.Z, b.Y, b.alpha, b.v, rotation, known["ridges"], factor)
+            total += grid_squares(b.Z, b.Y, b.alpha, b.v, family, factor)
             continue
-        total += grid_losses(b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, rotation, known["ridges"], losses.squared)
+        total += grid_losses(b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, family, losses.squared)
     return total
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diva_ray.core.noise import MOST_CLASSES, MOST_LEVERAGE
+from diva_ray.core.reduction import WIDTH, takes_tiles
 from diva_ray.engine.setup import BUCKETS, keeps_outputs, rows_of_block
 from diva_ray.tasks.derived import SIGN_VECTORS, errors_in_words, takes_exact, takes_first_order
 from diva_ray.tasks.judge import SAMPLED, SEARCHED
 
 RIDGES = 20
 EIGEN = 9.0  # p^3 operations of an eigendecomposition, which run at a third of the rate of products
+TILES = 8 / 3  # p^3 operations of a reduction to tiles, which run at three quarters of it
+SOLVED = 4.0 * WIDTH  # operations of a row, column and ridge under tiles, which run at half of it
 # Seconds a number, of one thread of a processor of 2024 (Zen 5), measured:
 CALIBRATE = 8e-8  # of the left-out outputs, under every calibration
 OUTPUTS = 2e-8  # of the left-out outputs: loss, gradient, verdicts
@@ -28,7 +31,7 @@ class Cost:
         copies: 1, or with sign vectors; `squares`: how many of them have p x p sums; `columns`: of M, all together.
         kept: whether left-out outputs stay with the rows.
         itemsize: bytes of a number in the products.
-        auto: whether the ridge is chosen.
+        auto: whether the ridge is chosen; `gpus`: whether products are on GPUs.
     """
 
     rows: int
@@ -41,16 +44,22 @@ class Cost:
     itemsize: int
     auto: bool
     classes: bool
+    gpus: bool
 
     def operations(self) -> float:
         """Return the operations of the products of all passes."""
         n, p, c = float(self.rows), self.p, self.outputs
-        ridges = (RIDGES * (2.0 * n * p * c if self.kept else n * p * p) + 2 * n * p * p) if self.auto else 0.0
+        each = 2.0 * n * p * c + (2 * SOLVED * n * p if self.tiles() else 0.0) if self.kept else n * p * p
+        ridges = RIDGES * each + 2 * n * p * p if self.auto else 0.0
         again = 0.0 if self.kept else 4 * 2 * n * p * c  # score, calibrate, judge, write
         once = 2 * n * p * p + 2 * n * p * c + (0.0 if self.classes else 2 * n * p * c)
         errors = 2.0 * n * n * (p + c) if self.copies == 1 else 0.0
         near = 2.0 * p * self.cosines()
         return once + ridges + again + errors + near + 2 * n * p * p * self.squares + 4 * n * p * self.columns
+
+    def tiles(self) -> bool:
+        """Return whether the ridge is chosen under tiles, not eigenvalues."""
+        return self.auto and not self.gpus and self.kept and takes_tiles(self.p, self.rows)
 
     def cosines(self) -> float:
         """Return the cosines of the search for neighbours."""
@@ -67,8 +76,9 @@ class Cost:
     def driver(self) -> float:
         """Return the float64 operations between the passes, on the driver: p^3 and p^2 times outputs."""
         p = float(self.p)
-        eigen = (3 * EIGEN * p**3 + 2 * p * p * self.outputs) if self.auto else 0.0
-        return eigen + 2 / 3 * p**3 + 4 * p * p * self.outputs + p**3 * self.squares + 2 * p * p * self.columns
+        reduced = 4 / 3 * TILES if self.tiles() else 3 * EIGEN
+        grid = reduced * p**3 + 2 * p * p * self.outputs if self.auto else 0.0
+        return grid + 2 / 3 * p**3 + 4 * p * p * self.outputs + p**3 * self.squares + 2 * p * p * self.columns
 
     def seconds(self, rate: float) -> tuple[float, float]:
         """Return the seconds of the passes in one process and of the driver between them, at a float32 product rate.
@@ -81,14 +91,16 @@ class Cost:
     def state(self) -> int:
         """Return the bytes that a process holds besides rows: the largest of what the stages hold at once.
 
-        In units of p^2: an eigendecomposition has the sums, the matrix, and twice as much of its own; the leave-out
-        pass, of every copy, two totals in float64 and two shards' sums in the dtype of products, beside the solution.
+        In units of p^2: an eigendecomposition has the sums, the matrix, and twice as much of its own; a reduction to
+        tiles works in the matrix, and no more is held than by the solve; the leave-out pass has, of every copy, two
+        totals in float64 and two shards' sums in the dtype of products, beside the solution.
         """
         p, c, b, k = self.p, self.outputs, self.itemsize, self.squares
-        square = max(40 if self.auto else 24, k * (16 + 2 * b) + 16 + b)
+        square = max(40 if self.auto and not self.tiles() else 24, k * (16 + 2 * b) + 16 + b)
         block = 1024 if self.kept else rows_of_block(c, p)
         of_rows = block * b * (p * (3 + k) + 3 * self.columns + 14 * c)
         grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * block) if self.auto and self.kept else b * p * c
+        grid = b * p * (2 * c + RIDGES * 2 * WIDTH) if self.tiles() else grid
         return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + grid
 
     def errors(self) -> str:
@@ -102,7 +114,7 @@ class Cost:
         return (2 * self.outputs * self.itemsize if self.kept else 0) + (5 + own) * self.itemsize + 6 * 8
 
 
-def cost_of(rows: int, p: int, outputs: int, task: str, *, errors: str, double: bool, auto: bool) -> Cost:
+def cost_of(rows: int, p: int, outputs: int, task: str, *, errors: str, double: bool, auto: bool, gpus: bool) -> Cost:
     """Return the cost of a derivative; `errors`: as the option `standard_errors`."""
     itemsize = 8 if double else 4
     exact = errors == "exact" or (errors == "auto" and takes_exact(rows, p, outputs, itemsize))
@@ -110,4 +122,4 @@ def cost_of(rows: int, p: int, outputs: int, task: str, *, errors: str, double: 
     squares = 1 if takes_first_order(p, copies) else copies
     columns = outputs + (copies - 1) * min(outputs, BUCKETS)
     kept, classes = keeps_outputs(task, outputs, p), task == "classification"
-    return Cost(rows, p, outputs, copies, squares, columns, kept, itemsize, auto, classes)
+    return Cost(rows, p, outputs, copies, squares, columns, kept, itemsize, auto, classes, gpus)

@@ -164,13 +164,14 @@ def fit_ridge(
     sums = (fit or sum_all)(runner, setup)
     pattern, grid = penalty_pattern(setup), []
     if ridge == "auto":
-        rotation = runner.timed("solve", rotate, sums, pattern)
-        ridges = default_ridges(rotation)
         many = not setup.keeps_outputs and setup.outputs >= setup.scale.width
-        factor = runner.timed("solve", outputs_factor, rotation.to(setup.dtype)) if many else None
-        runner.engine.tell(rotation=rotation.to(setup.dtype), ridges=ridges, outputs_factor=factor)
+        rotation = runner.timed("solve", rotate, sums, pattern, None if many else runner.rows)
+        ridges = default_ridges(rotation)
+        family = runner.timed("solve", rotation.at, ridges, setup.dtype)
+        factor = runner.timed("solve", outputs_factor, family) if many else None
+        runner.engine.tell(family=family, outputs_factor=factor)
         grid = list(zip(ridges.tolist(), runner.run(passes.grid, "ridge").tolist(), strict=True))
-        runner.engine.forget("rotation", "ridges", "outputs_factor")
+        runner.engine.forget("family", "outputs_factor")
         ridge = best_ridge(grid)
     solution: Solution = runner.timed("solve", solve, sums, float(ridge) * pattern)
     if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:

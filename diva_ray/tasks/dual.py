@@ -132,7 +132,7 @@ def dual_grid(
     sums.add(X, Y, alpha, offset)
     pattern = torch.ones(X.shape[1], dtype=torch.float64)
     pattern[:first] = 0
-    rotation = rotate(sums.sums(), pattern)
+    rotation = rotate(sums.sums(), pattern, len(X))
     ridges = default_ridges(rotation)
-    losses = grid_losses(X, Y, alpha, v, offset, groups, rotation, ridges, squared)
+    losses = grid_losses(X, Y, alpha, v, offset, groups, rotation.at(ridges), squared)
     return list(zip(ridges.tolist(), losses.tolist(), strict=True))

@@ -192,12 +192,12 @@ class Extension:
         """Return the fit, under the ridge with the least left-out squared error on the table."""
         pattern, ridge = penalty_pattern(self.setup), self.config.ridge
         if ridge == "auto":
-            rotation = self.runner.timed("solve", rotate, sums, pattern)
+            rotation = self.runner.timed("solve", rotate, sums, pattern, self.runner.rows)
             ridges = default_ridges(rotation)
-            self.runner.engine.tell(rotation=rotation.to(self.setup.dtype), ridges=ridges)
+            self.runner.engine.tell(family=self.runner.timed("solve", rotation.at, ridges, self.setup.dtype))
             losses = self.runner.run(passes.grid, "ridge").tolist()
             ridge = best_ridge(list(zip(ridges.tolist(), losses, strict=True)), warn=not self.steps)
-            self.runner.engine.forget("rotation", "ridges")
+            self.runner.engine.forget("family")
         self.ridge = float(ridge)
         return self.runner.timed("solve", solve, sums, self.ridge * pattern)
 

@@ -97,7 +97,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
 def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str) -> Cost:
     """Return the cost of one derivative."""
     double, auto = config.precision == "float64", config.ridge == "auto"
-    return cost_of(rows, p, outputs, task, errors=config.standard_errors, double=double, auto=auto)
+    gpus, errors = bool(config.cluster.gpus_per_worker), config.standard_errors
+    return cost_of(rows, p, outputs, task, errors=errors, double=double, auto=auto, gpus=gpus)
 
 
 def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:

@@ -104,8 +104,8 @@ class Search:
         Ridges alike on all of a subset's bands, over the default grid; or, with `penalties`, multiples of those.
         """
         parts, found = self._tried(subsets, penalties, AROUND)
-        return [self._best(part.ridges, losses) for part, losses in zip(parts, found, strict=True)], [
-            part.ridges[torch.isfinite(losses[0])] for part, losses in zip(parts, found, strict=True)
+        return [self._best(part.family.ridges, losses) for part, losses in zip(parts, found, strict=True)], [
+            part.family.ridges[torch.isfinite(losses[0])] for part, losses in zip(parts, found, strict=True)
         ]
 
     def multiple(self, penalties: Tensor) -> float:
@@ -122,7 +122,7 @@ class Search:
         rate = least / self.total
         error = self.total * (rate * max(1 - rate, 0.0) / self.heard) ** 0.5
         alike = torch.nonzero(wrong <= least + error).squeeze(1)
-        return float(part.ridges[alike[part.ridges[alike].log().abs().argmin()]])
+        return float(part.family.ridges[alike[part.family.ridges[alike].log().abs().argmin()]])
 
     def _tried(
         self, subsets: list[list[int]], penalties: Tensor | None, multiples: Tensor
@@ -133,9 +133,10 @@ class Search:
         parts = []
         for subset in subsets:
             kept = self.kept(subset)
-            rotation = self.runner.timed("solve", rotate, self.sums.columns(kept), pattern[kept])
+            sums, rows = self.sums.columns(kept), self.runner.rows
+            rotation = self.runner.timed("solve", rotate, sums, pattern[kept], rows)
             ridges = default_ridges(rotation) if penalties is None else multiples
-            parts.append(bands.Part(kept, rotation.to(self.setup.dtype), ridges))
+            parts.append(bands.Part(kept, self.runner.timed("solve", rotation.at, ridges, self.setup.dtype)))
         self.runner.engine.tell(parts=parts)
         found: Tensor = self.runner.run(bands.part_losses, "bands")
         self.runner.engine.forget("parts")

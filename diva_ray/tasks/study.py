@@ -196,12 +196,13 @@ class Study:
         bare = replace(choice.canonical(), rule="none", loss="").canonical()
         key = (bare.key(), setup.dtype, fold)
         if key not in self.ridges:
-            rotation = self.session.runner.timed("solve", rotate, sums, penalty_pattern(setup))
+            runner = self.session.runner
+            rotation = runner.timed("solve", rotate, sums, penalty_pattern(setup), runner.rows)
             ridges = default_ridges(rotation)
             self._tell(setup, fold)
-            self.session.engine.tell(rotation=rotation.to(setup.dtype), ridges=ridges)
+            self.session.engine.tell(family=runner.timed("solve", rotation.at, ridges, setup.dtype))
             losses = self._pass(passes.grid, "ridge")
-            self.session.engine.forget("rotation", "ridges")
+            self.session.engine.forget("family")
             self.ridges[key] = best_ridge(list(zip(ridges.tolist(), losses.tolist(), strict=True)), warn=False)
         return self.ridges[key]
 

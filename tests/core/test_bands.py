@@ -80,7 +80,7 @@ def test_errors_of_a_fit_to_some_bands_are_those_of_refits(kept, grouped):
     for rows in parts:
         b = part.rows(rows)
         total += grid_sums(
-            b.Z, b.Y, b.alpha, b.v, b.offset, rows_by_group_size(b.groups), rotation, ridges,
+            b.Z, b.Y, b.alpha, b.v, b.offset, rows_by_group_size(b.groups), rotation.at(ridges),
             (lambda F, Y: squared(F, Y)[0], errors),
         )  # fmt: skip
     for k, factor in enumerate(ridges):

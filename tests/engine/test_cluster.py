@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import diva_ray
+from diva_ray.core import reduction
 from diva_ray.engine import passes
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
@@ -26,6 +27,17 @@ def test_results_have_the_same_bits_inline_and_with_one_two_or_three_workers(ray
         assert result.folder.read_table("samples").equals(inline.samples), workers
         for name in ("loss", "error", "ridge", "ridge_derivative", "threshold", "label_threshold"):
             assert result.summary[name] == inline.summary[name], name
+
+
+def test_a_ridge_chosen_under_tiles_has_the_same_bits_inline_and_on_ray(ray_cluster, task, monkeypatch):
+    monkeypatch.setattr(reduction, "NARROWEST", 1)  # of this process: workers are told
+    monkeypatch.setattr(reduction, "ROWS", 1e9)
+    monkeypatch.setattr(reduction, "WIDTH", 5)
+    grids = [
+        diva_ray.score(task, cluster=where, quiet=True).summary["ridge_grid"]
+        for where in ("inline", {"kind": "ray", "workers": 2})
+    ]
+    assert len(grids[0]) == 20 and grids[0] == grids[1]
 
 
 def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
