@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from diva_ray.core.noise import MOST_CLASSES, MOST_LEVERAGE
 from diva_ray.core.reduction import WIDTH, takes_tiles
+from diva_ray.engine.device import LARGE
 from diva_ray.engine.setup import BUCKETS, keeps_outputs, rows_of_block
 from diva_ray.tasks.derived import SIGN_VECTORS, errors_in_words, takes_exact, takes_first_order
 from diva_ray.tasks.judge import SAMPLED, SEARCHED
@@ -78,15 +79,22 @@ class Cost:
         p = float(self.p)
         reduced = 4 / 3 * TILES if self.tiles() else 3 * EIGEN
         grid = reduced * p**3 + 2 * p * p * self.outputs if self.auto else 0.0
-        return grid + 2 / 3 * p**3 + 4 * p * p * self.outputs + p**3 * self.squares + 2 * p * p * self.columns
+        copies = p**3 * self.squares - self.dealt()
+        return grid + 2 / 3 * p**3 + 4 * p * p * self.outputs + copies + 2 * p * p * self.columns
+
+    def dealt(self) -> float:
+        """Return the float64 operations between the passes with which workers take turns: p^3 for every copy."""
+        return float(self.p) ** 3 * self.squares if self.squares > 1 and self.p >= LARGE else 0.0
 
     def seconds(self, rate: float) -> tuple[float, float]:
-        """Return the seconds of the passes in one process and of the driver between them, at a float32 product rate.
+        """Return the seconds of what workers share, in one process, and of the driver between the passes, at a float32
+        product rate.
 
         Products reach 0.7 of the rate, and half of that in float64.
         """
         double = 0.35 * rate
-        return self.operations() / (0.7 * rate * 4 / self.itemsize) + self.touched(), self.driver() / double
+        products = self.operations() / (0.7 * rate * 4 / self.itemsize)
+        return products + self.touched() + self.dealt() / double, self.driver() / double
 
     def state(self) -> int:
         """Return the bytes that a process holds besides rows: the largest of what the stages hold at once.

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from diva_ray.core import reduction
+from diva_ray.engine.device import LARGE
 from diva_ray.tasks.cost import Cost, cost_of
 
 
@@ -30,3 +31,17 @@ def test_tiles_take_less_of_the_driver_and_more_of_the_passes():
     assert factors < tiles.state() - 44 * p * p < 3 * factors
     more = tiles.operations() - eigenvalues.operations()
     assert more == pytest.approx(20 * 8 * reduction.WIDTH * 3 * p * p)
+
+
+@pytest.mark.parametrize(("p", "dealt"), [(LARGE - 1, False), (LARGE, True)])
+def test_workers_take_turns_with_the_copies_of_a_large_table(p, dealt):
+    nine = cost_of(60_000, p, 10, "classification", errors="estimate", double=False, auto=False, gpus=False)
+    assert nine.squares == 9
+    assert nine.dealt() == (9 * p**3 if dealt else 0)
+    alone = replace(nine, squares=1, copies=1, columns=10)
+    assert nine.driver() - alone.driver() == pytest.approx(
+        (-1 if dealt else 8) * p**3 + 2 * p * p * (nine.columns - 10)
+    )
+    shared, driver = nine.seconds(1e11)
+    assert driver == pytest.approx(nine.driver() / 3.5e10)
+    assert shared == pytest.approx(nine.operations() / 7e10 + nine.touched() + nine.dealt() / 3.5e10)
