@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,18 +21,20 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from diva_ray.data.columns import check_names, element_type, is_list, storage_type, without_views
+from diva_ray.data.hive import Value, folder_values
 from diva_ray.data.reader import Reader, first_line
 from diva_ray.errors import InputError
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One row group: rows [start, start + rows) of the table."""
+    """One row group: rows [start, start + rows) of the table; `held` are its values of the table's `folders`."""
 
     file: str
     group: int
     start: int
     rows: int
+    held: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Table:
         bytes: uncompressed bytes of the columns, as the footers tell.
         option: the option that named it, for errors.
         more: a column that only some files have, and the first of these: it is not read.
+        folders: the columns, last in the schema, that no file holds but the names of folders do.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Table:
     memory: pa.Table | None = field(default=None, repr=False)
     option: str = "data.path"
     more: tuple[str, str] | None = None
+    folders: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     def where(self, row: int) -> str:
         """Return where a row lies, for a person."""
@@ -103,12 +108,14 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     Raises:
         InputError: nothing there, not Parquet, or files whose columns differ.
     """
-    filesystem, files = _list_files(path, option)
+    filesystem, files, base = _list_files(path, option)
     with ThreadPoolExecutor(min(32, len(files))) as pool:
         footers = list(pool.map(lambda file: _footer(file, filesystem, option), files))
     found = list(zip(files, footers, strict=True))
     found = [(file, footer) for file, footer in found if footer.num_rows] or found  # pandas gives empty ones no types
     first_file, schema = found[0][0], without_views(found[0][1].schema.to_arrow_schema())
+    inside = {name for _, footer in found for name in footer.schema.to_arrow_schema().names}
+    folders, held = folder_values([file for file, _ in found], base, inside, option)
     pieces, start, size, more = [], 0, 0, None
     for file, footer in found:
         other = without_views(footer.schema.to_arrow_schema())
@@ -117,18 +124,20 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
         more = more or next(((name, file) for name in other.names if name not in schema.names), None)
         for group in range(footer.num_row_groups):
             meta = footer.row_group(group)
-            pieces.append(Piece(file, group, start, meta.num_rows))
+            pieces.append(Piece(file, group, start, meta.num_rows, held[file]))
             start += meta.num_rows
             size += meta.total_byte_size
     if not start:
         raise InputError(
             f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
         )
-    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, more=more)
+    schema = pa.schema([*schema, *folders], schema.metadata)
+    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, more=more, folders=folders)
 
 
-def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
-    """Return the file system and the sorted Parquet files of a path."""
+def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str], str]:
+    """Return the file system and the sorted Parquet files of a path, and the folder that it names (of a pattern, the
+    part before it)."""
     check_named(path, option)
     missing = InputError(
         f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`."
@@ -154,14 +163,14 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
         if info.type == pyarrow.fs.FileType.NotFound:
             raise missing
         if info.type == pyarrow.fs.FileType.File:
-            return filesystem, [inner]
+            return filesystem, [inner], inner
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
         files = sorted(item.path for item in found if is_parquet(item.path) and not _hidden(item.path, inner))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = os.path.abspath(os.path.expanduser(path))
         names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
-        files = []
+        files, inner = [], folder if os.path.exists(folder) else os.path.dirname(re.split(r"[*?[]", folder)[0])
         for name in names:
             inside = (
                 glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
@@ -171,7 +180,7 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
         files = sorted(set(files))
     if not files:
         raise missing
-    return filesystem, files
+    return filesystem, files, inner
 
 
 def check_named(path: str, option: str = "data.path") -> None:
