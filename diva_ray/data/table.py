@@ -9,7 +9,7 @@ import glob
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +47,7 @@ class Table:
         rows: number of rows.
         bytes: uncompressed bytes of the columns, as the footers tell.
         option: the option that named it, for errors.
-        more: a column that only some files have, and the first of these: it is not read.
+        partly: columns that only some files have, which are not read, and the first file without each.
         folders: the columns, last in the schema, that no file holds but the names of folders do.
     """
 
@@ -59,7 +59,7 @@ class Table:
     pieces: tuple[Piece, ...] = ()
     memory: pa.Table | None = field(default=None, repr=False)
     option: str = "data.path"
-    more: tuple[str, str] | None = None
+    partly: Mapping[str, str] = field(default_factory=dict)
     folders: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     def where(self, row: int) -> str:
@@ -116,12 +116,15 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     first_file, schema = found[0][0], without_views(found[0][1].schema.to_arrow_schema())
     inside = {name for _, footer in found for name in footer.schema.to_arrow_schema().names}
     folders, held = folder_values([file for file, _ in found], base, inside, option)
-    pieces, start, size, more = [], 0, 0, None
+    pieces, start, size = [], 0, 0
+    partly: dict[str, str] = {}
     for file, footer in found:
         other = without_views(footer.schema.to_arrow_schema())
         check_names(other, file, option)
+        partly |= {name: file for name in schema.names if name not in other.names}
+        partly |= {name: first_file for name in other.names if name not in (*schema.names, *partly)}
+        schema = pa.schema([one for one in schema if one.name not in partly], schema.metadata)
         schema = _merge_schemas(schema, other, first_file, file, option)
-        more = more or next(((name, file) for name in other.names if name not in schema.names), None)
         for group in range(footer.num_row_groups):
             meta = footer.row_group(group)
             pieces.append(Piece(file, group, start, meta.num_rows, held[file]))
@@ -132,7 +135,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
             f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
         )
     schema = pa.schema([*schema, *folders], schema.metadata)
-    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, more=more, folders=folders)
+    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders)
 
 
 def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str], str]:
@@ -214,16 +217,12 @@ def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.Fil
 
 
 def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: str, option: str) -> pa.Schema:
-    """Return the schema that holds both files' values; raise unless they have the same columns of the same kinds.
+    """Return the schema that holds both files' values of the first's columns; raise unless they are of the same kinds.
 
     Sizes of integers, declared lengths of lists and dictionaries may differ: such columns are read as the wider type.
     A column that is null (or whose lists are empty) in all of a file has no type there, and takes the other's.
     """
     for name in first.names:
-        if name not in other.names:
-            raise InputError(
-                f"{option}: every file must have column `{name}`, got none at {file}. Fix the table or `{option}`."
-            )
         one, two = family(first.field(name).type), family(other.field(name).type)
         if one != two and not {one, two} & {"null", "list of null"}:
             raise InputError(

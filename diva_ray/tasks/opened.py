@@ -144,7 +144,7 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
         data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
     )
     own, pairs = data is not None or config.data.path is not None, config.task == "pairs"
-    columns, show = find_columns(table.schema, config.data, builtin=not own, labelled=not pairs)
+    columns, show = find_columns(table.schema, config.data, builtin=not own, labelled=not pairs, partly=table.partly)
     task = "pairs" if pairs else task_of(table.schema, config.data.label, config.task)
     check_task(config, table, columns, task)
     chosen_shares(config, columns.features)
@@ -205,10 +205,11 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
                 f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
                 "`data.truth`."
             )
-    if isinstance(config, ScoreConfig) and config.curate != "none" and table.more:
+    if isinstance(config, ScoreConfig) and config.curate != "none" and table.partly:
+        name, file = next(iter(table.partly.items()))
         raise InputError(
-            f"curate: every file must have the same columns, to be copied with all of them, got `{table.more[0]}` only "
-            f"from {table.more[1]} on. Add it to the files before, as nulls, or leave `curate` out."
+            f"curate: every file must have the same columns, to be copied with all of them, got no `{name}` at {file}. "
+            "Add it there, as nulls, or leave `curate` out."
         )
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
@@ -228,8 +229,8 @@ def check_columns(table: Table, other: Table, columns: Columns, task: str, *, un
     missing = [name for name in columns.names() if name not in other.schema.names and name not in idle]
     if missing:
         raise InputError(
-            f"{other.option}: the table must have the same columns, got no `{missing[0]}` at {other.name}. Fix the "
-            f"table or `{other.option}`."
+            f"{other.option}: the table must have the same columns, got no `{missing[0]}` at "
+            f"{other.partly.get(missing[0], other.name)}. Fix the table or `{other.option}`."
         )
     if task not in ("classification", "multilabel"):
         return

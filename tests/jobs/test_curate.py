@@ -116,12 +116,21 @@ def test_weights_follow_trusted_rows():
     assert alpha[wrong].mean() < 0.8 * alpha[~wrong].mean()
 
 
-def test_a_column_that_only_later_files_have_is_no_silent_loss(tmp_path):
+@pytest.mark.parametrize("first", [True, False])
+def test_a_column_that_only_some_files_have_is_no_silent_loss(first, tmp_path):
     generator = np.random.default_rng(0)
     rows = pa.table({"features": list(generator.standard_normal((40, 3))), "label": np.arange(40) % 2})
-    pq.write_table(rows, tmp_path / "a.parquet")
-    pq.write_table(rows.append_column("text", pa.array(["t"] * 40)), tmp_path / "b.parquet")
-    assert len(diva_ray.score(tmp_path, cluster=INLINE, quiet=True).samples) == 80
-    told = r"curate: every file must have the same columns, .* got `text` only from .*b.parquet on. Add it to the files"
+    more = rows.append_column("text", pa.array(["t"] * 40)).append_column("id", pa.array(range(40)))
+    for name, table in zip("ab", (more, rows) if first else (rows, more), strict=True):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    lacks = "b.parquet" if first else "a.parquet"
+    options = {"cluster": INLINE, "quiet": True}
+    assert len(diva_ray.score(tmp_path, id="none", **options).samples) == 80
+    told = f"curate: every file must have the same columns, .* got no `text` at .*{lacks}. Add it there, as nulls"
     with pytest.raises(InputError, match=told):
-        diva_ray.curate(tmp_path, cluster=INLINE, quiet=True)
+        diva_ray.curate(tmp_path, id="none", **options)
+    for option, told in {"source": "data.source", "show": "data.show"}.items():
+        with pytest.raises(InputError, match=f"{told}: every file must have column `text`, got none at .*{lacks}. Fix"):
+            diva_ray.score(tmp_path, id="none", **{option: "text"}, **options)
+    with pytest.raises(InputError, match=f"data.id: every file must have column `id`, got none at .*{lacks}. .*=none"):
+        diva_ray.score(tmp_path, **options)

@@ -160,3 +160,15 @@ def test_a_path_that_was_left_empty_is_one_line(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what lies here must not be read
     with pytest.raises(InputError, match="data.path: a file, folder, glob or URI must be named, got an empty text"):
         getattr(diva_ray, job)("", quiet=True, cluster=INLINE)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_column_that_only_some_files_have_is_told_not_lost_in_silence(first, tmp_path, caplog):
+    rows = pa.table({"text": ["one two", "two three"] * 5, "label": [0, 1] * 5})
+    more = rows.append_column("note", pa.array(["n"] * 10))
+    for name, table in zip("ab", (more, rows) if first else (rows, more), strict=True):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with caplog.at_level("WARNING", "diva_ray"):
+        made = diva_ray.embed(str(tmp_path), encoder="words", cluster=INLINE, quiet=True)
+    assert len(made.samples) == 20 and "note" not in made.samples.column_names
+    assert f"are left out: `note` (not in {tmp_path}/{'b' if first else 'a'}.parquet)" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from itertools import pairwise
@@ -17,6 +18,7 @@ from diva_ray.data.raw.units import OTHER_ID, Failure, Rows, Source, Unit, mark_
 from diva_ray.data.table import Piece, is_parquet, open_parquet
 from diva_ray.errors import InputError
 
+log = logging.getLogger("diva_ray")
 READ_ROWS = 256  # rows decoded at a time
 MOST_PARTS = 16  # of one row group: each part reads the row group's start again
 
@@ -28,6 +30,9 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
     """
     table = open_parquet(path)
     key = key_of(table.schema, id)
+    if table.partly:
+        told = ", ".join(f"`{name}` (not in {file})" for name, file in table.partly.items())
+        log.warning("data.path: columns that only some files have are left out: %s", told)
     files = sorted({piece.file for piece in table.pieces})
     assert table.filesystem is not None
     infos = table.filesystem.get_file_info(files)
