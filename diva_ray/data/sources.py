@@ -46,7 +46,8 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: s
     if isinstance(data, pa.RecordBatch) or (hasattr(data, "columns") and hasattr(data, "__arrow_c_stream__")):
         return from_arrow(_from_frame(data), f"the given {type(data).__name__}", option)
     raise InputError(
-        f"data: must be a path, a Ray Dataset, an Arrow table, a DataFrame or a mapping of arrays, got {kind}. "
+        f"{'data' if option == 'data.path' else option}: must be a path, a Ray Dataset, an Arrow table, a DataFrame or "
+        f"a mapping of arrays, got {kind}. "
         "Arrays go in as {'features': X, 'label': y}."
     )
 

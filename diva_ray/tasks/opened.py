@@ -25,7 +25,7 @@ from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
 from diva_ray.data.split import band_widths, split
-from diva_ray.data.table import Table, family, open_parquet
+from diva_ray.data.table import Table, family
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
@@ -149,10 +149,12 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     check_task(config, table, columns, task)
     chosen_shares(config, columns.features)
     tables, roles = [table], ["train"]
-    if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.path):
+    if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.given):
         columns = replace(columns, heard_source=config.identity)
-    if config.validation.path:
-        tables, roles = [*tables, open_parquet(config.validation.path, "validation.path")], [*roles, "held_out"]
+    if config.validation.given:
+        named = config.validation.path if config.validation.rows is None else config.validation.rows
+        found = open_data(named, None, 0.0, 0, "validation.path")
+        tables, roles = [*tables, found], [*roles, "held_out"]
     if isinstance(config, ExtendConfig):
         builtin = "digits_pool" if config.data.builtin == "digits_core" and not own else None
         named = config.pool.path if pool is None else pool

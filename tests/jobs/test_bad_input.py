@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import diva_ray
@@ -301,9 +300,12 @@ def test_arrays_in_place_of_names():
     refuses(r"data.show: must be a column's name or a list of names, got a ndarray", base(), show=X)
     refuses(r"data.weight: must be str or None, got array\(.*\.\.\. \(ndarray\)", base(), weight=np.ones(N))
     refuses(
-        r"validation: must be the path of a Parquet table, got a DataFrame",
+        r"validation.path: must be a path, a Ray Dataset, an Arrow table, a DataFrame or .*, got builtins.list",
         base(),
-        validation=pd.DataFrame(base(features=list(X))),
+        validation=[1, 2],
+    )
+    refuses(
+        r"validation.path: the table must have the same columns, got no `label`", base(), validation={"features": X}
     )
     refuses(r"cluster: must be auto, inline, local, ray or fields of ClusterConfig, got None", base(), cluster=None)
 
