@@ -41,16 +41,14 @@ def _drop(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.T
 
 def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
     """Weigh every row by the probability that its label is right; where that is no probability, flagged rows by 0."""
-    names = rows.schema.names
-    name = known["weight_column"] or ("sample_weight" if "weight" in names else "weight")
+    name = known["weight_column"]
     score = one_chunk(facts["label_score"]).to_numpy(zero_copy_only=False).astype(np.float64)
     if known["setup"].task not in ("classification", "pairs"):
         score = 1.0 - _flags(facts).to_numpy(zero_copy_only=False)
-    before = np.ones(len(score))
-    if known["weight_column"]:
+    before, at = np.ones(len(score)), rows.schema.get_field_index(name)
+    if at >= 0:
         before = one_chunk(rows[name]).to_numpy(zero_copy_only=False).astype(np.float64)
     after = pa.array(before * score)
-    at = rows.schema.get_field_index(name)
     curated = rows.set_column(at, name, after) if at >= 0 else rows.append_column(name, after)
     changed = np.flatnonzero(np.abs(score - 1) > 1e-3)
     changes = facts.select(["id", "label_score"]).append_column("weight", after).take(pa.array(changed))

@@ -134,3 +134,25 @@ def test_a_column_that_only_some_files_have_is_no_silent_loss(first, tmp_path):
             diva_ray.score(tmp_path, id="none", **{option: "text"}, **options)
     with pytest.raises(InputError, match=f"data.id: every file must have column `id`, got none at .*{lacks}. .*=none"):
         diva_ray.score(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    "there,name",
+    [
+        ((), "weight"),
+        (("weight",), "sample_weight"),
+        (("weight", "sample_weight"), "sample_weight_2"),
+        (("sample_weight", "weight", "sample_weight_2"), "sample_weight_3"),
+    ],
+)
+def test_weights_go_into_a_column_that_is_free(there, name):
+    generator = np.random.default_rng(0)
+    X, y = generator.standard_normal((60, 3)), np.arange(60) % 2
+    given = {column: generator.random(60) for column in there}
+    result = diva_ray.curate({"features": X, "label": y, **given}, "weight", cluster=INLINE, quiet=True)
+    assert result.summary["curated"]["weight_column"] == name
+    assert result.samples.column_names == ["features", "label", *there, name]
+    for column, values in given.items():
+        assert result.samples[column].to_pylist() == values.tolist()
+    scores = result.folder.read_table("samples")["label_score"].to_numpy().astype(np.float64)
+    assert np.array_equal(result.samples[name].to_numpy(), scores)
