@@ -177,7 +177,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         shard.group, shard.group_values = torch.from_numpy(inverse.astype(np.int64)), arrays[columns.group]
     if columns.source:
         sources = shard.source_values = arrays[columns.source]
-        shard.source = as_words(sources).fill_null("(none)")
+        shard.source = as_words(sources)
     if columns.truth:
         shard.truth = arrays[columns.truth]
     if columns.offset:

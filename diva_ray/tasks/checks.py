@@ -48,7 +48,7 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
         )
     check_weights(columns, counts)
     if counts["heard"] == 0 and columns.heard_source is not None:
-        names = [] if found.sources is None else found.sources.to_pylist()
+        names = setup.source_names()
         raise InputError(
             f"identity: some row's transform must be `{columns.heard_source}`, got {', '.join(names[:10])} in "
             f"`{columns.source}`. Change `identity`, or add the originals."

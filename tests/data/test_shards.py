@@ -6,8 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import diva_ray
+
 from ..oracles import Problem, assert_close, gradients, held_out_gradient, standard_errors
-from .tables import derivatives, in_float64, problem, score, vectors, write
+from .tables import INLINE, derivatives, in_float64, problem, score, vectors, write
 
 N = 36
 GENERATOR = np.random.default_rng(5)
@@ -170,6 +172,20 @@ def test_sources_sum_their_rows(standard_errors):
         assert row["n"] == mine.sum() and row["n_detrimental"] == flagged[mine].sum()
         np.testing.assert_allclose(row["derivative"], d[mine].astype(float).sum(), rtol=1e-3, atol=1e-3)
         assert row["standard_error"] > 0
+
+
+@pytest.mark.parametrize("taken,name", [(["(none)"], "(none 2)"), (["(none)", "(none 2)"], "(none 3)")])
+def test_rows_without_a_source_are_no_source_of_that_name(taken, name):
+    names = np.array([*taken, "crawl", None], object)[np.random.default_rng(2).integers(0, len(taken) + 2, 2600)]
+    data = {"features": BIG, "label": LABELS, "s": names}
+    scored, weighed = (
+        score(data, source="s"),
+        diva_ray.reweight(data, source="s", quiet=True, cluster=INLINE, steps=1, folds=2),
+    )
+    for result in (scored, weighed):
+        with result.folder.filesystem.open_input_file(f"{result.folder.base}/sources.parquet") as file:
+            found = {row["source"]: row["n"] for row in pq.read_table(file).to_pylist()}
+        assert found == {n: (names == n).sum() for n in [*taken, "crawl"]} | {name: np.equal(names, None).sum()}
 
 
 def test_no_sources_no_file():
