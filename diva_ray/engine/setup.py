@@ -100,6 +100,6 @@ def _of_the_user(loss: losses.Loss) -> losses.Loss:
             values, gradient = loss(F.cpu(), Y.cpu())
             return values.to(F.device), gradient.to(F.device)
         except ValueError as error:
-            raise InputError(str(error)) from error
+            raise InputError(str(error)) from error.__cause__ or error
 
     return checked
