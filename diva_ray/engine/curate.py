@@ -59,7 +59,17 @@ def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, p
     name, flags = known["label"], _flags(facts)
     given, found = one_chunk(rows[name]), one_chunk(facts["predicted_label"])
     label = pc.if_else(flags, found.cast(given.type), given)
-    curated = rows.set_column(rows.schema.get_field_index(name), name, label)
+    at = rows.schema.get_field_index(name)
+    curated = rows.set_column(at, rows.schema.field(at), _as_stored(label, rows[name].type))
     facts = facts.append_column("label_before", given).append_column("label_after", label)
     changes = facts.filter(flags).select(["id", "label_score", "label_before", "label_after"])
     return curated, changes.append_column("change", pa.array(["relabelled"] * len(changes)))
+
+
+def _as_stored(label: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return labels in the type of the column that held them; Parquet keeps of a dictionary its type, not its order."""
+    if not pa.types.is_dictionary(kind):
+        return label
+    found = label.dictionary_encode()
+    codes, values = found.indices.cast(kind.index_type), found.dictionary.cast(kind.value_type)
+    return pa.DictionaryArray.from_arrays(codes, values, ordered=kind.ordered)

@@ -156,3 +156,30 @@ def test_weights_go_into_a_column_that_is_free(there, name):
         assert result.samples[column].to_pylist() == values.tolist()
     scores = result.folder.read_table("samples")["label_score"].to_numpy().astype(np.float64)
     assert np.array_equal(result.samples[name].to_numpy(), scores)
+
+
+@pytest.mark.parametrize("form", ["memory", "files"])
+def test_relabelling_keeps_categories(form, table, tmp_path):
+    _, rows = table
+    names = pa.array([f"class {k}" for k in rows["label"].to_pylist()])
+    values = pa.array(["never", *(f"class {9 - k}" for k in range(10))])
+    codes = pa.array([values.to_pylist().index(name) for name in names.to_pylist()], pa.int8())
+    label = pa.DictionaryArray.from_arrays(codes, values, ordered=True)
+    data = rows.set_column(2, "label", label)
+    plain = diva_ray.curate(rows.set_column(2, "label", names), "relabel", cluster=INLINE, quiet=True)
+    if form == "files":  # the second knows fewer classes than are predicted in it
+        few = pa.array([max(int(name[-1]), 5) for name in names.to_pylist()[450:]])
+        kept = pa.array([f"class {k}" for k in few.to_pylist()]).dictionary_encode()
+        kept = pa.DictionaryArray.from_arrays(kept.indices.cast("int8"), kept.dictionary, ordered=True)
+        pq.write_table(data.slice(0, 450), tmp_path / "a.parquet")
+        pq.write_table(data.slice(450).set_column(2, "label", kept), tmp_path / "b.parquet")
+        plain = diva_ray.curate(
+            rows.set_column(2, "label", pa.concat_arrays([names[:450], kept.cast("string")])), "relabel",
+            cluster=INLINE, quiet=True,
+        )  # fmt: skip
+    found = diva_ray.curate(str(tmp_path) if form == "files" else data, "relabel", cluster=INLINE, quiet=True)
+    assert found.summary["curated"]["changed"] > 50
+    assert found.samples["label"].to_pylist() == plain.samples["label"].to_pylist()
+    kind = found.samples.schema.field("label").type
+    assert pa.types.is_dictionary(kind) and kind.value_type == pa.string() and kind.index_type == pa.int8()
+    assert kind == label.type
