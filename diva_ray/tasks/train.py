@@ -150,7 +150,10 @@ def open_both(config: TrainConfig | TuneConfig, data: Any, test: Any) -> tuple[A
     )
     found = open_data(named, None, 0.0, 0, "test.path")
     if not isinstance(found, Table):
-        raise InputError()
+        raise InputError(
+            "test.path: must be a path, an Arrow table, a DataFrame or a mapping of arrays, got a Ray Dataset. Write "
+            "it to Parquet, and give its path."
+        )
     return table, found
 
 
