@@ -29,9 +29,21 @@ class DataConfig:
 
 @dataclass
 class ValidationConfig:
-    """A separate validation table with the same columns; then there is no leave-one-out."""
+    """A separate validation table with the same columns; then there is no leave-one-out.
+
+    `rows` are those that a Python call gives in place of a path; no option of a job.
+    """
 
     path: str | None = None
+
+    def __post_init__(self) -> None:
+        """No field: what is written of a config holds no rows."""
+        self.rows: Any = None
+
+    @property
+    def given(self) -> bool:
+        """Return whether there is such a table."""
+        return bool(self.path) or self.rows is not None
 
 
 @dataclass

@@ -7,6 +7,7 @@ int64, or values (n, c). Cross-entropy reads the raw outputs at temperature 1.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -79,13 +80,18 @@ def from_torch(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """Return the loss of a callable (F, Y) -> values (n,), differentiated by autograd.
 
     Raises:
-        ValueError: the callable does not return one finite value per row.
+        ValueError: the callable does not return one finite value per row, or raises: what it raised is the cause.
     """
 
     def loss(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             outputs = F.detach().clone().requires_grad_()
-            values = function(outputs, Y)
+            values = _told(lambda: function(outputs, Y))
+            if not isinstance(values, Tensor):
+                raise ValueError(
+                    "loss: the callable must return a tensor of one value per row, got "
+                    f"{type(values).__name__}. Change `loss`."
+                )
             if values.shape != (len(F),):
                 raise ValueError(
                     f"loss: the callable must return one value per row, got shape {tuple(values.shape)} "
@@ -101,7 +107,19 @@ def from_torch(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
                     "loss: the callable must be differentiable by autograd, got values that do not depend on the "
                     "outputs. Use torch operations in `loss`."
                 )
-            (gradient,) = torch.autograd.grad(values.sum(), outputs)
+            (gradient,) = _told(lambda: torch.autograd.grad(values.sum(), outputs))
         return values.detach(), gradient
 
     return loss
+
+
+def _told(call: Callable[[], Any]) -> Any:
+    """Return what the user's code does; say of what it raises that it is theirs."""
+    try:
+        return call()
+    except Exception as error:
+        told = " ".join(str(error).split())
+        raise ValueError(
+            f"loss: the callable must work on outputs and targets, got {type(error).__name__} ({told[:300]}). Change "
+            "`loss`."
+        ) from error

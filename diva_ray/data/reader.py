@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from diva_ray.data.hive import append
 from diva_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class _Stream:
             page_checksum_verification=True,
         )  # fmt: skip
         self.target = pa.schema([table.schema.field(name) for name in columns])
-        self.batches = self.file.iter_batches(rows, row_groups=[piece.group], columns=columns, use_threads=False)
+        self.folders = table.folders
+        inside = [name for name in columns if name not in table.folders.names]
+        self.batches = self.file.iter_batches(rows, row_groups=[piece.group], columns=inside, use_threads=False)
         self.batch: pa.Table | None = None  # rows [start, stop)
         self.start = self.stop = 0
 
@@ -93,7 +96,8 @@ class _Stream:
                 batch = next(self.batches, None)
                 if batch is None:
                     raise OSError(f"the row group ends after {self.stop} of {self.piece.rows} rows")
-                rows = pa.Table.from_batches([batch]).select(self.columns)
+                rows = append(pa.Table.from_batches([batch]), self.columns, self.folders, self.piece.held)
+                rows = rows.select(self.columns)
                 self.batch = rows if rows.schema.types == self.target.types else rows.cast(self.target)
                 self.start, self.stop = self.stop, self.stop + len(rows)
             assert self.batch is not None

@@ -177,7 +177,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         shard.group, shard.group_values = torch.from_numpy(inverse.astype(np.int64)), arrays[columns.group]
     if columns.source:
         sources = shard.source_values = arrays[columns.source]
-        shard.source = as_words(sources).fill_null("(none)")
+        shard.source = as_words(sources)
     if columns.truth:
         shard.truth = arrays[columns.truth]
     if columns.offset:
@@ -254,7 +254,8 @@ def prepare_rows(shard: Shard, rows: slice | Tensor, scale: Scale, out: Tensor) 
         if not shard.bands[k].shape[1]:  # no row of the shard has the band
             into.zero_()
             continue
-        _scale_band(shard, k, rows, mean.to(out), factor, project, into)
+        kind = torch.promote_types(out.dtype, shard.bands[k].dtype)  # a mean that float32 rounds is another one
+        _scale_band(shard, k, rows, mean.to(out.device, kind), factor, project, into)
     return out
 
 

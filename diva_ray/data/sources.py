@@ -46,7 +46,8 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: s
     if isinstance(data, pa.RecordBatch) or (hasattr(data, "columns") and hasattr(data, "__arrow_c_stream__")):
         return from_arrow(_from_frame(data), f"the given {type(data).__name__}", option)
     raise InputError(
-        f"data: must be a path, a Ray Dataset, an Arrow table, a DataFrame or a mapping of arrays, got {kind}. "
+        f"{'data' if option == 'data.path' else option}: must be a path, a Ray Dataset, an Arrow table, a DataFrame or "
+        f"a mapping of arrays, got {kind}. "
         "Arrays go in as {'features': X, 'label': y}."
     )
 
@@ -162,15 +163,19 @@ def digits_augmented(seed: int) -> pa.Table:
 
 
 def find_columns(
-    schema: pa.Schema, options: Any, builtin: bool, *, labelled: bool = True
+    schema: pa.Schema, options: Any, builtin: bool, *, labelled: bool = True, partly: Mapping[str, str] | None = None
 ) -> tuple[Columns, tuple[str, ...]]:
     """Return which columns are what, and the columns to show; every named column must be there.
+
+    `partly` are columns that not all files have, and the first file without each: nobody may use them.
 
     Raises:
         InputError: a missing column, or one whose type cannot serve.
     """
     named = {"data.features": _names("features", options.features), "data.label": [options.label] if labelled else []}
-    identifier = None if options.id == "none" else options.id or ("id" if "id" in schema.names else None)
+    partly = partly or {}
+    usual = "id" if "id" in (*schema.names, *partly) else None
+    identifier = None if options.id == "none" else options.id or usual
     if identifier:
         named["data.id"] = [identifier]
     for option in ("weight", "validation_weight", "group", "source", "offset", "truth"):
@@ -181,6 +186,11 @@ def find_columns(
     _check_bands(named["data.features"], pair=not labelled)
     for option, names in named.items():
         for name in names:
+            if name in partly:
+                raise InputError(
+                    f"{option}: every file must have column `{name}`, got none at {partly[name]}. Fix the table or "
+                    f"`{option}`{'=none' if option == 'data.id' else ''}."
+                )
             if name not in schema.names:
                 pairs = option == "data.label" and len(named["data.features"]) == 2
                 raise InputError(

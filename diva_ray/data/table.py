@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,18 +21,20 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from diva_ray.data.columns import check_names, element_type, is_list, storage_type, without_views
+from diva_ray.data.hive import Value, folder_values
 from diva_ray.data.reader import Reader, first_line
 from diva_ray.errors import InputError
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One row group: rows [start, start + rows) of the table."""
+    """One row group: rows [start, start + rows) of the table; `held` are its values of the table's `folders`."""
 
     file: str
     group: int
     start: int
     rows: int
+    held: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Table:
         rows: number of rows.
         bytes: uncompressed bytes of the columns, as the footers tell.
         option: the option that named it, for errors.
-        more: a column that only some files have, and the first of these: it is not read.
+        partly: columns that only some files have, which are not read, and the first file without each.
+        folders: the columns, last in the schema, that no file holds but the names of folders do.
     """
 
     name: str
@@ -55,7 +59,8 @@ class Table:
     pieces: tuple[Piece, ...] = ()
     memory: pa.Table | None = field(default=None, repr=False)
     option: str = "data.path"
-    more: tuple[str, str] | None = None
+    partly: Mapping[str, str] = field(default_factory=dict)
+    folders: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     def where(self, row: int) -> str:
         """Return where a row lies, for a person."""
@@ -103,32 +108,39 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     Raises:
         InputError: nothing there, not Parquet, or files whose columns differ.
     """
-    filesystem, files = _list_files(path, option)
+    filesystem, files, base = _list_files(path, option)
     with ThreadPoolExecutor(min(32, len(files))) as pool:
         footers = list(pool.map(lambda file: _footer(file, filesystem, option), files))
     found = list(zip(files, footers, strict=True))
     found = [(file, footer) for file, footer in found if footer.num_rows] or found  # pandas gives empty ones no types
     first_file, schema = found[0][0], without_views(found[0][1].schema.to_arrow_schema())
-    pieces, start, size, more = [], 0, 0, None
+    inside = {name for _, footer in found for name in footer.schema.to_arrow_schema().names}
+    folders, held = folder_values([file for file, _ in found], base, inside, option)
+    pieces, start, size = [], 0, 0
+    partly: dict[str, str] = {}
     for file, footer in found:
         other = without_views(footer.schema.to_arrow_schema())
         check_names(other, file, option)
+        partly |= {name: file for name in schema.names if name not in other.names}
+        partly |= {name: first_file for name in other.names if name not in (*schema.names, *partly)}
+        schema = pa.schema([one for one in schema if one.name not in partly], schema.metadata)
         schema = _merge_schemas(schema, other, first_file, file, option)
-        more = more or next(((name, file) for name in other.names if name not in schema.names), None)
         for group in range(footer.num_row_groups):
             meta = footer.row_group(group)
-            pieces.append(Piece(file, group, start, meta.num_rows))
+            pieces.append(Piece(file, group, start, meta.num_rows, held[file]))
             start += meta.num_rows
             size += meta.total_byte_size
     if not start:
         raise InputError(
             f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
         )
-    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, more=more)
+    schema = pa.schema([*schema, *folders], schema.metadata)
+    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders)
 
 
-def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
-    """Return the file system and the sorted Parquet files of a path."""
+def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str], str]:
+    """Return the file system and the sorted Parquet files of a path, and the folder that it names (of a pattern, the
+    part before it)."""
     check_named(path, option)
     missing = InputError(
         f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`."
@@ -154,14 +166,14 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
         if info.type == pyarrow.fs.FileType.NotFound:
             raise missing
         if info.type == pyarrow.fs.FileType.File:
-            return filesystem, [inner]
+            return filesystem, [inner], inner
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
         files = sorted(item.path for item in found if is_parquet(item.path) and not _hidden(item.path, inner))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = os.path.abspath(os.path.expanduser(path))
         names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
-        files = []
+        files, inner = [], folder if os.path.exists(folder) else os.path.dirname(re.split(r"[*?[]", folder)[0])
         for name in names:
             inside = (
                 glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
@@ -171,7 +183,7 @@ def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str
         files = sorted(set(files))
     if not files:
         raise missing
-    return filesystem, files
+    return filesystem, files, inner
 
 
 def check_named(path: str, option: str = "data.path") -> None:
@@ -205,16 +217,12 @@ def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.Fil
 
 
 def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: str, option: str) -> pa.Schema:
-    """Return the schema that holds both files' values; raise unless they have the same columns of the same kinds.
+    """Return the schema that holds both files' values of the first's columns; raise unless they are of the same kinds.
 
     Sizes of integers, declared lengths of lists and dictionaries may differ: such columns are read as the wider type.
     A column that is null (or whose lists are empty) in all of a file has no type there, and takes the other's.
     """
     for name in first.names:
-        if name not in other.names:
-            raise InputError(
-                f"{option}: every file must have column `{name}`, got none at {file}. Fix the table or `{option}`."
-            )
         one, two = family(first.field(name).type), family(other.field(name).type)
         if one != two and not {one, two} & {"null", "list of null"}:
             raise InputError(

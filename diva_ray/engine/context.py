@@ -198,7 +198,7 @@ def validation_weights(shard: Shard, known: Known) -> Tensor:
         return torch.zeros_like(shard.validation)
     v = shard.validation
     if known.get("heard_source") is not None and shard.source is not None:
-        heard = pc.equal(shard.source, known["heard_source"]).to_numpy(zero_copy_only=False)
+        heard = pc.equal(shard.source, known["heard_source"]).fill_null(False).to_numpy(zero_copy_only=False)
         v = v * torch.from_numpy(heard).double()
     if known.get("believed") and not shard.extent.held_out:  # a row whose weight was lowered validates as much less
         left = weights_after(shard, known, known.get("step"), 1.0) / shard.weight

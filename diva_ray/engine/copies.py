@@ -21,7 +21,7 @@ def count(shard: Shard, known: Known) -> Tally:
         return Tally(copies=torch.zeros(len(setup.sources or ()), dtype=torch.int64), bare=0, example=[])
     codes = source_codes(shard, setup)
     assert codes is not None and shard.group is not None and shard.group_keys is not None and setup.sources is not None
-    plain = pc.equal(shard.source, known["identity"]).to_numpy(zero_copy_only=False)
+    plain = pc.equal(shard.source, known["identity"]).fill_null(False).to_numpy(zero_copy_only=False)
     whole = np.zeros(len(shard.group_keys), bool)
     whole[shard.group.numpy()[plain]] = True
     bare = np.flatnonzero(~whole)

@@ -41,16 +41,14 @@ def _drop(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.T
 
 def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
     """Weigh every row by the probability that its label is right; where that is no probability, flagged rows by 0."""
-    names = rows.schema.names
-    name = known["weight_column"] or ("sample_weight" if "weight" in names else "weight")
+    name = known["weight_column"]
     score = one_chunk(facts["label_score"]).to_numpy(zero_copy_only=False).astype(np.float64)
     if known["setup"].task not in ("classification", "pairs"):
         score = 1.0 - _flags(facts).to_numpy(zero_copy_only=False)
-    before = np.ones(len(score))
-    if known["weight_column"]:
+    before, at = np.ones(len(score)), rows.schema.get_field_index(name)
+    if at >= 0:
         before = one_chunk(rows[name]).to_numpy(zero_copy_only=False).astype(np.float64)
     after = pa.array(before * score)
-    at = rows.schema.get_field_index(name)
     curated = rows.set_column(at, name, after) if at >= 0 else rows.append_column(name, after)
     changed = np.flatnonzero(np.abs(score - 1) > 1e-3)
     changes = facts.select(["id", "label_score"]).append_column("weight", after).take(pa.array(changed))
@@ -61,7 +59,17 @@ def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, p
     name, flags = known["label"], _flags(facts)
     given, found = one_chunk(rows[name]), one_chunk(facts["predicted_label"])
     label = pc.if_else(flags, found.cast(given.type), given)
-    curated = rows.set_column(rows.schema.get_field_index(name), name, label)
+    at = rows.schema.get_field_index(name)
+    curated = rows.set_column(at, rows.schema.field(at), _as_stored(label, rows[name].type))
     facts = facts.append_column("label_before", given).append_column("label_after", label)
     changes = facts.filter(flags).select(["id", "label_score", "label_before", "label_after"])
     return curated, changes.append_column("change", pa.array(["relabelled"] * len(changes)))
+
+
+def _as_stored(label: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return labels in the type of the column that held them; Parquet keeps of a dictionary its type, not its order."""
+    if not pa.types.is_dictionary(kind):
+        return label
+    found = label.dictionary_encode()
+    codes, values = found.indices.cast(kind.index_type), found.dictionary.cast(kind.value_type)
+    return pa.DictionaryArray.from_arrays(codes, values, ordered=kind.ordered)

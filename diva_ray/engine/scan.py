@@ -18,6 +18,9 @@ from diva_ray.engine.identity import fragments
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.errors import InputError
 
+FEW = 64
+CONSTANT = 1e-24  # of the mean square: no more is rounding
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -27,7 +30,7 @@ class Scan:
         place: where the rows are, for errors.
         widths: columns of every band.
         rows: rows with each band present, among rows that may train.
-        sums, squares: per band, sum of x (d,) and of |x|^2.
+        sums, squares: per band, sum of x (d,) and of |x - mean|^2.
         labels: distinct classes, or None for numbers; sources likewise; validation_labels, of a separate table.
         counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
@@ -73,7 +76,12 @@ class Scan:
             tuple(
                 a + b if len(a) == len(b) else max(a, b, key=len) for a, b in zip(self.sums, other.sums, strict=True)
             ),
-            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+            tuple(
+                a + b + between(*apart)
+                for a, b, *apart in zip(
+                    self.squares, other.squares, self.rows, self.sums, other.rows, other.sums, strict=True
+                )
+            ),
             merge_values(self.labels, other.labels),
             merge_values(self.sources, other.sources),
             self.target_width,
@@ -83,6 +91,46 @@ class Scan:
             self.fragments + other.fragments if self.fragments and other.fragments else self.fragments,
             merge_values(self.validation_labels, other.validation_labels),
         )
+
+    def spreads(self) -> list[tuple[float, float]]:
+        """Return per band the mean of |x - mean|^2, 0 where only rounding differs from row to row, and of |x|^2."""
+        found = []
+        for rows, total, square in zip(self.rows, self.sums, self.squares, strict=True):
+            mean = total / max(rows, 1)
+            spread, whole = square / max(rows, 1), square / max(rows, 1) + float(mean @ mean)
+            found.append((spread if spread > CONSTANT * whole else 0.0, whole))
+        return found
+
+
+def band_moments(values: Tensor, absent: Tensor | None) -> tuple[int, Tensor, float]:
+    """Return how many rows (n, d) are there, their sum (d,) and their sum of |x - mean|^2; 3 n d operations.
+
+    Sums are of differences from the mean of a few rows, so that those of a band far from 0 do not cancel: what is
+    taken off in the end is at most n / FEW times what is left.
+    """
+    there = torch.arange(len(values)) if absent is None else torch.nonzero(~absent).squeeze(1)
+    some = values[there[:FEW].to(values.device)].double()
+    near = some.mean(0) if len(some) else torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+    total, square = torch.zeros_like(near), 0.0
+    for a in range(0, len(values), 4096):
+        part = values[a : a + 4096] - near
+        if absent is not None:
+            part[absent[a : a + 4096].to(part.device)] = 0
+        total += part.sum(0)
+        square += float(torch.linalg.vecdot(part, part).sum())
+    square -= float(total @ total) / max(len(there), 1)
+    return len(there), (total + len(there) * near).cpu(), max(square, 0.0) if np.isfinite(square) else square
+
+
+def between(a: int, total: Tensor, b: int, other: Tensor) -> float:
+    """Return what a and b rows with these sums have more of |x - mean|^2 together than each by themselves.
+
+    Deviations, not squares: those of a band far from 0 would cancel (Chan, Golub and LeVeque 1983).
+    """
+    if not (a and b):
+        return 0.0
+    apart = other / b - total / a
+    return a * b / (a + b) * float(apart @ apart)
 
 
 def merge_values(one: pa.Array | None, other: pa.Array | None) -> pa.Array | None:
@@ -127,20 +175,14 @@ def scan(shard: Shard, known: Known) -> Scan:
     trains = not shard.extent.held_out
     rows, sums, squares = [], [], []
     for name, values, absent in zip(names, shard.bands, shard.missing, strict=True):
-        total, square = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device), 0.0
-        for a in range(0, len(shard), 4096):
-            part = values[a : a + 4096].double()
-            total += part.sum(0)
-            square += float(torch.linalg.vecdot(part, part).sum())
-        total = total.cpu()
+        here, total, square = band_moments(values, absent)
         if known.get("pairs") and absent is not None and bool(absent.any()):
             raise InputError(
                 f"data.features: every pair must have both sides, got null in `{name}` at "
                 f"{shard.name(int(torch.nonzero(absent)[0]))}. Drop such rows, or fill the column."
             )
-        if not bool(torch.isfinite(total).all()) or not np.isfinite(square):
+        if not np.isfinite(square + float(total @ total)):
             raise _not_finite(shard, name, values)
-        here = len(shard) - (0 if absent is None else int(absent.sum()))
         rows.append(here if trains else 0)
         sums.append(total if trains else torch.zeros_like(total))
         squares.append(square if trains else 0.0)

@@ -30,7 +30,7 @@ class Setup:
         dtype: of the products.
         copies: 1 + number of random sign vectors.
         collect: whether the adjoint pass returns its validation rows, for exact standard errors.
-        sources: sorted sources, or None.
+        sources: sorted sources, null last if a row has none; or None without such a column.
         keeps_outputs: whether left-out outputs of all rows stay with their shard; else they are computed again, block
             by block, by whoever needs them, and targets of several classes stay codes.
         first_order: whether copies but the first leave S out.
@@ -55,6 +55,14 @@ class Setup:
     first_order: bool = False
     buckets: int = BUCKETS
     inputs: str = "full"
+
+    def source_names(self) -> list[str]:
+        """Return the names of the sources; that of rows without one is no other's."""
+        names = [] if self.sources is None else self.sources.to_pylist()
+        free = next(
+            name for name in ("(none)", *(f"(none {k})" for k in range(2, len(names) + 3))) if name not in names
+        )
+        return [free if name is None else name for name in names]
 
     def folding(self) -> Folding | None:
         """Return how classes are folded in the copies that draw standard errors; None where they are not."""
@@ -92,6 +100,6 @@ def _of_the_user(loss: losses.Loss) -> losses.Loss:
             values, gradient = loss(F.cpu(), Y.cpu())
             return values.to(F.device), gradient.to(F.device)
         except ValueError as error:
-            raise InputError(str(error)) from error
+            raise InputError(str(error)) from error.__cause__ or error
 
     return checked

@@ -107,7 +107,7 @@ def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict
     weights: Tensor = runner.run(copies.weights_by_source, "weigh")
     left_out: Partial = ours[0]
     alone, paper = _paper(walk, config)
-    names = setup.sources.to_pylist() if setup.sources is not None else []
+    names = setup.source_names()
     d, error = _by_source(ours[1], setup)
     d_alone, error_alone = _by_source(alone[1], setup)
     transforms = {

@@ -9,13 +9,13 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from diva_ray.config import FitConfig, TrainConfig, TuneConfig
+from diva_ray.config import FitConfig, TrainConfig, TuneConfig, ValidationConfig
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import PLACE, Done
@@ -53,6 +53,10 @@ def begin(
         config.data.path = None if config.plan else data
     if type(pool).__module__.startswith("ray.data"):
         pool = _from_dataset(pool, folder, "pool", config.plan)
+    if type(config.validation.rows).__module__.startswith("ray.data"):
+        rows = _from_dataset(config.validation.rows, folder, "validation", config.plan)
+        config = replace(config, validation=ValidationConfig())  # the caller's own stays as it is
+        config.validation.rows = rows
     plan, opened = make_plan(config, data, loss, pool)
     cut_bits, kept = expect_sums(config, plan, opened)
     plan = plan.settle(plan.workers, plan.budget, config.cluster.cache)

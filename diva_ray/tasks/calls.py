@@ -22,8 +22,9 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
     Args:
         schema: dataclass of the job's options.
         data: path, Ray Dataset, Arrow table, DataFrame, or a mapping of arrays.
-        options: columns by the names of `DataConfig` (features, label, ...), `validation` (a path), `cluster` (a kind
-            or fields of `ClusterConfig`), `loss`, and any other field of the schema; a nested group as a mapping.
+        options: columns by the names of `DataConfig` (features, label, ...), `validation` (what `data` may be),
+            `cluster` (a kind or fields of `ClusterConfig`), `loss`, and any other field of the schema; a nested group
+            as a mapping.
 
     Raises:
         InputError: an unknown name.
@@ -38,12 +39,12 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
         if name == "cluster":
             values[name] = cluster_options(value)
         elif name == "validation" and not isinstance(value, Mapping):
-            if not (value is None or isinstance(value, str) or hasattr(value, "__fspath__")):
-                raise InputError(
-                    f"validation: must be the path of a Parquet table, got a {type(value).__name__}. Write it to a "
-                    "file, and give its path."
-                )
-            values[name] = ValidationConfig(path=None if value is None else str(value))
+            path = str(value) if isinstance(value, str) or hasattr(value, "__fspath__") else None
+            values[name] = ValidationConfig(path)
+            values[name].rows = value if path is None else None
+        elif name == "validation" and set(value) - {"path"}:
+            values[name] = ValidationConfig()
+            values[name].rows = value
         elif name == "loss" and not isinstance(value, str):
             values[name], loss = "callable", cast(Callable, value)  # what is none is refused with the other options
         elif name not in known or name == "data":

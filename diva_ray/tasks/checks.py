@@ -48,7 +48,7 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
         )
     check_weights(columns, counts)
     if counts["heard"] == 0 and columns.heard_source is not None:
-        names = [] if found.sources is None else found.sources.to_pylist()
+        names = setup.source_names()
         raise InputError(
             f"identity: some row's transform must be `{columns.heard_source}`, got {', '.join(names[:10])} in "
             f"`{columns.source}`. Change `identity`, or add the originals."
@@ -99,8 +99,8 @@ def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
 def check_norms(columns: Columns, found: Scan, *, standardized: bool) -> None:
     """Raise for features that float32 cannot hold."""
     most = LARGEST_NORM if standardized else LARGEST_NORM**0.5
-    for name, rows, square in zip(columns.features, found.rows, found.squares, strict=True):
-        norm = (square / rows) ** 0.5
+    for name, (_, whole) in zip(columns.features, found.spreads(), strict=True):
+        norm = whole**0.5
         if norm and not 1 / most <= norm <= most:
             raise InputError(
                 f"data.features: rows of a band must have a root mean square norm of {1 / most:g} to {most:g}, got "
@@ -137,8 +137,8 @@ def check_spread(columns: Columns, target: Tensor) -> None:
 def check_bands(session: Session) -> None:
     """Raise for a band that is the same in every row."""
     scan = session.scan
-    for name, rows, total, square in zip(session.columns.features, scan.rows, scan.sums, scan.squares, strict=True):
-        if rows and square / rows - float(total @ total) / rows**2 <= 1e-12 * square / rows:
+    for name, rows, (spread, _) in zip(session.columns.features, scan.rows, scan.spreads(), strict=True):
+        if rows and not spread:
             raise InputError(
                 f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
                 f"`{name}`. Fix the column, or leave it out of `data.features`."

@@ -125,7 +125,7 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
             ) from error
         folder.write(f"raw/part-{k:05d}.parquet", sink.getvalue().to_pybytes())
     source = tables.find(folder.location("raw"), raw.id, config.unit_rows, mark=fingerprint(table))
-    return replace(source, name=table.name, more={"temporary": True})
+    return replace(source, name=table.name, more={**source.more, "temporary": True})
 
 
 def _encode(prepared: Prepared, quiet: bool) -> tuple[list[dict[str, Any]], float]:

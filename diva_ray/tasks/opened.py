@@ -25,7 +25,7 @@ from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
 from diva_ray.data.split import band_widths, split
-from diva_ray.data.table import Table, family, open_parquet
+from diva_ray.data.table import Table, family
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
@@ -145,15 +145,17 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
         data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
     )
     own, pairs = data is not None or config.data.path is not None, config.task == "pairs"
-    columns, show = find_columns(table.schema, config.data, builtin=not own, labelled=not pairs)
+    columns, show = find_columns(table.schema, config.data, builtin=not own, labelled=not pairs, partly=table.partly)
     task = "pairs" if pairs else task_of(table.schema, config.data.label, config.task)
     check_task(config, table, columns, task)
     chosen_shares(config, columns.features)
     tables, roles = [table], ["train"]
-    if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.path):
+    if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.given):
         columns = replace(columns, heard_source=config.identity)
-    if config.validation.path:
-        tables, roles = [*tables, open_parquet(config.validation.path, "validation.path")], [*roles, "held_out"]
+    if config.validation.given:
+        named = config.validation.path if config.validation.rows is None else config.validation.rows
+        found = open_data(named, None, 0.0, 0, "validation.path")
+        tables, roles = [*tables, found], [*roles, "held_out"]
     if isinstance(config, ExtendConfig):
         builtin = "digits_pool" if config.data.builtin == "digits_core" and not own else None
         named = config.pool.path if pool is None else pool
@@ -206,10 +208,11 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
                 f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
                 "`data.truth`."
             )
-    if isinstance(config, ScoreConfig) and config.curate != "none" and table.more:
+    if isinstance(config, ScoreConfig) and config.curate != "none" and table.partly:
+        name, file = next(iter(table.partly.items()))
         raise InputError(
-            f"curate: every file must have the same columns, to be copied with all of them, got `{table.more[0]}` only "
-            f"from {table.more[1]} on. Add it to the files before, as nulls, or leave `curate` out."
+            f"curate: every file must have the same columns, to be copied with all of them, got no `{name}` at {file}. "
+            "Add it there, as nulls, or leave `curate` out."
         )
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
@@ -229,8 +232,8 @@ def check_columns(table: Table, other: Table, columns: Columns, task: str, *, un
     missing = [name for name in columns.names() if name not in other.schema.names and name not in idle]
     if missing:
         raise InputError(
-            f"{other.option}: the table must have the same columns, got no `{missing[0]}` at {other.name}. Fix the "
-            f"table or `{other.option}`."
+            f"{other.option}: the table must have the same columns, got no `{missing[0]}` at "
+            f"{other.partly.get(missing[0], other.name)}. Fix the table or `{other.option}`."
         )
     if task not in ("classification", "multilabel"):
         return

@@ -65,10 +65,9 @@ def target_scales(session: Session) -> tuple[Scale, Scale]:
     """Return how either band is scaled as a target: centred, mean squared norm 1, whatever `standardize` says."""
     found = session.scan
     scales = []
-    for rows, total, square in zip(found.rows, found.sums, found.squares, strict=True):
+    for rows, total, (spread, _) in zip(found.rows, found.sums, found.spreads(), strict=True):
         mean = total / max(rows, 1)
-        spread = square / max(rows, 1) - float(mean @ mean)
-        scale = spread**-0.5 if spread > 1e-12 * square / max(rows, 1) else 1.0  # a constant band stays at 0
+        scale = spread**-0.5 if spread else 1.0  # a constant band stays at 0
         scales.append(Scale((mean,), (scale,), False))
     return scales[0], scales[1]
 

@@ -97,8 +97,8 @@ def told(summary: dict[str, Any]) -> list[str]:
 
 def sources_of(session: Session, one: Derived, sums: Tensor, written: Tally) -> list[dict[str, Any]]:
     """Return every source with the derivative of adding the same weight to all its pairs, and its standard error."""
-    names = session.setup.sources
-    if names is None:
+    names = session.setup.source_names()
+    if not names:
         return []
     scale = 1.0 if one.standard_errors == "exact" else SIGN_VECTORS**-0.5
     d, error = sums[:, 0].tolist(), (sums[:, 1:].norm(dim=1) * scale).tolist()
@@ -108,7 +108,7 @@ def sources_of(session: Session, one: Derived, sums: Tensor, written: Tally) -> 
             "source": name, "n": int(n[k]), "derivative": d[k], "standard_error": error[k],
             "z": d[k] / error[k] if error[k] > 0 else 0.0, "n_detrimental": int(hurt[k]),
         }
-        for k, name in enumerate(names.to_pylist())
+        for k, name in enumerate(names)
     ]  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Resul
         summary["sources"] = [
             {"source": name, "n": int(n), "weight": float(total / n) if n else 0.0}
             for name, n, total in zip(
-                session.setup.sources.to_pylist(), written["source_n"], written["source_weight"], strict=True
+                session.setup.source_names(), written["source_n"], written["source_weight"], strict=True
             )
         ]
         folder.write_table("sources.parquet", pa.Table.from_pylist(summary["sources"]))

@@ -43,10 +43,11 @@ def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
             {"features": X (n, d), "label": y (n,)}.
         quiet: no progress.
         **options: columns, by the names of `DataConfig`: features (one or several bands), label, id, weight,
-            validation_weight, group, source, offset, show, truth; and the fields of `ScoreConfig`: validation (path of
-            a separate table; then there is no leave-one-out), loss (a name, or a callable (outputs (n, c), targets) ->
-            values (n,)), cluster (auto, inline, local, ray, or fields of `ClusterConfig`), output (folder or URI, new
-            or empty; by default a temporary folder), task, ridge, precision, outputs, seed, plan, resume, ...
+            validation_weight, group, source, offset, show, truth; and the fields of `ScoreConfig`: validation (a
+            separate table, as `data`; then there is no leave-one-out), loss (a name, or a callable (outputs (n, c),
+            targets) -> values (n,)), cluster (auto, inline, local, ray, or fields of `ClusterConfig`), output (folder
+            or URI, new or empty; by default a temporary folder), task, ridge, precision, outputs, seed, plan, resume,
+            ...
 
     Returns:
         A `Result` with `.samples`, `.summary` and `.write(folder)`; a `Plan` if `plan=True`.

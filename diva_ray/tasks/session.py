@@ -225,12 +225,11 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
 def make_scale(config: FitConfig, found: Scan, names: tuple[str, ...]) -> Scale:
     """Return how every band enters the fit, from the moments of one scan."""
     means, scales = [], []
-    for width, rows, total, square in zip(found.widths, found.rows, found.sums, found.squares, strict=True):
+    for width, rows, total, (spread, _) in zip(found.widths, found.rows, found.sums, found.spreads(), strict=True):
         mean, scale = torch.zeros(width, dtype=torch.float64), 1.0
         if config.standardize == "auto" and rows:
             mean = total / rows
-            spread = square / rows - float(mean @ mean)
-            scale = spread**-0.5 if spread > 1e-12 * (square / rows) else 1.0  # a constant band stays at 0
+            scale = spread**-0.5 if spread else 1.0  # a constant band stays at 0
         means.append(mean)
         scales.append(scale)
     project = projections(names, [len(mean) for mean in means], config.projection, config.seed)

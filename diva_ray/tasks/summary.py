@@ -165,13 +165,13 @@ def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
 
 def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[str, Any]]:
     """Return every source with the derivative of adding the same weight to all its samples, and its standard error."""
-    names = derived.setup.sources
-    if names is None:
+    names = derived.setup.source_names()
+    if not names:
         return []
     scale = 1.0 if derived.standard_errors == "exact" else SIGN_VECTORS**-0.5
     d, error = derived.by_source[:, 0], derived.by_source[:, 1:].norm(dim=1) * scale
     rows = []
-    for k, name in enumerate(names.to_pylist()):
+    for k, name in enumerate(names):
         z = float(d[k] / error[k]) if error[k] > 0 else 0.0
         rows.append(
             {

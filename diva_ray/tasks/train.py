@@ -150,13 +150,17 @@ def open_both(config: TrainConfig | TuneConfig, data: Any, test: Any) -> tuple[A
     )
     found = open_data(named, None, 0.0, 0, "test.path")
     if not isinstance(found, Table):
-        raise InputError()
+        raise InputError(
+            "test.path: must be a path, an Arrow table, a DataFrame or a mapping of arrays, got a Ray Dataset. Write "
+            "it to Parquet, and give its path."
+        )
     return table, found
 
 
 def look_ahead(config: TrainConfig, data: Any, loss: Callable | None, test: Table) -> Given | None:
     """Return the weights' run; raise for what footers, labels and the first ids tell, before anything is started."""
-    if not isinstance(data, Table):  # a Ray Dataset tells nothing before it is read
+    distant = type(config.validation.rows).__module__.startswith("ray.data")
+    if distant or not isinstance(data, Table):  # a Ray Dataset tells nothing before it is read
         return open_given(config)
     opened = open_tables(config, data, loss, test)
     if opened.task in ("classification", "multilabel"):

@@ -72,7 +72,7 @@ def figures(session: Session, config: TrainConfig, course: Course, trained: Trai
     per_seed = {arm: _per_seed(course, sums, arm) for arm in (*course.arms, "closed_form")}
     arms = [_arm(course, sums, per_seed, name) for name in per_seed]
     common = common_figures(session, trained.setup, trained.ridge)
-    common["validation"] = "separate table" if config.validation.path else "leave-one-out"
+    common["validation"] = "separate table" if config.validation.given else "leave-one-out"
     return {
         **common,
         "n_test": course.test.rows,

@@ -21,12 +21,12 @@ SHRINK = Step("shrink", 1.0)
 def check_trust(session: Session, setup: Setup) -> None:
     """Raise unless some rows are trusted, not all, and of every class there is one."""
     config, counts = session.config, session.scan.counts
-    if not (config.data.validation_weight or config.validation.path):
+    if not (config.data.validation_weight or config.validation.given):
         raise InputError(
             "method: trusted must be told which rows to trust, got neither `data.validation_weight` nor "
             "`validation.path`. Set one of them."
         )
-    if not config.validation.path and counts["heard"] >= counts["rows"]:
+    if not config.validation.given and counts["heard"] >= counts["rows"]:
         raise InputError(
             f"data.validation_weight: must be 0 on rows that are not trusted, got {config.data.validation_weight} > 0 "
             "everywhere. Mark the trusted rows only."

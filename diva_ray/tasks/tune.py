@@ -135,7 +135,9 @@ def check(config: TuneConfig) -> Space:
 
 def look_ahead(config: TuneConfig, data: Any, loss: Callable | None, test: Any, space: Space) -> None:
     """Raise for what footers and labels tell, before anything is started."""
-    if type(data).__module__.startswith("ray.data"):  # tells nothing before it is read
+    if any(
+        type(d).__module__.startswith("ray.data") for d in (data, config.validation.rows)
+    ):  # tells nothing before it is read
         return
     opened = open_tables(config, data, loss, test)
     for name in space.values("loss"):

@@ -94,7 +94,7 @@ def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:
     same = {name: getattr(config, name) for name in SAME}
     chosen = {
         "data": data,
-        **({"validation": {"path": _absolute(config.validation.path)}} if config.validation.path else {}),
+        **({"validation": {"path": _absolute(config.validation.path or "")}} if config.validation.given else {}),
         "cluster": asdict(config.cluster),
         **{name: value for name, value in options.items() if name not in more},
         **more,
@@ -111,6 +111,9 @@ def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:
 
 
 def _absolute(path: str) -> str:
+    """Return a path from anywhere; OmegaConf's mark of what must be given for rows that had none."""
+    if not path:
+        return "???"
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial, update_wrapper
+from itertools import chain, count
 from typing import Any
 
 from diva_ray.config import ScoreConfig
@@ -49,12 +50,15 @@ def finish_copies(session: Session, summary: dict[str, Any]) -> None:
         summary["exported"] = {"format": "datacomp", "file": "subset.npy", "rows": kept}
 
 
-def write_curated(session: Session, action: str) -> dict[str, int]:
-    """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed."""
-    folder = session.folder
+def write_curated(session: Session, action: str) -> dict[str, Any]:
+    """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed, and the column of
+    weights that was written: the table's own, or the first name that no column has."""
+    folder, table = session.folder, session.original or session.tables[0]
+    usual = chain(("weight", "sample_weight"), (f"sample_weight_{k}" for k in count(2)))
+    name = session.columns.weight or next(name for name in usual if name not in table.schema.names)
     session.engine.tell(
-        curate=action, table=session.original or session.tables[0], scores=open_parquet(folder.location("samples")),
-        weight_column=session.columns.weight,
+        curate=action, table=table, scores=open_parquet(folder.location("samples")), weight_column=name,
     )  # fmt: skip
     found = session.runner.run(curating.curate, "curate", session.scored(), features=False, again=True)
-    return {"rows": int(found["kept"]), "changed": int(found["changed"])}
+    told = {"weight_column": name} if action == "weight" else {}
+    return {"rows": int(found["kept"]), "changed": int(found["changed"]), **told}

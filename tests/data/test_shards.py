@@ -6,8 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import diva_ray
+from diva_ray.engine.scan import band_moments, between
+
 from ..oracles import Problem, assert_close, gradients, held_out_gradient, standard_errors
-from .tables import derivatives, in_float64, problem, score, vectors, write
+from .tables import INLINE, derivatives, in_float64, problem, score, vectors, write
 
 N = 36
 GENERATOR = np.random.default_rng(5)
@@ -172,6 +175,65 @@ def test_sources_sum_their_rows(standard_errors):
         assert row["standard_error"] > 0
 
 
+@pytest.mark.parametrize("taken,name", [(["(none)"], "(none 2)"), (["(none)", "(none 2)"], "(none 3)")])
+def test_rows_without_a_source_are_no_source_of_that_name(taken, name):
+    names = np.array([*taken, "crawl", None], object)[np.random.default_rng(2).integers(0, len(taken) + 2, 2600)]
+    data = {"features": BIG, "label": LABELS, "s": names}
+    scored, weighed = (
+        score(data, source="s"),
+        diva_ray.reweight(data, source="s", quiet=True, cluster=INLINE, steps=1, folds=2),
+    )
+    for result in (scored, weighed):
+        with result.folder.filesystem.open_input_file(f"{result.folder.base}/sources.parquet") as file:
+            found = {row["source"]: row["n"] for row in pq.read_table(file).to_pylist()}
+        assert found == {n: (names == n).sum() for n in [*taken, "crawl"]} | {name: np.equal(names, None).sum()}
+
+
 def test_no_sources_no_file():
     result = score({"features": A, "label": CODES})
     assert "sources.parquet" not in result.folder.names("")
+
+
+@pytest.mark.parametrize("far", [1e4, 1e6, 1e8])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_band_far_from_zero_is_scaled_as_it_is_near(far, gaps):
+    X = np.round(np.random.default_rng(5).standard_normal((2600, 4)) * 8) / 8 * 2.0**-3
+    labels = (X[:, :3] + 0.1 * np.random.default_rng(6).standard_normal((2600, 3))).argmax(1)
+    given = {}
+    for name, shift in (("near", 0.0), ("far", far)):  # exact: in 64ths
+        rows = [None if gaps and k % 5 == 0 else list(row + shift * (1 + np.arange(4))) for k, row in enumerate(X)]
+        given[name] = pa.table({"features": pa.array(rows, pa.list_(pa.float64(), 4)), "label": labels})
+    near, apart = (score(given[name]).samples["derivative"].to_numpy() for name in ("near", "far"))
+    np.testing.assert_allclose(apart, near, rtol=1e-4, atol=1e-4 * np.abs(near).max())
+
+
+def test_moments_of_bands_agree_with_numpy_however_rows_are_cut():
+    generator = np.random.default_rng(7)
+    X = generator.standard_normal((500, 3)) + 1e7
+    wanted = ((X - X.mean(0)) ** 2).sum()
+    for cuts in ([250], [1, 2, 499], [100, 200, 300, 400]):
+        rows, total, square = 0, torch.zeros(3, dtype=torch.float64), 0.0
+        for part in np.split(X, cuts):
+            count, more, own = band_moments(torch.from_numpy(part), None)
+            square += own + between(rows, total, count, more)
+            rows, total = rows + count, total + more
+        assert rows == 500 and square == pytest.approx(wanted, rel=1e-8)
+        np.testing.assert_allclose(total, X.sum(0), rtol=1e-14)
+    absent = np.arange(500) % 3 == 0  # the first among them
+    rows, total, square = band_moments(torch.from_numpy(np.where(absent[:, None], 0, X)), torch.from_numpy(absent))
+    left = X[~absent]
+    assert rows == len(left) and square == pytest.approx(((left - left.mean(0)) ** 2).sum(), rel=1e-8)
+    same = torch.full((6000, 2), 0.1, dtype=torch.float64)
+    assert band_moments(same, None)[2] <= 1e-24 * 120 and band_moments(same[:9], absent=torch.ones(9) > 0)[2] == 0
+
+
+def test_an_update_of_a_band_far_from_zero_is_the_run_from_scratch(tmp_path):
+    X = np.random.default_rng(8).standard_normal((2600, 4)) + 1e7 * (1 + np.arange(4))
+    y = (X - X.mean(0))[:, :3].argmax(1)
+    options = {"cluster": INLINE, "quiet": True, "ridge": 0.5, "precision": "float64"}
+    diva_ray.score({"features": X[:2000], "label": y[:2000]}, **options, output=str(tmp_path / "one"))
+    table = {"features": X, "label": y}
+    fresh, updated = (diva_ray.score(table, **options, update=run) for run in (None, str(tmp_path / "one")))
+    assert updated.summary["update"]["rows_unchanged"] > 1000
+    found, wanted = (result.samples["derivative"].to_numpy() for result in (updated, fresh))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())

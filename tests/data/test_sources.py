@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import diva_ray
 from diva_ray.config import DataConfig
 from diva_ray.data.sources import digits, find_columns, open_data, task_of
 from diva_ray.errors import InputError
 
-from .tables import derivatives, problem, score, vectors
+from .tables import INLINE, derivatives, problem, score, vectors
 
 
 class Frame:
@@ -207,3 +208,58 @@ def test_columns_are_found_and_checked():
     twice = pa.schema([("features", pa.float32()), ("label", pa.int8()), ("label", pa.int8())])
     with pytest.raises(InputError, match=r"data.label: column `label` must be there once, got 2"):
         find_columns(twice, DataConfig(), builtin=False)
+
+
+def held_out_forms(tmp_path):
+    """Return a table and another one to validate on, in every form a call takes."""
+    X, y = problem(n=260)
+    rows = pa.table({"features": vectors(X), "label": y})
+    table, held = rows.slice(0, 200), rows.slice(200)
+    pq.write_table(held, tmp_path / "held.parquet")
+    arrays = {"features": X[200:], "label": y[200:]}
+    forms = [str(tmp_path / "held.parquet"), {"path": str(tmp_path / "held.parquet")}, tmp_path / "held.parquet"]
+    return table, [*forms, held, arrays, held.to_pandas()]
+
+
+def test_a_validation_table_may_be_what_data_may_be(tmp_path):
+    table, forms = held_out_forms(tmp_path)
+    wanted = score(table, validation=forms[0])
+    assert wanted.summary["n_validation"] == 60 and wanted.summary["error"] != score(table).summary["error"]
+    for form in forms[1:]:
+        found = score(table, validation=form)
+        assert found.samples.equals(wanted.samples), type(form)
+        assert found.summary["n_validation"] == 60
+    with pytest.raises(InputError, match="must have the same data and options, got another data.path"):
+        changed = forms[3].set_column(1, "label", pa.array(np.zeros(60, int)))
+        again = {"output": str(tmp_path / "run"), "cluster": INLINE, "quiet": True}
+        diva_ray.score(table, validation=forms[3], **again)
+        diva_ray.score(table, validation=changed, resume=True, **again)
+
+
+def test_other_methods_and_tasks_take_validation_rows(tmp_path):
+    table, forms = held_out_forms(tmp_path)
+    options = {"cluster": INLINE, "quiet": True}
+    pool = table.slice(150)
+    more = [diva_ray.extend(table.slice(0, 150), pool, validation=form, budget=9, **options) for form in forms[2:5]]
+    assert more[0].samples.equals(more[1].samples) and more[0].samples.equals(more[2].samples)
+    trusted = [diva_ray.score(table, validation=form, method="trusted", **options) for form in (forms[0], forms[3])]
+    assert trusted[0].samples.equals(trusted[1].samples)
+
+
+@pytest.mark.ray
+def test_a_ray_dataset_validates(ray_cluster, tmp_path):
+    import ray
+
+    table, forms = held_out_forms(tmp_path)
+    on_ray = {"cluster": {"kind": "ray", "workers": 2}, "output": str(tmp_path / "out")}
+    found = score(table, validation=ray.data.from_arrow(forms[3]), **on_ray)
+    assert found.folder.read_table("samples").equals(score(table, validation=forms[3]).samples)
+
+
+@pytest.mark.ray
+def test_a_ray_dataset_does_not_test(ray_cluster, tmp_path):
+    import ray
+
+    table, forms = held_out_forms(tmp_path)
+    with pytest.raises(InputError, match="test.path: must be a path, .*got a Ray Dataset. Write it to Parquet"):
+        diva_ray.train(table, ray.data.from_arrow(forms[3]), cluster=INLINE, quiet=True)

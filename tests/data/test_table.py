@@ -147,7 +147,7 @@ def test_a_row_is_named_by_its_file_and_place(tmp_path):
 @pytest.mark.parametrize(
     "change,told",
     [
-        (lambda t: t.drop_columns("label"), "every file must have column `label`, got none at .*b.parquet"),
+        (lambda t: t.drop_columns("label"), "data.label: every file must have column `label`, got none at .*b.parquet"),
         (
             lambda t: t.set_column(1, "label", t["label"].cast(pa.string())),
             "got integer in a.parquet and string in b.parquet",
@@ -162,7 +162,7 @@ def test_files_must_have_the_same_columns(change, told, tmp_path):
     pq.write_table(TABLE.slice(0, 90), tmp_path / "a.parquet")
     pq.write_table(change(TABLE.slice(0, 90)), tmp_path / "b.parquet")
     with pytest.raises(InputError, match=told):
-        open_parquet(str(tmp_path))
+        score(str(tmp_path))
 
 
 def test_what_writers_set_aside_is_not_read(tmp_path):

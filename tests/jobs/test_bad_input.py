@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+import torch
 
 import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig
@@ -301,9 +301,12 @@ def test_arrays_in_place_of_names():
     refuses(r"data.show: must be a column's name or a list of names, got a ndarray", base(), show=X)
     refuses(r"data.weight: must be str or None, got array\(.*\.\.\. \(ndarray\)", base(), weight=np.ones(N))
     refuses(
-        r"validation: must be the path of a Parquet table, got a DataFrame",
+        r"validation.path: must be a path, a Ray Dataset, an Arrow table, a DataFrame or .*, got builtins.list",
         base(),
-        validation=pd.DataFrame(base(features=list(X))),
+        validation=[1, 2],
+    )
+    refuses(
+        r"validation.path: the table must have the same columns, got no `label`", base(), validation={"features": X}
     )
     refuses(r"cluster: must be auto, inline, local, ray or fields of ClusterConfig, got None", base(), cluster=None)
 
@@ -329,3 +332,46 @@ def test_a_loss_that_has_no_gradient():
 def test_curate_does_something():
     with pytest.raises(InputError, match=r"curate: must be drop, weight or relabel, got none"):
         diva_ray.curate(base(), "none", cluster=INLINE, quiet=True)
+
+
+class Broken(torch.autograd.Function):
+    """A function that breaks when it is differentiated."""
+
+    @staticmethod
+    def forward(ctx, F):
+        return F.sum(1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no way back")
+
+
+def raises(F, Y):
+    return {}["temperature"]
+
+
+def complains(F, Y):
+    raise ValueError("outputs must be\npositive")
+
+
+@pytest.mark.parametrize(
+    "loss,kind,told",
+    [
+        (raises, KeyError, r"KeyError \('temperature'\)"),
+        (complains, ValueError, r"ValueError \(outputs must be positive\)"),
+        (lambda F, Y: Broken.apply(F), RuntimeError, r"RuntimeError \(no way back.*\)"),
+        (lambda F: F.sum(1), TypeError, r"TypeError \(.*takes 1 positional argument but 2 were given\)"),
+    ],
+)
+@pytest.mark.parametrize("n", [N, 3])  # by sums over rows, and by the n x n form
+def test_a_loss_that_raises(loss, kind, told, n):
+    data = {"features": np.random.default_rng(0).standard_normal((n, 4)), "label": np.arange(n) % 2}
+    with pytest.raises(InputError, match=f"^loss: the callable must work on .*, got {told}. Change `loss`.$") as caught:
+        diva_ray.score(data, loss=loss, quiet=True, cluster=INLINE, ridge=1.0)
+    assert type(caught.value.__cause__) is kind
+
+
+def test_a_loss_that_returns_no_tensor():
+    refuses(
+        r"loss: the callable must return a tensor of one value per row, got NoneType", base(), loss=lambda F, Y: None
+    )

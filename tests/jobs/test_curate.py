@@ -116,12 +116,70 @@ def test_weights_follow_trusted_rows():
     assert alpha[wrong].mean() < 0.8 * alpha[~wrong].mean()
 
 
-def test_a_column_that_only_later_files_have_is_no_silent_loss(tmp_path):
+@pytest.mark.parametrize("first", [True, False])
+def test_a_column_that_only_some_files_have_is_no_silent_loss(first, tmp_path):
     generator = np.random.default_rng(0)
     rows = pa.table({"features": list(generator.standard_normal((40, 3))), "label": np.arange(40) % 2})
-    pq.write_table(rows, tmp_path / "a.parquet")
-    pq.write_table(rows.append_column("text", pa.array(["t"] * 40)), tmp_path / "b.parquet")
-    assert len(diva_ray.score(tmp_path, cluster=INLINE, quiet=True).samples) == 80
-    told = r"curate: every file must have the same columns, .* got `text` only from .*b.parquet on. Add it to the files"
+    more = rows.append_column("text", pa.array(["t"] * 40)).append_column("id", pa.array(range(40)))
+    for name, table in zip("ab", (more, rows) if first else (rows, more), strict=True):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    lacks = "b.parquet" if first else "a.parquet"
+    options = {"cluster": INLINE, "quiet": True}
+    assert len(diva_ray.score(tmp_path, id="none", **options).samples) == 80
+    told = f"curate: every file must have the same columns, .* got no `text` at .*{lacks}. Add it there, as nulls"
     with pytest.raises(InputError, match=told):
-        diva_ray.curate(tmp_path, cluster=INLINE, quiet=True)
+        diva_ray.curate(tmp_path, id="none", **options)
+    for option, told in {"source": "data.source", "show": "data.show"}.items():
+        with pytest.raises(InputError, match=f"{told}: every file must have column `text`, got none at .*{lacks}. Fix"):
+            diva_ray.score(tmp_path, id="none", **{option: "text"}, **options)
+    with pytest.raises(InputError, match=f"data.id: every file must have column `id`, got none at .*{lacks}. .*=none"):
+        diva_ray.score(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    "there,name",
+    [
+        ((), "weight"),
+        (("weight",), "sample_weight"),
+        (("weight", "sample_weight"), "sample_weight_2"),
+        (("sample_weight", "weight", "sample_weight_2"), "sample_weight_3"),
+    ],
+)
+def test_weights_go_into_a_column_that_is_free(there, name):
+    generator = np.random.default_rng(0)
+    X, y = generator.standard_normal((60, 3)), np.arange(60) % 2
+    given = {column: generator.random(60) for column in there}
+    result = diva_ray.curate({"features": X, "label": y, **given}, "weight", cluster=INLINE, quiet=True)
+    assert result.summary["curated"]["weight_column"] == name
+    assert result.samples.column_names == ["features", "label", *there, name]
+    for column, values in given.items():
+        assert result.samples[column].to_pylist() == values.tolist()
+    scores = result.folder.read_table("samples")["label_score"].to_numpy().astype(np.float64)
+    assert np.array_equal(result.samples[name].to_numpy(), scores)
+
+
+@pytest.mark.parametrize("form", ["memory", "files"])
+def test_relabelling_keeps_categories(form, table, tmp_path):
+    _, rows = table
+    names = pa.array([f"class {k}" for k in rows["label"].to_pylist()])
+    values = pa.array(["never", *(f"class {9 - k}" for k in range(10))])
+    codes = pa.array([values.to_pylist().index(name) for name in names.to_pylist()], pa.int8())
+    label = pa.DictionaryArray.from_arrays(codes, values, ordered=True)
+    data = rows.set_column(2, "label", label)
+    plain = diva_ray.curate(rows.set_column(2, "label", names), "relabel", cluster=INLINE, quiet=True)
+    if form == "files":  # the second knows fewer classes than are predicted in it
+        few = pa.array([max(int(name[-1]), 5) for name in names.to_pylist()[450:]])
+        kept = pa.array([f"class {k}" for k in few.to_pylist()]).dictionary_encode()
+        kept = pa.DictionaryArray.from_arrays(kept.indices.cast("int8"), kept.dictionary, ordered=True)
+        pq.write_table(data.slice(0, 450), tmp_path / "a.parquet")
+        pq.write_table(data.slice(450).set_column(2, "label", kept), tmp_path / "b.parquet")
+        plain = diva_ray.curate(
+            rows.set_column(2, "label", pa.concat_arrays([names[:450], kept.cast("string")])), "relabel",
+            cluster=INLINE, quiet=True,
+        )  # fmt: skip
+    found = diva_ray.curate(str(tmp_path) if form == "files" else data, "relabel", cluster=INLINE, quiet=True)
+    assert found.summary["curated"]["changed"] > 50
+    assert found.samples["label"].to_pylist() == plain.samples["label"].to_pylist()
+    kind = found.samples.schema.field("label").type
+    assert pa.types.is_dictionary(kind) and kind.value_type == pa.string() and kind.index_type == pa.int8()
+    assert kind == label.type

@@ -160,3 +160,52 @@ def test_a_path_that_was_left_empty_is_one_line(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what lies here must not be read
     with pytest.raises(InputError, match="data.path: a file, folder, glob or URI must be named, got an empty text"):
         getattr(diva_ray, job)("", quiet=True, cluster=INLINE)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_column_that_only_some_files_have_is_told_not_lost_in_silence(first, tmp_path, caplog):
+    rows = pa.table({"text": ["one two", "two three"] * 5, "label": [0, 1] * 5})
+    more = rows.append_column("note", pa.array(["n"] * 10))
+    for name, table in zip("ab", (more, rows) if first else (rows, more), strict=True):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with caplog.at_level("WARNING", "diva_ray"):
+        made = diva_ray.embed(str(tmp_path), encoder="words", cluster=INLINE, quiet=True)
+    assert len(made.samples) == 20 and "note" not in made.samples.column_names
+    assert f"are left out: `note` (not in {tmp_path}/{'b' if first else 'a'}.parquet)" in caplog.text
+
+
+def pack(path, members):
+    """Write a tar of (name, bytes)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            raw_sets.add(tar, name, content)
+
+
+@pytest.mark.parametrize(
+    "more,reason",
+    [
+        (("3.png", b"p"), ".jpg and .png are both column `image`: keep one of them"),
+        (("3.JPG", b"p"), "two members end with .jpg: keep one of them"),
+        (("3.jpg", b"p"), "two members end with .jpg: keep one of them"),
+        (("3.cls2", b"9"), ".cls and .cls2 are both column `label`: keep one of them"),
+    ],
+)
+def test_a_member_does_not_replace_another_of_its_sample(more, reason, tmp_path):
+    pictures = [raw_sets.png(pixels) for pixels in raw_sets.pictures(5)]
+    good = [one for k, p in enumerate(pictures) for one in ((f"{k}.jpg", p), (f"{k}.cls", b"1"))]
+    good[8:8] = [more]  # after those of sample 3
+    pack(tmp_path / "a.tar", good)
+    made = diva_ray.embed(str(tmp_path / "a.tar"), cluster=INLINE, quiet=True, most_failed=0.5)
+    assert made.samples["id"].to_pylist() == ["0", "1", "2", "4"]
+    aside = made.folder.read_table("quarantine").to_pylist()
+    assert [(row["id"], row["reason"]) for row in aside] == [("3", f"members do not fit: {reason}")]
+
+
+def test_a_tar_none_of_whose_samples_fits_is_one_line(tmp_path):
+    png = raw_sets.png(raw_sets.pictures(1)[0])
+    pack(tmp_path / "a.tar", [(f"{k}.{kind}", png) for k in range(70) for kind in ("jpg", "png")])
+    told = (
+        r"data.path: members of a sample must fit, got .jpg and .png are both column `image`.* in each of the first 64"
+    )
+    with pytest.raises(InputError, match=told):
+        diva_ray.embed(str(tmp_path / "a.tar"), cluster=INLINE, quiet=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,11 +12,13 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from diva_ray.data.hive import append
 from diva_ray.data.raw.classes import class_names, to_names, with_names
 from diva_ray.data.raw.units import OTHER_ID, Failure, Rows, Source, Unit, mark_of, name_of, rechunk
 from diva_ray.data.table import Piece, is_parquet, open_parquet
 from diva_ray.errors import InputError
 
+log = logging.getLogger("diva_ray")
 READ_ROWS = 256  # rows decoded at a time
 MOST_PARTS = 16  # of one row group: each part reads the row group's start again
 
@@ -27,10 +30,17 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
     """
     table = open_parquet(path)
     key = key_of(table.schema, id)
+    if table.partly:
+        told = ", ".join(f"`{name}` (not in {file})" for name, file in table.partly.items())
+        log.warning("data.path: columns that only some files have are left out: %s", told)
     files = sorted({piece.file for piece in table.pieces})
     assert table.filesystem is not None
     infos = table.filesystem.get_file_info(files)
-    marks = {file: mark or mark_of(info) for file, info in zip(files, infos, strict=True)}
+    held = {piece.file: piece.held for piece in table.pieces}
+    marks = {
+        file: (mark or mark_of(info)) + (f" {held[file]}" if held[file] else "")
+        for file, info in zip(files, infos, strict=True)
+    }
     sizes = {file: info.size for file, info in zip(files, infos, strict=True)}
     in_file = {file: sum(piece.rows for piece in table.pieces if piece.file == file) or 1 for file in files}
     units = []
@@ -59,7 +69,7 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
     root = os.path.dirname(root) if "*" in root or is_parquet(root) else root
     return Source(
         "parquet", path, schema, tuple(units), table.rows, table.filesystem, read, root, key, classes=classes,
-        other_id=other,
+        other_id=other, more={"folders": table.folders, "held": held},
     )  # fmt: skip
 
 
@@ -127,14 +137,17 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
         wanted, left, skip, number = stored_columns(source, columns), unit.rows or 0, unit.skip, unit.first
+        folders, held = source.more["folders"], source.more["held"][unit.path]
+        inside = [name for name in wanted if name not in folders.names]
         try:
             with pq.ParquetFile(unit.path, filesystem=source.filesystem, pre_buffer=False) as file:
                 groups = list(range(unit.start, unit.stop))
-                for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=wanted, use_threads=False):
+                for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=inside, use_threads=False):
                     before = min(skip, len(batch))
                     mine, skip = batch.slice(before, left), skip - before
                     if len(mine):
-                        yield to_rows(pa.Table.from_batches([mine]), source, columns, number), number, []
+                        table = append(pa.Table.from_batches([mine]), wanted, folders, held)
+                        yield to_rows(table, source, columns, number), number, []
                     number, left = number + len(mine), left - len(mine)
                     if not left:
                         return

@@ -36,6 +36,7 @@ LONG_HEADERS = (
 )  # fmt: skip
 PEEKED = 64  # first samples, which tell the columns
 READ_ROWS = 64
+TWICE = "/"  # after the suffix of a second member that has it: no suffix holds one
 ENDING = re.compile(r"\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
 TEXTS = ("txt", "text", "caption")
 Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: more than MOST_BYTES together
@@ -55,28 +56,34 @@ def find(
         raise InputError(f"data.id: samples of a tar have their key as id, got {id}. Leave `data.id` out.")
     units = tuple(Unit(k, info.path, bytes=info.size, mark=mark_of(info)) for k, info in enumerate(infos))
     peek = peek or PEEKED
-    count, size = 0, 0
+    count, size, reasons = 0, 0, []
 
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal count, size
         for _, members in islice(chain.from_iterable(samples(filesystem, info.path) for info in infos), peek):
             count += 1
             size += sum(512 + len(value or b"") for value in members.values())
-            yield _tried(members, label)
+            yield _tried(members, label, reasons)
 
     schema = pa.schema([pa.field("id", pa.string()), *head_columns(rows())])
     if not count:
         raise InputError(f"data.path: a tar must hold samples, got none in {infos[0].path}. Change `data.path`.")
+    if len(reasons) == count:
+        raise InputError(
+            f"data.path: members of a sample must fit, got {reasons[0]} in each of the first {count:,} samples of "
+            f"{infos[0].path}. Pack the tar again, or leave it out."
+        )
     estimate = int(sum(unit.bytes for unit in units) / max(1.0, size / count))
     more = {"label": label, "alone": len(units) == 1, "base": base, "head": f"{peek:,} samples"}
     return Source("webdataset", path, schema, units, None, filesystem, read, path, estimate=estimate, more=more)
 
 
-def _tried(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
-    """Return a sample's columns, none if its members cannot be read: it will be a failure."""
+def _tried(members: dict[str, bytes | None], label: str, reasons: list[str]) -> dict[str, Any]:
+    """Return a sample's columns, none if its members cannot be read, and note why: it will be a failure."""
     try:
         return row_of(members, label)
-    except ValueError:
+    except ValueError as error:
+        reasons.append(str(error).splitlines()[0][:160])
         return {}
 
 
@@ -127,7 +134,8 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
                     raise tarfile.ReadError(f"more than {MOST_MEMBERS} members of sample {own}")
                 held += member.size
                 file = tar.extractfile(member) if held <= MOST_BYTES else None
-                key, members[suffix.lower()] = own, file.read() if file else None
+                suffix = suffix.lower()
+                key, members[suffix + TWICE * (suffix in members)] = own, file.read() if file else None
             if getattr(tar, "cut", False):
                 raise tarfile.ReadError("it ends without an end mark: cut off?")
     except (tarfile.TarError, OSError, EOFError, pa.ArrowException) as error:
@@ -150,17 +158,29 @@ def check_name(name: str, path: str) -> None:
 
 
 def row_of(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
-    """Return a sample's columns: picture members are `image`, .txt `text`, .cls the label, .json its fields."""
+    """Return a sample's columns: picture members are `image`, .txt `text`, .cls the label, .json its fields.
+
+    Raises:
+        ValueError: two members are one column.
+    """
     row: dict[str, Any] = {}
+    taken: dict[str, str] = {}
     for suffix, content in members.items():
         stem, _, last = suffix.rpartition(".")
+        if suffix.endswith(TWICE):
+            raise ValueError(f"two members end with .{suffix.removesuffix(TWICE)}: keep one of them")
         if last in PICTURE_SUFFIXES:
-            row[stem or "image"] = content
+            name, value = stem or "image", content
         elif content is not None and last in TEXTS:
-            row[stem or ("caption" if last == "caption" else "text")] = content.decode("utf-8", "replace")
+            name, value = stem or ("caption" if last == "caption" else "text"), content.decode("utf-8", "replace")
         elif content is not None and last in ("cls", "cls2"):
             text = content.decode("utf-8", "replace").strip()
-            row[stem or label] = int(text) if text.lstrip("-").isdigit() else text
+            name, value = stem or label, int(text) if text.lstrip("-").isdigit() else text
+        else:
+            continue
+        if name in row:
+            raise ValueError(f".{taken[name]} and .{suffix} are both column `{name}`: keep one of them")
+        row[name], taken[name] = value, suffix
     found = loaded(members.get("json") or b"{}")
     found = found if isinstance(found, dict) else {}
     return {**{OTHER_ID if name == "id" else name: value for name, value in found.items()}, **row}
