@@ -42,6 +42,17 @@ def gemm_rate(size: int, repeats: int = 2) -> float:
     return 2.0 * size**3 / best
 
 
+def sustained_rate(rows: int, p: int, seconds: float) -> float:
+    """Return the rate of SSYRK on blocks (rows, p) over some seconds, counting rows p^2 operations each: what a process
+    gets while others work too, where the best of a few would hide them."""
+    Z, total = np.ones((rows, p), np.float32), np.zeros((p, p), np.float32, order="F")
+    done, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        blas.ssyrk(1.0, Z.T, beta=1.0, c=total, lower=1, overwrite_c=1)
+        done += 1
+    return done * rows * p**2 / spent
+
+
 def triangular_rates(rows: int, p: int, repeats: int = 5) -> tuple[float, float]:
     """Return the rates of SSYRK and STRMM on blocks (rows, p), counting rows p^2 operations each."""
     Z = np.random.default_rng(0).standard_normal((rows, p), dtype=np.float32)

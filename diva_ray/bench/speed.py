@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,7 @@ class Sizes:
     data_folder: str | None = None
 
 
+SUSTAINED = 3.0  # seconds for which a product rate is measured
 SMALL = Sizes(4_000, 128, 10, 1_024, 2_000, 800, 900, 800, 2_000, (4_000, 8_000, 16_000), 64, 100_000, 64,
               (32, 64), 100_000, 256, 1 << 20)  # fmt: skip
 
@@ -256,9 +258,23 @@ def on_ray(s: Sizes) -> Iterator[Figure]:
         ready = time.perf_counter() - start - connected
         seconds = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
         same = bool(torch.equal(penalty, derivative_of(runner, setup)))
+        alone, beside = cores_beside(runner.engine.actors, min(s.n, 2_500), s.p + 1)
         runner.engine.close()
     note = f"{inline:.2f} s / {seconds:.2f} s after start-up"
     yield Figure("2 Ray workers: speed-up over inline", inline / seconds, "x", 1.75, True, note)
+    rates = f"{alone / 1e9:.0f} and {beside / 1e9:.0f} GF/s"
+    note = f"SSYRK for {SUSTAINED:g} s at our shape, {rates}: the most that a speed-up can be"
+    yield Figure("  two workers' product rate / one alone", beside / alone, "x", note=note)
     yield Figure("Ray start-up", connected, "s", note="ray.init on this machine")
     yield Figure("workers start and read Parquet, overlapped", ready, "s", note=f"{s.n * s.p * 4 / 1e9:.2f} GB")
     yield Figure("same bits as inline", float(same), note="penalty derivatives; 1 = yes")
+
+
+def cores_beside(actors: list[Any], rows: int, p: int) -> tuple[float, float]:
+    """Return the product rate of the first worker alone, and of all of them at once."""
+    import ray
+
+    def rates(some: list[Any]) -> float:
+        return sum(ray.get([actor.solve.remote(peers.sustained_rate, rows, p, SUSTAINED) for actor in some]))
+
+    return rates(actors[:1]), rates(actors)
