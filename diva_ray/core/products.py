@@ -4,8 +4,9 @@ On a CPU they go through scipy's BLAS: torch offers neither SYRK nor TRMM, which
 at two fifths of scipy's on AMD. On another device they go through torch, in panels of columns that leave most of the
 other triangle out. Matrices are row-major; a symmetric sum fills its upper triangle only until `symmetric` mirrors it.
 
-`inputs` of a product: `full`, or the precision its inputs are rounded to first, `tf32` (10 bits of mantissa) or `bf16`
-(7), sums in float32 as on the tensor cores of a GPU. A CPU rounds, then multiplies as ever: to see the error.
+`inputs` of a product: `full`, as they are, or the precision its inputs are rounded to first: `float32`, `tf32` (10 bits
+of mantissa) or `bf16` (7), with sums in float32 as on the tensor cores of a GPU. A CPU rounds to the last two, then
+multiplies as ever: to see the error.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def safe_threads(square: Tensor) -> Iterator[None]:
 
 def rounded(x: Tensor, inputs: str) -> Tensor:
     """Return float32 values as a product of such inputs sees them: the nearest bf16, or cut to the bits of TF32."""
-    if inputs == "full":
+    if inputs in ("full", "float32"):
         return x
     return x.bfloat16().to(x.dtype) if inputs == "bf16" else (x.view(torch.int32) & ~0x1FFF).view(x.dtype)
 
@@ -209,7 +210,8 @@ def multiply_triangular_(
         return product
     if not (Z.is_contiguous() and T.is_contiguous()):
         raise ValueError("multiply_triangular_: Z and T must be row-major, got strided views. Use `.contiguous()`.")
-    Z, T = (Z, T) if inputs == "full" else (Z.copy_(rounded(Z, inputs)), rounded(T, inputs))
+    if inputs in ("tf32", "bf16"):
+        Z, T = Z.copy_(rounded(Z, inputs)), rounded(T, inputs)
     trmm = blas.strmm if Z.dtype == torch.float32 else blas.dtrmm
     trmm(1.0, T.numpy().T, Z.numpy().T, lower=int(upper), overwrite_b=1)
     return Z

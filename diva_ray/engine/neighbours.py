@@ -73,4 +73,5 @@ def _whitened(shard: Shard, known: Known, chosen: Tensor) -> Iterator[tuple[Tens
     for rows in torch.nonzero(chosen).squeeze(1).split(rows_at_once(setup, device)):
         out = torch.empty(len(rows), setup.scale.width, dtype=setup.dtype, device=device)
         Z = prepare_rows(shard, rows, setup.scale, out)
-        yield rows, multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z
+        U = multiply_triangular_(Z, known["solution"]["whiten"], upper=True) if len(Z) else Z
+        yield rows, U.float()  # cosines need no more

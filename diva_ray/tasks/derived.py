@@ -22,7 +22,11 @@ COPY_BYTES = 2 << 30  # of p x p sums, in float32 and float64, that sign vectors
 MOST_CONDITION = 3e4  # above it float32 products would cost more than 5e-5 of the derivative
 MOST_CONDITION_DUAL = 300.0  # times the root of n (1-norms of n x n matrices grow so): an inverse loses more
 MOST_LEVERAGE = 0.99  # likewise
-MOST_ERROR = {"tf32": 1e-2, "bf16": 5e-2}  # of the checked rows' derivatives, by which low precision is given up
+MOST_ERROR = {
+    "float32": 5e-5,
+    "tf32": 1e-2,
+    "bf16": 5e-2,
+}  # of the checked rows' derivatives, by which low precision is given up
 
 
 @dataclass(frozen=True)
