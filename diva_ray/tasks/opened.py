@@ -34,6 +34,7 @@ from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
 from diva_ray.tasks.space import tuning_work
 
+TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
 
@@ -76,14 +77,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
     elif cost.copies > 1:
         notes.append(f"standard errors are estimated from {cost.errors()}")
-    if config.cluster.gpus_per_worker:
-        notes.append("the time is that of CPUs; what GPUs take has not been measured")
-    elif config.precision in ("tf32", "bf16"):
-        notes.append(f"precision={config.precision} without a GPU rounds and is slower: it only shows the error")
-    if planning.blas_environment():
-        notes.append(
-            "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
-        )
+    more = _cost(replace(config, precision="float64"), rows, p, outputs, opened.task).state() - cost.state()
+    notes += products_in_words(config, more)
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     plan = planning.Plan(
@@ -92,6 +87,25 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     )  # fmt: skip
     budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
     return plan.settle(workers, budget, config.cluster.cache), opened
+
+
+def products_in_words(config: FitConfig, more: int) -> list[str]:
+    """Return what is to be said of the time and memory of products; float64 ones would take `more` bytes."""
+    notes = []
+    if config.cluster.gpus_per_worker:
+        notes.append("the time is that of CPUs; what GPUs take has not been measured")
+    elif config.precision in ("tf32", "bf16"):
+        notes.append(f"precision={config.precision} without a GPU rounds and is slower: it only shows the error")
+    if config.precision == "auto" and more > TOLD:
+        notes.append(
+            "should the condition ask for products in float64 (a small ridge, features that nearly depend on each "
+            f"other), sums take up to {more / 2**30:.2f} GiB more a worker, and passes up to twice the time"
+        )
+    if planning.blas_environment():
+        notes.append(
+            "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
+        )
+    return notes
 
 
 def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str) -> Cost:

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+import diva_ray
 from diva_ray.core import reduction
 from diva_ray.engine.device import LARGE
 from diva_ray.tasks.cost import Cost, cost_of
@@ -45,3 +47,10 @@ def test_workers_take_turns_with_the_copies_of_a_large_table(p, dealt):
     shared, driver = nine.seconds(1e11)
     assert driver == pytest.approx(nine.driver() / 3.5e10)
     assert shared == pytest.approx(nine.operations() / 7e10 + nine.touched() + nine.dealt() / 3.5e10)
+
+
+@pytest.mark.parametrize(("columns", "precision", "told"), [(6000, "auto", 1), (6000, "float64", 0), (50, "auto", 0)])
+def test_a_plan_says_what_float64_products_would_take_where_that_is_much(columns, precision, told):
+    rows = {"features": np.zeros((60, columns), np.float16), "label": np.arange(60) % 3}
+    plan = diva_ray.score(rows, cluster="inline", precision=precision, ridge=1.0, plan=True, quiet=True)
+    assert sum("products in float64" in note and "GiB more a worker" in note for note in plan.notes) == told
