@@ -5,9 +5,7 @@ Only footers are read here; rows are read by the shards that own them.
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from diva_ray.data.columns import check_names, element_type, is_list, storage_type, without_views
+from diva_ray.data.files import list_files
 from diva_ray.data.hive import Value, folder_values
 from diva_ray.data.reader import Reader, first_line
 from diva_ray.errors import InputError
@@ -108,7 +107,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     Raises:
         InputError: nothing there, not Parquet, or files whose columns differ.
     """
-    filesystem, files, base = _list_files(path, option)
+    filesystem, files, base = list_files(path, option)
     with ThreadPoolExecutor(min(32, len(files))) as pool:
         footers = list(pool.map(lambda file: _footer(file, filesystem, option), files))
     found = list(zip(files, footers, strict=True))
@@ -136,71 +135,6 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
         )
     schema = pa.schema([*schema, *folders], schema.metadata)
     return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders)
-
-
-def _list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str], str]:
-    """Return the file system and the sorted Parquet files of a path, and the folder that it names (of a pattern, the
-    part before it)."""
-    check_named(path, option)
-    missing = InputError(
-        f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`."
-    )
-    if "://" in path:
-        try:
-            filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{option}: must be a readable URI, got {path} ({first_line(error)}). Change `{option}`."
-            ) from error
-        try:
-            info = filesystem.get_file_info(inner)
-        except OSError as error:
-            raise InputError(
-                f"{option}: must be within reach, got {first_line(error)} at {path}. Change `{option}`."
-            ) from error
-        if info.type == pyarrow.fs.FileType.NotFound and glob.has_magic(inner):
-            raise InputError(
-                f"{option}: a URI must name a Parquet file or folder, got a pattern at {path}. Name the folder: all "
-                "Parquet files in it are read."
-            )
-        if info.type == pyarrow.fs.FileType.NotFound:
-            raise missing
-        if info.type == pyarrow.fs.FileType.File:
-            return filesystem, [inner], inner
-        found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
-        files = sorted(item.path for item in found if is_parquet(item.path) and not _hidden(item.path, inner))
-    else:
-        filesystem = pyarrow.fs.LocalFileSystem()
-        folder = os.path.abspath(os.path.expanduser(path))
-        names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
-        files, inner = [], folder if os.path.exists(folder) else os.path.dirname(re.split(r"[*?[]", folder)[0])
-        for name in names:
-            inside = (
-                glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
-            )
-            inside = [file for file in inside if is_parquet(file) and not _hidden(file, name)]
-            files += [name] if os.path.isfile(name) else inside
-        files = sorted(set(files))
-    if not files:
-        raise missing
-    return filesystem, files, inner
-
-
-def check_named(path: str, option: str = "data.path") -> None:
-    """Raise for an empty path: it would be the folder in which the job was started, and all that lies there."""
-    if not path.strip():
-        raise InputError(f"{option}: a file, folder, glob or URI must be named, got an empty text. Change `{option}`.")
-
-
-def is_parquet(path: str) -> bool:
-    """Return whether a file's name says that it is Parquet."""
-    return path.lower().endswith((".parquet", ".pq"))
-
-
-def _hidden(file: str, folder: str) -> bool:
-    """Return whether a file below a folder is one that writers set aside: unfinished (`_temporary/`), copies, ..."""
-    parts = file[len(folder.rstrip("/")) + 1 :].split("/")
-    return any(part.startswith((".", "_")) and "=" not in part for part in parts)
 
 
 def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.FileMetaData:

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.fs
 
 from diva_ray.data.columns import check_names
+from diva_ray.data.files import check_named
 from diva_ray.data.raw import folder, lines, saved, tables, tar
 from diva_ray.data.raw.listing import Listing, under
 from diva_ray.data.raw.units import PICTURE_SUFFIXES, Source, name_of, suffix_of
-from diva_ray.data.table import check_named
 from diva_ray.errors import InputError
 
 SUFFIXES = {

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from diva_ray.data.files import is_parquet
 from diva_ray.data.hive import append
 from diva_ray.data.raw.classes import class_names, to_names, with_names
 from diva_ray.data.raw.units import OTHER_ID, Failure, Rows, Source, Unit, mark_of, name_of, rechunk
-from diva_ray.data.table import Piece, is_parquet, open_parquet
+from diva_ray.data.table import Piece, open_parquet
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
