@@ -23,6 +23,8 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.table import Places, Reader, Table
 from diva_ray.errors import InputError
 
+MOVED = 1e-3  # standard deviations by which a mean may be rounded
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -254,9 +256,16 @@ def prepare_rows(shard: Shard, rows: slice | Tensor, scale: Scale, out: Tensor) 
         if not shard.bands[k].shape[1]:  # no row of the shard has the band
             into.zero_()
             continue
-        kind = torch.promote_types(out.dtype, shard.bands[k].dtype)  # a mean that float32 rounds is another one
-        _scale_band(shard, k, rows, mean.to(out.device, kind), factor, project, into)
+        _scale_band(shard, k, rows, _center(mean, factor, shard.bands[k], out), factor, project, into)
     return out
+
+
+def _center(mean: Tensor, factor: float, band: Tensor, out: Tensor) -> Tensor:
+    """Return what is taken off a band: its mean as the products' type has it, so that the same numbers stored in
+    another type give the same bits; where that would be another mean, as the band's own type has it."""
+    rounded = mean.to(out.dtype)
+    moved = float((rounded.double() - mean).norm()) * factor
+    return (mean.to(torch.promote_types(out.dtype, band.dtype)) if moved > MOVED else rounded).to(out.device)
 
 
 def _scale_band(
