@@ -4,6 +4,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -16,6 +17,7 @@ MAX_CARDS = 60
 MAX_ROWS = 200
 
 
+@cache  # compiling takes longer than all else of a small run
 def template(name: str):
     """A template of this folder; escaping is on for everything, the formats of `words` are its filters."""
     environment = Environment(

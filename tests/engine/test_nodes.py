@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.mark.cluster
+@pytest.mark.long  # the test below loses a node too
 def test_a_lost_node_changes_no_bit(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.engine.nodes_run", str(tmp_path / "run")]
