@@ -26,6 +26,8 @@ wait_briefly()  # before anything imports torch
 from diva_ray.tasks.plan import blas_environment  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
+QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
 
 
 def register() -> None:
@@ -49,6 +51,8 @@ def job(name: str, run: Callable[..., Any]) -> None:
             _compose(name, chosen, folder, overrides)
     except InputError as error:
         _leave(error)
+    first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
+    sys.argv[1 + first : 1 + first] = QUIET  # before the user's overrides, which win; argparse wants them side by side
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(name, cfg, run))()
 
 

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
+from diva_ray.core.derivative import mixed
 from diva_ray.errors import InputError
 
 Where = Callable[[int], str]  # names the place of a row for a person
@@ -200,9 +201,12 @@ def row_keys(column: pa.Array, seed: int = 0) -> np.ndarray:
     """Return a stable 64-bit key of every value: the same for a value wherever it lies (splitmix64, SipHash)."""
     plain = storage_type(column.type)
     if pa.types.is_integer(plain):
-        values = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64, copy=False).view(np.uint64)
-        keys = pd.util.hash_array(values)
-        return pd.util.hash_array(keys ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)) if seed else keys
+        keys = mixed(torch.from_numpy(column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)))
+        if seed:
+            keys = mixed(keys ^ torch.from_numpy(np.array(seed * 0x9E3779B97F4A7C15 % 2**64, np.uint64).view(np.int64)))
+        return keys.numpy().view(np.uint64)
+    import pandas as pd  # a quarter of a second, which tables of numbers are spared in every process
+
     return pd.util.hash_array(column.to_numpy(zero_copy_only=False), hash_key=f"diva_ray{seed:08d}")
 
 

@@ -100,12 +100,10 @@ def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:
         **more,
         **same,
         "output": f"outputs/{job}/${{now:%Y-%m-%d_%H-%M-%S}}",
-        "hydra": {"run": {"dir": "."}, "output_subdir": None},
     }
-    quiet = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
     where = {"optional cluster": config.cluster.kind}  # a group, so that cluster=local takes its place
     body = yaml.safe_dump(
-        {"defaults": [f"{job}_schema", "_self_", where, *quiet], **chosen}, sort_keys=False, allow_unicode=True
+        {"defaults": [f"{job}_schema", "_self_", where], **chosen}, sort_keys=False, allow_unicode=True
     )
     return f"# python jobs/{job}.py --config-dir={session.folder.path} --config-name=best output=FOLDER\n{body}"
 
