@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,10 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diva_ray.config import SCHEMAS
 from diva_ray.errors import InputError
-from diva_ray.threads import wait_briefly
+from diva_ray.threads import blas_environment, wait_briefly
 
 wait_briefly()  # before anything imports torch
-from diva_ray.tasks.plan import blas_environment  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
@@ -36,11 +35,13 @@ def register() -> None:
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 
 
-def job(name: str, run: Callable[..., Any]) -> None:
-    """Compose `configs/NAME.yaml` with the command line and run; exit code 2 with one line for a user's mistake.
+def job(task: str) -> None:
+    """Compose the config of a task with the command line and run it; exit code 2 with one line for a user's mistake.
 
-    Hydra's own flags (--help, --cfg job, --multirun, --config-name) work as usual.
+    Hydra's own flags (--help, --cfg job, --multirun, --config-name) work as usual. The task is a module with `run`,
+    such as `diva_ray.tasks.score`, imported only when options are right: torch takes seconds, a misspelt option none.
     """
+    name = task.rpartition(".")[2]
     _use_every_instruction()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     register()
@@ -53,7 +54,7 @@ def job(name: str, run: Callable[..., Any]) -> None:
         _leave(error)
     first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
     sys.argv[1 + first : 1 + first] = QUIET  # before the user's overrides, which win; argparse wants them side by side
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(name, cfg, run))()
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(task, cfg))()
 
 
 def quoted(word: str) -> str:
@@ -112,7 +113,8 @@ def _compose(name: str, chosen: str, folder: str | None, overrides: list[str]) -
         ) from error
 
 
-def _run(name: str, cfg: Any, run: Callable[..., Any]) -> None:
+def _run(task: str, cfg: Any) -> None:
+    name = task.rpartition(".")[2]
     try:
         config = OmegaConf.to_object(cfg)
         if type(config) is not SCHEMAS[name]:  # another job's, such as the winner of a search
@@ -121,7 +123,7 @@ def _run(name: str, cfg: Any, run: Callable[..., Any]) -> None:
                 f"--config-name: a config of jobs/{name}.py must be named, got "
                 + (f"one of jobs/{other}.py. Run that." if other else f"one without `{name}_schema` in its `defaults`.")
             )
-        result = run(config)
+        result = import_module(task).run(config)
     except InputError as error:
         _leave(error)
     print("\n".join(plain(line) for line in result.lines()))

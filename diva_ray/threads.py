@@ -1,4 +1,4 @@
-"""The environment that threads of BLAS and OpenMP read once, when their libraries are loaded.
+"""The environment that BLAS and OpenMP read once, when their libraries are loaded.
 
 SPIN is how long torch's threads wait for each other actively before they sleep. By default GNU's OpenMP turns 300,000
 times: nothing on idle cores, but where others use them the one that is waited for does not get a core meanwhile. With
@@ -20,3 +20,23 @@ def wait_briefly() -> None:
 def of_worker(threads: int) -> dict[str, str]:
     """Return the environment of a worker with so many threads."""
     return {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **SPIN}
+
+
+def blas_environment() -> dict[str, str]:
+    """Return the environment under which OpenBLAS uses this processor's AVX-512 kernels, if it does not by itself."""
+    import numpy  # noqa: F401  # brings OpenBLAS
+    from threadpoolctl import threadpool_info
+
+    if "OPENBLAS_CORETYPE" in os.environ or not os.path.exists("/proc/cpuinfo"):
+        return {}
+    taken = {str(info.get("architecture")) for info in threadpool_info() if info.get("internal_api") == "openblas"}
+    with open("/proc/cpuinfo") as file:
+        return better_coretype(taken, file.read())
+
+
+def better_coretype(architectures: set[str], cpuinfo: str) -> dict[str, str]:
+    """Return OPENBLAS_CORETYPE for a processor that has AVX-512 but was taken for one without.
+
+    OpenBLAS takes AMD's Zen 4 and 5 for Haswell: 128 instead of 251 GF/s in float32 products.
+    """
+    return {"OPENBLAS_CORETYPE": "SkylakeX"} if architectures & {"Haswell", "Zen"} and "avx512vl" in cpuinfo else {}

@@ -1,7 +1,6 @@
 """Probabilities of augmentations: python jobs/augment.py data.path=COPIES data.source=transform data.group=original."""
 
 from diva_ray.jobs import job
-from diva_ray.tasks.augment import run
 
 if __name__ == "__main__":
-    job("augment", run)
+    job("diva_ray.tasks.augment")

@@ -1,7 +1,6 @@
 """Speed and quality against peers, side by side in one run: python jobs/benchmark.py output=FOLDER."""
 
-from diva_ray.bench.benchmark import run
 from diva_ray.jobs import job
 
 if __name__ == "__main__":
-    job("benchmark", run)
+    job("diva_ray.bench.benchmark")

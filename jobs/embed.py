@@ -1,7 +1,6 @@
 """Raw pictures and texts to features: python jobs/embed.py data.path=PICTURES encoder=NAME output=FOLDER."""
 
 from diva_ray.jobs import job
-from diva_ray.tasks.embed import run
 
 if __name__ == "__main__":
-    job("embed", run)
+    job("diva_ray.tasks.embed")

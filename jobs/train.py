@@ -1,7 +1,6 @@
 """Test error of models trained under weights: python jobs/train.py data.path=TABLE test.path=TABLE weights=FOLDER."""
 
 from diva_ray.jobs import job
-from diva_ray.tasks.train import run
 
 if __name__ == "__main__":
-    job("train", run)
+    job("diva_ray.tasks.train")

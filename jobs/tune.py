@@ -1,7 +1,6 @@
 """Search over options with Ray Tune: python jobs/tune.py data.path=TABLE space.ridge.loguniform=[1e-3,10]."""
 
 from diva_ray.jobs import job
-from diva_ray.tasks.tune import run
 
 if __name__ == "__main__":
-    job("tune", run)
+    job("diva_ray.tasks.tune")

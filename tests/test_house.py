@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from diva_ray.config import SCHEMAS
 from diva_ray.jobs import register
-from diva_ray.tasks.plan import better_coretype
+from diva_ray.threads import better_coretype
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
@@ -79,7 +79,7 @@ def test_a_jobs_threads_do_not_wait_actively_for_long(tmp_path):
         "            print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))\n"
         "            sys.meta_path.remove(self)\n"
         "sys.meta_path.insert(0, Seen())\n"
-        "import diva_ray.jobs\n"
+        "import diva_ray.jobs, diva_ray.tasks.score\n"
     )
     for given, expected in (
         ({}, "10000 None"),

@@ -37,7 +37,7 @@ from diva_ray.bench.steps import pool_reading, weight_steps
 from diva_ray.bench.tune import tuning
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks.plan import blas_environment
+from diva_ray.threads import blas_environment
 
 log = logging.getLogger("diva_ray")
 GOAL_SIZE = {"n": 60_000, "p": 1_280, "c": 10}

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
 FLAT = 1e3  # loss over slope beyond which a start counts as flat
@@ -85,6 +85,8 @@ def descend(
         start, low, high: penalties > 0.
         most: evaluations after which no further line search begins.
     """
+    from scipy.optimize import minimize  # takes 0.4 s, which other jobs do not pay
+
     start = start.clamp(low, high)
     first, slope = evaluate(start)
     found = Descent(name, start, first, [first])
@@ -105,7 +107,7 @@ def descend(
     bounds = list(zip(low.log().tolist(), high.log().tolist(), strict=True))
     ends = [(one.penalties.log().numpy(), one.loss) for one in before]
 
-    def known(intermediate_result: OptimizeResult) -> None:
+    def known(intermediate_result: Any) -> None:  # the name by which SciPy gives it one
         x, loss = intermediate_result.x, intermediate_result.fun
         if any(scale * end <= loss and np.abs(x - there).max() < NEAR for there, end in ends):
             raise StopIteration

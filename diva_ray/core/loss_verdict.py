@@ -10,7 +10,6 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from diva_ray.core.verdict import LOSS, Cut, Histogram, Verdict, Z, _best_cut, _cell, _count, _edges, _universal_cut
@@ -64,6 +63,8 @@ def loss_scores(losses: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, 
 
 def _loss_posterior(own: np.ndarray, other: np.ndarray, rows: float) -> tuple[float, np.ndarray]:
     """Return e and the posterior of a wrong label in every cell, increasing with the loss; both histograms add to 1."""
+    from scipy.optimize import isotonic_regression  # takes 0.4 s, which no other run pays
+
     tail, other_tail = own[::-1].cumsum()[::-1], other[::-1].cumsum()[::-1]
     bound = (tail + 2 * np.sqrt(tail / rows)) / np.maximum(other_tail, 1e-300)
     rate = float(min(1.0, bound[other_tail >= 0.02].min()))

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
 from diva_ray.core.verdict import Cut, Histogram, Verdict, _universal_cut, fit_verdict
@@ -119,6 +118,8 @@ def fit_sharpness(
 ) -> Similarity:
     """Return the likeliest beta: each side must tell its partner from the others, a share e of the pairs excepted."""
 
+    from scipy.optimize import minimize_scalar  # takes 0.4 s, which runs without pairs do not pay
+
     known = [cosines.masked_fill(~others, -torch.inf) for cosines in (rows, columns)]
 
     def gain(log_beta: float) -> float:
@@ -148,6 +149,8 @@ def fit_weights(
         groups: leave-out groups among the s pairs.
     """
     others = torch.isfinite(cross[0])
+    from scipy.optimize import minimize
+
     null = cross.masked_fill(~others, 0.0).flatten(1)[:, others.flatten()]
     count = null.shape[1] + own.shape[1]
 

@@ -33,6 +33,7 @@ from diva_ray.tasks.cost import Cost, cost_of
 from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
 from diva_ray.tasks.space import tuning_work
+from diva_ray.threads import blas_environment
 
 TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
@@ -101,7 +102,7 @@ def products_in_words(config: FitConfig, more: int) -> list[str]:
             "should the condition ask for products in float64 (a small ridge, features that nearly depend on each "
             f"other), sums take up to {more / 2**30:.2f} GiB more a worker, and passes up to twice the time"
         )
-    if planning.blas_environment():
+    if blas_environment():
         notes.append(
             "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
         )

@@ -140,22 +140,3 @@ def check_workers(plan: Plan, cluster: ClusterConfig) -> None:
 def useful_workers(plan: Plan) -> int:
     """Return how many workers a cluster that grows is asked for: one for every minute of one worker's passes."""
     return max(1, math.ceil(plan.seconds / NODE_SECONDS))
-
-
-def blas_environment() -> dict[str, str]:
-    """Return the environment under which OpenBLAS uses this processor's AVX-512 kernels, if it does not by itself."""
-    from threadpoolctl import threadpool_info
-
-    if "OPENBLAS_CORETYPE" in os.environ or not os.path.exists("/proc/cpuinfo"):
-        return {}
-    taken = {str(info.get("architecture")) for info in threadpool_info() if info.get("internal_api") == "openblas"}
-    with open("/proc/cpuinfo") as file:
-        return better_coretype(taken, file.read())
-
-
-def better_coretype(architectures: set[str], cpuinfo: str) -> dict[str, str]:
-    """Return OPENBLAS_CORETYPE for a processor that has AVX-512 but was taken for one without.
-
-    OpenBLAS takes AMD's Zen 4 and 5 for Haswell: 128 instead of 251 GF/s in float32 products.
-    """
-    return {"OPENBLAS_CORETYPE": "SkylakeX"} if architectures & {"Haswell", "Zen"} and "avx512vl" in cpuinfo else {}

@@ -28,7 +28,7 @@ from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import APART, Opened
 from diva_ray.tasks.options import chosen_shares
 from diva_ray.tasks.runner import Engine, Runner
-from diva_ray.threads import of_worker
+from diva_ray.threads import blas_environment, of_worker
 
 log = logging.getLogger("diva_ray")
 
@@ -167,7 +167,7 @@ def start(
         return plan.settle(workers, budget, config.cluster.cache).keeping
 
     threads = config.cluster.threads or 1
-    environment = of_worker(threads) | (planning.blas_environment() if plan.kind == "local" else {})
+    environment = of_worker(threads) | (blas_environment() if plan.kind == "local" else {})
     return Runner(
         Cluster(
             tables, columns, extents, workers=config.cluster.workers, threads=threads,

@@ -20,7 +20,6 @@ from diva_ray.engine.progress import Progress
 from diva_ray.engine.training import Alone, checkpoint, linear, train_all
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks import plan as planning
 from diva_ray.tasks.begin import begin, conclude, open_folder, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.course import REWEIGHTED, prepare_course
@@ -32,7 +31,7 @@ from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import Trained, figures, sheet_of, told, write_model
 from diva_ray.tasks.weights import check_classes, open_given
-from diva_ray.threads import of_worker
+from diva_ray.threads import blas_environment, of_worker
 
 log = logging.getLogger("diva_ray")
 TEST_SHARE = 0.2  # of the built-in digits
@@ -202,7 +201,7 @@ def go(session: Session, course: Course, *, quiet: bool) -> None:
 
         workers = session.config.cluster.workers or session.engine.workers
         environment = of_worker(course.threads)
-        environment |= planning.blas_environment() if session.plan.kind == "local" else {}
+        environment |= blas_environment() if session.plan.kind == "local" else {}
         run_on_ray(course, min(workers, rows), environment, told)
         told({"done": len(course.models) * course.epochs})
     session.runner.seconds["train"] = progress.close()
