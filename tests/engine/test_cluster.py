@@ -53,6 +53,7 @@ def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
     assert result.folder.read_table("samples").equals(undisturbed.samples)
 
 
+@pytest.mark.long  # `jobs/test_reweight` kills workers among weight steps too
 def test_weight_steps_survive_a_killed_worker_with_the_same_bits(ray_cluster, tmp_path):
     import ray
 
@@ -159,7 +160,7 @@ def test_kernels_see_tensors_without_a_copy_of_their_own(ray_cluster):
     runner.engine.close()
 
 
-@pytest.mark.parametrize("unit", [1, 2])
+@pytest.mark.parametrize("unit", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_sections_that_workers_share_have_the_same_bits(ray_cluster, monkeypatch, unit):
     """Tables of many shards are added in sections of units, by the workers."""
     from diva_ray.engine import reduce

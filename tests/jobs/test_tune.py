@@ -133,9 +133,9 @@ def test_asha_stops_trials_that_are_behind(ray_cluster):
 @pytest.mark.ray
 def test_optuna_searches_too_and_the_seed_decides(ray_cluster):
     pytest.importorskip("optuna")
-    one, same, other = (run(search="optuna", trials=12, seed=seed) for seed in (0, 0, 1))
+    one, same = (run(search="optuna", trials=12) for _ in range(2))
     assert told(one).equals(told(same))
-    assert not told(one).equals(told(other))
+    assert not told(one)[:2].equals(told(run(search="optuna", trials=2, seed=1)))
     assert one.summary["best"]["bands"] == ("image", "text")
 
 
