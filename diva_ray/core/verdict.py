@@ -144,7 +144,7 @@ def fit_link(sums: Histogram, classes: int) -> Link:
     counts = sums.counts.cpu().numpy()
     total = float(counts[0, 0].sum())
     unit = sums.rows(total) / total if total > 0 else 0.0
-    likelihood = unit * np.array([[_noise_rate(cells, classes)[1] for cells in scale] for scale in counts])
+    likelihood = unit * _noise_rate(counts, classes)[1]
     s, b = np.unravel_index(int((likelihood + np.log(SHARPNESS) / 2).argmax()), likelihood.shape)
     return Link(SCALES[s], SHARPNESS[b])
 
@@ -152,7 +152,7 @@ def fit_link(sums: Histogram, classes: int) -> Link:
 def noise_rate_at(sums: Histogram, link: Link, classes: int) -> float:
     """Return the likeliest share of wrong labels under one of the links of `link_sums`."""
     cells = sums.counts[SCALES.index(link.scale), SHARPNESS.index(link.sharpness)]
-    return _noise_rate(cells.cpu().numpy(), classes)[0]
+    return float(_noise_rate(cells.cpu().numpy(), classes)[0])
 
 
 def verdict_sums(odds: Float[Tensor, " n"], z: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Histogram:
@@ -184,7 +184,7 @@ def fit_verdict(
     odds_counts, z_counts = counts.sum(1), counts.sum(0)
     total = float(odds_counts.sum())
     rows = sums.rows(total)
-    rate, _, gain = _noise_rate(odds_counts, classes, most)
+    rate, _, gain = map(float, _noise_rate(odds_counts, classes, most))
     shown = max(rate, 0.5 / max(rows, 1))  # keeps the scores in order where no noise is found
     offset = 0.0 if flips else math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
     if total == 0 or not (flips or doubt or gain * rows / total > math.log(max(rows, 2)) / 2):
@@ -240,16 +240,21 @@ def _edges(grid: tuple[float, float, int]) -> np.ndarray:
     return np.linspace(grid[0], grid[1], grid[2] + 1)
 
 
-def _noise_rate(counts: np.ndarray, classes: int, most: float | None = None) -> tuple[float, float, float]:
-    """Return the likeliest share e <= (c - 1) / c or `most` of wrong labels, the log likelihood, its gain over none."""
+def _noise_rate(
+    counts: np.ndarray, classes: int, most: float | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the likeliest share e <= (c - 1) / c or `most` of wrong labels, the log likelihood, its gain over none:
+    each (...,) of histograms (..., cells)."""
     centers, others = _edges(ODDS)[:-1] + LIMIT / ODDS[2], max(classes - 1, 1)
     ratio = np.expm1(-centers - math.log(others))  # (1 - p) / (c - 1) / p - 1
-    low, high = 0.0, others / (others + 1.0) if most is None else most
+    low = np.zeros((*counts.shape[:-1], 1))
+    high = np.full_like(low, others / (others + 1.0) if most is None else most)
     for _ in range(50):
         e = (low + high) / 2
-        low, high = (e, high) if counts @ (ratio / (1 + e * ratio)) > 0 else (low, e)
-    gain = float(counts @ np.log1p(low * ratio))
-    return low, gain - float(counts @ np.logaddexp(0, -centers)), gain
+        rises = (counts * (ratio / (1 + e * ratio))).sum(-1, keepdims=True) > 0
+        low, high = np.where(rises, e, low), np.where(rises, high, e)
+    gain = (counts * np.log1p(low * ratio)).sum(-1)
+    return low[..., 0], gain - counts @ np.logaddexp(0, -centers), gain
 
 
 def _best_cut(counts: np.ndarray, wrong: np.ndarray, allowed: np.ndarray) -> tuple[int, tuple[float, ...]]:
