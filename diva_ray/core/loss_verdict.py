@@ -49,7 +49,7 @@ def fit_loss_verdict(sums: Histogram) -> Verdict:
     middle = float(edges[np.searchsorted(other.cumsum(), reference / 2) + 1])
     rate, posterior = _loss_posterior(own / total, other / reference, rows)
     k, figures = _best_cut(own[::-1], (own * posterior)[::-1], posterior[::-1] >= 0.5)
-    fits_better = float(own.cumsum() @ other) / (total * reference)
+    fits_better = float((own.cumsum() - own / 2) @ other) / (total * reference)  # half of those that fit alike
     if k == 0 or fits_better < 0.6 or posterior @ own / total * rows < 2:
         return Verdict(math.log(middle), 0.0, Cut(0.0), z)
     return Verdict(math.log(middle), rate, Cut(float(middle / (middle + edges[LOSS[2] - k])), *figures), z)

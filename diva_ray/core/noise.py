@@ -61,7 +61,8 @@ def fit_flips(
     and the likelihood by log(c - 1) + log(m) / 2, the cost of naming and measuring it (MDL); then all is fitted again.
     Accepted if the classes that flip, with T_kk >= MOSTLY_RIGHT, hold at least half of the rows: two classes of many
     that mix at a constant rate are as likely two that the features cannot tell apart. Noise in few classes is therefore
-    left to the uniform model. Local optimum; O(links iterations m c).
+    left to the uniform model. And if the free pairs pay log(m) / 2 each (BIC) against right labels under the link that
+    suits those best: features that say little explain as much. Local optimum; O(links iterations m c).
 
     Args:
         F: levelled outputs of a sample of rows.
@@ -76,7 +77,7 @@ def fit_flips(
     free, T = off, _with_diagonal(torch.full((c, c), uniform + 0.05 / c, dtype=torch.float64))
     cost = math.log(c - 1) + math.log(m) / 2
     for _ in range(4):
-        link, T, N = _search(F, y, free, T, link)
+        link, T, N, likelihood = _search(F, y, free, T, link)
         rows = N.sum(1, keepdim=True)
         gain = N * (T.clamp_min(1e-300) / uniform).log() - rows * ((1 - uniform) / (1 - T).clamp_min(1e-9)).log()
         pays = off & (T - uniform >= LEAST_FLIPPED) & (gain > cost)
@@ -88,11 +89,20 @@ def fit_flips(
         free, common = pays, float(T[off].median()) if c > 2 else uniform
         uniform = max(common, 1e-5)
         T = _with_diagonal(torch.where(free, T, torch.full_like(T, uniform)))
+    if likelihood - _likelihood_if_right(F, y) <= int(free.sum()) * math.log(m) / 2:
+        return None
     return link, T
 
 
-def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple[Link, Tensor, Tensor]:
-    """Return the likeliest link, its flip rates and their expected counts; sharper links until three were worse."""
+def _likelihood_if_right(F: Tensor, y: Tensor) -> float:
+    """Return the log likelihood of the given labels, all right, under the link that suits them best."""
+    links = (Link(scale, sharpness) for scale in SCALES for sharpness in SHARPNESS)
+    return max(float(probabilities(F, link).gather(1, y[:, None]).clamp_min(1e-300).log().sum()) for link in links)
+
+
+def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple[Link, Tensor, Tensor, float]:
+    """Return the likeliest link, its flip rates, their expected counts and the log likelihood; ever sharper links until
+    three were worse."""
     best, found = -math.inf, (least, T)
     for scale in SCALES:
         top, worse = -math.inf, 0
@@ -106,8 +116,8 @@ def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple
             if worse == 3:
                 break
     link, fitted = found
-    fitted, N, _ = _expectation_maximisation(probabilities(F, link), y, free, fitted, 40)
-    return link, fitted, N
+    fitted, N, likelihood = _expectation_maximisation(probabilities(F, link), y, free, fitted, 40)
+    return link, fitted, N, likelihood
 
 
 def _expectation_maximisation(

@@ -28,6 +28,8 @@ Z = (-2.5, 7.5, 125)  # of asinh(z): z from -6 to 904,
 LOSS = (-30.0, 30.0, 1200)  # of log10(loss)
 LEAST_POSTERIOR = 0.2  # no label is an issue with less than one chance in five
 MOST_DETRIMENTAL = 0.05  # share of samples, where few wrong labels are expected
+FEW = 200  # rows: too few to tell wrong labels from hard rows by the likelihood alone; then
+LEAST_TOLD = 0.2  # of the entropy of the labels must be known to the model that judges them
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Link:
 
     scale: float  # delta
     sharpness: float  # beta
+    likelihood: float = 0.0  # log, mean over rows, of given labels some of which are wrong
+    evidence: float = 0.0  # how much larger its sum is than that of right labels under the link that suits those best
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,8 @@ def link_sums(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tenso
     return Histogram(counts, float(w.square().sum()))
 
 
-def fit_link(sums: Histogram, classes: int) -> Link:
-    """Return the calibration under which the given labels are most likely.
+def fit_link(sums: Histogram, classes: int, *, right: bool = False) -> Link:
+    """Return the calibration under which the given labels are most likely; `right`: without e, if all are right.
 
     Maximises sum_i log((1 - e) p_iy + e (1 - p_iy) / (c - 1)) + log(beta) / 2 over delta, beta and the share e of
     labels replaced by another class at random; without e, few wrong labels flatten all p. Exact up to the cells (0.3).
@@ -144,9 +148,30 @@ def fit_link(sums: Histogram, classes: int) -> Link:
     counts = sums.counts.cpu().numpy()
     total = float(counts[0, 0].sum())
     unit = sums.rows(total) / total if total > 0 else 0.0
-    likelihood = unit * _noise_rate(counts, classes)[1]
-    s, b = np.unravel_index(int((likelihood + np.log(SHARPNESS) / 2).argmax()), likelihood.shape)
-    return Link(SCALES[s], SHARPNESS[b])
+    _, some_wrong, gain = (unit * found for found in _noise_rate(counts, classes))
+    none_wrong = some_wrong - gain
+    likelihood = none_wrong if right else some_wrong + np.log(SHARPNESS) / 2
+    s, b = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
+    mean = float(some_wrong[s, b]) / max(sums.rows(total), 1e-300)
+    return Link(SCALES[s], SHARPNESS[b], mean, float(some_wrong[s, b] - none_wrong.max()))
+
+
+def noise_shows(link: Link, weight: Float[Tensor, " c"], rows: float) -> bool:
+    """Return whether wrong labels explain what a link of `fit_link` does not, better than any link does without them.
+
+    Outcomes that depend on chance, and features that say nothing of the labels, are explained as well by probabilities
+    that are less sure: then no label can be called wrong. Asked: log(rows) / 2 (BIC). Of FEW rows or less evidence is
+    weak either way; there predictions that tell LEAST_TOLD of the labels' entropy are enough.
+
+    Args:
+        link: from `fit_link`.
+        weight: of the rows of every class (`class_sums`).
+        rows: effective number.
+    """
+    if link.evidence > math.log(max(rows, 2)) / 2:
+        return True
+    entropy = float(torch.special.entr(weight / weight.sum().clamp_min(1e-300)).sum())
+    return rows <= FEW and entropy + link.likelihood >= LEAST_TOLD * entropy
 
 
 def noise_rate_at(sums: Histogram, link: Link, classes: int) -> float:
@@ -164,15 +189,22 @@ def verdict_sums(odds: Float[Tensor, " n"], z: Float[Tensor, " n"], weight: Floa
 
 
 def fit_verdict(
-    sums: Histogram, classes: int, *, flips: bool = False, doubt: float = 0.0, most: float | None = None
+    sums: Histogram,
+    classes: int,
+    *,
+    shows: bool = True,
+    flips: bool = False,
+    doubt: float = 0.0,
+    most: float | None = None,
 ) -> Verdict:
     """Return both cuts, each where the F1 to be expected against wrong labels is best.
 
     With log-odds l, a label is wrong with posterior 1 / (1 + exp(l - offset)), offset = log(e / (1 - e) / (c - 1)).
     The posteriors beyond a cut add up to the wrong labels there: over their number, precision; over the sum of all,
     recall. Added up by cells of z they place the cut on z, >= 0, flagging at most twice the wrong labels or 5 %.
-    Where the likelihood prefers e > 0 by less than log(rows) / 2 (BIC), noise_rate is 0, nothing is an issue, and z has
-    the universal threshold sqrt(2 log rows), raised until at most 5 % pass.
+    Where noise does not show (`noise_shows`), or the likelihood prefers e > 0 by less than log(rows) / 2 (BIC) under
+    this link too, noise_rate is 0, nothing is an issue, and z has the universal threshold sqrt(2 log rows), raised
+    until at most 5 % pass.
     Assumes wrong labels drawn at random among the other classes, and a z that adds nothing to the log-odds. Errors
     between classes that look alike are mostly not found, as the rows a label is judged by have them too, unless
     `flips`: log-odds that include the flip rates of `noise.fit_flips`; or `doubt` > 0 (`noise.find_doubt`): that share
@@ -187,7 +219,7 @@ def fit_verdict(
     rate, _, gain = map(float, _noise_rate(odds_counts, classes, most))
     shown = max(rate, 0.5 / max(rows, 1))  # keeps the scores in order where no noise is found
     offset = 0.0 if flips else math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
-    if total == 0 or not (flips or doubt or gain * rows / total > math.log(max(rows, 2)) / 2):
+    if total == 0 or not (flips or doubt or (shows and gain * rows / total > math.log(max(rows, 2)) / 2)):
         return Verdict(offset, 0.0, Cut(0.0), _universal_cut(z_counts, rows))
     posterior = 1 - _right(torch.from_numpy(_edges(ODDS)[:-1] + LIMIT / ODDS[2]), offset, doubt).numpy()
     k, figures = _best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)

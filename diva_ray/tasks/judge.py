@@ -25,22 +25,24 @@ def judge(
 
     `doubt`: also ask, by two more reads, whether the labellers' own doubt explains what the model misses.
     """
-    link = calibrate(runner, setup, tally, scored)
-    if link is not None:
-        rule, link = _judge_classes(runner, setup, verdict.class_levels(tally["levels"]), scored, link, doubt=doubt)
+    sums = calibrate(runner, setup, tally, scored)
+    link = None
+    if sums is not None:
+        rule, link = _judge_classes(runner, setup, tally["levels"], scored, sums, doubt=doubt)
     else:
         rule = loss_verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored, features=False))
     runner.engine.tell(verdict=rule)
     return rule, link
 
 
-def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> verdict.Link | None:
-    """Return how outputs become probabilities of classes; of other targets, a few stand for other rows' labels."""
+def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> verdict.Histogram | None:
+    """Tell how outputs become probabilities of classes, return the sums that say so; of other targets, a few stand for
+    other rows' labels."""
     if setup.task == "classification":
         runner.engine.tell(levels=verdict.class_levels(tally["levels"]), flips=None)
-        link = verdict.fit_link(runner.run(verdicts.calibrate, "calibrate", scored, features=False), setup.outputs)
-        runner.engine.tell(link=link)
-        return link
+        sums: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
+        runner.engine.tell(link=verdict.fit_link(sums, setup.outputs))
+        return sums
     runner.engine.tell(examples=max(1, -(-REFERENCE_TARGETS // len(scored))))
     (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored, features=False).joined()
     runner.engine.tell(reference=reference, link=None)
@@ -48,12 +50,17 @@ def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) 
 
 
 def _judge_classes(
-    runner: Runner, setup: Setup, levels: Tensor, scored: list[Extent], link: verdict.Link, *, doubt: bool
+    runner: Runner, setup: Setup, own: Tensor, scored: list[Extent], calibrated: verdict.Histogram, *, doubt: bool
 ) -> tuple[verdict.Verdict, verdict.Link]:
     """Uniform noise first; then flips between classes, or doubt of the labellers, where there is evidence."""
-    classes = setup.outputs
+    classes, levels = setup.outputs, verdict.class_levels(own)
+    best = link = verdict.fit_link(calibrated, classes)
+    shows = verdict.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum())))
+    if not shows:  # probabilities as sure as right labels let them be
+        link = replace(verdict.fit_link(calibrated, classes, right=True), likelihood=best.likelihood)
+        runner.engine.tell(link=link)
     sums = runner.run(verdicts.judge, "judge", scored, features=False)
-    rule = verdict.fit_verdict(sums, classes)
+    rule = verdict.fit_verdict(sums, classes, shows=shows)
     if not 2 <= classes <= noise.MOST_CLASSES:
         return rule, link
     runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
@@ -62,10 +69,10 @@ def _judge_classes(
     flips = None
     found = runner.timed("judge", noise.fit_flips, F, y, link, rule.noise_rate)
     if found is not None:
-        link, flips = found
+        link, flips = replace(found[0], likelihood=best.likelihood), found[1]
         runner.engine.tell(link=link, flips=flips)
         rule = verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored, features=False), classes, flips=True)
-    elif doubt:
+    elif doubt and shows:
         share = _doubt(runner, scored, facts, link, levels, rule.noise_rate)
         rule = verdict.fit_verdict(sums, classes, doubt=share) if share else rule
     return replace(rule, class_dependence=noise.dependence_of_suspects(F, y, link, flips, rule)), link

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words, preci
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
+TELLS_NOTHING = 0.02  # of the entropy of the labels
 RULES = {
     "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond chance",
     "is_label_issue": "label_score < label_threshold: the cut with the best expected F1 against wrong labels; "
     "precision and recall are estimated from calibrated left-out probabilities, without knowing the truth",
     "class_dependence": "about which share of the suspected labels keeps to one wrong class per true class: 0 for "
     "errors drawn at random. The same errors in the validation labels mislead every score; trusted rows do not",
+    "information": "nats that a left-out prediction tells of its label, of label_entropy; 0: features say nothing. No "
+    "label is flagged where chance or poor features explain as well what the model misses",
     "labeller_doubt": "> 0: what the model misses is hardly shared by neighbouring rows; this share of it is taken for "
     "errors of the labellers. Wrong if the outcome depends on chance, or the features do not show the class",
 }
@@ -71,6 +75,9 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         scale = None if not np.isfinite(link.scale) else link.scale
         levels = class_levels(derived.tally["levels"]).tolist()
         summary["calibration"] = {"scale": scale, "sharpness": link.sharpness, "levels": levels}
+        share = derived.tally["levels"][1] / derived.tally["levels"][1].sum()
+        summary["label_entropy"] = float(torch.special.entr(share).sum())
+        summary["information"] = summary["label_entropy"] + link.likelihood
     if "planted" in written:
         summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
     return summary
@@ -189,6 +196,11 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
         found.append(
             "The suspected labels keep to few pairs of classes. Such errors are in the validation labels too and "
             "mislead every left-out score: trust a few rows of each class (data.validation_weight, method=trusted)."
+        )
+    if summary.get("information", math.inf) < TELLS_NOTHING * summary.get("label_entropy", 0.0):
+        found.append(
+            f"Left-out predictions tell next to nothing of the labels ({max(summary['information'], 0.0):.3f} of "
+            f"{summary['label_entropy']:.3f} nats): other features are needed before any label can be called wrong."
         )
     if summary["labeller_doubt"] > 0:
         found.append(

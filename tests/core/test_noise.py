@@ -73,6 +73,14 @@ def test_hard_classes_are_no_flips(classes: int) -> None:
     assert fit(F, torch.multinomial((12 * F).softmax(1), 1, generator=generator).squeeze(1)) is None
 
 
+@pytest.mark.parametrize("share", [0.6, 0.8])
+def test_outputs_that_say_nothing_have_no_flips(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(2000, generator=generator) > share).long()
+    F = torch.tensor([share, 1 - share], dtype=torch.float64) + 0.02 * torch.randn(2000, 2, generator=generator)
+    assert fit(F.double(), y) is None
+
+
 @pytest.mark.parametrize(
     ("F", "y"),
     [

@@ -94,6 +94,36 @@ def test_clean_labels_are_left_alone(classes: int) -> None:
     assert verdict.z.value >= math.sqrt(2 * math.log(5000)) or verdict.noise_rate > 0
 
 
+@pytest.mark.parametrize("classes", [2, 3, 20])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.95])
+def test_outputs_that_say_nothing_call_no_label_wrong(classes: int, share: float) -> None:
+    """Constant outputs with a little noise, under classes of unequal size: sure of the largest, or wrong as often."""
+    generator = torch.Generator().manual_seed(1)
+    shares = torch.tensor([share, *[(1 - share) / (classes - 1)] * (classes - 1)], dtype=torch.float64)
+    y = torch.multinomial(shares, 3000, replacement=True, generator=generator)
+    F = shares + 0.02 * torch.randn(3000, classes, generator=generator, dtype=torch.float64)
+    sums, weight = rule.link_sums(F, y, torch.ones(3000)), torch.bincount(y, minlength=classes).double()
+    assert not rule.noise_shows(rule.fit_link(sums, classes), weight, 3000.0)
+
+
+@pytest.mark.parametrize("slope", [0.5, 1.0, 2.0])
+def test_outcomes_of_chance_are_not_called_wrong(slope: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(4000, generator=generator, dtype=torch.float64)
+    y = (torch.rand(4000, generator=generator, dtype=torch.float64) < torch.sigmoid(slope * x)).long()
+    F = torch.stack([0.5 - 0.2 * x * slope / (1 + slope), 0.5 + 0.2 * x * slope / (1 + slope)], 1)
+    link = rule.fit_link(rule.link_sums(F, y, torch.ones(4000)), 2)
+    assert not rule.noise_shows(link, torch.bincount(y).double(), 4000.0)
+
+
+@pytest.mark.parametrize("rows", [90, 300, 3000])
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_planted_errors_show(rows: int, noise: float) -> None:
+    F, y, _ = planted(rows, 4, noise, seed=rows, spread=0.2)
+    link = rule.fit_link(rule.link_sums(F, y, torch.ones(rows)), 4)
+    assert rule.noise_shows(link, torch.bincount(y).double(), float(rows))
+
+
 def test_a_rare_class_is_not_taken_for_mislabelled() -> None:
     F, y, wrong = planted(4000, 4, 0.1, seed=5)
     F[:, 3] *= 0.4  # a class that ridge has shrunk

@@ -1,0 +1,36 @@
+"""Features that say nothing of the labels, and outcomes of chance: no label is called wrong, and the run says why."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import diva_ray
+
+INLINE = {"kind": "inline", "threads": 1}
+GENERATOR = np.random.default_rng(0)
+X = GENERATOR.normal(size=(800, 5))
+CHANCE = 1 / (1 + np.exp(-4 * X[:, 0]))
+LABELS = {
+    "rare": (GENERATOR.random(800) < 0.2).astype(int),
+    "even": GENERATOR.integers(0, 2, 800),
+    "exclusive or": (X[:, 0] * X[:, 1] > 0).astype(int),
+    "chance": (GENERATOR.random(800) < CHANCE).astype(int),
+    "several": pa.array([sorted(set(GENERATOR.integers(0, 4, 2).tolist())) for _ in range(800)]),
+    "numbers": GENERATOR.normal(size=800),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_no_label_is_called_wrong_and_curating_keeps_all_rows(labels):
+    result = diva_ray.curate({"features": X, "label": LABELS[labels]}, cluster=INLINE, quiet=True, outputs=True)
+    assert result.summary["n_label_issues"] == 0
+    assert result.samples.num_rows == 800
+    warned = any("next to nothing of the labels" in line for line in result.lines())
+    assert warned == (labels in ("rare", "even", "exclusive or"))
+
+
+def test_probabilities_of_chance_are_as_unsure_as_chance_is():
+    result = diva_ray.score({"features": X, "label": LABELS["chance"]}, cluster=INLINE, quiet=True, outputs=True)
+    told = result.pred_probs()[:, 1]
+    assert np.abs(told - CHANCE).mean() < 0.1
+    assert result.summary["information"] > 0.3 * result.summary["label_entropy"]
