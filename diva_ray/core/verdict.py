@@ -153,11 +153,23 @@ def fit_link(sums: Histogram, classes: int, *, right: bool = False) -> Link:
     likelihood = none_wrong if right else some_wrong + np.log(SHARPNESS) / 2
     s, b = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
     mean = float(some_wrong[s, b]) / max(sums.rows(total), 1e-300)
-    return Link(SCALES[s], SHARPNESS[b], mean, float(some_wrong[s, b] - none_wrong.max()))
+    return Link(SCALES[s], SHARPNESS[b], mean, float(some_wrong[s, b]) - max(map(_peak, none_wrong)))
+
+
+def _peak(values: np.ndarray) -> float:
+    """Return the maximum of the parabola through the largest of evenly spaced values and its neighbours: wrong labels
+    must not be made out of a sharpness between two that are tried."""
+    k = int(values.argmax())
+    if not 0 < k < len(values) - 1:
+        return float(values[k])
+    before, top, after = values[k - 1 : k + 2]
+    bend = before - 2 * top + after
+    return float(top - (after - before) ** 2 / (8 * bend)) if bend < 0 else float(top)
 
 
 def noise_shows(link: Link, weight: Float[Tensor, " c"], rows: float) -> bool:
-    """Return whether wrong labels explain what a link of `fit_link` does not, better than any link does without them.
+    """Return whether wrong labels explain what a link of `fit_link` does not, better than any link without them, and
+    than the shares of the classes alone.
 
     Outcomes that depend on chance, and features that say nothing of the labels, are explained as well by probabilities
     that are less sure: then no label can be called wrong. Asked: log(rows) / 2 (BIC). Of FEW rows or less evidence is
@@ -168,10 +180,11 @@ def noise_shows(link: Link, weight: Float[Tensor, " c"], rows: float) -> bool:
         weight: of the rows of every class (`class_sums`).
         rows: effective number.
     """
-    if link.evidence > math.log(max(rows, 2)) / 2:
-        return True
     entropy = float(torch.special.entr(weight / weight.sum().clamp_min(1e-300)).sum())
-    return rows <= FEW and entropy + link.likelihood >= LEAST_TOLD * entropy
+    told = entropy + link.likelihood  # 0: no more than the shares of the classes
+    if min(link.evidence, rows * told) > math.log(max(rows, 2)) / 2:
+        return True
+    return rows <= FEW and told >= LEAST_TOLD * entropy
 
 
 def noise_rate_at(sums: Histogram, link: Link, classes: int) -> float:
