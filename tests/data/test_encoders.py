@@ -11,7 +11,7 @@ from PIL import Image
 from diva_ray.config import EncoderConfig
 from diva_ray.data.decode import Form, Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.build import build, encoder_config, ready, width_of
-from diva_ray.data.encoders.encoder import load_weights, read_weights
+from diva_ray.data.encoders.encoder import load_weights, mixed, read_weights
 from diva_ray.data.encoders.network import Tapped, last_linear, pooled
 from diva_ray.data.encoders.plain import edges
 from diva_ray.data.encoders.vision import from_hub
@@ -248,6 +248,52 @@ def test_thumbnails_and_texts():
     for empty in ("", " \n", None):
         with pytest.raises(RefusedError):
             text_of(empty)
+
+
+# --- a GPU's switches ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", ["default", "older", "newer", "apart"])
+def test_float32_on_a_gpu_is_not_tf32_and_the_process_keeps_its_switches(own):
+    cudnn = torch.backends.cudnn
+
+    def switches():
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.deterministic, cudnn.benchmark
+
+    first = switches()
+    try:
+        if own == "older":
+            cudnn.allow_tf32, cudnn.benchmark = False, True
+        if own in ("newer", "apart"):  # torch then refuses to tell the older switch
+            cudnn.conv.fp32_precision = "ieee"
+        if own == "newer":
+            cudnn.rnn.fp32_precision = "ieee"
+        before = switches()
+        with pytest.raises(ZeroDivisionError), mixed("cuda", "float32"):
+            assert switches() == ("ieee", "ieee", True, False)
+            if own in ("default", "older"):
+                with cudnn.flags(enabled=False):  # a network may do so: it reads the older switch
+                    assert not cudnn.enabled
+            raise ZeroDivisionError
+        assert switches() == before
+        if own in ("default", "older"):
+            assert cudnn.allow_tf32 is (own == "default")
+        with mixed("cpu", "float32"), mixed("cpu", "auto"):
+            assert switches() == before
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = True, False
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = first[:2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
+def test_float32_convolutions_on_a_gpu_are_near_those_on_a_cpu():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(64, 64, 3), torch.nn.Flatten())
+    pictures = raw_sets.pictures(4, (32, 32))
+    config = EncoderConfig("m", "module", size=32)
+    first, second = (build(config, device, "float32", net).run(pictures).cpu() for device in ("cpu", "cuda"))
+    assert (first - second).norm() < 2e-5 * first.norm()
 
 
 # --- batch sizes, names ----------------------------------------------------------------------------------------------
