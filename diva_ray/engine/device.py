@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -17,6 +18,7 @@ from diva_ray.core.products import float32_products
 from diva_ray.data.cache import mapped
 from diva_ray.errors import InputError
 
+log = logging.getLogger("diva_ray")
 CPU = torch.device("cpu")
 # What a pass multiplies features with, by the name it is known by (or its end, of pairs); the rest stays on the CPU.
 ON_DEVICE = ("solution", "adjoint", "family", "validation", "checked", "parts", "alone", "trials", "model", "scales")
@@ -187,11 +189,11 @@ class Lane:
         room = min(free_bytes(device), int(min(share, 1.0) * whole_bytes(device)))
         self.left = int(RESIDENT * room) - reserve - BLOCK_BYTES
         self.cuda = device.type == "cuda"
+        self.slab, self.used, self.refused = torch.empty(0, dtype=torch.uint8), 0, False
         if self.cuda:
             self.main, self.side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
             self.chunks = [torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self.sent = [torch.cuda.Event() for _ in range(2)]
-            self.slab, self.used = torch.empty(0, dtype=torch.uint8), 0
 
     def keep(self, bands: Sequence[Tensor]) -> list[Tensor]:
         """Return features where they stay between passes."""
@@ -203,14 +205,27 @@ class Lane:
 
     def _locked(self, band: Tensor) -> Tensor:
         """Return features in page-locked memory, next to those before: torch gives every piece of it the next power of
-        two, up to twice what is needed."""
+        two, up to twice what is needed. Once the system has refused more of it: in ordinary memory."""
         size = band.numel() * band.element_size()
         with self.lock:
-            if len(self.slab) - self.used < size:
-                self.slab, self.used = torch.empty(max(SLAB, size), dtype=torch.uint8, pin_memory=True), 0
+            if len(self.slab) - self.used < size and not self.refused:
+                self._take_slab(max(SLAB, size))
+            if self.refused:
+                return band.clone()
             piece = self.slab[self.used : self.used + size]
             self.used += -(-size // 64) * 64
         return piece.view(band.dtype).view(band.shape).copy_(band)
+
+    def _take_slab(self, size: int) -> None:
+        try:
+            self.slab, self.used = torch.empty(size, dtype=torch.uint8, pin_memory=True), 0
+        except RuntimeError as error:  # no OutOfMemoryError: that is of a device's own memory
+            self.refused = True
+            told = str(error).strip().splitlines()[0]
+            log.warning(
+                "%s: no more page-locked memory (%s): features reach the GPU from ordinary memory, at a slower rate",
+                socket.gethostname(), told,
+            )  # fmt: skip
 
     def holds(self, bands: Sequence[Tensor]) -> bool:
         """Return whether features are on the device."""

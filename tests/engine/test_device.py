@@ -340,6 +340,25 @@ def test_too_little_memory_of_a_device_is_one_line(path, monkeypatch):
         devices.solve_on(DEVICE, torch.linalg.inv, (torch.eye(400),))
 
 
+def test_features_stay_in_ordinary_memory_where_no_more_is_page_locked_which_is_said_once(monkeypatch, caplog):
+    for name in ("free_bytes", "whole_bytes"):
+        monkeypatch.setattr(devices, name, lambda device: 1 << 40)
+    lane, whole, asked = devices.Lane(DEVICE), torch.empty, []
+
+    def empty(*size, pin_memory=False, **more):
+        if pin_memory:  # a build for CPUs alone refuses by itself
+            asked.append(size)
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+        return whole(*size, **more)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    bands = [torch.arange(6.0).reshape(2, 3), torch.arange(4.0)]
+    kept = [lane._locked(band) for band in bands]
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(kept, bands, strict=True))
+    assert len(asked) == len(caplog.records) == 1 and caplog.records[0].levelname == "WARNING"
+    assert "no more page-locked memory (CUDA error: out of memory): features reach" in caplog.text
+
+
 def test_a_gpu_that_is_there_but_cannot_be_used_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
