@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -241,9 +242,14 @@ class Lane:
         return found
 
     def close(self) -> None:
-        """Give the device's memory that nothing uses any more back to it, for other processes."""
-        if self.cuda:
-            torch.cuda.empty_cache()
+        """Give memory that nothing uses any more back, the device's and the page-locked, for other processes."""
+        if not self.cuda:
+            return
+        self.chunks, self.slab, self.used = [], torch.empty(0, dtype=torch.uint8), 0
+        gc.collect()  # torch keeps what a cycle still holds
+        torch.cuda.empty_cache()
+        if hasattr(torch._C, "_host_emptyCache"):  # the former leaves page-locked memory as it is
+            torch._C._host_emptyCache()
 
     def _send(self, band: Tensor) -> Tensor:
         there = torch.empty(band.shape, dtype=band.dtype, device=self.device)

@@ -454,13 +454,25 @@ def test_a_gpu_gives_the_same_bits_again_with_as_much_room_as_before(path, name)
     """Though the process lets its own float32 products be of TF32 the second time."""
     options, before = {**SCORES[name], "precision": "float32", "quiet": True}, torch.get_float32_matmul_precision()
     first = diva_ray.score(path, cluster=GPU, **options)  # CUDA's libraries take memory of their own now
-    room = devices.free_bytes(torch.device("cuda", 0))
+    taken = torch.cuda.memory_allocated()
     try:
         torch.set_float32_matmul_precision("high")
         agree(first, diva_ray.score(path, cluster=GPU, **options), rtol=0)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert devices.free_bytes(torch.device("cuda", 0)) > room - (16 << 20)
+    assert torch.cuda.memory_allocated() < taken + (16 << 20)
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.skipif(not hasattr(torch.cuda, "host_memory_stats"), reason="torch tells no page-locked memory")
+def test_page_locked_memory_is_given_back(path, monkeypatch):
+    held = lambda: torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)  # noqa: E731
+    during, whole = [], devices.Lane.close
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(devices.Lane, "close", lambda lane: during.append(held()) or whole(lane))
+    diva_ray.score(path, features="x", cluster=GPU, quiet=True)
+    assert during[0] >= devices.SLAB > held()
 
 
 @gpu
