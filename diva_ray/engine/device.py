@@ -165,9 +165,17 @@ def solve_on(device: torch.device, function: Any, args: Any) -> Any:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device, and what this process's torch holds of it without using it."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    """Return the memory of a device that this process may still take: what is free of it, and what its own torch holds
+    without using it, within its share."""
+    used = torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - used
+    return max(0, min(free, int(share_of(device) * whole_bytes(device)) - used))
+
+
+def share_of(device: torch.device) -> float:
+    """Return the share of a device's memory that torch lets this process take; all where it cannot tell."""
+    told = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # newer than torch 2.6
+    return 1.0 if told is None else told(device)
 
 
 def whole_bytes(device: torch.device) -> int:
@@ -181,7 +189,7 @@ class Lane:
     It has a stream of its own, so a thread that fetches the next shard works beside the kernels on the last.
 
     Args:
-        share: of the device that is this process's.
+        share: of the device that is this process's: torch takes no more of its memory until the lane is closed.
         reserve: bytes that sums and blocks need beside the rows.
     """
 
@@ -195,6 +203,10 @@ class Lane:
             self.main, self.side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
             self.chunks = [torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self.sent = [torch.cuda.Event() for _ in range(2)]
+            self.before = share_of(device)
+            self.limited = share < self.before
+            if self.limited:  # else a worker could take what those beside it were promised
+                torch.cuda.set_per_process_memory_fraction(float(share), device)
 
     def keep(self, bands: Sequence[Tensor]) -> list[Tensor]:
         """Return features where they stay between passes."""
@@ -248,7 +260,9 @@ class Lane:
         self.chunks, self.slab, self.used = [], torch.empty(0, dtype=torch.uint8), 0
         gc.collect()  # torch keeps what a cycle still holds
         torch.cuda.empty_cache()
-        if hasattr(torch._C, "_host_emptyCache"):  # the former leaves page-locked memory as it is
+        if self.limited:
+            torch.cuda.set_per_process_memory_fraction(self.before, self.device)
+        if hasattr(torch._C, "_host_emptyCache"):  # empty_cache() leaves page-locked memory as it is
             torch._C._host_emptyCache()
 
     def _send(self, band: Tensor) -> Tensor:

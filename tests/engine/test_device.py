@@ -493,6 +493,19 @@ def test_too_little_memory_of_a_gpu_is_one_line():
 
 @gpu
 @pytest.mark.gpu
+def test_a_worker_keeps_to_its_share_of_a_gpu_until_it_closes():
+    device = torch.device("cuda", 0)
+    size = devices.whole_bytes(device) // 8
+    lane = devices.Lane(device, 1 / 16)
+    assert devices.free_bytes(device) <= size // 2
+    with pytest.raises(InputError, match="must fit the GPU's memory"), devices.working(device):
+        torch.empty(size, dtype=torch.uint8, device=device)
+    lane.close()
+    assert len(torch.empty(size, dtype=torch.uint8, device=device)) == size
+
+
+@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("inputs, most", [("full", 1e-5), ("tf32", 3e-3), ("bf16", 1e-2)])
 def test_products_on_a_gpu_err_as_much_as_their_inputs(inputs, most):
     generator = torch.Generator().manual_seed(0)
