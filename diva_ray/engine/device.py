@@ -112,8 +112,16 @@ def working(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def roomy(device: torch.device) -> Iterator[None]:
+def roomy(
+    device: torch.device,
+    what: str = "cluster.gpus_per_worker: sums and blocks of rows",
+    cure: str = "let fewer workers share it, use fewer features (`projection`), or leave `cluster.gpus_per_worker` out",
+) -> Iterator[None]:
     """Tell in one line where a device's memory is too small.
+
+    Args:
+        what: must fit it.
+        cure: what else to do than to stop others.
 
     Raises:
         InputError: more memory was needed than it has.
@@ -123,9 +131,8 @@ def roomy(device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         free, whole = (f"{size(device) / 2**30:.2f} GiB" for size in (free_bytes, whole_bytes))
         raise InputError(
-            f"cluster.gpus_per_worker: sums and blocks of rows must fit the GPU's memory, got {free} free of {whole} "
-            f"where more was needed at {device} of {socket.gethostname()}. Stop what else uses it, let fewer workers "
-            "share it, use fewer features (`projection`), or leave `cluster.gpus_per_worker` out."
+            f"{what} must fit the GPU's memory, got {free} free of {whole} where more was needed at {device} of "
+            f"{socket.gethostname()}. Stop what else uses it, {cure}."
         ) from error
 
 

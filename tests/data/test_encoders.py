@@ -1,6 +1,7 @@
 """Encoders with real weights from Python packages against what their libraries say; layers, pooling, batch sizes."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from diva_ray.data.encoders.encoder import load_weights, mixed, read_weights
 from diva_ray.data.encoders.network import Tapped, last_linear, pooled
 from diva_ray.data.encoders.plain import edges
 from diva_ray.data.encoders.vision import from_hub
+from diva_ray.engine import batch_size
+from diva_ray.engine import device as devices
 from diva_ray.engine.batch_size import find_batch, sample_bytes
 from diva_ray.errors import InputError
 from tests.data import raw_sets
@@ -305,6 +308,31 @@ def test_batches_shrink_with_memory():
     each = sample_bytes(encoder)
     assert 3 * 4 * 64 * 62 * 62 < each < 10 * 4 * 64 * 64 * 64
     assert find_batch(encoder, 10**12) == 32 and find_batch(encoder, 5 * each) == 4 and find_batch(encoder, 0) == 1
+
+
+def test_batches_on_a_gpu_fit_its_share_and_what_others_leave_of_it(monkeypatch):
+    encoder = replace(build(EncoderConfig("m", "module", size=8), "cpu", "auto", torch.nn.Flatten()), device="cuda")
+    each, weights = 1 << 20, 100 << 20
+
+    def found(free, share=1.0):
+        monkeypatch.setattr(batch_size, "free_bytes", lambda device: free)
+        return find_batch(encoder, 0, share)
+
+    monkeypatch.setattr(batch_size, "whole_bytes", lambda device: 1000 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_size, "_on_gpu", lambda encoder: (each, weights))
+        assert found(900 << 20) == 64, "as many as it prefers, twice"
+        assert found(900 << 20, 0.2) == 32 and found(50 << 20) == 32, "70 % of 200 without 100, and of 50"
+        assert found(0) == found(900 << 20, 0.1) == 1
+
+    def run(samples):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for name, size in (("free_bytes", 1 << 30), ("whole_bytes", 80 << 30)):
+        monkeypatch.setattr(devices, name, lambda device, size=size: size)
+    told = r"encoder.model: a network and a few samples must fit the GPU's memory, got 1.00 GiB free of 80.00 GiB .* at"
+    with pytest.raises(InputError, match=told + r" cuda:0 of .*device=cpu`.$"):
+        find_batch(replace(encoder, run=run), 0)
 
 
 def test_every_ready_config_is_one():
