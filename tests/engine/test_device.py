@@ -201,6 +201,9 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
         factors.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
     with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got `.*Scale the features"):
         factors.eigen_(torch.full((4, 4), torch.nan, dtype=torch.float64).to(DEVICE))
+    monkeypatch.setattr(torch.linalg, "eigh", lambda A: (A[0] / 0, A))  # a GPU's may find no numbers and not say so
+    with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got eigenvalues that are not. Scale"):
+        factors.eigen_(torch.eye(4, dtype=torch.float64).to(DEVICE))
 
 
 def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
@@ -401,6 +404,32 @@ def test_bf16_products_are_the_same_where_torch_has_none_with_float32_sums(monke
     older = [name for name in torch.ops.aten.mm.overloads() if "dtype" not in name]
     monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: older)
     torch.testing.assert_close(found(), true, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bf16_products_cast_their_inputs_once_however_many_panels_they_take(monkeypatch, weighted):
+    generator = torch.Generator().manual_seed(0)
+    Z, T = torch.randn(300, 40, generator=generator), torch.randn(40, 40, generator=generator).triu()
+    weight = torch.rand(300, generator=generator) if weighted else None
+
+    def found():
+        with Simulated() as mode:
+            Zd, Td, wd = Z.to(DEVICE), T.to(DEVICE), None if weight is None else weight.to(DEVICE)
+            gram = products.GramSum(40, torch.float32, DEVICE, "bf16")
+            before = mode.counts["aten::_to_copy"]
+            product = products.multiply_triangular_(Zd, Td, upper=True, inputs="bf16")
+            gram.add(Zd, wd)
+            return mode.counts["aten::_to_copy"] - before, product.cpu(), gram.value().cpu().triu()
+
+    casts, product, gram = found()
+    monkeypatch.setattr(products, "PANEL", 7)
+    again, *in_panels = found()
+    assert casts == again == 2 + 1 + weighted
+    torch.testing.assert_close(in_panels[0], product, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(in_panels[1], gram, rtol=1e-5, atol=1e-4)
+    right = Z if weight is None else Z * weight[:, None]
+    true = Z.bfloat16().double().T @ right.bfloat16().double()
+    torch.testing.assert_close(gram.double(), true.triu(), rtol=1e-5, atol=1e-4)
 
 
 def test_inverse_is_refused_on_a_device_not_wrong():
