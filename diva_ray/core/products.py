@@ -239,12 +239,9 @@ def add_rows_(into: Float[Tensor, "c p"], codes: Int[Tensor, " n"], rows: Float[
     copies = max(1, min(SUMS, len(codes) // 8) // max(1, len(into)))
     dealt = codes + len(into) * (torch.arange(len(codes), device=codes.device) % copies)
     sums = into if copies == 1 else into.new_zeros(copies * len(into), into.shape[1])
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)  # else it adds in the order in which its threads come
-    try:
-        sums.index_add_(0, dealt, rows)
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    # Sorted by code, then added in order: what `index_add_` does of CUDA, but in the order in which its threads come,
+    # unless the process asks torch for deterministic algorithms.
+    sums.index_put_((dealt,), rows, accumulate=True)
     return into if copies == 1 else into.add_(sums.unflatten(0, (copies, len(into))).sum(0))
 
 
