@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import diva_ray
-from diva_ray.core import factors, products
+from diva_ray.core import factors, grid, losses, products
 from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
@@ -387,7 +387,40 @@ def test_rows_are_added_by_code_on_a_device_as_on_a_cpu(classes, rows):
         found = there.cpu()
     np.testing.assert_allclose(found[:, :6], expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(found[:, 6:], into)
-    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_device_adds_rows_by_code_in_one_order_without_a_switch(monkeypatch):
+    """By the operation that CUDA has in one order alone; the switch of the process is not touched."""
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args, **more: pytest.fail("a switch"))
+    with Simulated() as mode:
+        into, codes = torch.zeros(3, 2).to(DEVICE), torch.tensor([2, 0, 2]).to(DEVICE)
+        found = products.add_rows_(into, codes, torch.ones(3, 2).to(DEVICE)).cpu()
+    assert found.tolist() == [[1, 1], [0, 0], [2, 2]]
+    assert "aten::index_add_" not in mode.counts and mode.counts["aten::index_put_"] == 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_grid_waits_for_the_device_once_a_ridge(grouped):
+    """For its check of leverages; outputs, losses and sums stay there until the block is done."""
+    generator = torch.Generator().manual_seed(0)
+    Z, F = (torch.randn(60, k, generator=generator, dtype=torch.float64) for k in (7, 3))
+    Y, ones = F.argmax(1), torch.ones(60, dtype=torch.float64)
+    Y[::5] = -1  # of no class: a row of zeros
+    fit = FitAccumulator(7, 3, torch.float64, devices.CPU)
+    fit.add(Z, Y, ones)
+    ridges = torch.tensor([1e-3, 1.0, 10.0, 1e5], dtype=torch.float64)
+    family = rotate(fit.sums(), torch.ones(7, dtype=torch.float64)).at(ridges)
+    measures = (lambda F, Y: losses.squared(F, Y)[0], losses.errors)
+    groups = [torch.arange(10).view(5, 2)] if grouped else []
+    expected = grid.grid_sums(Z, Y, ones, ones, None, groups, family, measures)
+    with Simulated() as mode:
+        args = devices.moved((Z, Y, ones, ones, None, groups, family), DEVICE)
+        before = mode.counts.copy()
+        found = grid.grid_sums(*args, measures)
+        asked = {name: mode.counts[name] - before.get(name, 0) for name in mode.counts}
+    assert found.device == devices.CPU and asked["aten::nonzero"] == len(ridges) * (1 + grouped)
+    assert "aten::_local_scalar_dense" not in asked
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 def test_bf16_products_are_the_same_where_torch_has_none_with_float32_sums(monkeypatch):
