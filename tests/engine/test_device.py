@@ -21,8 +21,8 @@ from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
 from diva_ray.core.leave_out import leave_out
 from diva_ray.core.ridge import FitAccumulator, solve
+from diva_ray.engine import context, pairs, passes, shelf
 from diva_ray.engine import device as devices
-from diva_ray.engine import passes, shelf
 from diva_ray.errors import InputError
 from tests.engine.runs import opened, small_task
 from tests.engine.simulated import DEVICE, Simulated
@@ -123,6 +123,34 @@ def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulate
         second = simulated(diva_ray.score, path, room=0, **options)
     assert len(sent) >= 7 * 2  # as many passes read features, of two shards each
     agree(first, second)
+
+
+@pytest.mark.parametrize("more", [{"precision": "float64"}, {"precision": "tf32", "standard_errors": "estimate"}])
+def test_the_offset_of_aligned_pairs_is_made_on_the_device(simulated, more):
+    """Not on the CPU, from features that come home for it in every pass."""
+    near = X[:300].astype(np.float32) + np.random.default_rng(4).standard_normal((300, 12)).astype(np.float32) / 2
+    table = pa.table({"x": list(X[:300].astype(np.float32)), "c": list(near)})
+    options = {"features": ["x", "c"], "task": "pairs", "ridge": 1.0, **more}
+    first, made = diva_ray.score(table, cluster=HERE, quiet=True, **options), []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = pairs.standardised
+        patch.setattr(pairs, "standardised", lambda *args: made.append(args[4:]) or whole(*args))
+        second = simulated(diva_ray.score, table, **options)
+    assert first.summary["aligned"] and second.summary["aligned"]
+    assert made.count((DEVICE,)) > 4, "both directions in every pass"
+    agree(first, second, rtol=2e-6 if more["precision"] == "float64" else 3e-3)
+
+
+def test_exact_standard_errors_do_not_depend_on_the_slices_of_a_device(path, simulated, monkeypatch):
+    few = {"features": "x", "standard_errors": "exact", "group": "group", "ridge": 1.0}
+    options = {**few, "precision": "float64"}
+    first, found, whole = simulated(diva_ray.score, path, **options), [], context.pairwise_contributions
+    monkeypatch.setattr(context, "pairwise_contributions", lambda K, *args: found.append(len(K)) or whole(K, *args))
+    simulated(diva_ray.score, path, **options)
+    assert found == [1100], "one slice of one block"
+    monkeypatch.setattr(context, "DEVICE_SLICE", 100_000)
+    agree(first, simulated(diva_ray.score, path, **options), rtol=1e-12)
+    assert len(found) > 5
 
 
 def test_sums_of_a_pass_come_home_once(simulated):
