@@ -98,6 +98,7 @@ def pairwise_contributions(
     r: Float[Tensor, "n c"],
     group: Int[Tensor, " n"],
     validation: Validation,
+    groups: list[Int[Tensor, "_ _"]] | None = None,
 ) -> Float[Tensor, "n groups"]:
     """Return C_jG = (K_jG t_G) . (r_j + K_jG D_G e_G), what validation group G adds to the derivative of row j.
 
@@ -110,8 +111,9 @@ def pairwise_contributions(
         r: residuals of the rows j.
         group: group code of every row j, in the codes of `validation.group`; -1 in none.
         validation: the rows i.
+        groups: `rows_by_group_size` of theirs, where it is known.
     """
-    groups = rows_by_group_size(validation.group)
+    groups = rows_by_group_size(validation.group) if groups is None else groups
     if not groups:
         column = torch.argsort(validation.group)  # of every group code
         contributions = _alone(K, r, validation.t, validation.weighted)

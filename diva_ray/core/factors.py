@@ -56,11 +56,16 @@ def eigen_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, 
     """
     if not A.is_cpu:
         try:
-            return torch.linalg.eigh(A)
+            values, V = torch.linalg.eigh(A)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage] documented
             raise ValueError(
                 f"rotate: sums must be finite, got `{error}`. Scale the features, or give `ridge`."
             ) from error
+        if not bool(values.isfinite().all()):  # a GPU's solver need not say so
+            raise ValueError(
+                "rotate: sums must be finite, got eigenvalues that are not. Scale the features, or give `ridge`."
+            )
+        return values, V
     for i in range(0, len(A), 512):  # column-major: A may be symmetric up to rounding only
         for j in range(i, len(A), 512):
             here, there = A[i : i + 512, j : j + 512], A[j : j + 512, i : i + 512]

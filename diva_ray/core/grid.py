@@ -146,7 +146,7 @@ def grid_sums(
     2 n p^2 + 2 n p (c + 1) ridges operations by eigenvalues, and 4 (n + c) p b ridges by tiles of b columns. Infinite
     where a leverage reaches 1.
     """
-    found = torch.empty(len(measures), len(family.ridges), dtype=torch.float64)
+    found = torch.empty(len(measures), len(family.ridges), dtype=torch.float64, device=Z.device)  # comes home once
     fits = _by_eigenvalues if family.chain is None else _by_tiles
     for k, (fitted, q, U) in enumerate(fits(Z, family, whitened=bool(group_rows))):
         F = fitted if offset is None else fitted + offset
@@ -163,7 +163,7 @@ def grid_sums(
         outputs = F + r - left.e
         for j, measure in enumerate(measures):
             found[j, k] = (v * measure(outputs, Y)).double().sum()
-    return found
+    return found.cpu()
 
 
 # Of every ridge: what it fits (n, c), q (n,) and, if asked for, the rows whitened, the intercept apart (n, k).
@@ -225,7 +225,7 @@ def grid_squares(
     mean, known = family.mean, Y >= 0
     to_mean, mean_square = multiply(family.cross, mean[:, None]), mean @ mean
     solution = torch.where(known, mean[Y], torch.zeros_like(alpha)), family.cross.T[Y]
-    found = torch.empty(len(family.ridges), dtype=torch.float64)
+    found = torch.empty(len(family.ridges), dtype=torch.float64, device=Z.device)
     for k in range(len(found)):
         x = X * family.shrink[:, k]
         room = 1 - alpha * (row_dot(X, x) + family.mean_variance)
@@ -239,4 +239,4 @@ def grid_squares(
         whole = multiply_triangular_(x, factor, upper=False)
         squares = known.to(own) - 2 * own + row_dot(whole, whole) + 2 * along + mean_square
         found[k] = (v * squares / room.square()).double().sum()
-    return found
+    return found.cpu()

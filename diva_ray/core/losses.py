@@ -21,6 +21,8 @@ def subtract_from_targets(Y: Tensor, F: Float[Tensor, "n c"]) -> Float[Tensor, "
     if Y.ndim == 2:
         return Y - F
     residual = -F
+    if not F.is_cpu:  # as below, without waiting for the device; one entry a row, so in any order
+        return residual.scatter_add_(1, Y.clamp_min(0)[:, None], (Y >= 0).to(F)[:, None])
     known = torch.nonzero(Y >= 0).squeeze(1)
     residual[known, Y[known]] += 1
     return residual

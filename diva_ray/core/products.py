@@ -62,6 +62,9 @@ class GramSum:
                 _syrk(self.run, rounded(scaled.mul_(root[rows, None]), self.inputs), sign)
 
     def _add_panels(self, Z: Tensor, weighted: Tensor) -> None:
+        alike = weighted is Z
+        Z = _cast(Z, self.inputs)
+        weighted = Z if alike else _cast(weighted, self.inputs)
         for panel, stop in _panels(Z.shape[1]):
             into, left, right = self.run[:stop, panel], Z[:, :stop].T, weighted[:, panel]
             if self.inputs == "bf16":
@@ -148,8 +151,17 @@ def float32_products(inputs: str) -> Iterator[None]:
         setattr(switch, name, before)
 
 
+def _cast(x: Tensor, inputs: str) -> Tensor:
+    """Return what `_device_product` casts its inputs to, so that it does so once, not for every panel."""
+    return x.bfloat16() if inputs == "bf16" and _sums_bf16_in_float32() else x
+
+
+def _sums_bf16_in_float32() -> bool:
+    return "dtype" in torch.ops.aten.mm.overloads()  # torch 2.8 brought it
+
+
 def _device_product(a: Tensor, b: Tensor, inputs: str) -> Tensor:
-    if inputs == "bf16" and "dtype" in torch.ops.aten.mm.overloads():  # torch 2.8 brought it
+    if inputs == "bf16" and _sums_bf16_in_float32():
         return torch.mm(a.bfloat16(), b.bfloat16(), out_dtype=torch.float32)
     if inputs == "bf16":  # TF32 holds every bf16: the same products and sums, at TF32's rate
         return _device_product(rounded(a, inputs), rounded(b, inputs), "tf32")
@@ -204,6 +216,7 @@ def multiply_triangular_(
     """
     if not Z.is_cpu:
         product = torch.empty_like(Z)
+        Z, T = _cast(Z, inputs), _cast(T, inputs)
         for panel, stop in _panels(Z.shape[1]):
             met = slice(0, stop) if upper else slice(panel.start, None)
             product[:, panel] = _device_product(Z[:, met], T[met, panel], inputs)
@@ -226,12 +239,9 @@ def add_rows_(into: Float[Tensor, "c p"], codes: Int[Tensor, " n"], rows: Float[
     copies = max(1, min(SUMS, len(codes) // 8) // max(1, len(into)))
     dealt = codes + len(into) * (torch.arange(len(codes), device=codes.device) % copies)
     sums = into if copies == 1 else into.new_zeros(copies * len(into), into.shape[1])
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)  # else it adds in the order in which its threads come
-    try:
-        sums.index_add_(0, dealt, rows)
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    # Sorted by code, then added in order: what `index_add_` does of CUDA, but in the order in which its threads come,
+    # unless the process asks torch for deterministic algorithms.
+    sums.index_put_((dealt,), rows, accumulate=True)
     return into if copies == 1 else into.add_(sums.unflatten(0, (copies, len(into))).sum(0))
 
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from diva_ray.data.encoders.encoder import Encoder
 from diva_ray.data.encoders.gradient import COPIES
+from diva_ray.engine.device import free_bytes, roomy, whole_bytes
 
-SPARE = 0.7  # of the memory of a GPU (or of a worker's share of it)
+GPU = torch.device("cuda", 0)
+SPARE = 0.7  # of the memory of a GPU (or of a worker's share of it), and of what is free of it
 MOST = 512
 TRIED = 4  # samples of the trial on a GPU
 
@@ -21,11 +23,19 @@ def find_batch(encoder: Encoder, budget: int, gpu_share: float = 1.0) -> int:
     Args:
         budget: bytes that one batch's activations may take on a CPU.
         gpu_share: share of the GPU's memory that this process may take.
+
+    Raises:
+        InputError: a GPU is too small for the weights and a few samples.
     """
     if encoder.device == "cuda":
-        each, weights = _on_gpu(encoder)
-        total = torch.cuda.get_device_properties(0).total_memory
-        room, most = SPARE * min(gpu_share, 1.0) * total - weights, min(2 * encoder.batch, MOST)
+        with roomy(
+            GPU,
+            "encoder.model: a network and a few samples",
+            "let fewer workers share it, choose a smaller `encoder.model`, or use `device=cpu`",
+        ):
+            each, weights = _on_gpu(encoder)
+        mine = SPARE * min(gpu_share, 1.0) * whole_bytes(GPU) - weights
+        room, most = min(mine, SPARE * free_bytes(GPU)), min(2 * encoder.batch, MOST)
     else:
         each, room, most = sample_bytes(encoder), float(budget), encoder.batch
     fits = max(1, min(most, int(room // max(each, 1))))

@@ -20,6 +20,9 @@ from diva_ray.data.targets import SeveralClasses, class_codes, number_targets
 from diva_ray.engine.device import CPU, block_rows, row_bytes
 from diva_ray.engine.setup import Setup
 
+# Entries of a slice of pairwise contributions, of which half a dozen are held: in the cache of a CPU, and within what a
+# device keeps free for a block.
+SLICE, DEVICE_SLICE = 2_000_000, 16_000_000
 Known = Mapping[str, Any]
 Kernel = Callable[[Shard, Known], Any]
 
@@ -221,10 +224,12 @@ class ValidationRows:
     codes: Tensor
 
     def contributions(self, Z: Tensor, r: Tensor, codes: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield C_jG for slices of the rows j, about two million entries at a time."""
-        step = max(16, 2_000_000 // max(1, len(self.rows.group)))
+        """Yield C_jG for slices of the rows j, so that about as many entries are held as suit the device."""
+        step = max(16, (SLICE if Z.is_cpu else DEVICE_SLICE) // max(1, len(self.rows.group)))
+        groups = rows_by_group_size(self.rows.group)
         at = torch.searchsorted(self.codes, codes).clamp_max(len(self.codes) - 1)
         inside = torch.where(self.codes[at] == codes, at, -1)
         for a in range(0, len(Z), step):
             part = slice(a, min(a + step, len(Z)))
-            yield part, pairwise_contributions(multiply(Z[part], self.reach), r[part], inside[part], self.rows)
+            K = multiply(Z[part], self.reach)
+            yield part, pairwise_contributions(K, r[part], inside[part], self.rows, groups)

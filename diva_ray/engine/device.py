@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import socket
 import threading
@@ -17,6 +19,7 @@ from diva_ray.core.products import float32_products
 from diva_ray.data.cache import mapped
 from diva_ray.errors import InputError
 
+log = logging.getLogger("diva_ray")
 CPU = torch.device("cpu")
 # What a pass multiplies features with, by the name it is known by (or its end, of pairs); the rest stays on the CPU.
 ON_DEVICE = ("solution", "adjoint", "family", "validation", "checked", "parts", "alone", "trials", "model", "scales")
@@ -109,8 +112,16 @@ def working(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def roomy(device: torch.device) -> Iterator[None]:
+def roomy(
+    device: torch.device,
+    what: str = "cluster.gpus_per_worker: sums and blocks of rows",
+    cure: str = "let fewer workers share it, use fewer features (`projection`), or leave `cluster.gpus_per_worker` out",
+) -> Iterator[None]:
     """Tell in one line where a device's memory is too small.
+
+    Args:
+        what: must fit it.
+        cure: what else to do than to stop others.
 
     Raises:
         InputError: more memory was needed than it has.
@@ -120,9 +131,8 @@ def roomy(device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         free, whole = (f"{size(device) / 2**30:.2f} GiB" for size in (free_bytes, whole_bytes))
         raise InputError(
-            f"cluster.gpus_per_worker: sums and blocks of rows must fit the GPU's memory, got {free} free of {whole} "
-            f"where more was needed at {device} of {socket.gethostname()}. Stop what else uses it, let fewer workers "
-            "share it, use fewer features (`projection`), or leave `cluster.gpus_per_worker` out."
+            f"{what} must fit the GPU's memory, got {free} free of {whole} where more was needed at {device} of "
+            f"{socket.gethostname()}. Stop what else uses it, {cure}."
         ) from error
 
 
@@ -162,9 +172,17 @@ def solve_on(device: torch.device, function: Any, args: Any) -> Any:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device, and what this process's torch holds of it without using it."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    """Return the memory of a device that this process may still take: what is free of it, and what its own torch holds
+    without using it, within its share."""
+    used = torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - used
+    return max(0, min(free, int(share_of(device) * whole_bytes(device)) - used))
+
+
+def share_of(device: torch.device) -> float:
+    """Return the share of a device's memory that torch lets this process take; all where it cannot tell."""
+    told = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # newer than torch 2.6
+    return 1.0 if told is None else told(device)
 
 
 def whole_bytes(device: torch.device) -> int:
@@ -178,7 +196,7 @@ class Lane:
     It has a stream of its own, so a thread that fetches the next shard works beside the kernels on the last.
 
     Args:
-        share: of the device that is this process's.
+        share: of the device that is this process's: torch takes no more of its memory until the lane is closed.
         reserve: bytes that sums and blocks need beside the rows.
     """
 
@@ -187,11 +205,15 @@ class Lane:
         room = min(free_bytes(device), int(min(share, 1.0) * whole_bytes(device)))
         self.left = int(RESIDENT * room) - reserve - BLOCK_BYTES
         self.cuda = device.type == "cuda"
+        self.slab, self.used, self.refused = torch.empty(0, dtype=torch.uint8), 0, False
         if self.cuda:
             self.main, self.side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
             self.chunks = [torch.empty(CHUNK, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
             self.sent = [torch.cuda.Event() for _ in range(2)]
-            self.slab, self.used = torch.empty(0, dtype=torch.uint8), 0
+            self.before = share_of(device)
+            self.limited = share < self.before
+            if self.limited:  # else a worker could take what those beside it were promised
+                torch.cuda.set_per_process_memory_fraction(float(share), device)
 
     def keep(self, bands: Sequence[Tensor]) -> list[Tensor]:
         """Return features where they stay between passes."""
@@ -203,14 +225,27 @@ class Lane:
 
     def _locked(self, band: Tensor) -> Tensor:
         """Return features in page-locked memory, next to those before: torch gives every piece of it the next power of
-        two, up to twice what is needed."""
+        two, up to twice what is needed. Once the system has refused more of it: in ordinary memory."""
         size = band.numel() * band.element_size()
         with self.lock:
-            if len(self.slab) - self.used < size:
-                self.slab, self.used = torch.empty(max(SLAB, size), dtype=torch.uint8, pin_memory=True), 0
+            if len(self.slab) - self.used < size and not self.refused:
+                self._take_slab(max(SLAB, size))
+            if self.refused:
+                return band.clone()
             piece = self.slab[self.used : self.used + size]
             self.used += -(-size // 64) * 64
         return piece.view(band.dtype).view(band.shape).copy_(band)
+
+    def _take_slab(self, size: int) -> None:
+        try:
+            self.slab, self.used = torch.empty(size, dtype=torch.uint8, pin_memory=True), 0
+        except RuntimeError as error:  # no OutOfMemoryError: that is of a device's own memory
+            self.refused = True
+            told = str(error).strip().splitlines()[0]
+            log.warning(
+                "%s: no more page-locked memory (%s): features reach the GPU from ordinary memory, at a slower rate",
+                socket.gethostname(), told,
+            )  # fmt: skip
 
     def holds(self, bands: Sequence[Tensor]) -> bool:
         """Return whether features are on the device."""
@@ -226,9 +261,16 @@ class Lane:
         return found
 
     def close(self) -> None:
-        """Give the device's memory that nothing uses any more back to it, for other processes."""
-        if self.cuda:
-            torch.cuda.empty_cache()
+        """Give memory that nothing uses any more back, the device's and the page-locked, for other processes."""
+        if not self.cuda:
+            return
+        self.chunks, self.slab, self.used = [], torch.empty(0, dtype=torch.uint8), 0
+        gc.collect()  # torch keeps what a cycle still holds
+        torch.cuda.empty_cache()
+        if self.limited:
+            torch.cuda.set_per_process_memory_fraction(self.before, self.device)
+        if hasattr(torch._C, "_host_emptyCache"):  # empty_cache() leaves page-locked memory as it is
+            torch._C._host_emptyCache()
 
     def _send(self, band: Tensor) -> Tensor:
         there = torch.empty(band.shape, dtype=band.dtype, device=self.device)

@@ -230,10 +230,10 @@ class UnitEncoder:
         if band.tower == TEXT:  # texts of like length pad each other least
             order = order[np.argsort([len(samples[k]) for k in order], kind="stable")]
         values = np.zeros((len(samples), band.width), kind)
-        pending: list[tuple[np.ndarray, torch.Tensor]] = []
+        pending: list[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]] = []
         for start in range(0, len(order), band.batch):
             some = order[start : start + band.batch]
-            pending.append((some, encoder.run([samples[k] for k in some])))
+            pending.append((some, *_sent_home(encoder.run([samples[k] for k in some]))))
             while len(pending) > (
                 1 if encoder.device == "cuda" else 0
             ):  # the next batch is sent before this one is fetched
@@ -243,9 +243,22 @@ class UnitEncoder:
         return values, present
 
 
-def _store(values: np.ndarray, rows: np.ndarray, found: torch.Tensor) -> None:
+def _sent_home(found: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Return features on the CPU, and what to wait for until they are there: not for what a GPU is given after them."""
+    found = found.detach()
+    if not found.is_cuda:
+        return found, None
+    there = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
+    sent = torch.cuda.Event()
+    sent.record(torch.cuda.current_stream(found.device))
+    return there, sent
+
+
+def _store(values: np.ndarray, rows: np.ndarray, found: torch.Tensor, sent: torch.cuda.Event | None) -> None:
+    if sent is not None:
+        sent.synchronize()
     with np.errstate(over="ignore"):  # what float16 cannot hold is told by row
-        values[rows] = found.detach().cpu().numpy()
+        values[rows] = found.cpu().numpy()
 
 
 def _vectors(values: np.ndarray, present: np.ndarray, kind: pa.BaseExtensionType) -> pa.Array:

@@ -18,6 +18,7 @@ from diva_ray.core.products import add_rows_
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent, Shard, prepare
 from diva_ray.engine.context import Kernel, Known, blocks, device_of, group_codes, source_codes, unit_keys
+from diva_ray.engine.device import CPU
 from diva_ray.engine.passes import left_out_rows, scored_rows
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.setup import Setup
@@ -116,7 +117,9 @@ def view(shard: Shard, known: Known, direction: str) -> tuple[Shard, Known]:
     if "targets" not in state:
         state["targets"] = standardised(shard, target, mine["scales"], setup.dtype)
     slope = mine["slope"]
-    offset = None if slope is None else slope * standardised(shard, source, mine["scales"], setup.dtype)
+    offset = None
+    if slope is not None:  # made where the pass needs it, from features that are there
+        offset = slope * standardised(shard, source, mine["scales"], setup.dtype, device_of(known))
     one = replace(
         shard, bands=[shard.bands[source]], missing=[shard.missing[source]], offset=offset, state=state
     )  # fmt: skip
@@ -128,11 +131,13 @@ def views(shard: Shard, known: Known) -> list[tuple[Shard, Known]]:
     return [view(shard, known, direction) for direction in DIRECTIONS]
 
 
-def standardised(shard: Shard, band: int, scales: tuple[Scale, Scale], dtype: torch.dtype) -> Tensor:
-    """Return one band, centred and scaled, (n, d)."""
+def standardised(
+    shard: Shard, band: int, scales: tuple[Scale, Scale], dtype: torch.dtype, device: torch.device = CPU
+) -> Tensor:
+    """Return one band, centred and scaled, (n, d), on a device."""
     n, scale = len(shard), scales[band]
     one = replace(shard, bands=[shard.bands[band]], missing=[None])
-    return prepare(one, 0, n, scale, torch.empty(n, scale.width, dtype=dtype))
+    return prepare(one, 0, n, scale, torch.empty(n, scale.width, dtype=dtype, device=device))
 
 
 def spread(count: int, most: int) -> Tensor:

@@ -253,7 +253,7 @@ def gather(shard: Shard, known: Known) -> Rows:
     offset = torch.zeros(n, setup.outputs) if shard.offset is None else shard.offset
     Y = targets(shard, setup)
     assert isinstance(Y, torch.Tensor)  # the dual form keeps outputs
-    return Rows((Z, Y, alpha, v, offset.to(setup.dtype), group_codes(shard, known)))
+    return Rows((Z, Y, alpha, v, offset.to("cpu", setup.dtype), group_codes(shard, known)))
 
 
 def receive(shard: Shard, known: Known) -> Partial:

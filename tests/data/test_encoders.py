@@ -1,6 +1,7 @@
 """Encoders with real weights from Python packages against what their libraries say; layers, pooling, batch sizes."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from PIL import Image
 from diva_ray.config import EncoderConfig
 from diva_ray.data.decode import Form, Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.build import build, encoder_config, ready, width_of
-from diva_ray.data.encoders.encoder import load_weights, read_weights
+from diva_ray.data.encoders.encoder import load_weights, mixed, read_weights
 from diva_ray.data.encoders.network import Tapped, last_linear, pooled
 from diva_ray.data.encoders.plain import edges
 from diva_ray.data.encoders.vision import from_hub
+from diva_ray.engine import batch_size
+from diva_ray.engine import device as devices
 from diva_ray.engine.batch_size import find_batch, sample_bytes
 from diva_ray.errors import InputError
 from tests.data import raw_sets
@@ -250,6 +253,52 @@ def test_thumbnails_and_texts():
             text_of(empty)
 
 
+# --- a GPU's switches ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", ["default", "older", "newer", "apart"])
+def test_float32_on_a_gpu_is_not_tf32_and_the_process_keeps_its_switches(own):
+    cudnn = torch.backends.cudnn
+
+    def switches():
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.deterministic, cudnn.benchmark
+
+    first = switches()
+    try:
+        if own == "older":
+            cudnn.allow_tf32, cudnn.benchmark = False, True
+        if own in ("newer", "apart"):  # torch then refuses to tell the older switch
+            cudnn.conv.fp32_precision = "ieee"
+        if own == "newer":
+            cudnn.rnn.fp32_precision = "ieee"
+        before = switches()
+        with pytest.raises(ZeroDivisionError), mixed("cuda", "float32"):
+            assert switches() == ("ieee", "ieee", True, False)
+            if own in ("default", "older"):
+                with cudnn.flags(enabled=False):  # a network may do so: it reads the older switch
+                    assert not cudnn.enabled
+            raise ZeroDivisionError
+        assert switches() == before
+        if own in ("default", "older"):
+            assert cudnn.allow_tf32 is (own == "default")
+        with mixed("cpu", "float32"), mixed("cpu", "auto"):
+            assert switches() == before
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = True, False
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = first[:2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
+def test_float32_convolutions_on_a_gpu_are_near_those_on_a_cpu():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(64, 64, 3), torch.nn.Flatten())
+    pictures = raw_sets.pictures(4, (32, 32))
+    config = EncoderConfig("m", "module", size=32)
+    first, second = (build(config, device, "float32", net).run(pictures).cpu() for device in ("cpu", "cuda"))
+    assert (first - second).norm() < 2e-5 * first.norm()
+
+
 # --- batch sizes, names ----------------------------------------------------------------------------------------------
 
 
@@ -259,6 +308,31 @@ def test_batches_shrink_with_memory():
     each = sample_bytes(encoder)
     assert 3 * 4 * 64 * 62 * 62 < each < 10 * 4 * 64 * 64 * 64
     assert find_batch(encoder, 10**12) == 32 and find_batch(encoder, 5 * each) == 4 and find_batch(encoder, 0) == 1
+
+
+def test_batches_on_a_gpu_fit_its_share_and_what_others_leave_of_it(monkeypatch):
+    encoder = replace(build(EncoderConfig("m", "module", size=8), "cpu", "auto", torch.nn.Flatten()), device="cuda")
+    each, weights = 1 << 20, 100 << 20
+
+    def found(free, share=1.0):
+        monkeypatch.setattr(batch_size, "free_bytes", lambda device: free)
+        return find_batch(encoder, 0, share)
+
+    monkeypatch.setattr(batch_size, "whole_bytes", lambda device: 1000 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_size, "_on_gpu", lambda encoder: (each, weights))
+        assert found(900 << 20) == 64, "as many as it prefers, twice"
+        assert found(900 << 20, 0.2) == 32 and found(50 << 20) == 32, "70 % of 200 without 100, and of 50"
+        assert found(0) == found(900 << 20, 0.1) == 1
+
+    def run(samples):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for name, size in (("free_bytes", 1 << 30), ("whole_bytes", 80 << 30)):
+        monkeypatch.setattr(devices, name, lambda device, size=size: size)
+    told = r"encoder.model: a network and a few samples must fit the GPU's memory, got 1.00 GiB free of 80.00 GiB .* at"
+    with pytest.raises(InputError, match=told + r" cuda:0 of .*device=cpu`.$"):
+        find_batch(replace(encoder, run=run), 0)
 
 
 def test_every_ready_config_is_one():

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from diva_ray.config import EncoderConfig
+from diva_ray.core import linearize
 from diva_ray.data.encoders.build import build, encoder_config, width_of
+from diva_ray.data.encoders.gradient import gradients
 from diva_ray.engine.batch_size import find_batch, sample_bytes
 from diva_ray.errors import InputError
 from tests.data import raw_sets
@@ -133,6 +135,39 @@ def test_what_vmap_cannot_take_runs_sample_by_sample_and_says_so(kind, caplog):
     twin = kind().eval()
     J = by_autograd(twin, [x[None] for x in X], list(twin.parameters()))
     torch.testing.assert_close(kernel(found), kernel(J), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [network, Asks])
+def test_gradients_on_a_gpu_ask_for_one_order_of_sums(kind, monkeypatch):
+    """The switches, which any build of torch has; their numbers are those of a CPU."""
+    seen = []
+
+    def call(x):
+        back = torch.backends
+        seen.append((back.cudnn.deterministic, back.cudnn.conv.fp32_precision, back.cuda.flash_sdp_enabled()))
+        return net(x)
+
+    monkeypatch.setattr(linearize.Sketch, "to", lambda sketch, device: sketch)
+    net, config = kind().eval(), encoder_config({"name": "net", "kind": "module", "jacobian": 64})
+    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.flash_sdp_enabled()
+    run, _ = gradients(net, call, config, "cuda")
+    found = run(X)
+    assert len(seen) > 1 and set(seen) == {(True, "ieee", False)}
+    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.flash_sdp_enabled()) == before
+    assert before == ("tf32", True), "what a process has by default"
+    run, _ = gradients(net, net, config, "cpu")
+    torch.testing.assert_close(found, run(X), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
+@pytest.mark.parametrize("kind", [network, Asks])
+def test_gradients_on_a_gpu_are_those_on_a_cpu_with_the_same_bits_again(kind):
+    given = encoder_config({"name": "net", "kind": "module", "size": 8, "jacobian": 64, **PLAIN})
+    expected = build(given, "cpu", "auto", kind()).run(PICTURES)
+    found = [build(given, "cuda", "auto", kind()).run(PICTURES) for _ in range(3)]
+    torch.testing.assert_close(found[0].cpu(), expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(found[0], one) for one in found[1:])
 
 
 def test_a_network_that_vmap_takes_says_nothing(caplog):

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 import diva_ray
-from diva_ray.core import factors, products
+from diva_ray.core import factors, grid, losses, products
 from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
 from diva_ray.core.leave_out import leave_out
 from diva_ray.core.ridge import FitAccumulator, solve
+from diva_ray.engine import context, pairs, passes, shelf
 from diva_ray.engine import device as devices
-from diva_ray.engine import passes, shelf
 from diva_ray.errors import InputError
 from tests.engine.runs import opened, small_task
 from tests.engine.simulated import DEVICE, Simulated
@@ -125,6 +125,34 @@ def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulate
     agree(first, second)
 
 
+@pytest.mark.parametrize("more", [{"precision": "float64"}, {"precision": "tf32", "standard_errors": "estimate"}])
+def test_the_offset_of_aligned_pairs_is_made_on_the_device(simulated, more):
+    """Not on the CPU, from features that come home for it in every pass."""
+    near = X[:300].astype(np.float32) + np.random.default_rng(4).standard_normal((300, 12)).astype(np.float32) / 2
+    table = pa.table({"x": list(X[:300].astype(np.float32)), "c": list(near)})
+    options = {"features": ["x", "c"], "task": "pairs", "ridge": 1.0, **more}
+    first, made = diva_ray.score(table, cluster=HERE, quiet=True, **options), []
+    with pytest.MonkeyPatch.context() as patch:
+        whole = pairs.standardised
+        patch.setattr(pairs, "standardised", lambda *args: made.append(args[4:]) or whole(*args))
+        second = simulated(diva_ray.score, table, **options)
+    assert first.summary["aligned"] and second.summary["aligned"]
+    assert made.count((DEVICE,)) > 4, "both directions in every pass"
+    agree(first, second, rtol=2e-6 if more["precision"] == "float64" else 3e-3)
+
+
+def test_exact_standard_errors_do_not_depend_on_the_slices_of_a_device(path, simulated, monkeypatch):
+    few = {"features": "x", "standard_errors": "exact", "group": "group", "ridge": 1.0}
+    options = {**few, "precision": "float64"}
+    first, found, whole = simulated(diva_ray.score, path, **options), [], context.pairwise_contributions
+    monkeypatch.setattr(context, "pairwise_contributions", lambda K, *args: found.append(len(K)) or whole(K, *args))
+    simulated(diva_ray.score, path, **options)
+    assert found == [1100], "one slice of one block"
+    monkeypatch.setattr(context, "DEVICE_SLICE", 100_000)
+    agree(first, simulated(diva_ray.score, path, **options), rtol=1e-12)
+    assert len(found) > 5
+
+
 def test_sums_of_a_pass_come_home_once(simulated):
     """Sections are added on the device; a fit whose sums are kept in files brings them home section by section."""
     x = GENERATOR.standard_normal((7_500, 3)).astype(np.float32)
@@ -201,6 +229,9 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
         factors.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
     with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got `.*Scale the features"):
         factors.eigen_(torch.full((4, 4), torch.nan, dtype=torch.float64).to(DEVICE))
+    monkeypatch.setattr(torch.linalg, "eigh", lambda A: (A[0] / 0, A))  # a GPU's may find no numbers and not say so
+    with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got eigenvalues that are not. Scale"):
+        factors.eigen_(torch.eye(4, dtype=torch.float64).to(DEVICE))
 
 
 def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
@@ -340,6 +371,25 @@ def test_too_little_memory_of_a_device_is_one_line(path, monkeypatch):
         devices.solve_on(DEVICE, torch.linalg.inv, (torch.eye(400),))
 
 
+def test_features_stay_in_ordinary_memory_where_no_more_is_page_locked_which_is_said_once(monkeypatch, caplog):
+    for name in ("free_bytes", "whole_bytes"):
+        monkeypatch.setattr(devices, name, lambda device: 1 << 40)
+    lane, whole, asked = devices.Lane(DEVICE), torch.empty, []
+
+    def empty(*size, pin_memory=False, **more):
+        if pin_memory:  # a build for CPUs alone refuses by itself
+            asked.append(size)
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+        return whole(*size, **more)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    bands = [torch.arange(6.0).reshape(2, 3), torch.arange(4.0)]
+    kept = [lane._locked(band) for band in bands]
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in zip(kept, bands, strict=True))
+    assert len(asked) == len(caplog.records) == 1 and caplog.records[0].levelname == "WARNING"
+    assert "no more page-locked memory (CUDA error: out of memory): features reach" in caplog.text
+
+
 def test_a_gpu_that_is_there_but_cannot_be_used_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -365,7 +415,40 @@ def test_rows_are_added_by_code_on_a_device_as_on_a_cpu(classes, rows):
         found = there.cpu()
     np.testing.assert_allclose(found[:, :6], expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(found[:, 6:], into)
-    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_device_adds_rows_by_code_in_one_order_without_a_switch(monkeypatch):
+    """By the operation that CUDA has in one order alone; the switch of the process is not touched."""
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args, **more: pytest.fail("a switch"))
+    with Simulated() as mode:
+        into, codes = torch.zeros(3, 2).to(DEVICE), torch.tensor([2, 0, 2]).to(DEVICE)
+        found = products.add_rows_(into, codes, torch.ones(3, 2).to(DEVICE)).cpu()
+    assert found.tolist() == [[1, 1], [0, 0], [2, 2]]
+    assert "aten::index_add_" not in mode.counts and mode.counts["aten::index_put_"] == 1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_grid_waits_for_the_device_once_a_ridge(grouped):
+    """For its check of leverages; outputs, losses and sums stay there until the block is done."""
+    generator = torch.Generator().manual_seed(0)
+    Z, F = (torch.randn(60, k, generator=generator, dtype=torch.float64) for k in (7, 3))
+    Y, ones = F.argmax(1), torch.ones(60, dtype=torch.float64)
+    Y[::5] = -1  # of no class: a row of zeros
+    fit = FitAccumulator(7, 3, torch.float64, devices.CPU)
+    fit.add(Z, Y, ones)
+    ridges = torch.tensor([1e-3, 1.0, 10.0, 1e5], dtype=torch.float64)
+    family = rotate(fit.sums(), torch.ones(7, dtype=torch.float64)).at(ridges)
+    measures = (lambda F, Y: losses.squared(F, Y)[0], losses.errors)
+    groups = [torch.arange(10).view(5, 2)] if grouped else []
+    expected = grid.grid_sums(Z, Y, ones, ones, None, groups, family, measures)
+    with Simulated() as mode:
+        args = devices.moved((Z, Y, ones, ones, None, groups, family), DEVICE)
+        before = mode.counts.copy()
+        found = grid.grid_sums(*args, measures)
+        asked = {name: mode.counts[name] - before.get(name, 0) for name in mode.counts}
+    assert found.device == devices.CPU and asked["aten::nonzero"] == len(ridges) * (1 + grouped)
+    assert "aten::_local_scalar_dense" not in asked
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 def test_bf16_products_are_the_same_where_torch_has_none_with_float32_sums(monkeypatch):
@@ -382,6 +465,32 @@ def test_bf16_products_are_the_same_where_torch_has_none_with_float32_sums(monke
     older = [name for name in torch.ops.aten.mm.overloads() if "dtype" not in name]
     monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: older)
     torch.testing.assert_close(found(), true, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bf16_products_cast_their_inputs_once_however_many_panels_they_take(monkeypatch, weighted):
+    generator = torch.Generator().manual_seed(0)
+    Z, T = torch.randn(300, 40, generator=generator), torch.randn(40, 40, generator=generator).triu()
+    weight = torch.rand(300, generator=generator) if weighted else None
+
+    def found():
+        with Simulated() as mode:
+            Zd, Td, wd = Z.to(DEVICE), T.to(DEVICE), None if weight is None else weight.to(DEVICE)
+            gram = products.GramSum(40, torch.float32, DEVICE, "bf16")
+            before = mode.counts["aten::_to_copy"]
+            product = products.multiply_triangular_(Zd, Td, upper=True, inputs="bf16")
+            gram.add(Zd, wd)
+            return mode.counts["aten::_to_copy"] - before, product.cpu(), gram.value().cpu().triu()
+
+    casts, product, gram = found()
+    monkeypatch.setattr(products, "PANEL", 7)
+    again, *in_panels = found()
+    assert casts == again == 2 + 1 + weighted
+    torch.testing.assert_close(in_panels[0], product, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(in_panels[1], gram, rtol=1e-5, atol=1e-4)
+    right = Z if weight is None else Z * weight[:, None]
+    true = Z.bfloat16().double().T @ right.bfloat16().double()
+    torch.testing.assert_close(gram.double(), true.triu(), rtol=1e-5, atol=1e-4)
 
 
 def test_inverse_is_refused_on_a_device_not_wrong():
@@ -435,13 +544,25 @@ def test_a_gpu_gives_the_same_bits_again_with_as_much_room_as_before(path, name)
     """Though the process lets its own float32 products be of TF32 the second time."""
     options, before = {**SCORES[name], "precision": "float32", "quiet": True}, torch.get_float32_matmul_precision()
     first = diva_ray.score(path, cluster=GPU, **options)  # CUDA's libraries take memory of their own now
-    room = devices.free_bytes(torch.device("cuda", 0))
+    taken = torch.cuda.memory_allocated()
     try:
         torch.set_float32_matmul_precision("high")
         agree(first, diva_ray.score(path, cluster=GPU, **options), rtol=0)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert devices.free_bytes(torch.device("cuda", 0)) > room - (16 << 20)
+    assert torch.cuda.memory_allocated() < taken + (16 << 20)
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.skipif(not hasattr(torch.cuda, "host_memory_stats"), reason="torch tells no page-locked memory")
+def test_page_locked_memory_is_given_back(path, monkeypatch):
+    held = lambda: torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)  # noqa: E731
+    during, whole = [], devices.Lane.close
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(devices.Lane, "close", lambda lane: during.append(held()) or whole(lane))
+    diva_ray.score(path, features="x", cluster=GPU, quiet=True)
+    assert during[0] >= devices.SLAB > held()
 
 
 @gpu
@@ -458,6 +579,19 @@ def test_too_little_memory_of_a_gpu_is_one_line():
     device = torch.device("cuda", 0)
     with pytest.raises(InputError, match="must fit the GPU's memory"), devices.working(device):
         torch.empty(1 << 50, dtype=torch.uint8, device=device)
+
+
+@gpu
+@pytest.mark.gpu
+def test_a_worker_keeps_to_its_share_of_a_gpu_until_it_closes():
+    device = torch.device("cuda", 0)
+    size = devices.whole_bytes(device) // 8
+    lane = devices.Lane(device, 1 / 16)
+    assert devices.free_bytes(device) <= size // 2
+    with pytest.raises(InputError, match="must fit the GPU's memory"), devices.working(device):
+        torch.empty(size, dtype=torch.uint8, device=device)
+    lane.close()
+    assert len(torch.empty(size, dtype=torch.uint8, device=device)) == size
 
 
 @gpu

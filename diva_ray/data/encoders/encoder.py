@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +87,40 @@ def choose_device(device: str) -> str:
 def mixed(device: str, precision: str) -> Any:
     """Return the context in which a network runs: mixed precision on a GPU, float32 elsewhere."""
     if device != "cuda" or precision == "float32":
-        return nullcontext()
+        return exact(device)
     return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+@contextmanager
+def exact(device: str) -> Iterator[None]:
+    """Let cuDNN work in float32 and in one order: its convolutions and recurrent layers are of TF32 by default, and the
+    gradients of its convolutions may add up in the order in which threads come."""
+    if device != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    wanted: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
+    if _one_switch(cudnn):
+        wanted.append((cudnn, "allow_tf32", False))  # first: it sets those below, too
+    if hasattr(torch.backends, "fp32_precision"):  # torch 2.9 brought it
+        wanted += [(one, "fp32_precision", "ieee") for one in (cudnn.conv, cudnn.rnn)]
+    before = [getattr(one, name) for one, name, _ in wanted]
+    try:
+        for one, name, value in wanted:
+            setattr(one, name, value)
+        yield
+    finally:
+        for (one, name, _), value in zip(wanted, before, strict=True):
+            setattr(one, name, value)
+
+
+def _one_switch(cudnn: Any) -> bool:
+    """Return whether the older switch can be read, and so be restored: torch refuses to where a process has set the
+    newer ones one by one."""
+    try:
+        return cudnn.allow_tf32 is not None
+    except RuntimeError:
+        return False
 
 
 def check_weights_file(path: str) -> str:

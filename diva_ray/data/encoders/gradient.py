@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from diva_ray.core.linearize import count_sketch, gradient_features, gradient_features_singly
-from diva_ray.data.encoders.encoder import TEXT
+from diva_ray.data.encoders.encoder import TEXT, exact
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
@@ -106,13 +108,24 @@ def gradients(
 
     @torch.no_grad()
     def run(batch: Any) -> Tensor:
-        if not vmapped:
-            vmapped.append(
-                _vmap_takes(lambda one: gradient_features(f, weights, one, sketch, 1), by_sample, batch, config)
-            )
-        return gradient_features(f, weights, batch, sketch, chunk) if vmapped[0] else by_sample(batch)
+        with _repeatable(device):
+            if not vmapped:
+                vmapped.append(
+                    _vmap_takes(lambda one: gradient_features(f, weights, one, sketch, 1), by_sample, batch, config)
+                )
+            return gradient_features(f, weights, batch, sketch, chunk) if vmapped[0] else by_sample(batch)
 
     return run, entries
+
+
+@contextmanager
+def _repeatable(device: str) -> Iterator[None]:
+    """Take gradients in float32 and, of convolutions and attention, with the same bits on every run; a CPU does."""
+    if device != "cuda":
+        yield
+        return
+    with exact(device), sdpa_kernel(SDPBackend.MATH):  # the backward of its fused kernels adds up in no fixed order
+        yield
 
 
 def _samples(batch: Any) -> Sequence[Any]:
