@@ -299,7 +299,7 @@ def _noise_rate(
         rises = (counts * (ratio / (1 + e * ratio))).sum(-1, keepdims=True) > 0
         low, high = np.where(rises, e, low), np.where(rises, high, e)
     gain = (counts * np.log1p(low * ratio)).sum(-1)
-    return low[..., 0], gain - counts @ np.logaddexp(0, -centers), gain
+    return np.asarray(low[..., 0]), np.asarray(gain - counts @ np.logaddexp(0, -centers)), np.asarray(gain)
 
 
 def _best_cut(counts: np.ndarray, wrong: np.ndarray, allowed: np.ndarray) -> tuple[int, tuple[float, ...]]:
