@@ -58,7 +58,7 @@ def _from_frame(data: Any) -> pa.Table:
     if isinstance(data, pa.RecordBatch):
         return pa.Table.from_batches([data])
     try:
-        if not type(data).__module__.startswith("pandas."):
+        if type(data).__module__.partition(".")[0] != "pandas":  # "pandas" alone since its version 3
             return pa.table(data)
         named = any(name is not None and name not in data.columns for name in data.index.names)
         return pa.Table.from_pandas(data, preserve_index=named)

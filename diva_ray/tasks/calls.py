@@ -66,7 +66,7 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
 
 
 def path_of(data: Any) -> str | None:
-    """Return the path of a table that a call names, which of a `Result` is that of its rows; None for rows in memory."""
+    """Return the path of a table that a call names (of a `Result`: that of its rows), or None for rows in memory."""
     if isinstance(data, Result):
         return data.folder.location(data.rows)
     return str(data) if isinstance(data, str) or hasattr(data, "__fspath__") else None

@@ -62,6 +62,10 @@ def test_the_same_rows_give_the_same_bits(given):
 def test_an_index_with_a_name_is_a_column():
     frame = pd.DataFrame({"features": list(X), "label": Y}, index=pd.Index([f"r{k}" for k in range(len(Y))], name="id"))
     assert score(frame).samples["id"].to_pylist() == list(frame.index)
+    counted = frame.set_index(pd.RangeIndex(1000, 1000 + len(Y), name="id"))
+    assert score(counted).samples["id"].to_pylist() == list(range(1000, 1000 + len(Y)))
+    several = frame.set_index(pd.MultiIndex.from_arrays([counted.index, ["x"] * len(Y)], names=["key", None]))
+    assert score(several, id="key").samples["id"].to_pylist() == list(range(1000, 1000 + len(Y)))
     twice = frame.assign(id=np.arange(len(Y)))
     assert score(twice).samples["id"].to_pylist() == list(range(len(Y)))
 
