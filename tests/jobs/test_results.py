@@ -1,11 +1,15 @@
 """The result of one call goes into another: as the run that it names, or as the table that its rows are."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 import diva_ray
 from diva_ray.config import ClusterConfig
 from diva_ray.errors import InputError
+from tests.data import raw_sets
 from tests.data.tables import INLINE
 
 generator = np.random.default_rng(5)
@@ -43,6 +47,21 @@ def test_a_result_is_the_table_of_its_rows(tmp_path):
     assert call(diva_ray.score, cleaned).summary["n_samples"] == 120, "all columns of the table, not those of samples/"
     more = call(diva_ray.extend, features, features, id="none", budget=3, rounds=1)
     assert more.summary["n_selected"] <= 3
+
+
+def test_the_folder_of_an_embed_run_is_its_features(tmp_path):
+    pictures = [raw_sets.png(picture) for picture in raw_sets.pictures(40)]
+    data = {"image": [*pictures, b"no picture"], "label": [0, 1] * 20 + [0]}
+    features = call(diva_ray.embed, data, output=str(tmp_path / "features"), most_failed=1.0)
+    assert features.summary["n_failed"] == 1, "there is a quarantine"
+    wanted = call(diva_ray.score, f"{features.path}/features", ridge=1.0)
+    for path in (features.path, f"{features.path}/", f"file://{features.path}"):
+        assert call(diva_ray.score, path, ridge=1.0).samples.equals(wanted.samples)
+    for told in ("{", json.dumps({"start": ""}), "[]"):
+        other = tmp_path / "other"
+        shutil.copytree(f"{features.path}/features", other, dirs_exist_ok=True)
+        (other / "manifest.json").write_text(told)
+        assert call(diva_ray.score, other, ridge=1.0).samples.equals(wanted.samples), "a manifest of somebody else's"
 
 
 def test_what_is_no_run_is_refused_by_its_option():
