@@ -10,6 +10,7 @@ import torch
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
+from diva_ray.tasks.checks import missing_of
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 
@@ -40,6 +41,7 @@ def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, An
         "validation": session.validation,
         "ridge": ridge,
         "mean_weight": counts["weight"] / counts["rows"],
+        "missing": missing_of(session.columns, session.scan),
     }
 
 

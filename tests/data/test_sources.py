@@ -85,6 +85,31 @@ def test_what_is_masked_is_missing():
         score({"features": X, "label": np.ma.masked_array(Y, mask=np.arange(len(Y)) < 1)})
 
 
+def test_missing_numbers_are_told_and_counted(caplog):
+    names = [f"f{k}" for k in range(8)]
+    frame = pd.DataFrame(np.hstack([X, X**2])[:, :8], columns=names).assign(label=Y)
+    frame.loc[4, "f1"] = np.nan
+    with caplog.at_level("WARNING", "diva_ray"):
+        result = score(frame, features=names, quiet=False)
+    assert result.summary["missing"] == {"f1": 1} and "column `f1`: 1 of 90 missing" in caplog.text
+    assert "f1 in 1 row<" in result.folder.read("report.html").decode()
+    frame.iloc[:3, :7] = np.nan
+    with caplog.at_level("WARNING", "diva_ray"):
+        assert score(frame, features=names, quiet=False).summary["missing"]["f1"] == 4
+    assert "column `f1`: 4 of 90 missing" in caplog.text and "2 more columns have missing rows" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", "diva_ray"):
+        assert score(TABLE, quiet=False).summary["missing"] == {}
+    assert "missing" not in caplog.text
+
+
+def test_a_number_that_is_none_is_found_inside_its_vector():
+    bad = X.copy()
+    bad[3, 2] = np.nan
+    with pytest.raises(InputError, match=rf"got nan at row 3, number 2 of 0 to {X.shape[1] - 1} there"):
+        score({"features": bad, "label": Y})
+
+
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.binary(), pa.binary(2), pa.uuid()])
 def test_sources_groups_and_ids_of_every_kind(kind, tmp_path):
     values = [k.to_bytes(16 if kind == pa.uuid() else 2, "big") for k in range(128, 128 + len(Y))]
