@@ -291,7 +291,9 @@ def task_of(schema: pa.Schema, label: str, task: str) -> str:
     elif task not in fits:
         raise InputError(f"task: must be auto, {', '.join(fits)} or pairs, got {task}. Change `task`.")
     if not fits.get(task):
+        classes = task == ("multilabel" if is_list(kind) else "classification")
+        cast = "Cast them to integers, or change" if number and classes else "Change"
         raise InputError(
-            f"task: labels in column `{label}` must fit {task}, got {kind}. Change `task` or `data.label`."
+            f"task: labels in column `{label}` must fit {task}, got {kind}. {cast} `task` or `data.label`."
         )
     return task

@@ -87,7 +87,7 @@ def open_session(
         plan = join(plan, config)
         tables = [stored(table, folder, f"table-{k}" if k else "table") for k, table in enumerate(tables)]
     for line in plan.lines() if not quiet else ():
-        log.info("%s", line)
+        log.log(logging.WARNING if line.startswith(planning.WARNING) else logging.INFO, "%s", line)
     runner = start(config, plan, tables, roles, columns, quiet)
     original = None
     try:

@@ -85,6 +85,43 @@ def test_what_is_masked_is_missing():
         score({"features": X, "label": np.ma.masked_array(Y, mask=np.arange(len(Y)) < 1)})
 
 
+WHOLE, FEW = "labels are whole numbers of type", "classes of 1.0 rows each on average"
+
+
+@pytest.mark.parametrize(
+    ("label", "options", "task", "told"),
+    [
+        (Y.astype(np.int16), {}, "classification, 3 classes", None),
+        (Y.astype(np.float64), {}, "regression, one number", WHOLE),
+        (Y.astype(np.float16), {}, "regression, one number", WHOLE),
+        (Y.astype(np.float64), {"task": "regression"}, "regression, one number", None),
+        (Y + 0.5, {}, "regression, one number", None),
+        (np.arange(len(Y)) + 0.0, {}, "regression, one number", None),
+        (np.arange(len(Y)), {}, f"classification, {len(Y)} classes", FEW),
+        ([f"class {k}" for k in Y], {}, "classification, 3 classes", None),
+        ([[int(k)] for k in Y], {}, "multilabel, 3 classes", None),
+        (X[:, :2], {}, "vector, 2 numbers", None),
+    ],
+)
+def test_the_task_is_told_and_what_speaks_against_it(label, options, task, told, caplog):
+    data = {"features": X, "label": label}
+    lines = score(data, plan=True, **options).lines()
+    assert f"task       {task}" in lines
+    found = [line for line in lines if line.startswith("warning")]
+    assert (told is None and not found) or (len(found) == 1 and told in found[0])
+    if told == WHOLE:
+        with caplog.at_level("WARNING", "diva_ray"):
+            score(data, quiet=False)
+        assert told in caplog.text and "cast them to integers" in caplog.text
+
+
+def test_classes_that_are_floats_are_told_to_be_cast():
+    with pytest.raises(
+        InputError, match="must fit classification, got double. Cast them to integers, or change `task`"
+    ):
+        score({"features": X, "label": Y.astype(float)}, task="classification")
+
+
 def test_missing_numbers_are_told_and_counted(caplog):
     names = [f"f{k}" for k in range(8)]
     frame = pd.DataFrame(np.hstack([X, X**2])[:, :8], columns=names).assign(label=Y)
@@ -206,7 +243,9 @@ def test_the_type_of_a_label_is_its_task(kind, task):
     ],
 )  # fmt: skip
 def test_a_label_must_fit_its_task(kind, task):
-    with pytest.raises(InputError, match=r"task: labels in column `label` must fit .* Change `task` or `data.label`"):
+    with pytest.raises(
+        InputError, match=r"task: labels in column `label` must fit .* (C|or c)hange `task` or `data.label`"
+    ):
         task_of(pa.schema([("label", kind)]), "label", task)
 
 
