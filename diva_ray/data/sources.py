@@ -192,10 +192,11 @@ def find_columns(
                     f"`{option}`{'=none' if option == 'data.id' else ''}."
                 )
             if name not in schema.names:
-                pairs = option == "data.label" and len(named["data.features"]) == 2
+                pairs = ", or use `task=pairs` for pairs without labels" if len(named["data.features"]) == 2 else ""
+                hints = {"data.features": ", one name or a list: `data.features=[a,b]`", "data.label": pairs}
                 raise InputError(
                     f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. "
-                    f"Change `{option}`{', or use `task=pairs` for pairs without labels' if pairs else ''}."
+                    f"Change `{option}`{hints.get(option, '')}."
                 )
             if schema.names.count(name) > 1:
                 raise InputError(

@@ -1,5 +1,7 @@
 """Whatever a user has: arrays, tensors, frames, tables and files of the same rows give the same bits."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -113,6 +115,14 @@ def test_the_task_is_told_and_what_speaks_against_it(label, options, task, told,
         with caplog.at_level("WARNING", "diva_ray"):
             score(data, quiet=False)
         assert told in caplog.text and "cast them to integers" in caplog.text
+
+
+def test_a_plain_frame_is_told_how_its_features_are_named():
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(label=Y)
+    told = "got columns a, b, c, d, label. Change `data.features`, one name or a list: `data.features=[a,b]`."
+    with pytest.raises(InputError, match=re.escape(told)):
+        score(frame)
+    assert score(frame, features=list("abcd")).summary["n_features"] == 4
 
 
 def test_classes_that_are_floats_are_told_to_be_cast():
