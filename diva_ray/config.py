@@ -78,7 +78,7 @@ class FitConfig:
     standardize: str = "auto"  # auto: every band centred, unit mean squared norm | none: features exactly as given
     projection: int | None = None  # columns that a wider band is randomly projected to, by `seed`; None: as it is
     ridge: Any = "auto"  # auto: chosen by leave-one-out | a number >= 0
-    shares: Any = None  # {band: share > 0}: its penalty is ridge / share | bands.json of an aggregate run; None: alike
+    shares: Any = None  # {band: share > 0}: its penalty is ridge / share | folder of an aggregate run; None: alike
     # auto: float32 products where the condition number allows | float32 (same) | float64 | tf32, bf16: products of
     # whitened rows on a GPU's tensor cores (score, method=plain): faster, an error of about 1e-3, checked on some rows
     precision: str = "auto"

@@ -104,9 +104,9 @@ def measure(one: PairSet, noise: float, seed: int) -> dict[str, float]:
         "F1 is_label_issue": _f1(wrong, issue),
         "F1 is_detrimental": _f1(wrong, rows["is_detrimental"]),
         "precision": float((wrong & issue).sum() / max(issue.sum(), 1)),
-        "expected precision": summary["label_issue_precision"],
+        "expected precision": summary["label_issue_precision"] or 0.0,
         "recall": float((wrong & issue).sum() / wrong.sum()),
-        "expected recall": summary["label_issue_recall"],
+        "expected recall": summary["label_issue_recall"] or 0.0,
         "share": summary["noise_estimate"],
         "seconds": sum(summary["seconds"].values()),
     }

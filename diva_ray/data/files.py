@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 
@@ -15,7 +16,7 @@ from diva_ray.errors import InputError
 
 def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str], str]:
     """Return the file system and the sorted Parquet files of a path, and the folder that it names (of a pattern, the
-    part before it)."""
+    part before it; of the output of an embed run, its `features/`)."""
     check_named(path, option)
     missing = InputError(
         f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`."
@@ -42,11 +43,12 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             raise missing
         if info.type == pyarrow.fs.FileType.File:
             return filesystem, [inner], inner
+        inner = _features_of(filesystem, inner)
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
         files = sorted(item.path for item in found if is_parquet(item.path) and not _hidden(item.path, inner))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
-        folder = os.path.abspath(os.path.expanduser(path))
+        folder = _features_of(filesystem, os.path.abspath(os.path.expanduser(path)))
         names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
         files, inner = [], folder if os.path.exists(folder) else os.path.dirname(re.split(r"[*?[]", folder)[0])
         for name in names:
@@ -59,6 +61,19 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
     if not files:
         raise missing
     return filesystem, files, inner
+
+
+def _features_of(filesystem: pyarrow.fs.FileSystem, folder: str) -> str:
+    """Return the folder of features of an embed run, which also holds what was put aside; any other folder as it is."""
+    manifest = f"{folder}/manifest.json"
+    if filesystem.get_file_info(manifest).type != pyarrow.fs.FileType.File:
+        return folder
+    with filesystem.open_input_stream(manifest) as stream:
+        try:
+            told = json.loads(stream.read())
+        except ValueError:  # a file of somebody else's
+            return folder
+    return f"{folder}/features" if isinstance(told, dict) and {"encoders", "units"} <= told.keys() else folder
 
 
 def check_named(path: str, option: str = "data.path") -> None:

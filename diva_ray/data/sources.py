@@ -58,7 +58,7 @@ def _from_frame(data: Any) -> pa.Table:
     if isinstance(data, pa.RecordBatch):
         return pa.Table.from_batches([data])
     try:
-        if not type(data).__module__.startswith("pandas."):
+        if type(data).__module__.partition(".")[0] != "pandas":  # "pandas" alone since its version 3
             return pa.table(data)
         named = any(name is not None and name not in data.columns for name in data.index.names)
         return pa.Table.from_pandas(data, preserve_index=named)
@@ -192,10 +192,11 @@ def find_columns(
                     f"`{option}`{'=none' if option == 'data.id' else ''}."
                 )
             if name not in schema.names:
-                pairs = option == "data.label" and len(named["data.features"]) == 2
+                pairs = ", or use `task=pairs` for pairs without labels" if len(named["data.features"]) == 2 else ""
+                hints = {"data.features": ", one name or a list: `data.features=[a,b]`", "data.label": pairs}
                 raise InputError(
                     f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. "
-                    f"Change `{option}`{', or use `task=pairs` for pairs without labels' if pairs else ''}."
+                    f"Change `{option}`{hints.get(option, '')}."
                 )
             if schema.names.count(name) > 1:
                 raise InputError(
@@ -291,7 +292,9 @@ def task_of(schema: pa.Schema, label: str, task: str) -> str:
     elif task not in fits:
         raise InputError(f"task: must be auto, {', '.join(fits)} or pairs, got {task}. Change `task`.")
     if not fits.get(task):
+        classes = task == ("multilabel" if is_list(kind) else "classification")
+        cast = "Cast them to integers, or change" if number and classes else "Change"
         raise InputError(
-            f"task: labels in column `{label}` must fit {task}, got {kind}. Change `task` or `data.label`."
+            f"task: labels in column `{label}` must fit {task}, got {kind}. {cast} `task` or `data.label`."
         )
     return task

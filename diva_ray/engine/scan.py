@@ -224,9 +224,10 @@ def _not_finite(shard: Shard, name: str, values: Tensor) -> InputError:
     values = values.cpu()
     usable = values.double().abs() <= 1e150
     bad = int(torch.nonzero(~usable.all(1))[0])
-    element = values[bad][~usable[bad]][0].item()
+    at = int(torch.nonzero(~usable[bad])[0])
+    place = f", number {at} of 0 to {values.shape[1] - 1} there" if values.shape[1] > 1 else ""
     return InputError(
-        f"data.features: column `{name}` must be finite, got {element} at {shard.where(bad)}. "
+        f"data.features: column `{name}` must be finite, got {values[bad, at].item()} at {shard.where(bad)}{place}. "
         "Fix the table or choose `data.features`."
     )
 

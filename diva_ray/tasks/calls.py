@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from diva_ray.config import DataConfig, FitConfig, ValidationConfig
 from diva_ray.errors import InputError
 from diva_ray.tasks.options import check_types, cluster_options
+from diva_ray.tasks.result import Result
 
 Config = TypeVar("Config", bound=FitConfig)
 COLUMNS = tuple(
@@ -21,10 +22,10 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
 
     Args:
         schema: dataclass of the job's options.
-        data: path, Ray Dataset, Arrow table, DataFrame, or a mapping of arrays.
+        data: path, Ray Dataset, Arrow table, DataFrame, a mapping of arrays, or a `Result`: its rows.
         options: columns by the names of `DataConfig` (features, label, ...), `validation` (what `data` may be),
             `cluster` (a kind or fields of `ClusterConfig`), `loss`, and any other field of the schema; a nested group
-            as a mapping.
+            as a mapping. A `Result` stands for the folder of its run.
 
     Raises:
         InputError: an unknown name.
@@ -39,7 +40,7 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
         if name == "cluster":
             values[name] = cluster_options(value)
         elif name == "validation" and not isinstance(value, Mapping):
-            path = str(value) if isinstance(value, str) or hasattr(value, "__fspath__") else None
+            path = path_of(value)
             values[name] = ValidationConfig(path)
             values[name].rows = value if path is None else None
         elif name == "validation" and set(value) - {"path"}:
@@ -54,13 +55,21 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
                 f"{schema.__name__}, got {name!r}. Choose from {', '.join(allowed)}."
             )
         else:
-            values[name] = _nested(schema, name, value)
+            values[name] = _nested(schema, name, value.path if isinstance(value, Result) else value)
     config = schema(**values)
     config.output = config.output or ""
     check_types(config)
-    if isinstance(data, str) or hasattr(data, "__fspath__"):
-        config.data.path, data = str(data), None
+    path = path_of(data)
+    if path is not None:
+        config.data.path, data = path, None
     return config, data, loss
+
+
+def path_of(data: Any) -> str | None:
+    """Return the path of a table that a call names (of a `Result`: that of its rows), or None for rows in memory."""
+    if isinstance(data, Result):
+        return data.folder.location(data.rows)
+    return str(data) if isinstance(data, str) or hasattr(data, "__fspath__") else None
 
 
 def _nested(schema: type, name: str, value: Any) -> Any:
@@ -72,4 +81,4 @@ def _nested(schema: type, name: str, value: Any) -> Any:
     unknown = [key for key in value if key not in allowed]
     if unknown:
         raise InputError(f"{name}: options must be {', '.join(allowed)}, got {unknown[0]!r}. Change `{name}`.")
-    return type(default)(**value)
+    return type(default)(**{key: path_of(one) if isinstance(one, Result) else one for key, one in value.items()})

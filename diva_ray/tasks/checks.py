@@ -25,6 +25,7 @@ MOST_DEVIATIONS = 30.0  # of number targets between 0 and their mean, beyond whi
 LARGEST_NORM = 1e30  # of standardised rows; of rows as given, which are multiplied as they are, its root
 LARGEST_WEIGHT = 1e12  # beyond it, or below its inverse, squares of a derivative's parts leave float32
 LEAST_SPREAD = 1e-6  # standard deviation of number targets below which, or above its inverse, they are, too
+TOLD = 5  # columns with gaps that are told one by one
 TOO_SPREAD = 1e15  # beyond it, or below its inverse, derivatives (of squares) leave float32, in which they are written
 
 
@@ -59,6 +60,22 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
         )
     check_labels(columns, setup, found)
     check_ids(runner, columns)
+
+
+def missing_of(columns: Columns, found: Scan) -> dict[str, int]:
+    """Return in how many of the rows that train a band is missing, for those bands that are missing in some."""
+    rows = int(found.counts["rows"])
+    return {name: rows - there for name, there in zip(columns.features, found.rows, strict=True) if there < rows}
+
+
+def tell_missing(columns: Columns, found: Scan) -> None:
+    """Log which bands are missing in some rows: a modality may be, but a null number is more often an oversight."""
+    missing, widths = missing_of(columns, found), dict(zip(columns.features, found.widths, strict=True))
+    for name in list(missing)[:TOLD]:
+        level = logging.WARNING if widths[name] == 1 else logging.INFO
+        log.log(level, "column `%s`: %s of %s missing", name, f"{missing[name]:,}", f"{int(found.counts['rows']):,}")
+    if len(missing) > TOLD:
+        log.warning("%d more columns have missing rows (`missing` in summary.json)", len(missing) - TOLD)
 
 
 def check_weights(columns: Columns, counts: Tally) -> None:

@@ -22,7 +22,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure
+from diva_ray.tasks.calls import configure, path_of
 from diva_ray.tasks.derive import fit_ridge, tell_solution, validation_rows
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
 from diva_ray.tasks.enroll import enroll
@@ -63,8 +63,9 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
         InputError: bad input or options, in one line.
     """
     options["pool"] = {"new_classes": new_classes}
-    if isinstance(pool, str) or hasattr(pool, "__fspath__"):
-        options["pool"]["path"], pool = str(pool), None
+    path = path_of(pool)
+    if path is not None:
+        options["pool"]["path"], pool = path, None
     config, data, loss = configure(ExtendConfig, data, options)
     return run(config, data, loss=loss, quiet=quiet, pool_rows=pool)
 

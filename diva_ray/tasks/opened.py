@@ -21,7 +21,7 @@ from diva_ray.config import (
     TrainConfig,
     TuneConfig,
 )
-from diva_ray.data.columns import is_list, storage_type
+from diva_ray.data.columns import is_list, one_chunk, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import find_columns, open_data, task_of
 from diva_ray.data.split import band_widths, split
@@ -30,6 +30,7 @@ from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.cost import Cost, cost_of
+from diva_ray.tasks.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
 from diva_ray.tasks.space import tuning_work
@@ -46,7 +47,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     widths = band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
     pairs = opened.task == "pairs"
-    outputs = p - int(config.intercept) if pairs else _outputs_at_sight(table, opened.columns, opened.task)
+    label = None if pairs else _labels_at_sight(table, opened.columns)
+    outputs = p - int(config.intercept) if label is None else _outputs_at_sight(label, opened.task)
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
     fits = [(p, outputs)]
     if pairs:  # either band is predicted from the other
@@ -82,9 +84,11 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     notes += products_in_words(config, more)
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
+    doubts = doubts_of_task(label) if label is not None and config.task == "auto" else []
     plan = planning.Plan(
         table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
         Keeping(gpus=config.cluster.gpus_per_worker), None, passes, seconds, alone, notes,
+        task_in_words(opened.task, outputs), doubts,
     )  # fmt: skip
     budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
     return plan.settle(workers, budget, config.cluster.cache), opened
@@ -260,9 +264,13 @@ def check_columns(table: Table, other: Table, columns: Columns, task: str, *, un
         )
 
 
-def _outputs_at_sight(table: Table, columns: Columns, task: str) -> int:
+def _labels_at_sight(table: Table, columns: Columns) -> pa.Array:
+    """Return the labels of the first rows."""
+    return one_chunk(table.reader().read(0, min(table.rows, 65_536), [columns.label])[columns.label])
+
+
+def _outputs_at_sight(label: pa.Array, task: str) -> int:
     """Return the number of outputs as the first rows show it (classes may be more)."""
-    label = table.reader().read(0, min(table.rows, 65_536), [columns.label])[columns.label].combine_chunks()
     if task in ("classification", "multilabel"):
         return max(1, len(pc.unique(label.flatten() if is_list(label.type) else label)))
     return 1 if task == "regression" else max(1, len(label[0].as_py() or [0]))

@@ -77,14 +77,14 @@ def check_types(config: Any, within: str = "") -> None:
     """Raise for options of another type than their field's; numbers of NumPy and paths become plain ones."""
     for option in fields(config):
         value = getattr(config, option.name)
-        if is_dataclass(value):
+        if is_dataclass(value) and type(value).__name__ == option.type:  # a group of options
             check_types(value, f"{option.name}.")
             continue
         if isinstance(value, (np.generic, os.PathLike)):
             value = os.fspath(value) if isinstance(value, os.PathLike) else value.item()
             setattr(config, option.name, value)
         kinds = str(option.type).split(" | ")
-        fits = any(kind == "Any" or isinstance(value, KINDS[kind]) for kind in kinds)
+        fits = any(kind == "Any" or isinstance(value, KINDS.get(kind, ())) for kind in kinds)
         if not fits or (isinstance(value, bool) and not {"bool", "Any"} & set(kinds)):
             raise InputError(
                 f"{within}{option.name}: must be {' or '.join(kinds)}, got {short(value)} ({type(value).__name__}). "
@@ -161,15 +161,17 @@ def check_range(config: Any, **ranges: tuple[int, int]) -> None:
 
 
 def chosen_shares(config: FitConfig, bands: Sequence[str]) -> list[float] | None:
-    """Return the share of every band, or None where all are alike; from a mapping or an aggregate run's bands.json."""
+    """Return the share of every band, or None where all are alike; from a mapping or an aggregate run's folder."""
     given = config.shares
     if given is None:
         return None
     if isinstance(given, str):
-        folder, _, name = given.rpartition("/")
+        folder, _, name = given.rpartition("/") if given.endswith(".json") else (given, "", "bands.json")
         found = Folder(folder or ".").read_json(name)
         if not isinstance(found, dict) or not all(isinstance(v, dict) and "share" in v for v in found.values()):
-            raise InputError(f"shares: must be bands.json of an aggregate run, got {given}. Change `shares`.")
+            raise InputError(
+                f"shares: must be an aggregate run's folder or its bands.json, got {given}. Change `shares`."
+            )
         given = {band: figures["share"] for band, figures in found.items()}
     if not isinstance(given, Mapping):
         raise InputError(f"shares: must be {{band: share}} or the path of bands.json, got {given!r}. Change `shares`.")

@@ -10,6 +10,7 @@ import numpy as np
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import Z_EDGES
+from diva_ray.report import words
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.session import Session
@@ -22,6 +23,7 @@ def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]
     return [
         ("Data", plan.table),
         ("Features", ", ".join(session.columns.features) + f" ({summary['n_features']:,} columns)"),
+        *([("Missing", missing_in_words(summary))] if summary["missing"] else []),
         *([("Label", session.columns.label)] if session.columns.label else []),
         ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
         ("Ridge", f"{summary['ridge']:.4g}" + (" (chosen by leave-one-out)" if chosen else "")),
@@ -29,6 +31,13 @@ def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]
         *_busy(session),
         ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
     ]
+
+
+def missing_in_words(summary: dict[str, Any]) -> str:
+    """Return in how many rows the bands with most gaps are missing."""
+    most = sorted(summary["missing"].items(), key=lambda one: -one[1])
+    told = ", ".join(f"{name} in {words.plural(count, 'row', 'rows')}" for name, count in most[:10])
+    return told + (f", {len(most) - 10:,} more columns" if len(most) > 10 else "")
 
 
 def _busy(session: Session) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, re
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, planted, verdict_figures
+from diva_ray.tasks.summary import common_figures, estimates, planted, verdict_figures
 
 if TYPE_CHECKING:
     from diva_ray.tasks.pairs import Judged
@@ -65,12 +65,7 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
 def told(summary: dict[str, Any]) -> list[str]:
     """Return a run over pairs in a few lines, for a terminal."""
     s = summary
-    expected = (
-        f" (estimated precision {s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f}; "
-        f"{s['noise_estimate']:.1%} of all)"
-        if s["n_label_issues"]
-        else ""
-    )
+    expected = f" ({estimates(s)}; {s['noise_estimate']:.1%} of all)" if s["n_label_issues"] else ""
     towers = "aligned towers" if s["aligned"] else "towers that are not aligned"
     lines = [
         f"{s['n_samples']:,} pairs, {towers}; left-out squared error {s['error']['forward']:.3f} forward, "
@@ -139,7 +134,7 @@ def page_of(
         columns = [("source", "Source", "label"), ("n", "Pairs", "count"), ("derivative", "Derivative", "number"),
                    ("z", "z", "z"), ("n_detrimental", "Hurt", "count")]  # fmt: skip
         parts.append(Table("Sources", columns, sorted(sources, key=lambda row: -row["z"])))
-    rule = f"estimated precision {s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f}"
+    rule = estimates(s)
     tiles = [
         Tile("pairs", f"{s['n_samples']:,}", f"{s['n_outputs']:,} numbers each"),
         Tile("probably mismatched", f"{s['n_label_issues']:,}", rule, "issue"),

@@ -17,6 +17,7 @@ from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks.memory import PROCESS, Sizes, check_fit, choose_place, parse_bytes
 
+WARNING = "warning"  # begins a line of the plan that tells of a doubt
 NODE_SECONDS = 60.0  # of passes for which another worker is worth the start of a node
 
 
@@ -40,6 +41,8 @@ class Plan:
     seconds: float  # of one worker's passes, reading and decoding too
     alone: float  # of what the driver does between them
     notes: list[str] = field(default_factory=list)
+    task: str = ""
+    warnings: list[str] = field(default_factory=list)
 
     def settle(self, workers: int, budget: int | None, cache: str) -> Plan:
         """Return the plan for so many workers of so much memory: it says where rows are kept between passes."""
@@ -74,6 +77,7 @@ class Plan:
         return [
             f"table      {self.table}",
             f"rows       {self.rows:,} in {self.shards} shards; {self.features:,} features, {self.outputs:,} outputs",
+            f"task       {self.task}",
             f"features   {self.sizes.rows * self.sizes.features / gib:.3f} GiB as stored",
             f"where      {self.kind}: {self.why}",
             f"workers    {self.workers} with {self.threads} BLAS thread(s)",
@@ -85,6 +89,7 @@ class Plan:
             f"time       about {self.seconds / self.workers + self.alone:,.1f} s, {self.alone:,.1f} s of it on the "
             "driver between the passes (estimate for an idle machine)",
             *(f"note       {note}" for note in self.notes),
+            *(f"{WARNING}    {warning}" for warning in self.warnings),
         ]
 
 

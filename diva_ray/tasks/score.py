@@ -40,14 +40,14 @@ def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
 
     Args:
         data: Parquet path, folder, glob or URI; Ray Dataset; Arrow table; DataFrame; or a mapping of arrays such as
-            {"features": X (n, d), "label": y (n,)}.
+            {"features": X (n, d), "label": y (n,)}; the `Result` of `embed` or `curate`: its rows.
         quiet: no progress.
         **options: columns, by the names of `DataConfig`: features (one or several bands), label, id, weight,
             validation_weight, group, source, offset, show, truth; and the fields of `ScoreConfig`: validation (a
             separate table, as `data`; then there is no leave-one-out), loss (a name, or a callable (outputs (n, c),
             targets) -> values (n,)), cluster (auto, inline, local, ray, or fields of `ClusterConfig`), output (folder
             or URI, new or empty; by default a temporary folder), task, ridge, precision, outputs, seed, plan, resume,
-            ...
+            ... Where an option names a run (`update`, `shares`), its `Result` may stand.
 
     Returns:
         A `Result` with `.samples`, `.summary` and `.write(folder)`; a `Plan` if `plan=True`.

@@ -21,7 +21,7 @@ from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_blo
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.checks import check_scan, takes_double
+from diva_ray.tasks.checks import check_scan, takes_double, tell_missing
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
@@ -87,7 +87,7 @@ def open_session(
         plan = join(plan, config)
         tables = [stored(table, folder, f"table-{k}" if k else "table") for k, table in enumerate(tables)]
     for line in plan.lines() if not quiet else ():
-        log.info("%s", line)
+        log.log(logging.WARNING if line.startswith(planning.WARNING) else logging.INFO, "%s", line)
     runner = start(config, plan, tables, roles, columns, quiet)
     original = None
     try:
@@ -113,6 +113,8 @@ def open_session(
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
         check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
+        if not quiet:
+            tell_missing(columns, found)
     except BaseException:
         runner.engine.close()
         raise

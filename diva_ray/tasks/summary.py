@@ -11,12 +11,14 @@ import torch
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
+from diva_ray.tasks.checks import missing_of
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
 TELLS_NOTHING = 0.02  # of the entropy of the labels
 RULES = {
+    "error": "share of left-out predictions that are wrong; of numbers R2, greater when better, which is `r2` too",
     "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond chance",
     "is_label_issue": "label_score < label_threshold: the cut with the best expected F1 against wrong labels; "
     "precision and recall are estimated from calibrated left-out probabilities, without knowing the truth",
@@ -43,6 +45,7 @@ def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, An
         "validation": session.validation,
         "ridge": ridge,
         "mean_weight": counts["weight"] / counts["rows"],
+        "missing": missing_of(session.columns, session.scan),
     }
 
 
@@ -55,7 +58,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "ridge_derivative": float(derived.band_derivatives.sum()),
         "band_penalty_derivative": bands,
         "loss": derived.tally["loss"] / counts["validation"],
-        "error": error_of(session, derived.tally["wrong"]),
+        **error_figures(session, derived.tally["wrong"]),
         **verdict_figures(rule, written),
         "method": getattr(session.config, "method", "plain"),
         "class_dependence": rule.class_dependence,
@@ -92,16 +95,20 @@ def errors_of(derived: Derived) -> str:
 
 
 def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:
-    """Return the cuts of both verdicts, what they are expected to find, and how many rows they take."""
+    """Return the cuts of both verdicts, what they are expected to find, and how many rows they take.
+
+    Precision and recall of labels are None where none is flagged: nothing is estimated of nothing.
+    """
+    flagged = int(written["n_label_issues"])
     return {
         "threshold": rule.z.value,
         "n_detrimental": int(written["n_detrimental"]),
         "detrimental_precision": rule.z.precision,
         "detrimental_recall": rule.z.recall,
         "label_threshold": rule.label.value,
-        "n_label_issues": int(written["n_label_issues"]),
-        "label_issue_precision": rule.label.precision,
-        "label_issue_recall": rule.label.recall,
+        "n_label_issues": flagged,
+        "label_issue_precision": rule.label.precision if flagged else None,
+        "label_issue_recall": rule.label.recall if flagged else None,
         "noise_estimate": rule.noise_rate,
     }
 
@@ -110,10 +117,10 @@ def told(summary: dict[str, Any]) -> list[str]:
     """Return a scoring run in a few lines, for a terminal."""
     s = summary
     kind = {"classification": "error", "multilabel": "error"}.get(s["task"], "R2")
-    expected = f" (estimated precision {s['label_issue_precision']:.2f}, recall {s['label_issue_recall']:.2f})"
+    expected = f" ({estimates(s)})" if s["n_label_issues"] else ""
     lines = [
         f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}, ridge {s['ridge']:.4g}",
-        f"{s['n_label_issues']:,} labels look wrong{expected if s['n_label_issues'] else ''}; "
+        f"{s['n_label_issues']:,} labels look wrong{expected}; "
         f"{s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
     ]
     if s.get("update"):
@@ -132,6 +139,18 @@ def told(summary: dict[str, Any]) -> list[str]:
             f"recall {p['recall']:.3f}, F1 {p['f1']:.3f}"
         )
     return lines
+
+
+def estimates(summary: dict[str, Any]) -> str:
+    """Return which precision and recall to expect of the rows that are flagged, in words."""
+    precision, recall = summary["label_issue_precision"], summary["label_issue_recall"]
+    return "none is flagged" if precision is None else f"estimated precision {precision:.2f}, recall {recall:.2f}"
+
+
+def error_figures(session: Session, wrong: float) -> dict[str, float]:
+    """Return `error`, and `r2` where it is that of numbers."""
+    error = error_of(session, wrong)
+    return {"error": error} if session.task in ("classification", "multilabel") else {"error": error, "r2": error}
 
 
 def error_of(session: Session, wrong: float) -> float:

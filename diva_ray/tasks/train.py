@@ -21,7 +21,7 @@ from diva_ray.engine.training import Alone, checkpoint, linear, train_all
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, open_folder, tidy
-from diva_ray.tasks.calls import configure
+from diva_ray.tasks.calls import configure, path_of
 from diva_ray.tasks.course import REWEIGHTED, prepare_course
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.opened import open_tables
@@ -59,12 +59,12 @@ def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -
     Raises:
         InputError: bad input or options, in one line.
     """
-    if isinstance(test, str) or hasattr(test, "__fspath__"):
-        options["test"], test = {"path": str(test)}, None
+    path = path_of(test)
+    if path is not None:
+        options["test"], test = {"path": path}, None
     build = options.pop("module", None)
     if build is not None:
         options["module"] = build if isinstance(build, str) else "callable"
-    options["weights"] = getattr(options.get("weights"), "path", options.get("weights"))
     config, data, loss = configure(TrainConfig, data, options)
     build = None if isinstance(build, str) else build
     return run(config, data, loss=loss, quiet=quiet, test_rows=test, build=build)

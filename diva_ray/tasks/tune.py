@@ -18,7 +18,7 @@ from diva_ray.engine.scan import Scan, scan
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure
+from diva_ray.tasks.calls import configure, path_of
 from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, choose_loss
 from diva_ray.tasks.plan import Plan
@@ -83,8 +83,9 @@ def tune(
     Raises:
         InputError: bad input, options or space, in one line.
     """
-    if isinstance(test, str) or hasattr(test, "__fspath__"):
-        options["test"], test = {"path": str(test)}, None
+    path = path_of(test)
+    if path is not None:
+        options["test"], test = {"path": path}, None
     if space is not None:
         options["space"] = dict(space)
     config, data, loss = configure(TuneConfig, data, options)

@@ -1,5 +1,7 @@
 """Whatever a user has: arrays, tensors, frames, tables and files of the same rows give the same bits."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -62,6 +64,10 @@ def test_the_same_rows_give_the_same_bits(given):
 def test_an_index_with_a_name_is_a_column():
     frame = pd.DataFrame({"features": list(X), "label": Y}, index=pd.Index([f"r{k}" for k in range(len(Y))], name="id"))
     assert score(frame).samples["id"].to_pylist() == list(frame.index)
+    counted = frame.set_index(pd.RangeIndex(1000, 1000 + len(Y), name="id"))
+    assert score(counted).samples["id"].to_pylist() == list(range(1000, 1000 + len(Y)))
+    several = frame.set_index(pd.MultiIndex.from_arrays([counted.index, ["x"] * len(Y)], names=["key", None]))
+    assert score(several, id="key").samples["id"].to_pylist() == list(range(1000, 1000 + len(Y)))
     twice = frame.assign(id=np.arange(len(Y)))
     assert score(twice).samples["id"].to_pylist() == list(range(len(Y)))
 
@@ -79,6 +85,76 @@ def test_what_is_masked_is_missing():
         score({"extra": np.ma.masked_array(extra, mask=rows), "label": Y}, features="extra")
     with pytest.raises(InputError, match=r"column `label` must hold no null, got one at row 0"):
         score({"features": X, "label": np.ma.masked_array(Y, mask=np.arange(len(Y)) < 1)})
+
+
+WHOLE, FEW = "labels are whole numbers of type", "classes of 1.0 rows each on average"
+
+
+@pytest.mark.parametrize(
+    ("label", "options", "task", "told"),
+    [
+        (Y.astype(np.int16), {}, "classification, 3 classes", None),
+        (Y.astype(np.float64), {}, "regression, one number", WHOLE),
+        (Y.astype(np.float16), {}, "regression, one number", WHOLE),
+        (Y.astype(np.float64), {"task": "regression"}, "regression, one number", None),
+        (Y + 0.5, {}, "regression, one number", None),
+        (np.arange(len(Y)) + 0.0, {}, "regression, one number", None),
+        (np.arange(len(Y)), {}, f"classification, {len(Y)} classes", FEW),
+        ([f"class {k}" for k in Y], {}, "classification, 3 classes", None),
+        ([[int(k)] for k in Y], {}, "multilabel, 3 classes", None),
+        (X[:, :2], {}, "vector, 2 numbers", None),
+    ],
+)
+def test_the_task_is_told_and_what_speaks_against_it(label, options, task, told, caplog):
+    data = {"features": X, "label": label}
+    lines = score(data, plan=True, **options).lines()
+    assert f"task       {task}" in lines
+    found = [line for line in lines if line.startswith("warning")]
+    assert (told is None and not found) or (len(found) == 1 and told in found[0])
+    if told == WHOLE:
+        with caplog.at_level("WARNING", "diva_ray"):
+            score(data, quiet=False)
+        assert told in caplog.text and "cast them to integers" in caplog.text
+
+
+def test_a_plain_frame_is_told_how_its_features_are_named():
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(label=Y)
+    told = "got columns a, b, c, d, label. Change `data.features`, one name or a list: `data.features=[a,b]`."
+    with pytest.raises(InputError, match=re.escape(told)):
+        score(frame)
+    assert score(frame, features=list("abcd")).summary["n_features"] == 4
+
+
+def test_classes_that_are_floats_are_told_to_be_cast():
+    with pytest.raises(
+        InputError, match="must fit classification, got double. Cast them to integers, or change `task`"
+    ):
+        score({"features": X, "label": Y.astype(float)}, task="classification")
+
+
+def test_missing_numbers_are_told_and_counted(caplog):
+    names = [f"f{k}" for k in range(8)]
+    frame = pd.DataFrame(np.hstack([X, X**2])[:, :8], columns=names).assign(label=Y)
+    frame.loc[4, "f1"] = np.nan
+    with caplog.at_level("WARNING", "diva_ray"):
+        result = score(frame, features=names, quiet=False)
+    assert result.summary["missing"] == {"f1": 1} and "column `f1`: 1 of 90 missing" in caplog.text
+    assert "f1 in 1 row<" in result.folder.read("report.html").decode()
+    frame.iloc[:3, :7] = np.nan
+    with caplog.at_level("WARNING", "diva_ray"):
+        assert score(frame, features=names, quiet=False).summary["missing"]["f1"] == 4
+    assert "column `f1`: 4 of 90 missing" in caplog.text and "2 more columns have missing rows" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", "diva_ray"):
+        assert score(TABLE, quiet=False).summary["missing"] == {}
+    assert "missing" not in caplog.text
+
+
+def test_a_number_that_is_none_is_found_inside_its_vector():
+    bad = X.copy()
+    bad[3, 2] = np.nan
+    with pytest.raises(InputError, match=rf"got nan at row 3, number 2 of 0 to {X.shape[1] - 1} there"):
+        score({"features": bad, "label": Y})
 
 
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.binary(), pa.binary(2), pa.uuid()])
@@ -177,7 +253,9 @@ def test_the_type_of_a_label_is_its_task(kind, task):
     ],
 )  # fmt: skip
 def test_a_label_must_fit_its_task(kind, task):
-    with pytest.raises(InputError, match=r"task: labels in column `label` must fit .* Change `task` or `data.label`"):
+    with pytest.raises(
+        InputError, match=r"task: labels in column `label` must fit .* (C|or c)hange `task` or `data.label`"
+    ):
         task_of(pa.schema([("label", kind)]), "label", task)
 
 

@@ -288,7 +288,7 @@ def test_bands_that_say_the_same_share_alike():
     [
         ({"signal": 1.0, "faint": 1.0}, r"shares: every band of data.features must have one \(signal, faint, random\)"),
         ({"signal": 1.0, "faint": 0, "random": 1.0}, r"shares: must be numbers > 0, got 0 for `faint`. Leave the band"),
-        ("nowhere/bands.json", "shares: must be bands.json of an aggregate run, got nowhere/bands.json"),
+        ("nowhere/bands.json", "shares: must be an aggregate run.s folder or its bands.json, got nowhere/bands.json"),
         ([1, 2, 3], r"shares: must be {band: share} or the path of bands.json, got \[1, 2, 3\]"),
     ],
 )

@@ -52,7 +52,16 @@ def test_neither_place_nor_unit_of_the_numbers_matters(shift, factor):
     largest = np.abs(DERIVATIVE).max()
     np.testing.assert_allclose(derivative, DERIVATIVE, rtol=1e-4, atol=1e-5 * largest)
     np.testing.assert_allclose(error, ERROR, rtol=1e-4, atol=1e-5 * largest)
-    assert result.summary["error"] == pytest.approx(R2, rel=1e-5)
+    assert result.summary["error"] == result.summary["r2"] == pytest.approx(R2, rel=1e-5)
+
+
+def test_nothing_is_estimated_of_no_flagged_label():
+    result = score(Y)
+    wanted = {"n_label_issues": 0, "label_issue_precision": None, "label_issue_recall": None}
+    assert {name: result.summary[name] for name in wanted} == wanted
+    assert any(line.startswith("0 labels look wrong; ") for line in result.lines())
+    classes = score((Y > 0).astype(int)).summary
+    assert "r2" not in classes and 0 < classes["error"] < 0.5
 
 
 def test_one_of_several_numbers_may_lie_far_from_the_rest():

@@ -1,0 +1,38 @@
+"""Which task labels mean by their type, in words, and what their values say against it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+FEW_ROWS = 3  # of a class on average: fewer, and whole numbers are probably no classes
+FEW_VALUES = 20  # different whole numbers: no more, and they are probably classes
+
+
+def task_in_words(task: str, outputs: int) -> str:
+    """Return what is learnt, for a plan; classes are those of the first rows."""
+    if task in ("classification", "multilabel"):
+        return f"{task}, {outputs:,} {'class' if outputs == 1 else 'classes'}"
+    return {"regression": "regression, one number", "vector": f"vector, {outputs:,} numbers"}.get(task, task)
+
+
+def doubts_of_task(label: pa.Array) -> list[str]:
+    """Return what speaks against the task that the type of labels has chosen."""
+    kind = label.type
+    whole = pa.types.is_integer(kind)
+    if not (whole or pa.types.is_floating(kind)):
+        return []
+    numbers = label.drop_null().cast(pa.float64(), safe=False)
+    rows, values = len(numbers), len(pc.unique(numbers))
+    if whole and rows < FEW_ROWS * values:
+        return [
+            f"{values:,} classes of {rows / values:.1f} rows each on average: whole numbers are taken for classes; "
+            "cast them to floats for numbers to predict (or set `task`)"
+        ]
+    few = values <= FEW_VALUES and 2 * values <= rows
+    if not whole and few and pc.all(pc.equal(numbers, pc.floor(numbers))).as_py():
+        return [
+            f"labels are whole numbers of type {kind}, {values:,} different ones: taken for numbers to predict; "
+            "cast them to integers for classes (or set `task`)"
+        ]
+    return []
