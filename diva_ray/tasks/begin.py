@@ -117,7 +117,7 @@ def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_mem
     summary["workers"] = meter.summary()
     folder.write("report.html", page.encode())
     folder.write_json("summary.json", summary)
-    folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
+    folder.write_config(config)
     folder.write_json("manifest.json", manifest(session, session.started, now()))
     for name in (PLACE, "weights"):  # what only a run that is not finished needs; steps first, they need the weights
         folder.drop(name)

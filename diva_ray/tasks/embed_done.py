@@ -6,7 +6,6 @@ import logging
 import platform
 import sys
 from collections import Counter
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +67,7 @@ def conclude(
     }  # fmt: skip
     folder.write("report.html", render_sheet(_page(config, prepared, summary)).encode())
     folder.write_json("summary.json", summary)
-    folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
+    folder.write_config(config)
     folder.write_json("manifest.json", _manifest(prepared, done, started))
     if job.source.more.get("temporary"):  # rows that were in memory
         folder.drop("raw")
