@@ -231,6 +231,19 @@ def job(*words, **environment):
 @pytest.mark.parametrize(
     "words,told",
     [
+        (["data=my/table"], "score: options must be .* got: .*'data/my/table'.* table. Set `data.path`. List them .*"),
+        (["data=digts"], "score: options must be .* Did you mean `data=digits`[?] List them .*"),
+        (["validation=x.parquet"], "score: options must be .*, got: .* Set `validation.path`. List them .*"),
+        (["path=x"], "score: options must be .* 'path'.* Did you mean `data.path` or `validation.path`[?] List .*"),
+        (["ridg=3"], "score: options must be .* got: .*'ridg'.* Did you mean `ridge`[?] List them .*"),
+        (
+            ["+ridg=3"],
+            "score: options must be .* got: Key 'ridg' not in 'ScoreConfig'. Did you mean `ridge`[?] List .*",
+        ),
+        (
+            ["seed=1", "data.lable=y"],
+            "score: options must be .*'lable'.* 'DataConfig'. Did you mean `data.label`[?] List .*",
+        ),
         (
             ["data.path=/no/such.parquet"],
             r"data.path: a Parquet file, .* got nothing at /no/such.parquet. Change `data.path`.",
