@@ -52,12 +52,16 @@ def job(task: str) -> None:
     sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]
     try:
         chosen, folder, overrides = _chosen(name, words)
+        own = _own_table(name, chosen, words)
         if overrides is not None:
-            _compose(name, chosen, folder, overrides)
+            _compose(name, chosen, folder, [*own, *overrides])
     except InputError as error:
         _leave(error)
     first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-    sys.argv[1 + first : 1 + first] = QUIET  # before the user's overrides, which win; argparse wants them side by side
+    sys.argv[1 + first : 1 + first] = [
+        *QUIET,
+        *own,
+    ]  # before the user's overrides, which win; argparse wants them side by side
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(task, cfg))()
 
 
@@ -92,6 +96,13 @@ def _chosen(name: str, words: list[str]) -> tuple[str, str | None, list[str] | N
     parser.add_argument("--config-dir", "-cd")
     flags, rest = parser.parse_known_args(words)
     return flags.config_name, flags.config_dir, None if any(word.startswith("-") for word in rest) else rest
+
+
+def _own_table(name: str, chosen: str, words: list[str]) -> list[str]:
+    """Return the override by which a table of one's own does not take over the columns of the job's built-in one."""
+    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    own = chosen == name and "data.path" in keys and "data" not in keys and hasattr(SCHEMAS[name](), "data")
+    return ["data=table"] if own else []
 
 
 def _compose(name: str, chosen: str, folder: str | None, overrides: list[str]) -> None:

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -388,3 +390,18 @@ def test_a_loss_that_returns_no_tensor():
     refuses(
         r"loss: the callable must return a tensor of one value per row, got NoneType", base(), loss=lambda F, Y: None
     )
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize(
+    "verb,told",
+    [
+        ("aggregate", "data.features: must name at least two bands, got features. Change `data.features`."),
+        ("augment", "data.source: must name the column of transforms, got none. Set `data.source`."),
+    ],
+)
+def test_a_table_of_ones_own_has_not_the_columns_of_the_built_in_one(verb, told, tmp_path):
+    pq.write_table(pa.table({"features": list(X), "label": np.arange(len(X)) % 2}), tmp_path / "t.parquet")
+    words = [f"jobs/{verb}.py", f"data.path={tmp_path / 't.parquet'}", f"output={tmp_path / 'out'}", "cluster=inline"]
+    found = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 2 and found.stderr.strip() == told, found.stderr
