@@ -96,6 +96,11 @@ def plural(value, one: str, many: str) -> str:
     return f"{count(value)} {one if value == 1 else many}"
 
 
+def hurting(title: str, n_detrimental) -> str:
+    """The title over the samples of largest z, which says so where none of them hurts beyond the threshold."""
+    return "Largest z (none beyond the threshold)" if n_detrimental == 0 else title
+
+
 def memory(value) -> str:
     """Bytes in the binary unit that reads best."""
     value = finite(value)

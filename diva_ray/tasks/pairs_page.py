@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
+from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
@@ -129,7 +130,7 @@ def page_of(
                 "closer"),
         Gallery(f"The same pairs: what {second} calls for", swapped(session, worst),
                 f"The {second} of each, beside the {first} of the sampled pair that suits it best.", "closer"),
-        Gallery("Pairs that hurt most", [{**row, **NAMES} for row in hurting],
+        Gallery(words.hurting("Pairs that hurt most", s["n_detrimental"]), [{**row, **NAMES} for row in hurting],
                 "By z, of the summed loss of predicting either side from the other."),
         Bars("What each similarity tells", gains,
              "Mean log likelihood of a pair above chance, in nats; the weights add them up.", " nats"),

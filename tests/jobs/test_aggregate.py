@@ -1,8 +1,8 @@
 """Aggregation of bands, on digits and on tables made so that the answer is known."""
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys

@@ -287,3 +287,10 @@ def _bomb(side: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
     )
+
+
+@pytest.mark.parametrize("n,title", [(0, "Largest z (none beyond the threshold)"), (1, "The samples that hurt most")])
+def test_the_title_over_the_largest_z_says_whether_any_hurts(n, title):
+    report = full_report(summary=full_report().summary | {"n_detrimental": n})
+    text = Page(render_score_page(report)).text
+    assert title in text and ("hurt most" in text) == (n > 0)
