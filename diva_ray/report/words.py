@@ -167,5 +167,6 @@ def finite(value, *, keep_infinite: bool = False) -> float | None:
 
 
 def _minus(text: str) -> str:
-    """A true minus sign, and none before a zero."""
+    """A true minus sign, in the exponent too, where a line would break after a hyphen, and none before a zero."""
+    text = text.replace("e-", "e\N{MINUS SIGN}")
     return text.replace("-", "\N{MINUS SIGN}", 1) if text.startswith("-") and text.strip("-0.,% ") else text.lstrip("-")

@@ -10,6 +10,7 @@ import numpy as np
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import Z_EDGES
+from diva_ray.report import words
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.session import Session
@@ -24,7 +25,7 @@ def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]
         ("Features", ", ".join(session.columns.features) + f" ({summary['n_features']:,} columns)"),
         *([("Label", session.columns.label)] if session.columns.label else []),
         ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
-        ("Ridge", f"{summary['ridge']:.4g}" + (" (chosen by leave-one-out)" if chosen else "")),
+        ("Ridge", words.number(summary["ridge"], 4) + (" (chosen by leave-one-out)" if chosen else "")),
         ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
         *_busy(session),
         ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
@@ -99,7 +100,8 @@ def seen(session: Session, at: int) -> dict[str, Any]:
         if isinstance(value, bytes):
             found.setdefault("picture", value)
         elif value is not None:
-            found["text"] = f"{found['text']} | {value}" if "text" in found else str(value)
+            text = value if isinstance(value, str) else f"{name} {words.label(value)}"
+            found["text"] = f"{found['text']} | {text}" if "text" in found else text
     return found
 
 

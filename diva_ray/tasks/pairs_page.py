@@ -158,7 +158,7 @@ def page_of(
 
 def run_facts_of(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was run."""
-    ridges = ", ".join(f"{value:.4g} {name}" for name, value in summary["ridge"].items())
+    ridges = ", ".join(f"{words.number(value, 4)} {name}" for name, value in summary["ridge"].items())
     chosen = " (chosen by leave-one-out)" if session.config.ridge == "auto" else ""
     facts = run_facts(session, {**summary, "ridge": 0.0})
     return [("Ridge", ridges + chosen) if name == "Ridge" else (name, value) for name, value in facts]

@@ -164,6 +164,15 @@ def test_a_notebook_shows_results_and_plans_as_a_terminal_does():
     assert repr(plan).splitlines() == plan.lines()
 
 
+def test_numbers_to_show_are_short_and_have_their_names():
+    X = np.random.default_rng(0).standard_normal((40, 3))
+    rows = {"features": X, "label": np.arange(40) % 2, "age": np.full(40, 100 / 3), "name": ["Ann"] * 40}
+    result = diva_ray.score(
+        rows, show=["age", "name", "features"], cluster={"kind": "inline", "threads": 1}, quiet=True
+    )
+    assert '">age 33.33 | Ann | features ' in result.folder.read("report.html").decode()
+
+
 @pytest.mark.parametrize("show", ["auto", "image"])
 def test_pictures_of_hugging_face_are_shown(show):
     out = io.BytesIO()

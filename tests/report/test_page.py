@@ -294,3 +294,16 @@ def test_the_title_over_the_largest_z_says_whether_any_hurts(n, title):
     report = full_report(summary=full_report().summary | {"n_detrimental": n})
     text = Page(render_score_page(report)).text
     assert title in text and ("hurt most" in text) == (n > 0)
+
+
+def test_short_words_of_tables_stay_whole():
+    name = "a-name-of-many-words-without-any-room"
+    html = render_score_page(full_report(run=[("Features", "x"), (name, "x")], worst=[sample(id="train_0012")]))
+    wide = html.split("@media (max-width")[0].replace("}", "}\n")
+    rules = {rule.split("{")[0].strip(): rule for rule in wide.splitlines()}
+    assert "overflow-wrap: break-word" in rules["tbody th"] and "inherit" in rules["tbody th code"]
+    assert "overflow-wrap: anywhere" in rules["tbody .long"], "more exact than `tbody th`, so that it wins"
+    assert '<th scope="row">Features</th>' in html and f'<th scope="row" class="long">{name}</th>' in html
+    assert '<th scope="row"><code><bdi>train_0012<' in html
+    assert words.number(1.56e-5) == "1.56e\N{MINUS SIGN}05", "no hyphen, after which a line may break"
+    assert words.number(-1.56e-5) == "\N{MINUS SIGN}1.56e\N{MINUS SIGN}05"
