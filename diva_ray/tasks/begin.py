@@ -19,7 +19,7 @@ from diva_ray.config import FitConfig, TrainConfig, TuneConfig, ValidationConfig
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import PLACE, Done
-from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.folder import Folder, differing_options
 from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
 from diva_ray.tasks.opened import make_plan
@@ -133,7 +133,7 @@ def _mark(session: Session) -> dict[str, Any]:
     mark = json.loads(json.dumps(mark, default=str))
     found = session.folder.read_json("state.json")
     if session.config.resume and found is not None and found != mark:
-        differing = [key for key in mark["config"] if found["config"].get(key) != mark["config"][key]] or ["data.path"]
+        differing = differing_options(found["config"], mark["config"]) or ["data.path"]
         raise InputError(
             f"resume: the run in {session.folder.path} must have the same data and options, got another "
             f"{', '.join(differing)}. Use the same options, or a new `output`."

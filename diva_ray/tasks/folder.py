@@ -206,6 +206,18 @@ class Folder:
         self.filesystem.move(self._full(new), self._full(old))
 
 
+def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the options that were different, those inside a section with its name and a dot."""
+    found = []
+    for name, value in now.items():
+        other = before.get(name)
+        if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
+            found += [f"{name}.{inside}" for inside in differing_options(other, value)]
+        elif other != value:
+            found.append(name)
+    return found
+
+
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
     """Return how our Parquet files are written: values of floats hardly repeat, so a dictionary of them only costs."""
     keys = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)]

@@ -126,6 +126,8 @@ def test_an_output_in_use_is_left_as_it_is(tmp_path):
             base(), output=str(out))  # fmt: skip
     refuses(r"resume: the run in .*out must have the same data and options, got another ridge", base(), output=str(out),
             resume=True, ridge=7.0)  # fmt: skip
+    refuses(r"resume: .* got another data\.show, data\.truth, ridge\. Use the same options, or a new `output`",
+            base(), output=str(out), resume=True, show="label", truth="label", ridge=7.0)  # fmt: skip
     refuses("output: the folder|data.features: column", base(), output=str(out), features="absent")
     with pytest.raises(InputError, match="output: the folder must be new or empty"):
         score(base()).write(str(out))
