@@ -90,9 +90,11 @@ def exact(values: list, *, percent: bool = False) -> list[str]:
 
 def plural(value, one: str, many: str) -> str:
     """`3 samples`, `1 sample`, `no samples`."""
-    value = finite(value) or 0
-    if value == 0:
-        return f"no {many}"
+    return counted(value, one, many) if finite(value) else f"no {many}"
+
+
+def counted(value, one: str, many: str) -> str:
+    """`3 samples`, `1 sample`, `0 samples`."""
     return f"{count(value)} {one if value == 1 else many}"
 
 

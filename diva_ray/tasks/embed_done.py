@@ -192,7 +192,11 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
     rate = summary["rows_per_second"]
     return Sheet(
         "Raw samples to features",
-        [f"{summary['n_samples']:,} samples were encoded; {failed:,} were put aside.", *bands],
+        [
+            f"{counted(summary['n_samples'], 'sample was', 'samples were')} encoded; "
+            f"{counted(failed, 'was', 'were')} put aside.",
+            *bands,
+        ],
         [
             Tile("samples", f"{summary['n_samples']:,}", f"in {summary['n_units']:,} file(s)"),
             Tile("put aside", f"{failed:,}", f"{share:.2%}; at most {config.most_failed:.2%}", "hurts" * (failed > 0)),

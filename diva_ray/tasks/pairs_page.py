@@ -76,8 +76,9 @@ def told(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"{s['n_samples']:,} pairs, {towers}; left-out squared error {s['error']['forward']:.3f} forward, "
         f"{s['error']['backward']:.3f} backward",
-        f"{s['n_label_issues']:,} pairs probably do not belong together{expected}; {s['n_detrimental']:,} pairs hurt "
-        f"(z > {s['threshold']:.2f})",
+        f"{words.counted(s['n_label_issues'], 'pair probably does', 'pairs probably do')} not belong together"
+        f"{expected}; "
+        f"{words.counted(s['n_detrimental'], 'pair hurts', 'pairs hurt')} (z > {s['threshold']:.2f})",
     ]
     if s["informed"] and not s["clear"]:
         lines.append(

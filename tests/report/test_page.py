@@ -260,6 +260,7 @@ def test_no_histogram_without_a_distribution(edges, counts):
     (words.number(-0.01234), "\N{MINUS SIGN}0.0123"), (words.number(1234567.0), "1,234,567"), (words.number(-0.0), "0"),
     (words.fixed(-0.001), "0.00"), (words.count(np.int64(1797)), "1,797"), (words.duration(192), "3 min 12 s"),
     (words.duration(7260), "2 h 1 min"), (words.compact(20_000), "20k"), (words.label([1, 2.5, "x"]), "1, 2.5, x"),
+    (words.counted(1, "row", "rows"), "1 row"), (words.counted(0, "row", "rows"), "0 rows"),
     (words.label([]), "none"), (words.label(b"cat"), "cat"), (words.clip("a\x00b\u202ec\ud800", 20), "a b c?"),
     (words.clip("one two three four", 14), "one two three…"), (words.percent(0.5), "50.0\u00a0%"),
 ])  # fmt: skip
