@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import sys
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +29,8 @@ wait_briefly()  # before anything imports torch
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+# Lines of a message that say nothing about the user's word.
+UNTOLD = ("To append", "full_key", "object_type", "reference", "Config search path", "provider=")
 
 
 def register() -> None:
@@ -48,12 +52,16 @@ def job(task: str) -> None:
     sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]
     try:
         chosen, folder, overrides = _chosen(name, words)
+        own = _own_table(name, chosen, words)
         if overrides is not None:
-            _compose(name, chosen, folder, overrides)
+            _compose(name, chosen, folder, [*own, *overrides])
     except InputError as error:
         _leave(error)
     first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-    sys.argv[1 + first : 1 + first] = QUIET  # before the user's overrides, which win; argparse wants them side by side
+    sys.argv[1 + first : 1 + first] = [
+        *QUIET,
+        *own,
+    ]  # before the user's overrides, which win; argparse wants them side by side
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(task, cfg))()
 
 
@@ -90,6 +98,13 @@ def _chosen(name: str, words: list[str]) -> tuple[str, str | None, list[str] | N
     return flags.config_name, flags.config_dir, None if any(word.startswith("-") for word in rest) else rest
 
 
+def _own_table(name: str, chosen: str, words: list[str]) -> list[str]:
+    """Return the override by which a table of one's own does not take over the columns of the job's built-in one."""
+    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    own = chosen == name and "data.path" in keys and "data" not in keys and hasattr(SCHEMAS[name](), "data")
+    return ["data=table"] if own else []
+
+
 def _compose(name: str, chosen: str, folder: str | None, overrides: list[str]) -> None:
     """Raise one line for an unknown key or a wrong type, before Hydra prints a page about it."""
     places = [str(CONFIGS)]
@@ -103,14 +118,51 @@ def _compose(name: str, chosen: str, folder: str | None, overrides: list[str]) -
     try:
         with hydra.initialize_config_dir(places[0], version_base="1.3"):
             OmegaConf.to_object(hydra.compose(chosen, overrides=overrides))
+        for key in [word.lstrip("+").partition("=")[0] for word in overrides if word.startswith("+")]:
+            if not _known(name, key, places):  # Hydra adds it, and nobody would read it
+                raise HydraException(f"Key {key!r} not in {SCHEMAS[name].__name__!r}")
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith(("To append", "full_key", "object_type", "reference"))]
-        told = " ".join(line if line.endswith((".", ":", ",")) else f"{line}." for line in dict.fromkeys(lines))
+        lines = [line for line in lines if not line.startswith(UNTOLD)] + _hints(name, overrides, places)
+        told = " ".join(line if line.endswith((".", ":", ",", "?")) else f"{line}." for line in dict.fromkeys(lines))
         options = f"python jobs/{name}.py --cfg job"
         raise InputError(
             f"{name}: options must be known and of the right type, got: {told} List them with `{options}`."
         ) from error
+
+
+def _hints(name: str, overrides: list[str], places: list[str]) -> list[str]:
+    """Return what was probably meant by the overrides that no option of the job can be: a path in place of a section,
+    or an option whose name, or its last part, is near."""
+    options, found = _options(SCHEMAS[name]()), []
+    for word in overrides:
+        key, _, value = word.lstrip("+~").partition("=")
+        group = CONFIGS / key
+        if f"{key}.path" in options and not (group / f"{value}.yaml").exists():
+            names = [] if re.search("[./]", value) else [path.stem for path in group.glob("*.yaml")]  # a path has those
+            near = get_close_matches(value, names, 1)
+            found.append(f"Did you mean `{key}={near[0]}`?" if near else f"Set `{key}.path`")
+        elif not _known(name, key, places):
+            near = get_close_matches(key, [*options, *(option.rpartition(".")[2] for option in options)], 1)
+            meant = [f"`{option}`" for option in options if {option, option.rpartition(".")[2]} & set(near)]
+            found += [f"Did you mean {' or '.join(meant)}?"] if meant else []
+    return found
+
+
+def _known(name: str, key: str, places: list[str]) -> bool:
+    """Return whether a key is an option of the job, inside one, Hydra's own, or a group of configs."""
+    if any(f"{key}.".startswith(f"{option}.") for option in _options(SCHEMAS[name]())) or key.startswith("hydra"):
+        return True
+    return any((Path(place) / re.split("[@:]", key)[0]).is_dir() for place in places)
+
+
+def _options(section: Any, before: str = "") -> list[str]:
+    """Return the names of all options of a section, with dots."""
+    found = []
+    for one in fields(section):
+        value = getattr(section, one.name)
+        found += _options(value, f"{before}{one.name}.") if is_dataclass(value) else [before + one.name]
+    return found
 
 
 def _run(task: str, cfg: Any) -> None:

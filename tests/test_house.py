@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from diva_ray.config import SCHEMAS
 from diva_ray.jobs import register
+from diva_ray.tasks.folder import Folder
 from diva_ray.threads import better_coretype
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +54,16 @@ def test_every_job_composes_without_options(job):
 def test_every_job_has_a_config_of_its_name(job):
     assert (ROOT / "configs" / f"{job}.yaml").is_file()
     assert len((ROOT / "jobs" / f"{job}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_config_that_a_run_writes_composes_into_the_same(job, tmp_path):
+    register()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = OmegaConf.to_object(compose(job, overrides=[f"output={tmp_path}"]))
+    Folder(str(tmp_path)).write_config(config)
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert OmegaConf.to_object(compose("config")) == config
 
 
 def test_configs_that_comments_and_the_readme_name_are_there():

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -170,7 +170,7 @@ def open_folder(config: BenchmarkConfig) -> tuple[Folder, str]:
     """Open the output with the config in it; return it and the time."""
     folder = Folder(config.output)
     folder.open_new(resume=False)
-    folder.write_yaml("config.yaml", asdict(config))
+    folder.write_config(config)
     return folder, time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 

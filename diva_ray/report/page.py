@@ -50,6 +50,7 @@ def render_score_page(report: ScoreReport) -> str:
         classes=_classes(report.classes),
         confused=_confused(report.confused),
         worst=_gallery(report.worst, report.task),
+        worst_title=words.hurting("The samples that hurt most", report.summary.get("n_detrimental")),
         best=_gallery(report.best, report.task),
         phases=frame.phases(report.summary.get("seconds")),
         **frame.frame("page.css"),

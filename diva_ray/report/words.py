@@ -90,10 +90,17 @@ def exact(values: list, *, percent: bool = False) -> list[str]:
 
 def plural(value, one: str, many: str) -> str:
     """`3 samples`, `1 sample`, `no samples`."""
-    value = finite(value) or 0
-    if value == 0:
-        return f"no {many}"
+    return counted(value, one, many) if finite(value) else f"no {many}"
+
+
+def counted(value, one: str, many: str) -> str:
+    """`3 samples`, `1 sample`, `0 samples`."""
     return f"{count(value)} {one if value == 1 else many}"
+
+
+def hurting(title: str, n_detrimental) -> str:
+    """The title over the samples of largest z, which says so where none of them hurts beyond the threshold."""
+    return "Largest z (none beyond the threshold)" if n_detrimental == 0 else title
 
 
 def memory(value) -> str:
@@ -162,5 +169,6 @@ def finite(value, *, keep_infinite: bool = False) -> float | None:
 
 
 def _minus(text: str) -> str:
-    """A true minus sign, and none before a zero."""
+    """A true minus sign, in the exponent too, where a line would break after a hyphen, and none before a zero."""
+    text = text.replace("e-", "e\N{MINUS SIGN}")
     return text.replace("-", "\N{MINUS SIGN}", 1) if text.startswith("-") and text.strip("-0.,% ") else text.lstrip("-")

@@ -206,7 +206,8 @@ def sheet_of(
             "evaluation", "squared error",
         ),
         Columns("z of the samples", edges, counts, "Above 0: more weight on the sample raises the error.", "z"),
-        Gallery("Samples that hurt most", shown(session, written["examples"].worst), "By z, under the shares found."),
+        Gallery(words.hurting("Samples that hurt most", s["n_detrimental"]),
+                shown(session, written["examples"].worst), "By z, under the shares found."),
     ]  # fmt: skip
     for name in s["bands"]:
         apart = [row for row in written[f"against_{name}"].worst if row["gap"] > 0][:SHOWN]

@@ -19,7 +19,7 @@ from diva_ray.config import FitConfig, TrainConfig, TuneConfig, ValidationConfig
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import PLACE, Done
-from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.folder import Folder, differing_options
 from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
 from diva_ray.tasks.opened import make_plan
@@ -117,7 +117,7 @@ def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_mem
     summary["workers"] = meter.summary()
     folder.write("report.html", page.encode())
     folder.write_json("summary.json", summary)
-    folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
+    folder.write_config(config)
     folder.write_json("manifest.json", manifest(session, session.started, now()))
     for name in (PLACE, "weights"):  # what only a run that is not finished needs; steps first, they need the weights
         folder.drop(name)
@@ -133,7 +133,7 @@ def _mark(session: Session) -> dict[str, Any]:
     mark = json.loads(json.dumps(mark, default=str))
     found = session.folder.read_json("state.json")
     if session.config.resume and found is not None and found != mark:
-        differing = [key for key in mark["config"] if found["config"].get(key) != mark["config"][key]] or ["data.path"]
+        differing = differing_options(found["config"], mark["config"]) or ["data.path"]
         raise InputError(
             f"resume: the run in {session.folder.path} must have the same data and options, got another "
             f"{', '.join(differing)}. Use the same options, or a new `output`."

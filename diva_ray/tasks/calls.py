@@ -17,7 +17,9 @@ COLUMNS = tuple(
 )  # features, label, id, ...
 
 
-def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tuple[Config, Any, Callable | None]:
+def configure(
+    schema: type[Config], data: Any, options: Mapping[str, Any], *, call: str | None = None
+) -> tuple[Config, Any, Callable | None]:
     """Return (config, data, loss) of a call: `data` is None when it is a path, `loss` the callable if it is one.
 
     Args:
@@ -26,6 +28,7 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
         options: columns by the names of `DataConfig` (features, label, ...), `validation` (what `data` may be),
             `cluster` (a kind or fields of `ClusterConfig`), `loss`, and any other field of the schema; a nested group
             as a mapping. A `Result` stands for the folder of its run.
+        call: name of the call, where it is another than the schema's.
 
     Raises:
         InputError: an unknown name.
@@ -51,7 +54,7 @@ def configure(schema: type[Config], data: Any, options: Mapping[str, Any]) -> tu
         elif name not in known or name == "data":
             allowed = sorted({*COLUMNS, *known} - {"data"})
             raise InputError(
-                f"{schema.__name__.removesuffix('Config').lower()}: options must be columns or fields of "
+                f"{call or schema.__name__.removesuffix('Config').lower()}: options must be columns or fields of "
                 f"{schema.__name__}, got {name!r}. Choose from {', '.join(allowed)}."
             )
         else:

@@ -6,7 +6,6 @@ import logging
 import platform
 import sys
 from collections import Counter
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from diva_ray.engine.embedding import QUARANTINE
 from diva_ray.engine.meter import Meter, Work, peak_memory
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Gallery, Sheet, Table, Tile, render_sheet
+from diva_ray.report.words import counted
 from diva_ray.tasks.begin import now
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def conclude(
     }  # fmt: skip
     folder.write("report.html", render_sheet(_page(config, prepared, summary)).encode())
     folder.write_json("summary.json", summary)
-    folder.write_yaml("config.yaml", {**asdict(config), "output": folder.path})
+    folder.write_config(config)
     folder.write_json("manifest.json", _manifest(prepared, done, started))
     if job.source.more.get("temporary"):  # rows that were in memory
         folder.drop("raw")
@@ -178,7 +178,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
     """Return the page: some samples as they were encoded, and what was refused."""
     job, failed = prepared.job, summary["n_failed"]
     refused = _refused(prepared)
-    counted = Counter(one["reason"].split(":")[0] for one in refused).most_common()
+    reasons = Counter(one["reason"].split(":")[0] for one in refused).most_common()
     intro = "By reason" + (f", of the first {len(refused):,}" if len(refused) < failed else "") + "."
     bands = [
         f"{one['band']}: {one['width']:,} features of {one['column']} by {one['encoder']}." for one in summary["bands"]
@@ -193,7 +193,11 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
     rate = summary["rows_per_second"]
     return Sheet(
         "Raw samples to features",
-        [f"{summary['n_samples']:,} samples were encoded; {failed:,} were put aside.", *bands],
+        [
+            f"{counted(summary['n_samples'], 'sample was', 'samples were')} encoded; "
+            f"{counted(failed, 'was', 'were')} put aside.",
+            *bands,
+        ],
         [
             Tile("samples", f"{summary['n_samples']:,}", f"in {summary['n_units']:,} file(s)"),
             Tile("put aside", f"{failed:,}", f"{share:.2%}; at most {config.most_failed:.2%}", "hurts" * (failed > 0)),
@@ -203,7 +207,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
         [
             Gallery("Samples", _samples(prepared, config.data.label), "A few, as they went in."),
             *([Table("Put aside", [("reason", "reason", "text"), ("n", "samples", "count")],
-                     [{"reason": reason, "n": n} for reason, n in counted], intro),
+                     [{"reason": reason, "n": n} for reason, n in reasons], intro),
                Table("Which", listed, refused[:LISTED], "The first ones; all are in quarantine/.")] if refused else []),
         ],
         [("Raw data", f"{job.source.name} ({job.source.kind})"),

@@ -15,7 +15,7 @@ from diva_ray.data.raw.units import Source, Unit
 from diva_ray.engine.embedding import DROPPED, FAILED, UNIT, Job
 from diva_ray.errors import InputError
 from diva_ray.tasks import embed_setup as setup
-from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.folder import Folder, differing_options
 
 FREE = ("output", "resume", "plan", "cluster", "most_failed")  # options that a resumed run may change
 MOST_THREADS = 16  # of a worker with a GPU, for decoding
@@ -120,13 +120,13 @@ def _check_same(state: Any, now: dict[str, Any], folder: Folder) -> None:
     if state is None:
         return
     options, before = now["options"], state.get("options", {})
-    differing = [name for name in options if before.get(name) != options[name]]
+    differing = differing_options(before, options)
     differing += ["encoder"] * (state.get("bands") != now["bands"])
     differing += ["data.path"] * (state.get("units") != now["units"])
     if differing:
         raise InputError(
             f"resume: the run in {folder.path} must have the same data and options, got another "
-            f"{', '.join(differing)}. Use the same options, or a new `output`."
+            f"{', '.join(dict.fromkeys(differing))}. Use the same options, or a new `output`."
         )
 
 

@@ -26,7 +26,7 @@ def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]
         *([("Missing", missing_in_words(summary))] if summary["missing"] else []),
         *([("Label", session.columns.label)] if session.columns.label else []),
         ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
-        ("Ridge", f"{summary['ridge']:.4g}" + (" (chosen by leave-one-out)" if chosen else "")),
+        ("Ridge", words.number(summary["ridge"], 4) + (" (chosen by leave-one-out)" if chosen else "")),
         ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
         *_busy(session),
         ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
@@ -108,7 +108,8 @@ def seen(session: Session, at: int) -> dict[str, Any]:
         if isinstance(value, bytes):
             found.setdefault("picture", value)
         elif value is not None:
-            found["text"] = f"{found['text']} | {value}" if "text" in found else str(value)
+            text = value if isinstance(value, str) else f"{name} {words.label(value)}"
+            found["text"] = f"{found['text']} | {text}" if "text" in found else text
     return found
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
+from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
@@ -70,8 +71,9 @@ def told(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"{s['n_samples']:,} pairs, {towers}; left-out squared error {s['error']['forward']:.3f} forward, "
         f"{s['error']['backward']:.3f} backward",
-        f"{s['n_label_issues']:,} pairs probably do not belong together{expected}; {s['n_detrimental']:,} pairs hurt "
-        f"(z > {s['threshold']:.2f})",
+        f"{words.counted(s['n_label_issues'], 'pair probably does', 'pairs probably do')} not belong together"
+        f"{expected}; "
+        f"{words.counted(s['n_detrimental'], 'pair hurts', 'pairs hurt')} (z > {s['threshold']:.2f})",
     ]
     if s["informed"] and not s["clear"]:
         lines.append(
@@ -124,7 +126,7 @@ def page_of(
                 "closer"),
         Gallery(f"The same pairs: what {second} calls for", swapped(session, worst),
                 f"The {second} of each, beside the {first} of the sampled pair that suits it best.", "closer"),
-        Gallery("Pairs that hurt most", [{**row, **NAMES} for row in hurting],
+        Gallery(words.hurting("Pairs that hurt most", s["n_detrimental"]), [{**row, **NAMES} for row in hurting],
                 "By z, of the summed loss of predicting either side from the other."),
         Bars("What each similarity tells", gains,
              "Mean log likelihood of a pair above chance, in nats; the weights add them up.", " nats"),
@@ -152,7 +154,7 @@ def page_of(
 
 def run_facts_of(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was run."""
-    ridges = ", ".join(f"{value:.4g} {name}" for name, value in summary["ridge"].items())
+    ridges = ", ".join(f"{words.number(value, 4)} {name}" for name, value in summary["ridge"].items())
     chosen = " (chosen by leave-one-out)" if session.config.ridge == "auto" else ""
     facts = run_facts(session, {**summary, "ridge": 0.0})
     return [("Ridge", ridges + chosen) if name == "Ridge" else (name, value) for name, value in facts]

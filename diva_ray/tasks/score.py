@@ -144,5 +144,6 @@ def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: A
     options = {"curate": action, **options}
     if options["curate"] == "none":
         raise InputError("curate: must be drop, weight or relabel, got none. Change `action`.")
-    result = score(data, quiet=quiet, **options)
+    config, data, loss = configure(ScoreConfig, data, options, call="curate")
+    result = run(config, data, loss=loss, quiet=quiet)
     return replace(result, rows="curated") if isinstance(result, Result) else result

@@ -205,7 +205,7 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
     (together, *alone), (ridges, *_) = search.fits([list(range(count)), *([m] for m in range(count))], None)
     own = torch.tensor([fit.ridge for fit in alone], dtype=torch.float64)
     low, high = bounds(own, together, ridges)
-    begin = [("as alone", own), ("all alike", torch.full_like(own, together.ridge))]
+    begin = [("own penalties", own), ("equal penalties", torch.full_like(own, together.ridge))]
     for m, name in enumerate(names) if count <= FEW_BANDS else ():
         far = FAR * own
         far[m] = own[m]

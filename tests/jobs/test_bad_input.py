@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -124,6 +126,8 @@ def test_an_output_in_use_is_left_as_it_is(tmp_path):
             base(), output=str(out))  # fmt: skip
     refuses(r"resume: the run in .*out must have the same data and options, got another ridge", base(), output=str(out),
             resume=True, ridge=7.0)  # fmt: skip
+    refuses(r"resume: .* got another data\.show, data\.truth, ridge\. Use the same options, or a new `output`",
+            base(), output=str(out), resume=True, show="label", truth="label", ridge=7.0)  # fmt: skip
     refuses("output: the folder|data.features: column", base(), output=str(out), features="absent")
     with pytest.raises(InputError, match="output: the folder must be new or empty"):
         score(base()).write(str(out))
@@ -231,6 +235,19 @@ def job(*words, **environment):
 @pytest.mark.parametrize(
     "words,told",
     [
+        (["data=my/table"], "score: options must be .* got: .*'data/my/table'.* table. Set `data.path`. List them .*"),
+        (["data=digts"], "score: options must be .* Did you mean `data=digits`[?] List them .*"),
+        (["validation=x.parquet"], "score: options must be .*, got: .* Set `validation.path`. List them .*"),
+        (["path=x"], "score: options must be .* 'path'.* Did you mean `data.path` or `validation.path`[?] List .*"),
+        (["ridg=3"], "score: options must be .* got: .*'ridg'.* Did you mean `ridge`[?] List them .*"),
+        (
+            ["+ridg=3"],
+            "score: options must be .* got: Key 'ridg' not in 'ScoreConfig'. Did you mean `ridge`[?] List .*",
+        ),
+        (
+            ["seed=1", "data.lable=y"],
+            "score: options must be .*'lable'.* 'DataConfig'. Did you mean `data.label`[?] List .*",
+        ),
         (
             ["data.path=/no/such.parquet"],
             r"data.path: a Parquet file, .* got nothing at /no/such.parquet. Change `data.path`.",
@@ -375,3 +392,18 @@ def test_a_loss_that_returns_no_tensor():
     refuses(
         r"loss: the callable must return a tensor of one value per row, got NoneType", base(), loss=lambda F, Y: None
     )
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize(
+    "verb,told",
+    [
+        ("aggregate", "data.features: must name at least two bands, got features. Change `data.features`."),
+        ("augment", "data.source: must name the column of transforms, got none. Set `data.source`."),
+    ],
+)
+def test_a_table_of_ones_own_has_not_the_columns_of_the_built_in_one(verb, told, tmp_path):
+    pq.write_table(pa.table({"features": list(X), "label": np.arange(len(X)) % 2}), tmp_path / "t.parquet")
+    words = [f"jobs/{verb}.py", f"data.path={tmp_path / 't.parquet'}", f"output={tmp_path / 'out'}", "cluster=inline"]
+    found = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 2 and found.stderr.strip() == told, found.stderr

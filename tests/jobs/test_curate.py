@@ -183,3 +183,8 @@ def test_relabelling_keeps_categories(form, table, tmp_path):
     kind = found.samples.schema.field("label").type
     assert pa.types.is_dictionary(kind) and kind.value_type == pa.string() and kind.index_type == pa.int8()
     assert kind == label.type
+
+
+def test_a_misspelt_option_is_told_of_curate():
+    with pytest.raises(InputError, match="^curate: options must be columns or fields of ScoreConfig, got 'how'"):
+        diva_ray.curate({"features": np.eye(4), "label": [0, 1, 0, 1]}, how="drop")

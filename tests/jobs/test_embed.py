@@ -159,6 +159,8 @@ def test_only_what_is_missing_is_computed_again_and_gives_the_same_bits(tmp_path
         InputError, match="resume: the run in .* must have the same data and options, got another dtype"
     ):
         embed(tmp_path / "raw", **options, resume=True, dtype="float32")
+    with pytest.raises(InputError, match=r"resume: .* got another data\.keep, seed\. Use"):
+        embed(tmp_path / "raw", **options, resume=True, keep=["label"], seed=1)
     with pytest.raises(InputError, match="resume: .* got another encoder"):
         embed(tmp_path / "raw", **{**options, "encoder": {"name": "edges", "normalize": True}}, resume=True)
     raw_sets.write_parquet(tmp_path / "raw")

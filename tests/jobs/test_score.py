@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 import diva_ray
@@ -163,6 +164,15 @@ def test_a_notebook_shows_results_and_plans_as_a_terminal_does():
     assert repr(plan).splitlines() == plan.lines()
 
 
+def test_numbers_to_show_are_short_and_have_their_names():
+    X = np.random.default_rng(0).standard_normal((40, 3))
+    rows = {"features": X, "label": np.arange(40) % 2, "age": np.full(40, 100 / 3), "name": ["Ann"] * 40}
+    result = diva_ray.score(
+        rows, show=["age", "name", "features"], cluster={"kind": "inline", "threads": 1}, quiet=True
+    )
+    assert '">age 33.33 | Ann | features ' in result.folder.read("report.html").decode()
+
+
 @pytest.mark.parametrize("show", ["auto", "image"])
 def test_pictures_of_hugging_face_are_shown(show):
     out = io.BytesIO()
@@ -175,3 +185,15 @@ def test_pictures_of_hugging_face_are_shown(show):
     }
     result = diva_ray.score(rows, show=show, cluster={"kind": "inline", "threads": 1}, quiet=True)
     assert result.folder.read("report.html").count(b'src="data:image/png;base64,') > 5
+
+
+@pytest.mark.jobs
+def test_a_run_is_run_again_from_its_config(digits, tmp_path):
+    output, _ = digits
+    words = [f"--config-dir={output}", "--config-name=config", f"output={tmp_path / 'again'}", "cluster=inline"]
+    done = job(*words)
+    assert done.returncode == 0, done.stderr
+    first, again = (pq.read_table(folder / "samples") for folder in (output, tmp_path / "again"))
+    assert again.equals(first)
+    used = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (output, tmp_path / "again")]
+    assert {**used[0], "output": str(tmp_path / "again")} == used[1]

@@ -260,6 +260,7 @@ def test_no_histogram_without_a_distribution(edges, counts):
     (words.number(-0.01234), "\N{MINUS SIGN}0.0123"), (words.number(1234567.0), "1,234,567"), (words.number(-0.0), "0"),
     (words.fixed(-0.001), "0.00"), (words.count(np.int64(1797)), "1,797"), (words.duration(192), "3 min 12 s"),
     (words.duration(7260), "2 h 1 min"), (words.compact(20_000), "20k"), (words.label([1, 2.5, "x"]), "1, 2.5, x"),
+    (words.counted(1, "row", "rows"), "1 row"), (words.counted(0, "row", "rows"), "0 rows"),
     (words.label([]), "none"), (words.label(b"cat"), "cat"), (words.clip("a\x00b\u202ec\ud800", 20), "a b c?"),
     (words.clip("one two three four", 14), "one two three…"), (words.percent(0.5), "50.0\u00a0%"),
 ])  # fmt: skip
@@ -287,3 +288,23 @@ def _bomb(side: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
     )
+
+
+@pytest.mark.parametrize("n,title", [(0, "Largest z (none beyond the threshold)"), (1, "The samples that hurt most")])
+def test_the_title_over_the_largest_z_says_whether_any_hurts(n, title):
+    report = full_report(summary=full_report().summary | {"n_detrimental": n})
+    text = Page(render_score_page(report)).text
+    assert title in text and ("hurt most" in text) == (n > 0)
+
+
+def test_short_words_of_tables_stay_whole():
+    name = "a-name-of-many-words-without-any-room"
+    html = render_score_page(full_report(run=[("Features", "x"), (name, "x")], worst=[sample(id="train_0012")]))
+    wide = html.split("@media (max-width")[0].replace("}", "}\n")
+    rules = {rule.split("{")[0].strip(): rule for rule in wide.splitlines()}
+    assert "overflow-wrap: break-word" in rules["tbody th"] and "inherit" in rules["tbody th code"]
+    assert "overflow-wrap: anywhere" in rules["tbody .long"], "more exact than `tbody th`, so that it wins"
+    assert '<th scope="row">Features</th>' in html and f'<th scope="row" class="long">{name}</th>' in html
+    assert '<th scope="row"><code><bdi>train_0012<' in html
+    assert words.number(1.56e-5) == "1.56e\N{MINUS SIGN}05", "no hyphen, after which a line may break"
+    assert words.number(-1.56e-5) == "\N{MINUS SIGN}1.56e\N{MINUS SIGN}05"

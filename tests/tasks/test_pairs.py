@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import diva_ray
+from diva_ray.tasks.pairs_page import told
 
 INLINE = {"kind": "inline", "threads": 1}
 
@@ -224,3 +225,13 @@ def test_nothing_is_flagged_where_sides_say_too_little_of_each_other(case, share
             np.argsort(result.samples["label_score"].to_numpy(), kind="stable")[:50],
             np.argsort(result.samples["log_odds"].to_numpy(), kind="stable")[:50],
         )
+
+
+def test_one_pair_is_told_as_one():
+    known = {"n_samples": 9, "aligned": True, "error": {"forward": 0.1, "backward": 0.2}, "n_label_issues": 1,
+             "label_issue_precision": 0.9, "label_issue_recall": 0.8, "noise_estimate": 0.1, "n_detrimental": 1,
+             "threshold": 2.0, "informed": False}  # fmt: skip
+    one = told(known)[1]
+    assert one.startswith("1 pair probably does not belong together (") and one.endswith("; 1 pair hurts (z > 2.00)")
+    none = told({**known, "n_label_issues": 0, "n_detrimental": 0})[1]
+    assert none == "0 pairs probably do not belong together; 0 pairs hurt (z > 2.00)"
