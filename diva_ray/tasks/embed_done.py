@@ -18,6 +18,7 @@ from diva_ray.engine.embedding import QUARANTINE
 from diva_ray.engine.meter import Meter, Work, peak_memory
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Gallery, Sheet, Table, Tile, render_sheet
+from diva_ray.report.words import counted
 from diva_ray.tasks.begin import now
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
     """Return the page: some samples as they were encoded, and what was refused."""
     job, failed = prepared.job, summary["n_failed"]
     refused = _refused(prepared)
-    counted = Counter(one["reason"].split(":")[0] for one in refused).most_common()
+    by_reason = Counter(one["reason"].split(":")[0] for one in refused).most_common()
     intro = "By reason" + (f", of the first {len(refused):,}" if len(refused) < failed else "") + "."
     bands = [
         f"{one['band']}: {one['width']:,} features of {one['column']} by {one['encoder']}." for one in summary["bands"]
@@ -206,7 +207,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
         [
             Gallery("Samples", _samples(prepared, config.data.label), "A few, as they went in."),
             *([Table("Put aside", [("reason", "reason", "text"), ("n", "samples", "count")],
-                     [{"reason": reason, "n": n} for reason, n in counted], intro),
+                     [{"reason": reason, "n": n} for reason, n in by_reason], intro),
                Table("Which", listed, refused[:LISTED], "The first ones; all are in quarantine/.")] if refused else []),
         ],
         [("Raw data", f"{job.source.name} ({job.source.kind})"),
