@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 import re
@@ -190,4 +191,8 @@ def plain(text: str) -> str:
 def _leave(error: InputError) -> NoReturn:
     """End with one line on standard error and exit code 2."""
     print(plain(str(error)), file=sys.stderr, flush=True)
-    sys.exit(2)
+    atexit._run_exitfuncs()  # such as Ray's, which ends what it has started
+    sys.stdout.flush()
+    # Not sys.exit: so soon after a CSV was read, a thread of Arrow's pool may run into C++'s clean-up at the end of the
+    # process, which then aborts with code 134, whether or not the reader is closed and its file read to the end.
+    os._exit(2)

@@ -178,7 +178,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
     """Return the page: some samples as they were encoded, and what was refused."""
     job, failed = prepared.job, summary["n_failed"]
     refused = _refused(prepared)
-    reasons = Counter(one["reason"].split(":")[0] for one in refused).most_common()
+    by_reason = Counter(one["reason"].split(":")[0] for one in refused).most_common()
     intro = "By reason" + (f", of the first {len(refused):,}" if len(refused) < failed else "") + "."
     bands = [
         f"{one['band']}: {one['width']:,} features of {one['column']} by {one['encoder']}." for one in summary["bands"]
@@ -207,7 +207,7 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
         [
             Gallery("Samples", _samples(prepared, config.data.label), "A few, as they went in."),
             *([Table("Put aside", [("reason", "reason", "text"), ("n", "samples", "count")],
-                     [{"reason": reason, "n": n} for reason, n in reasons], intro),
+                     [{"reason": reason, "n": n} for reason, n in by_reason], intro),
                Table("Which", listed, refused[:LISTED], "The first ones; all are in quarantine/.")] if refused else []),
         ],
         [("Raw data", f"{job.source.name} ({job.source.kind})"),

@@ -407,3 +407,14 @@ def test_a_table_of_ones_own_has_not_the_columns_of_the_built_in_one(verb, told,
     words = [f"jobs/{verb}.py", f"data.path={tmp_path / 't.parquet'}", f"output={tmp_path / 'out'}", "cluster=inline"]
     found = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 2 and found.stderr.strip() == told, found.stderr
+
+
+def test_a_mistake_ends_the_process_without_waiting_for_threads_of_readers():
+    code = (
+        "import atexit, threading; from diva_ray.jobs import _leave; from diva_ray.errors import InputError; "
+        "atexit.register(print, 'ended'); threading.Thread(target=threading.Event().wait, args=(60,)).start(); "
+        "_leave(InputError('told'))"
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (2, "ended\n", "told\n")

@@ -118,6 +118,7 @@ def test_a_sample_without_an_id_is_put_aside():
     result = embed(rows, encoder="words", most_failed=0.5)
     assert result.samples["id"].to_pylist() == ["a", "c", "d"]
     (put_aside,) = result.folder.read_table("quarantine").to_pylist()
+    assert " encoded; 1 was put aside." in result.folder.read("report.html").decode()
     assert (put_aside["id"], put_aside["column"], put_aside["reason"]) == ("", "id", "no id")
 
 
