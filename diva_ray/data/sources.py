@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,12 @@ def _from_frame(data: Any) -> pa.Table:
     name of its own."""
     if isinstance(data, pa.RecordBatch):
         return pa.Table.from_batches([data])
+    names = list(map(str, data.columns)) if hasattr(data, "columns") else []
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"data: columns must have different names, got `{twice[0]}` twice in the DataFrame. Rename one of them."
+        )
     try:
         if type(data).__module__.partition(".")[0] != "pandas":  # "pandas" alone since its version 3
             return pa.table(data)

@@ -145,9 +145,15 @@ def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.Fil
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{option}: every file must be readable Parquet, got {type(error).__name__} ({first_line(error)}) at "
-            f"{file}. "
-            "Replace the file or leave it out."
+            f"{file}. {_instead(file)}"
         ) from error
+
+
+def _instead(file: str) -> str:
+    """Return what to do about a file that is no Parquet."""
+    if file.lower().endswith((".csv", ".tsv", ".jsonl", ".json")):
+        return "Convert it first, by pandas (`to_parquet`), or texts and pictures by `jobs/embed.py`."
+    return "Replace the file or leave it out."
 
 
 def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: str, option: str) -> pa.Schema:

@@ -11,6 +11,7 @@ import torch
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
+from diva_ray.report.words import counted
 from diva_ray.tasks.checks import missing_of
 from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
@@ -120,8 +121,8 @@ def told(summary: dict[str, Any]) -> list[str]:
     expected = f" ({estimates(s)})" if s["n_label_issues"] else ""
     lines = [
         f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}, ridge {s['ridge']:.4g}",
-        f"{s['n_label_issues']:,} labels look wrong{expected}; "
-        f"{s['n_detrimental']:,} samples hurt (z > {s['threshold']:.2f})",
+        f"{counted(s['n_label_issues'], 'label looks', 'labels look')} wrong{expected}; "
+        f"{counted(s['n_detrimental'], 'sample hurts', 'samples hurt')} (z > {s['threshold']:.2f})",
     ]
     if s.get("update"):
         u = s["update"]

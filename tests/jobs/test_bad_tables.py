@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -321,3 +322,16 @@ def test_classes_that_only_validate(several, tmp_path):
     refuses(told, base(label=labels), validation=str(path))
     pq.write_table(rows.set_column(1, "label", pa.array(labels)).slice(0, 2), path)
     assert score(base(label=labels), validation=str(path)).summary["n_outputs"] == 3
+
+
+def test_a_csv_is_told_what_to_do(tmp_path):
+    (tmp_path / "a.csv").write_text("features,label\n1,2\n")
+    refuses(
+        r"data.path: every file must be readable Parquet, got .* at .*a.csv. Convert it first, by pandas",
+        str(tmp_path / "a.csv"),
+    )
+
+
+def test_two_columns_of_one_name_in_a_dataframe():
+    frame = pd.DataFrame([[1.0, 2.0, 0], [3.0, 4.0, 1]], columns=["a", "a", "label"])
+    refuses(r"data: columns must have different names, got `a` twice in the DataFrame. Rename one of them.", frame)
