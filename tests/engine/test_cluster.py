@@ -41,9 +41,12 @@ def test_a_ridge_chosen_under_tiles_has_the_same_bits_inline_and_on_ray(ray_clus
 
 
 def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
-    undisturbed = diva_ray.score(task, source="source", cluster="inline", quiet=True)
+    X, wrong = task["features"], np.random.default_rng(2).random(13_000) < 0.1
+    y = np.where(wrong, X[:, 5:10].argmax(1), X[:, :5].argmax(1))  # labels whose errors show: all passes are run
+    table = {**task, "label": np.array([f"class {k}" for k in y])}
+    undisturbed = diva_ray.score(table, source="source", cluster="inline", quiet=True)
     killed = killing(monkeypatch)
-    result = diva_ray.score(task, source="source", cluster={"kind": "ray", "workers": 2}, quiet=True)
+    result = diva_ray.score(table, source="source", cluster={"kind": "ray", "workers": 2}, quiet=True)
     passes_run = [
         "scan", "fit_parts", "grid", "sample", "leave_one_out", "score", "estimated", "calibrate", "judge",
         "sample_facts", "sample_whitened", "nearest", "write",
