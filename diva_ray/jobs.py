@@ -59,10 +59,8 @@ def job(task: str) -> None:
     except InputError as error:
         _leave(error)
     first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-    sys.argv[1 + first : 1 + first] = [
-        *QUIET,
-        *own,
-    ]  # before the user's overrides, which win; argparse wants them side by side
+    # Before the user's overrides, which win; argparse wants them side by side.
+    sys.argv[1 + first : 1 + first] = [*QUIET, *own]
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(task, cfg))()
 
 
