@@ -185,6 +185,32 @@ def standard_errors(problem: Problem) -> Tensor:
     return contributions(problem).square().sum(1).sqrt()
 
 
+def drawn_contributions(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return what every validation group adds to a draw of every row, (n, groups), and the variance added to the mean
+    square of the draws, (n,): the first order K t . r, and of K B K' the mean and the variance under a normal K."""
+    Z, D = problem.Z, torch.diag(problem.alpha)
+    K = Z @ torch.linalg.inv(Z.T @ D @ Z + torch.diag(problem.Lambda)) @ Z.T
+    every = torch.arange(len(Z))
+    W = refit(problem, every, problem.alpha, problem.Lambda, "stationary")
+    r = problem.targets - problem.offset - Z @ W
+    f = left_out_outputs(problem, problem.alpha, problem.Lambda, "stationary").detach().requires_grad_()
+    (g,) = torch.autograd.grad((problem.v * row_losses(problem, f, every)).sum(), f)
+    e = problem.targets - f.detach()
+    codes = torch.unique(problem.groups).tolist()
+    R, found, square = torch.zeros(len(Z), dtype=Z.dtype), [], 0.0
+    for code in codes:
+        G = torch.nonzero(problem.groups == code).squeeze(1)
+        Q, DG = K[G][:, G], D[G][:, G]
+        t = torch.linalg.solve((torch.eye(len(G), dtype=Z.dtype) - Q @ DG).T, g[G])
+        B, RG = (DG @ e[G] @ t.T + t @ e[G].T @ DG) / 2, Q - Q @ DG @ Q
+        R[G] = RG.diagonal()
+        square += float(torch.trace(B @ RG @ B @ RG))
+        found.append(((K[:, G] @ t * r).sum(1), float(torch.trace(B @ RG)), problem.groups == code))
+    a = R / (problem.alpha * R).sum()
+    columns = [torch.where(own, torch.zeros_like(a), first + a * mean) for first, mean, own in found]
+    return torch.stack(columns, 1), 2 * a.square() * square
+
+
 def held_out_loss(train: Problem, held_out: Problem, alpha: Tensor | None = None) -> Tensor:
     """Return the loss of separate validation rows under one model fitted to the training rows (paper Prop. 2)."""
     alpha = train.alpha if alpha is None else alpha

@@ -27,7 +27,8 @@ from diva_ray.engine import passes
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.shelf import IN_MEMORY, Keeping
-from diva_ray.tasks.derive import SIGN_VECTORS, Runner, derive, fit_ridge, penalty_pattern
+from diva_ray.tasks.derive import Runner, derive, fit_ridge, penalty_pattern
+from diva_ray.tasks.derived import sign_vectors
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -114,7 +115,7 @@ def derivative_of(runner: Runner, setup: Setup, ridge: float = 1.0) -> Tensor:
     runner.engine.forget("rows", "scored")
     setup, _, solution, _ = fit_ridge(runner, setup, ridge)
     left = runner.run(passes.leave_one_out, "leave-out")
-    adjoint, penalty = runner.timed_parts("solve", solve_adjoint, solution, left.sums, setup.inputs)
+    adjoint, penalty = runner.timed("solve", solve_adjoint, solution, left.sums, setup.inputs)
     runner.engine.tell(adjoint=adjoint.to(setup.dtype))
     runner.run(passes.score, "score")
     return penalty
@@ -197,10 +198,11 @@ def errors(s: Sizes) -> Iterator[Figure]:
     X, y = draw(s.n, s.p, s.c)
     runner, setup = loaded(X, y), setup_of(s.p, s.c)
     one = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-    nine = peers.seconds_of(lambda: derivative_of(runner, replace(setup, copies=1 + SIGN_VECTORS)), s.repeats)
-    note = f"{SIGN_VECTORS} sign vectors, beyond the derivative itself: ({nine:.2f} - {one:.2f}) s"
-    yield Figure("standard errors / derivative", (nine - one) / one, "x", 4.5, note=note)
-    yield Figure("derivative with standard errors / without", nine / one, "x")
+    vectors = sign_vectors(s.p + 1, s.c)
+    drawn = peers.seconds_of(lambda: derivative_of(runner, replace(setup, vectors=vectors)), s.repeats)
+    note = f"{vectors} sign vectors, beyond the derivative itself: ({drawn:.2f} - {one:.2f}) s"
+    yield Figure("standard errors / derivative", (drawn - one) / one, "x", 4.5, note=note)
+    yield Figure("derivative with standard errors / without", drawn / one, "x")
     found, m = {}, s.errors_n
     small = loaded(X[:m], y[:m])
     for kind in ("exact", "estimate"):

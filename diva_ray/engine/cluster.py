@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import cycle, pairwise
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import ray
@@ -116,20 +116,8 @@ class Cluster:
         """Return function(*args), on the GPU of the first worker if there is one and the matrices are large."""
         if not self.gpus or not device.is_large(args):
             return function(*args)
-        return self._solved(self.actors[0].solve.remote(function, *args))
-
-    def solve_each(self, function: Callable[..., Any], items: Sequence[Any], *shared: Any) -> list[Any]:
-        """Return function(item, *shared) of every item; if there are several, and the matrices are large, the workers
-        (and their GPUs) take turns."""
-        if len(items) < 2 or not device.is_large((items, shared)):
-            return [self.solve(function, item, *shared) for item in items]
-        known = [ray.put(one) for one in shared]
-        turns = zip(items, cycle(self.actors), strict=False)
-        return [self._solved(ref) for ref in [actor.solve.remote(function, item, *known) for item, actor in turns]]
-
-    def _solved(self, ref: Any) -> Any:
         try:
-            return ray.get(ref, timeout=self.pass_timeout)
+            return ray.get(self.actors[0].solve.remote(function, *args), timeout=self.pass_timeout)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):  # core's, which says what to change
                 raise error.cause from None

@@ -178,7 +178,7 @@ def weights_file(shard: Shard, step: str) -> str:
 
 def row_signs(shard: Shard, setup: Setup) -> Tensor:
     """Return the sign of every row in every copy: drawn from the row's key, or from its group's."""
-    return random_signs(unit_keys(shard), setup.copies - 1, setup.seed).to(setup.dtype)
+    return random_signs(unit_keys(shard), setup.vectors, setup.seed).to(setup.dtype)
 
 
 def group_codes(shard: Shard, known: Known) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from diva_ray.core.adjoint import one_after_another
 from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
 from diva_ray.engine import device
@@ -99,10 +98,6 @@ class Inline:
         if self.device == device.CPU or not device.is_large(args):
             return function(*args)
         return device.solve_on(self.device, function, args)
-
-    def solve_each(self, function: Callable[..., Any], items: Sequence[Any], *shared: Any) -> list[Any]:
-        """Return function(item, *shared) of every item, see `solve`."""
-        return self.solve(one_after_another, function, items, *shared)
 
     def duplicate(self, field: str, *, pool: bool = False) -> int | None:
         """Return a 64-bit key (`keys` or `group_keys`) that occurs twice among all shards (a pool's too), or None."""

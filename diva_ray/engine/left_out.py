@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import losses
+from diva_ray.core.derivative import OwnTerms
 from diva_ray.core.leave_out import LeftOut, LeverageError, leave_out, solve_left_out
 from diva_ray.core.products import multiply, multiply_triangular_
 from diva_ray.data.shards import Shard
@@ -19,7 +20,8 @@ class RowStore:
 
     Attributes:
         r, outputs: residuals of the fit and left-out outputs, (n, c), or None where they are not kept.
-        own: own term of the derivative, (n,) or (n, copies).
+        own, drawn, reach, bend: what its own group adds to a row, see `core.derivative.OwnTerms`; but the first only
+            with sign vectors.
         leverage, loss: (n,), in the dtype of the products; `wrong`: counted error, float64.
         given, margin, predicted: of classes only: left-out output of the given label, its margin, the best class.
     """
@@ -27,10 +29,18 @@ class RowStore:
     def __init__(self, n: int, setup: Setup) -> None:
         kept = n if setup.keeps_outputs else 0
         self.r, self.outputs = (torch.empty(kept, setup.outputs, dtype=setup.dtype) for _ in range(2))
-        plain = setup.copies == 1 or not (setup.first_order or setup.folding())
-        self.own = torch.empty((n,) if plain else (n, setup.copies), dtype=setup.dtype)
-        self.leverage, self.loss, self.given, self.margin = (torch.empty(n, dtype=setup.dtype) for _ in range(4))
+        self.own, self.leverage, self.loss, self.given, self.margin = (
+            torch.empty(n, dtype=setup.dtype) for _ in range(5)
+        )
+        some = n if setup.vectors else 0
+        self.reach, self.bend = (torch.empty(some, dtype=setup.dtype) for _ in range(2))
+        self.drawn = torch.empty((some, setup.vectors) if setup.folding() else (some,), dtype=setup.dtype)
         self.wrong, self.predicted = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.int64)
+
+    def own_terms(self, rows: slice, like: Tensor) -> OwnTerms:
+        """Return what their own groups add to some rows, in the dtype and on the device of a tensor."""
+        more = (self.drawn, self.reach, self.bend) if len(self.reach) else ()
+        return OwnTerms(*(values[rows].to(like) for values in (self.own, *more)))
 
     def put(self, start: int, stop: int, **columns: Tensor) -> None:
         """Store one block; what is not kept is left."""

@@ -6,7 +6,7 @@ direction's name; what is known of a direction carries it too. Whatever a worker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -66,10 +66,6 @@ class Directed:
     def solve(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return function(*args), on a device if there is one and the matrices are large."""
         return self.engine.solve(function, *args)
-
-    def solve_each(self, function: Callable[..., Any], items: Sequence[Any], *shared: Any) -> list[Any]:
-        """Return function(item, *shared) of every item, see `solve`."""
-        return self.engine.solve_each(function, items, *shared)
 
     def start(self) -> None:
         """Do nothing: the engine runs already."""
@@ -163,9 +159,9 @@ def join(shard: Shard, known: Known) -> Tally:
     setup: Setup = known["setup"]
     codes = None if shard.extent.held_out else source_codes(shard, setup)
     sums: Tensor | None = None
-    for rows, contributions in _contributions(both):
-        draws = both[0][1]["setup"].copies > 1
-        scored[rows, 1] = contributions.square().mean(1).sqrt() if draws else contributions.norm(dim=1)
+    scale = both[0][1]["setup"].draw_scale
+    for rows, contributions, rest in _contributions(both):
+        scored[rows, 1] = ((contributions.norm(dim=1) * scale).square() + rest).sqrt()
         if setup.sources is not None:
             every = torch.cat([scored[rows, :1].to(contributions), contributions], 1)
             sums = every.new_zeros(len(setup.sources), every.shape[1]) if sums is None else sums
@@ -175,17 +171,18 @@ def join(shard: Shard, known: Known) -> Tally:
     return Tally(rows=len(shard), sources=torch.zeros(0) if sums is None else sums)
 
 
-def _contributions(both: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor]]:
-    """Yield what every validation group (or draw of signs) adds to the joint derivatives of slices of rows, float64."""
+def _contributions(both: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
+    """Yield what every validation group (or sign vector) adds to the joint derivatives of slices of rows, float64, and
+    what is added to the squares: of draws, the variance of the second order, which either direction has for itself."""
     (shard, known), _ = both
     if "dual" in known:
         moved = [one["dual_contributions"][shard.extent.index].double() for _, one in both]
-        yield slice(0, len(shard)), moved[0] + moved[1]
-    elif known["setup"].copies > 1:
+        yield slice(0, len(shard)), moved[0] + moved[1], 0.0
+    elif known["setup"].vectors:
         one, other = (scored_rows(*direction, "drawn") for direction in both)
-        yield slice(0, len(shard)), (one + other)[:, 1:]
+        yield slice(0, len(shard)), (one + other)[:, :-1], (one + other)[:, -1]
     else:
-        yield from _exact_contributions(both)
+        yield from ((rows, found, 0.0) for rows, found in _exact_contributions(both))
 
 
 def _exact_contributions(directions: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor]]:

@@ -18,6 +18,7 @@ from diva_ray.core.grid import Family, grid_losses, grid_squares
 from diva_ray.core.leave_out import LeftOut, adjoint
 from diva_ray.core.products import add_rows_
 from diva_ray.core.ridge import FitAccumulator, FitSums
+from diva_ray.core.second_order import SecondOrder, second_order
 from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import (
     Block,
@@ -80,14 +81,13 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
     setup: Setup = known["setup"]
     device = device_of(known)
     sums = AdjointAccumulator(
-        setup.scale.width, setup.outputs, setup.copies, setup.dtype, device, setup.inputs,
-        folding=setup.folding(), first_order=setup.first_order,
-    )  # fmt: skip
+        setup.scale.width, setup.outputs, setup.vectors, setup.dtype, device, setup.inputs, folding=setup.folding()
+    )
     signs, codes = row_signs(shard, setup).to(device), group_codes(shard, known).to(device)
     kept, checked = [], known.get("checked")
     squares = torch.zeros(2, len(checked.codes) if checked else 0, dtype=torch.float64, device=device)
-    for b, U, left, t in _left_out(shard, known):
-        sums.add(U, b.alpha, left, t, signs[b.start : b.stop])
+    for b, U, left, t, second in _left_out(shard, known):
+        sums.add(U, b.alpha, left, t, signs[b.start : b.stop], second)
         if checked is not None:
             squares += checked.sums(U, t, b.alpha[:, None] * left.e, codes[b.start : b.stop])
         if setup.collect:
@@ -101,9 +101,10 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
 
 def _left_out(
     shard: Shard, known: Known, before: Tensor | None = None
-) -> Iterator[tuple[Block, Tensor, LeftOut, Tensor]]:
-    """Yield every block with its whitened features, left-out residuals and adjoint residuals; at the end the shard has
-    the results of its rows. n p^2 operations; with q = z' A^-1 z known from `before`, 2 n p c, and nothing whitened."""
+) -> Iterator[tuple[Block, Tensor, LeftOut, Tensor, SecondOrder | None]]:
+    """Yield every block with its whitened features, left-out residuals, adjoint residuals and (with sign vectors) what
+    stands for the second order; at the end the shard has the results of its rows. n p^2 operations; with q = z' A^-1 z
+    known from `before`, 2 n p c, and nothing whitened."""
     setup: Setup = known["setup"]
     rows, loss, folding = RowStore(len(shard), setup), setup.loss_function(), setup.folding()
     q = torch.empty(len(shard), dtype=setup.dtype)
@@ -113,11 +114,14 @@ def _left_out(
         outputs = F.add_(r).sub_(left.e)
         values, gradient = loss(outputs, b.Y)
         t, own = adjoint(left, b.v[:, None] * gradient)
-        own = dd.own_terms(left, r, t, own, setup.copies, folding, first_order=setup.first_order)
+        second = second_order(left, b.alpha, t) if setup.vectors else None
+        if second is not None:
+            drawn = dd.own_draws(left, r, t, setup.vectors, folding)
+            rows.put(b.start, b.stop, drawn=drawn, reach=second.reach, bend=second.bend)
         rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
         rows.put(b.start, b.stop, **facts_of_outputs(outputs, b.Y, setup))
         q[b.start : b.stop] = left.q
-        yield b, U, left, t
+        yield b, U, left, t, second
     shard.state["rows"] = rows
     if before is None and known.get("left_files") and leave_out_groups(shard, known) is None:
         known["left_files"].keep(shard, q=q)
@@ -189,8 +193,8 @@ def score(shard: Shard, known: Known) -> Partial:
     exact = None if known.get("draws") else known.get("validation")  # pairs: added up in `pairs.join`
     update = known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
-    drawn = torch.zeros(len(shard), setup.copies, dtype=torch.float64) if known.get("draws") else None
-    columns = 1 + (len(exact.codes) if exact else setup.copies - 1)
+    drawn = torch.zeros(len(shard), setup.vectors + 1, dtype=torch.float64) if known.get("draws") else None
+    columns = 1 + (len(exact.codes) if exact else setup.vectors)
     sources = 0 if setup.sources is None else len(setup.sources)
     by_source = torch.zeros(sources, columns, dtype=torch.float64, device=device)
     following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) if update else None
@@ -205,20 +209,25 @@ def score(shard: Shard, known: Known) -> Partial:
         r = rows.r[part].to(device) if len(rows.r) else fitted(b, known)[1]
         Z = coordinates(b.Z, known)
         scratch = torch.empty_like(Z) if scratch is None or len(scratch) < len(Z) else scratch
-        d = dd.derivative(Z, r.to(Z), rows.own[part].to(Z), signs[part].to(Z), adjoint_, scratch, folding).double()
-        error = d[:, 1:].square().mean(1).sqrt() if setup.copies > 1 else torch.zeros_like(d[:, 0])
+        own = rows.own_terms(part, Z)
+        d, draws = dd.derivative(Z, r.to(Z), own, signs[part].to(Z), adjoint_, scratch, folding)
+        d, draws, error = d.double(), draws.double(), torch.zeros_like(d, dtype=torch.float64)
+        if own.reach is not None:
+            rest = dd.drawn_variance(own.reach, adjoint_.moments)
+            error = (draws.square().mean(1) + rest).sqrt()
+            if drawn is not None:
+                drawn[part] = torch.cat([draws, rest[:, None]], 1).cpu()
         if codes is not None:
-            add_rows_(by_source[:, : d.shape[1]], codes[part], d * moved[part, None])
+            every = torch.cat([d[:, None], draws], 1)
+            add_rows_(by_source[:, : every.shape[1]], codes[part], every * moved[part, None])
         for inner, C in exact.contributions(b.Z, r, groups[part]) if exact else ():
             error[inner] = C.norm(dim=1).double()
             if codes is not None:
                 add_rows_(by_source[:, 1:], codes[part][inner], C.double() * moved[part][inner, None])
         d, error = d.cpu(), error.cpu()
-        scored[part, 0], scored[part, 1] = d[:, 0], error
-        if drawn is not None:
-            drawn[part] = d
+        scored[part, 0], scored[part, 1] = d, error
         if following is not None and update is not None:
-            alpha[part] = update(alpha[part], d[:, 0], error, None, None).masked_fill(apart[part], 0.0)
+            alpha[part] = update(alpha[part], d, error, None, None).masked_fill(apart[part], 0.0)
             following.add(b.Z, b.Y, alpha[part].to(b.Z), b.offset)
     found = {"scored": scored} if drawn is None else {"scored": scored, "drawn": drawn}
     shard.state.update(found)
@@ -230,8 +239,9 @@ def score(shard: Shard, known: Known) -> Partial:
 
 
 def scored_rows(shard: Shard, known: Known, name: str = "scored") -> Tensor:
-    """Return derivative and standard error of every row (n, 2), or (`drawn`) the derivative under every column of signs
-    (n, copies); from storage, or computed again, if this worker does not have them."""
+    """Return derivative and standard error of every row (n, 2), or (`drawn`) draws of the derivative under every sign
+    vector and the variance that the second order adds to their mean square (n, vectors + 1); from storage, or computed
+    again, if this worker does not have them."""
     if name not in shard.state:
         if "dual" in known:
             shard.state[name] = known[f"dual_{name}"][shard.extent.index]

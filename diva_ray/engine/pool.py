@@ -14,7 +14,7 @@ from torch import Tensor
 from diva_ray.core import choose, loss_verdict, losses, verdict
 from diva_ray.core import derivative as dd
 from diva_ray.core.leave_out import LeverageError, leave_out
-from diva_ray.core.products import multiply_triangular_
+from diva_ray.core.products import multiply_triangular_, row_dot
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
@@ -90,7 +90,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         F = F if b.offset is None else F + b.offset
         r = losses.subtract_from_targets(b.Y, F)
         Z = coordinates(b.Z, known)
-        derivative[part] = dd.derivative(Z, r.to(Z), Z.new_zeros(len(Z)), Z.new_ones(len(Z), 1), adjoint)[:, 0].float()
+        derivative[part] = dd.derivative(Z, r.to(Z), dd.OwnTerms.none(Z), Z.new_empty(len(Z), 0), adjoint)[0].float()
         F, nothing = F.cpu(), torch.zeros(len(F), dtype=F.dtype)
         if setup.task == "classification":
             evidence[part] = verdict.log_odds(
@@ -222,11 +222,12 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -
     if exact is not None:
         for inner, C in exact.contributions(Z, r, torch.full((len(at),), -1, device=Z.device)):
             error[inner] = C.norm(dim=1).double()
-    else:
-        Z = coordinates(Z, known)
-        signs, folding = Z.new_ones(len(at), setup.copies), setup.folding()
-        drawn = dd.derivative(Z, r.to(Z), Z.new_zeros(len(at)), signs, known["adjoint"], folding=folding).double()
-        error = drawn[:, 1:].square().mean(1).sqrt().cpu()
+    elif setup.vectors:
+        U, adjoint_ = multiply_triangular_(Z.clone(), known["solution"]["whiten"], upper=True), known["adjoint"]
+        reach, Z, folding = row_dot(U, U), coordinates(Z, known), setup.folding()
+        own, signs = dd.OwnTerms.none(Z, reach.to(Z)), Z.new_ones(len(at), setup.vectors)
+        draws = dd.derivative(Z, r.to(Z), own, signs, adjoint_, folding=folding)[1].double()
+        error = (draws.square().mean(1) + dd.drawn_variance(reach, adjoint_.moments)).sqrt().cpu()
     d = scored_pool(shard, known).derivative[at]
     z = torch.where(error > 0, d / error, torch.zeros_like(d)).float()
     facts = {

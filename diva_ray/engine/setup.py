@@ -14,7 +14,7 @@ from diva_ray.core.folding import Folding, folding
 from diva_ray.data.scale import Scale
 from diva_ray.errors import InputError
 
-BUCKETS = 2048  # columns of M, of every copy that draws standard errors
+BUCKETS = 2048  # columns of M, of every sign vector
 FEW_OUTPUTS = 512  # up to which left-out outputs are always kept
 
 
@@ -28,13 +28,12 @@ class Setup:
         loss: name of a loss, or a callable (F, Y) -> values (n,) for autograd.
         center: mean target, for the cosine loss.
         dtype: of the products.
-        copies: 1 + number of random sign vectors.
+        vectors: random sign vectors that draw standard errors; 0: exact ones, or none.
         collect: whether the adjoint pass returns its validation rows, for exact standard errors.
         sources: sorted sources, null last if a row has none; or None without such a column.
         keeps_outputs: whether left-out outputs of all rows stay with their shard; else they are computed again, block
             by block, by whoever needs them, and targets of several classes stay codes.
-        first_order: whether copies but the first leave S out.
-        buckets: onto which the classes of copies but the first are folded, where they are more.
+        buckets: onto which the classes are folded under sign vectors, where they are more.
         inputs: to what the inputs of products of whitened rows are rounded, see `core.products`.
     """
 
@@ -48,11 +47,10 @@ class Setup:
     dtype: torch.dtype
     block_rows: int
     seed: int
-    copies: int = 1
+    vectors: int = 0
     collect: bool = False
     sources: pa.Array | None = None
     keeps_outputs: bool = True
-    first_order: bool = False
     buckets: int = BUCKETS
     inputs: str = "full"
 
@@ -65,8 +63,13 @@ class Setup:
         return [free if name is None else name for name in names]
 
     def folding(self) -> Folding | None:
-        """Return how classes are folded in the copies that draw standard errors; None where they are not."""
-        return folding(self.outputs, self.buckets, self.copies - 1, self.seed, self.dtype)
+        """Return how classes are folded under sign vectors; None where they are not."""
+        return folding(self.outputs, self.buckets, self.vectors, self.seed, self.dtype)
+
+    @property
+    def draw_scale(self) -> float:
+        """What the norm of contributions is multiplied by to be a standard error: one draw is as good as all."""
+        return self.vectors**-0.5 if self.vectors else 1.0
 
     def loss_function(self) -> losses.Loss:
         """Return the loss with its gradient."""

@@ -21,7 +21,6 @@ from diva_ray.report.sheet import Bars, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_ridge, with_errors
-from diva_ray.tasks.derived import SIGN_VECTORS
 from diva_ray.tasks.options import check_range
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.plan import Plan
@@ -140,8 +139,7 @@ def _looked(walk: Walk) -> tuple[Partial, Tensor]:
 
 def _by_source(contributions: Tensor, setup: Setup) -> tuple[Tensor, Tensor]:
     """Return the derivative of every source and its standard error."""
-    scale = 1.0 if setup.collect else SIGN_VECTORS**-0.5
-    return contributions[:, 0], contributions[:, 1:].norm(dim=1) * scale
+    return contributions[:, 0], contributions[:, 1:].norm(dim=1) * setup.draw_scale
 
 
 def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], Tensor]:

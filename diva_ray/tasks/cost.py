@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from diva_ray.core.noise import MOST_CLASSES, MOST_LEVERAGE
 from diva_ray.core.reduction import WIDTH, takes_tiles
-from diva_ray.engine.device import LARGE
 from diva_ray.engine.setup import BUCKETS, keeps_outputs, rows_of_block
-from diva_ray.tasks.derived import SIGN_VECTORS, errors_in_words, takes_exact, takes_first_order
+from diva_ray.tasks.derived import errors_in_words, sign_vectors, takes_exact
 from diva_ray.tasks.judge import SAMPLED, SEARCHED
 
 RIDGES = 20
@@ -29,8 +28,8 @@ class Cost:
     """One derivative of a table of so many rows, p columns (intercept included) and outputs.
 
     Attributes:
-        copies: 1, or with sign vectors; `squares`: how many of them have p x p sums; `columns`: of M, all together.
-        kept: whether left-out outputs stay with the rows.
+        vectors: sign vectors; `columns`: of M, theirs too.
+        exact: whether standard errors are exact; `kept`: whether left-out outputs stay with the rows.
         itemsize: bytes of a number in the products.
         auto: whether the ridge is chosen; `gpus`: whether products are on GPUs.
     """
@@ -38,9 +37,9 @@ class Cost:
     rows: int
     p: int
     outputs: int
-    copies: int
-    squares: int
+    vectors: int
     columns: int
+    exact: bool
     kept: bool
     itemsize: int
     auto: bool
@@ -54,9 +53,9 @@ class Cost:
         ridges = RIDGES * each + 2 * n * p * p if self.auto else 0.0
         again = 0.0 if self.kept else 4 * 2 * n * p * c  # score, calibrate, judge, write
         once = 2 * n * p * p + 2 * n * p * c + (0.0 if self.classes else 2 * n * p * c)
-        errors = 2.0 * n * n * (p + c) if self.copies == 1 else 0.0
+        errors = 2.0 * n * n * (p + c) if self.exact else 0.0
         near = 2.0 * p * self.cosines()
-        return once + ridges + again + errors + near + 2 * n * p * p * self.squares + 4 * n * p * self.columns
+        return once + ridges + again + errors + near + 2 * n * p * p + 4 * n * p * self.columns
 
     def tiles(self) -> bool:
         """Return whether the ridge is chosen under tiles, not eigenvalues."""
@@ -71,7 +70,7 @@ class Cost:
         """Return the seconds of what is no product: rows times outputs, and rows times columns."""
         n, p, c = float(self.rows), self.p, self.outputs
         passes = 4 + (1 if self.auto else 0) + (0 if self.kept else 3)
-        per_output = OUTPUTS + COPIED * 3 * (self.copies - 1) + (CALIBRATE if self.classes else 0.0)
+        per_output = OUTPUTS + COPIED * 3 * self.vectors + (CALIBRATE if self.classes else 0.0)
         return NEAR * self.cosines() + n * c * per_output + n * p * (DECODED + PASSED * passes)
 
     def driver(self) -> float:
@@ -79,12 +78,7 @@ class Cost:
         p = float(self.p)
         reduced = 4 / 3 * TILES if self.tiles() else 3 * EIGEN
         grid = reduced * p**3 + 2 * p * p * self.outputs if self.auto else 0.0
-        copies = p**3 * self.squares - self.dealt()
-        return grid + 2 / 3 * p**3 + 4 * p * p * self.outputs + copies + 2 * p * p * self.columns
-
-    def dealt(self) -> float:
-        """Return the float64 operations between the passes with which workers take turns: p^3 for every copy."""
-        return float(self.p) ** 3 * self.squares if self.squares > 1 and self.p >= LARGE else 0.0
+        return grid + 5 / 3 * p**3 + 4 * p * p * self.outputs + 2 * p * p * self.columns
 
     def seconds(self, rate: float) -> tuple[float, float]:
         """Return the seconds of what workers share, in one process, and of the driver between the passes, at a float32
@@ -94,31 +88,32 @@ class Cost:
         """
         double = 0.35 * rate
         products = self.operations() / (0.7 * rate * 4 / self.itemsize)
-        return products + self.touched() + self.dealt() / double, self.driver() / double
+        return products + self.touched(), self.driver() / double
 
     def state(self) -> int:
         """Return the bytes that a process holds besides rows: the largest of what the stages hold at once.
 
         In units of p^2: an eigendecomposition has the sums, the matrix, and twice as much of its own; a reduction to
-        tiles works in the matrix, and no more is held than by the solve; the leave-out pass has, of every copy, two
-        totals in float64 and two shards' sums in the dtype of products, beside the solution.
+        tiles works in the matrix, and no more is held than by the solve; the leave-out pass has two totals in float64
+        and two shards' sums in the dtype of products, beside the solution.
         """
-        p, c, b, k = self.p, self.outputs, self.itemsize, self.squares
-        square = max(40 if self.auto and not self.tiles() else 24, k * (16 + 2 * b) + 16 + b)
+        p, c, b = self.p, self.outputs, self.itemsize
+        square = max(40 if self.auto and not self.tiles() else 24, 32 + 3 * b)
         block = 1024 if self.kept else rows_of_block(c, p)
-        of_rows = block * b * (p * (3 + k) + 3 * self.columns + 14 * c)
+        of_rows = block * b * (4 * p + 3 * self.columns + 14 * c)
         grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * block) if self.auto and self.kept else b * p * c
         grid = b * p * (2 * c + RIDGES * 2 * WIDTH) if self.tiles() else grid
         return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + grid
 
     def errors(self) -> str:
         """Return how standard errors are estimated."""
-        return errors_in_words(self.columns < self.copies * self.outputs, BUCKETS, self.squares < self.copies)
+        return errors_in_words(self.vectors, self.outputs, BUCKETS)
 
     def per_row(self) -> int:
         """Return the bytes of a row's results."""
-        less = self.squares < self.copies or self.columns < self.copies * self.outputs
-        own = self.copies if less else 1
+        own = 1
+        if self.vectors:
+            own += 2 + (self.vectors if self.outputs > BUCKETS else 1)
         return (2 * self.outputs * self.itemsize if self.kept else 0) + (5 + own) * self.itemsize + 6 * 8
 
 
@@ -126,8 +121,7 @@ def cost_of(rows: int, p: int, outputs: int, task: str, *, errors: str, double: 
     """Return the cost of a derivative; `errors`: as the option `standard_errors`."""
     itemsize = 8 if double else 4
     exact = errors == "exact" or (errors == "auto" and takes_exact(rows, p, outputs, itemsize))
-    copies = 1 if exact or errors == "none" else 1 + SIGN_VECTORS
-    squares = 1 if takes_first_order(p, copies) else copies
-    columns = outputs + (copies - 1) * min(outputs, BUCKETS)
+    vectors = 0 if exact or errors == "none" else sign_vectors(p, outputs)
+    columns = outputs + vectors * min(outputs, BUCKETS)
     kept, classes = keeps_outputs(task, outputs, p), task == "classification"
-    return Cost(rows, p, outputs, copies, squares, columns, kept, itemsize, auto, classes, gpus)
+    return Cost(rows, p, outputs, vectors, columns, exact, kept, itemsize, auto, classes, gpus)

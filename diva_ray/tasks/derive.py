@@ -20,15 +20,15 @@ from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.derived import (
     MOST_CONDITION,
+    MOST_CONDITION_FITTED,
     MOST_ERROR,
     MOST_LEVERAGE,
-    SIGN_VECTORS,
     Derived,
     best_ridge,
     by_band,
     penalty_pattern,
+    sign_vectors,
     takes_exact,
-    takes_first_order,
 )
 from diva_ray.tasks.dual import derive_dual
 from diva_ray.tasks.runner import Runner
@@ -88,23 +88,23 @@ def derive(
     setup, low = with_errors(setup, heard, errors), setup.inputs != "full"
     exact, asked = setup.collect, setup.dtype
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge, fit)
-    accuracy = agreement = None
-    if setup.dtype != asked:
-        setup = spared(runner, setup)
+    accuracy, agreement, fitted = None, None, setup.dtype
+    if setup.dtype != asked and solution.condition <= MOST_CONDITION_FITTED:
+        setup = lowered(runner, setup, solution, asked)
     while True:
-        if setup.copies > 1 or setup.inputs != "full":
+        if setup.vectors or setup.inputs != "full":
             tell_checked_rows(runner, solution, setup.dtype)
         left: Partial = runner.run(passes.leave_one_out, "leave-out")
         if setup.dtype != torch.float64 and not left.tally["max_leverage"] < MOST_LEVERAGE:
             log.info("leverages up to %.6f: products in float64 from here", left.tally["max_leverage"])
             setup, solution = raise_precision(runner, setup, chosen, fit)
-            setup = spared(runner, setup)
+            fitted = setup.dtype
             continue
         penalty, scored = score_rows(runner, setup, solution, left)
-        if setup.copies > 1 or setup.inputs != "full":
+        if setup.vectors or setup.inputs != "full":
             (found,) = runner.run(check.estimated, "check").joined()
             exact_derivatives, squares = left.tally["checked"]
-            agreement = compare_errors(found[:, 1], squares.sqrt()) if setup.copies > 1 else None
+            agreement = compare_errors(found[:, 1], squares.sqrt()) if setup.vectors else None
             accuracy = accuracy or compare_derivatives(found[:, 0], exact_derivatives)
         if setup.inputs == "full" or accuracy is None or accuracy["relative_error"] <= MOST_ERROR[setup.inputs]:
             break
@@ -118,6 +118,7 @@ def derive(
     kind = "exact" if exact else "none" if errors == "none" else "estimate"
     return Derived(
         setup,
+        fitted,
         chosen,
         solution.condition,
         grid,
@@ -131,14 +132,14 @@ def derive(
     )
 
 
-def spared(runner: Runner, setup: Setup) -> Setup:
-    """Return the setup whose products are float64 because of the condition, spared where that is no reason: whitened
-    rows have none, so theirs stay in float32, with standard errors 18 of the 21 n p^2. The checked rows' derivatives
-    tell whether that was enough."""
-    if setup.copies == 1 or setup.inputs != "full":
-        return setup
-    setup = replace(setup, inputs="float32")
+def lowered(runner: Runner, setup: Setup, solution: Solution, dtype: torch.dtype) -> Setup:
+    """Return the setup with products after the fit in their own dtype again, where only the sums of the fit need
+    float64: they lose eps times the condition of a derivative, all other products its root (measured: 1e-6 at 1e6,
+    2e-5 at 1e7)."""
+    setup = replace(setup, dtype=dtype)
+    runner.engine.forget("targets")
     runner.engine.tell(setup=setup)
+    tell_solution(runner, solution, dtype)
     return setup
 
 
@@ -151,13 +152,13 @@ def with_errors(setup: Setup, heard: int, errors: str) -> Setup:
     """Return the setup for standard errors that are `exact`, an `estimate`, chosen by size (`auto`), or `none`."""
     small = takes_exact(heard, setup.scale.width, setup.outputs, setup.dtype.itemsize)
     exact = errors == "exact" or (errors == "auto" and small)
-    copies = 1 if exact or errors == "none" else 1 + SIGN_VECTORS
-    return replace(setup, collect=exact, copies=copies, first_order=takes_first_order(setup.scale.width, copies))
+    vectors = 0 if exact or errors == "none" else sign_vectors(setup.scale.width, setup.outputs)
+    return replace(setup, collect=exact, vectors=vectors)
 
 
 def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) -> tuple[Tensor, Partial]:
     """Return dL/dLambda of every column and the score pass: derivative and standard error stay with the shards."""
-    found, penalty = runner.timed_parts("solve", solve_adjoint, solution, left.sums, setup.inputs)
+    found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums, setup.inputs)
     runner.engine.tell(adjoint=found.to(setup.dtype), score_files=runner.files("score"))
     runner.engine.tell(
         validation=None if left.rows is None else validation_rows(solution, left.rows.joined(), setup.dtype)

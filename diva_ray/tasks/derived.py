@@ -10,23 +10,19 @@ from torch import Tensor
 
 from diva_ray.core.bands import band_slices
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.setup import Setup
+from diva_ray.engine.setup import BUCKETS, Setup
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
 
 EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by default
 EXACT_BYTES = 256 << 20  # and the memory of their whitened features, and of what they have of every output
-SIGN_VECTORS = 8  # random sign vectors beyond that
-COPY_BYTES = 2 << 30  # of p x p sums, in float32 and float64, that sign vectors may take: up to 4,458 columns
-MOST_CONDITION = 3e4  # above it float32 products would cost more than 5e-5 of the derivative
+LEAST_VECTORS, MOST_VECTORS = 8, 32  # random sign vectors beyond that: a spread of 25 to 12 % of a standard error
+MOST_CONDITION = 3e4  # above it a fit in float32 would cost more than 5e-5 of the derivative
+MOST_CONDITION_FITTED = 1e7  # likewise with a fit in float64, and float32 products after it
 MOST_CONDITION_DUAL = 300.0  # times the root of n (1-norms of n x n matrices grow so): an inverse loses more
 MOST_LEVERAGE = 0.99  # likewise
-MOST_ERROR = {
-    "float32": 5e-5,
-    "tf32": 1e-2,
-    "bf16": 5e-2,
-}  # of the checked rows' derivatives, by which low precision is given up
+MOST_ERROR = {"tf32": 1e-2, "bf16": 5e-2}  # of the checked rows' derivatives, by which low precision is given up
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,7 @@ class Derived:
     """What is known of the whole dataset once every row has its derivative.
 
     Attributes:
+        fitted: the dtype of the products of the fit; of all others: `setup`.
         band_derivatives: dL/dLambda summed over the columns of every band.
         standard_errors: `exact` or `estimate`.
         form: `primal` or `dual`.
@@ -41,6 +38,7 @@ class Derived:
     """
 
     setup: Setup
+    fitted: torch.dtype
     ridge: float
     condition: float
     grid: list[tuple[float, float]]
@@ -53,10 +51,12 @@ class Derived:
     accuracy: dict[str, float] | None = None  # likewise derivatives, where products of low precision were asked for
 
 
-def precision_of(setup: Setup) -> str:
+def precision_of(derived: Derived) -> str:
     """Return the precision of the products, for a person."""
-    name = str(setup.dtype).removeprefix("torch.")
-    return name if setup.inputs == "full" else f"{setup.inputs} of whitened rows, else {name}"
+    setup = derived.setup
+    name, fitted = (str(dtype).removeprefix("torch.") for dtype in (setup.dtype, derived.fitted))
+    words = name if setup.inputs == "full" else f"{setup.inputs} of whitened rows, else {name}"
+    return words if fitted == name else f"{words}; {fitted} in the fit"
 
 
 def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:
@@ -64,19 +64,14 @@ def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:
     return heard <= EXACT_ROWS and heard * max(width, 2 * outputs) * itemsize <= EXACT_BYTES
 
 
-def takes_first_order(width: int, copies: int) -> bool:
-    """Return whether sign vectors leave the second order of the derivative out, and p x p sums of their own with it.
-
-    Standard errors are then 0-3 % smaller (median, real features, mean leverage 0.02-0.18), with the same order of z:
-    AUC of wrong labels within 0.002.
-    """
-    return copies > 1 and 12 * copies * width**2 > COPY_BYTES
+def sign_vectors(width: int, outputs: int) -> int:
+    """Return how many sign vectors draw standard errors: as many as cost half of a derivative, 4 n p c each."""
+    return max(LEAST_VECTORS, min(MOST_VECTORS, width // (2 * min(outputs, BUCKETS))))
 
 
-def errors_in_words(folded: bool, buckets: int, first_order: bool) -> str:
+def errors_in_words(vectors: int, outputs: int, buckets: int) -> str:
     """Return how standard errors are estimated."""
-    words = f"{SIGN_VECTORS} sign vectors" + (f", classes folded onto {buckets:,} buckets" if folded else "")
-    return words + (", first order" if first_order else "")
+    return f"{vectors} sign vectors" + (f", classes folded onto {buckets:,} buckets" if outputs > buckets else "")
 
 
 def penalty_pattern(setup: Setup) -> Tensor:

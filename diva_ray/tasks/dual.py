@@ -68,7 +68,9 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool 
     runner.seconds["solve"] = time.perf_counter() - start
     found = _hand_back(runner, setup, store, scored, moved)
     by_source = found.tally.pop("sources")
-    return Derived(setup, float(ridge), fit.condition, grid, found.tally, bands, "exact", "dual", by_source)
+    return Derived(
+        setup, setup.dtype, float(ridge), fit.condition, grid, found.tally, bands, "exact", "dual", by_source
+    )
 
 
 def _contributions(

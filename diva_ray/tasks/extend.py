@@ -205,7 +205,7 @@ class Extension:
     def score(self, k: int, batch: int, total: int) -> None:
         """Score the pool in one read; fit the rule for its labels; add this round's slice to the uniform choice."""
         engine = self.runner.engine
-        adjoint, _ = self.runner.timed_parts("solve", solve_adjoint, self.solution, self.left.sums)
+        adjoint, _ = self.runner.timed("solve", solve_adjoint, self.solution, self.left.sums)
         engine.tell(adjoint=adjoint.to(self.setup.dtype))
         if self.left.rows is not None:
             engine.tell(validation=validation_rows(self.solution, self.left.rows.joined(), self.setup.dtype))

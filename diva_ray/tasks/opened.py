@@ -78,7 +78,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         notes.append("the time is that of the closed form: training logs its own rate and time left")
     elif isinstance(config, TuneConfig):
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
-    elif cost.copies > 1:
+    elif cost.vectors:
         notes.append(f"standard errors are estimated from {cost.errors()}")
     more = _cost(replace(config, precision="float64"), rows, p, outputs, opened.task).state() - cost.state()
     notes += products_in_words(config, more)

@@ -10,10 +10,10 @@ from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
-from diva_ray.tasks.derived import SIGN_VECTORS, Derived, precision_of
+from diva_ray.tasks.derived import Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, estimates, planted, verdict_figures
+from diva_ray.tasks.summary import common_figures, errors_of, estimates, planted, verdict_figures
 
 if TYPE_CHECKING:
     from diva_ray.tasks.pairs import Judged
@@ -52,9 +52,9 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
         },
         **verdict_figures(rule, written),
         "rules": RULES,
-        "standard_errors": "exact" if first.standard_errors == "exact" else f"{SIGN_VECTORS} sign vectors",
+        "standard_errors": errors_of(first),
         "form": first.form,
-        "precision": precision_of(first.setup),
+        "precision": precision_of(first),
     }
     if first.accuracy is not None:
         summary["derivative_check"] = {name: one.accuracy for name, one in derived.items()}
@@ -97,8 +97,7 @@ def sources_of(session: Session, one: Derived, sums: Tensor, written: Tally) -> 
     names = session.setup.source_names()
     if not names:
         return []
-    scale = 1.0 if one.standard_errors == "exact" else SIGN_VECTORS**-0.5
-    d, error = sums[:, 0].tolist(), (sums[:, 1:].norm(dim=1) * scale).tolist()
+    d, error = sums[:, 0].tolist(), (sums[:, 1:].norm(dim=1) * one.setup.draw_scale).tolist()
     n, hurt = written["source_n"].tolist(), written["source_detrimental"].tolist()
     return [
         {
@@ -175,7 +174,7 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
     elif not summary["n_label_issues"]:
         notes.append("The share of mismatched pairs could not be told from none.")
     if summary["standard_errors"] != "exact":
-        notes.append(f"Standard errors are estimated from {SIGN_VECTORS} random sign vectors.")
+        notes.append(f"Standard errors are estimated from {summary['standard_errors']}.")
     return notes
 
 

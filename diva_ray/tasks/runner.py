@@ -28,7 +28,6 @@ class Engine(Protocol):
     def tell(self, **known: Any) -> None: ...  # noqa: D102
     def forget(self, *names: str) -> None: ...  # noqa: D102
     def solve(self, function: Any, *args: Any) -> Any: ...  # noqa: D102
-    def solve_each(self, function: Any, items: Any, *shared: Any) -> list[Any]: ...  # noqa: D102
     def each(self, kernel: Any, extents: list[Extent], done: Any = ..., features: bool = ...) -> Any: ...  # noqa: D102
     def total(self, found: Any) -> Any: ...  # noqa: D102
     def duplicate(self, field: str, *, pool: bool = ...) -> int | None: ...  # noqa: D102
@@ -124,16 +123,9 @@ class Runner:
 
     def timed(self, label: str, function: Any, *args: Any) -> Any:
         """Return a result of work on the driver (or the device that solves for it), counting its seconds."""
-        return self._timed(label, self.engine.solve, function, *args)
-
-    def timed_parts(self, label: str, function: Any, *args: Any) -> Any:
-        """Return a result of work whose parts the engine runs, counting its seconds: it takes `each` to do that."""
-        return self._timed(label, function, *args, each=self.engine.solve_each)
-
-    def _timed(self, label: str, function: Any, *args: Any, **more: Any) -> Any:
         start = time.perf_counter()
         try:
-            result = function(*args, **more)
+            result = self.engine.solve(function, *args)
         except ValueError as error:  # core says which option to change
             raise InputError(str(error)) from error
         self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start

@@ -58,7 +58,7 @@ class Search:
         self, runner: Runner, setup: Setup, validation: float, heard: float, sums: FitSums | None = None
     ) -> None:
         self.runner, self.total, self.heard = runner, validation, heard
-        self.setup = replace(setup, loss="squared", copies=1, collect=False)
+        self.setup = replace(setup, loss="squared", vectors=0, collect=False)
         self.widths, self.first = setup.scale.widths, int(setup.scale.intercept)
         self.seen: dict[tuple[float, ...], tuple[float, Tensor]] = {}
         self._begin()
@@ -89,7 +89,7 @@ class Search:
             tell_solution(runner, solution, self.setup.dtype)
             left: Partial = runner.run(passes.leave_one_out, "leave-out")
             if not single or left.tally["max_leverage"] < MOST_LEVERAGE:
-                _, gradient = runner.timed_parts("solve", solve_adjoint, solution, left.sums)
+                _, gradient = runner.timed("solve", solve_adjoint, solution, left.sums)
                 return left.tally["loss"] / self.total, by_band(self.setup, gradient) / self.total
         if not runner.quiet:
             log.info("condition number %.1e: products in float64 from here", solution.condition)

@@ -13,7 +13,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.report.words import counted
 from diva_ray.tasks.checks import missing_of
-from diva_ray.tasks.derived import SIGN_VECTORS, Derived, errors_in_words, precision_of
+from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
@@ -70,7 +70,7 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         "form": derived.form,
         "condition": derived.condition,
         "max_leverage": derived.tally["max_leverage"],
-        "precision": precision_of(setup),
+        "precision": precision_of(derived),
         "ridge_grid": [{"ridge": r, "squared_error": None if not np.isfinite(e) else e} for r, e in derived.grid],
     }
     if derived.accuracy is not None:
@@ -92,7 +92,7 @@ def errors_of(derived: Derived) -> str:
     setup = derived.setup
     if derived.standard_errors == "exact":
         return "exact"
-    return errors_in_words(setup.folding() is not None, setup.buckets, setup.first_order)
+    return errors_in_words(setup.vectors, setup.outputs, setup.buckets)
 
 
 def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:
@@ -195,8 +195,7 @@ def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[
     names = derived.setup.source_names()
     if not names:
         return []
-    scale = 1.0 if derived.standard_errors == "exact" else SIGN_VECTORS**-0.5
-    d, error = derived.by_source[:, 0], derived.by_source[:, 1:].norm(dim=1) * scale
+    d, error = derived.by_source[:, 0], derived.by_source[:, 1:].norm(dim=1) * derived.setup.draw_scale
     rows = []
     for k, name in enumerate(names):
         z = float(d[k] / error[k]) if error[k] > 0 else 0.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from diva_ray.core.reweight import Step
 from diva_ray.engine import steps
 from diva_ray.engine.setup import Setup
@@ -65,6 +63,6 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     left = walk.look(solution)
     kind = "exact" if setup.collect else "estimate"
     return Derived(
-        replace(setup), ridge, solution.condition, grid, left.tally, by_band(setup, walk.penalty), kind, "primal",
+        setup, setup.dtype, ridge, solution.condition, grid, left.tally, by_band(setup, walk.penalty), kind, "primal",
         walk.by_source,
     )  # fmt: skip

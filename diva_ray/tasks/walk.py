@@ -16,7 +16,7 @@ from diva_ray.engine.context import Fold
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.derive import score_rows, tell_solution
-from diva_ray.tasks.derived import SIGN_VECTORS, penalty_pattern
+from diva_ray.tasks.derived import penalty_pattern
 from diva_ray.tasks.judge import judge
 from diva_ray.tasks.runner import Runner
 
@@ -124,8 +124,7 @@ class Walk:
         return scored.sums
 
     def _tell_factors(self, by_source: Tensor) -> None:
-        scale = 1.0 if self.setup.collect else SIGN_VECTORS**-0.5
-        d, error = by_source[:, 0], by_source[:, 1:].norm(dim=1) * scale
+        d, error = by_source[:, 0], by_source[:, 1:].norm(dim=1) * self.setup.draw_scale
         rates = {step.value for step in (self.path.chain, *self.path.beside)}
         self.runner.engine.tell(factors={rate: source_factors(d, error, rate) for rate in rates})
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from diva_ray.core import derivative as dd
 from diva_ray.core import dual, leave_out, losses, ridge
 from diva_ray.core.adjoint import AdjointAccumulator, solve_adjoint
+from diva_ray.core.folding import Folding
 from diva_ray.core.products import multiply_triangular_
+from diva_ray.core.second_order import second_order
 from tests.oracles import CENTER, Problem, huber
 
 RIDGES = (1e-6, 1.0, 1e6)
@@ -79,7 +81,8 @@ class Found:
     Attributes:
         loss: L.
         outputs: left-out outputs f, (n, c).
-        derivative: dL/dalpha of every copy of signs, (n, copies).
+        derivative: dL/dalpha, (n, 1).
+        draws, rest: under every sign vector, (n, vectors), and what is added to their mean square, (n,).
         penalty: dL/dLambda, (p,).
         C: pairwise contributions, (n, groups).
         leverage: h, (n,).
@@ -95,6 +98,8 @@ class Found:
     leverage: Tensor
     W: Tensor
     condition: float
+    draws: Tensor | None = None
+    rest: Tensor | None = None
 
 
 def rows_of(problem: Problem, trained: bool) -> Tensor:
@@ -131,16 +136,17 @@ def validation(problem: Problem, t: Tensor, e: Tensor, rows: Tensor) -> tuple[dd
     return dd.Validation(t[order], problem.alpha[order, None] * e[order], group), order
 
 
-def primal(problem: Problem, blocks: int = 1, signs: Tensor | None = None) -> Found:
+def primal(problem: Problem, blocks: int = 1, signs: Tensor | None = None, folding: Folding | None = None) -> Found:
     """Return what the three passes find."""
     n, (p, c), dtype = len(problem.Z), (problem.Z.shape[1], problem.offset.shape[1]), problem.Z.dtype
-    signs = torch.ones(n, 1, dtype=dtype) if signs is None else signs.to(dtype)
+    signs = torch.ones(n, 0, dtype=dtype) if signs is None else signs.to(dtype)
+    vectors = signs.shape[1]
     parts = cut(problem, blocks)
     solution = ridge.solve(fit(problem, parts), problem.Lambda.double())
     whiten = solution.Linv.T.contiguous().to(dtype)
     r, f, e, t = (torch.empty(n, c, dtype=dtype) for _ in range(4))
     own, h, U, total, sums = (
-        torch.empty(n, dtype=dtype),
+        [],
         torch.empty(n, dtype=dtype),
         torch.empty(n, p, dtype=dtype),
         0.0,
@@ -154,19 +160,28 @@ def primal(problem: Problem, blocks: int = 1, signs: Tensor | None = None) -> Fo
         e[rows], h[rows] = left.e, 1 - left.room
         f[rows] = losses.subtract_from_targets(b.Y, left.e)
         values, g = loss_of(problem)(f[rows], b.Y)
-        t[rows], own[rows] = leave_out.adjoint(left, b.v[:, None] * g)
+        t[rows], mine = leave_out.adjoint(left, b.v[:, None] * g)
         total += float(b.v.double() @ values.double())
-        accumulator = AdjointAccumulator(p, c, signs.shape[1], dtype)
-        accumulator.add(U[rows], b.alpha, left, t[rows], signs[rows])
+        second = second_order(left, b.alpha, t[rows]) if vectors else None
+        more = () if second is None else (
+            dd.own_draws(left, r[rows], t[rows], vectors, folding), second.reach, second.bend
+        )  # fmt: skip
+        own.append(dd.OwnTerms(mine, *more))
+        accumulator = AdjointAccumulator(p, c, vectors, dtype, folding=folding)
+        accumulator.add(U[rows], b.alpha, left, t[rows], signs[rows], second)
         sums.append(accumulator.sums())
     found, penalty = solve_adjoint(solution, reduce(add, sums))
-    d = torch.empty(n, signs.shape[1], dtype=dtype)
-    for rows in parts:
-        d[rows] = dd.derivative(problem.Z[rows], r[rows], own[rows], signs[rows], found.to(dtype))
+    d, draws, rest = torch.empty(n, 1, dtype=dtype), torch.empty(n, vectors, dtype=dtype), torch.zeros(n).double()
+    for rows, mine in zip(parts, own, strict=True):
+        d[rows, 0], draws[rows] = dd.derivative(
+            problem.Z[rows], r[rows], mine, signs[rows], found.to(dtype), folding=folding
+        )
+        if found.moments is not None:
+            rest[rows] = dd.drawn_variance(mine.reach, found.moments)
     heard, order = validation(problem, t, e, torch.arange(n))
     code = torch.unique(problem.groups, return_inverse=True)[1]
     C = dd.pairwise_contributions(U @ U[order].T, r, code, heard)
-    return Found(total, f, d, penalty, C, h, solution.W, solution.condition)
+    return Found(total, f, d, penalty, C, h, solution.W, solution.condition, draws, rest)
 
 
 def dual_form(problem: Problem) -> Found:

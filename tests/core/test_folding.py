@@ -1,4 +1,4 @@
-"""Copies that see less than the derivative does: classes folded onto buckets, no second order."""
+"""Sign vectors that see less than the derivative does: classes folded onto buckets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from diva_ray.core.adjoint import AdjointAccumulator, solve_adjoint
 from diva_ray.core.folding import folding
 from diva_ray.core.leave_out import adjoint, leave_out, rows_by_group_size
 from diva_ray.core.ridge import Solution
+from diva_ray.core.second_order import second_order
 
 F64 = torch.float64
 
@@ -43,31 +44,33 @@ def test_products_of_folded_rows_are_right_on_average_and_spread_as_stated():
 
 
 @pytest.mark.parametrize("groups", [False, True])
-@pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("buckets", [4, 16])
-def test_a_copy_is_the_signed_sum_of_the_contributions_that_it_sees(groups, first_order, buckets):
+def test_a_draw_is_the_signed_sum_of_the_contributions_that_it_sees(groups, buckets):
     generator = torch.Generator().manual_seed(2)
-    n, p, c, copies = 40, 6, 9, 3
+    n, p, c, vectors = 40, 6, 9, 3
     U = torch.linalg.qr(torch.randn(n, p, generator=generator, dtype=F64))[0].contiguous() * 0.9
     r, g = torch.randn(2, n, c, generator=generator, dtype=F64)
     alpha, codes = torch.rand(n, generator=generator, dtype=F64), torch.arange(n) // (3 if groups else 1)
-    signs = dd.random_signs(codes, copies - 1, 0)
+    signs = dd.random_signs(codes, vectors, 0)
     left = leave_out(U, r, alpha, rows_by_group_size(codes))
     t, own = adjoint(left, g)
-    fold = folding(c, buckets, copies - 1, 5, F64)
+    fold = folding(c, buckets, vectors, 5, F64)
     assert (fold is None) == (buckets > c)
-    sums = AdjointAccumulator(p, c, copies, F64, folding=fold, first_order=first_order)
-    sums.add(U, alpha, left, t, signs)
-    own = dd.own_terms(left, r, t, own, copies, fold, first_order=first_order)
+    second = second_order(left, alpha, t)
+    sums = AdjointAccumulator(p, c, vectors, F64, folding=fold)
+    sums.add(U, alpha, left, t, signs, second)
+    mine = dd.OwnTerms(own, dd.own_draws(left, r, t, vectors, fold), second.reach, second.bend)
     solution = Solution(torch.zeros(p, c, dtype=F64), torch.eye(p, dtype=F64), 1.0)
-    found = dd.derivative(U, r, own, signs, solve_adjoint(solution, sums.sums())[0], folding=fold)
+    found, draws = dd.derivative(U, r, mine, signs, solve_adjoint(solution, sums.sums())[0], folding=fold)
     K, apart = U @ U.T, codes[:, None] != codes
-    for copy in range(copies):
-        seen = [x if fold is None or not copy else fold.fold(x, copy - 1) for x in (r, t)]
-        linear = K * (seen[0] @ seen[1].T)
-        S = torch.zeros(n, n, dtype=F64)  # K D e t' K' by groups, over pairs i, k of one group
-        if not (first_order and copy):
-            inner = (alpha[:, None] * left.e) @ t.T * (codes[:, None] == codes)
-            S = torch.einsum("ji,ik,jk->jk", K, inner, K)
-        expected = ((linear + S) * apart) @ signs[:, copy]
-        torch.testing.assert_close(found[:, copy], expected, rtol=0, atol=1e-12)
+    inner = (alpha[:, None] * left.e) @ t.T * (codes[:, None] == codes)
+    S = torch.einsum("ji,ik,jk->jk", K, inner, K)  # K D e t' K' by groups, over pairs i, k of one group
+    torch.testing.assert_close(found, ((K * (r @ t.T) + S) * apart).sum(1), rtol=0, atol=1e-12)
+    reach = second.reach / (alpha * second.reach).sum()
+    for k in range(vectors):
+        seen = [x if fold is None else fold.fold(x, k) for x in (r, t)]
+        # Every row of a group has the group's bend: it counts once.
+        mean = reach[:, None] * (second.bend / (3 if groups else 1))[None]
+        mean[:, -1] *= 1 if not groups else 3  # 40 rows: the last group is one row
+        expected = ((K * (seen[0] @ seen[1].T) + mean) * apart) @ signs[:, k]
+        torch.testing.assert_close(draws[:, k], expected, rtol=0, atol=1e-12)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diva_ray.core.adjoint import AdjointSums
+from diva_ray.core.second_order import Moments
 from tests.core.problems import KINDS, cut, dual_form, fit, make_problem, primal
 from tests.oracles import assert_close
 
@@ -63,19 +64,21 @@ def test_merging_fit_sums_is_associative_and_commutative(problem):
 
 
 @few
-@given(st.integers(1, 4), st.integers(0, 1000))
-def test_merging_adjoint_sums_is_associative_and_commutative(copies, seed):
+@given(st.integers(0, 4), st.integers(0, 1000))
+def test_merging_adjoint_sums_is_associative_and_commutative(vectors, seed):
     generator = torch.Generator().manual_seed(seed)
 
     def draw():
-        M, *S = (torch.randn(5, 5, generator=generator, dtype=F64) for _ in range(1 + copies))
-        return AdjointSums(M, tuple(S))
+        M, S = (torch.randn(5, 5, generator=generator, dtype=F64) for _ in range(2))
+        reach, square, *bends = torch.randn(2 + vectors, generator=generator, dtype=F64)
+        return AdjointSums(M, S, Moments(reach, square, torch.stack(bends)) if vectors else None)
 
     a, b, c = draw(), draw(), draw()
     for one, other in (((a + b) + c, a + (b + c)), (a + b, b + a)):
         assert_close(one.M, other.M, 1e-14, "M")
-        for S, R in zip(one.S, other.S, strict=True):
-            assert_close(S, R, 1e-14, "S")
+        assert_close(one.S, other.S, 1e-14, "S")
+        for name in ("reach", "square", "bends") if vectors else ():
+            assert_close(getattr(one.moments, name), getattr(other.moments, name), 1e-14, name)
 
 
 @few

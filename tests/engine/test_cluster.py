@@ -75,29 +75,6 @@ def test_weight_steps_survive_a_killed_worker_with_the_same_bits(ray_cluster, tm
     assert losses["inline"][2] < losses["inline"][1] < losses["inline"][0]
 
 
-def test_workers_take_turns_with_work_on_large_matrices(ray_cluster, task, monkeypatch):
-    monkeypatch.setattr("diva_ray.engine.device.LARGE", 5)
-    options = {"source": "source", "standard_errors": "estimate", "quiet": True}
-    inline = diva_ray.score(task, cluster="inline", **options)
-    result = diva_ray.score(task, cluster={"kind": "ray", "workers": 2}, **options)
-    assert result.folder.read_table("samples").equals(inline.samples)
-    runner, _ = opened(small_task(), "ray", workers=2)
-
-    def done_by(matrix, factor):
-        if not factor:
-            raise ValueError("done_by: the factor must not be 0, got 0")
-        return os.getpid(), float(matrix.sum() * factor)
-
-    found = runner.engine.solve_each(done_by, [torch.eye(5 + k) for k in range(3)], 2.0)
-    assert [value for _, value in found] == [10.0, 12.0, 14.0]
-    assert found[0][0] == found[2][0] and len({os.getpid(), found[0][0], found[1][0]}) == 3
-    with pytest.raises(ValueError, match="must not be 0"):
-        runner.engine.solve_each(done_by, [torch.eye(5), torch.eye(5)], 0.0)
-    small = runner.engine.solve_each(done_by, [torch.eye(4), torch.eye(4)], 2.0)
-    assert {pid for pid, _ in small} == {os.getpid()}, "what is small is not worth the way"
-    runner.engine.close()
-
-
 def test_a_stuck_pass_ends_with_a_message(ray_cluster):
     runner, _ = opened(small_task(), "ray", workers=1, pass_timeout=1.0)
 

@@ -79,7 +79,7 @@ def test_estimated_standard_errors_agree_with_exact_ones():
     data = small_task()
     both = [diva_ray.score(data, cluster="inline", standard_errors=kind, quiet=True) for kind in ("exact", "estimate")]
     exact, estimate = (result.samples["standard_error"].to_numpy() for result in both)
-    # Nine right-hand sides at once are rounded in another order than one.
+    # More right-hand sides at once are rounded in another order than one.
     np.testing.assert_allclose(*(result.samples["derivative"].to_numpy() for result in both), rtol=2e-5, atol=1e-6)
     ratio = estimate / exact
     # Eight signs: the squared error has a relative spread of sqrt(2 / 8), the error half of it.

@@ -7,7 +7,6 @@ import pytest
 
 import diva_ray
 from diva_ray.core import reduction
-from diva_ray.engine.device import LARGE
 from diva_ray.tasks.cost import Cost, cost_of
 
 
@@ -35,18 +34,20 @@ def test_tiles_take_less_of_the_driver_and_more_of_the_passes():
     assert more == pytest.approx(20 * 8 * reduction.WIDTH * 3 * p * p)
 
 
-@pytest.mark.parametrize(("p", "dealt"), [(LARGE - 1, False), (LARGE, True)])
-def test_workers_take_turns_with_the_copies_of_a_large_table(p, dealt):
-    nine = cost_of(60_000, p, 10, "classification", errors="estimate", double=False, auto=False, gpus=False)
-    assert nine.squares == 9
-    assert nine.dealt() == (9 * p**3 if dealt else 0)
-    alone = replace(nine, squares=1, copies=1, columns=10)
-    assert nine.driver() - alone.driver() == pytest.approx(
-        (-1 if dealt else 8) * p**3 + 2 * p * p * (nine.columns - 10)
-    )
-    shared, driver = nine.seconds(1e11)
-    assert driver == pytest.approx(nine.driver() / 3.5e10)
-    assert shared == pytest.approx(nine.operations() / 7e10 + nine.touched() + nine.dealt() / 3.5e10)
+@pytest.mark.parametrize(
+    ("p", "outputs", "vectors"), [(1280, 10, 32), (384, 10, 19), (512, 100, 8), (65, 10, 8), (385, 1, 32)]
+)
+def test_standard_errors_cost_half_of_a_derivative_or_eight_sign_vectors(p, outputs, vectors):
+    one = cost_of(60_000, p, outputs, "classification", errors="estimate", double=False, auto=False, gpus=False)
+    none = cost_of(60_000, p, outputs, "classification", errors="none", double=False, auto=False, gpus=False)
+    assert (one.vectors, none.vectors) == (vectors, 0)
+    more = one.operations() - none.operations()
+    assert more == 4 * 60_000 * p * outputs * vectors
+    assert more <= none.operations() / 2 or vectors == 8
+    assert one.errors() == f"{vectors} sign vectors"
+    shared, driver = one.seconds(1e11)
+    assert driver == pytest.approx(one.driver() / 3.5e10)
+    assert shared == pytest.approx(one.operations() / 7e10 + one.touched())
 
 
 @pytest.mark.parametrize(("columns", "precision", "told"), [(6000, "auto", 1), (6000, "float64", 0), (50, "auto", 0)])

@@ -269,10 +269,10 @@ def test_float32_products_agree_to_their_rounding_and_a_bad_condition_raises_bot
     after = pa.concat_tables(a_file_more(quarters(table)))
     same(derived(after, update=before, precision="auto"), derived(after, precision="auto"), 2e-5)
     before = derived(table, precision="auto", ridge=1e-7, standardize="none")
-    assert before[2].setup.dtype == torch.float64
+    assert (before[2].fitted, before[2].setup.dtype) == (torch.float64, torch.float32)
     updated = derived(after, precision="auto", ridge=1e-7, standardize="none", update=before[3])
     assert updated[1]["update"]["rows_unchanged"] > N / 2, "float64 sums serve both precisions"
-    same(updated, derived(after, precision="auto", ridge=1e-7, standardize="none"), 1e-7)
+    same(updated, derived(after, precision="auto", ridge=1e-7, standardize="none"), 2e-5)
 
 
 def call(data, **options):
