@@ -234,7 +234,7 @@ def dual(s: Sizes) -> Iterator[Figure]:
 
 
 def on_ray(s: Sizes) -> Iterator[Figure]:
-    """Two Ray workers of one thread against this process."""
+    """Two Ray workers of one thread against this process, in turns: other work on the machine slows both alike."""
     import pyarrow.parquet as pq
 
     from diva_ray.engine.cluster import Cluster
@@ -242,13 +242,12 @@ def on_ray(s: Sizes) -> Iterator[Figure]:
 
     X, y = draw(s.n, s.p, s.c)
     setup = setup_of(s.p, s.c)
-    runner = loaded(X, y)
-    inline = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
-    penalty = derivative_of(runner, setup)
+    here = loaded(X, y)
+    penalty = derivative_of(here, setup)
     with tempfile.TemporaryDirectory() as folder:
         rows = from_arrays({"features": X, "label": y}).memory
         pq.write_table(rows, f"{folder}/t.parquet", row_group_size=5_000, use_dictionary=False, compression="none")
-        del X, runner, rows
+        del X, rows
         start = time.perf_counter()
         connect("local")
         connected = time.perf_counter() - start
@@ -258,11 +257,15 @@ def on_ray(s: Sizes) -> Iterator[Figure]:
         runner = Runner(Cluster([table], columns, extents, workers=2, threads=1, environment=environment), quiet=True)
         runner.load()
         ready = time.perf_counter() - start - connected
-        seconds = peers.seconds_of(lambda: derivative_of(runner, setup), s.repeats)
         same = bool(torch.equal(penalty, derivative_of(runner, setup)))
+        turns = [
+            [peers.seconds_of(lambda one=one: derivative_of(one, setup), 1) for one in (here, runner)]
+            for _ in range(2 * s.repeats - 1)
+        ]
+        inline, seconds = np.median(turns, 0).tolist()
         alone, beside = cores_beside(runner.engine.actors, min(s.n, 2_500), s.p + 1)
         runner.engine.close()
-    note = f"{inline:.2f} s / {seconds:.2f} s after start-up"
+    note = f"{inline:.2f} s / {seconds:.2f} s after start-up, medians of {len(turns)} in turns"
     yield Figure("2 Ray workers: speed-up over inline", inline / seconds, "x", 1.75, True, note)
     rates = f"{alone / 1e9:.0f} and {beside / 1e9:.0f} GF/s"
     note = f"SSYRK for {SUSTAINED:g} s at our shape, {rates}: the most that a speed-up can be"

@@ -190,7 +190,7 @@ def fit_ridge(
         ridge = best_ridge(grid)
     solution: Solution = runner.timed("solve", solve, sums, float(ridge) * pattern)
     if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:
-        log.info("condition number %.1e: products in float64 from here", solution.condition)
+        log.info("condition number %.1e: fitted again with float64 products", solution.condition)
         setup, solution = raise_precision(runner, setup, float(ridge), fit)
         return setup, float(ridge), solution, grid
     tell_solution(runner, solution, setup.dtype)
