@@ -134,8 +134,8 @@ def derive(
 
 def lowered(runner: Runner, setup: Setup, solution: Solution, dtype: torch.dtype) -> Setup:
     """Return the setup with products after the fit in their own dtype again, where only the sums of the fit need
-    float64: they lose eps times the condition of a derivative, all other products its root (measured: 1e-6 at 1e6,
-    2e-5 at 1e7)."""
+    float64: they lose eps times the condition of a derivative, all other products its root (measured: 1e-5 at 1e6,
+    4e-5 at 1e7)."""
     setup = replace(setup, dtype=dtype)
     runner.engine.forget("targets")
     runner.engine.tell(setup=setup)
