@@ -4,8 +4,8 @@ On a CPU they go through scipy's BLAS: torch offers neither SYRK nor TRMM, which
 at two fifths of scipy's on AMD. On another device they go through torch, in panels of columns that leave most of the
 other triangle out. Matrices are row-major; a symmetric sum fills its upper triangle only until `symmetric` mirrors it.
 
-`inputs` of a product: `full`, as they are, or the precision its inputs are rounded to first: `float32`, `tf32` (10 bits
-of mantissa) or `bf16` (7), with sums in float32 as on the tensor cores of a GPU. A CPU rounds to the last two, then
+`inputs` of a product: `full`, as they are, or the precision its inputs are rounded to first: `tf32` (10 bits of
+mantissa) or `bf16` (7), with sums in float32 as on the tensor cores of a GPU. A CPU rounds to the last two, then
 multiplies as ever: to see the error.
 """
 
@@ -133,7 +133,7 @@ def safe_threads(square: Tensor) -> Iterator[None]:
 
 def rounded(x: Tensor, inputs: str) -> Tensor:
     """Return float32 values as a product of such inputs sees them: the nearest bf16, or cut to the bits of TF32."""
-    if inputs in ("full", "float32"):
+    if inputs == "full":
         return x
     return x.bfloat16().to(x.dtype) if inputs == "bf16" else (x.view(torch.int32) & ~0x1FFF).view(x.dtype)
 

@@ -47,7 +47,8 @@ def sample(shard: Shard, known: Known) -> Rows:
     setup: Setup = known["setup"]
     rows, place = _positions(shard, known), {"dtype": setup.dtype, "device": device_of(known)}
     Z = torch.cat([prepare(shard, k, k + 1, setup.scale, torch.empty(1, setup.scale.width, **place)) for k in rows])
-    F = (Z @ known["solution"]["W"]).cpu()
+    W = known["solution"]["W"]
+    F = (Z.to(W.dtype) @ W).cpu()
     if shard.offset is not None:
         F = F + shard.offset[torch.tensor(rows).to(shard.offset.device)].to("cpu", setup.dtype)
     return Rows((Z.cpu(), subtract_from_targets(targets(shard, setup)[rows], F), group_codes(shard, known)[rows]))

@@ -78,7 +78,9 @@ def codes_of(shard: Shard, setup: Setup) -> Tensor:
 
 def rows_at_once(setup: Setup, device: torch.device) -> int:
     """Return the rows of a block: as many as are asked for, or as keep a device busy."""
-    return block_rows(setup.block_rows, row_bytes(setup.scale.width, setup.outputs, setup.dtype.itemsize), device)
+    return block_rows(
+        setup.block_rows, row_bytes(setup.scale.width, setup.outputs, setup.dtype.itemsize, setup.draws), device
+    )
 
 
 def blocks(shard: Shard, known: Known) -> Iterator[Block]:
@@ -177,7 +179,7 @@ def weights_file(shard: Shard, step: str) -> str:
 
 
 def row_signs(shard: Shard, setup: Setup) -> Tensor:
-    """Return the sign of every row in every copy: drawn from the row's key, or from its group's."""
+    """Return the sign of every row under every vector: drawn from the row's key, or from its group's."""
     return random_signs(unit_keys(shard), setup.vectors, setup.seed).to(setup.dtype)
 
 

@@ -152,10 +152,10 @@ def block_rows(asked: int, size: int, device: torch.device) -> int:
     return asked if device == CPU else max(asked, min(MOST_BLOCK_ROWS, BLOCK_BYTES // size))
 
 
-def row_bytes(width: int, outputs: int, itemsize: int) -> int:
-    """Return what a row of a block needs on a device: its features some times over, and its outputs for every copy that
-    draws standard errors."""
-    return itemsize * (COPIES * width + 24 * outputs)
+def row_bytes(width: int, outputs: int, itemsize: int, draws: int = 0) -> int:
+    """Return what a row of a block needs on a device: its features, its outputs, and its outputs under all sign vectors
+    (`draws` in all) some times over."""
+    return itemsize * (COPIES * width + 14 * outputs + 3 * draws)
 
 
 def is_large(args: Any) -> bool:

@@ -69,10 +69,12 @@ def margins(outputs: Tensor, Y: Tensor) -> Tensor:
 
 
 def fitted(b: Block, known: Known) -> tuple[Tensor, Tensor]:
-    """Return the outputs of the fit to all rows, and its residuals."""
-    F = multiply(b.Z, known["solution"]["W"])
+    """Return the outputs of the fit to all rows, and its residuals, found in the precision of the solution."""
+    W = known["solution"]["W"]
+    F = multiply(b.Z.to(W.dtype), W)
     F = F if b.offset is None else F + b.offset
-    return F, losses.subtract_from_targets(b.Y, F)
+    r = losses.subtract_from_targets(b.Y, F)
+    return F.to(b.Z.dtype), r.to(b.Z.dtype)
 
 
 def left_out_of(shard: Shard, known: Known, b: Block, r: Tensor) -> tuple[Tensor, LeftOut]:

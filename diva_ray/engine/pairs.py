@@ -159,11 +159,10 @@ def join(shard: Shard, known: Known) -> Tally:
     setup: Setup = known["setup"]
     codes = None if shard.extent.held_out else source_codes(shard, setup)
     sums: Tensor | None = None
-    scale = both[0][1]["setup"].draw_scale
-    for rows, contributions, rest in _contributions(both):
-        scored[rows, 1] = ((contributions.norm(dim=1) * scale).square() + rest).sqrt()
+    for rows, contributions in _contributions(both):
+        every = torch.cat([scored[rows, :1].to(contributions), contributions], 1)
+        scored[rows, 1] = both[0][1]["setup"].errors_of(every)[1].cpu()
         if setup.sources is not None:
-            every = torch.cat([scored[rows, :1].to(contributions), contributions], 1)
             sums = every.new_zeros(len(setup.sources), every.shape[1]) if sums is None else sums
             if codes is not None:
                 add_rows_(sums, codes[rows].to(sums.device), every)
@@ -171,18 +170,18 @@ def join(shard: Shard, known: Known) -> Tally:
     return Tally(rows=len(shard), sources=torch.zeros(0) if sums is None else sums)
 
 
-def _contributions(both: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
-    """Yield what every validation group (or sign vector) adds to the joint derivatives of slices of rows, float64, and
-    what is added to the squares: of draws, the variance of the second order, which either direction has for itself."""
+def _contributions(both: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor]]:
+    """Yield what every validation group adds to the joint derivatives of slices of rows, float64; or what every sign
+    vector does, and the variance of the second order, which either direction has for itself."""
     (shard, known), _ = both
     if "dual" in known:
         moved = [one["dual_contributions"][shard.extent.index].double() for _, one in both]
-        yield slice(0, len(shard)), moved[0] + moved[1], 0.0
+        yield slice(0, len(shard)), moved[0] + moved[1]
     elif known["setup"].vectors:
         one, other = (scored_rows(*direction, "drawn") for direction in both)
-        yield slice(0, len(shard)), (one + other)[:, :-1], (one + other)[:, -1]
+        yield slice(0, len(shard)), one + other
     else:
-        yield from ((rows, found, 0.0) for rows, found in _exact_contributions(both))
+        yield from _exact_contributions(both)
 
 
 def _exact_contributions(directions: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor]]:

@@ -194,7 +194,7 @@ def score(shard: Shard, known: Known) -> Partial:
     update = known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
     drawn = torch.zeros(len(shard), setup.vectors + 1, dtype=torch.float64) if known.get("draws") else None
-    columns = 1 + (len(exact.codes) if exact else setup.vectors)
+    columns = 1 + (len(exact.codes) if exact else setup.vectors + 1)
     sources = 0 if setup.sources is None else len(setup.sources)
     by_source = torch.zeros(sources, columns, dtype=torch.float64, device=device)
     following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) if update else None
@@ -211,15 +211,18 @@ def score(shard: Shard, known: Known) -> Partial:
         scratch = torch.empty_like(Z) if scratch is None or len(scratch) < len(Z) else scratch
         own = rows.own_terms(part, Z)
         d, draws = dd.derivative(Z, r.to(Z), own, signs[part].to(Z), adjoint_, scratch, folding)
-        d, draws, error = d.double(), draws.double(), torch.zeros_like(d, dtype=torch.float64)
+        d = d.double()
+        every, error = d[:, None], torch.zeros_like(d)
         if own.reach is not None:
             rest = dd.drawn_variance(own.reach, adjoint_.moments)
-            error = (draws.square().mean(1) + rest).sqrt()
+            every = torch.cat([every, draws.double(), rest[:, None]], 1)
+            error = setup.errors_of(every)[1]
             if drawn is not None:
-                drawn[part] = torch.cat([draws, rest[:, None]], 1).cpu()
+                drawn[part] = every[:, 1:].cpu()
         if codes is not None:
-            every = torch.cat([d[:, None], draws], 1)
-            add_rows_(by_source[:, : every.shape[1]], codes[part], every * moved[part, None])
+            factor = moved[part, None].expand(every.shape).clone()
+            factor[:, setup.vectors + 1 :].square_()  # of variances
+            add_rows_(by_source[:, : every.shape[1]], codes[part], every * factor)
         for inner, C in exact.contributions(b.Z, r, groups[part]) if exact else ():
             error[inner] = C.norm(dim=1).double()
             if codes is not None:

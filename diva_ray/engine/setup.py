@@ -67,9 +67,16 @@ class Setup:
         return folding(self.outputs, self.buckets, self.vectors, self.seed, self.dtype)
 
     @property
-    def draw_scale(self) -> float:
-        """What the norm of contributions is multiplied by to be a standard error: one draw is as good as all."""
-        return self.vectors**-0.5 if self.vectors else 1.0
+    def draws(self) -> int:
+        """Columns of M under sign vectors."""
+        return self.vectors * min(self.outputs, self.buckets)
+
+    def errors_of(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Return derivatives and standard errors (m,) of rows or sources from the sums (m, k) of derivatives and of
+        contributions, whose squares add up; with sign vectors of draws, whose mean square counts, and of the variance
+        that the second order adds to it."""
+        d, rest = sums[:, 0], sums[:, 1:]
+        return d, (rest[:, :-1].square().mean(1) + rest[:, -1]).sqrt() if self.vectors else rest.norm(dim=1)
 
     def loss_function(self) -> losses.Loss:
         """Return the loss with its gradient."""

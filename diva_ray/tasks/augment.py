@@ -14,7 +14,6 @@ from diva_ray.config import AugmentConfig
 from diva_ray.core.reweight import Step, best_trial
 from diva_ray.engine import copies
 from diva_ray.engine.reduce import Partial
-from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Sheet, Table, Tile, render_sheet
@@ -107,8 +106,8 @@ def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict
     left_out: Partial = ours[0]
     alone, paper = _paper(walk, config)
     names = setup.source_names()
-    d, error = _by_source(ours[1], setup)
-    d_alone, error_alone = _by_source(alone[1], setup)
+    d, error = setup.errors_of(ours[1])
+    d_alone, error_alone = setup.errors_of(alone[1])
     transforms = {
         name: {
             "probability": float(weights[k] / weights.sum()), "derivative": float(d[k]),
@@ -135,11 +134,6 @@ def _looked(walk: Walk) -> tuple[Partial, Tensor]:
     """Return the left-out sums under the table's weights and the contributions by source."""
     left = walk.look(walk.solve(walk.begin(None)))
     return left, walk.by_source
-
-
-def _by_source(contributions: Tensor, setup: Setup) -> tuple[Tensor, Tensor]:
-    """Return the derivative of every source and its standard error."""
-    return contributions[:, 0], contributions[:, 1:].norm(dim=1) * setup.draw_scale
 
 
 def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], Tensor]:

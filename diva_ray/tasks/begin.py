@@ -28,6 +28,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
+FORMAT = 2  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -129,9 +130,14 @@ def _mark(session: Session) -> dict[str, Any]:
     for name in ("output", "resume", "plan", "cluster"):
         config.pop(name)
     tables = [session.original or session.tables[0], *session.tables[1:]]
-    mark = {"data": [fingerprint(table) for table in tables], "config": config}
+    mark = {"data": [fingerprint(table) for table in tables], "config": config, "format": FORMAT}
     mark = json.loads(json.dumps(mark, default=str))
     found = session.folder.read_json("state.json")
+    if session.config.resume and found is not None and found.get("format") != FORMAT:
+        raise InputError(
+            f"resume: the run in {session.folder.path} must have been begun by this version of diva_ray, got another "
+            "one's. Use a new `output`."
+        )
     if session.config.resume and found is not None and found != mark:
         differing = differing_options(found["config"], mark["config"]) or ["data.path"]
         raise InputError(

@@ -18,7 +18,7 @@ SOLVED = 4.0 * WIDTH  # operations of a row, column and ridge under tiles, which
 CALIBRATE = 8e-8  # of the left-out outputs, under every calibration
 OUTPUTS = 2e-8  # of the left-out outputs: loss, gradient, verdicts
 NEAR = 2.4e-8  # of the cosines in the search for neighbours
-COPIED = 2.5e-9  # of the outputs of every copy that draws standard errors
+DRAWN = 2.5e-9  # of the outputs under every sign vector
 PASSED = 2e-9  # of the features, each time that a pass prepares them
 DECODED = 4e-9  # of the features, read from storage and checked
 
@@ -70,7 +70,7 @@ class Cost:
         """Return the seconds of what is no product: rows times outputs, and rows times columns."""
         n, p, c = float(self.rows), self.p, self.outputs
         passes = 4 + (1 if self.auto else 0) + (0 if self.kept else 3)
-        per_output = OUTPUTS + COPIED * 3 * self.vectors + (CALIBRATE if self.classes else 0.0)
+        per_output = OUTPUTS + DRAWN * 3 * (self.columns - c) / c + (CALIBRATE if self.classes else 0.0)
         return NEAR * self.cosines() + n * c * per_output + n * p * (DECODED + PASSED * passes)
 
     def driver(self) -> float:

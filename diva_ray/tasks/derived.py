@@ -19,9 +19,9 @@ EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by 
 EXACT_BYTES = 256 << 20  # and the memory of their whitened features, and of what they have of every output
 LEAST_VECTORS, MOST_VECTORS = 8, 32  # random sign vectors beyond that: a spread of 25 to 12 % of a standard error
 MOST_CONDITION = 1e5  # above it a fit in float32 may cost more than 5e-5 of the derivative: 1e-5 there, 4e-5 at 1e6
-MOST_CONDITION_FITTED = 1e7  # likewise with a fit in float64, and float32 products after it
+MOST_CONDITION_FITTED = 3e6  # likewise with a fit and its residuals in float64, and float32 products after them
 MOST_CONDITION_DUAL = 300.0  # times the root of n (1-norms of n x n matrices grow so): an inverse loses more
-MOST_LEVERAGE = 0.99  # likewise
+MOST_LEVERAGE = 0.99  # above it float32 loses left-out residuals
 MOST_ERROR = {"tf32": 1e-2, "bf16": 5e-2}  # of the checked rows' derivatives, by which low precision is given up
 
 
@@ -32,9 +32,9 @@ class Derived:
     Attributes:
         fitted: the dtype of the products of the fit; of all others: `setup`.
         band_derivatives: dL/dLambda summed over the columns of every band.
-        standard_errors: `exact` or `estimate`.
+        standard_errors: `exact`, `estimate` or `none`.
         form: `primal` or `dual`.
-        by_source: per source, derivative and contributions whose squares add up to its squared standard error.
+        by_source: of every source what `Setup.errors_of` takes.
     """
 
     setup: Setup

@@ -60,7 +60,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         state += 8 * p * p * 3 * config.folds
     extents = split(table, replace(opened.columns, group=None))
     row = sum(width * size for width, size in widths)
-    results = cost.per_row() + (4 * outputs if pairs else 0)
+    fewest = min(costs, key=lambda one: one.vectors)  # both directions of pairs take as many
+    results = cost.per_row() + (4 * outputs + 2 * 8 * (fewest.vectors + 1) if pairs else 0)
     distant = [t for t in opened.tables if t.pieces and not isinstance(t.filesystem, pyarrow.fs.LocalFileSystem)]
     groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
     sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
@@ -78,8 +79,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         notes.append("the time is that of the closed form: training logs its own rate and time left")
     elif isinstance(config, TuneConfig):
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
-    elif cost.vectors:
-        notes.append(f"standard errors are estimated from {cost.errors()}")
+    elif fewest.vectors:
+        notes.append(f"standard errors are estimated from {fewest.errors()}")
     more = _cost(replace(config, precision="float64"), rows, p, outputs, opened.task).state() - cost.state()
     notes += products_in_words(config, more)
     if table.memory is not None and kind != "inline":

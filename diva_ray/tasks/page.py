@@ -182,6 +182,8 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
         notes.append(
             f"Products in float64: the condition number is {derived.condition:.1e}, or a leverage is near 1{far}."
         )
+    elif derived.fitted != derived.setup.dtype:
+        notes.append(f"The fit is in float64: the condition number is {derived.condition:.1e}.")
     return notes
 
 

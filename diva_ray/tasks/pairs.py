@@ -97,11 +97,13 @@ def derive_directions(
     widest = max(setups.values(), key=lambda setup: setup.scale.width)
     dual = takes_dual(rows, widest.scale.width, config.ridge)
     errors = "exact" if dual or with_errors(widest, heard, config.standard_errors).collect else "estimate"
+    # The draws of both directions are added, so both take the same sign vectors.
+    vectors = min(with_errors(setup, heard, errors).vectors for setup in setups.values())
     derived = {}
     for name, setup in setups.items():
         runner = replace(session.runner, engine=pairs.Directed(session.engine, name))
         runner.engine.tell(setup=setup, slope=slopes[name], draws=True)
-        derived[name] = derive(runner, setup, config.ridge, rows, heard, errors, dual=dual)
+        derived[name] = derive(runner, setup, config.ridge, rows, heard, errors, dual=dual, vectors=vectors)
     joint: Tally = session.runner.run(pairs.join, "join", session.scored())
     return derived, joint["sources"]
 

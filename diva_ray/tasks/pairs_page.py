@@ -97,7 +97,7 @@ def sources_of(session: Session, one: Derived, sums: Tensor, written: Tally) -> 
     names = session.setup.source_names()
     if not names:
         return []
-    d, error = sums[:, 0].tolist(), (sums[:, 1:].norm(dim=1) * one.setup.draw_scale).tolist()
+    d, error = (x.tolist() for x in one.setup.errors_of(sums))
     n, hurt = written["source_n"].tolist(), written["source_detrimental"].tolist()
     return [
         {

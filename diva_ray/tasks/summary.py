@@ -195,7 +195,7 @@ def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[
     names = derived.setup.source_names()
     if not names:
         return []
-    d, error = derived.by_source[:, 0], derived.by_source[:, 1:].norm(dim=1) * derived.setup.draw_scale
+    d, error = derived.setup.errors_of(derived.by_source)
     rows = []
     for k, name in enumerate(names):
         z = float(d[k] / error[k]) if error[k] > 0 else 0.0

@@ -124,7 +124,7 @@ class Walk:
         return scored.sums
 
     def _tell_factors(self, by_source: Tensor) -> None:
-        d, error = by_source[:, 0], by_source[:, 1:].norm(dim=1) * self.setup.draw_scale
+        d, error = self.setup.errors_of(by_source)
         rates = {step.value for step in (self.path.chain, *self.path.beside)}
         self.runner.engine.tell(factors={rate: source_factors(d, error, rate) for rate in rates})
 

@@ -159,6 +159,8 @@ def test_estimated_standard_errors_spread_as_documented(name, vectors):
     assert abs(median - 1) < 0.03 + 0.25 * spread, "biased"
     assert 0.6 < (high - low) / 2 / spread < 1.4
     assert least > 1 - 3 * spread and most < 1.3 + 3 * spread
+    squares = float((found.draws.square().mean(1) + found.rest).mean() / found.C.square().sum(1).mean())
+    assert vectors < 64 or abs(squares - 1) < 0.1, "biased: rows share their vectors, so that few tell nothing"
 
 
 def test_the_same_rows_in_other_blocks_draw_the_same_estimate():

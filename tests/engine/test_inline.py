@@ -1,6 +1,7 @@
 """What the passes promise on any engine, tested where it is cheapest."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -90,6 +91,16 @@ def test_estimated_standard_errors_agree_with_exact_ones():
     found = both[1].summary["standard_error_check"]
     assert found["rows"] == 64
     assert found["median_ratio"] == pytest.approx(np.median(np.sort(ratio[rows])[:63]), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["exact", "estimate"])
+def test_a_source_of_one_row_has_the_row_s_standard_error(kind):
+    data = {**small_task(), "source": [f"s{k:04}" for k in range(3000)]}
+    found = diva_ray.score(data, source="source", cluster="inline", standard_errors=kind, quiet=True)
+    sources = {row["source"]: row for row in pq.read_table(f"{found.path}/sources.parquet").to_pylist()}
+    for k, row in enumerate(found.samples.slice(0, 50).to_pylist()):
+        for name in ("derivative", "standard_error"):
+            assert sources[f"s{k:04}"][name] == pytest.approx(row[name], rel=1e-6)
 
 
 @pytest.mark.parametrize("groups", [False, True])

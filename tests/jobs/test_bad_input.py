@@ -1,7 +1,9 @@
 """A mistake in options, model, output or cluster: one line that says what to change; nothing is lost."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -128,6 +130,10 @@ def test_an_output_in_use_is_left_as_it_is(tmp_path):
             resume=True, ridge=7.0)  # fmt: skip
     refuses(r"resume: .* got another data\.show, data\.truth, ridge\. Use the same options, or a new `output`",
             base(), output=str(out), resume=True, show="label", truth="label", ridge=7.0)  # fmt: skip
+    state = Path(shutil.copytree(out, tmp_path / "old")) / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format": 1}))
+    refuses("resume: the run in .*old must have been begun by this version of diva_ray, got another one's. Use a new",
+            base(), output=str(state.parent), resume=True)  # fmt: skip
     refuses("output: the folder|data.features: column", base(), output=str(out), features="absent")
     with pytest.raises(InputError, match="output: the folder must be new or empty"):
         score(base()).write(str(out))

@@ -124,6 +124,19 @@ def test_sign_vectors_estimate_the_joint_standard_error():
     assert ratio.std() < 0.4
 
 
+def test_both_directions_take_the_same_sign_vectors_however_unlike_their_widths():
+    options = {"task": "pairs", "features": ["a", "b"], "ridge": 10.0, "cluster": "inline", "quiet": True}
+    generator = np.random.default_rng(0)
+    A = generator.standard_normal((500, 60))
+    data = {"a": A, "b": A[:, :2] + 0.1 * generator.standard_normal((500, 2))}
+    plan = diva_ray.score(data, standard_errors="estimate", plan=True, **options)
+    assert "standard errors are estimated from 8 sign vectors" in plan.notes
+    exact, estimate = (diva_ray.score(data, standard_errors=kind, **options) for kind in ("exact", "estimate"))
+    assert estimate.summary["standard_errors"] == "8 sign vectors"
+    ratio = estimate.samples["standard_error"].to_numpy() / exact.samples["standard_error"].to_numpy()
+    assert 0.85 < np.median(ratio) < 1.15
+
+
 def test_sources_add_up_the_joint_contributions_whichever_way_errors_are_found():
     for errors, tolerance in (("exact", 1e-4), ("estimate", 1e-3)):
         data = {**made(120, (5, 7), per_group=2), "source": np.array(["a", "b", "c"])[np.arange(120) // 2 % 3]}
