@@ -34,7 +34,7 @@ class ValidationConfig:
     `rows` are those that a Python call gives in place of a path; no option of a job.
     """
 
-    path: str | None = None
+    path: str | None = None  # Parquet file, folder, glob or URI; its classes must be among those of the table
 
     def __post_init__(self) -> None:
         """No field: what is written of a config holds no rows."""
@@ -84,11 +84,11 @@ class FitConfig:
     precision: str = "auto"
     block_rows: int = 1024  # rows worked on at a time
     standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows | exact | estimate
-    seed: int = 0
-    output: str = ""
-    resume: bool = False
+    seed: int = 0  # of every draw: sign vectors, folds, projections, samples
+    output: str = ""  # a new or empty folder or URI; a job's default ends in the time of the run
+    resume: bool = False  # go on with the unfinished run in `output`, which must have the same data and options
     plan: bool = False  # print rows, bytes, memory, passes and estimated time, then stop
-    trust_code: bool = False
+    trust_code: bool = False  # let options name code of yours to import and run, such as `loss=module:function`
 
 
 @dataclass
@@ -125,7 +125,7 @@ class ReweightConfig(FitConfig):
 class PoolConfig:
     """Rows from which to choose, with the columns of the table; features are read from storage in every round."""
 
-    path: str | None = None
+    path: str | None = None  # Parquet file, folder, glob or URI, with the columns of the table
     new_classes: str = "error"  # error | allow: labels that the table does not have
 
 
@@ -177,11 +177,11 @@ class TrainConfig(FitConfig):
     test: TestConfig = field(default_factory=TestConfig)
     weights: str | None = None  # output of a reweight or score run on the same rows | auto: reweight them first
     flag: str = "is_label_issue"  # rows that `without_flagged` deletes: is_label_issue | is_detrimental | either
-    epochs: int = 30
+    epochs: int = 30  # passes over the table
     batch_size: int = 128  # rows of a step, of all workers together
     learning_rate: float = 1.0  # at the start; it falls to 0 along half a cosine
-    momentum: float = 0.9
-    weight_decay: float = 0.0
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 0.0  # of SGD, on all parameters
     seeds: int = 3  # models of every arm: initial weights and order of rows differ
     module: str | None = (
         None  # module:function (n_features, n_outputs) -> torch.nn.Module (needs trust_code); None: linear
@@ -226,7 +226,7 @@ class BenchmarkConfig:
     first_seed: int = 0  # not speed: the seeds are first_seed to first_seed + seeds - 1
     sets: list[str] = field(default_factory=list)  # not speed: such as [digits,dtd]; empty: all that are found
     noise: list[float] = field(default_factory=list)  # not speed: shares of labels planted wrong; empty: the task's own
-    output: str = "outputs/benchmark"
+    output: str = "outputs/benchmark"  # a new or empty folder; the job's default ends in the time of the run
 
 
 @dataclass
@@ -287,11 +287,11 @@ class EmbedConfig:
     unit_rows: int = 2048  # rows of a unit of work and its output file, where the input does not say
     most_pixels: int = 50_000_000  # pictures with more are quarantined before they are decoded
     most_failed: float = 0.01  # share of samples that may end in quarantine, 0..1
-    seed: int = 0
-    output: str = "outputs/embed"
-    resume: bool = False
+    seed: int = 0  # of every draw
+    output: str = "outputs/embed"  # a new or empty folder or URI; a job's default ends in the time of the run
+    resume: bool = False  # go on with the unfinished run in `output`, which must have the same data and options
     plan: bool = False  # print units, rows, bytes, memory, batch size and measured time, then stop
-    trust_code: bool = False
+    trust_code: bool = False  # let `encoder.model=module:function` import and run code of yours
 
 
 SCHEMAS = {

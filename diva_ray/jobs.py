@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diva_ray.config import SCHEMAS
 from diva_ray.errors import InputError
+from diva_ray.help import job_help
 from diva_ray.threads import blas_environment, wait_briefly
 
 wait_briefly()  # before anything imports torch
@@ -43,7 +44,7 @@ def register() -> None:
 def job(task: str) -> None:
     """Compose the config of a task with the command line and run it; exit code 2 with one line for a user's mistake.
 
-    Hydra's own flags (--help, --cfg job, --multirun, --config-name) work as usual. The task is a module with `run`,
+    `--help` explains every option; Hydra's own flags (--cfg job, --multirun, --config-name) work as usual. The task is a module with `run`,
     such as `diva_ray.tasks.score`, imported only when options are right: torch takes seconds, a misspelt option none.
     """
     name = task.rpartition(".")[2]
@@ -51,6 +52,9 @@ def job(task: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     register()
     sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]
+    if {"--help", "-h"} & set(words):
+        print(job_help(name))
+        return
     try:
         chosen, folder, overrides = _chosen(name, words)
         own = _own_table(name, chosen, words)

@@ -1,0 +1,104 @@
+"""`--help` of a job: every option with its type, its default, and what the comments of `diva_ray.config` say of it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from typing import Any
+
+from diva_ray import config
+
+WIDTH, INDENT = 110, 4
+FLAGS = {
+    "--cfg job": "print the whole config as it would run, and stop",
+    "--multirun, -m": "run once for every value of `OPTION=A,B`",
+    "--config-dir DIR --config-name NAME": "run with DIR/NAME.yaml, such as the config.yaml of a finished run",
+    "--hydra-help": "what else Hydra, which reads options, knows",
+}
+
+
+def job_help(name: str) -> str:
+    """Return the help page of a job, from the schema of its config."""
+    schema = config.SCHEMAS[name]
+    lines = [f"python jobs/{name}.py [OPTION=VALUE ...]", ""]
+    lines += _section(schema, "")
+    lines += ["Flags"]
+    for flag, words in FLAGS.items():
+        lines += [f"  {flag}", *_wrapped(words)]
+    return "\n".join(lines)
+
+
+def _section(schema: type, before: str) -> list[str]:
+    """Return the lines of a section's own options, then those of the sections in it."""
+    lines, inner = [], []
+    for one in fields(schema):
+        kind = _nested(one)
+        if kind is not None:
+            about = inspect.getdoc(kind) or ""
+            inner += [f"{before}{one.name}: {about.partition('.')[0]}.", *_section(kind, f"{before}{one.name}.")]
+            continue
+        lines += [f"  {before}{one.name}={_shown(_default(one))}  ({_type(one)})"]
+        lines += _wrapped(explained(schema).get(one.name, ""))
+    return [*lines, "", *inner] if lines else inner
+
+
+def _wrapped(words: str) -> list[str]:
+    return textwrap.wrap(words, WIDTH, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
+
+
+def _nested(one: Field) -> type | None:
+    """Return the class of a field that is a section."""
+    value = _default(one)
+    return type(value) if is_dataclass(value) else None
+
+
+def _default(one: Field) -> Any:
+    return one.default if one.default is not MISSING else one.default_factory()  # type: ignore[misc]
+
+
+def _type(one: Field) -> str:
+    name = one.type if isinstance(one.type, str) else one.type.__name__
+    return {"Any": "a name, number or list"}.get(name, name.replace(" | None", ""))
+
+
+def _shown(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false", "": "''"}
+    return words[value] if isinstance(value, bool | str | None) and value in words else str(value)
+
+
+def explained(schema: type) -> dict[str, str]:
+    """Return the comment of every field of a schema, those it inherits too: at the end of its line, or above it."""
+    found: dict[str, str] = {}
+    for base in reversed(schema.__mro__[:-1]):
+        found |= {name: words for name, words in _comments().get(base.__name__, {}).items() if words}
+    return found
+
+
+@cache
+def _comments() -> dict[str, dict[str, str]]:
+    source = inspect.getsource(config)
+    comments = {
+        token.start[0]: (token.string.lstrip("# ").strip(), not token.line[: token.start[1]].strip())
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(source).body:
+        for one in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(node, ast.ClassDef) and isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name):
+                above, line = [], one.lineno - 1
+                while line in comments and comments[line][1]:
+                    above.insert(0, comments[line][0])
+                    line -= 1
+                beside = [
+                    comments[k][0] for k in range(one.lineno, (one.end_lineno or one.lineno) + 1) if k in comments
+                ]
+                words = re.sub(r"\bNone\b", "null", " ".join([*above, *beside]))  # as YAML has it
+                found.setdefault(node.name, {})[one.target.id] = words
+    return found
