@@ -44,8 +44,8 @@ def register() -> None:
 def job(task: str) -> None:
     """Compose the config of a task with the command line and run it; exit code 2 with one line for a user's mistake.
 
-    `--help` explains every option; Hydra's own flags (--cfg job, --multirun, --config-name) work as usual. The task is a
-    module with `run`, such as `diva_ray.tasks.score`, imported only when options are right: torch takes seconds, a
+    `--help` explains every option; Hydra's own flags (--cfg job, --multirun, --config-name) work as usual. The task is
+    a module with `run`, such as `diva_ray.tasks.score`, imported only when options are right: torch takes seconds, a
     misspelt option none.
     """
     name = task.rpartition(".")[2]
