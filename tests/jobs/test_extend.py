@@ -54,6 +54,16 @@ def test_a_noisy_pool_is_left_when_what_remains_is_mostly_wrong():
     assert ours < error_with(core, pool, pool["id"], s["ridge"], test), "better than the whole pool"
 
 
+def test_estimated_standard_errors_of_chosen_rows_are_near_exact_ones():
+    core, pool, _, _ = tables(0.4)
+    exact, estimate = (
+        run(core, pool, budget=200, rounds=1, standard_errors=kind).samples for kind in ("exact", "estimate")
+    )
+    assert exact["id"].equals(estimate["id"]), "errors have no say in what is chosen"
+    ratio = exact["z"].to_numpy() / estimate["z"].to_numpy()
+    assert 0.85 < np.median(ratio) < 1.15 and np.quantile(ratio, 0.02) > 0.4 and np.quantile(ratio, 0.98) < 2
+
+
 def test_the_manifest_tells_table_and_pool_apart(tmp_path):
     core, pool, _, _ = tables(0.4)
     run(core, pool, budget=50, rounds=1, output=str(tmp_path / "run"))
