@@ -23,7 +23,7 @@ from diva_ray.core.verdict import LIMIT, SCALES, SHARPNESS, Link, Verdict, label
 LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar classes
 MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would name it?
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
-MOST_SHARED = 1 / 5  # of what the model misses, with the nearest row: 0.14-0.17 of human labels seen, 0.22-1.1 of true
+MOST_SHARED = 0.3  # of what the model misses, with rows alike: 0.26 of human labels seen, 0.33-0.85 of true ones
 FEWEST_MISSES = 100  # expected, among the reference rows
 SURE = 0.9  # probability of its likeliest class that half of the rows have, or chance decides, not labellers
 MOST_LEVERAGE = 0.1  # mean; ten rows to a free parameter, or misses say how few rows there were
@@ -205,12 +205,14 @@ def find_doubt(
 
     Left-out predictions of a row and its nearest, without both, leave y_i - p_i and y_j - p_j. What the features tell
     but the model misses, the two share: rho = sum_ij (y_i - p_i).(y_j - p_j) / sum_ij sqrt(V_i V_j), V = 1 - |p|^2, is
-    the share of the variance that is the model's. Labellers' slips are not shared. rho is at most MOST_SHARED, two
-    standard errors added, or nothing is claimed; then the doubt is 1 - rho.
+    the share of the variance that is the model's. Labellers' slips are not shared. But the nearest row may be far: how
+    sure the model is, which it knows of both, has a correlation between the two, and what it misses can hardly have a
+    higher one. rho over that correlation is at most MOST_SHARED, two standard errors added, or nothing is claimed; then
+    the doubt is 1 less that.
     Assumed, and not to be known from labels and features: every row has one class that can be told, not one drawn by
-    chance (half of the rows must be sure, but a sharp outcome of chance passes); neighbours near enough to share what
-    is missed; slips of labellers that are independent from row to row. Features that lose the class altogether look
-    like doubt; labellers who err alike on rows that look alike, or copies of a row, look like none. Rows that leave in
+    chance (half of the rows must be sure, but a sharp outcome of chance passes); slips of labellers that are
+    independent from row to row. Features that lose the class altogether look like doubt; labellers who err alike on
+    rows that look alike, or copies of a row, look like none. Rows that leave in
     groups: pairs approximate.
 
     Args:
@@ -225,21 +227,22 @@ def find_doubt(
     kept = near.cosine.isfinite() & ((1 - h_i) * (1 - h_j) > a_i * a_j * k.square())
     e_i, e_j = _misses(facts[:, 3:].double(), y_i), _misses(near.facts[:, 4:], y_j)
     both_i, both_j = without_both(e_i, e_j, a_i, a_j, h_i, h_j, k)
-    parts, variance, sure = [], torch.ones(len(k), dtype=torch.float64), []
+    parts, variances, sure = [], [], []
     for e, y, h in ((both_i, y_i, h_i), (both_j, y_j, h_j)):
         own = torch.nn.functional.one_hot(y.long(), c).double()
         p = probabilities(level(own - e, h, levels), link)
         parts.append(own - (1 - rate) * p - rate * (1 - p) / max(c - 1, 1))
-        variance = variance * (1 - p.square().sum(1)).clamp_min(0)
+        variances.append((1 - p.square().sum(1)).clamp_min(0)[kept])
         sure.append(p.amax(1)[kept])
     shared = (parts[0] * parts[1]).sum(1)[kept]
-    variance = (1 - rate * c / max(c - 1, 1)) ** 2 * variance.sqrt()[kept]
+    variance = (1 - rate * c / max(c - 1, 1)) ** 2 * (variances[0] * variances[1]).sqrt()
     total = float(variance.sum())
     if total < FEWEST_MISSES or float(torch.cat(sure).median()) < SURE:
         return 0.0
     rho = float(shared.sum()) / total
     upper = max(rho, 0.0) + 2 * float((shared - rho * variance).norm()) / total
-    return 1 - upper if upper <= MOST_SHARED else 0.0
+    alike = float(torch.corrcoef(torch.stack(variances))[0, 1])
+    return 1 - upper / alike if upper <= MOST_SHARED * alike else 0.0
 
 
 def without_both(

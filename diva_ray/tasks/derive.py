@@ -18,6 +18,7 @@ from diva_ray.engine import check, passes
 from diva_ray.engine.context import ValidationRows
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
+from diva_ray.errors import InputError
 from diva_ray.tasks.derived import (
     MOST_CONDITION,
     MOST_CONDITION_FITTED,
@@ -195,9 +196,15 @@ def fit_ridge(
         grid = list(zip(ridges.tolist(), runner.run(passes.grid, "ridge").tolist(), strict=True))
         runner.engine.forget("family", "outputs_factor")
         ridge = best_ridge(grid)
-    solution: Solution = runner.timed("solve", solve, sums, float(ridge) * pattern)
-    if setup.dtype == torch.float32 and solution.condition > MOST_CONDITION:
-        log.info("condition number %.1e: fitted again with float64 products", solution.condition)
+    single, solution = setup.dtype == torch.float32, None
+    try:
+        solution = runner.timed("solve", solve, sums, float(ridge) * pattern)
+    except InputError:  # not positive definite, perhaps by rounding only
+        if not single:
+            raise
+    if solution is None or (single and solution.condition > MOST_CONDITION):
+        found = "beyond float32" if solution is None else f"{solution.condition:.1e}"
+        log.info("condition number %s: fitted again with float64 products", found)
         setup, solution = raise_precision(runner, setup, float(ridge), fit)
         return setup, float(ridge), solution, grid
     tell_solution(runner, solution, setup.dtype)

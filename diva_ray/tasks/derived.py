@@ -17,6 +17,7 @@ log = logging.getLogger("diva_ray")
 
 EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by default
 EXACT_BYTES = 256 << 20  # and the memory of their whitened features, and of what they have of every output
+CHEAP = 1024  # columns
 LEAST_VECTORS, MOST_VECTORS = 8, 32  # random sign vectors beyond that: a spread of 25 to 12 % of a standard error
 MOST_CONDITION = 1e5  # above it a fit in float32 may cost more than 5e-5 of the derivative: 1e-5 there, 4e-5 at 1e6
 MOST_CONDITION_FITTED = 3e6  # likewise with a fit and its residuals in float64, and float32 products after them
@@ -65,8 +66,9 @@ def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:
 
 
 def sign_vectors(width: int, outputs: int) -> int:
-    """Return how many sign vectors draw standard errors: as many as cost half of a derivative, 4 n p c each."""
-    return max(LEAST_VECTORS, min(MOST_VECTORS, width // (2 * min(outputs, BUCKETS))))
+    """Return how many sign vectors draw standard errors, 4 n p c operations each: as many as cost half of a derivative,
+    or what is half of one at a width where reading the rows costs as much."""
+    return max(LEAST_VECTORS, min(MOST_VECTORS, max(width, CHEAP) // (2 * min(outputs, BUCKETS))))
 
 
 def errors_in_words(vectors: int, outputs: int, buckets: int) -> str:

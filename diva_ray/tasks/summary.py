@@ -98,14 +98,14 @@ def errors_of(derived: Derived) -> str:
 def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:
     """Return the cuts of both verdicts, what they are expected to find, and how many rows they take.
 
-    Precision and recall of labels are None where none is flagged: nothing is estimated of nothing.
+    Precision and recall are None where no label is flagged: nothing is estimated of nothing.
     """
     flagged = int(written["n_label_issues"])
     return {
         "threshold": rule.z.value,
         "n_detrimental": int(written["n_detrimental"]),
-        "detrimental_precision": rule.z.precision,
-        "detrimental_recall": rule.z.recall,
+        "detrimental_precision": rule.z.precision if flagged else None,
+        "detrimental_recall": rule.z.recall if flagged else None,
         "label_threshold": rule.label.value,
         "n_label_issues": flagged,
         "label_issue_precision": rule.label.precision if flagged else None,

@@ -58,7 +58,7 @@ def test_fewer_buckets_than_classes_make_standard_errors_larger_and_say_so(monke
     np.testing.assert_allclose(*(r.samples["derivative"].to_numpy() for r in (plain, folded)), rtol=2e-4, atol=1e-5)
     medians = [np.median(error / errors[0]) for error in errors[1:]]
     assert 0.9 < medians[0] < medians[1] < 2
-    assert folded.summary["standard_errors"] == "8 sign vectors, classes folded onto 2 buckets"
+    assert folded.summary["standard_errors"] == "32 sign vectors, classes folded onto 2 buckets"
     assert "2 buckets" in (folded.folder.read("report.html")).decode()
 
 

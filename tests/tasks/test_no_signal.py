@@ -34,3 +34,20 @@ def test_probabilities_of_chance_are_as_unsure_as_chance_is():
     told = result.pred_probs()[:, 1]
     assert np.abs(told - CHANCE).mean() < 0.1
     assert result.summary["information"] > 0.3 * result.summary["label_entropy"]
+
+
+@pytest.mark.parametrize(("share", "seed"), [(0.02, 0), (0.1, 1)])
+def test_classes_that_overlap_are_not_the_labellers_doubt(share, seed):
+    """Many columns, so that the nearest row is far: it shares nothing, and that says nothing."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, 5, 10_000)
+    X = generator.normal(size=(5, 64))[truth] * 0.35 + generator.normal(size=(10_000, 64))
+    wrong = generator.random(10_000) < share
+    given = np.where(wrong, (truth + generator.integers(1, 5, 10_000)) % 5, truth)
+    data = {"features": X.astype(np.float32), "label": given, "truth": truth}
+    options = {"truth": "truth", "standard_errors": "estimate", "cluster": INLINE, "quiet": True}
+    found = diva_ray.score(data, **options).summary
+    assert found["labeller_doubt"] == 0
+    assert found["planted"]["precision"] > 0.7 and found["planted"]["recall"] > 0.75
+    assert found["label_issue_precision"] == pytest.approx(found["planted"]["precision"], abs=0.15)
+    assert found["noise_estimate"] == pytest.approx(share, abs=0.03)

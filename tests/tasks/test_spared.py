@@ -44,3 +44,14 @@ def test_derivatives_that_nearly_cancel_lose_little_of_a_standard_error(p, least
     assert found.summary["precision"] == FITTED
     d, exact = (np.asarray(run.samples["derivative"], np.float64) for run in (found, whole))
     assert np.abs((d - exact) / np.asarray(whole.samples["standard_error"], np.float64)).max() < 0.01
+
+
+def test_columns_that_only_float64_tells_apart_are_fitted_in_it():
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((3000, 20))
+    twins = np.concatenate([X, X + 1e-6 * generator.standard_normal(X.shape)], 1)
+    rows = {"features": twins.astype(np.float64), "label": (X[:, :3] + generator.standard_normal((3000, 3))).argmax(1)}
+    options = {"ridge": 1e-9, "cluster": "inline", "quiet": True}
+    whole, found = (diva_ray.score(rows, precision=precision, **options) for precision in ("float64", "auto"))
+    assert found.summary["precision"] == "float64" and found.summary["condition"] > 1e9
+    assert found.samples.equals(whole.samples)
