@@ -158,6 +158,11 @@ def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
 def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the figures."""
     notes = warnings_of(summary)
+    if "r2" in summary:
+        notes.append(
+            "A number is flagged where it looks like another row's. One that is like no row's, a gross outlier, "
+            "is not, but has the lowest label_score."
+        )
     if derived.standard_errors != "exact":
         found = derived.agreement or {"rows": 0}
         checked = (

@@ -17,7 +17,7 @@ from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
-TELLS_NOTHING = 0.02  # of the entropy of the labels
+TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 RULES = {
     "error": "share of left-out predictions that are wrong; of numbers R2, greater when better, which is `r2` too",
     "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond chance",
@@ -220,6 +220,11 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
         found.append(
             f"Left-out predictions tell next to nothing of the labels ({max(summary['information'], 0.0):.3f} of "
             f"{summary['label_entropy']:.3f} nats): other features are needed before any label can be called wrong."
+        )
+    if "r2" in summary and summary["r2"] < TELLS_NOTHING:
+        found.append(
+            f"Left-out predictions tell next to nothing of the numbers (R2 {summary['r2']:.3f}): look for numbers that "
+            "stand for something else, such as -999, or for other features."
         )
     if summary["labeller_doubt"] > 0:
         found.append(

@@ -64,6 +64,16 @@ def test_nothing_is_estimated_of_no_flagged_label():
     assert "r2" not in classes and 0 < classes["error"] < 0.5
 
 
+def test_numbers_that_stand_for_something_else_are_told():
+    rare = np.arange(N) % 40 == 7
+    result = score(np.where(rare, -999.0, Y))
+    (told,) = [line for line in result.lines() if "tell next to nothing of the numbers" in line]
+    assert f"R2 {result.summary['r2']:.3f}" in told and "-999" in told
+    assert "gross outlier" in result.folder.read("report.html").decode()
+    assert set(np.argsort(result.samples["label_score"].to_numpy())[: rare.sum()]) == set(np.flatnonzero(rare))
+    assert not any("tell next to nothing" in line for line in score(Y).lines())
+
+
 def test_one_of_several_numbers_may_lie_far_from_the_rest():
     near, far = (score(np.stack([Y, Y + shift], 1)) for shift in (0.0, 1e6))
     np.testing.assert_allclose(far.samples["z"].to_numpy(), near.samples["z"].to_numpy(), rtol=1e-3, atol=1e-4)
