@@ -22,6 +22,7 @@ LEAST_VECTORS, MOST_VECTORS = 8, 32  # random sign vectors beyond that: a spread
 MOST_CONDITION = 1e5  # above it a fit in float32 may cost more than 5e-5 of the derivative: 1e-5 there, 4e-5 at 1e6
 MOST_CONDITION_FITTED = 3e6  # likewise with a fit and its residuals in float64, and float32 products after them
 MOST_CONDITION_DUAL = 300.0  # times the root of n (1-norms of n x n matrices grow so): an inverse loses more
+SETTLED = 1e-4  # of the loss: less does not change from one ridge of the grid to the next
 MOST_LEVERAGE = 0.99  # above it float32 loses left-out residuals
 MOST_ERROR = {"tf32": 1e-2, "bf16": 5e-2}  # of the checked rows' derivatives, by which low precision is given up
 
@@ -84,7 +85,7 @@ def penalty_pattern(setup: Setup) -> Tensor:
 
 
 def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
-    """Return the ridge with the least leave-one-out squared error; warn if it lies at the end of the grid."""
+    """Return the ridge with the least leave-one-out squared error; warn if a better one may lie beyond the grid."""
     ridge, loss = min(grid, key=lambda pair: pair[1])
     if not loss < float("inf") and not grid[-1][0] > 0:
         raise InputError(
@@ -96,9 +97,20 @@ def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
             "ridge: some ridge must leave every leverage below 1, got none from "
             f"{grid[0][0]:.3g} to {grid[-1][0]:.3g}. Set `ridge` to a larger number, or add samples."
         )
-    if warn and ridge in (grid[0][0], grid[-1][0]):
+    if warn and may_lie_further(grid):
         log.warning("the best ridge %.3g lies at the end of the grid: set `ridge` to look further", ridge)
     return ridge
+
+
+def may_lie_further(grid: list[tuple[float, float]]) -> bool:
+    """Return whether the best ridge is the first or the last of the grid, and the loss has not settled there."""
+    if len(grid) < 2:
+        return False
+    losses = [loss for _, loss in grid]
+    at = losses.index(min(losses))
+    if at not in (0, len(grid) - 1):
+        return False
+    return not abs(losses[1 if at == 0 else -2] - losses[at]) <= SETTLED * abs(losses[at])
 
 
 def by_band(setup: Setup, columns: Tensor) -> Tensor:

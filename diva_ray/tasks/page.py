@@ -12,7 +12,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import Z_EDGES
 from diva_ray.report import words
 from diva_ray.report.page import ScoreReport
-from diva_ray.tasks.derived import Derived
+from diva_ray.tasks.derived import Derived, may_lie_further
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import errors_of, warnings_of
 
@@ -180,7 +180,7 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
         )
     if derived.form == "dual":
         notes.append("Fewer rows than columns: solved in its n x n form.")
-    if derived.grid and derived.ridge in (derived.grid[0][0], derived.grid[-1][0]):
+    if may_lie_further(derived.grid):
         notes.append("The chosen ridge lies at the end of the grid; set `ridge` to look further.")
     if summary["precision"] == "float64" and session.config.precision != "float64":
         far = "" if derived.setup.classes is not None else ", or the numbers lie far from 0 or close together"

@@ -8,6 +8,7 @@ import pytest
 import diva_ray
 from diva_ray.core import reduction
 from diva_ray.tasks.cost import Cost, cost_of
+from diva_ray.tasks.derived import may_lie_further
 
 
 def cost(p: int, outputs: int = 10, *, gpus: bool = False) -> Cost:
@@ -56,3 +57,11 @@ def test_a_plan_says_what_float64_products_would_take_where_that_is_much(columns
     rows = {"features": np.zeros((60, columns), np.float16), "label": np.arange(60) % 3}
     plan = diva_ray.score(rows, cluster="inline", precision=precision, ridge=1.0, plan=True, quiet=True)
     assert sum("products in float64" in note and "GiB more a worker" in note for note in plan.notes) == told
+
+
+def test_a_grid_is_only_too_short_where_the_loss_still_falls_at_its_end():
+    ridges = [0.1, 1.0, 10.0]
+    falls, settled, inside, alone = ([1.0, 2.0, 3.0], [1.0, 1.00001, 3.0], [2.0, 1.0, 2.0], [float("inf"), 2.0, 1.0])
+    found = [may_lie_further(list(zip(ridges, losses, strict=True))) for losses in (falls, settled, inside, alone)]
+    assert found == [True, False, False, True]
+    assert not may_lie_further([(1.0, 2.0)]) and not may_lie_further([])
