@@ -144,6 +144,8 @@ def _mark(session: Session) -> dict[str, Any]:
             f"resume: the run in {session.folder.path} must have the same data and options, got another "
             f"{', '.join(differing)}. Use the same options, or a new `output`."
         )
+    if session.config.resume and found is not None and session.folder.read_json("summary.json") is not None:
+        log.info("resume: the run in %s had finished; it is computed again", session.folder.path)
     return mark
 
 

@@ -140,7 +140,7 @@ def test_left_out_outputs_go_into_cleanlab():
     assert quality[~wrong].mean() > 0.5
 
 
-def test_resume_keeps_finished_parts_and_refuses_another_run(tmp_path, task):
+def test_resume_keeps_finished_parts_and_refuses_another_run(tmp_path, task, caplog):
     output = str(tmp_path / "run")
     whole = diva_ray.score(task, cluster="inline", output=output, quiet=True)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "samples").iterdir()}
@@ -150,7 +150,9 @@ def test_resume_keeps_finished_parts_and_refuses_another_run(tmp_path, task):
         diva_ray.score(task, cluster="inline", output=output, quiet=True)
     with pytest.raises(InputError, match=r"resume: .* same data and options, got another ridge"):
         diva_ray.score(task, cluster="inline", output=output, resume=True, ridge=3.0, quiet=True)
-    again = diva_ray.score(task, cluster="inline", output=output, resume=True, quiet=True)
+    with caplog.at_level("INFO", "diva_ray"):
+        again = diva_ray.score(task, cluster="inline", output=output, resume=True, quiet=True)
+    assert any("had finished; it is computed again" in line for line in caplog.messages)
     assert again.folder.read_table("samples").equals(whole.samples)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "samples").iterdir()}
     assert {name for name in before if before[name] != after[name]} == {gone}
