@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from diva_ray.config import DataConfig, TuneConfig
+from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
@@ -155,8 +156,17 @@ def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list
     if s["test_error"]:
         t = s["test_error"]
         tiles.append(Tile(f"test {error}", shape(t["error"]), f"{shape(t['low'])} to {shape(t['high'])}"))
+    best = s["best"]
+    chosen = ", chosen by leave-one-out without each fold (mean)" if best["ridge"] == "auto" else ""
+    of_best = {
+        "Features": f"{', '.join(session.columns.features)}; of the best {', '.join(best['bands'])} "
+        f"({words.plural(s['n_features'], 'column', 'columns')})",
+        "Loss": f"{s['loss_function']} (of the best), on {s['folds']} outer folds",
+        "Ridge": words.number(s["ridge"], 4) + f" (of the best{chosen})",
+    }
     facts = [
-        *run_facts(session, s), ("Search", f"{s['search']}, scheduler {s['scheduler']}, {s['folds']} outer folds"),
+        *((name, of_best.get(name, told)) for name, told in run_facts(session, s)),
+        ("Search", f"{s['search']}, scheduler {s['scheduler']}, {s['folds']} outer folds"),
         ("Space", "; ".join(f"{name}: {_values(one)}" for name, one in space.dimensions.items())),
     ]  # fmt: skip
     files = [

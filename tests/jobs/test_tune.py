@@ -114,6 +114,9 @@ def test_a_grid_tries_every_combination_once_and_holds_the_best_refit(ray_cluste
     assert s["best"]["projection"] is None, "eight columns are too few"
     ours = weighted_error(X, y, np.ones(len(y)), s["best"]["ridge"], X_test, y_test)
     assert s["test_error"]["error"] == pytest.approx(ours, abs=1e-9)
+    page = result.folder.read("report.html").decode()
+    assert "of the best features (64 columns)" in page and "(of the best), on 2 outer folds" in page
+    assert "leave-one-out" not in page.partition("The run")[2].partition("Search")[0]
 
 
 @pytest.mark.ray
