@@ -201,7 +201,7 @@ def sheet_of(
         Lines(
             "The search", [float(k + 1) for k in range(longest)],
             [{"name": f"from {one.start}", "y": [*one.losses, *[None] * (longest - len(one.losses))],
-              "strong": one.loss == min(d.loss for d in found.descents)} for one in found.descents],
+              "strong": bool((one.penalties == found.penalties).all())} for one in found.descents],
             "Mean left-out squared error, evaluation by evaluation; starts that end alike found the same shares.",
             "evaluation", "squared error",
         ),
