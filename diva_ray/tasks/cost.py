@@ -70,8 +70,8 @@ class Cost:
         """Return the seconds of what is no product: rows times outputs, and rows times columns."""
         n, p, c = float(self.rows), self.p, self.outputs
         passes = 4 + (1 if self.auto else 0) + (0 if self.kept else 3)
-        per_output = OUTPUTS + DRAWN * 3 * (self.columns - c) / c + (CALIBRATE if self.classes else 0.0)
-        return NEAR * self.cosines() + n * c * per_output + n * p * (DECODED + PASSED * passes)
+        outputs = c * (OUTPUTS + (CALIBRATE if self.classes else 0.0)) + 3 * DRAWN * (self.columns - c)
+        return NEAR * self.cosines() + n * outputs + n * p * (DECODED + PASSED * passes)
 
     def driver(self) -> float:
         """Return the float64 operations between the passes, on the driver: p^3 and p^2 times outputs."""
