@@ -69,7 +69,7 @@ def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:
 def sign_vectors(width: int, outputs: int) -> int:
     """Return how many sign vectors draw standard errors, 4 n p c operations each: as many as cost half of a derivative,
     or what is half of one at a width where reading the rows costs as much."""
-    return max(LEAST_VECTORS, min(MOST_VECTORS, max(width, CHEAP) // (2 * min(outputs, BUCKETS))))
+    return max(LEAST_VECTORS, min(MOST_VECTORS, max(width, CHEAP) // max(1, 2 * min(outputs, BUCKETS))))
 
 
 def errors_in_words(vectors: int, outputs: int, buckets: int) -> str:
