@@ -152,7 +152,8 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
         codes = torch.from_numpy(pc.index_in(shard.source, setup.sources).to_numpy().astype(np.int64))
         counts["source_n"] = torch.bincount(codes, minlength=len(setup.sources))
         counts["source_weight"] = torch.zeros(len(setup.sources), dtype=torch.float64).index_add_(0, codes, alpha)
-        counts["source_detrimental"] = torch.bincount(codes[facts["detrimental"]], minlength=len(setup.sources))
+        for key, chosen in (("source_detrimental", facts["detrimental"]), ("source_issues", issue)):
+            counts[key] = torch.bincount(codes[chosen], minlength=len(setup.sources))
     if shard.truth is not None:
         planted, hurts = facts["planted"], facts["detrimental"]
         found = [planted, issue, hurts, planted & issue, planted & hurts]

@@ -19,9 +19,10 @@ from diva_ray.tasks.begin import conclude
 from diva_ray.tasks.checks import check_bands
 from diva_ray.tasks.derive import derive, takes_dual, with_errors
 from diva_ray.tasks.derived import Derived
-from diva_ray.tasks.pairs_page import page_of, sources_of, summarise, told
+from diva_ray.tasks.pairs_page import page_of, summarise, told
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import sources_of
 from diva_ray.tasks.written import finish_copies, write_samples
 
 REFERENCES = 512  # other pairs, with whose sides every pair's own are compared
@@ -145,7 +146,7 @@ def similarities_of(sampled: list[tuple[Tensor, Tensor]], codes: Tensor, at: Ten
 def _finish(session: Session, derived: dict[str, Derived], by_source: Tensor, judged: Judged) -> Result:
     written: Tally = write_samples(session, pair_verdicts.write)
     summary: dict[str, Any] = summarise(session, derived, judged, written)
-    sources = sources_of(session, derived["forward"], by_source, written)
+    sources = sources_of(derived["forward"].setup, by_source, written)
     if sources:
         session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
     finish_copies(session, summary)

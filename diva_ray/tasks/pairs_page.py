@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
@@ -92,22 +90,6 @@ def told(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def sources_of(session: Session, one: Derived, sums: Tensor, written: Tally) -> list[dict[str, Any]]:
-    """Return every source with the derivative of adding the same weight to all its pairs, and its standard error."""
-    names = session.setup.source_names()
-    if not names:
-        return []
-    d, error = (x.tolist() for x in one.setup.errors_of(sums))
-    n, hurt = written["source_n"].tolist(), written["source_detrimental"].tolist()
-    return [
-        {
-            "source": name, "n": int(n[k]), "derivative": d[k], "standard_error": error[k],
-            "z": d[k] / error[k] if error[k] > 0 else 0.0, "n_detrimental": int(hurt[k]),
-        }
-        for k, name in enumerate(names)
-    ]  # fmt: skip
-
-
 def page_of(
     session: Session, derived: dict[str, Derived], summary: dict[str, Any], written: Tally, sources: list
 ) -> str:
@@ -133,7 +115,8 @@ def page_of(
     ]  # fmt: skip
     if sources:
         columns = [("source", "Source", "label"), ("n", "Pairs", "count"), ("derivative", "Derivative", "number"),
-                   ("z", "z", "z"), ("n_detrimental", "Hurt", "count")]  # fmt: skip
+                   ("z", "z", "z"), ("n_detrimental", "Hurt", "count"),
+                   ("n_label_issues", "Mismatched", "count")]  # fmt: skip
         parts.append(Table("Sources", columns, sorted(sources, key=lambda row: -row["z"])))
     rule = estimates(s)
     tiles = [

@@ -123,7 +123,7 @@ def write_rows(
     rule, link = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
     written = write_samples(session, kernel)
     summary = summarise(session, derived, rule, link, written)
-    sources = sources_of(session, derived, written)
+    sources = sources_of(derived.setup, derived.by_source, written)
     if sources:
         session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
     return summary, written, sources

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.reduce import Tally
@@ -190,22 +191,22 @@ def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
     return result
 
 
-def sources_of(session: Session, derived: Derived, written: Tally) -> list[dict[str, Any]]:
-    """Return every source with the derivative of adding the same weight to all its samples, and its standard error."""
-    names = derived.setup.source_names()
+def sources_of(setup: Setup, sums: Tensor, written: Tally) -> list[dict[str, Any]]:
+    """Return every source with the derivative of adding the same weight to all its rows, its standard error, and how
+    many of them are flagged; `sums` as `Setup.errors_of` takes them."""
+    names = setup.source_names()
     if not names:
         return []
-    d, error = derived.setup.errors_of(derived.by_source)
-    rows = []
-    for k, name in enumerate(names):
-        z = float(d[k] / error[k]) if error[k] > 0 else 0.0
-        rows.append(
-            {
-                "source": name, "n": int(written["source_n"][k]), "derivative": float(d[k]),
-                "standard_error": float(error[k]), "z": z, "n_detrimental": int(written["source_detrimental"][k]),
-            }
-        )  # fmt: skip
-    return rows
+    d, error = (x.tolist() for x in setup.errors_of(sums))
+    counts = {"n": "source_n", "n_detrimental": "source_detrimental", "n_label_issues": "source_issues"}
+    return [
+        {
+            "source": name, "n": 0, "derivative": d[k], "standard_error": error[k],
+            "z": d[k] / error[k] if error[k] > 0 else 0.0,
+            **{key: int(written[tally][k]) for key, tally in counts.items()},
+        }
+        for k, name in enumerate(names)
+    ]  # fmt: skip
 
 
 def warnings_of(summary: dict[str, Any]) -> list[str]:

@@ -95,9 +95,12 @@ def test_estimated_standard_errors_agree_with_exact_ones():
 
 @pytest.mark.parametrize("kind", ["exact", "estimate"])
 def test_a_source_of_one_row_has_the_row_s_standard_error(kind):
-    data = {**small_task(), "source": [f"s{k:04}" for k in range(3000)]}
+    X = small_task()["features"]
+    clear = np.where(np.arange(3000) % 20 == 3, 1, 0) ^ (X[:, 0] > 0)  # a twentieth is wrong
+    data = {"features": X, "label": clear, "source": [f"s{k:04}" for k in range(3000)]}
     found = diva_ray.score(data, source="source", cluster="inline", standard_errors=kind, quiet=True)
     sources = {row["source"]: row for row in pq.read_table(f"{found.path}/sources.parquet").to_pylist()}
+    assert sum(row["n_label_issues"] for row in sources.values()) == found.summary["n_label_issues"] > 0
     for k, row in enumerate(found.samples.slice(0, 50).to_pylist()):
         for name in ("derivative", "standard_error"):
             assert sources[f"s{k:04}"][name] == pytest.approx(row[name], rel=1e-6)
