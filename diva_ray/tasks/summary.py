@@ -198,12 +198,12 @@ def sources_of(setup: Setup, sums: Tensor, written: Tally) -> list[dict[str, Any
     if not names:
         return []
     d, error = (x.tolist() for x in setup.errors_of(sums))
-    counts = {"n": "source_n", "n_detrimental": "source_detrimental", "n_label_issues": "source_issues"}
+    n, hurt, wrong = (written[key].tolist() for key in ("source_n", "source_detrimental", "source_issues"))
     return [
         {
-            "source": name, "n": 0, "derivative": d[k], "standard_error": error[k],
-            "z": d[k] / error[k] if error[k] > 0 else 0.0,
-            **{key: int(written[tally][k]) for key, tally in counts.items()},
+            "source": name, "n": int(n[k]), "derivative": d[k], "standard_error": error[k],
+            "z": d[k] / error[k] if error[k] > 0 else 0.0, "n_detrimental": int(hurt[k]),
+            "n_label_issues": int(wrong[k]),
         }
         for k, name in enumerate(names)
     ]  # fmt: skip
