@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_ray.bench.benchmark import benchmark as benchmark
     from diva_ray.data.transforms import augmented as augmented
     from diva_ray.errors import InputError as InputError
     from diva_ray.tasks.aggregate import aggregate as aggregate
@@ -23,6 +24,7 @@ HOMES = {
     "aggregate": "diva_ray.tasks.aggregate",
     "augment": "diva_ray.tasks.augment",
     "augmented": "diva_ray.data.transforms",
+    "benchmark": "diva_ray.bench.benchmark",
     "curate": "diva_ray.tasks.score",
     "embed": "diva_ray.tasks.embed",
     "extend": "diva_ray.tasks.extend",
@@ -36,6 +38,7 @@ __all__ = [
     "aggregate",
     "augment",
     "augmented",
+    "benchmark",
     "curate",
     "embed",
     "extend",

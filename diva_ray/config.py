@@ -118,6 +118,7 @@ class ReweightConfig(FitConfig):
     steps: int = 2  # weight steps at most, 1..10 (paper: exactly)
     eta: float = 0.1  # size of a plain step (method=paper): alpha - eta dL/dalpha
     folds: int = 5  # outer folds on which steps are judged
+    outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
     output: str = "outputs/reweight"
 
 
@@ -160,6 +161,7 @@ class AggregateConfig(FitConfig):
     weights: str = "given"  # given | joint: sample weights too, accepted on outer folds as by jobs/reweight.py
     steps: int = 2  # weight steps at most (weights=joint), 1..10
     folds: int = 5  # outer folds on which weight steps are judged (weights=joint)
+    outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
     output: str = "outputs/aggregate"
 
 
@@ -200,7 +202,7 @@ class TuneConfig(FitConfig):
     space: dict[str, Any] = field(default_factory=dict)
     search: str = "random"  # random | grid: every combination of the choices | optuna: TPE (diva_ray[optuna])
     scheduler: str = "none"  # none | asha: trials that are behind after some folds are stopped
-    trials: int = 16  # points to try; of a grid all are
+    trials: int = 16  # points to try, no two alike where the space has that many; of a grid all are tried
     reduction: int = 2  # asha: of the trials that reach fold 1, r, r^2, ..., the best 1 / r go on
     folds: int = 5  # outer folds on whose rows a trial is judged
     # none | shrink: harm beyond a standard error removed | paper: plain steps | drop_label_issues | drop_detrimental

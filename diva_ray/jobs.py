@@ -35,6 +35,15 @@ QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"
 UNTOLD = ("To append", "full_key", "object_type", "reference", "Config search path", "provider=")
 
 
+class Told(logging.StreamHandler):
+    """Says how a run goes on standard output, and warnings and mistakes on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record where it belongs."""
+        self.setStream(sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
+        super().emit(record)
+
+
 def register() -> None:
     """Make the dataclasses of `diva_ray.config` known to Hydra as schemas."""
     for name, schema in SCHEMAS.items():
@@ -50,7 +59,7 @@ def job(task: str) -> None:
     """
     name = task.rpartition(".")[2]
     _use_every_instruction()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Told()])
     register()
     sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]
     if {"--help", "-h"} & set(words):

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from diva_ray.bench.steps import pool_reading, weight_steps
 from diva_ray.bench.tune import tuning
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
+from diva_ray.tasks.options import check_types
 from diva_ray.threads import blas_environment
 
 log = logging.getLogger("diva_ray")
@@ -62,6 +63,11 @@ class Report:
     entries: dict[str, list[Figure]] = field(default_factory=dict)
     rates: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Everything, as in benchmark.json."""
+        return self.record()
 
     def lines(self) -> list[str]:
         """Return the table for a terminal."""
@@ -113,6 +119,25 @@ def sizes_of(config: BenchmarkConfig) -> Sizes:
         got = f"n={sizes.n} p={sizes.p} c={sizes.c}"
         raise InputError(f"n: rows must outnumber columns, p and c be at least 2, got {got}. Change `n` or `p`.")
     return replace(sizes, cleanlab_share=1.0 if config.peers == "full" else sizes.cleanlab_share)
+
+
+def benchmark(**options: Any) -> Report | quality.TaskReport:
+    """Return the report of a benchmark: `.summary` has every figure, `.lines()` the tables.
+
+    Args:
+        **options: fields of `BenchmarkConfig`; files go to `output`, by default a temporary folder.
+
+    Raises:
+        InputError: bad options, in one line.
+    """
+    known = [one.name for one in fields(BenchmarkConfig)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise InputError(f"benchmark: options must be {', '.join(known)}, got {unknown[0]!r}. Choose from these.")
+    config = BenchmarkConfig(**{"output": "", **options})
+    check_types(config)
+    config.output = config.output or tempfile.mkdtemp(prefix="diva_ray-")
+    return run(config)
 
 
 def run(config: BenchmarkConfig) -> Report | quality.TaskReport:

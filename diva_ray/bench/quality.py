@@ -20,7 +20,9 @@ from diva_ray.bench.tables import Results, Table
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Sheet, render_sheet
+from diva_ray.tasks.begin import now
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.manifest import described
 
 log = logging.getLogger("diva_ray")
 
@@ -70,6 +72,11 @@ class TaskReport:
     def tables(self) -> list[Table]:
         """Return the tables of what was measured so far."""
         return TASKS[self.task].tables(self.results)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Everything, as in benchmark.json."""
+        return self.record()
 
     def lines(self) -> list[str]:
         """Return the tables for a terminal."""
@@ -171,12 +178,11 @@ def open_folder(config: BenchmarkConfig) -> tuple[Folder, str]:
     folder = Folder(config.output)
     folder.open_new(resume=False)
     folder.write_config(config)
-    return folder, time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return folder, now()
 
 
 def close_folder(folder: Folder, started: str) -> None:
     """Write versions, times and the machine."""
-    versions = {name: version(name) for name in ("diva_ray", "torch", "numpy", "scipy", "ray", "scikit-learn")}
-    ended = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    manifest = {"versions": versions, "start": started, "end": ended, "machine": platform.platform()}
-    folder.write_json("manifest.json", manifest)
+    more = {name: version(name) for name in ("scipy", "scikit-learn")}
+    told = described({}, {"kind": "inline", "why": "a benchmark"}, started, now())
+    folder.write_json("manifest.json", {**told, **more, "machine": platform.platform()})

@@ -141,12 +141,20 @@ def _one_length(lengths: np.ndarray, name: str, where: Where | str, option: str)
     return width
 
 
+def is_number(kind: pa.DataType) -> bool:
+    """Return whether values of a type can be features: numbers, and true or false as 1 or 0."""
+    tests = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_decimal)
+    return any(test(kind) for test in tests)
+
+
 def _numbers(
     flat: pa.Array, name: str, where: Where | str, option: str, *, owner: np.ndarray, width: int, present: np.ndarray
 ) -> np.ndarray:
     """Return a flat numeric Arrow array as numpy; `owner` is the row of every vector: only absent rows may be null."""
+    if pa.types.is_decimal(flat.type):
+        flat = flat.cast(pa.float64())
     kind = flat.type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+    if not is_number(kind):
         raise InputError(
             f"{option}: column `{name}` must hold numbers or lists of numbers, got {kind} at {_place(where, 0)}. "
             f"Change `{option}`."

@@ -25,6 +25,7 @@ FILTERS = {
 MOST_CHARACTERS = 100_000  # of a text; encoders read far less
 MOST_RESIZED = 64 << 20  # pixels of a picture on its way to a square: long and narrow ones grow
 SMALL = 32  # pixels: pictures up to this side are kept as they are, exactly
+NO_FILE, NOT_READABLE = "no file at ", "not readable: "  # reasons that may pass: another time the file may be read
 
 
 class RefusedError(Exception):
@@ -135,13 +136,13 @@ class Pictures:
             path = self._inside(self._relative(named) if "://" in named else named)
             info = self.filesystem.get_file_info(path)
             if info.type != pyarrow.fs.FileType.File:
-                raise RefusedError(f"no file at {named[:200]} below data.root, {self.root[:200]}")
+                raise RefusedError(f"{NO_FILE}{named[:200]} below data.root, {self.root[:200]}")
             if info.size > MOST_BYTES:
                 raise RefusedError(f"{info.size} bytes, more than {MOST_BYTES}")
             with self.filesystem.open_input_stream(path) as stream:
                 return stream.read()
         except (OSError, pa.ArrowException, ValueError) as error:
-            raise RefusedError(f"not readable: {' '.join(str(error).split())[:160]}") from error
+            raise RefusedError(f"{NOT_READABLE}{' '.join(str(error).split())[:160]}") from error
 
     def _relative(self, uri: str) -> str:
         """Return the path of a URI; refuse one that is not under the root, as text.

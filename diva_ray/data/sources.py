@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diva_ray.data.columns import element_type, is_list, storage_type
+from diva_ray.data.columns import element_type, is_list, is_number, storage_type
 from diva_ray.data.reader import first_line
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, from_arrays, from_arrow, open_parquet
@@ -216,7 +216,7 @@ def find_columns(
                 )
     for name in named["data.features"]:
         kind = element_type(schema.field(name).type)
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        if not is_number(kind):
             raise InputError(
                 f"data.features: column `{name}` must hold numbers or lists of numbers, got {schema.field(name).type}. "
                 "Change `data.features`."

@@ -206,14 +206,14 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def from_arrays(columns: dict[str, object], name: str = "the given arrays", option: str = "data.path") -> Table:
     """Return a table of NumPy arrays, torch tensors or lists by name; matrices become vector columns, uncopied, and
-    those of one column numbers. What a masked array masks is null."""
+    those of one column numbers; arrays of more dimensions tensor columns. What a masked array masks is null."""
     arrays = {}
     for key, values in columns.items():
         try:
             arrays[key] = _to_arrow(values)
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise InputError(
-                f"data: `{key}` must be an array of one or two dimensions of numbers, strings or lists, got "
+                f"data: `{key}` must be an array of numbers, strings or lists, got "
                 f"{_describe(values)} "
                 f"({first_line(error)}). Convert it first."
             ) from error
@@ -241,6 +241,8 @@ def _to_arrow(values: Any) -> pa.Array | pa.ChunkedArray:
         values = values.astype(values.dtype.newbyteorder("="))
     if values.ndim == 2 and values.shape[1] == 1:
         values, mask = values[:, 0], None if mask is None else mask[:, 0]
+    if values.ndim > 2 and mask is None and values.dtype.kind in "fiu":
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
     if values.ndim != 2:
         return pa.array(values, mask=mask)
     flat = np.ascontiguousarray(values).reshape(-1)

@@ -24,7 +24,7 @@ def curate(shard: Shard, known: Known) -> Tally:
     change = {"drop": _drop, "weight": _weight, "relabel": _relabel}[known["curate"]]
     curated, changes = change(rows, facts, known)
     folder.write_table(f"curated/part-{index:05d}.parquet", curated)
-    if changes.num_rows:
+    if changes.num_rows or not index:  # a folder there is in any case
         folder.write_table(f"changes/part-{index:05d}.parquet", changes)
     return Tally(changed=changes.num_rows, kept=curated.num_rows)
 
@@ -36,7 +36,9 @@ def _flags(facts: pa.Table) -> pa.Array:
 def _drop(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
     flags = _flags(facts)
     changes = facts.filter(flags).select(["id", "label_score"])
-    return rows.filter(pc.invert(flags)), changes.append_column("change", pa.array(["dropped"] * len(changes)))
+    return rows.filter(pc.invert(flags)), changes.append_column(
+        "change", pa.array(["dropped"] * len(changes), pa.string())
+    )
 
 
 def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
@@ -52,7 +54,7 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
     curated = rows.set_column(at, name, after) if at >= 0 else rows.append_column(name, after)
     changed = np.flatnonzero(np.abs(score - 1) > 1e-3)
     changes = facts.select(["id", "label_score"]).append_column("weight", after).take(pa.array(changed))
-    return curated, changes.append_column("change", pa.array(["weighted"] * len(changed)))
+    return curated, changes.append_column("change", pa.array(["weighted"] * len(changed), pa.string()))
 
 
 def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
@@ -63,7 +65,7 @@ def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, p
     curated = rows.set_column(at, rows.schema.field(at), _as_stored(label, rows[name].type))
     facts = facts.append_column("label_before", given).append_column("label_after", label)
     changes = facts.filter(flags).select(["id", "label_score", "label_before", "label_after"])
-    return curated, changes.append_column("change", pa.array(["relabelled"] * len(changes)))
+    return curated, changes.append_column("change", pa.array(["relabelled"] * len(changes), pa.string()))
 
 
 def _as_stored(label: pa.Array, kind: pa.DataType) -> pa.Array:

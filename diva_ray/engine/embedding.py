@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from diva_ray.config import EncoderConfig
-from diva_ray.data.decode import Pictures, RefusedError, text_of, thumbnail
+from diva_ray.data.decode import NO_FILE, NOT_READABLE, Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
@@ -29,6 +29,7 @@ TEXT_CHUNK = 16  # batches of texts that are sorted by length together
 NOTED = 3  # refused samples of a unit that its result tells of
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "where", "column", "reason")])
 UNIT, FAILED, DROPPED = b"diva_ray.unit", b"diva_ray.failed", b"diva_ray.dropped"  # keys in a file's footer
+UNREAD = b"diva_ray.unread"  # likewise: of the samples that failed, those that a resumed run tries again
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,13 @@ class UnitEncoder:
                 seconds["write"] += before - then
                 told(len(prepared.good) + len(prepared.rows.failures))
             rows += _flush(writer, held)
+            job.folder.remove(f"quarantine/{unit.file}")  # of a run that is resumed
             if failures:
                 listed = pa.table({k: [getattr(one, k) for one in failures] for k in QUARANTINE.names}, QUARANTINE)
                 job.folder.write_table(f"quarantine/{unit.file}", listed)
             metadata |= {DROPPED: json.dumps(unknown).encode()} if unknown else {}
+            unread = sum(one.reason.startswith((NO_FILE, NOT_READABLE)) for one in failures)
+            metadata |= {UNREAD: str(unread).encode()} if unread else {}
             writer.add_key_value_metadata({**metadata, FAILED: str(len(failures)).encode()})
         size, digest = job.folder.digest(f"features/{unit.file}")
         seconds["write"] += time.perf_counter() - before

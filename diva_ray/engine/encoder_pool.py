@@ -140,8 +140,8 @@ def _stuck(what: str) -> InputError:
     )
 
 
-def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: float) -> list[int]:
-    """Return the batch sizes that fit a worker's share of a GPU, tried on one."""
+def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: float, start_timeout: float) -> list[int]:
+    """Return the batch sizes that fit a worker's share of a GPU, tried on one; raise if none is free in time."""
 
     @ray.remote(num_gpus=gpus, num_cpus=1)
     def tried() -> list[int]:
@@ -151,4 +151,9 @@ def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: flo
             found.append(config.batch or find_batch(build(config, device, precision, module), 0, gpus))
         return found
 
-    return ray.get(tried.remote())
+    asked = tried.remote()
+    try:
+        return ray.get(asked, timeout=start_timeout)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(asked, force=True)
+        raise _stuck(f"{gpus:g} of a GPU must be free in {start_timeout:g} s, to try batch sizes on") from error

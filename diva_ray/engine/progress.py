@@ -31,7 +31,7 @@ class Progress:
         now = time.perf_counter()
         if self.bar is not None:
             self.bar.update(rows)
-        elif not self.quiet and now - self.last >= LOG_EVERY and self.done < self.rows:
+        elif not self.quiet and now - self.last >= LOG_EVERY and 0 < self.done < self.rows:
             self.last = now
             rate = self.done / (now - self.start)
             left = (self.rows - self.done) / rate

@@ -30,7 +30,7 @@ class Scan:
         place: where the rows are, for errors.
         widths: columns of every band.
         rows: rows with each band present, among rows that may train.
-        sums, squares: per band, sum of x (d,) and of |x - mean|^2.
+        sums, squares: per band, sums of x and of (x - mean)^2 of every column, (d,).
         labels: distinct classes, or None for numbers; sources likewise; validation_labels, of a separate table.
         counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
@@ -43,7 +43,7 @@ class Scan:
     widths: tuple[int, ...]
     rows: tuple[int, ...]
     sums: tuple[Tensor, ...]
-    squares: tuple[float, ...]
+    squares: tuple[Tensor, ...]
     labels: pa.Array | None
     sources: pa.Array | None
     target_width: int
@@ -77,7 +77,7 @@ class Scan:
                 a + b if len(a) == len(b) else max(a, b, key=len) for a, b in zip(self.sums, other.sums, strict=True)
             ),
             tuple(
-                a + b + between(*apart)
+                a + b + between(*apart) if len(a) == len(b) else max(a, b, key=len)
                 for a, b, *apart in zip(
                     self.squares, other.squares, self.rows, self.sums, other.rows, other.sums, strict=True
                 )
@@ -96,14 +96,14 @@ class Scan:
         """Return per band the mean of |x - mean|^2, 0 where only rounding differs from row to row, and of |x|^2."""
         found = []
         for rows, total, square in zip(self.rows, self.sums, self.squares, strict=True):
-            mean = total / max(rows, 1)
-            spread, whole = square / max(rows, 1), square / max(rows, 1) + float(mean @ mean)
+            mean, spread = total / max(rows, 1), float(square.sum()) / max(rows, 1)
+            whole = spread + float(mean @ mean)
             found.append((spread if spread > CONSTANT * whole else 0.0, whole))
         return found
 
 
-def band_moments(values: Tensor, absent: Tensor | None) -> tuple[int, Tensor, float]:
-    """Return how many rows (n, d) are there, their sum (d,) and their sum of |x - mean|^2; 3 n d operations.
+def band_moments(values: Tensor, absent: Tensor | None) -> tuple[int, Tensor, Tensor]:
+    """Return how many rows (n, d) are there, their sums and their sums of (x - mean)^2, (d,); 4 n d operations.
 
     Sums are of differences from the mean of a few rows, so that those of a band far from 0 do not cancel: what is
     taken off in the end is at most n / FEW times what is left.
@@ -111,26 +111,25 @@ def band_moments(values: Tensor, absent: Tensor | None) -> tuple[int, Tensor, fl
     there = torch.arange(len(values)) if absent is None else torch.nonzero(~absent).squeeze(1)
     some = values[there[:FEW].to(values.device)].double()
     near = some.mean(0) if len(some) else torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
-    total, square = torch.zeros_like(near), 0.0
+    total, square = torch.zeros_like(near), torch.zeros_like(near)
     for a in range(0, len(values), 4096):
         part = values[a : a + 4096] - near
         if absent is not None:
             part[absent[a : a + 4096].to(part.device)] = 0
         total += part.sum(0)
-        square += float(torch.linalg.vecdot(part, part).sum())
-    square -= float(total @ total) / max(len(there), 1)
-    return len(there), (total + len(there) * near).cpu(), max(square, 0.0) if np.isfinite(square) else square
+        square += part.square_().sum(0)
+    square -= total.square() / max(len(there), 1)
+    return len(there), (total + len(there) * near).cpu(), square.clamp_min_(0).cpu()  # which keeps NaN
 
 
-def between(a: int, total: Tensor, b: int, other: Tensor) -> float:
-    """Return what a and b rows with these sums have more of |x - mean|^2 together than each by themselves.
+def between(a: int, total: Tensor, b: int, other: Tensor) -> Tensor:
+    """Return what a and b rows with these sums have more of (x - mean)^2 together than each by themselves, (d,).
 
     Deviations, not squares: those of a band far from 0 would cancel (Chan, Golub and LeVeque 1983).
     """
     if not (a and b):
-        return 0.0
-    apart = other / b - total / a
-    return a * b / (a + b) * float(apart @ apart)
+        return torch.zeros_like(total)
+    return a * b / (a + b) * (other / b - total / a).square()
 
 
 def merge_values(one: pa.Array | None, other: pa.Array | None) -> pa.Array | None:
@@ -181,11 +180,11 @@ def scan(shard: Shard, known: Known) -> Scan:
                 f"data.features: every pair must have both sides, got null in `{name}` at "
                 f"{shard.name(int(torch.nonzero(absent)[0]))}. Drop such rows, or fill the column."
             )
-        if not np.isfinite(square + float(total @ total)):
+        if not np.isfinite(float(square.sum() + total @ total)):
             raise _not_finite(shard, name, values)
         rows.append(here if trains else 0)
         sums.append(total if trains else torch.zeros_like(total))
-        squares.append(square if trains else 0.0)
+        squares.append(square if trains else torch.zeros_like(square))
     width, target, labels = 1, torch.zeros(3, dtype=torch.float64), None
     v, lengths = validation_weights(shard, known), (0, 0)
     if known["numbers"]:

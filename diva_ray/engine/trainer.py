@@ -12,12 +12,13 @@ from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from torch import Tensor
 
 from diva_ray.engine.course import Course
-from diva_ray.engine.training import PROGRESS, train_all
+from diva_ray.engine.training import CHECKPOINTS, PROGRESS, DivergedError, train_all
 from diva_ray.errors import InputError
 
 FAILURES = 8  # times that the workers are started again from their last checkpoint
 POLL = 1.0  # seconds between looks at how far they are
 STORAGE = "ray_train"  # folder of Ray Train's own notes; dropped at the end
+DIVERGED = f"{CHECKPOINTS}/diverged.json"
 
 
 class Together:
@@ -45,7 +46,12 @@ def loop(config: dict[str, Any]) -> None:
     """Train on one worker; checkpoints are the run's own files, so that a run in one process reads the same."""
     course: Course = config["course"]
     torch.set_num_threads(course.threads)
-    train_all(course, Together())
+    crew = Together()
+    try:
+        train_all(course, crew)
+    except DivergedError as error:  # not raised: Ray would start the workers again
+        if crew.rank == 0:
+            course.folder.write_json(DIVERGED, str(error))
     ray.train.report({"models": len(course.models)})
 
 
@@ -56,6 +62,7 @@ def run_on_ray(course: Course, workers: int, environment: dict[str, str], told: 
         InputError: a worker met a user's mistake.
     """
     course.folder.drop(STORAGE)
+    course.folder.remove(DIVERGED)
     trainer = TorchTrainer(
         loop,
         train_loop_config={"course": course},
@@ -78,6 +85,9 @@ def run_on_ray(course: Course, workers: int, environment: dict[str, str], told: 
         over.set()
         watcher.join()
     course.folder.drop(STORAGE)
+    diverged = course.folder.read_json(DIVERGED)
+    if diverged is not None:
+        raise DivergedError(diverged)
 
 
 def _watch(course: Course, told: Callable[[dict], Any], over: threading.Event) -> None:

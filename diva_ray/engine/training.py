@@ -17,11 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from diva_ray.engine.course import Course, Rows, Share, cut
+from diva_ray.errors import InputError
 
 CHECKPOINTS = "checkpoints"  # one file for every arm and seed, written at the end of every epoch
 EVALUATION = f"{CHECKPOINTS}/evaluation.npz"
 PROGRESS = f"{CHECKPOINTS}/progress.json"
 BLOCK = 4096  # test rows at a time
+
+
+class DivergedError(InputError):
+    """The loss of an epoch is no number any more. Every worker finds it, at the same time."""
 
 
 class Crew(Protocol):
@@ -100,6 +105,11 @@ def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, bef
             optimizer.step()
             loss += float(found.detach())
         history.append(float(crew.add(torch.tensor([loss], dtype=torch.float64))) / weight)
+        if not math.isfinite(history[-1]):
+            raise DivergedError(
+                f"learning_rate: the training loss must stay finite, got {history[-1]} in epoch {epoch + 1} of arm "
+                f"{arm}, seed {seed}. Lower `learning_rate`, with a new `output`."
+            )
         if crew.rank == 0:
             save(course, arm, seed, model, history, optimizer)
         done = before + epoch + 1

@@ -24,7 +24,10 @@ from diva_ray.engine.connect import connect
 from diva_ray.errors import InputError
 
 Evaluate = Callable[[str, dict[str, Any], int], dict[str, Any]]
-QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}  # the run writes its own table
+# The run writes its own table, and Ctrl-C ends it instead of looking like the end of the search.
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}  # fmt: skip
 SMALL = 100 << 20  # bytes of object store where only trials talk
 ROOM = {
     "memory": 1.0
@@ -39,7 +42,8 @@ class Search:
         space: of every name, (kind, values): `choice` of labels, `uniform` or `loguniform` between two numbers.
         method: `random`, `grid` (every combination of the choices) or `optuna` (TPE).
         scheduler: `none` or `asha`: after 1, r, r^2, ... folds only the best 1 / r of the trials go on.
-        trials: points to draw; not of a grid.
+        trials: how many.
+        points: the value of every name, trial by trial; None where the method draws them.
         folds: reports that a whole trial makes.
     """
 
@@ -47,6 +51,7 @@ class Search:
     method: str
     scheduler: str
     trials: int
+    points: list[dict[str, Any]] | None
     folds: int
     reduction: int
     seed: int
@@ -102,9 +107,12 @@ class Server(threading.Thread):
 
     def run(self) -> None:
         """Serve; after a mistake that is not a trial's own, every further answer is that the run has failed."""
-        while (question := ray.get(self.desk.next.remote())) is not None:
-            ticket, *asked = question
-            ray.get(self.desk.answer.remote(ticket, self._found(*asked)))
+        try:
+            while (question := ray.get(self.desk.next.remote())) is not None:
+                ticket, *asked = question
+                ray.get(self.desk.answer.remote(ticket, self._found(*asked)))
+        except ray.exceptions.RayActorError:  # the desk was taken away: the search has ended
+            return
 
     def _found(self, name: str, config: dict[str, Any], fold: int) -> dict[str, Any]:
         if self.fault is None:
@@ -126,17 +134,32 @@ def run_trials(search: Search, evaluate: Evaluate) -> int:
     Raises:
         InputError, or whatever `evaluate` raised.
     """
-    from ray import tune
-
     desk = ray.remote(Desk).options(num_cpus=0).remote()
     server = Server(desk, evaluate)
     server.start()
+    try:
+        found = _run(search, desk)
+        ray.get(desk.close.remote())
+        server.join()
+    finally:
+        ray.kill(desk)  # type: ignore[arg-type]  # a typed proxy is a handle
+    if server.fault is not None:
+        raise server.fault
+    if found.errors:
+        raise found.errors[0]
+    return len(found)
+
+
+def _run(search: Search, desk: Any) -> Any:
+    """Return what Tune reports of a search whose trials ask at a desk."""
+    from ray import tune
+
     with tempfile.TemporaryDirectory() as scratch, _environment(QUIET):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trial, desk=desk, folds=search.folds), ROOM),
-            param_space={name: _domain(*one, grid=search.method == "grid") for name, one in search.space.items()},
+            param_space={name: _domain(*one) for name, one in search.space.items()},
             tune_config=tune.TuneConfig(
-                metric="error", mode="min", num_samples=1 if search.method == "grid" else search.trials,
+                metric="error", mode="min", num_samples=search.trials,
                 max_concurrent_trials=None if search.method != "optuna" else 1, reuse_actors=True,
                 search_alg=_algorithm(search), scheduler=_scheduler(search),
             ),
@@ -145,15 +168,7 @@ def run_trials(search: Search, evaluate: Evaluate) -> int:
             ),
         )  # fmt: skip
         with _patient("ray.tune.analysis.experiment_analysis"):  # which misses the files that QUIET leaves out
-            found = tuner.fit()
-    ray.get(desk.close.remote())
-    server.join()
-    ray.kill(desk)  # type: ignore[arg-type]  # a typed proxy is a handle
-    if server.fault is not None:
-        raise server.fault
-    if found.errors:
-        raise found.errors[0]
-    return len(found)
+            return tuner.fit()
 
 
 @contextmanager
@@ -169,13 +184,11 @@ def connected(kind: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def _domain(kind: str, values: list[Any], *, grid: bool) -> Any:
+def _domain(kind: str, values: list[Any]) -> Any:
     """Return the domain of one name as Tune writes it."""
     from ray import tune
 
-    if kind == "choice":
-        return tune.grid_search(values) if grid else tune.choice(values)
-    return {"uniform": tune.uniform, "loguniform": tune.loguniform}[kind](*values)
+    return tune.choice(values) if kind == "choice" else getattr(tune, kind)(*values)
 
 
 def _algorithm(search: Search) -> Any:
@@ -188,7 +201,7 @@ def _algorithm(search: Search) -> Any:
         return OptunaSearch(sampler=optuna.samplers.TPESampler(seed=search.seed), metric="error", mode="min")
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    return BasicVariantGenerator(max_concurrent=1, random_state=search.seed)
+    return BasicVariantGenerator(points_to_evaluate=search.points, max_concurrent=1, random_state=search.seed)
 
 
 def _scheduler(search: Search) -> Any:

@@ -26,8 +26,8 @@ MEANING = {
     "share": "how freely the band is used, beside the others: ridge / penalty; shares add up to 1",
     "error_alone": "left-out error of a fit to this band only, under its own best ridge",
     "error_without": "left-out error of a fit to all other bands, under their shares and a ridge of their own",
-    "share_derivative": "dL/dshare at a fixed ridge, L the summed left-out squared error; near 0 where the search "
-    "ended inside its bounds, < 0: a larger share would lower the error",
+    "share_derivative": "dL/dshare at a fixed ridge, L the summed left-out squared error, where that is least: "
+    "near 0 but for a band that the search has driven out of use; < 0: a larger share would lower L",
     "ridge_multiple": "penalties over those with the least left-out squared error (squared_error): the multiple "
     "nearest to 1 under which classes are wrong no more often than under the best, but for one standard error",
     "weights": "errors and squared errors of bands, and what follows from them, are those before sample weights moved; "
@@ -36,13 +36,6 @@ MEANING = {
 SHOWN = 12  # samples of a band on the page
 AGAINST = (
     "The given label suits another band, but not this one: this side of the sample may be bad or belong elsewhere. By "
-    "how much better the other band's own fit predicts the label (columns margin_... or loss_... of samples/)."
-)
-
-
-SHOWN = 12  # samples of a band on the page
-AGAINST = (
-    "The given label suits another band, but not this one: this side of the sample may be bad, or belong elsewhere. By "
     "how much better the other band's own fit predicts the label (columns margin_... or loss_... of samples/)."
 )
 

@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import PLACE, Done
 from diva_ray.tasks.folder import Folder, differing_options
+from diva_ray.tasks.kept import PLACE as SUMS
 from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
 from diva_ray.tasks.opened import make_plan
@@ -50,12 +52,12 @@ def begin(
     check_options(config)
     folder = folder or open_folder(config)
     if type(data).__module__.startswith("ray.data"):
-        data = _from_dataset(data, folder, "table", config.plan)
+        data = from_dataset(data, folder, "table", plan=config.plan)
         config.data.path = None if config.plan else data
     if type(pool).__module__.startswith("ray.data"):
-        pool = _from_dataset(pool, folder, "pool", config.plan)
+        pool = from_dataset(pool, folder, "pool", plan=config.plan)
     if type(config.validation.rows).__module__.startswith("ray.data"):
-        rows = _from_dataset(config.validation.rows, folder, "validation", config.plan)
+        rows = from_dataset(config.validation.rows, folder, "validation", plan=config.plan)
         config = replace(config, validation=ValidationConfig())  # the caller's own stays as it is
         config.validation.rows = rows
     plan, opened = make_plan(config, data, loss, pool)
@@ -90,18 +92,23 @@ def open_folder(config: Any) -> Folder:
 
 
 def tidy(run: Callable[P, R]) -> Callable[P, R]:
-    """Return the run of a task, which takes its config first, so that the temporary folder of a call without `output`
-    does not stay behind, empty, when it ends in an error."""
+    """Return the run of a task, which takes its config first, so that a mistake leaves nothing behind that stands in
+    the way of the next try: neither sums of the fit in a folder that was new, nor an empty temporary one."""
 
     @wraps(run)
     def tidied(*args: P.args, **options: P.kwargs) -> R:
         config: Any = args[0]
-        named = bool(config.output)
+        named = config.output
+        new = not named or not os.path.isdir(named) or not os.listdir(named)
         try:
             return run(*args, **options)
-        except BaseException:
-            made = config.output if not named else None
-            if made and os.path.isdir(made) and not os.listdir(made):
+        except BaseException as error:
+            made = config.output
+            if not (made and new and os.path.isdir(made)):  # nothing was made, or it is somewhere else
+                raise
+            if isinstance(error, InputError) and os.listdir(made) == [SUMS]:
+                shutil.rmtree(os.path.join(made, SUMS))
+            if not named and not os.listdir(made):
                 os.rmdir(made)
             raise
 
@@ -120,7 +127,7 @@ def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_mem
     folder.write_json("summary.json", summary)
     folder.write_config(config)
     folder.write_json("manifest.json", manifest(session, session.started, now()))
-    for name in (PLACE, "weights"):  # what only a run that is not finished needs; steps first, they need the weights
+    for name in (PLACE, "weights", "uids"):  # what only an unfinished run needs; steps first, they need the others
         folder.drop(name)
 
 
@@ -149,12 +156,14 @@ def _mark(session: Session) -> dict[str, Any]:
     return mark
 
 
-def _from_dataset(dataset: Any, folder: Folder, name: str, plan: bool) -> Any:
+def from_dataset(dataset: Any, folder: Folder, name: str, *, plan: bool) -> Any:
     """Write a Ray Dataset once into shards that survive a restart; return their path, or its first rows for a plan."""
     if plan:
         return pa.concat_tables(dataset.limit(1000).iter_batches(batch_size=1000, batch_format="pyarrow"))
-    log.info("the Ray Dataset is written to %s for the workers", folder.location(name))
-    if f"{name}.json" not in folder.names(""):  # written when all of it is there
+    if f"{name}.json" in folder.names(""):  # written when all of it is there
+        log.info("the rows of the Ray Dataset are those that were written to %s", folder.location(name))
+    else:
+        log.info("the Ray Dataset is written to %s for the workers", folder.location(name))
         folder.drop(name)
         dataset.write_parquet(folder.location(name))
         folder.write_json(f"{name}.json", {"finished": now()})

@@ -42,13 +42,10 @@ def configure(
             continue
         if name == "cluster":
             values[name] = cluster_options(value)
-        elif name == "validation" and not isinstance(value, Mapping):
+        elif name == "validation":
             path = path_of(value)
             values[name] = ValidationConfig(path)
             values[name].rows = value if path is None else None
-        elif name == "validation" and set(value) - {"path"}:
-            values[name] = ValidationConfig()
-            values[name].rows = value
         elif name == "loss" and not isinstance(value, str):
             values[name], loss = "callable", cast(Callable, value)  # what is none is refused with the other options
         elif name not in known or name == "data":
@@ -69,9 +66,12 @@ def configure(
 
 
 def path_of(data: Any) -> str | None:
-    """Return the path of a table that a call names (of a `Result`: that of its rows), or None for rows in memory."""
+    """Return the path of a table that a call names (of a `Result`: that of its rows; also as {"path": ...}, like an
+    option of a job), or None for rows in memory."""
     if isinstance(data, Result):
         return data.folder.location(data.rows)
+    if isinstance(data, Mapping) and set(data) == {"path"}:
+        return path_of(data["path"])
     return str(data) if isinstance(data, str) or hasattr(data, "__fspath__") else None
 
 

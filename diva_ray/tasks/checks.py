@@ -24,6 +24,7 @@ log = logging.getLogger("diva_ray")
 MOST_DEVIATIONS = 30.0  # of number targets between 0 and their mean, beyond which products are float64
 LARGEST_NORM = 1e30  # of standardised rows; of rows as given, which are multiplied as they are, its root
 LARGEST_WEIGHT = 1e12  # beyond it, or below its inverse, squares of a derivative's parts leave float32
+LEAST_VARIANCE = 1e-3  # of a column in the middle, in units of the mean over columns, below which units differ
 LEAST_SPREAD = 1e-6  # standard deviation of number targets below which, or above its inverse, they are, too
 TOLD = 5  # columns with gaps that are told one by one
 TOO_SPREAD = 1e15  # beyond it, or below its inverse, derivatives (of squares) leave float32, in which they are written
@@ -76,6 +77,18 @@ def tell_missing(columns: Columns, found: Scan) -> None:
         log.log(level, "column `%s`: %s of %s missing", name, f"{missing[name]:,}", f"{int(found.counts['rows']):,}")
     if len(missing) > TOLD:
         log.warning("%d more columns have missing rows (`missing` in summary.json)", len(missing) - TOLD)
+
+
+def tell_units(columns: Columns, found: Scan) -> None:
+    """Warn of bands whose columns are of different units."""
+    for name, rows, squares in zip(columns.features, found.rows, found.squares, strict=True):
+        if of_different_units(squares):
+            deviations = (squares[squares > 0] / rows).sqrt()
+            log.warning(
+                "standard deviations of columns of `%s` go from %.2g to %.2g: a band is scaled as a whole, so those "
+                "that vary most decide. Divide columns of different units by theirs, or make each a band "
+                "(`data.features`)", name, float(deviations.min()), float(deviations.max()),
+            )  # fmt: skip
 
 
 def check_weights(columns: Columns, counts: Tally) -> None:
@@ -160,6 +173,16 @@ def check_bands(session: Session) -> None:
                 f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
                 f"`{name}`. Fix the column, or leave it out of `data.features`."
             )
+
+
+def of_different_units(squares: Tensor) -> bool:
+    """Return whether half of the columns that vary have less than a thousandth of the mean variance.
+
+    Of measurements of different units (scikit-learn's wine, breast cancer) it is 1e-4 and less;
+    of activations of networks, pixels, counts of words and their principal components 8e-2 and more.
+    """
+    varies = squares[squares > 0]
+    return len(varies) > 1 and float(varies.median()) < LEAST_VARIANCE * float(varies.mean())
 
 
 def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:

@@ -26,7 +26,7 @@ from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import InputError
 from diva_ray.tasks import embed_setup as setup
-from diva_ray.tasks.begin import now, open_folder, tidy
+from diva_ray.tasks.begin import from_dataset, now, open_folder, tidy
 from diva_ray.tasks.embed_done import conclude, told
 from diva_ray.tasks.embed_plan import EmbedPlan, make_plan
 from diva_ray.tasks.embed_prepare import Prepared, prepare
@@ -36,6 +36,7 @@ from diva_ray.tasks.result import Result
 
 log = logging.getLogger("diva_ray")
 EARLY = 1000  # refused samples after which a run with too many ends at once
+MARGIN = 2  # by which units not yet read may be larger than those that were, for that
 
 
 def embed(data: Any = None, *, quiet: bool = False, **options: Any) -> Result | EmbedPlan:
@@ -109,9 +110,7 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
         assert isinstance(table, Table) and table.memory is not None
         table = from_arrow(table.memory.drop_columns(["features"]), table.name)  # its pixels are what is to be encoded
     if not isinstance(table, Table):  # a Ray Dataset
-        if "raw" not in folder.names(""):
-            table.write_parquet(folder.location("raw"))
-        return tables.find(folder.location("raw"), raw.id, config.unit_rows)
+        return tables.find(from_dataset(table, folder, "raw", plan=False), raw.id, config.unit_rows)
     assert table.memory is not None
     content = table.memory
     for k, start in enumerate(range(0, content.num_rows, 1 << 16)):
@@ -139,11 +138,19 @@ def _encode(prepared: Prepared, quiet: bool) -> tuple[list[dict[str, Any]], floa
         for one in _each(prepared, pending, progress) if pending else ():
             done.append(one)
             failed = sum(one["failed"] for one in done)
-            if failed >= EARLY and failed > prepared.most_failed * job.source.about():
+            if failed >= EARLY and failed > prepared.most_failed * _most_rows(job.source, done):
                 break  # whatever comes, it is too many
     finally:
         progress.close()
     return sorted(done, key=lambda one: one["unit"]), time.perf_counter() - start
+
+
+def _most_rows(source: Source, done: list[dict[str, Any]]) -> float:
+    """Return how many rows there are, or, where only reading tells, twice as many as the units read so far suggest."""
+    if source.rows is not None:
+        return source.rows
+    seen = sum(one["rows"] + one["failed"] for one in done)
+    return MARGIN * max(seen * len(source.units) / len(done), source.about())
 
 
 def _each(prepared: Prepared, pending: list[Unit], progress: Progress) -> Iterator[dict[str, Any]]:

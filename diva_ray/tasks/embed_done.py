@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
-import sys
 from collections import Counter
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.report.words import counted
 from diva_ray.tasks.begin import now
+from diva_ray.tasks.manifest import described
 
 if TYPE_CHECKING:
     from diva_ray.tasks.embed_prepare import Prepared
@@ -41,14 +40,15 @@ def conclude(
     job, folder = prepared.job, prepared.job.folder
     _clean(prepared)
     rows, failed = (sum(one[key] for one in done) for key in ("rows", "failed"))
-    if failed > config.most_failed * (rows + failed) or not rows:
+    cut = len(job.source.units) - len(done)  # units that were not read any more, since too many had been refused
+    if failed > config.most_failed * (rows + failed) or cut or not rows:
         noted = next((one["noted"][0] for one in done if one.get("noted")), "")
         raise InputError(
             f"embed: at most {config.most_failed:.4g} of the samples may be refused, got {failed:,} of "
-            f"{rows + failed:,}"
+            f"{rows + failed:,}{f' before the last {cut:,} units were read' if cut else ''}"
             f"{f' (the first: {noted})' if noted else ''}; all of them with reasons are in "
-            f"{folder.location('quarantine')}. "
-            "Mend the data, or raise `most_failed` with `resume=true`."
+            f"{folder.location('quarantine')}. Mend the data and use a new `output`, or raise `most_failed` with "
+            "`resume=true`, which also reads files again that could not be read."
         )
     dropped = _dropped(done) if config.data.keep == "all" else []
     fresh = [one for one in done if not one.get("reused")]
@@ -138,13 +138,10 @@ def _manifest(prepared: Prepared, done: list[dict[str, Any]], started: str) -> d
     """Return versions, and every file with the input it was made of."""
     job, units = prepared.job, prepared.job.source.units
     keys = ("file", "rows", "failed", "bytes", "sha256")
+    data = {"raw": {"name": job.source.name, "fingerprint": prepared.state["units"]}}
+    cluster = {"kind": prepared.kind, "why": prepared.why, "workers": prepared.workers, "gpus": prepared.gpus}
     return {
-        "diva_ray": version("diva_ray"), "python": platform.python_version(), "ray": version("ray"),
-        "torch": version("torch"), "pyarrow": pa.__version__,
-        "data": {job.source.name: prepared.state["units"]}, "encoders": prepared.state["bands"],
-        "start": started, "end": now(),
-        "cluster": {"kind": prepared.kind, "why": prepared.why, "workers": prepared.workers, "gpus": prepared.gpus},
-        "command": sys.argv,
+        **described(data, cluster, started, now()), "encoders": prepared.state["bands"],
         "units": [
             {**{key: one[key] for key in keys}, "input": units[one["unit"]].path, "part": job.stamp(units[one["unit"]])}
             for one in done

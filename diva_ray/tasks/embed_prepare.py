@@ -12,7 +12,7 @@ import torch
 
 from diva_ray.config import EmbedConfig
 from diva_ray.data.raw.units import Source, Unit
-from diva_ray.engine.embedding import DROPPED, FAILED, UNIT, Job
+from diva_ray.engine.embedding import DROPPED, FAILED, UNIT, UNREAD, Job
 from diva_ray.errors import InputError
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.folder import Folder, differing_options
@@ -101,7 +101,10 @@ def _with_batches(
     elif gpus:
         from diva_ray.engine.encoder_pool import batch_on_gpu
 
-        sizes = batch_on_gpu([one for one, _ in found], [module for _, module in found], config.precision, gpus)
+        sizes = batch_on_gpu(
+            [one for one, _ in found], [module for _, module in found], config.precision, gpus,
+            config.cluster.start_timeout,
+        )  # fmt: skip
     else:
         sizes = setup.batches(config, built, workers)
     return tuple(replace(band, batch=band.config.batch or size) for band, size in zip(built.bands, sizes, strict=True))
@@ -159,13 +162,20 @@ def _on_cluster(config: EmbedConfig, kind: str, units: int) -> tuple[int, float,
     if config.device == "cuda" and not gpus:
         raise InputError("device: the cluster must have a GPU for cuda, got none. Use `device=auto`.")
     if gpus and not config.cluster.threads:  # decoding keeps up with a GPU only with many threads
-        workers = config.cluster.workers or max(1, int(have.get("GPU", 0) / gpus))
-        threads = max(1, min(MOST_THREADS, int(have.get("CPU", 1) // workers)))
+        threads = _threads_beside(gpus, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     return check_resources(config.cluster.workers, threads, gpus, units), gpus, threads
 
 
+def _threads_beside(gpus: float, nodes: list[dict[str, float]]) -> int:
+    """Return how many CPUs every worker with so many GPUs can have on any of the nodes that have GPUs."""
+    least = min((int(one["CPU"] // max(one["GPU"] // gpus, 1)) for one in nodes if one.get("GPU") and one.get("CPU")),
+                default=1)  # fmt: skip
+    return max(1, min(MOST_THREADS, least))
+
+
 def _finished(job: Job) -> dict[int, dict[str, Any]]:
-    """Return the units whose files are there, whole and of this run; another run's or broken ones are made again."""
+    """Return the units whose files are there, whole and of this run; another run's or broken ones are made again, and
+    those of samples whose own files could not be read."""
     listed = {one["file"]: one for one in (job.folder.read_json("manifest.json") or {}).get("units", [])}
     names = set(job.folder.names("features"))
     found = {}
@@ -173,7 +183,7 @@ def _finished(job: Job) -> dict[int, dict[str, Any]]:
         name = f"features/{unit.file}"
         footer = job.folder.footer(name) if unit.file in names else None
         notes = (footer.metadata or {}) if footer is not None else {}
-        if footer is None or notes.get(UNIT) != job.stamp(unit).encode():
+        if footer is None or notes.get(UNIT) != job.stamp(unit).encode() or UNREAD in notes:
             continue
         size, digest = job.folder.digest(name)
         if name in listed and listed[name]["sha256"] != digest:

@@ -14,18 +14,17 @@ MARKS = 256  # of every part, by which ranges are chosen
 
 
 def merge_uids(folder: Folder, chunk: int = CHUNK) -> int:
-    """Write `subset.npy`, all uids of `uids/` in order (dtype u8,u8), and return how many; `uids/` is dropped.
+    """Write `subset.npy`, all uids of `uids/` in order (dtype u8,u8), and return how many.
 
     Exact. Ranges of about `chunk` uids are merged one after another: that much memory, and one read of 16 bytes a row.
     """
-    parts = [f"uids/{name}" for name in sorted(folder.names("uids"))]
-    sizes, marks = [], []
+    parts, known = [f"uids/{name}" for name in sorted(folder.names("uids"))], []
     for part in parts:
-        uids = folder.open_array(part)
-        sizes.append(len(uids))
-        marks.append(np.array(uids[np.linspace(0, len(uids) - 1, min(len(uids), MARKS)).astype(np.int64)]))
-    total = sum(sizes)
-    marks = in_order(np.concatenate([*marks, np.empty(0, UID)]))
+        uids = folder.read_array(part)
+        places = np.linspace(0, len(uids) - 1, min(len(uids), MARKS)).astype(np.int64)
+        known.append((len(uids), places, uids[places]))
+    total = sum(size for size, _, _ in known)
+    marks = in_order(np.concatenate([*(found for _, _, found in known), np.empty(0, UID)]))
     count = min(-(-total // chunk), max(len(marks), 1))
     cuts = [marks[len(marks) * k // count] for k in range(1, count)]
 
@@ -34,15 +33,14 @@ def merge_uids(folder: Folder, chunk: int = CHUNK) -> int:
         begin = [0] * len(parts)
         for cut in [*cuts, None]:
             found = []
-            for k, part in enumerate(parts):
-                uids = folder.open_array(part)
-                end = len(uids) if cut is None else first_from(uids, cut)
-                found.append(np.array(uids[begin[k] : end]))
-                begin[k] = end
+            for k, (size, places, mine) in enumerate(known):
+                after = len(mine) if cut is None else first_from(mine, cut)  # marks below the cut; a few rows more
+                uids = folder.read_array(parts[k], begin[k], int(places[after]) if after < len(mine) else size)
+                found.append(uids if cut is None else uids[: first_from(uids, cut)])
+                begin[k] += len(found[-1])
             stream.write(in_order(np.concatenate([*found, np.empty(0, UID)])).tobytes())
 
     folder.stream("subset.npy", fill)
-    folder.drop("uids")
     return total
 
 

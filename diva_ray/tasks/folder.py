@@ -159,16 +159,24 @@ class Folder:
         """Write one file piece by piece, whole or not at all: `fill` gets the open stream."""
         self._replace(name, fill)
 
-    def open_array(self, name: str) -> np.ndarray:
-        """Return the array of an npy file: mapped where the folder is local, read whole from a URI."""
-        if self.local:
-            return np.load(self._full(name), mmap_mode="r", allow_pickle=False)
-        return np.load(io.BytesIO(self.read(name)), allow_pickle=False)
+    def read_array(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return some rows of an npy file of a vector, of which no more is read than they take."""
+        with self.filesystem.open_input_file(self._full(name)) as file:
+            np.lib.format.read_magic(file)
+            (rows,), _, kind = np.lib.format.read_array_header_1_0(file)
+            stop = rows if stop is None else stop
+            file.seek(file.tell() + start * kind.itemsize)
+            return np.frombuffer(file.read(max(stop - start, 0) * kind.itemsize), kind)
 
     def drop(self, name: str) -> None:
         """Delete a sub-folder, if it is there."""
         if self.filesystem.get_file_info(self._full(name)).type == pyarrow.fs.FileType.Directory:
             self.filesystem.delete_dir(self._full(name))
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if self.filesystem.get_file_info(self._full(name)).type == pyarrow.fs.FileType.File:
+            self.filesystem.delete_file(self._full(name))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write indented JSON."""
@@ -182,6 +190,10 @@ class Folder:
             heads.append({"optional cluster": config.cluster.kind})  # a group, so that cluster=local takes its place
         value = {"defaults": heads, **asdict(config), "output": self.path}
         self.write("config.yaml", yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the options in config.yaml."""
+        return yaml.safe_load(self.read("config.yaml"))
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's value, or None."""

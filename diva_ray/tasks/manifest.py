@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 def manifest(session: Session, started: str, ended: str) -> dict[str, Any]:
     """Return versions, name and fingerprint of the data by its role (train, held_out, pool, test), and where it ran."""
-    return {
-        "diva_ray": version("diva_ray"),
-        "python": platform.python_version(),
-        "ray": version("ray"),
-        "torch": version("torch"),
-        "numpy": version("numpy"),
-        "data": {
-            role: {"name": table.name, "fingerprint": fingerprint(table)}
-            for role, table in zip(session.roles, session.tables, strict=True)
-        },
-        "start": started,
-        "end": ended,
-        "cluster": {"kind": session.plan.kind, "why": session.plan.why, "workers": session.engine.workers},
-        "command": sys.argv,
+    data = {
+        role: {"name": table.name, "fingerprint": fingerprint(table)}
+        for role, table in zip(session.roles, session.tables, strict=True)
     }
+    cluster = {"kind": session.plan.kind, "why": session.plan.why, "workers": session.engine.workers}
+    return described(data, cluster, started, ended)
+
+
+def described(data: dict[str, Any], cluster: dict[str, Any], started: str, ended: str) -> dict[str, Any]:
+    """Return what every run says of itself."""
+    packages = ("diva_ray", "ray", "torch", "numpy", "pyarrow")
+    return {
+        **{name: version(name) for name in packages}, "python": platform.python_version(), "data": data,
+        "start": started, "end": ended, "cluster": cluster, "command": sys.argv,
+    }  # fmt: skip
 
 
 def fingerprint(table: Any) -> str:

@@ -189,7 +189,7 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
         found = open_data(config.test.path if pool is None else pool, None, 0.0, 0, "test.path")
         tables, roles = [*tables, found], [*roles, "test"]
     for other, role in zip(tables[1:], roles[1:], strict=True):
-        check_columns(table, other, columns, task, unweighted=role == "test")
+        check_columns(table, other, columns, task, role)
     return Opened(tables, columns, show, task, choose_loss(config, task, loss), roles)
 
 
@@ -244,11 +244,13 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
             )
 
 
-def check_columns(table: Table, other: Table, columns: Columns, task: str, *, unweighted: bool = False) -> None:
+def check_columns(table: Table, other: Table, columns: Columns, task: str, role: str) -> None:
     """Raise unless a validation, pool or test table has the columns of the table, of the same kinds."""
     idle = [columns.id, columns.truth, columns.validation_weight]
-    if unweighted:
-        idle += [columns.weight, columns.group, columns.source]
+    if role in ("held_out", "test"):  # its rows have no weight in the fit
+        idle += [columns.weight, columns.source]
+    if role == "test":
+        idle.append(columns.group)
     missing = [name for name in columns.names() if name not in other.schema.names and name not in idle]
     if missing:
         raise InputError(

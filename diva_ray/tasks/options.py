@@ -27,7 +27,7 @@ DEFAULT = {
 }  # fmt: skip
 KINDS = {
     "str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None), "dict[str, Any]": Mapping,
-    "list[Any]": list,
+    "list[Any]": list, "list[str]": list, "list[float]": list,
 }  # fmt: skip
 
 

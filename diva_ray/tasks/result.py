@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,9 +38,11 @@ class Result:
         """The run's rows (one per sample in the order of the input; chosen rows): an Arrow table, or a Ray Dataset
         after a run on Ray."""
         if self.on_ray:
-            import ray
+            import ray.data
 
-            return ray.data.read_parquet(self.folder.location(self.rows))
+            rows = ray.data.read_parquet(self.folder.location(self.rows))
+            rows.context.execution_options.preserve_order = True  # of this dataset and those made of it
+            return rows
         return self.folder.read_table(self.rows)
 
     @property
@@ -65,9 +68,9 @@ class Result:
         logits = known["sharpness"] * (F if known["scale"] is None else known["scale"] * np.arcsinh(F / known["scale"]))
         return softmax(logits, axis=1)
 
-    def write(self, folder: str) -> str:
+    def write(self, folder: str | os.PathLike[str]) -> str:
         """Copy the run's files into a new or empty folder and return its path."""
-        target = Folder(folder)
+        target = Folder(os.fspath(folder))
         target.open_new(resume=False)
         if not (self.folder.local and target.local):
             raise InputError(

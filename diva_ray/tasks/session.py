@@ -21,7 +21,7 @@ from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_blo
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.checks import check_scan, takes_double, tell_missing
+from diva_ray.tasks.checks import check_scan, takes_double, tell_missing, tell_units
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
@@ -115,6 +115,8 @@ def open_session(
         check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
         if not quiet:
             tell_missing(columns, found)
+        if config.standardize == "auto":
+            tell_units(columns, found)
     except BaseException:
         runner.engine.close()
         raise

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from math import prod
 from typing import Any
 
@@ -26,6 +27,7 @@ BARE = ("paper", "drop_label_issues")  # rules that look at no standard error
 KINDS = ("choice", "uniform", "loguniform")
 MOST_BANDS = 8  # of which all 255 subsets may be asked for
 CONTINUOUS = ("ridge", "eta")  # names whose values may be drawn between two numbers
+LOOKED_AT = 100  # combinations a trial among which random search seeks ones that differ in effect
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,33 @@ class Space:
         """Return the number of combinations of the choices."""
         return prod(len(one.values) for one in self.dimensions.values())
 
+    @property
+    def finite(self) -> bool:
+        """Whether every name takes one of some values."""
+        return all(one.kind == "choice" for one in self.dimensions.values())
+
+    def points(self, search: str, trials: int, seed: int) -> list[dict[str, Any]] | None:
+        """Return the points of a search in their order; None where they are drawn as the search goes on.
+
+        A grid's are all combinations. Random ones of finitely many are drawn without replacement, and of those that
+        differ only in what has no effect (a size of steps without steps) one: fewer than `trials` if there are no more.
+        """
+        if search == "optuna" or not self.finite:
+            return None
+        names, labels = list(self.dimensions), [one.labels() for one in self.dimensions.values()]
+        if search == "grid":
+            return [dict(zip(names, values, strict=True)) for values in product(*labels)]
+        found: dict[str, dict[str, Any]] = {}
+        for place in random.Random(seed).sample(range(self.size()), min(self.size(), LOOKED_AT * trials)):
+            point, rest = {}, place
+            for name, values in zip(names, labels, strict=True):
+                rest, k = divmod(rest, len(values))
+                point[name] = values[k]
+            found.setdefault(self.choice(point).key(), point)
+            if len(found) == trials:
+                break
+        return list(found.values())
+
     def values(self, name: str) -> list[Any]:
         """Return the values that a name takes, as far as they can be listed."""
         one = self.dimensions.get(name)
@@ -143,13 +172,14 @@ def parse_space(config: TuneConfig) -> Space:
     for name in ("rule", "steps", "eta"):
         _check_value(name, getattr(base, name), name, features)
     dimensions = {name: _dimension(name, given, features) for name, given in config.space.items()}
-    continuous = [name for name, one in dimensions.items() if one.kind != "choice"]
-    if config.search == "grid" and continuous:
+    space = Space(dimensions, base)
+    if config.search == "grid" and not space.finite:
+        name = next(name for name, one in dimensions.items() if one.kind != "choice")
         raise InputError(
-            f"space: a grid must have choices only, got {dimensions[continuous[0]].kind} at space.{continuous[0]}. "
+            f"space: a grid must have choices only, got {dimensions[name].kind} at space.{name}. "
             "List values in `choice`, or use search=random."
         )
-    return Space(dimensions, base)
+    return space
 
 
 def _dimension(name: str, given: Any, features: tuple[str, ...]) -> Dimension:
@@ -262,7 +292,8 @@ def _shares(value: Any, place: str, features: tuple[str, ...]) -> Any:
 def tuning_work(config: TuneConfig) -> tuple[float, list[str]]:
     """Return how many derivatives' worth of passes a tuning run takes at most, and what to say of it."""
     space = parse_space(config)
-    trials = space.size() if config.search == "grid" else config.trials
+    points = space.points(config.search, config.trials, config.seed)
+    trials = config.trials if points is None else len(points)
     auto = "auto" in space.values("ridge")
     distinct = prod(len(space.values(name)) for name in ("bands", "intercept", "standardize", "projection"))
     fits, grids = len(space.values("standardize")), config.folds * min(distinct, trials) * auto

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any
 
@@ -20,21 +21,22 @@ from diva_ray.engine.progress import Progress
 from diva_ray.engine.training import Alone, checkpoint, linear, train_all
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude, open_folder, tidy
+from diva_ray.tasks.begin import begin, conclude, from_dataset, open_folder, tidy
 from diva_ray.tasks.calls import configure, path_of
 from diva_ray.tasks.course import REWEIGHTED, prepare_course
-from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.folder import Folder, differing_options
 from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, import_code
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.trained import Trained, figures, sheet_of, told, write_model
+from diva_ray.tasks.trained import CLOSED, Trained, figures, sheet_of, told, write_model
 from diva_ray.tasks.weights import check_classes, open_given
 from diva_ray.threads import blas_environment, of_worker
 
 log = logging.getLogger("diva_ray")
 TEST_SHARE = 0.2  # of the built-in digits
+ERRORS = pa.schema([("arm", pa.string()), ("seed", pa.int64()), ("error", pa.float64())])
 
 
 def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -> Result | Plan:
@@ -82,6 +84,10 @@ def run(
     data, test = open_both(config, data, test_rows)
     given = look_ahead(config, data, loss, test)
     folder = open_folder(config)
+    if (
+        type(data).__module__.startswith("ray.data") and not config.plan
+    ):  # read once: its order may be another each time
+        config.data.path = data = from_dataset(data, folder, "table", plan=False)
     if config.weights == "auto" and not config.plan:
         given = reweight_first(config, data, loss, folder, quiet=quiet)
     session = begin(config, data, loss, quiet=quiet, pool=test, folder=folder)
@@ -172,14 +178,28 @@ def reweight_first(config: TrainConfig, data: Any, loss: Callable | None, folder
     from diva_ray.tasks import reweight
 
     output = folder.location(REWEIGHTED)
+    same = {field.name: getattr(config, field.name) for field in fields(FitConfig)}
+    first = ReweightConfig(**{**same, "data": replace(config.data), "output": output})
     if Folder(output).read_json("summary.json") is None:
         log.info("weights=auto: the rows are reweighted first, in %s", output)
-        same = {field.name: getattr(config, field.name) for field in fields(FitConfig)}
-        first = ReweightConfig(**{**same, "data": replace(config.data), "output": output})
         reweight.run(first, data, loss=loss, quiet=quiet)
+    else:
+        _check_same(Folder(output), first)
     found = open_given(replace(config, weights=output))
     assert found is not None
     return found
+
+
+def _check_same(folder: Folder, now: ReweightConfig) -> None:
+    """Raise if the rows were reweighted with other options."""
+    before = folder.read_config()
+    wanted = {name: value for name, value in asdict(now).items() if name not in ("output", "resume", "plan", "cluster")}
+    differing = differing_options(before, json.loads(json.dumps(wanted, default=str)))
+    if differing:
+        raise InputError(
+            f"resume: the weights in {folder.path} must have been found with the same options, got another "
+            f"{', '.join(differing)}. Use the same options, or a new `output`."
+        )
 
 
 def go(session: Session, course: Course, *, quiet: bool) -> None:
@@ -215,8 +235,8 @@ def _finish(session: Session, config: TrainConfig, course: Course, trained: Trai
     errors = [
         {"arm": arm["name"], "seed": seed, "error": error}
         for arm in summary["arms"]
-        for seed, error in zip(course.seeds if len(arm["per_seed"]) > 1 else [None], arm["per_seed"], strict=False)
+        for seed, error in zip([None] if arm["name"] == CLOSED else course.seeds, arm["per_seed"], strict=True)
     ]
-    folder.write_table("errors/part-00000.parquet", pa.Table.from_pylist(errors))
+    folder.write_table("errors/part-00000.parquet", pa.Table.from_pylist(errors, ERRORS))
     conclude(session, summary, render_sheet(sheet_of(session, course, summary)))
     return Result(summary, folder, False, told(summary), "errors")

@@ -20,11 +20,12 @@ from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
 
+CLOSED = "closed_form"  # the arm that has no seed
 WORDS = {
     "weighted": "SGD on the weighted rows",
     "uniform": "SGD, every row alike",
     "without_flagged": "SGD without the flagged rows",
-    "closed_form": "ridge solution under the weights",
+    CLOSED: "ridge solution under the weights",
 }
 
 
@@ -69,7 +70,7 @@ def figures(session: Session, config: TrainConfig, course: Course, trained: Trai
     found = session.folder.read_arrays(EVALUATION) or {}
     n, total, products = (torch.from_numpy(np.asarray(found[name])) for name in ("n", "total", "products"))
     sums = RowSums(float(n), total, products)
-    per_seed = {arm: _per_seed(course, sums, arm) for arm in (*course.arms, "closed_form")}
+    per_seed = {arm: _per_seed(course, sums, arm) for arm in (*course.arms, CLOSED)}
     arms = [_arm(course, sums, per_seed, name) for name in per_seed]
     common = common_figures(session, trained.setup, trained.ridge)
     common["validation"] = "separate table" if config.validation.given else "leave-one-out"
@@ -91,7 +92,7 @@ def figures(session: Session, config: TrainConfig, course: Course, trained: Trai
 
 def _columns(course: Course, arm: str) -> list[int]:
     """Return which models of the evaluation are an arm's."""
-    if arm == "closed_form":
+    if arm == CLOSED:
         return [len(course.models)]
     return [k for k, (name, _) in enumerate(course.models) if name == arm]
 
@@ -118,7 +119,7 @@ def _arm(course: Course, sums: RowSums, per_seed: dict[str, list[float]], name: 
         "rows_standard_error": _contrast(course, sums, name, None).standard_error,
         "difference_to_uniform": None, "verdict": None,
     }  # fmt: skip
-    if name != "closed_form":
+    if name != CLOSED:
         losses = [(course.folder.read_arrays(checkpoint(name, seed)) or {"loss": []})["loss"] for seed in course.seeds]
         known["training_loss"] = np.mean(losses, axis=0).tolist()
     if name != "uniform":
@@ -226,6 +227,7 @@ def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
         notes.append("One seed: nothing tells how much the errors depend on chance in training.")
     if summary["weights"] is None and session.columns.weight is None:
         notes.append("No weights were given: `weights` names the run whose weights are to be tried, or `auto`.")
-    if session.config.data.builtin and session.tables[-1].memory is not None and session.config.data.path is None:
+    data, test = session.config.data, session.config.test
+    if data.builtin and data.path is None and test.path is None:
         notes.append("Test labels are the true ones; a share of the training labels was flipped.")
     return notes

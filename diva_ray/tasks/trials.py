@@ -17,7 +17,10 @@ from diva_ray.tasks.study import Study
 log = logging.getLogger("diva_ray")
 FOLDS = "folds"  # folder of what every fold said
 SUMS = ("rows", "weight", "error", "weight_weight", "weight_error", "error_error")
+FIGURES = ("error", "standard_error", "low", "high")
 NORMAL = 1.959964
+# How errors begin that are a choice's own: too small a ridge, columns that say nothing. All others end the run.
+OWN = ("ridge:", "solve:", "score: leverage", "leave_out:", "data.features: some column must vary")
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Record:
     def figures(self) -> dict[str, Any]:
         """Return the error over the folds judged so far, with its standard error and 95 % interval over rows."""
         if not self.folds:
-            return dict.fromkeys(("error", "standard_error", "low", "high"))
+            return dict.fromkeys(FIGURES)
         return error_figures({name: sum(fold[name] for fold in self.folds) for name in SUMS})
 
     @property
@@ -57,10 +60,10 @@ class Record:
         return {
             "trial": self.number, "bands": label(choice.bands), "shares": label(choice.shares),
             "ridge": None if choice.ridge == "auto" else float(choice.ridge),
-            "ridge_used": float(np.exp(np.mean(np.log(ridges)))) if ridges and min(ridges) > 0 else None,
+            "ridge_used": float(np.prod(ridges) ** (1 / len(ridges))) if ridges else None,
             "loss": choice.loss, "intercept": choice.intercept, "standardize": choice.standardize,
             "projection": choice.projection, "rule": choice.rule, "steps": choice.steps, "eta": choice.eta,
-            **self.figures(), "folds": len(self.folds),
+            **(self.figures() if self.failed is None else dict.fromkeys(FIGURES)), "folds": len(self.folds),
             "fold_errors": [fold["error"] / fold["weight"] for fold in self.folds],
             "seconds": sum(fold["seconds"] for fold in self.folds), "stopped": self.stopped, "failed": self.failed,
         }  # fmt: skip
@@ -121,7 +124,7 @@ class Trials:
         file = f"{FOLDS}/{choice.key()}-{fold}.json"
         folder = self.study.session.folder
         found = self.known.get(file) or (folder.read_json(file) if self.resume else None)
-        if found is not None:
+        if found is not None and ("failed" not in found or file in self.known):
             self.kept += 1
         else:
             found = self._judge(choice, fold)
@@ -134,7 +137,7 @@ class Trials:
         try:
             found: dict[str, Any] = dict(self.study.judge(choice, fold))
         except InputError as error:
-            if str(error).startswith(("cluster", "loss")):  # not this trial's: the run's
+            if not str(error).startswith(OWN):  # the run's: a file that is gone, a worker that does not answer
                 raise
             return {"failed": str(error)}
         seconds = time.perf_counter() - start

@@ -161,13 +161,17 @@ def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Rec
     from diva_ray.engine.tuner import Search, connected, run_trials
 
     config, runner = study.config, study.session.runner
+    points = space.points(config.search, config.trials, config.seed)
     order = Search(
         {name: (one.kind, one.labels()) for name, one in space.dimensions.items()}, config.search, config.scheduler,
-        space.size() if config.search == "grid" else config.trials, config.folds, config.reduction, config.seed,
+        config.trials if points is None else len(points), points, config.folds, config.reduction, config.seed,
     )  # fmt: skip
+    if config.search == "random" and order.trials < config.trials:
+        log.info("%d of %d trials: the space has no more choices that differ", order.trials, config.trials)
     rows = study.session.scan.counts["heard"] * order.trials
     progress = Progress("trials", int(rows), quiet=quiet)
-    trials = Trials(study, space, config.folds, config.resume, progress=progress)
+    same = config.resume and not callable(study.session.loss)  # of a function nothing tells whether it is the same one
+    trials = Trials(study, space, config.folds, same, progress=progress)
     runner.quiet = True
     with connected(study.session.plan.kind):
         run_trials(order, trials.evaluate)

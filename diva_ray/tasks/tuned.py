@@ -90,7 +90,7 @@ def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:
     data["features"] = options.pop("features")
     if config.data.path:
         data["path"] = _absolute(str(config.data.path))
-    elif not config.data.builtin or session.tables[0].memory is None:
+    elif not config.data.builtin:
         data["path"] = "???"
     same = {name: getattr(config, name) for name in SAME}
     chosen = {
@@ -230,7 +230,7 @@ def _ridge(row: dict[str, Any]) -> str:
 
 def _by_value(name: str, kind: str, rows: list[dict[str, Any]], error: str, shape: Any) -> Any:
     """Return a plot of the errors against the values of one name."""
-    whole = [row for row in rows if not row["stopped"]]
+    whole = [row for row in rows if not row["stopped"] and not row["failed"]]
     if kind != "choice":
         at = [log10(row[name]) for row in whole]
         series = [{"name": error, "strong": True, **{key: [row[source] for row in whole] for key, source in (

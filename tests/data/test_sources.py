@@ -1,6 +1,7 @@
 """Whatever a user has: arrays, tensors, frames, tables and files of the same rows give the same bits."""
 
 import re
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,7 @@ GIVEN = {
     "a record batch": TABLE.to_batches()[0],
     "a frame of another library": Frame(TABLE),
     "arrow, run-end encoded": TABLE.set_column(1, "label", pc.run_end_encode(TABLE["label"])),
+    "a tensor": {"features": X.reshape(len(X), 2, 2), "label": Y},
     "arrow in chunks": pa.concat_tables([TABLE.slice(0, 13), TABLE.slice(13, 50), TABLE.slice(63)]),
 }
 
@@ -59,6 +61,16 @@ GIVEN = {
 @pytest.mark.parametrize("given", GIVEN)
 def test_the_same_rows_give_the_same_bits(given):
     assert np.array_equal(derivatives(GIVEN[given]), WANTED)
+
+
+def test_decimals_are_numbers():
+    columns = {f"x{k}": [Decimal(f"{value:.4f}") for value in X[:, k]] for k in range(2)}
+    label = [Decimal(f"{value:.3f}") for value in X[:, 2]]
+    exact = pa.table({**columns, "label": label})
+    near = pa.table({name: pa.array(map(float, values), pa.float64()) for name, values in exact.to_pydict().items()})
+    found = [score(table, features=["x0", "x1"]).samples for table in (exact, near)]
+    assert found[0]["derivative"].equals(found[1]["derivative"])
+    assert found[0].schema.field("label").type == exact.schema.field("label").type
 
 
 def test_an_index_with_a_name_is_a_column():
@@ -199,8 +211,8 @@ def test_strings_of_numpy_and_pandas_are_classes():
     [
         ({"features": X, "label": Y[:-1]}, "arrays must have one length"),
         (
-            {"features": X.reshape(-1, 2, 2), "label": Y},
-            r"`features` must be an array of one or two .* shape \(90, 2, 2\)",
+            {"features": X.reshape(-1, 2, 2) + 1j, "label": Y},
+            r"`features` must be an array of numbers, .* shape \(90, 2, 2\)",
         ),
         ({"features": X + 1j, "label": Y}, "`features` must be an array .* complex128"),
         ({"features": X, "label": ["a", 1] * 45}, "`label` must be an array"),

@@ -323,6 +323,6 @@ def test_the_job_writes_what_the_contract_promises(tmp_path):
         path.name for path in (tmp_path / "run").iterdir()
     }
     assert "shares=" in done.stdout and "best alone" in done.stdout
-    assert re.search("from (own penalties|equal penalties|pixels alone|strokes alone|random alone): ", done.stderr)
+    assert re.search("from (own penalties|equal penalties|pixels alone|strokes alone|random alone): ", done.stdout)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Which modalities count" in page and "http" not in page.replace("http-equiv", "")

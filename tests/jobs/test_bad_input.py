@@ -280,11 +280,20 @@ def job(*words, **environment):
 def test_the_job_says_it_in_one_line(words, told, tmp_path):
     found = job(*words, f"output={tmp_path / 'out'}")
     assert found.returncode == 2 and found.stdout == ""
-    line = found.stderr.splitlines()[-1]
+    (line,) = found.stderr.splitlines()
     assert re.fullmatch(told, line), found.stderr
-    assert "Traceback" not in found.stderr
-    if "workers" not in told:  # the plan was printed before
-        assert len(found.stderr.splitlines()) == 1, found.stderr
+
+
+@pytest.mark.jobs
+def test_what_only_rows_can_tell_is_one_line_too(tmp_path):
+    rows = np.eye(30)
+    rows[7, 2] = np.nan
+    pq.write_table(pa.table({"features": rows.tolist(), "label": [0, 1] * 15}), tmp_path / "rows.parquet")
+    found = job(f"data.path={tmp_path}/rows.parquet", "cluster=inline", f"output={tmp_path / 'out'}")
+    (line,) = found.stderr.splitlines()
+    assert found.returncode == 2 and line.startswith("data.features: column `features` must be finite, got nan at ")
+    assert "30 rows" in found.stdout, "the plan is no mistake"
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.jobs

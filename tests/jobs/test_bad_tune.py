@@ -164,6 +164,23 @@ def test_all_subsets_of_bands_are_named_by_a_word():
         parse_space(config)
 
 
+def test_random_search_of_finitely_many_choices_draws_no_two_that_are_alike():
+    rules, steps = ["none", "shrink"], [1, 2, 3]
+    config = TuneConfig(space={"ridge": {"choice": [0.1, 1.0]}, "rule": {"choice": rules}, "steps": {"choice": steps}})
+    space = parse_space(config)
+    assert space.size() == 12
+    drawn = space.points("random", 5, 0)
+    assert drawn == space.points("random", 5, 0) and drawn != space.points("random", 5, 1)
+    assert len({space.choice(point).key() for point in drawn}) == 5
+    every = {(p["ridge"], p["rule"], p["steps"] * (p["rule"] != "none")) for p in space.points("random", 100, 0)}
+    assert len(every) == len(space.points("random", 100, 0)) == 8  # without a rule the steps change nothing
+    assert [tuple(point.values()) for point in space.points("grid", 1, 0)] == [
+        (ridge, rule, step) for ridge in ("0.1", "1.0") for rule in rules for step in ("1", "2", "3")
+    ]
+    config.space["eta"] = {"uniform": [0.1, 0.2]}
+    assert parse_space(config).points("random", 5, 0) is None
+
+
 def test_what_trials_run_is_light_and_needs_no_torch():
     """A trial's process imports what its function's module imports: no torch, which takes seconds and memory."""
     import subprocess

@@ -437,7 +437,7 @@ def test_the_job_runs_by_itself_and_its_features_are_scored(tmp_path):
     done = job("jobs/embed.py", f"output={tmp_path / 'run'}", "cluster.threads=1")
     assert done.returncode == 0, done.stderr
     following = next(line for line in done.stdout.splitlines() if line.startswith("next: python "))
-    assert "rows_per_second=" in done.stderr and f"data.path={tmp_path}/run/features" in following
+    assert "rows_per_second=" in done.stdout and f"data.path={tmp_path}/run/features" in following
     scored = job(*following.removeprefix("next: python ").split(), f"output={tmp_path / 'scores'}", "cluster.threads=1")
     assert scored.returncode == 0 and "planted 359 wrong labels" in scored.stdout, scored.stderr
     bad = job("jobs/embed.py", "encoder=eges", f"output={tmp_path / 'bad'}")

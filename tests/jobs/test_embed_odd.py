@@ -1,5 +1,6 @@
 """Raw samples that are odd but right, and mistakes in them that people make: taken as they should, or one line."""
 
+import gzip
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from diva_ray.errors import InputError
 from tests.data import raw_sets
 
 INLINE = {"kind": "inline", "threads": 1}
+LINES = 400  # of a packed file
 GREY = np.arange(24, dtype=np.uint16).reshape(4, 6) * 2700
 
 
@@ -209,3 +211,60 @@ def test_a_tar_none_of_whose_samples_fits_is_one_line(tmp_path):
     )
     with pytest.raises(InputError, match=told):
         diva_ray.embed(str(tmp_path / "a.tar"), cluster=INLINE, quiet=True)
+
+
+def write_packed(folder, empty):
+    """Write ten packed files of lines, some texts of the first ones null: nothing tells how many lines there are."""
+    folder.mkdir()
+    for f in range(10):
+        with gzip.open(folder / f"part-{f}.jsonl.gz", "wt") as file:
+            for k in range(LINES):
+                text = None if k < empty(f) else "the quick brown fox jumps over the lazy dog " * 6
+                file.write(json.dumps({"id": f"{f}-{k}", "text": text}) + "\n")
+
+
+def test_a_run_ends_early_only_where_too_many_are_refused_whatever_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr("diva_ray.tasks.embed.EARLY", 10)
+    write_packed(tmp_path / "few", lambda f: 2)
+    result = embed(tmp_path / "few", encoder="words")
+    assert result.summary["n_failed"] == 20 and result.summary["n_samples"] == 10 * LINES - 20
+    write_packed(tmp_path / "first", lambda f: 3 * (f < 3))  # 0.2 % in all
+    assert embed(tmp_path / "first", encoder="words").summary["n_units"] == 10
+    write_packed(tmp_path / "many", lambda f: 40)
+    told = r"embed: at most 0.01 of the samples may be refused, got 120 of 1,200 before the last 7 units"
+    refuses(told, tmp_path / "many", encoder="words", output=str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_files_that_could_not_be_read_are_tried_again_by_a_resumed_run(tmp_path):
+    for k in range(3):
+        Image.new("RGB", (9, 9), (k, 0, 0)).save(tmp_path / f"{k}.png")
+    os.rename(tmp_path / "1.png", tmp_path / "moved.png")
+    pq.write_table(pa.table({"image": [f"{k}.png" for k in range(3)]}), tmp_path / "rows.parquet")
+    options = {"encoder": "edges", "output": str(tmp_path / "out")}
+    refuses("got 1 of 3 .*no file at 1.png.*also reads files again", tmp_path / "rows.parquet", **options)
+    os.rename(tmp_path / "moved.png", tmp_path / "1.png")
+    result = embed(tmp_path / "rows.parquet", **options, resume=True)
+    assert result.samples["id"].to_pylist() == [0, 1, 2] and result.summary["n_failed"] == 0
+    assert not any((tmp_path / "out" / "quarantine").iterdir())
+    assert embed(tmp_path / "rows.parquet", **options, resume=True).summary["n_reused"] == 1
+
+
+def test_rows_of_a_dataset_that_were_written_in_part_are_written_again(tmp_path):
+    class Dataset:
+        def __init__(self, whole):
+            self.whole = whole
+
+        def write_parquet(self, where):
+            os.makedirs(where, exist_ok=True)
+            for k in range(4):
+                if k == 2 and not self.whole:
+                    raise KeyboardInterrupt
+                rows = [f"text {25 * k + i}" for i in range(25)]
+                pq.write_table(pa.table({"text": rows}), f"{where}/{k}.parquet")
+
+    Dataset.__module__ = "ray.data.dataset"  # by which it is known
+    options = {"encoder": "words", "output": str(tmp_path / "out")}
+    with pytest.raises(KeyboardInterrupt):
+        embed(Dataset(False), **options)
+    assert embed(Dataset(True), **options, resume=True).summary["n_samples"] == 100

@@ -50,8 +50,8 @@ def test_the_default_finds_most_planted_labels_and_says_so(digits):
     assert abs(summary["label_issue_precision"] - planted["precision"]) < 0.06
     assert abs(summary["label_issue_recall"] - planted["recall"]) < 0.06
     assert f"found {planted['n_found']}" in done.stdout
-    assert "leave-out" in done.stderr, "progress goes to the log"
-    assert "rows_per_second=" in done.stderr
+    assert "leave-out" in done.stdout, "progress goes to the log"
+    assert "rows_per_second=" in done.stdout
 
 
 @pytest.mark.jobs

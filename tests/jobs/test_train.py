@@ -116,6 +116,14 @@ def test_the_model_can_be_used_as_it_says(trained, known):
     assert error == pytest.approx(by_name(trained)["weighted"]["per_seed"][0], abs=0.0011)
 
 
+def test_a_loss_that_diverges_is_one_line(tmp_path):
+    data, test, _ = noisy(300)
+    for table in (data, test):
+        table["label"] = table["features"][:, 0].astype(np.float64)
+    with pytest.raises(InputError, match=r"learning_rate: the training loss must stay finite, got (inf|nan) in epoch"):
+        diva_ray.train(data, test, learning_rate=30.0, batch_size=16, cluster=INLINE, epochs=10, quiet=True)
+
+
 def test_it_writes_what_the_contract_promises(trained):
     names = set(trained.folder.names(""))
     assert {"config.yaml", "summary.json", "manifest.json", "report.html", "model", "errors"} <= names
@@ -328,7 +336,7 @@ def test_the_job_runs_by_itself_and_says_mistakes_in_one_line(tmp_path):
 
     done = job("cluster=inline", f"output={tmp_path / 'run'}", "epochs=4", "seeds=2", "cluster.threads=1")
     assert done.returncode == 0, done.stderr
-    assert "weighted" in done.stdout and "rows_per_second=" in done.stderr
+    assert "weighted" in done.stdout and "rows_per_second=" in done.stdout
     bad = job(f"data.path={ROOT}", "epochs=0", f"output={tmp_path / 'bad'}")
     assert bad.returncode == 2 and bad.stderr.strip() == "epochs: must be at least 1, got 0. Change `epochs`."
     bad = job(f"data.path={ROOT}", f"output={tmp_path / 'bad'}")

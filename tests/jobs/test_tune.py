@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ import yaml
 import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.tasks import tune
+from diva_ray.tasks.study import Study
 from tests.jobs.problems import digits_split, weighted_error
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INLINE = {"kind": "inline", "threads": 1}
 BANDS = [["image"], ["text"], ["image", "text"]]
+RIDGES = {"loguniform": [0.1, 100.0]}
 SPACE = {
     "bands": {"choice": BANDS}, "ridge": {"loguniform": [0.01, 100.0]}, "rule": {"choice": ["none", "shrink"]},
 }  # fmt: skip
@@ -153,6 +156,28 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(ray_cluster):
     assert result.summary["n_failed"] == 1 and result.summary["n_complete"] == 1
     with pytest.raises(diva_ray.InputError, match=r"tune: some trial must succeed, got 1 that failed: solve: .*ridge"):
         run(table, {"ridge": 0.0, "standardize": "none"}, trials=1, precision="float64")
+
+
+@pytest.mark.ray
+def test_what_is_no_trials_fault_ends_the_search_and_a_resumed_one_goes_on(ray_cluster, tmp_path, monkeypatch):
+    judge, judged = Study.judge, []
+    gone = "data.path: every file must be readable Parquet, got OSError (timeout) at s3://b/x. Replace the file."
+
+    def once_gone(self, choice, fold):
+        judged.append(choice)
+        if len(judged) == 5:
+            raise diva_ray.InputError(gone)
+        return judge(self, choice, fold)
+
+    options = {"space": {"ridge": RIDGES}, "trials": 3, "output": str(tmp_path / "out")}
+    monkeypatch.setattr(Study, "judge", once_gone)
+    with pytest.raises(diva_ray.InputError, match=re.escape(gone)):
+        run(two_bands(300), **options)
+    assert not (tmp_path / "out" / "summary.json").exists()
+    result = run(two_bands(300), **options, resume=True)
+    assert result.summary["n_complete"] == 3 and len(judged) == 5 + 9 - 4, "four folds were judged before"
+    monkeypatch.undo()
+    assert told(result).equals(told(run(two_bands(300), space={"ridge": RIDGES}, trials=3)))
 
 
 def job(*words):

@@ -52,7 +52,6 @@ def test_parts_are_merged_in_order_whatever_the_ranges(tmp_path, chunk, sizes):
     found = np.load(tmp_path / "subset.npy")
     assert found.dtype == UID
     np.testing.assert_array_equal(found, as_datacomp(ids))
-    assert not (tmp_path / "uids").exists()
 
 
 def test_uids_of_one_crawl_may_share_their_beginning(tmp_path):
@@ -77,6 +76,26 @@ def test_a_run_exports_the_pairs_that_are_kept(tmp_path):
     assert 1900 < len(kept) < 2400
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "subset.npy"), as_datacomp(kept))
     assert result.summary["exported"]["rows"] == len(kept)
+
+
+def test_a_run_that_was_killed_before_its_end_exports_all_of_it_when_resumed(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, 2, 60)
+    data = {"id": hex_ids(60), "features": draw.standard_normal((60, 3)) + y[:, None], "label": y}
+    options = {"export": "datacomp", "output": str(tmp_path / "out"), "cluster": INLINE, "quiet": True}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("diva_ray.tasks.score.conclude", killed)
+        with pytest.raises(KeyboardInterrupt):
+            diva_ray.score(data, **options)
+    before = (tmp_path / "out" / "subset.npy").read_bytes()
+    result = diva_ray.score(data, **options, resume=True)
+    assert (tmp_path / "out" / "subset.npy").read_bytes() == before
+    assert result.summary["exported"]["rows"] == len(np.load(tmp_path / "out" / "subset.npy")) > 40
+    assert not (tmp_path / "out" / "uids").exists()
 
 
 def test_classes_are_exported_as_well(tmp_path):
