@@ -43,6 +43,11 @@ class Told(logging.StreamHandler):
         self.setStream(sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
         super().emit(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Go on where nobody listens any more (`| head`): the run's files are what it is for."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+
 
 def register() -> None:
     """Make the dataclasses of `diva_ray.config` known to Hydra as schemas."""
@@ -191,7 +196,10 @@ def _run(task: str, cfg: Any) -> None:
         result = import_module(task).run(config)
     except InputError as error:
         _leave(error)
-    print("\n".join(plain(line) for line in result.lines()))
+    try:
+        print("\n".join(plain(line) for line in result.lines()), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so when it ends
 
 
 def plain(text: str) -> str:

@@ -292,8 +292,16 @@ def test_what_only_rows_can_tell_is_one_line_too(tmp_path):
     found = job(f"data.path={tmp_path}/rows.parquet", "cluster=inline", f"output={tmp_path / 'out'}")
     (line,) = found.stderr.splitlines()
     assert found.returncode == 2 and line.startswith("data.features: column `features` must be finite, got nan at ")
-    assert "30 rows" in found.stdout, "the plan is no mistake"
+    assert re.search("rows +30 in 1 shards", found.stdout), "the plan is no mistake"
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.jobs
+def test_a_run_to_which_nobody_listens_ends_well(tmp_path):
+    command = f"{sys.executable} jobs/score.py cluster=inline output={tmp_path}/out | head -1; exit ${{PIPESTATUS[0]}}"
+    found = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0 and found.stderr == "" and found.stdout.count("\n") == 1
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.jobs
