@@ -31,6 +31,7 @@ wait_briefly()  # before anything imports torch
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells know it
 # Lines of a message that say nothing about the user's word.
 UNTOLD = ("To append", "full_key", "object_type", "reference", "Config search path", "provider=")
 
@@ -196,6 +197,9 @@ def _run(task: str, cfg: Any) -> None:
         result = import_module(task).run(config)
     except InputError as error:
         _leave(error)
+    except KeyboardInterrupt:
+        resumed = "" if name == "benchmark" else f" `output={config.output} resume=true` goes on from what is there."
+        _leave(f"{name}: interrupted.{resumed}", code=INTERRUPTED)
     try:
         print("\n".join(plain(line) for line in result.lines()), flush=True)
     except BrokenPipeError:
@@ -208,11 +212,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
-def _leave(error: InputError) -> NoReturn:
-    """End with one line on standard error and exit code 2."""
+def _leave(error: InputError | str, code: int = 2) -> NoReturn:
+    """End with one line on standard error, and with exit code 2 for a mistake."""
     print(plain(str(error)), file=sys.stderr, flush=True)
     atexit._run_exitfuncs()  # such as Ray's, which ends what it has started
     sys.stdout.flush()
     # Not sys.exit: so soon after a CSV was read, a thread of Arrow's pool may run into C++'s clean-up at the end of the
     # process, which then aborts with code 134, whether or not the reader is closed and its file read to the end.
-    os._exit(2)
+    os._exit(code)

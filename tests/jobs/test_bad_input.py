@@ -305,6 +305,20 @@ def test_a_run_to_which_nobody_listens_ends_well(tmp_path):
 
 
 @pytest.mark.jobs
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path):
+    code = (
+        "import sys, diva_ray.tasks.score as score; from diva_ray.jobs import job\n"
+        "def run(config): raise KeyboardInterrupt\n"
+        f"score.run = run; sys.argv[1:] = ['output={tmp_path}/out']; job('diva_ray.tasks.score')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert found.returncode == 130, found.stderr
+    assert found.stderr == f"score: interrupted. `output={tmp_path}/out resume=true` goes on from what is there.\n"
+
+
+@pytest.mark.jobs
 def test_a_config_of_ones_own_is_checked_as_the_jobs_is(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "defaults: [score_schema, _self_, {cluster: inline}]\nridge: 2\ndata: {builtin: digits}\n"
