@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
@@ -31,8 +32,7 @@ class Inline:
         threads: int | None = None,
         keeping: Keeping = IN_MEMORY,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+        self.threads = Threads(threads)
         self.device = device.own_device(keeping.gpus)
         self.extents, self.shelf = extents, Shelf(tables, columns, extents, keeping, self.device)
         self.known: dict[str, Any] = {"device": self.device}
@@ -113,9 +113,27 @@ class Inline:
         return [np.asarray(column) for column in found if column is not None]
 
     def close(self) -> None:
-        """Release the shards, and what is known."""
+        """Release the shards, and what is known; give the process its threads back."""
         self.known = {"device": self.device}
         self.shelf.close()
+        self.threads.restore()
+
+
+class Threads:
+    """So many threads for torch and for every BLAS of this process, until they are restored; None: as they are."""
+
+    def __init__(self, count: int | None) -> None:
+        self.before, self.limits = torch.get_num_threads(), None
+        if count:
+            torch.set_num_threads(count)
+            self.limits = threadpool_limits(count, user_api="blas")
+
+    def restore(self) -> None:
+        """Give back as many as there were before; once."""
+        if self.limits is not None:
+            self.limits.restore_original_limits()
+            torch.set_num_threads(self.before)
+            self.limits = None
 
 
 def first_duplicate(parts: list[np.ndarray]) -> int | None:

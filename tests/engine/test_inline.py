@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import diva_ray
 from diva_ray.engine import context, passes
@@ -164,3 +165,28 @@ def test_results_lost_by_a_worker_are_computed_again():
     shard.state.clear()
     assert torch.equal(passes.scored_rows(shard, runner.engine.known), kept)
     assert torch.equal(passes.left_out_rows(shard, runner.engine.known).r, rows.r)
+
+
+def test_threads_are_those_asked_for_while_a_run_lasts_and_no_longer():
+    def counts():
+        return {
+            torch.get_num_threads(),
+            *(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"),
+        }
+
+    seen, before = [], torch.get_num_threads()
+
+    def loss(F, Y):
+        seen.append(counts())
+        return (F - Y).square().sum(1)
+
+    torch.set_num_threads(2)
+    try:
+        with threadpool_limits(2, user_api="blas"):
+            assert counts() == {2}
+            data = {"features": np.eye(30, 4), "label": np.arange(30.0)}
+            diva_ray.score(data, loss=loss, ridge=1.0, cluster={"kind": "inline", "threads": 1}, quiet=True)
+            assert seen and all(found == {1} for found in seen)
+            assert counts() == {2}
+    finally:
+        torch.set_num_threads(before)
