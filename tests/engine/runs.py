@@ -39,8 +39,9 @@ def begun(runner, setup, eta, store=None):
     return walk, walk.begin(None)
 
 
-def killing(monkeypatch):
-    """Kill a worker in the middle of every pass from now on, in turns; return the list of passes and victims."""
+def killing(monkeypatch, only=None):
+    """Kill a worker in the middle of every pass from now on (or of those named), in turns; return the list of passes and
+    victims."""
     import ray
 
     from diva_ray.engine.cluster import Cluster
@@ -50,11 +51,11 @@ def killing(monkeypatch):
     def each_with_a_death(self, kernel, extents, done=int, features=True):
         pids = ray.get([actor.process.remote() for actor in self.actors])
         for k, partial in enumerate(whole(self, kernel, extents, done, features)):
-            if k == 0:
+            told = getattr(kernel, "keywords", {})
+            name = told["kernel"].__name__ if "direction" in told else kernel.__name__
+            if k == 0 and (only is None or name in only):
                 victim = pids[len(killed) % len(pids)]
                 os.kill(victim, signal.SIGKILL)
-                told = getattr(kernel, "keywords", {})
-                name = told["kernel"].__name__ if "direction" in told else kernel.__name__
                 killed.append((f"{name} {told['direction']}" if "direction" in told else name, victim))
             yield partial
 
