@@ -187,7 +187,7 @@ def _options(section: Any, before: str = "") -> list[str]:
 def _run(task: str, cfg: Any) -> None:
     name = task.rpartition(".")[2]
     try:
-        config = OmegaConf.to_object(cfg)
+        config: Any = OmegaConf.to_object(cfg)
         if type(config) is not SCHEMAS[name]:  # another job's, such as the winner of a search
             other = next((job for job, schema in SCHEMAS.items() if type(config) is schema), None)
             raise InputError(

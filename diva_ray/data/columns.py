@@ -27,6 +27,9 @@ def check_names(schema: pa.Schema, place: str, option: str = "data.path") -> Non
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the column as a single array; nothing is copied when it is one already."""
+    if isinstance(column, pa.ChunkedArray) and pa.types.is_dictionary(column.type):
+        # Chunk by chunk: all dictionaries together may be more than the type of their numbers can count.
+        column = pa.chunked_array([one.dictionary_decode() for one in column.chunks], column.type.value_type)
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # combine_chunks of no chunk
@@ -41,12 +44,18 @@ VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # Arrow 
 
 def without_views(schema: pa.Schema) -> pa.Schema:
     """Return the schema with strings and bytes in place of their views."""
-    kinds = [VIEWS.get(field.type, field.type) for field in schema]
+    kinds = [_without_views(field.type) for field in schema]
     if kinds == schema.types:
         return schema
     return pa.schema(
         [field.with_type(kind) for field, kind in zip(schema, kinds, strict=True)], metadata=schema.metadata
     )
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind) and kind.value_type in VIEWS:
+        return pa.list_(kind.value_field.with_type(VIEWS[kind.value_type]))
+    return VIEWS.get(kind, kind)
 
 
 def as_words(column: pa.Array) -> pa.Array:

@@ -45,7 +45,9 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             return filesystem, [inner], inner
         inner = _features_of(filesystem, inner)
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
-        files = sorted(item.path for item in found if is_parquet(item.path) and not _hidden(item.path, inner))
+        is_file = pyarrow.fs.FileType.File
+        files = [item.path for item in found if item.type == is_file and is_parquet(item.path)]
+        files = sorted(file for file in files if not _hidden(file, inner))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = _features_of(filesystem, os.path.abspath(os.path.expanduser(path)))
@@ -55,7 +57,7 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             inside = (
                 glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
             )
-            inside = [file for file in inside if is_parquet(file) and not _hidden(file, name)]
+            inside = [file for file in inside if is_parquet(file) and not _hidden(file, name) and os.path.isfile(file)]
             files += [name] if os.path.isfile(name) else inside
         files = sorted(set(files))
     if not files:

@@ -28,6 +28,9 @@ class Reader:
     def __init__(self, table: Table) -> None:
         self.table = table
         self.stream: _Stream | None = None
+        self.name: str | None = None  # of the file that is open
+        self.file: pq.ParquetFile | None = None
+        self.footer: pq.FileMetaData | None = None
 
     def read(self, start: int, stop: int, columns: list[str]) -> pa.Table:
         """Return rows [start, stop) of some columns; touches only the row groups that hold them.
@@ -42,8 +45,11 @@ class Reader:
             low, high = max(start - piece.start, 0), min(stop - piece.start, piece.rows)
             try:
                 parts += self._take(piece, columns, low, high)
-            except (OSError, pa.ArrowException) as error:
-                self._end()
+            except InputError:
+                self._close()
+                raise
+            except (OSError, ValueError, pa.ArrowException) as error:
+                self._close()
                 raise InputError(
                     f"{self.table.option}: every file must be readable Parquet, got {type(error).__name__} "
                     f"({first_line(error)}) at {piece.file}, row group {piece.group}. Replace the file or leave it out."
@@ -53,35 +59,55 @@ class Reader:
     def _take(self, piece: Piece, columns: list[str], low: int, high: int) -> Iterator[pa.Table]:
         """Yield rows [low, high) of a row group, from the stream that is open where it has not passed them."""
         if self.stream is None or not self.stream.leads_to(piece, columns, low):
-            self._end()
-            self.stream = _Stream(self.table, piece, columns)
+            self.stream = _Stream(self.table, piece, columns, self._open(piece.file))
         yield from self.stream.rows(low, high)
         if high == piece.rows:
-            self._end()
+            self.stream = None
 
-    def _end(self) -> None:
-        if self.stream is not None:
-            self.stream.file.close()
-        self.stream = None
+    def _open(self, name: str) -> pq.ParquetFile:
+        """Return a file that is open; its footer is read once while no other is asked for."""
+        # A local file is read as it is decoded; of a distant one the row group is fetched ahead, as latency is dear,
+        # and given back with the file.
+        local = isinstance(self.table.filesystem, pyarrow.fs.LocalFileSystem)
+        if self.name == name and local and self.file is not None:
+            return self.file
+        footer = self.footer if self.name == name else None
+        self._close()
+        self.file = pq.ParquetFile(
+            name, filesystem=self.table.filesystem, pre_buffer=not local, buffer_size=1 << 20 if local else 0,
+            page_checksum_verification=True, metadata=footer,
+        )  # fmt: skip
+        if footer is None:
+            self._check_unchanged(name)
+        self.name, self.footer = name, self.file.metadata
+        return self.file
+
+    def _check_unchanged(self, name: str) -> None:
+        """Raise if a file is another one than when the table was opened: labels and features would be of two tables."""
+        known, files = self.table.marks.get(name), self.table.filesystem
+        if known is not None and files is not None and known != mark_of(files.get_file_info(name)):
+            raise InputError(
+                f"{self.table.option}: files must stay as they are while a run reads them, got another size or time of "
+                f"change at {name}. Run again, with a new `output`."
+            )
+
+    def _close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        self.stream = self.name = self.file = self.footer = None
 
 
 class _Stream:
     """The batches of one row group, in order; the last one is kept for the range that follows."""
 
-    def __init__(self, table: Table, piece: Piece, columns: list[str]) -> None:
+    def __init__(self, table: Table, piece: Piece, columns: list[str], file: pq.ParquetFile) -> None:
         self.piece, self.columns = piece, columns
         fewest, most = BATCH_ROWS
         rows = min(most, max(fewest, BATCH_BYTES * table.rows // max(1, table.bytes)))
-        # A local file is read as it is decoded; of a distant one the row group is fetched ahead, as latency is dear.
-        local = isinstance(table.filesystem, pyarrow.fs.LocalFileSystem)
-        self.file = pq.ParquetFile(
-            piece.file, filesystem=table.filesystem, pre_buffer=not local, buffer_size=1 << 20 if local else 0,
-            page_checksum_verification=True,
-        )  # fmt: skip
-        self.target = pa.schema([table.schema.field(name) for name in columns])
+        self.target = pa.schema([table.schema.field(name).with_nullable(True) for name in columns])
         self.folders = table.folders
         inside = [name for name in columns if name not in table.folders.names]
-        self.batches = self.file.iter_batches(rows, row_groups=[piece.group], columns=inside, use_threads=False)
+        self.batches = file.iter_batches(rows, row_groups=[piece.group], columns=inside, use_threads=False)
         self.batch: pa.Table | None = None  # rows [start, stop)
         self.start = self.stop = 0
 
@@ -104,6 +130,11 @@ class _Stream:
             upto = min(high, self.stop)
             yield self.batch.slice(low - self.start, upto - low)
             low = upto
+
+
+def mark_of(info: pyarrow.fs.FileInfo) -> tuple[int, int]:
+    """Return what changes with a file: its size and time of change, in nanoseconds."""
+    return info.size or 0, info.mtime_ns or 0
 
 
 def first_line(error: object) -> str:

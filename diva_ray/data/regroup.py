@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from diva_ray.tasks.folder import Folder
 POSITION = "__row__"  # position in the original table
 GROUP = "__group__"  # 64-bit key of the group, the order of the copy
 SAMPLES_BLOCK = 65_536
+ROWS = 8_192  # read at a time
 
 
 def regroup_in_memory(table: Table, columns: Columns) -> Table:
@@ -28,24 +30,23 @@ def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> None:
     """Write a copy of the table sorted by group into `output`/grouped, by Ray Data; no row passes the driver."""
     import ray
 
-    pieces = ray.data.from_items(
-        [{"piece": k} for k in range(len(table.pieces))], override_num_blocks=len(table.pieces)
-    )
+    found = [{"piece": k} for k, piece in enumerate(table.pieces) if piece.rows]
+    pieces = ray.data.from_items(found, override_num_blocks=len(found))
     read_pieces = partial(_read_pieces, table=table, columns=columns)
     read = pieces.map_batches(read_pieces, batch_size=1, batch_format="pyarrow")
     read.sort([GROUP, POSITION]).write_parquet(folder.location("grouped"))
 
 
-def _read_pieces(batch: pa.Table, table: Table, columns: Columns) -> pa.Table:
-    """Return the rows of one row group with their position and the key of their group."""
-    parts = []
+def _read_pieces(batch: pa.Table, table: Table, columns: Columns) -> Iterator[pa.Table]:
+    """Yield the rows of one row group, some at a time, with their position and the key of their group."""
     for k in batch["piece"].to_pylist():
-        piece = table.pieces[k]
-        rows = table.reader().read(piece.start, piece.start + piece.rows, columns.names())
-        keys = row_keys(one_chunk(rows[columns.group])).view(np.int64)
-        rows = rows.append_column(POSITION, pa.array(np.arange(piece.start, piece.start + piece.rows)))
-        parts.append(rows.append_column(GROUP, pa.array(keys)))
-    return pa.concat_tables(parts)
+        piece, reader = table.pieces[k], table.reader()
+        for start in range(piece.start, piece.start + piece.rows, ROWS):
+            stop = min(start + ROWS, piece.start + piece.rows)
+            rows = reader.read(start, stop, columns.names())
+            keys = row_keys(one_chunk(rows[columns.group])).view(np.int64)
+            rows = rows.append_column(POSITION, pa.array(np.arange(start, stop)))
+            yield rows.append_column(GROUP, pa.array(keys))
 
 
 def restore_order(folder: Folder, *, on_ray: bool) -> None:

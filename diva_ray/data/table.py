@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from diva_ray.data.columns import check_names, element_type, is_list, storage_type, without_views
 from diva_ray.data.files import list_files
 from diva_ray.data.hive import Value, folder_values
-from diva_ray.data.reader import Reader, first_line
+from diva_ray.data.reader import Reader, first_line, mark_of
 from diva_ray.errors import InputError
 
 
@@ -48,6 +48,7 @@ class Table:
         option: the option that named it, for errors.
         partly: columns that only some files have, which are not read, and the first file without each.
         folders: the columns, last in the schema, that no file holds but the names of folders do.
+        marks: size and time of change of every file, when the table was opened.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Table:
     option: str = "data.path"
     partly: Mapping[str, str] = field(default_factory=dict)
     folders: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    marks: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     def where(self, row: int) -> str:
         """Return where a row lies, for a person."""
@@ -110,38 +112,56 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     filesystem, files, base = list_files(path, option)
     with ThreadPoolExecutor(min(32, len(files))) as pool:
         footers = list(pool.map(lambda file: _footer(file, filesystem, option), files))
+    marks = {file: mark_of(info) for file, info in zip(files, filesystem.get_file_info(files), strict=True)}
     found = list(zip(files, footers, strict=True))
-    found = [(file, footer) for file, footer in found if footer.num_rows] or found  # pandas gives empty ones no types
-    first_file, schema = found[0][0], without_views(found[0][1].schema.to_arrow_schema())
-    inside = {name for _, footer in found for name in footer.schema.to_arrow_schema().names}
+    found = [(file, footer) for file, footer in found if footer.rows] or found  # pandas gives empty ones no types
+    first_file, schema = found[0][0], found[0][1].schema
+    inside = {name for _, footer in found for name in footer.schema.names}
     folders, held = folder_values([file for file, _ in found], base, inside, option)
     pieces, start, size = [], 0, 0
     partly: dict[str, str] = {}
+    before: pa.Schema | None = None
     for file, footer in found:
-        other = without_views(footer.schema.to_arrow_schema())
-        check_names(other, file, option)
-        partly |= {name: file for name in schema.names if name not in other.names}
-        partly |= {name: first_file for name in other.names if name not in (*schema.names, *partly)}
-        schema = pa.schema([one for one in schema if one.name not in partly], schema.metadata)
-        schema = _merge_schemas(schema, other, first_file, file, option)
-        for group in range(footer.num_row_groups):
-            meta = footer.row_group(group)
-            pieces.append(Piece(file, group, start, meta.num_rows, held[file]))
-            start += meta.num_rows
-            size += meta.total_byte_size
+        if before is None or not footer.schema.equals(before):  # of many files most are alike
+            schema = _common(schema, footer.schema, partly, first_file, file, option)
+            before = footer.schema
+        for group, (rows, bytes_) in enumerate(footer.groups):
+            pieces.append(Piece(file, group, start, rows, held[file]))
+            start += rows
+            size += bytes_
     if not start:
         raise InputError(
             f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
         )
     schema = pa.schema([*schema, *folders], schema.metadata)
-    return Table(path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders)
+    return Table(
+        path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders, marks=marks
+    )
 
 
-def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> pq.FileMetaData:
+@dataclass(frozen=True)
+class Footer:
+    """What is kept of a file's footer: a whole one holds an entry for every column of every row group.
+
+    Attributes:
+        groups: rows and uncompressed bytes of every row group.
+    """
+
+    schema: pa.Schema
+    groups: tuple[tuple[int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(rows for rows, _ in self.groups)
+
+
+def _footer(file: str, filesystem: pyarrow.fs.FileSystem, option: str) -> Footer:
     try:
-        footer = pq.read_metadata(file, filesystem=filesystem)
-        footer.schema.to_arrow_schema()  # a type may refuse what the file says of it, such as a pickle
-        return footer
+        found = pq.read_metadata(file, filesystem=filesystem)
+        schema = without_views(found.schema.to_arrow_schema())  # a type may refuse its text, such as a pickle
+        metas = (found.row_group(k) for k in range(found.num_row_groups))
+        return Footer(schema, tuple((meta.num_rows, meta.total_byte_size) for meta in metas))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"{option}: every file must be readable Parquet, got {type(error).__name__} ({first_line(error)}) at "
@@ -156,26 +176,41 @@ def _instead(file: str) -> str:
     return "Replace the file or leave it out."
 
 
+def _common(
+    schema: pa.Schema, other: pa.Schema, partly: dict[str, str], first_file: str, file: str, option: str
+) -> pa.Schema:
+    """Return the columns that both have, in types that hold both; note in `partly` those of one alone."""
+    check_names(other, file, option)
+    ours, theirs = set(schema.names), set(other.names)
+    partly |= {name: file for name in schema.names if name not in theirs}
+    partly |= {name: first_file for name in other.names if name not in ours and name not in partly}
+    schema = pa.schema([one for one in schema if one.name not in partly], schema.metadata)
+    return _merge_schemas(schema, other, first_file, file, option)
+
+
 def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: str, option: str) -> pa.Schema:
     """Return the schema that holds both files' values of the first's columns; raise unless they are of the same kinds.
 
     Sizes of integers, declared lengths of lists and dictionaries may differ: such columns are read as the wider type.
     A column that is null (or whose lists are empty) in all of a file has no type there, and takes the other's.
     """
-    for name in first.names:
-        one, two = family(first.field(name).type), family(other.field(name).type)
+    kinds_of = {one.name: one.type for one in other}
+    found = []
+    for mine in first:
+        name, kinds = mine.name, (mine.type, kinds_of[mine.name])
+        if kinds[0] == kinds[1]:
+            found.append(mine)
+            continue
+        one, two = map(family, kinds)
         if one != two and not {one, two} & {"null", "list of null"}:
             raise InputError(
                 f"{option}: column `{name}` must hold one type, got {one} in {os.path.basename(first_file)} and {two} "
                 "in "
                 f"{os.path.basename(file)}. Fix the table or choose other columns."
             )
-        kinds = first.field(name).type, other.field(name).type
-        if kinds[0] != kinds[1]:
-            pair = [pa.schema([pa.field(name, storage_type(kind))]) for kind in kinds]
-            wider = pa.unify_schemas(pair, promote_options="permissive").field(0)
-            first = first.set(first.get_field_index(name), wider)
-    return first
+        pair = [pa.schema([pa.field(name, storage_type(kind))]) for kind in kinds]
+        found.append(pa.unify_schemas(pair, promote_options="permissive").field(0))
+    return pa.schema(found, first.metadata)
 
 
 def family(kind: pa.DataType) -> str:
@@ -195,7 +230,16 @@ def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "d
         table = pa.table({key: _decoded(column) for key, column in zip(table.column_names, table.columns, strict=True)})
     schema = without_views(table.schema)
     table = table if schema.equals(table.schema) else table.cast(schema)
+    kinds = [_wide(one, table[one.name].num_chunks) for one in table.schema]
+    table = table if kinds == list(table.schema) else table.cast(pa.schema(kinds, table.schema.metadata))
     return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks(), option=option)
+
+
+def _wide(field: pa.Field, chunks: int) -> pa.Field:
+    """Return the field in a type that holds all chunks together: their dictionaries may need larger numbers."""
+    kind = field.type
+    small = chunks > 1 and pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32
+    return field.with_type(pa.dictionary(pa.int32(), kind.value_type, kind.ordered)) if small else field
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -215,7 +215,12 @@ class Folder:
     def replace(self, new: str, old: str) -> None:
         """Put folder `new` in the place of folder `old`."""
         self.filesystem.delete_dir(self._full(old))
-        self.filesystem.move(self._full(new), self._full(old))
+        if self.local:
+            self.filesystem.move(self._full(new), self._full(old))
+            return
+        for name in self.names(new):  # Arrow moves no folder of an object store
+            self.filesystem.move(self._full(f"{new}/{name}"), self._full(f"{old}/{name}"))
+        self.drop(new)
 
 
 def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

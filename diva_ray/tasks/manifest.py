@@ -37,9 +37,9 @@ def fingerprint(table: Any) -> str:
     digest = hashlib.sha256(f"{table.schema.remove_metadata()}{table.rows}".encode())
     for column in table.memory.columns if table.memory is not None else ():
         for chunk in column.chunks:
+            digest.update(f"{chunk.offset} {len(chunk)}".encode())  # two slices of an array share its buffers
             for buffer in chunk.buffers():
                 digest.update(buffer or b"")
-    for file in sorted({piece.file for piece in table.pieces}):
-        info = table.filesystem.get_file_info(file)
-        digest.update(f"{file}{info.size}{info.mtime_ns}".encode())
+    for file, (size, changed) in sorted(table.marks.items()):
+        digest.update(f"{file}{size}{changed}".encode())
     return digest.hexdigest()[:16]

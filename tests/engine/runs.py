@@ -40,8 +40,7 @@ def begun(runner, setup, eta, store=None):
 
 
 def killing(monkeypatch, only=None):
-    """Kill a worker in the middle of every pass from now on (or of those named), in turns; return the list of passes and
-    victims."""
+    """Kill a worker in the middle of every pass from now on (or those named), in turns; return passes and victims."""
     import ray
 
     from diva_ray.engine.cluster import Cluster

@@ -47,7 +47,9 @@ PASSES = [
 SOME = ["scan", "grid", "leave_one_out", "judge", "write"]
 
 
-@pytest.mark.parametrize("passes", [pytest.param(PASSES, marks=pytest.mark.long, id="every"), pytest.param(SOME, id="some")])
+@pytest.mark.parametrize(
+    "passes", [pytest.param(PASSES, marks=pytest.mark.long, id="every"), pytest.param(SOME, id="some")]
+)
 def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch, passes):
     X, wrong = task["features"], np.random.default_rng(2).random(13_000) < 0.1
     y = np.where(wrong, X[:, 5:10].argmax(1), X[:, :5].argmax(1))  # labels whose errors show: all passes are run

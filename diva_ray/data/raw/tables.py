@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -43,14 +44,16 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
         for file, info in zip(files, infos, strict=True)
     }
     sizes = {file: info.size for file, info in zip(files, infos, strict=True)}
-    in_file = {file: sum(piece.rows for piece in table.pieces if piece.file == file) or 1 for file in files}
+    in_file: Counter[str] = Counter()
+    for piece in table.pieces:
+        in_file[piece.file] += piece.rows
     units = []
     for group in _groups(table.pieces, unit_rows):
         rows, piece = sum(one.rows for one in group), group[0]
         parts = min(MOST_PARTS, rows // unit_rows) if len(group) == 1 and rows >= 2 * unit_rows else 1
         cuts = np.linspace(0, rows, parts + 1).astype(int).tolist()
         for a, b in pairwise(cuts):
-            size = sizes[piece.file] * (b - a) // in_file[piece.file]
+            size = sizes[piece.file] * (b - a) // max(in_file[piece.file], 1)
             units.append(
                 Unit(
                     len(units),
