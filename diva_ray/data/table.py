@@ -133,7 +133,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
         raise InputError(
             f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
         )
-    schema = pa.schema([*schema, *folders], schema.metadata)
+    schema = pa.schema([*(_wide(one, len(found)) for one in schema), *folders], schema.metadata)
     return Table(
         path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders, marks=marks
     )
@@ -235,10 +235,10 @@ def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "d
     return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks(), option=option)
 
 
-def _wide(field: pa.Field, chunks: int) -> pa.Field:
-    """Return the field in a type that holds all chunks together: their dictionaries may need larger numbers."""
+def _wide(field: pa.Field, parts: int) -> pa.Field:
+    """Return the field in a type that holds several parts together: their dictionaries may need larger numbers."""
     kind = field.type
-    small = chunks > 1 and pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32
+    small = parts > 1 and pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32
     return field.with_type(pa.dictionary(pa.int32(), kind.value_type, kind.ordered)) if small else field
 
 

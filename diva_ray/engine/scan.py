@@ -133,10 +133,12 @@ def between(a: int, total: Tensor, b: int, other: Tensor) -> Tensor:
 
 
 def merge_values(one: pa.Array | None, other: pa.Array | None) -> pa.Array | None:
-    """Return the distinct values of both, sorted."""
+    """Return the distinct values of both, sorted, in the wider of their types."""
     if one is None or other is None:
         return one if other is None else other
-    values = pc.unique(pa.concat_arrays([one, other.cast(one.type)]))
+    pair = [pa.schema([("value", values.type)]) for values in (one, other)]
+    kind = pa.unify_schemas(pair, promote_options="permissive").field(0).type
+    values = pc.unique(pa.concat_arrays([one.cast(kind), other.cast(kind)]))
     return values.take(pc.sort_indices(values))
 
 
