@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diva_ray.core.factors import whitened_quadratic
 from diva_ray.core.folding import Folding
-from diva_ray.core.leave_out import LeftOut
+from diva_ray.core.leave_out import Large, LeftOut, Small
 from diva_ray.core.products import GramSum, add_upper_, copy_double, multiply, row_dot, symmetric
 from diva_ray.core.ridge import Solution
 from diva_ray.core.second_order import Moments, SecondOrder
@@ -18,18 +18,19 @@ from diva_ray.core.second_order import Moments, SecondOrder
 
 def group_weights(
     left: LeftOut, alpha: Float[Tensor, " n"], t: Float[Tensor, "n c"]
-) -> tuple[Float[Tensor, " n"], list[tuple[Tensor, Tensor, Tensor]]]:
-    """Return the weight of every row alone in S, and (rows, w, V) of groups: sym(D e t') = V diag(w) V'.
+) -> tuple[Float[Tensor, " n"], list[tuple[Small | Large, Tensor, Tensor]]]:
+    """Return the weight of every row alone in S, and w and V of groups: sym(D e t') is V diag(w) V', inside.
 
-    So a group of k rows enters S as k weighted rows V'U, the same kind of sum as rows alone.
+    So a group of k rows enters S as k (or p) weighted rows `turned`, the same kind of sum as rows alone.
     """
     weight = alpha * row_dot(left.e, t)
     blocks = []
-    for rows, _, _ in left.blocks:
+    for group in left.groups:
+        rows = group.rows
         weight[rows] = 0
-        outer = (alpha[rows][..., None] * left.e[rows]) @ t[rows].mT
+        outer = group.inner(alpha[rows][..., None] * left.e[rows]) @ group.inner(t[rows]).mT
         w, V = torch.linalg.eigh((outer + outer.mT) / 2)
-        blocks.append((rows, w, V))
+        blocks.append((group, w, V))
     return weight, blocks
 
 
@@ -75,8 +76,8 @@ class AdjointAccumulator:
         U, t, weight, signs = (x.to(self.dtype) for x in (U, t, weight, signs))
         self.M += multiply(_side_by_side(t, signs, self.folding).T, U, self.inputs)
         self._add_gram(U, weight)
-        for rows, w, V in blocks:
-            turned = V.to(self.dtype).mT @ U[rows]
+        for group, w, V in blocks:
+            turned = group.turned(V.to(self.dtype), U)
             self._add_gram(turned.flatten(0, 1), w.to(self.dtype).flatten())
 
     def _add_gram(self, U: Tensor, weight: Tensor) -> None:

@@ -143,7 +143,11 @@ def pairwise_contributions(
         for rows in groups:
             lone[rows] = False
             near = K[:, rows]
-            moved = torch.einsum("nmk,mkl->nml", near, validation.t[rows] @ validation.weighted[rows].mT)
+            t, weighted = validation.t[rows], validation.weighted[rows].mT
+            if t.shape[1] > 2 * t.shape[2]:  # rows than outputs
+                moved = torch.einsum("nmc,mcl->nml", torch.einsum("nmk,mkc->nmc", near, t), weighted)
+            else:
+                moved = torch.einsum("nmk,mkl->nml", near, t @ weighted)
             contributions[:, validation.group[rows[:, 0]]] = near.mul_(moved.add_(products[:, rows])).sum(2)
         if bool(lone.any()):
             alone = _alone(K[:, lone], r, validation.t[lone], validation.weighted[lone])

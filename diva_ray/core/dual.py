@@ -113,8 +113,8 @@ def penalty_derivative(
     P = multiply(fit.spread, t)
     weight, blocks = group_weights(left, alpha, t)
     quadratic = fit.spread.square() @ weight
-    for rows, w, V in blocks:
-        turned = torch.einsum("pmk,mkl->pml", fit.spread[:, rows], V)
+    for group, w, V in blocks:
+        turned = torch.einsum("pmk,mkl->pml", fit.spread[:, group.rows], V)
         quadratic += (turned.square() * w).sum((1, 2))
     result[first:] = quadratic - (P * fit.W[first:]).sum(1)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,123 @@ class LeftOut:
         e: residual of every row under the model fitted without its group, (n, c).
         q: z' A^-1 z, (n,); the leverage is alpha q.
         room: 1 - h, (n,).
-        blocks: for groups of two or more rows, by size k: rows (m, k), Q_G (m, k, k) and I - Q_G D_G (m, k, k).
+        groups: those of two or more rows, by their size.
     """
 
     e: Tensor
     q: Tensor
     room: Tensor
-    blocks: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    groups: tuple[Small | Large, ...]
+
+
+@dataclass(frozen=True)
+class Small:
+    """m groups of k rows each, by their k x k matrices.
+
+    Attributes:
+        rows: (m, k).
+        Q: Q_G = U_G U_G', (m, k, k).
+        factor: I - Q_G D_G, (m, k, k).
+    """
+
+    rows: Tensor
+    Q: Tensor
+    factor: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, Q: Tensor, alpha: Tensor, room: Tensor) -> Small:
+        """Return the groups with these rows; `room` is 1 - h of every row. Raises as `leave_out`."""
+        root = alpha[rows].sqrt()
+        _check_groups(rows, root[:, :, None] * Q * root[:, None, :])
+        factor = -Q * alpha[rows][:, None, :]
+        factor.diagonal(dim1=1, dim2=2).copy_(room[rows])
+        return Small(rows, Q, factor)
+
+    def solve(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m k c"]:
+        """Return (I - Q_G D_G)^-1 x."""
+        return torch.linalg.solve(self.factor, x)
+
+    def solve_adjoint(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m k c"]:
+        """Return (I - Q_G D_G)^-T x."""
+        return torch.linalg.solve(self.factor.mT, x)
+
+    def reach(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m k c"]:
+        """Return Q_G x."""
+        return self.Q @ x
+
+    def inner(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m _ c"]:
+        """Return x in the coordinates in which `kernel` and B_G are small: the rows'."""
+        return x
+
+    def kernel(self) -> Float[Tensor, "m _ _"]:
+        """Return R_G = (I - Q_G D_G) Q_G in these coordinates: tr(B_G R_G) is that of the inner B_G by it."""
+        return self.factor @ self.Q
+
+    def reaches(self, kernel: Float[Tensor, "m _ _"]) -> Float[Tensor, "m k"]:
+        """Return the diagonal of R_G from the kernel."""
+        return kernel.diagonal(dim1=1, dim2=2)
+
+    def turned(self, V: Float[Tensor, "m _ _"], U: Float[Tensor, "n p"]) -> Float[Tensor, "m _ p"]:
+        """Return the rows V'U_G, whose weighted sum of squares is U_G' B_G U_G where V diag(w) V' is the inner B_G."""
+        return V.mT @ U[self.rows]
+
+
+@dataclass(frozen=True)
+class Large:
+    """m groups of k rows each, more than there are columns: p x p matrices stand for theirs (Woodbury).
+
+    Attributes:
+        rows: (m, k); `U`: their whitened features, (m, k, p); `alpha`: their weights, (m, k, 1).
+        S: I - U_G' D_G U_G, (m, p, p); `root` its Cholesky factor.
+    """
+
+    rows: Tensor
+    U: Tensor
+    alpha: Tensor
+    S: Tensor
+    root: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, U: Tensor, alpha: Tensor) -> Large:
+        """Return the groups with these rows. Raises as `leave_out`."""
+        weighted = alpha[rows][..., None] * U
+        taken = U.mT @ weighted
+        _check_groups(rows, taken)
+        S = torch.eye(U.shape[2], dtype=U.dtype, device=U.device) - taken
+        return Large(rows, U, alpha[rows][..., None], S, torch.linalg.cholesky(S))
+
+    def solve(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m k c"]:
+        """Return (I - Q_G D_G)^-1 x = x + U_G S^-1 U_G' D_G x."""
+        return x + self.U @ torch.cholesky_solve(self.U.mT @ (self.alpha * x), self.root)
+
+    def solve_adjoint(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m k c"]:
+        """Return (I - Q_G D_G)^-T x = x + D_G U_G S^-1 U_G' x."""
+        return x + self.alpha * (self.U @ torch.cholesky_solve(self.U.mT @ x, self.root))
+
+    def reach(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m k c"]:
+        """Return Q_G x."""
+        return self.U @ (self.U.mT @ x)
+
+    def inner(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m _ c"]:
+        """Return U_G'x: R_G = U_G S U_G'."""
+        return self.U.mT @ x
+
+    def kernel(self) -> Float[Tensor, "m _ _"]:
+        """Return S."""
+        return self.S
+
+    def reaches(self, kernel: Float[Tensor, "m _ _"]) -> Float[Tensor, "m k"]:
+        """Return the diagonal of R_G."""
+        return ((self.U @ kernel) * self.U).sum(2)
+
+    def turned(self, V: Float[Tensor, "m _ _"], U: Float[Tensor, "n p"]) -> Float[Tensor, "m _ p"]:
+        """Return V': the inner B_G is U_G' B_G U_G itself."""
+        return V.mT
+
+
+def _check_groups(rows: Tensor, taken: Tensor) -> None:
+    """Raise if the largest eigenvalue of a group's D^1/2 Q D^1/2, or of U'DU, reaches 1."""
+    check_leverage(1 - torch.linalg.eigvalsh(taken)[:, -1], rows[:, 0])
 
 
 def rows_by_group_size(groups: Int[Tensor, " n"]) -> list[Int[Tensor, "_ _"]]:
@@ -45,7 +156,8 @@ def leave_out(
 ) -> LeftOut:
     """Return e = (I - Q_G D_G)^-1 r for every group; r / (1 - h) for a row alone.
 
-    Exact: equal to refitting without the group. n p operations for rows alone, n k p + n k^2 for groups of k rows.
+    Exact: equal to refitting without the group. n p operations for rows alone, n k p + n k^2 for groups of k <= p rows,
+    n p^2 and p^3 a group for larger ones.
 
     Args:
         U: whitened features Z L'^-1.
@@ -60,8 +172,14 @@ def leave_out(
         Dukler et al. 2022, eq. 12 and 13; Allen 1974 (PRESS).
     """
     q = row_dot(U, U)
-    blocks = [(rows, U[rows] @ U[rows].mT) for rows in group_rows]
-    return solve_left_out(r, alpha, q, 1 - alpha * q, blocks)
+    room = 1 - alpha * q
+    check_leverage(room)
+    groups = []
+    for rows in group_rows:
+        own = U[rows]
+        large = rows.shape[1] > U.shape[1]
+        groups.append(Large.of(rows, own, alpha) if large else Small.of(rows, own @ own.mT, alpha, room))
+    return _left_out(r, q, room, groups)
 
 
 def solve_left_out(
@@ -74,16 +192,14 @@ def solve_left_out(
     """Return the left-out residuals from q, room = 1 - alpha q (given apart: the dual form knows it to full relative
     precision) and the blocks Q_G of groups of two or more rows. Raises as `leave_out`."""
     check_leverage(room)
+    return _left_out(r, q, room, [Small.of(rows, Q, alpha, room) for rows, Q in blocks])
+
+
+def _left_out(r: Tensor, q: Tensor, room: Tensor, groups: Sequence[Small | Large]) -> LeftOut:
     e = r / room[:, None]
-    solved = []
-    for rows, Q in blocks:
-        factor = -Q * alpha[rows][:, None, :]
-        factor.diagonal(dim1=1, dim2=2).copy_(room[rows])
-        root = alpha[rows].sqrt()
-        check_leverage(1 - torch.linalg.eigvalsh(root[:, :, None] * Q * root[:, None, :])[:, -1], rows[:, 0])
-        e[rows] = torch.linalg.solve(factor, r[rows])
-        solved.append((rows, Q, factor))
-    return LeftOut(e, q, room, tuple(solved))
+    for group in groups:
+        e[group.rows] = group.solve(r[group.rows])
+    return LeftOut(e, q, room, tuple(groups))
 
 
 def check_leverage(room: Float[Tensor, " n"], rows: Int[Tensor, " n"] | None = None) -> None:
@@ -116,14 +232,15 @@ def adjoint(left: LeftOut, g: Float[Tensor, "n c"]) -> tuple[Float[Tensor, "n c"
     derivative; subtracting it makes a row's derivative free of its own group's loss.
     """
     t = g / left.room[:, None]
-    for rows, _, factor in left.blocks:
-        t[rows] = torch.linalg.solve(factor.mT, g[rows])
+    for group in left.groups:
+        t[group.rows] = group.solve_adjoint(g[group.rows])
     return t, own_moves(left, t, left.e)
 
 
 def own_moves(left: LeftOut, t: Float[Tensor, "n k"], x: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
     """Return (Q_G t)_j . x_j of every row."""
     own = left.q * row_dot(t, x)
-    for rows, Q, _ in left.blocks:
-        own[rows] = row_dot((Q @ t[rows]).flatten(0, 1), x[rows].flatten(0, 1)).unflatten(0, rows.shape)
+    for group in left.groups:
+        rows = group.rows
+        own[rows] = row_dot(group.reach(t[rows]).flatten(0, 1), x[rows].flatten(0, 1)).unflatten(0, rows.shape)
     return own

@@ -38,17 +38,17 @@ class SecondOrder(NamedTuple):
 
 
 def second_order(left: LeftOut, alpha: Float[Tensor, " n"], t: Float[Tensor, "n c"]) -> SecondOrder:
-    """Return what stands for the second order of every row; n c operations, k^3 for a group of k rows."""
+    """Return what stands for the second order of every row; n c operations, k^3 for a group of k rows, or p^3."""
     reach = left.q * left.room
     bend = alpha * row_dot(left.e, t) * reach
     share, square = bend.clone(), bend.square()
-    for rows, Q, factor in left.blocks:
-        R = factor @ Q
-        outer = (alpha[rows][..., None] * left.e[rows]) @ t[rows].mT
-        turned = (outer + outer.mT) @ R / 2
+    for group in left.groups:
+        rows, kernel = group.rows, group.kernel()
+        outer = group.inner(alpha[rows][..., None] * left.e[rows]) @ group.inner(t[rows]).mT
+        turned = (outer + outer.mT) @ kernel / 2
         total = turned.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
         count = rows.shape[1]
-        reach[rows] = R.diagonal(dim1=1, dim2=2)
+        reach[rows] = group.reaches(kernel)
         bend[rows], share[rows] = total.expand(-1, count), (total / count).expand(-1, count)
         square[rows] = ((turned * turned.mT).sum((1, 2), keepdim=True)[:, :, 0] / count).expand(-1, count)
     return SecondOrder(reach, bend, share, square)

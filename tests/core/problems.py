@@ -19,8 +19,10 @@ from tests.oracles import CENTER, Problem, huber
 
 RIDGES = (1e-6, 1.0, 1e6)
 KINDS = ("cross_entropy", "squared", "squared_codes", "logistic", "cosine", "huber")
-SIZES = {"tall": (1, 1, 5, 2, 3, 5, 1, 2, 3, 2, 1), "wide": (1, 1, 5, 2, 3, 2)}
-COLUMNS = {"tall": 7, "wide": 30}
+SIZES = {
+    "tall": (1, 1, 5, 2, 3, 5, 1, 2, 3, 2, 1), "wide": (1, 1, 5, 2, 3, 2), "crowded": (1, 1, 5, 2, 9, 7, 9, 3, 3, 2, 1),
+}  # fmt: skip
+COLUMNS = {"tall": 7, "wide": 30, "crowded": 4}  # groups of more rows than columns
 
 
 def make_problem(
@@ -33,7 +35,7 @@ def make_problem(
     seed: int = 0,
 ) -> Problem:
     """Return a problem with weights and validation weights of 0, an offset, a penalty for every column, and, if
-    grouped, interleaved groups of 1, 2, 3 and 5 rows, the last of weight 0. A class has no training row."""
+    grouped, interleaved groups of `SIZES` rows, the last of weight 0. A class has no training row."""
     generator = torch.Generator().manual_seed(1000 * seed + 17)
     sizes, p, c = SIZES[shape], COLUMNS[shape], 3
     n = sum(sizes)

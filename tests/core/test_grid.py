@@ -42,7 +42,7 @@ def pattern_of(problem):
 @pytest.mark.parametrize("kind", ["squared", "squared_codes", "cross_entropy", "logistic"])
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("intercept", [True, False])
-@pytest.mark.parametrize("shape", ["tall", "wide"])
+@pytest.mark.parametrize("shape", ["tall", "wide", "crowded"])
 def test_the_losses_of_a_grid_are_those_of_refits_at_every_ridge(shape, intercept, grouped, kind):
     problem = make_problem(shape, 1.0, intercept, kind, grouped)
     ridges = [1e-2, 1.0, 37.0, 1e6] if shape == "wide" else [*RIDGES, 37.0]

@@ -21,7 +21,7 @@ def group_signs(problem, patterns):
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-@pytest.mark.parametrize("shape", ["tall", "wide"])
+@pytest.mark.parametrize("shape", ["tall", "wide", "crowded"])
 @pytest.mark.parametrize("kind", ["cross_entropy", "squared"])
 def test_draws_are_signed_sums_of_what_groups_add_and_their_mean_square_is_of_all_patterns(kind, shape, grouped):
     problem = make_problem(shape, kind=kind, grouped=grouped)
