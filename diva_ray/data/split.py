@@ -13,6 +13,7 @@ from diva_ray.data.table import Reader, Table
 
 FEWEST_ROWS, MOST_ROWS = 1024, 32_768  # of a shard
 MOST_BYTES = 64 << 20  # of a shard's features: three shards and more are in flight where rows do not fit memory
+LOOK, LOOKS = 64, 64  # rows, and places in a table, at which widths are looked for
 
 
 def split(
@@ -51,13 +52,24 @@ def _group_end(table: Table, reader: Reader, group: str, cut: int) -> int:
 
 
 def band_widths(table: Table, columns: Columns) -> list[tuple[int, int]]:
-    """Return (width, bytes of an element) of every band: from the schema, or from the first row that has it."""
+    """Return (width, bytes of an element) of every band: from the schema, or from the first row that has it among some
+    of many row groups (texts may come before pictures)."""
     widths = []
     for name in columns.features:
         kind = storage_type(table.schema.field(name).type)
         if pa.types.is_fixed_size_list(kind):
             widths.append((kind.list_size, np.dtype(kind.value_type.to_pandas_dtype()).itemsize))
         else:
-            values, _ = to_matrix(table.reader().read(0, min(64, table.rows), [name])[name], name, table.where)
+            for start in _looks(table):
+                some = table.reader().read(start, min(start + LOOK, table.rows), [name])[name]
+                values, _ = to_matrix(some, name, lambda row, start=start: table.where(start + row))
+                if values.shape[1]:
+                    break
             widths.append((values.shape[1], values.dtype.itemsize))
     return widths
+
+
+def _looks(table: Table) -> list[int]:
+    """Return rows from which on to look: starts of row groups, or (in memory) of stretches of rows."""
+    starts = [piece.start for piece in table.pieces if piece.rows] or list(range(0, table.rows, LOOK))
+    return starts[:: -(-len(starts) // LOOKS)]

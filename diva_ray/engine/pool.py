@@ -111,7 +111,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged.double())
     else:
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
-    return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int(in_slice.sum())))
+    return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int((in_slice & (given > 0)).sum())))
 
 
 def is_near(shard: Shard, known: Known) -> Tensor:

@@ -118,7 +118,10 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     runner.engine.tell(alone=search.alone(names, ridges, shares))
     session.folder.write_json("state.json", session.mark)
     summary, written, sources = write_rows(session, derived, kernel=bands.write)
-    summary.update(figures(session, found, joint), n_features=session.plan.features)
+    summary.update(figures(session, found, joint))
+    summary["n_features"] = sum(
+        band["columns"] for band in summary["bands"].values()
+    )  # of the table, not of the search
     session.folder.write_json("bands.json", bands_of(summary))
     page = render_sheet(sheet_of(session, derived, found, summary, written, sources))
     conclude(session, summary, page, worker_memory=written["max_memory"])

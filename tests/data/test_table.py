@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import diva_ray
 from diva_ray.data.shards import Columns
 from diva_ray.data.split import split
 from diva_ray.data.table import from_arrays, open_parquet
 from diva_ray.errors import InputError
 
 from ..oracles import assert_close
-from .tables import in_float64, problem, score, vectors, write
+from .tables import INLINE, in_float64, problem, score, vectors, write
 
 X, Y = problem(n=2600)  # two shards of 1,300
 IDS = np.random.default_rng(3).permutation(2600)
@@ -195,3 +196,74 @@ def test_a_column_that_is_null_in_a_whole_file_takes_the_type_of_the_others(firs
         pq.write_table(rows, tmp_path / f"{name}.parquet")
     samples = score(str(tmp_path), id="none", show="text").samples
     assert samples["label"].to_pylist() == ([[]] * 90 + names if first else names + [[]] * 90)
+
+
+def test_many_row_groups_are_read_from_one_open_file(tmp_path, monkeypatch):
+    rows = pa.table({"x": np.arange(3000.0), "label": np.arange(3000) % 2})
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=5)
+    pq.write_table(rows, tmp_path / "b.parquet", row_group_size=7)
+    table, opened = open_parquet(str(tmp_path)), []
+    whole = pq.ParquetFile
+
+    def counted(*words, **options):
+        opened.append(words[0])
+        return whole(*words, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", counted)
+    reader = table.reader()
+    found = pa.concat_tables([reader.read(a, min(a + 700, 6000), ["x"]) for a in range(0, 6000, 700)])
+    assert found["x"].to_pylist() == 2 * rows["x"].to_pylist() and len(opened) == 2
+
+
+def test_a_file_that_changes_under_a_reader_is_told(tmp_path):
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"x": np.arange(10.0)}), tmp_path / f"{name}.parquet")
+    table = open_parquet(str(tmp_path))
+    assert table.reader().read(5, 15, ["x"]).num_rows == 10
+    pq.write_table(pa.table({"x": np.arange(10.0) + 1, "y": np.arange(10.0)}), tmp_path / "b.parquet")
+    assert table.reader().read(5, 10, ["x"]).num_rows == 5
+    with pytest.raises(InputError, match=r"data.path: files must stay as they are .* change at .*b.parquet. Run again"):
+        table.reader().read(5, 15, ["x"])
+
+
+def test_folders_whose_names_end_like_files_are_folders(tmp_path):
+    for name in ("train.parquet", "more.parquet"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "data" / name / "part-0.parquet")
+    for path in (tmp_path / "data", f"file://{tmp_path}/data"):
+        assert open_parquet(str(path)).rows == 4
+
+
+def test_categories_of_many_files_may_be_more_than_one_files_numbers_count(tmp_path):
+    kind = pa.dictionary(pa.int8(), pa.string())
+    parts = [pa.array([f"{part}{k}" for k in range(100)]).dictionary_encode().cast(kind) for part in "ab"]
+    X = np.random.default_rng(0).standard_normal((200, 3))
+    for k, part in enumerate(parts):
+        rows = {"features": X[100 * k : 100 * k + 100].tolist(), "label": np.arange(100) % 2, "key": part}
+        pq.write_table(pa.table(rows), tmp_path / f"{k}.parquet")
+    whole = {"features": X.tolist(), "label": np.arange(200) % 2, "key": pa.chunked_array(parts)}
+    for data in (str(tmp_path), pa.table(whole)):
+        found = diva_ray.score(data, group="key", source="key", id="key", cluster=INLINE, quiet=True).samples
+        assert found["id"].to_pylist() == [f"{part}{k}" for part in "ab" for k in range(100)]
+
+
+def test_a_column_that_may_not_be_null_beside_one_that_may(tmp_path):
+    kind = pa.list_(pa.float32(), 2)
+    strict = pa.schema([pa.field("features", kind, nullable=False), ("text", kind), ("label", pa.int32())])
+    rows = {"features": [[1, 2]] * 9 + [[3, 1]], "text": [[k, 1] for k in range(10)], "label": [0, 1] * 5}
+    pq.write_table(pa.table(rows, strict), tmp_path / "a.parquet")
+    loose = pa.schema([("features", kind), ("text", kind), ("label", pa.int64())])
+    pq.write_table(pa.table({**rows, "features": [None] * 10}, loose), tmp_path / "b.parquet")
+    result = diva_ray.score(str(tmp_path), features=["features", "text"], cluster=INLINE, quiet=True)
+    assert result.summary["missing"] == {"features": 10}
+
+
+def test_a_band_that_is_missing_at_first_is_planned_for(tmp_path):
+    picture = pa.array([None] * 200 + [[1.0, 2.0, float(k)] for k in range(200)], pa.list_(pa.float32()))
+    rows = pa.table({"text": np.eye(400, 5).tolist(), "image": picture, "label": np.arange(400) % 2})
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=50)
+    for data in (str(tmp_path / "a.parquet"), rows):
+        result = diva_ray.aggregate(data, features=["text", "image"], cluster=INLINE, quiet=True)
+        assert result.summary["n_features"] == 8
+        plan = diva_ray.score(data, features=["text", "image"], cluster=INLINE, plan=True)
+        assert plan.features == 8
