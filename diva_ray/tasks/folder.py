@@ -218,6 +218,7 @@ class Folder:
         if self.local:
             self.filesystem.move(self._full(new), self._full(old))
             return
+        self.filesystem.create_dir(self._full(old))
         for name in self.names(new):  # Arrow moves no folder of an object store
             self.filesystem.move(self._full(f"{new}/{name}"), self._full(f"{old}/{name}"))
         self.drop(new)

@@ -59,6 +59,16 @@ def test_a_pool_must_match_the_table(pool, told):
     refused(told, diva_ray.extend, table(), pool)
 
 
+def test_labels_of_a_pool_may_need_a_wider_type():
+    given = table()
+    core = {**given, "label": np.asarray(given["label"]).astype(np.int8)}
+    pool = {**given, "id": np.arange(N) + N, "label": np.asarray(given["label"]).astype(np.int64)}
+    pool["label"][0] = 300
+    with pytest.raises(InputError, match="pool: labels must be among .* got 1 new ones, such as 300. Fix the pool"):
+        diva_ray.extend(core, pool, **QUIET)
+    assert diva_ray.extend(core, pool, new_classes="allow", budget=N, **QUIET).summary["n_selected"] == N
+
+
 def test_new_classes_of_a_pool_can_be_allowed():
     pool = {**POOL, "label": np.arange(N) % 5}
     result = diva_ray.extend(table(), pool, new_classes="allow", budget=N, **QUIET)

@@ -164,3 +164,11 @@ def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert folder.names("samples") == []
+
+
+def test_a_folder_takes_the_place_of_another_where_no_folder_can_be_moved():
+    folder = Folder("mock:///run")  # not local, as an object store
+    for name, text in (("old/a.txt", b"1"), ("old/b.txt", b"2"), ("new/a.txt", b"3")):
+        folder.write(name, text)
+    folder.replace("new", "old")
+    assert folder.names("old") == ["a.txt"] and folder.read("old/a.txt") == b"3" and not folder.names("new")
