@@ -18,12 +18,12 @@ def table():
     return {**data, "id": ids, "source": np.array(["crawl", "shop"])[np.arange(13_000) // 2 % 2]}
 
 
-@pytest.mark.parametrize("errors", ["exact", "estimate"])
+@pytest.mark.parametrize("errors", [pytest.param("exact", marks=pytest.mark.long), "estimate"])
 def test_results_have_the_same_bits_inline_and_on_workers(ray_cluster, table, errors):
     data = {k: v[:4000] for k, v in table.items()}
     options = {**OPTIONS, "export": "datacomp", "standard_errors": errors}
     inline = diva_ray.score(data, cluster="inline", **options)
-    result = diva_ray.score(data, cluster={"kind": "ray", "workers": 3}, **options)
+    result = diva_ray.score(data, cluster={"kind": "ray", "workers": 2}, **options)
     assert result.folder.read_table("samples").equals(inline.samples)
     assert result.summary["similarities"] == inline.summary["similarities"]
     assert result.folder.read("subset.npy") == inline.folder.read("subset.npy")

@@ -72,7 +72,7 @@ def test_the_best_bands_win_and_the_same_search_has_the_same_bits_on_workers(ray
     assert target.summary["n_features"] == 16
 
 
-@pytest.mark.slow
+@pytest.mark.long  # below a driver is killed, and elsewhere workers are
 @pytest.mark.ray
 def test_a_dead_worker_and_a_dead_trial_change_no_bit(ray_cluster, monkeypatch, tmp_path):
     import ray
@@ -124,12 +124,12 @@ def test_a_grid_tries_every_combination_once_and_holds_the_best_refit(ray_cluste
 
 @pytest.mark.ray
 def test_asha_stops_trials_that_are_behind(ray_cluster):
-    whole = run(trials=12, folds=4)
-    halved = run(trials=12, folds=4, scheduler="asha")
+    whole = run(trials=8, folds=4)
+    halved = run(trials=8, folds=4, scheduler="asha")
     trials = halved.trials.to_pandas()
-    assert halved.summary["n_stopped"] >= 3
-    assert halved.summary["n_stopped"] + halved.summary["n_complete"] == 12
-    assert halved.summary["shared"]["folds_judged"] == trials["folds"].sum() < 40
+    assert halved.summary["n_stopped"] >= 2
+    assert halved.summary["n_stopped"] + halved.summary["n_complete"] == 8
+    assert halved.summary["shared"]["folds_judged"] == trials["folds"].sum() < 28
     assert (trials["folds"][trials["stopped"]] < 4).all()
     kept = whole.trials.to_pandas()[~trials["stopped"]]
     assert (kept["error"] == trials["error"][~trials["stopped"]]).all(), "stopping others changes no trial"
