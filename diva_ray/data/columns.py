@@ -27,9 +27,8 @@ def check_names(schema: pa.Schema, place: str, option: str = "data.path") -> Non
 
 def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return the column as a single array; nothing is copied when it is one already."""
-    if isinstance(column, pa.ChunkedArray) and pa.types.is_dictionary(column.type):
-        # Chunk by chunk: all dictionaries together may be more than the type of their numbers can count.
-        column = pa.chunked_array([one.dictionary_decode() for one in column.chunks], column.type.value_type)
+    if isinstance(column, pa.ChunkedArray):
+        column = _decoded(column)
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # combine_chunks of no chunk
@@ -37,6 +36,40 @@ def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     if isinstance(column.type, pa.DictionaryType):
         column = column.dictionary_decode()
     return column
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without dictionary, chunk by chunk: all dictionaries together may be more than the type of their
+    numbers can count."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    return pa.chunked_array([one.dictionary_decode() for one in column.chunks], column.type.value_type)
+
+
+def in_one_chunk(table: pa.Table) -> pa.Table:
+    """Return a table with one chunk a column; dictionaries that need larger numbers together get them."""
+    fields = [
+        one.with_type(pa.dictionary(pa.int32(), one.type.value_type, one.type.ordered)) if _overflows(column) else one
+        for one, column in zip(table.schema, table.columns, strict=True)
+    ]
+    wide = pa.schema(fields, table.schema.metadata)
+    return (table if wide == table.schema else table.cast(wide)).combine_chunks()
+
+
+def _overflows(column: pa.ChunkedArray) -> bool:
+    if not (pa.types.is_dictionary(column.type) and column.num_chunks > 1):
+        return False
+    try:
+        column.combine_chunks()
+    except pa.ArrowInvalid:
+        return True
+    return False
+
+
+def take_rows(rows: pa.Table, order: np.ndarray) -> pa.Table:
+    """Return the rows of a table in an order; its dictionaries are decoded."""
+    plain = [_decoded(column) for column in rows.columns]
+    return pa.table(plain, names=rows.column_names).take(pa.array(order))
 
 
 VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # Arrow has few kernels for them

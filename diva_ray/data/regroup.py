@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from diva_ray.data.columns import one_chunk, row_keys
+from diva_ray.data.columns import one_chunk, row_keys, take_rows
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, from_arrow
 from diva_ray.tasks.folder import Folder
@@ -23,7 +23,7 @@ def regroup_in_memory(table: Table, columns: Columns) -> Table:
     """Return the table's used columns sorted by group, in this process."""
     rows = table.reader().read(0, table.rows, columns.names())
     order = np.argsort(row_keys(one_chunk(rows[columns.group])), kind="stable")
-    return from_arrow(rows.take(pa.array(order)).append_column(POSITION, pa.array(order)), table.name)
+    return from_arrow(take_rows(rows, order).append_column(POSITION, pa.array(order)), table.name)
 
 
 def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core.products import multiply
-from diva_ray.data.columns import Where, as_words, check_nulls, finite_values, one_chunk, row_keys, to_matrix
+from diva_ray.data.columns import Where, as_words, check_nulls, finite_values, one_chunk, row_keys, take_rows, to_matrix
 from diva_ray.data.scale import Scale
 from diva_ray.data.table import Places, Reader, Table
 from diva_ray.errors import InputError
@@ -145,7 +145,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         keys = row_keys(one_chunk(rows[columns.group]))
         if (keys[1:] != keys[:-1]).sum() + 1 != len(np.unique(keys)):
             order = np.argsort(keys, kind="stable")
-            rows = rows.take(pa.array(order))
+            rows = take_rows(rows, order)
     arrays = {name: one_chunk(rows[name]) for name in columns.names()}
     original = arrays[columns.position].to_numpy() if columns.position else None
     where = Places(table, extent.start, order, original)

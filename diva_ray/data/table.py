@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from diva_ray.data.columns import check_names, element_type, is_list, storage_type, without_views
+from diva_ray.data.columns import check_names, element_type, in_one_chunk, is_list, storage_type, without_views
 from diva_ray.data.files import list_files
 from diva_ray.data.hive import Value, folder_values
 from diva_ray.data.reader import Reader, first_line, mark_of
@@ -133,7 +133,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
         raise InputError(
             f"{option}: the table must have rows, got 0 in {len(files)} file(s) at {path}. Change `{option}`."
         )
-    schema = pa.schema([*(_wide(one, len(found)) for one in schema), *folders], schema.metadata)
+    schema = pa.schema([*schema, *folders], schema.metadata)
     return Table(
         path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders, marks=marks
     )
@@ -230,16 +230,8 @@ def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "d
         table = pa.table({key: _decoded(column) for key, column in zip(table.column_names, table.columns, strict=True)})
     schema = without_views(table.schema)
     table = table if schema.equals(table.schema) else table.cast(schema)
-    kinds = [_wide(one, table[one.name].num_chunks) for one in table.schema]
-    table = table if kinds == list(table.schema) else table.cast(pa.schema(kinds, table.schema.metadata))
-    return Table(name, table.schema, table.num_rows, table.nbytes, memory=table.combine_chunks(), option=option)
-
-
-def _wide(field: pa.Field, parts: int) -> pa.Field:
-    """Return the field in a type that holds several parts together: their dictionaries may need larger numbers."""
-    kind = field.type
-    small = parts > 1 and pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32
-    return field.with_type(pa.dictionary(pa.int32(), kind.value_type, kind.ordered)) if small else field
+    whole = in_one_chunk(table)
+    return Table(name, whole.schema, whole.num_rows, whole.nbytes, memory=whole, option=option)
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

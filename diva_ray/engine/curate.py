@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diva_ray.data.columns import one_chunk
+from diva_ray.data.columns import in_one_chunk, one_chunk
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known
 from diva_ray.engine.reduce import Tally
@@ -18,7 +18,7 @@ def curate(shard: Shard, known: Known) -> Tally:
     """Write the rows of the shard's extent into `curated/`, and what changed into `changes/`; return how many did."""
     start, stop, index = shard.extent.start, shard.extent.stop, shard.extent.index
     table, folder = known["table"], known["folder"]
-    rows = table.reader().read(start, stop, table.schema.names)
+    rows = in_one_chunk(table.reader().read(start, stop, table.schema.names))
     names = [*FACTS, "predicted_label"] if known["curate"] == "relabel" else FACTS
     facts = known["scores"].reader().read(start, stop, names)
     change = {"drop": _drop, "weight": _weight, "relabel": _relabel}[known["curate"]]
