@@ -44,20 +44,17 @@ PASSES = [
     "scan", "fit_parts", "grid", "sample", "leave_one_out", "score", "estimated", "calibrate", "judge",
     "sample_facts", "sample_whitened", "nearest", "write",
 ]  # fmt: skip
-SOME = ["scan", "grid", "leave_one_out", "judge", "write"]
 
 
-@pytest.mark.parametrize(
-    "passes", [pytest.param(PASSES, marks=pytest.mark.long, id="every"), pytest.param(SOME, id="some")]
-)
-def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch, passes):
+@pytest.mark.long  # `test_nodes` kills workers in three passes
+def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
     X, wrong = task["features"], np.random.default_rng(2).random(13_000) < 0.1
     y = np.where(wrong, X[:, 5:10].argmax(1), X[:, :5].argmax(1))  # labels whose errors show: all passes are run
     table = {**task, "label": np.array([f"class {k}" for k in y])}
     undisturbed = diva_ray.score(table, source="source", cluster="inline", quiet=True)
-    killed = killing(monkeypatch, None if passes is PASSES else passes)
+    killed = killing(monkeypatch)
     result = diva_ray.score(table, source="source", cluster={"kind": "ray", "workers": 2}, quiet=True)
-    assert [name for name, _ in killed] == passes
+    assert [name for name, _ in killed] == PASSES
     assert len({pid for _, pid in killed}) == len(killed), "every kill must hit a process of its own"
     assert result.folder.read_table("samples").equals(undisturbed.samples)
 

@@ -627,6 +627,7 @@ def test_workers_share_a_gpu(path, tmp_path):
     np.testing.assert_allclose(first.samples["derivative"], second["derivative"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: Ray's count of GPUs is made up in this test")
 def test_workers_have_gpus_of_their_own_or_shares_and_say_what_torch_lacks(tmp_path, task):

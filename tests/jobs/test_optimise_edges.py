@@ -121,6 +121,7 @@ def test_a_group_may_be_scattered_in_the_pool_but_not_reach_into_the_table():
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_scattered_groups_of_a_pool_are_told_apart_on_ray_too(ray_cluster):
     scattered_pool(kind="ray", workers=2)
 

@@ -131,6 +131,7 @@ def test_what_is_submitted_is_what_workers_import_and_nothing_large(first):
     assert size < 20 << 20
 
 
+@pytest.mark.long
 def test_a_stopped_job_leaves_nothing_running_and_no_half_file_and_can_be_resumed(cluster, tmp_path):
     generator = np.random.default_rng(0)
     X = generator.standard_normal((20_000, 256)).astype(np.float16)

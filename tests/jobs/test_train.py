@@ -235,21 +235,41 @@ def kill_a_worker(output, after, killed):
         time.sleep(0.01)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypatch):
+def on_two_workers(known, output, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # two seconds by default
     data, test, _, folder = known
-    options = {"weights": folder, "cluster": {"kind": "ray", "workers": 2}, "epochs": 4, "seeds": 2, "quiet": True}
-    whole = diva_ray.train(data, test, output=str(tmp_path / "whole"), **options)
+    where = {"kind": "ray", "workers": 2}
+    return diva_ray.train(data, test, weights=folder, cluster=where, epochs=4, seeds=1, quiet=True, output=str(output))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_training_goes_on(ray_cluster, known, tmp_path, monkeypatch):
+    killed: list[dict] = []
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "killed", 3, killed))
+    killer.start()
+    result = on_two_workers(known, tmp_path / "killed", monkeypatch)
+    killer.join()
+    assert killed and 3 <= killed[0]["done"] < 12, "a worker died in the middle"
+    last = result.folder.read_json(training.PROGRESS)
+    assert last["done"] == 12 and last["process"] != killed[0]["process"]
+    data, test, _, folder = known
+    inline = diva_ray.train(data, test, weights=folder, cluster=INLINE, epochs=4, seeds=1, quiet=True)
+    for arm, other in zip(result.summary["arms"], inline.summary["arms"], strict=True):
+        assert arm["error"] == pytest.approx(other["error"], abs=0.02)
+    assert "ray_train" not in result.folder.names("") and result.samples.num_rows == 4
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypatch):
+    whole = on_two_workers(known, tmp_path / "whole", monkeypatch)
     killed: list[dict] = []
     killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "killed", 6, killed))
     killer.start()
-    again = diva_ray.train(data, test, output=str(tmp_path / "killed"), **options)
+    again = on_two_workers(known, tmp_path / "killed", monkeypatch)
     killer.join()
-    assert killed and 6 <= killed[0]["done"] < 24, "a worker died in the middle"
-    last = again.folder.read_json(training.PROGRESS)
-    assert last["done"] == 24 and last["process"] != killed[0]["process"]
+    assert killed
     for arm, other in zip(whole.summary["arms"], again.summary["arms"], strict=True):
         assert arm["per_seed"] == pytest.approx(other["per_seed"], abs=1e-6)
         assert arm.get("training_loss") == pytest.approx(other.get("training_loss"), abs=1e-6)
@@ -257,10 +277,6 @@ def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypat
         if name.endswith(".npz"):
             one, two = (run.folder.read_arrays(f"checkpoints/{name}") for run in (whole, again))
             assert one.keys() == two.keys() and all(np.allclose(one[key], two[key], atol=1e-6) for key in one)
-    inline = diva_ray.train(data, test, **{**options, "cluster": INLINE})
-    for arm, other in zip(whole.summary["arms"], inline.summary["arms"], strict=True):
-        assert arm["error"] == pytest.approx(other["error"], abs=0.02)
-    assert "ray_train" not in whole.folder.names("") and whole.samples.num_rows == 7
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
