@@ -198,7 +198,8 @@ def _run(task: str, cfg: Any) -> None:
     except InputError as error:
         _leave(error)
     except KeyboardInterrupt:
-        resumed = "" if name == "benchmark" else f" `output={config.output} resume=true` goes on from what is there."
+        begun = name != "benchmark" and not config.plan and ("://" in config.output or os.path.isdir(config.output))
+        resumed = f" `output={config.output} resume=true` goes on from what is there." if begun else ""
         _leave(f"{name}: interrupted.{resumed}", code=INTERRUPTED)
     try:
         print("\n".join(plain(line) for line in result.lines()), flush=True)

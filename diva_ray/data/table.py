@@ -6,6 +6,7 @@ Only footers are read here; rows are read by the shards that own them.
 from __future__ import annotations
 
 import os
+import socket
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,7 @@ class Table:
         option: the option that named it, for errors.
         partly: columns that only some files have, which are not read, and the first file without each.
         folders: the columns, last in the schema, that no file holds but the names of folders do.
-        marks: size and time of change of every file, when the table was opened.
+        marks: size and time of change of every file, when the table was opened, as `host` saw them.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Table:
     partly: Mapping[str, str] = field(default_factory=dict)
     folders: pa.Schema = field(default_factory=lambda: pa.schema([]))
     marks: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    host: str = ""
 
     def where(self, row: int) -> str:
         """Return where a row lies, for a person."""
@@ -111,8 +113,8 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     """
     filesystem, files, base = list_files(path, option)
     with ThreadPoolExecutor(min(32, len(files))) as pool:
+        marks = dict(zip(files, pool.map(lambda file: mark_of(filesystem.get_file_info(file)), files), strict=True))
         footers = list(pool.map(lambda file: _footer(file, filesystem, option), files))
-    marks = {file: mark_of(info) for file, info in zip(files, filesystem.get_file_info(files), strict=True)}
     found = list(zip(files, footers, strict=True))
     found = [(file, footer) for file, footer in found if footer.rows] or found  # pandas gives empty ones no types
     first_file, schema = found[0][0], found[0][1].schema
@@ -135,8 +137,9 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
         )
     schema = pa.schema([*schema, *folders], schema.metadata)
     return Table(
-        path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders, marks=marks
-    )
+        path, schema, start, size, filesystem, tuple(pieces), option=option, partly=partly, folders=folders,
+        marks=marks, host=socket.gethostname(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

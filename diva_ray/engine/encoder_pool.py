@@ -151,9 +151,14 @@ def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: flo
             found.append(config.batch or find_batch(build(config, device, precision, module), 0, gpus))
         return found
 
-    asked = tried.remote()
+    @ray.remote(num_gpus=gpus, num_cpus=1)
+    def free() -> bool:
+        return True
+
+    asked = free.remote()
     try:
-        return ray.get(asked, timeout=start_timeout)
+        ray.get(asked, timeout=start_timeout)
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(asked, force=True)
         raise _stuck(f"{gpus:g} of a GPU must be free in {start_timeout:g} s, to try batch sizes on") from error
+    return ray.get(tried.remote())

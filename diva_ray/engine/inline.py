@@ -32,11 +32,11 @@ class Inline:
         threads: int | None = None,
         keeping: Keeping = IN_MEMORY,
     ) -> None:
-        self.threads = Threads(threads)
         self.device = device.own_device(keeping.gpus)
         self.extents, self.shelf = extents, Shelf(tables, columns, extents, keeping, self.device)
         self.known: dict[str, Any] = {"device": self.device}
         self.meter = Meter()
+        self.threads = Threads(threads)
 
     def start(self) -> None:
         """Do nothing: this process runs already."""

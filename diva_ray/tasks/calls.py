@@ -43,6 +43,8 @@ def configure(
         if name == "cluster":
             values[name] = cluster_options(value)
         elif name == "validation":
+            if isinstance(value, Mapping) and not any(one is not None for one in value.values()):
+                continue  # as in a config without one
             path = path_of(value)
             values[name] = ValidationConfig(path)
             values[name].rows = value if path is None else None

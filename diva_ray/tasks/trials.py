@@ -19,8 +19,10 @@ FOLDS = "folds"  # folder of what every fold said
 SUMS = ("rows", "weight", "error", "weight_weight", "weight_error", "error_error")
 FIGURES = ("error", "standard_error", "low", "high")
 NORMAL = 1.959964
-# How errors begin that are a choice's own: too small a ridge, columns that say nothing. All others end the run.
-OWN = ("ridge:", "solve:", "score: leverage", "leave_out:", "data.features: some column must vary")
+# How errors begin that are the run's: a file that is gone, a worker that does not answer, a full disk. All others are a
+# choice's own, such as too small a ridge; so are columns that say nothing.
+OF_THE_RUN = ("cluster", "loss", "data.", "validation.", "test.", "output")
+CONSTANT = "data.features: some column must vary"
 
 
 @dataclass
@@ -60,13 +62,17 @@ class Record:
         return {
             "trial": self.number, "bands": label(choice.bands), "shares": label(choice.shares),
             "ridge": None if choice.ridge == "auto" else float(choice.ridge),
-            "ridge_used": float(np.prod(ridges) ** (1 / len(ridges))) if ridges else None,
+            "ridge_used": _geometric_mean(ridges) if ridges else None,
             "loss": choice.loss, "intercept": choice.intercept, "standardize": choice.standardize,
             "projection": choice.projection, "rule": choice.rule, "steps": choice.steps, "eta": choice.eta,
             **(self.figures() if self.failed is None else dict.fromkeys(FIGURES)), "folds": len(self.folds),
             "fold_errors": [fold["error"] / fold["weight"] for fold in self.folds],
             "seconds": sum(fold["seconds"] for fold in self.folds), "stopped": self.stopped, "failed": self.failed,
         }  # fmt: skip
+
+
+def _geometric_mean(values: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(values)))) if min(values) > 0 else 0.0
 
 
 def error_figures(sums: dict[str, float]) -> dict[str, Any]:
@@ -137,7 +143,7 @@ class Trials:
         try:
             found: dict[str, Any] = dict(self.study.judge(choice, fold))
         except InputError as error:
-            if not str(error).startswith(OWN):  # the run's: a file that is gone, a worker that does not answer
+            if str(error).startswith(OF_THE_RUN) and not str(error).startswith(CONSTANT):
                 raise
             return {"failed": str(error)}
         seconds = time.perf_counter() - start

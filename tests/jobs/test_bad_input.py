@@ -315,6 +315,11 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert found.returncode == 130, found.stderr
+    assert found.stderr == "score: interrupted.\n"
+    (tmp_path / "out").mkdir()
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert found.stderr == f"score: interrupted. `output={tmp_path}/out resume=true` goes on from what is there.\n"
 
 
