@@ -336,6 +336,7 @@ def test_other_methods_and_tasks_take_validation_rows(tmp_path):
     assert trusted[0].samples.equals(trusted[1].samples)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_ray_dataset_validates(ray_cluster, tmp_path):
     import ray

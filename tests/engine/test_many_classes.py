@@ -83,6 +83,7 @@ print(before * 1024, after * 1024, plan.sizes.need("memory", 1), result.summary[
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_rows_times_classes():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     before, after, planned, error = map(float, done.stdout.split())

@@ -30,16 +30,6 @@ def end(run: subprocess.Popen, seconds: float) -> list[str]:
     return said.splitlines()[::-1]
 
 
-@pytest.fixture(scope="module")
-def chaos(tmp_path_factory, request):
-    """The run of `test_whatever_fails`, started at once: it waits more than it computes, and so does the other."""
-    wanted = any("test_whatever_fails" in item.name for item in request.session.items)
-    run = start("chaos_run", str(tmp_path_factory.mktemp("chaos") / "run")) if wanted else None
-    yield run
-    if run is not None:
-        run.kill()
-
-
 @pytest.mark.cluster
 @pytest.mark.long  # the test below loses a node too
 def test_a_lost_node_changes_no_bit(tmp_path):
@@ -47,14 +37,13 @@ def test_a_lost_node_changes_no_bit(tmp_path):
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
-# v1 is the autoscaler that `ray up` starts, v2 that of KubeRay.
-@pytest.mark.parametrize("version", [pytest.param("v1", marks=pytest.mark.long), "v2"])
-def test_workers_ask_for_nodes_and_use_those_that_arrive(version, tmp_path, chaos):
+@pytest.mark.long
+@pytest.mark.parametrize("version", ["v1", "v2"])  # the autoscaler that `ray up` starts, and that of KubeRay
+def test_workers_ask_for_nodes_and_use_those_that_arrive(version, tmp_path):
     assert end(start("grows_run", str(tmp_path), version), 300)[0] == "OK"
 
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_whatever_fails_the_run_ends_or_resumes_with_the_same_bits(chaos):
-    assert end(chaos, 500)[0] == "OK"
+def test_whatever_fails_the_run_ends_or_resumes_with_the_same_bits(tmp_path):
+    assert end(start("chaos_run", str(tmp_path / "run")), 500)[0] == "OK"

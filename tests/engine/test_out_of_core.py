@@ -91,7 +91,8 @@ def test_an_update_has_the_same_bits_wherever_rows_are_kept(folder, tmp_path):
     assert results[0].samples.equals(results[1].samples)
 
 
-@pytest.mark.parametrize("place", ["cache", pytest.param("storage", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["cache", "storage"])
 def test_weight_steps_have_the_same_bits_wherever_rows_are_kept(folder, place):
     options = {"features": "x", "folds": 2, "steps": 1, "quiet": True}
     first = diva_ray.reweight(folder, cluster=where(folder, "memory"), **options)

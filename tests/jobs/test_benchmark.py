@@ -123,7 +123,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         ("detect", 0.2, ["AUC label_score", "AUC cleanlab", "AUC Data-OOB", "F1 KNN-Shapley", "F1 derivative > 0"]),
         ("reweight", 0.4, ["uniform", "ours", "paper", "dropped", "chang", "ren", "ridge", "cleaned"]),
         ("extend", 0.4, ["core", "ours 10%", "paper 80%", "uniform 40%", "whole", "stop"]),
-        ("augment", 0.0, ["originals", "alike", "ours", "paper", "p identity", "paper vflip", "loo", "lgo"]),
+        pytest.param(
+            "augment",
+            0.0,
+            ["originals", "alike", "ours", "paper", "p identity", "paper vflip", "loo", "lgo"],
+            marks=pytest.mark.long,
+        ),
         ("pairs", 0.2, ["AUC label_score", "AUC cosine", "F1 is_label_issue", "F1 forward", "precision", "share"]),
     ],
 )
@@ -156,6 +161,7 @@ def test_a_task_is_measured_on_a_set(task: str, noise: float, heads: list[str], 
     assert all(line.endswith("|") for line in rows)
 
 
+@pytest.mark.long
 def test_a_few_shot_set_is_extended_by_another_modality(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     means, folder = 3 * draw.standard_normal((4, 6)), tmp_path / "sets" / "caltech101"

@@ -117,6 +117,7 @@ def test_wrong_labels_are_found_as_well_as_by_the_last_layer():
     assert last[0] > 0.99 and whole[0] > last[0] - 0.001 and whole[1] > last[1], found
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_same_bits_on_ray(ray_cluster):
     given = {"module": network(), "jacobian": 32, **PLAIN}

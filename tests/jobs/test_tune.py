@@ -185,7 +185,7 @@ def job(*words):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # above a search goes on in one process
 @pytest.mark.ray
 @pytest.mark.jobs
 def test_a_killed_driver_goes_on_where_it_was_and_its_config_feeds_score(ray_cluster, tmp_path):
