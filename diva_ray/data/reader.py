@@ -73,9 +73,8 @@ class Reader:
             return self.file
         footer = self.footer if self.name == name else None
         self._close()
-        local = (
-            self._local
-        )  # it is read as it is decoded; of a distant file the row group is fetched, as latency is dear
+        # A local file is read as it is decoded; of a distant one the row group is fetched ahead, as latency is dear.
+        local = self._local
         self.file = pq.ParquetFile(
             name, filesystem=self.table.filesystem, pre_buffer=not local, buffer_size=1 << 20 if local else 0,
             page_checksum_verification=True, metadata=footer,

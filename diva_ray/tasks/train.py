@@ -84,9 +84,8 @@ def run(
     data, test = open_both(config, data, test_rows)
     given = look_ahead(config, data, loss, test)
     folder = open_folder(config)
-    if (
-        type(data).__module__.startswith("ray.data") and not config.plan
-    ):  # read once: its order may be another each time
+    if type(data).__module__.startswith("ray.data") and not config.plan:
+        # Read once, for the weights and for training: its order may be another each time.
         config.data.path = data = from_dataset(data, folder, "table", plan=False)
     if config.weights == "auto" and not config.plan:
         given = reweight_first(config, data, loss, folder, quiet=quiet)
