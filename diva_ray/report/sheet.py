@@ -66,6 +66,21 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Pulls:
+    """The histogram of z with its threshold: which way samples pull, and for how many in each bin `looks` is true."""
+
+    title: str
+    edges: list[float]
+    counts: list[int]
+    issues: list[int]
+    threshold: float | None
+    above: int | None = None  # samples above the threshold
+    intro: str = ""
+    things: tuple[str, str] = ("sample", "samples")
+    looks: str = "label looks wrong"
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows by columns (key, heading, kind); kinds: text, label, number, fixed, count, percent, z, bar (a share)."""
 
@@ -93,7 +108,7 @@ class Sheet:
     title: str
     headline: list[str]
     tiles: list[Tile]
-    parts: list[Bars | Lines | Columns | Table | Gallery]
+    parts: list[Bars | Lines | Columns | Pulls | Table | Gallery]
     run: list[tuple[str, str]] = field(default_factory=list)  # what was run: (name, value)
     seconds: dict = field(default_factory=dict)  # per phase; `total` comes last
     memory: float | None = None  # peak, in bytes
@@ -140,12 +155,17 @@ def _shown(part) -> dict:
             shown = _lines(part)
         case Columns():
             shown = {"drawn": charts.columns(part.edges, part.counts), "x_name": part.x_name}
+        case Pulls():
+            drawn = charts.histogram(part.edges, part.counts, part.issues, part.threshold)
+            shown = {"drawn": drawn, "part": part, "threshold": words.number(part.threshold)}
         case Table():
             shown = _table(part)
         case Gallery():
             shown = _gallery(part)
         case _:
-            raise TypeError(f"render_sheet: parts must be Bars, Lines, Columns, Table or Gallery, got {type(part)}.")
+            raise TypeError(
+                f"render_sheet: parts must be Bars, Lines, Columns, Pulls, Table or Gallery, got {type(part)}."
+            )
     shown |= {"kind": type(part).__name__, "title": words.clip(str(part.title), 160), "intro": part.intro}
     return shown | {"empty": not (shown["drawn"] if "drawn" in shown else shown["rows"])}
 

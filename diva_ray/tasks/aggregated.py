@@ -12,7 +12,7 @@ from diva_ray.core.bands import share_derivatives, shares_of
 from diva_ray.core.reweight import TrialSums
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Columns, Gallery, Lines, Sheet, Table, Tile
+from diva_ray.report.sheet import Bars, Gallery, Lines, Pulls, Sheet, Table, Tile
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.page import histogram, notes_of, run_facts, shown
@@ -150,6 +150,14 @@ def best_alone(summary: dict[str, Any]) -> str:
     return min(summary["bands"], key=lambda name: summary["bands"][name]["squared_error_alone"])
 
 
+def by_chance(session: Session, summary: dict[str, Any]) -> str:
+    """Return why a band that tells nothing may err more than guessing would, where one does."""
+    guessing = 1 - 1 / session.setup.outputs
+    if summary["task"] != "classification" or max(b["error_alone"] for b in summary["bands"].values()) <= guessing:
+        return ""
+    return " A band that tells nothing errs more than guessing: leaving a row out makes its own class the rarer one."
+
+
 def sheet_of(
     session: Session, derived: Derived, found: Aggregated, summary: dict[str, Any], written: Tally, sources: list
 ) -> Sheet:
@@ -157,7 +165,8 @@ def sheet_of(
     s, alone, word = summary, best_alone(summary), error_word(summary)
     show = words.percent if word == "error" else words.fixed
     total = session.scan.counts["validation"]
-    spread = (lambda e: float(np.sqrt(max(e * (1 - e), 0) / total))) if word == "error" else (lambda e: None)
+    scale, unit = (100, "%") if word == "error" else (1, "")
+    spread = (lambda e: 100 * float(np.sqrt(max(e * (1 - e), 0) / total))) if unit else (lambda e: None)
     bars = [("all bands, shares found", s["error"], True), ("all bands, one ridge", s["error_concatenated"], False)]
     bars += [(f"{name} alone", band["error_alone"], False) for name, band in s["bands"].items()]
     if len(s["bands"]) > 2:
@@ -175,12 +184,12 @@ def sheet_of(
         Tile("samples hurt", words.count(s["n_detrimental"]), f"z > {s['threshold']:.2f}", "hurts"),
         Tile("labels look wrong", words.count(s["n_label_issues"]), "under the shares found", "issue"),
     ]  # fmt: skip
-    edges, counts, _ = histogram(written)
+    edges, counts, issues = histogram(written)
     parts: list[Any] = [
         Bars(
-            f"Left-out {word}", [{"label": n, "value": v, "error": spread(v), "detail": show(v), "strong": strong}
+            f"Left-out {word}", [{"label": n, "value": scale * v, "error": spread(v), "strong": strong}
                                  for n, v, strong in bars],
-            "Leave-one-out, every fit under its own best ridge; whiskers are one standard error.",
+            "Leave-one-out, every fit under its own best ridge." + by_chance(session, s), unit,
         ),
         Table(
             "Bands",
@@ -198,7 +207,8 @@ def sheet_of(
             "Mean left-out squared error, evaluation by evaluation; starts that end alike found the same shares.",
             "evaluation", "squared error",
         ),
-        Columns("z of the samples", edges, counts, "Above 0: more weight on the sample raises the error.", "z"),
+        Pulls("Which way the samples pull", edges, counts, issues, s["threshold"], s["n_detrimental"],
+              "Samples by z, under the shares found."),
         Gallery(words.hurting("Samples that hurt most", s["n_detrimental"]),
                 shown(session, written["examples"].worst), "By z, under the shares found."),
     ]  # fmt: skip

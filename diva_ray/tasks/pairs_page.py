@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile, render_sheet
+from diva_ray.report.sheet import Bars, Gallery, Pulls, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.derived import Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.session import Session
@@ -96,7 +96,7 @@ def page_of(
     """Return report.html."""
     s, (first, second) = summary, session.columns.features
     worst, hurting = written["examples"].worst[:SHOWN], shown(session, written["hurting"].worst[:SHOWN])
-    edges, counts, _ = histogram(written)
+    edges, counts, issues = histogram(written)
     gains = [
         {"label": name, "value": one["gain"], "detail": f"weight {one['weight']:.2f}", "strong": one["weight"] > 0.3}
         for name, one in s["similarities"].items()
@@ -111,7 +111,8 @@ def page_of(
                 "By z, of the summed loss of predicting either side from the other."),
         Bars("What each similarity tells", gains,
              "Mean log likelihood of a pair above chance, in nats; the weights add them up.", " nats"),
-        Columns("Which way the pairs pull", edges, counts, x_name="z"),
+        Pulls("Which way the pairs pull", edges, counts, issues, s["threshold"], s["n_detrimental"], "Pairs by z.",
+              ("pair", "pairs"), "looks mismatched"),
     ]  # fmt: skip
     if sources:
         columns = [("source", "Source", "label"), ("n", "Pairs", "count"), ("derivative", "Derivative", "number"),

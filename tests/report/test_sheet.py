@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from diva_ray.report import Bars, Columns, Gallery, Lines, Sheet, Table, Tile, charts, render_sheet, words
+from diva_ray.report import Bars, Columns, Gallery, Lines, Pulls, Sheet, Table, Tile, charts, render_sheet, words
 from tests.report.test_page import EVIL, Page, fetches, png
 
 MINUS, PERCENT = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}%"
@@ -29,6 +29,7 @@ def full_parts(word: str = "arm", picture=None) -> list:
         Lines(word, [0.1, 0.5], [{"name": word, "y": [0.27, 0.1], "low": [0.2, 0.1], "high": [0.3, 0.1]}], word, word,
               word, percent_x=True, percent_y=True),
         Columns(word, [0, 1, 2], [7, 31], word, word),
+        Pulls(word, [0, 1, 2], [7, 31], [0, 2], 1.2, 3, word, (word, word), word),
         Table(word, [("a", word, "label"), ("b", word, "text"), ("c", word, "z")], [{"a": word, "b": word, "c": 1}],
               word),
         Gallery(word, [{"id": word, "label": word, "predicted_label": word, "why": word, "source": word,
@@ -180,12 +181,21 @@ def test_columns_have_their_counts_in_the_table():
     assert len(page.all("rect")) == 2
 
 
+def test_pulls_show_the_threshold_and_what_looks_wrong():
+    part = Pulls("t", [-2, 0, 2, 4], [190, 7, 3], [0, 1, 3], 1.5, 3, things=("pair", "pairs"), looks="looks mismatched")
+    page = sheet_of(part)
+    assert "threshold 1.5" in page.text
+    assert "of these: looks mismatched" in page.text
+    assert "0 2 7 1" in page.text
+    assert [rect["class"] for rect in page.all("rect")] == ["helps", "helps", "issue", "hurts", "issue"]
+
+
 @pytest.mark.parametrize(
     "part",
     [Bars("t", []), Lines("t", [], []), Lines("t", [1, 2], []), Lines("t", [1], [{"name": "a", "y": [None]}]),
      Lines("t", [None], [{"name": "a", "y": [1]}]), Columns("t", [], []), Columns("t", [0, None], [3]),
      Columns("t", [0, 1], [0]), Columns("t", [0, 1], [math.nan]), Columns("t", [0, 1], [-3]),
-     Table("t", [], [{"a": 1}]), Table("t", [("a", "A", "text")], []), Gallery("t", [])],
+     Pulls("t", [], [], [], None), Table("t", [], [{"a": 1}]), Table("t", [("a", "A", "text")], []), Gallery("t", [])],
 )  # fmt: skip
 def test_nothing_to_show_says_so(part):
     assert NOTHING in sheet_of(part).text
