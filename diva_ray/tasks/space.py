@@ -25,6 +25,7 @@ RULES = {
 }
 BARE = ("paper", "drop_label_issues")  # rules that look at no standard error
 KINDS = ("choice", "uniform", "loguniform")
+MOST_TRIALS = 100_000
 MOST_BANDS = 8  # of which all 255 subsets may be asked for
 CONTINUOUS = ("ridge", "eta")  # names whose values may be drawn between two numbers
 LOOKED_AT = 100  # combinations a trial among which random search seeks ones that differ in effect
@@ -178,6 +179,11 @@ def parse_space(config: TuneConfig) -> Space:
         raise InputError(
             f"space: a grid must have choices only, got {dimensions[name].kind} at space.{name}. "
             "List values in `choice`, or use search=random."
+        )
+    if config.search == "grid" and space.size() > MOST_TRIALS:
+        raise InputError(
+            f"space: a grid must have at most {MOST_TRIALS:,} combinations, got {space.size():,} at space. List fewer "
+            "values, or use search=random, which draws `trials` of them."
         )
     return space
 

@@ -25,7 +25,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweight import check_folds
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.space import Space, parse_space
+from diva_ray.tasks.space import MOST_TRIALS, Space, parse_space
 from diva_ray.tasks.study import Study
 from diva_ray.tasks.train import open_both
 from diva_ray.tasks.trials import FOLDS, Record, Trials, best_of, error_figures
@@ -124,7 +124,7 @@ def check(config: TuneConfig) -> Space:
     for name, values in allowed.items():
         if getattr(config, name) not in values:
             raise InputError(f"{name}: must be {', '.join(values)}, got {getattr(config, name)}. Change `{name}`.")
-    for name, least, most in (("trials", 1, 100_000), ("folds", 2, 50), ("reduction", 2, 50)):
+    for name, least, most in (("trials", 1, MOST_TRIALS), ("folds", 2, 50), ("reduction", 2, 50)):
         if not least <= getattr(config, name) <= most:
             raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
     space = parse_space(config)

@@ -23,6 +23,7 @@ from tests.jobs.mistakes import INLINE, base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RIDGE = {"loguniform": [0.1, 10.0]}
+HUGE = {name: {"choice": list(range(1, 1001))} for name in ("ridge", "eta")}
 
 
 def refuses(told, space=None, **options):
@@ -73,6 +74,7 @@ def test_values_that_their_name_cannot_take(space, told):
     [
         ({"search": "bayes"}, "^search: must be random, grid, optuna, got bayes"),
         ({"search": "grid"}, r"a grid must have choices only, got loguniform at space\.ridge"),
+        ({"search": "grid", "space": HUGE}, r"^space: a grid must have at most 100,000 combinations, got 1,000,000"),
         ({"scheduler": "median"}, "^scheduler: must be none, asha, got median"),
         ({"trials": 0}, "^trials: must be 1 to 100000, got 0"),
         ({"folds": 1}, "^folds: must be 2 to 50, got 1"),
