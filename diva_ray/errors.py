@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     Jobs print it without a traceback and exit with code 2.
     """
+
+
+class LostLeverageError(InputError):
+    """A leverage that products in this precision cannot tell from 1; more digits may."""

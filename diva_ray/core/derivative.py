@@ -14,6 +14,8 @@ from diva_ray.core.leave_out import LeftOut, own_moves, rows_by_group_size
 from diva_ray.core.products import multiply, multiply_triangular_, row_dot
 from diva_ray.core.second_order import Moments
 
+ROUNDING = 32  # units in the last place of the terms of a derivative that are no digit of it
+
 
 @dataclass(frozen=True)
 class OwnTerms:
@@ -72,7 +74,11 @@ def derivative(
     projected = multiply(Z, adjoint.P, adjoint.inputs)
     scratch = torch.empty_like(Z) if scratch is None else scratch[: len(Z)]
     turned = multiply_triangular_(scratch.copy_(Z), adjoint.T, upper=False, inputs=adjoint.inputs)
-    d = row_dot(r, projected[:, :c]) - own.own + row_dot(Z, turned)
+    first, last = row_dot(r, projected[:, :c]), row_dot(Z, turned)
+    d = first - own.own + last
+    # What cancels to rounding is 0: over a standard error of rounding it would be a z of any size.
+    size = first.abs().add_(own.own.abs()).add_(last.abs())
+    d[d.abs() <= ROUNDING * torch.finfo(d.dtype).eps * size] = 0
     if not vectors:
         return d, torch.empty(len(Z), 0, dtype=Z.dtype, device=Z.device)
     assert own.drawn is not None and own.reach is not None and own.bend is not None and adjoint.moments is not None

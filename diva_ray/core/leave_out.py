@@ -28,6 +28,12 @@ class LeftOut:
     room: Tensor
     groups: tuple[Small | Large, ...]
 
+    @property
+    def least_room(self) -> float:
+        """1 less the largest leverage of a row or group: what rounding is divided by."""
+        rooms = [self.room, *(group.room for group in self.groups)]
+        return min((float(room.min()) for room in rooms if len(room)), default=1.0)
+
 
 @dataclass(frozen=True)
 class Small:
@@ -37,20 +43,22 @@ class Small:
         rows: (m, k).
         Q: Q_G = U_G U_G', (m, k, k).
         factor: I - Q_G D_G, (m, k, k).
+        room: 1 less the largest eigenvalue of D^1/2 Q_G D^1/2, (m,).
     """
 
     rows: Tensor
     Q: Tensor
     factor: Tensor
+    room: Tensor
 
     @staticmethod
     def of(rows: Tensor, Q: Tensor, alpha: Tensor, room: Tensor) -> Small:
         """Return the groups with these rows; `room` is 1 - h of every row. Raises as `leave_out`."""
         root = alpha[rows].sqrt()
-        _check_groups(rows, root[:, :, None] * Q * root[:, None, :])
+        least = _room_of_groups(rows, root[:, :, None] * Q * root[:, None, :])
         factor = -Q * alpha[rows][:, None, :]
         factor.diagonal(dim1=1, dim2=2).copy_(room[rows])
-        return Small(rows, Q, factor)
+        return Small(rows, Q, factor, least)
 
     def solve(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m k c"]:
         """Return (I - Q_G D_G)^-1 x."""
@@ -88,6 +96,7 @@ class Large:
     Attributes:
         rows: (m, k); `U`: their whitened features, (m, k, p); `alpha`: their weights, (m, k, 1).
         S: I - U_G' D_G U_G, (m, p, p); `root` its Cholesky factor.
+        room: 1 less the largest eigenvalue of U_G' D_G U_G, (m,).
     """
 
     rows: Tensor
@@ -95,15 +104,16 @@ class Large:
     alpha: Tensor
     S: Tensor
     root: Tensor
+    room: Tensor
 
     @staticmethod
     def of(rows: Tensor, U: Tensor, alpha: Tensor) -> Large:
         """Return the groups with these rows. Raises as `leave_out`."""
         weighted = alpha[rows][..., None] * U
         taken = U.mT @ weighted
-        _check_groups(rows, taken)
+        least = _room_of_groups(rows, taken)
         S = torch.eye(U.shape[2], dtype=U.dtype, device=U.device) - taken
-        return Large(rows, U, alpha[rows][..., None], S, torch.linalg.cholesky(S))
+        return Large(rows, U, alpha[rows][..., None], S, torch.linalg.cholesky(S), least)
 
     def solve(self, x: Float[Tensor, "m k c"]) -> Float[Tensor, "m k c"]:
         """Return (I - Q_G D_G)^-1 x = x + U_G S^-1 U_G' D_G x."""
@@ -134,9 +144,11 @@ class Large:
         return V.mT
 
 
-def _check_groups(rows: Tensor, taken: Tensor) -> None:
-    """Raise if the largest eigenvalue of a group's D^1/2 Q D^1/2, or of U'DU, reaches 1."""
-    check_leverage(1 - torch.linalg.eigvalsh(taken)[:, -1], rows[:, 0])
+def _room_of_groups(rows: Tensor, taken: Tensor) -> Tensor:
+    """Return 1 less the largest eigenvalue of every group's D^1/2 Q D^1/2, or of U'DU; raise if that reaches 1."""
+    room = 1 - torch.linalg.eigvalsh(taken)[:, -1]
+    check_leverage(room, rows[:, 0])
+    return room
 
 
 def rows_by_group_size(groups: Int[Tensor, " n"]) -> list[Int[Tensor, "_ _"]]:

@@ -12,7 +12,7 @@ from diva_ray.core.products import multiply, multiply_triangular_
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Block, Known
 from diva_ray.engine.setup import Setup
-from diva_ray.errors import InputError
+from diva_ray.errors import LostLeverageError
 
 
 class RowStore:
@@ -23,11 +23,12 @@ class RowStore:
         own, drawn, reach, bend: what its own group adds to a row, see `core.derivative.OwnTerms`; but the first only
             with sign vectors.
         leverage, loss: (n,), in the dtype of the products; `wrong`: counted error, float64.
+        least_room: 1 less the largest leverage of a row or group.
         given, margin, predicted: of classes only: left-out output of the given label, its margin, the best class.
     """
 
     def __init__(self, n: int, setup: Setup) -> None:
-        kept = n if setup.keeps_outputs else 0
+        kept, self.least_room = n if setup.keeps_outputs else 0, 1.0
         self.r, self.outputs = (torch.empty(kept, setup.outputs, dtype=setup.dtype) for _ in range(2))
         self.own, self.leverage, self.loss, self.given, self.margin = (
             torch.empty(n, dtype=setup.dtype) for _ in range(5)
@@ -81,7 +82,7 @@ def left_out_of(shard: Shard, known: Known, b: Block, r: Tensor) -> tuple[Tensor
     """Return whitened features, in the memory of Z, and the left-out residuals of a block.
 
     Raises:
-        InputError: a row that the model cannot do without.
+        LostLeverageError: a row that the model cannot do without.
     """
     U = multiply_triangular_(b.Z, known["solution"]["whiten"], upper=True)
     try:
@@ -103,9 +104,9 @@ def left_out_again(b: Block, r: Tensor, q: Tensor) -> LeftOut:
     return solve_left_out(r, b.alpha, q, 1 - b.alpha * q, [])
 
 
-def leverage_error(shard: Shard, row: int, leverage: float) -> InputError:
+def leverage_error(shard: Shard, row: int, leverage: float) -> LostLeverageError:
     """Return the error of a row that the model cannot do without."""
-    return InputError(
+    return LostLeverageError(
         f"score: leverage must be below 1, got {leverage:.9g} at {shard.name(row)}. "
         "Increase `ridge` or use `precision=float64`."
     )

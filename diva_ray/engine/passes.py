@@ -121,17 +121,24 @@ def _left_out(
         rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
         rows.put(b.start, b.stop, **facts_of_outputs(outputs, b.Y, setup))
         q[b.start : b.stop] = left.q
+        rows.least_room = min(rows.least_room, left.least_room)
         yield b, U, left, t, second
     shard.state["rows"] = rows
     if before is None and known.get("left_files") and leave_out_groups(shard, known) is None:
         known["left_files"].keep(shard, q=q)
 
 
+def least_room(shard: Shard, known: Known) -> Partial:
+    """Return the largest leverage of a row or group, nothing else; n p^2 operations."""
+    parts = (left_out_of(shard, known, b, b.Z.new_zeros(len(b.Z), 1))[1].least_room for b in blocks(shard, known))
+    return Partial(None, Tally(max_leverage=1 - min(parts, default=1.0)))
+
+
 def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     """Return the sums over validation rows that the summary and the rules for verdicts need."""
     setup: Setup = known["setup"]
     v = validation_weights(shard, known)
-    result = Tally(loss=float(v @ rows.loss.double()), max_leverage=float(rows.leverage.max()))
+    result = Tally(loss=float(v @ rows.loss.double()), max_leverage=1 - rows.least_room)
     result["wrong"] = float(v @ rows.wrong)
     if setup.task == "classification":
         Y = codes_of(shard, setup)
@@ -273,12 +280,12 @@ def receive(shard: Shard, known: Known) -> Partial:
     """Keep what the dual form found for the shard's rows; return their tally."""
     shard.state.pop("rows", None)
     shard.state.pop("scored", None)
-    counts = tally(shard, known, left_out_rows(shard, known))
+    counts, setup = tally(shard, known, left_out_rows(shard, known)), known["setup"]
     counts["sources"] = torch.zeros(0, 1, dtype=torch.float64)
-    codes = source_codes(shard, known["setup"])
-    if codes is not None:
+    if setup.sources is not None:
         moved = known["dual_contributions"][shard.extent.index].double()
         every = torch.cat([moved.sum(1, keepdim=True), moved], 1)
-        sources = len(known["setup"].sources)
-        counts["sources"] = torch.zeros(sources, every.shape[1], dtype=torch.float64).index_add_(0, codes, every)
+        by_source = torch.zeros(len(setup.sources), every.shape[1], dtype=torch.float64)
+        codes = None if shard.extent.held_out else source_codes(shard, setup)  # a validation table is no source
+        counts["sources"] = by_source if codes is None else by_source.index_add_(0, codes, every)
     return Partial(None, counts)

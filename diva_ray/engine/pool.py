@@ -41,12 +41,12 @@ class PoolRows:
     Attributes:
         derivative: dL/dalpha, (n,).
         evidence: log-odds of the given label, or its loss where targets are not classes, (n,).
-        near: rows whose features were kept, because they will probably be chosen, and the features.
+        near: rows whose features were kept, because they will probably be chosen, the features, and the offsets.
     """
 
     derivative: Tensor
     evidence: Tensor
-    near: tuple[Tensor, Tensor]
+    near: tuple[Tensor, Tensor, Tensor | None]
 
 
 def taken(shard: Shard, known: Known) -> Tensor:
@@ -104,8 +104,9 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         slice_sums.add(b.Z[rows], b.Y[rows], chosen, None if b.offset is None else b.offset[rows])
         rows = torch.nonzero(close[part] & free[part]).squeeze(1)
         near.append((rows + b.start, b.Z[rows.to(device)].cpu()))
-    kept = (torch.cat([rows for rows, _ in near]), torch.cat([Z for _, Z in near]))
-    shard.state["pool"] = PoolRows(derivative, evidence, kept)
+    rows, Z = (torch.cat(parts) for parts in zip(*near, strict=True))
+    offset = None if shard.offset is None else shard.offset[rows]
+    shard.state["pool"] = PoolRows(derivative, evidence, (rows, Z, offset))
     if setup.task == "classification":
         judged = free & ~known["new"][codes_of(shard, setup)]  # of a class without a row in the fit nothing is known
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged.double())
@@ -194,29 +195,31 @@ def take(shard: Shard, known: Known) -> Partial:
     sums = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device)
     chosen, keys = picked(shard, known)
     at = torch.nonzero(chosen).squeeze(1)
-    rows, Z = scored_pool(shard, known).near
+    rows, Z, offset = scored_pool(shard, known).near
     found = torch.isin(at, rows)
     if len(at) and not bool(found.all()):
         if not known["again"]:  # whether or not this worker has them: sums must not depend on what was lost
             return Partial(sums.sums(), Tally(missing=[shard.extent.index], chosen=0))
         Z = torch.cat([b.Z[chosen[b.start : b.stop].to(device)] for b in blocks(shard, known)])
+        offset = None if shard.offset is None else shard.offset[at]
     elif len(at):
-        Z = Z[torch.searchsorted(rows, at)]
+        places = torch.searchsorted(rows, at)
+        Z, offset = Z[places], None if offset is None else offset[places]
     if len(at):
         Y, Z = targets(shard, setup)[at].to(device), Z.to(device)
-        offset = None if shard.offset is None else shard.offset[at].to(Z)
+        offset = None if offset is None else offset.to(Z)
         sums.add(Z, Y, shard.weight[at].to(Z), offset)
-        _remember(shard, known, at, keys, Z)
+        _remember(shard, known, at, keys, Z, offset)
     kept = taken(shard, known) | chosen
     keep_weights(shard, known, kept.double(), known["next_step"])
     return Partial(sums.sums(), Tally(missing=[], chosen=len(at)))
 
 
-def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor) -> None:
+def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor, offset: Tensor | None) -> None:
     """Keep what the output says of the rows chosen in this round, standard errors among it."""
     setup: Setup = known["setup"]
     F = Z @ known["solution"]["W"]
-    F = F if shard.offset is None else F + shard.offset[at].to(F)
+    F = F if offset is None else F + offset.to(F)
     r = losses.subtract_from_targets(targets(shard, setup)[at].to(F.device), F)
     exact, error = known.get("validation"), torch.zeros(len(at), dtype=torch.float64)
     if exact is not None:

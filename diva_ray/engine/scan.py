@@ -35,6 +35,7 @@ class Scan:
         counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
         target: sum of v, weighted mean (c,) and sums of v (y - mean)^2 (c,) of numbers, as one vector.
+        rest: the same of what offsets leave of the numbers; of the numbers where there are none.
         offset_width: numbers of an offset, 0 without.
         fragments: what the training rows are by content (`engine.identity`), where it was asked for.
     """
@@ -48,6 +49,7 @@ class Scan:
     sources: pa.Array | None
     target_width: int
     target: Tensor
+    rest: Tensor
     counts: Tally
     offset_width: int = 0
     fragments: Rows | None = None
@@ -86,6 +88,7 @@ class Scan:
             merge_values(self.sources, other.sources),
             self.target_width,
             merge_moments(self.target, other.target),
+            merge_moments(self.rest, other.rest),
             self.counts + other.counts,
             self.offset_width,
             self.fragments + other.fragments if self.fragments and other.fragments else self.fragments,
@@ -187,12 +190,15 @@ def scan(shard: Shard, known: Known) -> Scan:
         rows.append(here if trains else 0)
         sums.append(total if trains else torch.zeros_like(total))
         squares.append(square if trains else torch.zeros_like(square))
-    width, target, labels = 1, torch.zeros(3, dtype=torch.float64), None
+    width, labels = 1, None
+    target = rest = torch.zeros(3, dtype=torch.float64)
     v, lengths = validation_weights(shard, known), (0, 0)
     if known["numbers"]:
         Y = number_targets(shard.label, known["label"], shard.where)
         width = Y.shape[1]
-        target = moments(Y, v)
+        target = rest = moments(Y, v)
+        if shard.offset is not None and shard.offset.shape == Y.shape:  # others are refused
+            rest = moments(Y - shard.offset.to(Y), v)
     elif known["label"]:
         lengths = list_lengths(shard.label)
         labels = merge_values(label_values(shard.label), label_values(shard.label))
@@ -215,8 +221,8 @@ def scan(shard: Shard, known: Known) -> Scan:
     widths = tuple(values.shape[1] for values in shard.bands)
     known_by = fragments(shard, known, known["cut_bits"]) if trains and known.get("cut_bits") is not None else None
     return Scan(
-        shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, counts,
-        0 if shard.offset is None else shard.offset.shape[1], known_by, heard_labels,
+        shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, rest,
+        counts,         0 if shard.offset is None else shard.offset.shape[1], known_by, heard_labels,
     )  # fmt: skip
 
 

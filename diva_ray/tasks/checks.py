@@ -7,11 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from diva_ray.data.shards import Columns
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.scan import Scan, places_of_key
+from diva_ray.engine.scan import CONSTANT, Scan, places_of_key
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.runner import Runner
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diva_ray")
 
-MOST_DEVIATIONS = 30.0  # of number targets between 0 and their mean, beyond which products are float64
+MOST_DEVIATIONS = 30.0  # between 0 and the mean of number targets, or of a column, beyond which products are float64
+LOST_DEVIATIONS = 1e5  # beyond which, of a column, float64 loses what varies
 LARGEST_NORM = 1e30  # of standardised rows; of rows as given, which are multiplied as they are, its root
 LARGEST_WEIGHT = 1e12  # beyond it, or below its inverse, squares of a derivative's parts leave float32
 LEAST_VARIANCE = 1e-3  # of a column in the middle, in units of the mean over columns, below which units differ
@@ -39,6 +41,8 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
                 f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`."
             )
     check_norms(columns, found, standardized=standardized)
+    if setup.scale.intercept and not standardized:
+        check_means(columns, found)
     if found.offset_width not in (0, setup.outputs):
         raise InputError(
             f"data.offset: column `{columns.offset}` must hold {setup.outputs} numbers, one for each output, got "
@@ -138,6 +142,28 @@ def check_norms(columns: Columns, found: Scan, *, standardized: bool) -> None:
             )
 
 
+def check_means(columns: Columns, found: Scan) -> None:
+    """Raise for columns taken as they are of which float64 products would hold little but the mean."""
+    for name, far in zip(columns.features, deviations(found), strict=True):
+        if len(far) and float(far.max()) > LOST_DEVIATIONS:
+            at = int(far.argmax())
+            raise InputError(
+                f"data.features: with standardize=none a column's mean must be at most {LOST_DEVIATIONS:g} of its "
+                f"standard deviations from 0, got {float(far[at]):.1e} in column {at} of `{name}`. Subtract it, or use "
+                "`standardize=auto`."
+            )
+
+
+def deviations(found: Scan) -> list[Tensor]:
+    """Return per band how many of its standard deviations every column's mean is from 0; 0 of a constant one."""
+    ratios = []
+    for rows, total, square in zip(found.rows, found.sums, found.squares, strict=True):
+        mean, variance = (total / max(rows, 1)).abs(), square / max(rows, 1)
+        varies = variance > CONSTANT * mean.square()
+        ratios.append(torch.where(varies, mean / variance.sqrt(), torch.zeros_like(mean)))
+    return ratios
+
+
 def check_several(columns: Columns, classes: list, most: int, fewest: int) -> None:
     """Raise for lists that name no class at all, or that are the rows of a matrix of zeros and ones."""
     if not classes:
@@ -204,15 +230,27 @@ def _places(key: int) -> Callable:
     return partial(places_of_key, key)
 
 
-def takes_double(target: Tensor) -> bool:
-    """Return whether float32 cannot hold what number targets differ by, or squares of their losses.
+def features_take_double(found: Scan, *, standardized: bool, intercept: bool) -> bool:
+    """Return whether float32 products of columns taken as they are hold too little but their means, which the intercept
+    takes away."""
+    far = max((float(band.max()) for band in deviations(found) if len(band)), default=0.0)
+    if standardized or not intercept or far <= MOST_DEVIATIONS:
+        return False
+    log.info("features lie far from 0 (%.0f standard deviations): products in float64; standardize=auto is faster", far)
+    return True
 
-    Their distance from 0 costs a derivative about 1e-6 of itself for every standard deviation.
+
+def takes_double(target: Tensor, rest: Tensor) -> bool:
+    """Return whether float32 cannot hold what number targets (less their offsets: `rest`) differ by, or squares of
+    their losses.
+
+    Their size, in standard deviations of what is fitted, costs a derivative about 1e-6 of itself for each.
     """
     mean, squares = target[1:].chunk(2)
-    spread = (squares / target[0]).sqrt()
-    varies = spread > 1e-12 * mean.abs()
-    far = bool((varies & (mean.abs() > MOST_DEVIATIONS * spread)).any())
+    size = (mean.square() + squares / target[0]).sqrt()
+    spread = (rest[1:].chunk(2)[1] / rest[0]).sqrt()
+    varies = spread > 1e-12 * size
+    far = bool((varies & (size > MOST_DEVIATIONS * spread)).any())
     found = spread[varies]
     double = far or bool(((found < LEAST_SPREAD) | (found > 1 / LEAST_SPREAD)).any())
     if double:

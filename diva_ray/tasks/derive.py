@@ -18,7 +18,7 @@ from diva_ray.engine import check, passes
 from diva_ray.engine.context import ValidationRows
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, LostLeverageError
 from diva_ray.tasks.derived import (
     MOST_CONDITION,
     MOST_CONDITION_FITTED,
@@ -98,9 +98,8 @@ def derive(
     while True:
         if setup.vectors or setup.inputs != "full":
             tell_checked_rows(runner, solution, setup.dtype)
-        left: Partial = runner.run(passes.leave_one_out, "leave-out")
-        if setup.dtype != torch.float64 and not left.tally["max_leverage"] < MOST_LEVERAGE:
-            log.info("leverages up to %.6f: products in float64 from here", left.tally["max_leverage"])
+        left = run_with_room(runner, setup, passes.leave_one_out, "leave-out")
+        if left is None:
             setup, solution = raise_precision(runner, setup, chosen, fit)
             fitted = setup.dtype
             continue
@@ -209,6 +208,32 @@ def fit_ridge(
         return setup, float(ridge), solution, grid
     tell_solution(runner, solution, setup.dtype)
     return setup, float(ridge), solution, grid
+
+
+def fit_with_room(
+    runner: Runner, setup: Setup, ridge: float | str, fit: Fit | None = None
+) -> tuple[Setup, float, Solution, list]:
+    """Return what `fit_ridge` does, in float64 too where a leverage is near 1, for those who do not look at it in every
+    pass that leaves rows out. One more read, n p^2 operations."""
+    setup, chosen, solution, grid = fit_ridge(runner, setup, ridge, fit)
+    if setup.dtype != torch.float64 and run_with_room(runner, setup, passes.least_room, "leverage") is None:
+        setup, solution = raise_precision(runner, setup, chosen, fit)
+    return setup, chosen, solution, grid
+
+
+def run_with_room(runner: Runner, setup: Setup, kernel: Callable, name: str) -> Partial | None:
+    """Return what a pass that leaves rows out finds; None where float32 products would lose what it divides by."""
+    try:
+        found: Partial = runner.run(kernel, name)
+        largest = found.tally["max_leverage"]
+    except LostLeverageError:
+        if setup.dtype == torch.float64:
+            raise
+        largest = 1.0
+    if setup.dtype != torch.float64 and not largest < MOST_LEVERAGE:
+        log.info("leverages up to %.6f: products in float64 from here", largest)
+        return None
+    return found
 
 
 def raise_precision(runner: Runner, setup: Setup, ridge: float, fit: Fit | None = None) -> tuple[Setup, Solution]:

@@ -66,7 +66,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool 
     store = {"r": fit.r, "outputs": outputs, "own": own, "leverage": 1 - fit.room, "loss": values}
     store |= facts_of_outputs(outputs, Y, setup)
     runner.seconds["solve"] = time.perf_counter() - start
-    found = _hand_back(runner, setup, store, scored, moved)
+    found = _hand_back(runner, setup, store, scored, moved, left.least_room)
     by_source = found.tally.pop("sources")
     return Derived(
         setup, setup.dtype, float(ridge), fit.condition, grid, found.tally, bands, "exact", "dual", by_source
@@ -89,13 +89,16 @@ def _contributions(
     return scored, torch.cat(kept) if keep else None
 
 
-def _hand_back(runner: Runner, setup: Setup, store: dict[str, Tensor], scored: Tensor, moved: Tensor | None) -> Partial:
+def _hand_back(
+    runner: Runner, setup: Setup, store: dict[str, Tensor], scored: Tensor, moved: Tensor | None, least_room: float
+) -> Partial:
     """Give every shard its rows of the results, and return their tallies."""
     extents = runner.engine.extents
     sizes = [extent.stop - extent.start for extent in extents]
     kept, at = {}, 0
     for extent, n in zip(extents, sizes, strict=True):
         kept[extent.index] = RowStore(n, setup)
+        kept[extent.index].least_room = least_room
         kept[extent.index].put(0, n, **{name: column[at : at + n] for name, column in store.items()})
         at += n
     parts = dict(zip(kept, scored.split(sizes), strict=True))

@@ -23,7 +23,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of
-from diva_ray.tasks.derive import fit_ridge, tell_solution, validation_rows
+from diva_ray.tasks.derive import fit_with_room, tell_solution, validation_rows
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
 from diva_ray.tasks.enroll import enroll
 from diva_ray.tasks.extended import figures, sheet_of, told
@@ -147,7 +147,9 @@ class Extension:
             choices=self.setup.outputs if self._by_class else 1,
         )  # fmt: skip
         self.taken = torch.zeros_like(self.pool_counts) if self._by_class else torch.zeros(1, dtype=torch.int64)
-        self.setup, _, _, _ = fit_ridge(self.runner, self.setup, self.config.ridge)  # in the precision that it takes
+        self.setup, _, _, _ = fit_with_room(
+            self.runner, self.setup, self.config.ridge
+        )  # in the precision that it takes
         self.sums = self.runner.run(passes.fit, "fit")
         self.uniform_sums = self.sums
         for k in range(self.config.rounds):

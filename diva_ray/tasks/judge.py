@@ -56,6 +56,9 @@ def _judge_classes(
     classes, levels = setup.outputs, verdict.class_levels(own)
     best = link = verdict.fit_link(calibrated, classes)
     shows = verdict.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum())))
+    if not shows and (clear := verdict.fit_clear_link(calibrated, own[1])) is not None:
+        best, link, shows = clear, clear, True
+        runner.engine.tell(link=link)
     if not shows:  # probabilities as sure as right labels let them be
         link = replace(verdict.fit_link(calibrated, classes, right=True), likelihood=best.likelihood)
         runner.engine.tell(link=link)

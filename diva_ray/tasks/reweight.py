@@ -21,7 +21,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
-from diva_ray.tasks.derive import fit_ridge, with_errors
+from diva_ray.tasks.derive import fit_with_room, with_errors
 from diva_ray.tasks.options import check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -101,7 +101,7 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     if sum(table.rows for table in session.tables) < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     setup = with_errors(setup, heard, config.standard_errors)
-    setup, ridge, _, _ = fit_ridge(runner, setup, config.ridge)
+    setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     path = SOURCES if config.level == "source" else SAMPLES
     if config.method == "paper":
         path = Path(Step("plain", config.eta))

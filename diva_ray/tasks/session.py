@@ -21,7 +21,7 @@ from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_blo
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.checks import check_scan, takes_double, tell_missing, tell_units
+from diva_ray.tasks.checks import check_scan, features_take_double, takes_double, tell_missing, tell_units
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
@@ -212,7 +212,11 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     outputs = len(classes) if classes is not None else found.target_width
     outputs = sum(found.widths) if opened.task == "pairs" else outputs
     center = found.target[1:].chunk(2)[0] if opened.loss == "cosine" and opened.task == "vector" else None
-    double = config.precision == "float64" or (opened.task in ("regression", "vector") and takes_double(found.target))
+    double = config.precision == "float64"
+    double |= opened.task in ("regression", "vector") and takes_double(found.target, found.rest)
+    double |= features_take_double(
+        found, standardized=config.standardize == "auto", intercept=config.intercept and opened.task != "pairs"
+    )
     dtype = torch.float64 if double else torch.float32
     scale = make_scale(config, found, opened.columns.features)
     keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows

@@ -15,11 +15,10 @@ from diva_ray.core.bands import Descent, band_slices, descend, penalty_of_column
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, solve
 from diva_ray.engine import bands, passes
-from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
-from diva_ray.tasks.derive import tell_solution
-from diva_ray.tasks.derived import MOST_CONDITION, MOST_LEVERAGE, by_band
+from diva_ray.tasks.derive import run_with_room, tell_solution
+from diva_ray.tasks.derived import MOST_CONDITION, by_band
 from diva_ray.tasks.runner import Runner
 
 log = logging.getLogger("diva_ray")
@@ -87,11 +86,11 @@ class Search:
         solution = runner.timed("solve", solve, self.sums, self.columns(penalties))
         if not (single and solution.condition > MOST_CONDITION):
             tell_solution(runner, solution, self.setup.dtype)
-            left: Partial = runner.run(passes.leave_one_out, "leave-out")
-            if not single or left.tally["max_leverage"] < MOST_LEVERAGE:
+            left = run_with_room(runner, self.setup, passes.leave_one_out, "leave-out")
+            if left is not None:
                 _, gradient = runner.timed("solve", solve_adjoint, solution, left.sums)
                 return left.tally["loss"] / self.total, by_band(self.setup, gradient) / self.total
-        if not runner.quiet:
+        elif not runner.quiet:
             log.info("condition number %.1e: products in float64 from here", solution.condition)
         self.setup = replace(self.setup, dtype=torch.float64)
         self._begin()

@@ -6,7 +6,7 @@ from diva_ray.core.reweight import Step
 from diva_ray.engine import steps
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
-from diva_ray.tasks.derive import Fit, fit_ridge, with_errors
+from diva_ray.tasks.derive import Fit, fit_with_room, with_errors
 from diva_ray.tasks.derived import Derived, by_band
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.walk import Path, Walk
@@ -50,7 +50,7 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     config, runner = session.config, session.runner
     check_trust(session, session.setup)
     setup = with_errors(session.setup, session.scan.counts["heard"], config.standard_errors)
-    setup, ridge, _, grid = fit_ridge(runner, setup, config.ridge, fit)
+    setup, ridge, _, grid = fit_with_room(runner, setup, config.ridge, fit)
     store = session.folder if session.plan.kind != "inline" else None
     runner.engine.tell(trust=TRUST)
     walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), store)

@@ -124,6 +124,41 @@ def test_planted_errors_show(rows: int, noise: float) -> None:
     assert rule.noise_shows(link, torch.bincount(y).double(), float(rows))
 
 
+def blobs(rows: int, classes: int, noise: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs of classes that lie far apart: no row is near a boundary."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(classes, (rows,), generator=generator)
+    wrong = torch.rand(rows, generator=generator) < noise
+    y = torch.where(wrong, (truth + torch.randint(1, classes, (rows,), generator=generator)) % classes, truth)
+    F = torch.nn.functional.one_hot(truth, classes).double() * (1 - noise)
+    return F + noise / classes + 0.03 * torch.randn(rows, classes, generator=generator, dtype=torch.float64), y, wrong
+
+
+@pytest.mark.parametrize("rows", [300, 3000])
+@pytest.mark.parametrize(("classes", "noise"), [(2, 0.05), (2, 0.2), (3, 0.07), (3, 0.25), (8, 0.03), (8, 0.4)])
+def test_wrong_labels_of_classes_far_apart_are_told_from_chance(rows: int, classes: int, noise: float) -> None:
+    F, y, wrong = blobs(rows, classes, noise, seed=rows + classes)
+    sums, weight = rule.link_sums(F, y, torch.ones(rows)), torch.bincount(y, minlength=classes).double()
+    link = rule.fit_clear_link(sums, weight)
+    assert link is not None
+    odds = rule.log_odds(F, y, link)
+    verdict = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(rows), torch.ones(rows)), classes)
+    assert torch.equal(rule.label_scores(odds, verdict) < verdict.label.value, wrong)
+    assert verdict.noise_rate == pytest.approx(float(wrong.double().mean()), abs=0.01)
+
+
+@pytest.mark.parametrize("slope", [1.0, 3.0, 10.0, 30.0])
+@pytest.mark.parametrize("rows", [300, 4000])
+def test_outcomes_of_chance_and_right_labels_are_not_clearly_wrong(rows: int, slope: float) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, generator=generator, dtype=torch.float64)
+    y = (torch.rand(rows, generator=generator, dtype=torch.float64) < torch.sigmoid(slope * x)).long()
+    F = torch.stack([0.5 - 0.3 * x, 0.5 + 0.3 * x], 1)
+    assert rule.fit_clear_link(rule.link_sums(F, y, torch.ones(rows)), torch.bincount(y).double()) is None
+    right, truth, _ = blobs(rows, 3, 0.0, seed=rows)
+    assert rule.fit_clear_link(rule.link_sums(right, truth, torch.ones(rows)), torch.bincount(truth).double()) is None
+
+
 def test_a_rare_class_is_not_taken_for_mislabelled() -> None:
     F, y, wrong = planted(4000, 4, 0.1, seed=5)
     F[:, 3] *= 0.4  # a class that ridge has shrunk

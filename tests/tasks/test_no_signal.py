@@ -29,6 +29,19 @@ def test_no_label_is_called_wrong_and_curating_keeps_all_rows(labels):
     assert warned == (labels in ("rare", "even", "exclusive or"))
 
 
+@pytest.mark.parametrize(("rows", "classes", "share"), [(400, 3, 0.07), (3000, 3, 0.07), (600, 2, 0.15)])
+def test_wrong_labels_are_found_where_classes_lie_far_apart(rows, classes, share):
+    generator = np.random.default_rng(rows)
+    truth = generator.integers(0, classes, rows)
+    X = generator.normal(size=(classes, 50))[truth] + 0.2 * generator.normal(size=(rows, 50))
+    wrong = generator.random(rows) < share
+    given = np.where(wrong, (truth + generator.integers(1, classes, rows)) % classes, truth)
+    data = {"features": X.astype(np.float32), "label": given, "truth": truth}
+    found = diva_ray.score(data, truth="truth", cluster=INLINE, quiet=True).summary
+    assert found["planted"]["precision"] == found["planted"]["recall"] == 1.0
+    assert found["label_issue_precision"] > 0.95 and found["label_issue_recall"] > 0.95
+
+
 def test_probabilities_of_chance_are_as_unsure_as_chance_is():
     result = diva_ray.score({"features": X, "label": LABELS["chance"]}, cluster=INLINE, quiet=True, outputs=True)
     told = result.pred_probs()[:, 1]
