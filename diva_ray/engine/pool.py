@@ -31,7 +31,7 @@ from diva_ray.engine.left_out import leverage_error
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import label_losses, reference_losses
+from diva_ray.engine.verdicts import label_losses, wrong_losses
 
 
 @dataclass
@@ -98,7 +98,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
             ).float()
         else:
             evidence[part] = label_losses(F, Y[part], setup).float()
-            reference.append(reference_losses(F, known))
+            reference.append(wrong_losses(F, Y[part], known))
         rows = torch.nonzero(in_slice[part]).squeeze(1).to(device)
         chosen = given[part].to(device)[rows]
         slice_sums.add(b.Z[rows], b.Y[rows], chosen, None if b.offset is None else b.offset[rows])

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.core import loss_verdict, losses, noise, verdict
+from diva_ray.core import choose, loss_verdict, losses, noise, verdict
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
@@ -57,13 +57,14 @@ def given_odds(shard: Shard, known: Known) -> Tensor:
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Rows:
-    """Return a few targets, evenly spaced, that stand for other rows' labels; none of rows that are set apart."""
+    """Return a few targets, drawn by the rows' keys (whatever the order of rows with ids), that stand for other rows'
+    labels; none of rows that are set apart."""
     Y = targets(shard, known["setup"])
-    rows = torch.arange(len(Y))
+    draw = choose.uniform_draw(shard.keys, known["setup"].seed)
     if "fold" in known:
-        rows = rows[~known["fold"](shard, known)]
-    at = torch.linspace(0, len(rows) - 1, min(len(rows), known["examples"])).long()
-    return Rows((Y[rows[at]],))
+        draw = draw.masked_fill(known["fold"](shard, known), torch.inf)
+    at = torch.argsort(draw, stable=True)[: known["examples"]]
+    return Rows((Y[at[draw[at].isfinite()]],))
 
 
 def judge(shard: Shard, known: Known) -> verdict.Histogram:
@@ -74,7 +75,7 @@ def judge(shard: Shard, known: Known) -> verdict.Histogram:
         return verdict.verdict_sums(given_odds(shard, known), z, weight)
     Y = targets(shard, setup)
     return add_in_order(
-        loss_verdict.loss_sums(label_losses(F, Y[rows], setup), reference_losses(F, known), z[rows], weight[rows])
+        loss_verdict.loss_sums(label_losses(F, Y[rows], setup), wrong_losses(F, Y[rows], known), z[rows], weight[rows])
         for rows, F in left_out_outputs(shard, known)
     )
 
@@ -95,16 +96,24 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
 
 
 def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
-    """Return the loss by which a label of numbers or of several classes is judged, >= 0."""
+    """Return the loss by which a label is judged, >= 0; of several classes the largest squared error of one of them,
+    as mostly one is wrong."""
+    if setup.task == "multilabel":
+        return (outputs - Y).double().square().amax(1)
     loss = setup.loss_function() if setup.loss in ("logistic", "cosine") else losses.squared
     return loss(outputs, Y)[0].double()
 
 
-def reference_losses(outputs: Tensor, known: Known) -> Tensor:
-    """Return the losses of outputs against the labels of a few other rows, (n, m)."""
+def wrong_losses(outputs: Tensor, Y: Tensor, known: Known) -> Tensor:
+    """Return what the losses would be with wrong labels, (n, m): those of a few other rows; of several classes the
+    row's own but for one class."""
     setup: Setup = known["setup"]
-    others = known["reference"].to(setup.dtype)
-    return torch.stack([label_losses(outputs, other.expand(len(outputs), -1), setup) for other in others], 1)
+    if setup.task != "multilabel":
+        others = known["reference"].to(setup.dtype)
+        return torch.stack([label_losses(outputs, other.expand(len(outputs), -1), setup) for other in others], 1)
+    draw = torch.randperm(setup.outputs, generator=torch.Generator().manual_seed(setup.seed))
+    flipped = draw[: len(known["reference"])].to(outputs.device)
+    return torch.maximum(label_losses(outputs, Y, setup)[:, None], (1 - Y - outputs)[:, flipped].double().square())
 
 
 def write(shard: Shard, known: Known) -> Tally:
