@@ -16,37 +16,48 @@ from diva_ray.core.verdict import LOSS, Cut, Histogram, Verdict, Z, _best_cut, _
 
 UNDECIDED = 0.45  # errors per wrong label that are left where every row is taken for what it probably is
 WORTH = 0.25  # of log likelihood, a wrong label
+FEWEST = 1.5  # wrong labels expected
 GROSS = 20  # cells, a factor of ten, that gross losses take up at least
 
 
 def loss_sums(
     losses: Float[Tensor, " n"], reference: Float[Tensor, "n m"], z: Float[Tensor, " n"], weight: Float[Tensor, " n"]
 ) -> Histogram:
-    """Return histograms of the rows' own losses, of losses against other rows' labels, and of z, one after another.
+    """Return histograms of the rows' own losses, of losses with wrong labels, and of z, one after another.
 
-    Losses are of left-out outputs, >= 0; `reference` against m targets drawn from all rows, the same m for every block.
+    Losses are of left-out outputs; of one number with the sign of its error, as errors may be skewed, else >= 0.
+    `reference`: with m wrong labels, such as those of other rows, the same m for every block.
     """
     rows, m = weight > 0, reference.shape[1]
     w = weight[rows].double()
-    cells, others = (_cell(x[rows].double().clamp_min(1e-30).log10(), LOSS) for x in (losses, reference))
-    own, other = _count(cells, w, LOSS[2]), _count(others.flatten(), (w / m).repeat_interleave(m), LOSS[2])
+    own = _count(_cells(losses[rows]), w, 2 * LOSS[2])
+    other = _count(_cells(reference[rows]).flatten(), (w / m).repeat_interleave(m), 2 * LOSS[2])
     beside = _count(_cell(z[rows].double().asinh(), Z), w, Z[2])
     return Histogram(torch.cat([own, other, beside]), float(w.square().sum()))
+
+
+def _cells(losses: Tensor) -> Tensor:
+    """Return the cells of log10 |loss|; those of negative ones come second."""
+    cells = _cell(losses.double().abs().clamp_min(1e-30).log10(), LOSS)
+    return cells + LOSS[2] * (losses < 0)
 
 
 def fit_loss_verdict(sums: Histogram) -> Verdict:
     """Return the cuts for targets that are not classes: numbers, vectors, several labels.
 
-    Losses of right labels are taken for s F(d1, d2), any s, d1 and d2: one hump on the scale of logarithms, whose tails
-    may be long (errors of uneven size; a model that is not quite linear). Of wrong labels some are another row's, whose
-    losses are known, and some gross: as likely anywhere from the median of those to the largest loss there is. The
-    likeliest shares of both, of either or of none, less log(rows) / 2 for each (BIC). They are believed if they stand
+    Losses of right labels are taken for s F(d1, d2), any s, d1 and d2, for errors of either sign: one hump on the
+    scale of logarithms, whose tails may be long (errors of uneven size; a model that is not quite linear). Of wrong
+    labels some are like those of `reference`, whose losses are known, and some gross, of either sign: as likely
+    anywhere from the median of those to the largest loss there is. The likeliest shares of all, of some or of none are
+    taken, less log(rows) / 2 for each, and the log of how many stories are told (BIC). They are believed if they stand
     apart: at most UNDECIDED errors a wrong label are left where every row is taken for what it probably is, and each
-    wrong label makes the losses likelier by WORTH. Long tails alone, which nothing tells from wrong labels, do neither
-    (of four kinds drawn, the nearest left 0.49 and was worth 0.26). Where a row's own label fits better than another's
-    less than 60 % of the time only gross ones are. The cut on z is the universal one of `fit_verdict`.
+    wrong label makes the losses likelier by WORTH. Long tails alone, which nothing tells from wrong labels, do
+    neither. Where a row's own label fits better than a wrong one less than 60 % of the time only gross ones are
+    thought of. The cut on z is the universal one of `fit_verdict`.
     """
-    own, other, beside = np.split(sums.counts.cpu().numpy(), [LOSS[2], 2 * LOSS[2]])
+    both, others, beside = np.split(sums.counts.cpu().numpy(), [2 * LOSS[2], 4 * LOSS[2]])
+    both, others = both.reshape(2, -1), others.reshape(2, -1)
+    own, other = both.sum(0), others.sum(0)
     total, reference = float(own.sum()), float(other.sum())
     rows = sums.rows(total)
     z = _universal_cut(beside, rows)
@@ -55,7 +66,7 @@ def fit_loss_verdict(sums: Histogram) -> Verdict:
     edges = 10.0 ** _edges(LOSS)
     middle = float(edges[np.searchsorted(other.cumsum(), reference / 2) + 1])
     fits_better = float((own.cumsum() - own / 2) @ other) / (total * reference)  # half of those that fit alike
-    found = _wrong_losses(own / total, other / reference, rows, swapped=fits_better >= 0.6)
+    found = _wrong_losses(both / total, others / reference, rows, known=fits_better >= 0.6)
     if found is None:
         return Verdict(math.log(middle), 0.0, Cut(0.0), z)
     rate, posterior = found
@@ -66,66 +77,87 @@ def fit_loss_verdict(sums: Histogram) -> Verdict:
 
 
 def loss_scores(losses: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, " n"]:
-    """Return s / (s + loss), s the median loss against other rows' labels; an issue if below the cut."""
+    """Return s / (s + |loss|), s the median loss with wrong labels; an issue if below the cut."""
     s = math.exp(verdict.offset)
-    return s / (s + losses.double().nan_to_num(0.0, posinf=1e30).clamp_min(0))
+    return s / (s + losses.double().nan_to_num(0.0, posinf=1e30, neginf=-1e30).abs())
 
 
-def _wrong_losses(own: np.ndarray, other: np.ndarray, rows: float, *, swapped: bool) -> tuple[float, np.ndarray] | None:
+def _wrong_losses(own: np.ndarray, other: np.ndarray, rows: float, *, known: bool) -> tuple[float, np.ndarray] | None:
     """Return the share of wrong labels and the posterior of one in every cell, rising with the loss; None if none are
-    believed. Both histograms add to 1; `swapped`: whether labels of other rows are thought of."""
+    believed. Histograms (2, cells) add to 1; `known`: whether wrong labels like those of `other` are thought of."""
     from scipy.optimize import isotonic_regression  # 0.4 s to load, which no other run pays
 
-    seen = np.flatnonzero(own)
-    spread = np.convolve(other, np.full(5, 0.2), "same") + 1e-12  # few other labels leave gaps
-    first = int(np.searchsorted(other.cumsum(), 0.5))
-    gross = np.zeros_like(own)
-    gross[first : max(int(seen[-1]), first + GROSS) + 1] = 1
-    kinds = [np.log(spread)] * swapped + [np.log(np.maximum(gross / gross.sum(), 1e-300))]
+    whole = own.sum(0)
+    seen, sides = np.flatnonzero(whole), own.sum(1) > 0
+    spread = np.stack([np.convolve(side, np.full(5, 0.2), "same") for side in other]) + 1e-12  # few of them leave gaps
+    first = int(np.searchsorted(other.sum(0).cumsum(), 0.5))
+    likely = [np.log(spread)] * known
+    gross: list[np.ndarray] = []
+    for side in np.flatnonzero(sides).tolist():
+        flat = np.zeros_like(own)
+        flat[side, first : max(int(seen[-1]), first + GROSS) + 1] = 1
+        gross.append(np.log(np.maximum(flat / flat.sum(), 1e-300)))
     right, _ = _fit_losses(own, [])
-    best = None
-    for chosen in [[kind] for kind in kinds] + [kinds] * swapped:
-        likelihood, logs = _fit_losses(own, chosen)
-        parts = np.exp(logs - logs.max(0))
-        fitted = isotonic_regression(1 - (parts[0] / parts.sum(0))[seen], weights=own[seen]).x
-        wrong = np.interp(np.arange(len(own)), seen, fitted)
-        expected = float(own @ wrong)
-        gain = likelihood - right
-        better = rows * gain - len(chosen) * math.log(max(rows, 2)) / 2
-        apart = own @ np.minimum(wrong, 1 - wrong) <= UNDECIDED * expected and gain >= WORTH * expected
-        if apart and better > (best[0] if best else 0.0) and rows * expected >= 2:
+    best, stories = None, [likely] * known + [[kind] for kind in gross] + [gross] * (len(gross) - 1)
+    stories += [likely + gross] * known
+    for chosen in stories:
+        likelihood, wrong = _fit_losses(own, chosen)
+        wrong = (own * wrong).sum(0)[seen] / whole[seen]
+        wrong = np.interp(np.arange(len(whole)), seen, isotonic_regression(wrong, weights=whole[seen]).x)
+        expected, gain = float(whole @ wrong), likelihood - right
+        better = rows * gain - len(chosen) * math.log(max(rows, 2)) / 2 - math.log(len(stories))
+        apart = whole @ np.minimum(wrong, 1 - wrong) <= UNDECIDED * expected and gain >= WORTH * expected
+        if apart and better > (best[0] if best else 0.0) and rows * expected >= FEWEST:
             best = better, expected, wrong
     return None if best is None else best[1:]
 
 
 def _fit_losses(own: np.ndarray, kinds: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """Return the mean log likelihood of the losses, and the log of what right labels, and of each kind of wrong ones,
-    have in every cell, shares included: right ones as s F(d1, d2) in logarithms."""
+    """Return the mean log likelihood of the losses (2, cells), and the posterior of wrong ones in every cell.
+
+    Right ones: s F(d1, d2) in logarithms, for either sign; wrong ones: log probabilities of every kind.
+    """
     from scipy.optimize import minimize
-    from scipy.special import betaln
+    from scipy.special import betaln, digamma, expit
 
     edges = _edges(LOSS) * math.log(10)
-    middles, width, seen = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0], np.flatnonzero(own)
+    middles, width, sides = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0], np.flatnonzero(own.sum(1))
+    seen, n, wrong = np.flatnonzero(own.sum(0)), len(sides), len(kinds)
+    counts, kinds = own[sides][:, seen], [kind[sides] for kind in kinds]
 
-    def logs(x: np.ndarray, at: np.ndarray | slice) -> np.ndarray:
-        place, (a, b) = x[0], np.exp(x[1:3])
-        u = middles[at] - place + x[1] - x[2]
-        shares = np.append(0.0, x[3:])
+    def log_parts(x: np.ndarray, at: np.ndarray | slice) -> tuple[np.ndarray, ...]:
+        place, log_a, log_b = x[: 3 * n].reshape(3, n, 1)
+        (a, b), u = np.exp([log_a, log_b]), middles[at] - place + log_a - log_b
+        bent = np.logaddexp(0, u)
+        shares = np.concatenate([[0.0], x[3 * n :]])  # of right ones of the first sign, every kind, the other sign
         shares -= np.logaddexp.reduce(shares)
-        right = a * u - (a + b) * np.logaddexp(0, u) - betaln(a, b) + math.log(width)
-        return np.stack([right, *(kind[at] for kind in kinds)]) + shares[:, None]
+        right = a * u - (a + b) * bent - betaln(a, b) + math.log(width)
+        right += np.concatenate([shares[:1], shares[wrong + 1 :]])[:, None]
+        parts = np.stack([right, *(kind[:, at] + share for kind, share in zip(kinds, shares[1:], strict=False))])
+        return parts, shares, a, b, u, bent
 
-    def loss(x: np.ndarray) -> float:
-        return -float(own[seen] @ np.logaddexp.reduce(logs(x, seen)))
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        parts, shares, a, b, u, bent = log_parts(x, seen)
+        whole = np.logaddexp.reduce(parts)
+        mass = counts * np.exp(parts - whole)  # of every part
+        by_u = a - (a + b) * expit(u)
+        by_a = a * (u - bent - digamma(a) + digamma(a + b)) + by_u
+        by_b = b * (digamma(a + b) - bent - digamma(b)) - by_u
+        held = np.concatenate([mass[0, :1].sum(1), mass[1:].sum((1, 2)), mass[0, 1:].sum(1)]) - np.exp(shares)
+        slopes = [*((mass[0] * one).sum(1) for one in (-by_u, by_a, by_b)), held[1:]]
+        return -float((counts * whole).sum()), -np.concatenate(slopes)
 
-    low, middle = np.interp([0.25, 0.5], own.cumsum(), middles)
-    bounds = [
-        (None, None),
-        (-3, 5),
-        (-2, 6),
-        *[(-15, 0)] * len(kinds),
-    ]  # a kind of wrong ones is no more than the right
+    bounds = [(None, None)] * n + [(-3, 5)] * n + [(-2, 6)] * n
+    bounds += [(-15, 0)] * wrong + [(-15, 15)] * (n - 1)  # a kind of wrong ones is no more than the right
+    low, middle = np.transpose([np.interp([0.25, 0.5], side.cumsum() / side.sum(), middles) for side in own[sides]])
     starts = [(middle, -0.7, 0.7), (low + 0.5, -0.7, 3.0), (low, 1.8, 3.0)]  # one number, long or short tails; several
-    found = [minimize(loss, [*start, *[-3.0] * len(kinds)], method="L-BFGS-B", bounds=bounds) for start in starts]
+    rest = [-3.0] * wrong + [0.0] * (n - 1)
+    found = [
+        minimize(loss, [*place, *[a] * n, *[b] * n, *rest], jac=True, method="L-BFGS-B", bounds=bounds)
+        for place, a, b in starts
+    ]
     best = min(found, key=lambda one: one.fun)
-    return -float(best.fun), logs(best.x, slice(None))
+    parts = log_parts(best.x, slice(None))[0]
+    posterior = np.zeros_like(own)
+    posterior[sides] = 1 - np.exp(parts[0] - np.logaddexp.reduce(parts))
+    return -float(best.fun), posterior

@@ -274,7 +274,9 @@ def class_dependence(given: Int[Tensor, " s"], likely: Int[Tensor, " s"], shares
     met = float((counts * (counts - 1)).sum()) / pairs
     same = float(shares.square().sum())
     chance = same / (c - 1)
-    if met <= chance + 3 * math.sqrt(2 * chance / pairs):
+    uneven = float(shares.pow(3).sum()) / (c - 1) ** 2 - chance**2  # 0 where all pairs are as likely
+    variance = (4 * (total - 2) * uneven + 2 * (chance - chance**2)) / pairs  # of a U-statistic (Hoeffding 1948)
+    if met <= chance + 3 * math.sqrt(variance):
         return 0.0
     return math.sqrt(min(1.0, (met - chance) / (same - chance if c > 2 else 1 - chance)))
 

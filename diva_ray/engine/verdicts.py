@@ -96,10 +96,13 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
 
 
 def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
-    """Return the loss by which a label is judged, >= 0; of several classes the largest squared error of one of them,
-    as mostly one is wrong."""
+    """Return the loss by which a label is judged: of one number with the sign of its error; of several classes the
+    largest squared error of one of them, as mostly one is wrong."""
     if setup.task == "multilabel":
         return (outputs - Y).double().square().amax(1)
+    if setup.task == "regression":
+        error = (outputs - Y).double().squeeze(1)
+        return error * error.abs()
     loss = setup.loss_function() if setup.loss in ("logistic", "cosine") else losses.squared
     return loss(outputs, Y)[0].double()
 

@@ -65,7 +65,9 @@ def headline(report: ScoreReport) -> list[str]:
         first.append(words.plural(known["n_samples"], "sample", "samples"))
     if words.finite(known.get("error")) is not None:
         name, text = _error(report)
-        first.append(f"{report.validation} {name} {text}")
+        heard = words.finite(known.get("n_validation"))
+        rows = "" if heard in (None, known.get("n_samples")) else f" of the {words.count(heard)} that validate"
+        first.append(f"{report.validation} {name} {text}{rows}")
     if "n_label_issues" in known:
         n = known["n_label_issues"]
         precision = words.finite(known.get("label_issue_precision"))
@@ -119,6 +121,8 @@ def _share_of(known: dict) -> str:
     parts = [words.percent(hurt / n)] if n and hurt is not None else []
     if words.finite(known.get("threshold")) is not None:
         parts.append(f"z > {words.number(known['threshold'])}")
+    if hurt and words.finite(known.get("detrimental_precision")) is not None:
+        parts.append(f"{words.percent(known['detrimental_precision'])} of them wrong labels")
     return ", ".join(parts)
 
 

@@ -160,8 +160,9 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
     notes = warnings_of(summary)
     if "r2" in summary:
         notes.append(
-            "A number is flagged where it looks like another row's. One that is like no row's, a gross outlier, "
-            "is not, but has the lowest label_score."
+            "A number is flagged where it looks like another row's, or lies far from any prediction (a gross outlier), "
+            "and stands apart from what long tails or a model that does not quite fit would leave. label_score ranks "
+            "all of them."
         )
     if derived.standard_errors != "exact":
         found = derived.agreement or {"rows": 0}

@@ -11,7 +11,7 @@ from diva_ray.report.sheet import Bars, Gallery, Pulls, Sheet, Table, Tile, rend
 from diva_ray.tasks.derived import Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, errors_of, estimates, planted, verdict_figures
+from diva_ray.tasks.summary import common_figures, errors_of, estimates, found_in_words, planted, verdict_figures
 
 if TYPE_CHECKING:
     from diva_ray.tasks.pairs import Judged
@@ -83,10 +83,7 @@ def told(summary: dict[str, Any]) -> list[str]:
         lines.append(f"curated copy: {s['curated']['rows']:,} rows, {s['curated']['changed']:,} changed or dropped")
     if "planted" in s:
         p = s["planted"]
-        lines.append(
-            f"planted {p['n_planted']:,} wrong pairs, found {p['n_found']:,}: precision {p['precision']:.3f}, "
-            f"recall {p['recall']:.3f}, F1 {p['f1']:.3f}"
-        )
+        lines.append(f"planted {p['n_planted']:,} wrong pairs, found {p['n_found']:,}: {found_in_words(p)}")
     return lines
 
 

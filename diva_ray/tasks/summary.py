@@ -121,7 +121,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     kind = {"classification": "error", "multilabel": "error"}.get(s["task"], "R2")
     expected = f" ({estimates(s)})" if s["n_label_issues"] else ""
     lines = [
-        f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}, ridge {s['ridge']:.4g}",
+        f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}{heard(s)}, ridge {s['ridge']:.4g}",
         f"{counted(s['n_label_issues'], 'label looks', 'labels look')} wrong{expected}; "
         f"{counted(s['n_detrimental'], 'sample hurts', 'samples hurt')} (z > {s['threshold']:.2f})",
     ]
@@ -136,11 +136,20 @@ def told(summary: dict[str, Any]) -> list[str]:
         lines.append(f"curated copy: {s['curated']['rows']:,} rows, {s['curated']['changed']:,} changed or dropped")
     if "planted" in s:
         p = s["planted"]
-        lines.append(
-            f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: precision {p['precision']:.3f}, "
-            f"recall {p['recall']:.3f}, F1 {p['f1']:.3f}"
-        )
+        lines.append(f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: {found_in_words(p)}")
     return lines
+
+
+def found_in_words(planted: dict[str, Any]) -> str:
+    """Return how well what was planted was found."""
+    precision = "none flagged" if planted["precision"] is None else f"precision {planted['precision']:.3f}"
+    return f"{precision}, recall {planted['recall']:.3f}, F1 {planted['f1']:.3f}"
+
+
+def heard(summary: dict[str, Any]) -> str:
+    """Return of which rows the error is, where they are not all."""
+    n = summary["n_validation"]
+    return "" if n == summary["n_samples"] else f" of the {n:,} that validate"
 
 
 def estimates(summary: dict[str, Any]) -> str:
@@ -177,7 +186,7 @@ def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
     result: dict[str, Any] = {
         "n_planted": n,
         "n_found": hits,
-        "precision": hits / max(issues, 1),
+        "precision": hits / issues if issues else None,
         "recall": hits / max(n, 1),
         "f1": 2 * hits / max(n + issues, 1),
         "f1_detrimental": 2 * harmful_hits / max(n + harmful, 1),
@@ -213,8 +222,9 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
     """Return what may have misled the verdicts."""
     found = []
     if summary["class_dependence"] > CLASS_DEPENDENT and summary["n_label_issues"] and summary["method"] != "trusted":
+        kept = "go mostly one way" if summary["n_outputs"] == 2 else "keep to few pairs of classes"
         found.append(
-            "The suspected labels keep to few pairs of classes. Such errors are in the validation labels too and "
+            f"The suspected labels {kept}. Such errors are in the validation labels too and "
             "mislead every left-out score: trust a few rows of each class (data.validation_weight, method=trusted)."
         )
     if summary.get("information", math.inf) < TELLS_NOTHING * summary.get("label_entropy", 0.0):

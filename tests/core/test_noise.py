@@ -184,4 +184,21 @@ def test_class_dependence_is_the_share_that_keeps_to_one_pair(classes: int, shar
     shares = torch.full((classes,), 1 / classes, dtype=torch.float64)
     found = noise.class_dependence(torch.where(kept, (truth + 1) % classes, anything), truth, shares)
     assert found == pytest.approx(share, abs=0.06)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.63, 0.9])
+@pytest.mark.parametrize("suspects", [30, 200])
+def test_uneven_classes_that_flip_at_random_are_not_class_dependent(suspects: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    shares = torch.tensor([share, 1 - share], dtype=torch.float64)
+    draws = (torch.rand(400, suspects, generator=generator) >= share).long()
+    alarms = sum(noise.class_dependence(1 - truth, truth, shares) > 0 for truth in draws)
+    assert alarms <= 12
+
+
+def test_few_suspects_say_nothing_of_classes() -> None:
+    generator = torch.Generator().manual_seed(5)
+    truth = torch.randint(3, (3000,), generator=generator)
+    anything = (truth + torch.randint(1, 3, (3000,), generator=generator)) % 3
+    shares = torch.full((3,), 1 / 3, dtype=torch.float64)
     assert noise.class_dependence(anything[:10], truth[:10], shares) == 0

@@ -313,6 +313,62 @@ def test_losses_of_vectors_find_swapped_targets(noise: float) -> None:
     assert (verdict.label.precision, verdict.label.recall) == pytest.approx((precision, recall), abs=0.08)
 
 
+def residuals(kind: str, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Predictions, and noisy numbers that are all right."""
+    generator = torch.Generator().manual_seed(seed)
+    x, e = (torch.randn(rows, generator=generator, dtype=torch.float64) for _ in range(2))
+    e = {"even": e, "uneven": e * (0.7 * torch.randn(rows, generator=generator, dtype=torch.float64)).exp(),
+         "tails": e / (torch.randn(3, rows, generator=generator, dtype=torch.float64).square().mean(0)).sqrt(),
+         "skewed": e.exp() - math.exp(0.5)}[kind]  # fmt: skip
+    return x, x + 0.3 * e
+
+
+def judged(f: Tensor, y: Tensor) -> tuple[rule.Verdict, Tensor]:
+    """Return the rule for numbers y that were predicted as f, and which it calls wrong."""
+    error, others = f - y, f[:, None] - y[:64]
+    losses, n = error * error.abs(), len(f)
+    sums = loss_rule.loss_sums(losses, others * others.abs(), torch.zeros(n), torch.ones(n))
+    verdict = loss_rule.fit_loss_verdict(sums)
+    return verdict, loss_rule.loss_scores(losses, verdict) < verdict.label.value
+
+
+@pytest.mark.parametrize("rows", [100, 300, 5000])
+@pytest.mark.parametrize("kind", ["even", "uneven", "tails", "skewed"])
+def test_right_numbers_are_left_alone_whatever_their_errors(kind: str, rows: int) -> None:
+    flagged = [int(judged(*residuals(kind, rows, seed))[1].sum()) for seed in range(8)]
+    assert sum(found > 0 for found in flagged) <= 1 and sum(flagged) <= 0.01 * rows * len(flagged)
+
+
+@pytest.mark.parametrize(("kind", "error"), [
+    ("even", "swapped"), ("tails", "swapped"), ("even", "unit"), ("uneven", "unit"), ("tails", "unit"),
+    ("even", "shifted"), ("uneven", "shifted"), ("tails", "shifted"),
+])  # fmt: skip
+def test_wrong_numbers_that_stand_apart_are_found(kind: str, error: str) -> None:
+    f, y = residuals(kind, 3000, 4)
+    f, y = 5 * f, y + 4 * f
+    wrong = torch.rand(3000, generator=torch.Generator().manual_seed(1)) < 0.05
+    given = torch.where(wrong, {"swapped": y.roll(7), "unit": 25.4 * y, "shifted": y + 20}[error], y)
+    verdict, flagged = judged(f, given)
+    precision, recall = precision_and_recall(flagged, wrong)
+    assert precision > 0.85 and recall > (0.5 if error == "swapped" else 0.85)
+    assert verdict.label.precision == pytest.approx(precision, abs=0.15)
+
+
+def test_no_error_is_called_chance_where_none_is_large() -> None:
+    """The standard error of a count of none is not 0: with it, no wrong label was found of a table in some orders."""
+    found = []
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        f = 3.2 * generator.standard_normal(400)
+        y = f + 0.5 * generator.standard_normal(400)
+        wrong = np.arange(400) < 40
+        y[wrong] = y[generator.permutation(40)]
+        flagged = judged(torch.tensor(f), torch.tensor(y))[1].numpy()
+        found.append((flagged & wrong).sum() / 40)
+        assert not flagged.any() or (flagged & wrong).sum() > 0.85 * flagged.sum()
+    assert np.mean(found) > 0.5
+
+
 def test_losses_of_a_model_that_tells_nothing_flag_nothing() -> None:
     generator = torch.Generator().manual_seed(10)
     F, Y = torch.zeros(1000, 1), torch.randn(1000, 1, generator=generator)

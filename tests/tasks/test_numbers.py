@@ -107,3 +107,51 @@ def test_moments_of_parts_add_up():
     mean = np.average(values, axis=0, weights=weight)
     wanted = [weight.sum(), *mean, *(weight @ (values - mean) ** 2)]
     np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_numbers_in_another_unit_are_found_and_uneven_errors_are_not(share):
+    draw = np.random.default_rng(1)
+    X = draw.standard_normal((1500, 10))
+    y = 10 + X @ draw.standard_normal(10) + 0.3 * draw.standard_normal(1500) * np.exp(0.7 * X[:, 0])
+    wrong = draw.random(1500) < share
+    data = {"features": X, "label": np.where(wrong, 2.54 * y, y), "truth": y}
+    result = diva_ray.score(data, truth="truth", quiet=True, cluster={"kind": "inline", "threads": 1})
+    found, flagged = result.summary["planted"], result.samples["is_label_issue"].to_numpy(zero_copy_only=False)
+    assert found["precision"] is None if share == 0 else found["precision"] > 0.9 and found["recall"] > 0.85
+    assert share > 0 or not flagged.any()
+
+
+def test_one_wrong_class_of_several_is_found():
+    draw = np.random.default_rng(2)
+    several = draw.random((1500, 5)) < 0.4
+    X = several @ draw.standard_normal((5, 40)) + 0.5 * draw.standard_normal((1500, 40))
+    wrong = draw.random(1500) < 0.08
+    given = several.copy()
+    rows = np.flatnonzero(wrong)
+    given[rows, draw.integers(0, 5, len(rows))] ^= True
+    data = {"features": X, "label": [np.flatnonzero(row).tolist() for row in given]}
+    result = diva_ray.score(data, quiet=True, cluster={"kind": "inline", "threads": 1})
+    flagged = result.samples["is_label_issue"].to_numpy(zero_copy_only=False)
+    assert (flagged & wrong).sum() > 0.95 * wrong.sum() and (flagged & ~wrong).sum() < 0.05 * flagged.sum()
+    assert result.summary["label_issue_precision"] > 0.9
+    clean = diva_ray.score(
+        {"features": X, "label": [np.flatnonzero(row).tolist() for row in several]}, quiet=True,
+        cluster={"kind": "inline", "threads": 1},
+    )  # fmt: skip
+    assert clean.summary["n_label_issues"] == 0
+
+
+def test_numbers_with_ids_are_judged_alike_in_any_order():
+    draw = np.random.default_rng(3)
+    X = draw.standard_normal((400, 10))
+    y = X @ draw.standard_normal(10) + 0.5 * draw.standard_normal(400)
+    y[:40] = y[draw.permutation(40)]
+    table = {"features": X, "label": y, "id": np.arange(400)}
+    flagged = set()
+    for order in (np.arange(400), draw.permutation(400), np.argsort(y)):
+        rows = {name: values[order] for name, values in table.items()}
+        samples = diva_ray.score(rows, ridge=1.0, quiet=True, cluster={"kind": "inline", "threads": 1}).samples
+        issue = samples["is_label_issue"].to_numpy(zero_copy_only=False)
+        flagged.add(tuple(sorted(np.array(samples["id"])[issue].tolist())))
+    assert len(flagged) == 1 and len(flagged.pop()) > 10
