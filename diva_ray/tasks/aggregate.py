@@ -7,16 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from diva_ray.config import AggregateConfig
-from diva_ray.core.bands import band_slices, shares_of
-from diva_ray.core.products import multiply
+from diva_ray.core.bands import shares_of
 from diva_ray.core.reweight import best_trial
-from diva_ray.core.subspace import row_spaces
-from diva_ray.engine import bands, passes
+from diva_ray.engine import bands
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
@@ -24,6 +19,7 @@ from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.checks import check_bands
 from diva_ray.tasks.derive import derive, with_errors
+from diva_ray.tasks.dual import for_few_rows
 from diva_ray.tasks.options import check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -101,9 +97,8 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     check_bands(session)
     runner, names, counts = session.runner, list(session.columns.features), session.scan.counts
     rows = sum(table.rows for table in session.tables)
-    session.setup = setup = on_row_spaces(session, rows)
-    if rows < setup.scale.width:
-        setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
+    setup = for_few_rows(runner, session.setup, rows)
+    session.setup = replace(setup, dtype=session.setup.dtype)
     search = Search(runner, setup, counts["validation"], counts["heard"])
     found = aggregate_bands(search, names, config.starts, config.evaluations)
     joint, penalties = None, found.multiple * found.penalties
@@ -119,32 +114,10 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     session.folder.write_json("state.json", session.mark)
     summary, written, sources = write_rows(session, derived, kernel=bands.write)
     summary.update(figures(session, found, joint))
-    summary["n_features"] = sum(
-        band["columns"] for band in summary["bands"].values()
-    )  # of the table, not of the search
     session.folder.write_json("bands.json", bands_of(summary))
     page = render_sheet(sheet_of(session, derived, found, summary, written, sources))
     conclude(session, summary, page, worker_memory=written["max_memory"])
     return Result(summary, session.folder, session.plan.kind != "inline", told(summary, session.folder))
-
-
-def on_row_spaces(session: Session, rows: int) -> Setup:
-    """Return the setup with bands of more columns than there are rows replaced by the rows' coordinates in them, where
-    that halves the columns at least: the search costs p^3 an evaluation."""
-    setup, runner = session.setup, session.runner
-    scale = setup.scale
-    if 2 * sum(min(width, rows) for width in scale.widths) > scale.width:
-        return setup
-    runner.engine.tell(setup=replace(setup, dtype=torch.float64, keeps_outputs=True))
-    Z = runner.run(passes.gather, "gather").joined()[0]
-    found = runner.timed("solve", row_spaces, Z, band_slices(scale.widths, int(scale.intercept)))
-    before = scale.project or (None,) * len(found)
-    project = tuple(
-        inner if basis is None else basis if inner is None else multiply(inner, basis)
-        for inner, basis in zip(before, found, strict=True)
-    )
-    runner.engine.forget("targets")
-    return replace(setup, scale=replace(scale, project=project))
 
 
 def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggregated) -> Joint:

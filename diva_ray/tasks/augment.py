@@ -20,6 +20,7 @@ from diva_ray.report.sheet import Bars, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_with_room, with_errors
+from diva_ray.tasks.dual import for_few_rows
 from diva_ray.tasks.options import check_range
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.plan import Plan
@@ -95,7 +96,8 @@ def count_copies(session: Session, config: AugmentConfig) -> Tensor:
 def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the figures of the run, and of every transform."""
     runner, heard = session.runner, session.scan.counts["heard"]
-    setup = with_errors(session.setup, heard, config.standard_errors)
+    setup = for_few_rows(runner, session.setup, sum(table.rows for table in session.tables))
+    setup = with_errors(setup, heard, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     walk = Walk(runner, setup, ridge, SOURCES, session.scored(), session.folder)
     arms, sums, folds = try_folds(walk, config.folds, config.steps)

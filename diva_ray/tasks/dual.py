@@ -9,14 +9,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from diva_ray.core.bands import band_slices
 from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.dual import DualFit, fit_dual, penalty_derivative
 from diva_ray.core.factors import eigen_
 from diva_ray.core.grid import default_ridges, grid_losses, rotate
 from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, solve_left_out
 from diva_ray.core.losses import squared, subtract_from_targets
-from diva_ray.core.products import kernel
+from diva_ray.core.products import kernel, multiply
 from diva_ray.core.ridge import FitAccumulator
+from diva_ray.core.subspace import row_spaces
 from diva_ray.engine import passes
 from diva_ray.engine.left_out import RowStore, facts_of_outputs
 from diva_ray.engine.reduce import Partial
@@ -141,3 +143,28 @@ def dual_grid(
     ridges = default_ridges(rotation)
     losses = grid_losses(X, Y, alpha, v, offset, groups, rotation.at(ridges), squared)
     return list(zip(ridges.tolist(), losses.tolist(), strict=True))
+
+
+def for_few_rows(runner: Runner, setup: Setup, rows: int) -> Setup:
+    """Return the setup for many fits of the p x p form: of fewer rows than columns in float64, as that form needs every
+    digit then, and on the spaces that the rows span. Not for rows that are yet to come (a pool)."""
+    setup = _on_row_spaces(runner, setup, rows)
+    return replace(setup, dtype=torch.float64) if rows < setup.scale.width else setup
+
+
+def _on_row_spaces(runner: Runner, setup: Setup, rows: int) -> Setup:
+    """Return the setup with bands of more columns than there are rows replaced by the rows' coordinates in them, where
+    that halves the columns at least: each fit is of p^3."""
+    scale = setup.scale
+    if 2 * sum(min(width, rows) for width in scale.widths) > scale.width:
+        return setup
+    runner.engine.tell(setup=replace(setup, dtype=torch.float64, keeps_outputs=True))
+    Z = runner.run(passes.gather, "gather").joined()[0]
+    found = runner.timed("solve", row_spaces, Z, band_slices(scale.widths, int(scale.intercept)))
+    before = scale.project or (None,) * len(found)
+    project = tuple(
+        inner if basis is None else basis if inner is None else multiply(inner, basis)
+        for inner, basis in zip(before, found, strict=True)
+    )
+    runner.engine.forget("targets")
+    return replace(setup, scale=replace(scale, project=project))

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from diva_ray.config import ReweightConfig
@@ -22,6 +21,7 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.derive import fit_with_room, with_errors
+from diva_ray.tasks.dual import for_few_rows
 from diva_ray.tasks.options import check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -98,9 +98,8 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     runner, heard, setup = session.runner, session.scan.counts["heard"], session.setup
     if config.method == "trusted":
         check_trust(session, setup)
-    if sum(table.rows for table in session.tables) < setup.scale.width:
-        setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
-    setup = with_errors(setup, heard, config.standard_errors)
+    rows = sum(table.rows for table in session.tables)
+    setup = with_errors(for_few_rows(runner, setup, rows), heard, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     path = SOURCES if config.level == "source" else SAMPLES
     if config.method == "paper":

@@ -35,11 +35,12 @@ RULES = {
 
 def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, Any]:
     """Return the figures that every task's summary begins with."""
-    counts = session.scan.counts
+    counts, bands = session.scan.counts, setup.scale.bands
+    widths = [w for k, w in enumerate(session.scan.widths) if bands is None or k in bands]
     loss = session.loss if isinstance(session.loss, str) else getattr(session.loss, "__name__", "callable")
     return {
         "n_samples": int(counts["rows"]),
-        "n_features": setup.scale.width - int(setup.scale.intercept),
+        "n_features": sum(min(width, session.config.projection or width) for width in widths),
         "n_outputs": setup.outputs,
         "n_validation": int(counts["heard"]),
         "task": session.task,

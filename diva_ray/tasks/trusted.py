@@ -8,6 +8,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import Fit, fit_with_room, with_errors
 from diva_ray.tasks.derived import Derived, by_band
+from diva_ray.tasks.dual import for_few_rows
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.walk import Path, Walk
 
@@ -49,7 +50,9 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     """
     config, runner = session.config, session.runner
     check_trust(session, session.setup)
-    setup = with_errors(session.setup, session.scan.counts["heard"], config.standard_errors)
+    rows = sum(table.rows for table in session.tables)
+    setup = session.setup if fit else for_few_rows(runner, session.setup, rows)
+    setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
     setup, ridge, _, grid = fit_with_room(runner, setup, config.ridge, fit)
     store = session.folder if session.plan.kind != "inline" else None
     runner.engine.tell(trust=TRUST)
