@@ -8,7 +8,6 @@ from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import Fit, fit_with_room, with_errors
 from diva_ray.tasks.derived import Derived, by_band
-from diva_ray.tasks.dual import for_few_rows
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.walk import Path, Walk
 
@@ -51,7 +50,8 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     config, runner = session.config, session.runner
     check_trust(session, session.setup)
     rows = sum(table.rows for table in session.tables)
-    setup = session.setup if fit else for_few_rows(runner, session.setup, rows)
+    few = rows < session.setup.scale.width  # then the p x p form needs every digit
+    setup = replace(session.setup, dtype=torch.float64) if few else session.setup
     setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
     setup, ridge, _, grid = fit_with_room(runner, setup, config.ridge, fit)
     store = session.folder if session.plan.kind != "inline" else None
