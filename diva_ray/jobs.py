@@ -86,13 +86,14 @@ def job(task: str) -> None:
 
 def quoted(word: str) -> str:
     """Return an override as Hydra reads it: a value that its grammar has no room for is a string, such as a path with
-    `~`, `=`, brackets or letters beyond ASCII."""
+    `~`, `=`, brackets or letters beyond ASCII; `true` names a column where a column is asked for."""
     key, equals, value = word.partition("=")
     if not equals or word.startswith("-"):
         return word
     try:
         OverridesParser.create().parse_override(word)
-        return word
+        column = key.startswith("data.") and value.lower() in ("true", "false")
+        return f"{key}='{value}'" if column else word
     except HydraException:
         return key + "='" + value.replace("'", "\\'") + "'"
 
@@ -161,6 +162,8 @@ def _hints(name: str, overrides: list[str], places: list[str]) -> list[str]:
             names = [] if re.search("[./]", value) else [path.stem for path in group.glob("*.yaml")]  # a path has those
             near = get_close_matches(value, names, 1)
             found.append(f"Did you mean `{key}={near[0]}`?" if near else f"Set `{key}.path`")
+        elif key == "data.label" and value.startswith("["):
+            found.append("A label is one column; several numbers of a row go into one column of lists.")
         elif not _known(name, key, places):
             near = get_close_matches(key, [*options, *(option.rpartition(".")[2] for option in options)], 1)
             meant = [f"`{option}`" for option in options if {option, option.rpartition(".")[2]} & set(near)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diva_ray.engine.reduce import Tally
+from diva_ray.report import words
 from diva_ray.report.sheet import Lines, Sheet, Table, Tile
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
@@ -56,7 +57,8 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}; chose {s['n_selected']:,} "
         f"({s['n_helpful']:,} that help); {s['stopped']}",
         f"left-out {kind} on the table: {s['error_before']:.4f} before, {s['error_after']:.4f} after, "
-        f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random",
+        f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random; loss "
+        f"{s['error_by_budget'][0]['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}",
     ]
 
 
@@ -79,7 +81,18 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
     tiles = [
         Tile("rows chosen", f"{s['n_selected']:,}", f"of {s['n_pool']:,} in the pool"),
         Tile(f"{error} before", shape(s["error_before"]), f"{s['n_samples']:,} rows, left out one by one"),
-        Tile(f"{error} after", shape(s["error_after"]), f"at random: {shape(steps[-1]['error_uniform'])}", "good"),
+        Tile(
+            f"{error} after",
+            shape(s["error_after"]),
+            f"at random: {shape(steps[-1]['error_uniform'])}",
+            "good" if s["error_after"] < s["error_before"] else "",
+        ),
+        Tile(
+            "left-out loss after",
+            words.number(steps[-1]["loss"], 4),
+            f"before {words.number(steps[0]['loss'], 4)}, at random {words.number(steps[-1]['loss_uniform'], 4)}",
+            "good" if steps[-1]["loss"] < steps[0]["loss"] else "",
+        ),
         Tile("of the pool's labels wrong", f"{100 * s['pool_noise_estimate']:.1f} %", "estimated", "issue"),
     ]
     notes = []

@@ -170,7 +170,7 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     check_task(config, table, columns, task)
     chosen_shares(config, columns.features)
     tables, roles = [table], ["train"]
-    if isinstance(config, AugmentConfig) and not (columns.validation_weight or config.validation.given):
+    if isinstance(config, AugmentConfig) and not config.validation.given:
         columns = replace(columns, heard_source=config.identity)
     if config.validation.given:
         named = config.validation.path if config.validation.rows is None else config.validation.rows

@@ -11,7 +11,15 @@ from diva_ray.report.sheet import Bars, Gallery, Pulls, Sheet, Table, Tile, rend
 from diva_ray.tasks.derived import Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, errors_of, estimates, found_in_words, planted, verdict_figures
+from diva_ray.tasks.summary import (
+    common_figures,
+    curated_in_words,
+    errors_of,
+    estimates,
+    found_in_words,
+    planted,
+    verdict_figures,
+)
 
 if TYPE_CHECKING:
     from diva_ray.tasks.pairs import Judged
@@ -80,7 +88,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     if "exported" in s:
         lines.append(f"exported {s['exported']['rows']:,} uids to {s['exported']['file']}")
     if "curated" in s:
-        lines.append(f"curated copy: {s['curated']['rows']:,} rows, {s['curated']['changed']:,} changed or dropped")
+        lines.append(curated_in_words(s["curated"]))
     if "planted" in s:
         p = s["planted"]
         lines.append(f"planted {p['n_planted']:,} wrong pairs, found {p['n_found']:,}: {found_in_words(p)}")

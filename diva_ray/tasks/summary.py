@@ -134,7 +134,7 @@ def told(summary: dict[str, Any]) -> list[str]:
         )
     lines += [f"warning: {warning}" for warning in warnings_of(s)]
     if "curated" in s:
-        lines.append(f"curated copy: {s['curated']['rows']:,} rows, {s['curated']['changed']:,} changed or dropped")
+        lines.append(curated_in_words(s["curated"]))
     if "planted" in s:
         p = s["planted"]
         lines.append(f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: {found_in_words(p)}")
@@ -145,6 +145,12 @@ def found_in_words(planted: dict[str, Any]) -> str:
     """Return how well what was planted was found."""
     precision = "none flagged" if planted["precision"] is None else f"precision {planted['precision']:.3f}"
     return f"{precision}, recall {planted['recall']:.3f}, F1 {planted['f1']:.3f}"
+
+
+def curated_in_words(curated: dict[str, Any]) -> str:
+    """Return what a curated copy is."""
+    done = {"drop": "dropped", "relabel": "relabelled", "weight": "of a changed weight"}[curated["kind"]]
+    return f"curated copy: {curated['rows']:,} rows, {curated['changed']:,} {done}"
 
 
 def heard(summary: dict[str, Any]) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
 from diva_ray.core.reweight import Step
 from diva_ray.engine import steps
 from diva_ray.engine.setup import Setup

@@ -61,4 +61,4 @@ def write_curated(session: Session, action: str) -> dict[str, Any]:
     )  # fmt: skip
     found = session.runner.run(curating.curate, "curate", session.scored(), features=False, again=True)
     told = {"weight_column": name} if action == "weight" else {}
-    return {"rows": int(found["kept"]), "changed": int(found["changed"]), **told}
+    return {"kind": action, "rows": int(found["kept"]), "changed": int(found["changed"]), **told}

@@ -185,3 +185,13 @@ def test_fewer_rows_than_columns_are_weighed_on_the_space_they_span(job, monkeyp
             runs.append([one["derivative"] for one in found.summary["augmentations"].values()])
     assert folded[0].scale.width == 91
     close(runs[0], np.asarray(runs[1]), 1e-5)
+
+
+def test_trusted_rows_of_fewer_rows_than_columns_take_float64():
+    generator = np.random.default_rng(9)
+    X, y = generator.standard_normal((90, 400)), np.arange(90) % 3
+    data = {"features": X, "label": y, "v": (np.arange(90) < 9).astype(float)}
+    options = {"validation_weight": "v", "method": "trusted", "ridge": 1.0, **QUIET}
+    auto, double = (diva_ray.score(data, precision=one, **options) for one in ("auto", "float64"))
+    assert auto.summary["precision"] == "float64" and auto.summary["n_features"] == 400
+    close(auto.samples["derivative"], np.asarray(double.samples["derivative"]), 1e-9)
