@@ -60,11 +60,8 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             inside = [file for file in inside if is_parquet(file) and not _hidden(file, name) and os.path.isfile(file)]
             files += [name] if os.path.isfile(name) else inside
         files = sorted(set(files))
-    if (
-        not files
-        and filesystem.get_file_info(inner).type == pyarrow.fs.FileType.Directory
-        and inner.endswith(os.path.basename(path.rstrip("/")))
-    ):
+    is_folder = filesystem.get_file_info(inner).type == pyarrow.fs.FileType.Directory
+    if not files and is_folder and not glob.has_magic(path):
         raise InputError(
             f"{option}: Parquet files must be there, got a folder without any at {path}. Change `{option}`; "
             "jobs/embed.py makes a table of pictures, texts, CSV or JSON lines."

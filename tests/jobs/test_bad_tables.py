@@ -13,14 +13,23 @@ from .mistakes import BIG, N, X, Y, base, refuses, score, spoilt, table
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["nowhere.parquet", "no/*.parquet", "empty"])
+@pytest.mark.parametrize("name", ["nowhere.parquet", "no/*.parquet"])
 def test_a_missing_file(name, tmp_path):
-    (tmp_path / "empty").mkdir()
     refuses(
         r"data.path: a Parquet file, folder or glob must be there, got nothing at .*Change `data.path`",
         str(tmp_path / name),
     )
     refuses(r"data.path: .* got nothing at file:", f"file://{tmp_path}/nowhere.parquet")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_folder_of_other_files(scheme, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(b"")
+    refuses(
+        r"data.path: Parquet files must be there, got a folder without any at .*photos\. .*jobs/embed.py",
+        f"{scheme}{tmp_path}/photos",
+    )
 
 
 @pytest.mark.parametrize("uri", ["nothing://bucket/table", "s3a:/x://"])
