@@ -43,7 +43,7 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             raise missing
         if info.type == pyarrow.fs.FileType.File:
             return filesystem, [inner], inner
-        inner = _features_of(filesystem, inner)
+        inner, is_folder = _features_of(filesystem, inner), True
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
         is_file = pyarrow.fs.FileType.File
         files = [item.path for item in found if item.type == is_file and is_parquet(item.path)]
@@ -51,6 +51,7 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = _features_of(filesystem, os.path.abspath(os.path.expanduser(path)))
+        is_folder = os.path.isdir(folder)
         names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
         files, inner = [], folder if os.path.exists(folder) else os.path.dirname(re.split(r"[*?[]", folder)[0])
         for name in names:
@@ -60,8 +61,7 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             inside = [file for file in inside if is_parquet(file) and not _hidden(file, name) and os.path.isfile(file)]
             files += [name] if os.path.isfile(name) else inside
         files = sorted(set(files))
-    is_folder = filesystem.get_file_info(inner).type == pyarrow.fs.FileType.Directory
-    if not files and is_folder and not glob.has_magic(path):
+    if not files and is_folder:
         raise InputError(
             f"{option}: Parquet files must be there, got a folder without any at {path}. Change `{option}`; "
             "jobs/embed.py makes a table of pictures, texts, CSV or JSON lines."
