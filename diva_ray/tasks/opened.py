@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
+import torch
 
 from diva_ray.config import (
     AggregateConfig,
@@ -66,7 +67,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
     sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS, dataset=False)
-    threads = config.cluster.threads or (os.cpu_count() or 1 if kind == "inline" else 1)
+    threads = config.cluster.threads or (torch.get_num_threads() if kind == "inline" else 1)
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
     workers = 1 if kind == "inline" else max(1, min(asked, len(extents)))
     rate = planning.product_rate(threads)
