@@ -3,7 +3,8 @@
 Rounds of fixed-size sums over rows, then a decision row by row; neither the truth nor the number of errors is given.
 
 0. `class_sums`: how high the left-out output of each class is on its own rows; `level` evens classes and rows out.
-1. `link_sums`, `fit_link`: the calibration of the outputs, under a model in which some labels are wrong.
+1. `link_sums`, `fit_link`: the calibration of the outputs, under a model in which some labels are wrong. Whether
+   wrong labels show at all: `core/evidence.py`.
 2. `verdict_sums`, `fit_verdict`: both cuts, each where the expected F1 is best, with its precision and recall.
 3. `log_odds`, `label_scores`, `is_detrimental`, row by row.
 Wrong labels that are not drawn at random: `core/noise.py`, between 1 and 2.
@@ -28,10 +29,6 @@ Z = (-2.5, 7.5, 125)  # of asinh(z): z from -6 to 904,
 LOSS = (-30.0, 30.0, 1200)  # of log10(loss)
 LEAST_POSTERIOR = 0.2  # no label is an issue with less than one chance in five
 MOST_DETRIMENTAL = 0.05  # share of samples, where few wrong labels are expected
-FEW = 200  # rows: too few to tell wrong labels from hard rows by the likelihood alone; then
-UNDECIDED = 0.05  # errors per wrong label that are left where every row is taken for what it probably is
-CLEAR_LOSS = 0.03  # of the log likelihood, a wrong label
-LEAST_TOLD = 0.2  # of the entropy of the labels must be known to the model that judges them
 
 
 @dataclass(frozen=True)
@@ -169,64 +166,6 @@ def _peak(values: np.ndarray) -> float:
     return float(top - (after - before) ** 2 / (8 * bend)) if bend < 0 else float(top)
 
 
-def noise_shows(link: Link, weight: Float[Tensor, " c"], rows: float) -> bool:
-    """Return whether wrong labels explain what a link of `fit_link` does not, better than any link without them, and
-    than the shares of the classes alone.
-
-    Outcomes that depend on chance, and features that say nothing of the labels, are explained as well by probabilities
-    that are less sure: then no label can be called wrong. Asked: log(rows) / 2 (BIC). Of FEW rows or less evidence is
-    weak either way; there predictions that tell LEAST_TOLD of the labels' entropy are enough.
-
-    Args:
-        link: from `fit_link`.
-        weight: of the rows of every class (`class_sums`).
-        rows: effective number.
-    """
-    entropy = float(torch.special.entr(weight / weight.sum().clamp_min(1e-300)).sum())
-    told = entropy + link.likelihood  # 0: no more than the shares of the classes
-    if min(link.evidence, rows * told) > math.log(max(rows, 2)) / 2:
-        return True
-    return rows <= FEW and told >= LEAST_TOLD * entropy
-
-
-def fit_clear_link(sums: Histogram, weight: Float[Tensor, " c"]) -> Link | None:
-    """Return the likeliest link under which nearly every label is clearly right or clearly wrong, if chance explains
-    the labels hardly better; else None.
-
-    Where classes lie far apart no row is near a boundary, and one probability for all rows, "right nine times in ten",
-    is as likely as wrong labels: `noise_shows` cannot tell. But outcomes of chance come in all degrees; that all rows
-    have the same is the less likely story. Asked: at most UNDECIDED errors are left per wrong label; right labels under
-    the link that suits those best are likelier by no more than log(rows) / 2 and CLEAR_LOSS a wrong label (errors of
-    uneven share between classes; outcomes of chance that were drawn: 0.15 and more); LEAST_TOLD is told.
-
-    Args:
-        sums: from `link_sums`.
-        weight: of the rows of every class (`class_sums`).
-    """
-    counts, classes = sums.counts.cpu().numpy(), len(weight)
-    total = float(counts[0, 0].sum())
-    rows = sums.rows(total)
-    if classes < 2 or rows < 2:
-        return None
-    unit, least = rows / total, math.log(rows) / 2
-    rate, some_wrong, gain = _noise_rate(counts, classes)
-    some_wrong, gain = unit * some_wrong, unit * gain
-    centers, shown = _edges(ODDS)[:-1] + LIMIT / ODDS[2], np.clip(rate, 0.5 / rows, 1 - 0.5 / rows)
-    offset = np.log(shown / (1 - shown)) - math.log(classes - 1)
-    wrong = 1 / (1 + np.exp(centers - offset[..., None]))
-    left = (counts * np.minimum(wrong, 1 - wrong)).sum(-1)
-    lead = some_wrong - max(map(_peak, some_wrong - gain))  # of wrong labels over right ones
-    clear = (
-        (left <= UNDECIDED * (counts * wrong).sum(-1)) & (gain > least) & (lead >= -least - CLEAR_LOSS * rate * rows)
-    )
-    if not clear.any():
-        return None
-    s, b = np.unravel_index(int(np.where(clear, some_wrong, -np.inf).argmax()), clear.shape)
-    link = Link(SCALES[s], SHARPNESS[b], float(some_wrong[s, b]) / rows, float(lead[s, b]))
-    entropy = float(torch.special.entr(weight / weight.sum()).sum())
-    return link if entropy + link.likelihood >= LEAST_TOLD * entropy else None
-
-
 def noise_rate_at(sums: Histogram, link: Link, classes: int) -> float:
     """Return the likeliest share of wrong labels under one of the links of `link_sums`."""
     cells = sums.counts[SCALES.index(link.scale), SHARPNESS.index(link.sharpness)]
@@ -255,9 +194,9 @@ def fit_verdict(
     With log-odds l, a label is wrong with posterior 1 / (1 + exp(l - offset)), offset = log(e / (1 - e) / (c - 1)).
     The posteriors beyond a cut add up to the wrong labels there: over their number, precision; over the sum of all,
     recall. Added up by cells of z they place the cut on z, >= 0, flagging at most twice the wrong labels or 5 %.
-    Where noise does not show (`noise_shows`), or the likelihood prefers e > 0 by less than log(rows) / 2 (BIC) under
-    this link too, noise_rate is 0, nothing is an issue, and z has the universal threshold sqrt(2 log rows), raised
-    until at most 5 % pass.
+    Where noise does not show (`core/evidence.py`), or the likelihood prefers e > 0 by less than log(rows) / 2 (BIC)
+    under this link too, noise_rate is 0, nothing is an issue, and z has the universal threshold sqrt(2 log rows),
+    raised until at most 5 % pass.
     Assumes wrong labels drawn at random among the other classes, and a z that adds nothing to the log-odds. Errors
     between classes that look alike are mostly not found, as the rows a label is judged by have them too, unless
     `flips`: log-odds that include the flip rates of `noise.fit_flips`; or `doubt` > 0 (`noise.find_doubt`): that share

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from diva_ray.core import loss_verdict, noise, verdict
+from diva_ray.core import evidence, loss_verdict, noise, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.reduce import Tally
@@ -55,8 +55,8 @@ def _judge_classes(
     """Uniform noise first; then flips between classes, or doubt of the labellers, where there is evidence."""
     classes, levels = setup.outputs, verdict.class_levels(own)
     best = link = verdict.fit_link(calibrated, classes)
-    shows = verdict.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum())))
-    if not shows and (clear := verdict.fit_clear_link(calibrated, own[1])) is not None:
+    shows = evidence.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum())))
+    if not shows and (clear := evidence.fit_clear_link(calibrated, own[1])) is not None:
         best, link, shows = clear, clear, True
         runner.engine.tell(link=link)
     if not shows:  # probabilities as sure as right labels let them be

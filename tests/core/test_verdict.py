@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from diva_ray.core import evidence
 from diva_ray.core import loss_verdict as loss_rule
 from diva_ray.core import verdict as rule
 
@@ -103,7 +104,7 @@ def test_outputs_that_say_nothing_call_no_label_wrong(classes: int, share: float
     y = torch.multinomial(shares, 3000, replacement=True, generator=generator)
     F = shares + 0.02 * torch.randn(3000, classes, generator=generator, dtype=torch.float64)
     sums, weight = rule.link_sums(F, y, torch.ones(3000)), torch.bincount(y, minlength=classes).double()
-    assert not rule.noise_shows(rule.fit_link(sums, classes), weight, 3000.0)
+    assert not evidence.noise_shows(rule.fit_link(sums, classes), weight, 3000.0)
 
 
 @pytest.mark.parametrize("slope", [0.5, 1.0, 2.0])
@@ -113,7 +114,7 @@ def test_outcomes_of_chance_are_not_called_wrong(slope: float) -> None:
     y = (torch.rand(4000, generator=generator, dtype=torch.float64) < torch.sigmoid(slope * x)).long()
     F = torch.stack([0.5 - 0.2 * x * slope / (1 + slope), 0.5 + 0.2 * x * slope / (1 + slope)], 1)
     link = rule.fit_link(rule.link_sums(F, y, torch.ones(4000)), 2)
-    assert not rule.noise_shows(link, torch.bincount(y).double(), 4000.0)
+    assert not evidence.noise_shows(link, torch.bincount(y).double(), 4000.0)
 
 
 @pytest.mark.parametrize("rows", [90, 300, 3000])
@@ -121,7 +122,7 @@ def test_outcomes_of_chance_are_not_called_wrong(slope: float) -> None:
 def test_planted_errors_show(rows: int, noise: float) -> None:
     F, y, _ = planted(rows, 4, noise, seed=rows, spread=0.2)
     link = rule.fit_link(rule.link_sums(F, y, torch.ones(rows)), 4)
-    assert rule.noise_shows(link, torch.bincount(y).double(), float(rows))
+    assert evidence.noise_shows(link, torch.bincount(y).double(), float(rows))
 
 
 def blobs(rows: int, classes: int, noise: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +140,7 @@ def blobs(rows: int, classes: int, noise: float, seed: int) -> tuple[Tensor, Ten
 def test_wrong_labels_of_classes_far_apart_are_told_from_chance(rows: int, classes: int, noise: float) -> None:
     F, y, wrong = blobs(rows, classes, noise, seed=rows + classes)
     sums, weight = rule.link_sums(F, y, torch.ones(rows)), torch.bincount(y, minlength=classes).double()
-    link = rule.fit_clear_link(sums, weight)
+    link = evidence.fit_clear_link(sums, weight)
     assert link is not None
     odds = rule.log_odds(F, y, link)
     verdict = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(rows), torch.ones(rows)), classes)
@@ -154,9 +155,11 @@ def test_outcomes_of_chance_and_right_labels_are_not_clearly_wrong(rows: int, sl
     x = torch.randn(rows, generator=generator, dtype=torch.float64)
     y = (torch.rand(rows, generator=generator, dtype=torch.float64) < torch.sigmoid(slope * x)).long()
     F = torch.stack([0.5 - 0.3 * x, 0.5 + 0.3 * x], 1)
-    assert rule.fit_clear_link(rule.link_sums(F, y, torch.ones(rows)), torch.bincount(y).double()) is None
+    assert evidence.fit_clear_link(rule.link_sums(F, y, torch.ones(rows)), torch.bincount(y).double()) is None
     right, truth, _ = blobs(rows, 3, 0.0, seed=rows)
-    assert rule.fit_clear_link(rule.link_sums(right, truth, torch.ones(rows)), torch.bincount(truth).double()) is None
+    assert (
+        evidence.fit_clear_link(rule.link_sums(right, truth, torch.ones(rows)), torch.bincount(truth).double()) is None
+    )
 
 
 def test_a_rare_class_is_not_taken_for_mislabelled() -> None:
