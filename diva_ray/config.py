@@ -13,7 +13,9 @@ class DataConfig:
     path: str | None = None  # Parquet file, folder, glob or URI; None: the built-in table named by `builtin`
     builtin: str | None = None  # digits (a share of labels flipped) | digits_core | digits_bands | digits_augmented
     noise: float = 0.2  # share of the built-in table's labels that are flipped, 0..1
-    features: Any = "features"  # a column or a list of columns: each is a band (modality)
+    # a column or a list of columns: each is a band (modality); a pattern ('*', 'x_*') is all columns of numbers that
+    # match it and that no other option names
+    features: Any = "features"
     label: str = "label"  # not with task=pairs
     id: str | None = None  # unique key; None: the column `id` if there, else row positions; none: row positions
     weight: str | None = None  # starting sample weight, >= 0

@@ -86,10 +86,6 @@ def check(config: AggregateConfig) -> None:
             raise InputError(
                 f"{name}: is what jobs/aggregate.py finds, got {getattr(config, name)}. Leave `{name}` out."
             )
-    if isinstance(config.data.features, str) or len(config.data.features) < 2:
-        raise InputError(
-            f"data.features: must name at least two bands, got {config.data.features}. Change `data.features`."
-        )
 
 
 def _finish(session: Session, config: AggregateConfig) -> Result:

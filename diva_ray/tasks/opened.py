@@ -23,8 +23,9 @@ from diva_ray.config import (
     TuneConfig,
 )
 from diva_ray.data.columns import is_list, one_chunk, storage_type
+from diva_ray.data.roles import find_columns, task_of
 from diva_ray.data.shards import Columns
-from diva_ray.data.sources import find_columns, open_data, task_of
+from diva_ray.data.sources import open_data
 from diva_ray.data.split import band_widths, split
 from diva_ray.data.table import Table, family
 from diva_ray.engine.shelf import Keeping
@@ -34,7 +35,7 @@ from diva_ray.tasks.cost import Cost, cost_of
 from diva_ray.tasks.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
-from diva_ray.tasks.space import tuning_work
+from diva_ray.tasks.space import features_of, tuning_work
 from diva_ray.threads import blas_environment
 
 TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
@@ -196,6 +197,7 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
 
 def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> None:
     """Raise for what a task or an export cannot do with these columns."""
+    check_names_of_bands(config, columns)
     if task == "pairs" and not isinstance(config, ScoreConfig):
         raise InputError("task: pairs must be scored, got another job. Use `jobs/score.py task=pairs`.")
     if task == "pairs" and columns.offset:
@@ -243,6 +245,19 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
                 f"{'row positions' if kind is None else f'{kind} in `{columns.id}`'}. Change `data.id`, or leave "
                 "`export` out."
             )
+
+
+def check_names_of_bands(config: FitConfig, columns: Columns) -> None:
+    """Raise where a task needs several bands, or their names."""
+    if isinstance(config, AggregateConfig) and len(columns.features) < 2:
+        raise InputError(
+            f"data.features: must name at least two bands, got {config.data.features}. Change `data.features`."
+        )
+    if isinstance(config, TuneConfig) and columns.features != features_of(config):
+        raise InputError(
+            f"data.features: a search must name its columns one by one, got {', '.join(features_of(config))}, which is "
+            f"{', '.join(columns.features[:20])}. List them in `data.features`."
+        )
 
 
 def check_columns(table: Table, other: Table, columns: Columns, task: str, role: str) -> None:

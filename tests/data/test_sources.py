@@ -13,7 +13,8 @@ import torch
 
 import diva_ray
 from diva_ray.config import DataConfig
-from diva_ray.data.sources import digits, find_columns, open_data, task_of
+from diva_ray.data.roles import find_columns, task_of
+from diva_ray.data.sources import digits, open_data
 from diva_ray.errors import InputError
 
 from .tables import INLINE, derivatives, problem, score, vectors
@@ -131,7 +132,7 @@ def test_the_task_is_told_and_what_speaks_against_it(label, options, task, told,
 
 def test_a_plain_frame_is_told_how_its_features_are_named():
     frame = pd.DataFrame(X, columns=list("abcd")).assign(label=Y)
-    told = "got columns a, b, c, d, label. Change `data.features`, one name or a list: `data.features=[a,b]`."
+    told = "got columns a, b, c, d, label. Change `data.features`, one name, a list (`[a,b]`) or a pattern (`*`: all numbers)."
     with pytest.raises(InputError, match=re.escape(told)):
         score(frame)
     assert score(frame, features=list("abcd")).summary["n_features"] == 4

@@ -1,0 +1,200 @@
+"""Which column of a table is what: bands, label, keys, what the report shows; and the task that the label means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from glob import has_magic
+from typing import Any
+
+import pyarrow as pa
+
+from diva_ray.data.columns import element_type, is_list, is_number, storage_type
+from diva_ray.data.shards import Columns
+from diva_ray.errors import InputError
+
+log = logging.getLogger("diva_ray")
+
+SHOWN = (
+    "image",
+    "picture",
+    "photo",
+    "text",
+    "caption",
+    "sentence",
+    "name",
+    "raw_text",
+    "raw_caption",
+)  # columns the report shows unasked
+INDEX = "__index_level_"  # how pandas names an index in a file
+KEYS = ("data.id", "data.group", "data.source")
+
+
+def find_columns(
+    schema: pa.Schema, options: Any, builtin: bool, *, labelled: bool = True, partly: Mapping[str, str] | None = None
+) -> tuple[Columns, tuple[str, ...]]:
+    """Return which columns are what, and the columns to show; every named column must be there.
+
+    `partly` are columns that not all files have, and the first file without each: nobody may use them.
+
+    Raises:
+        InputError: a missing column, or one whose type cannot serve.
+    """
+    asked = _names("features", options.features)
+    named = {"data.features": asked, "data.label": [options.label] if labelled else []}
+    partly = partly or {}
+    usual = "id" if "id" in (*schema.names, *partly) else None
+    identifier = None if options.id == "none" else options.id or usual
+    if identifier:
+        named["data.id"] = [identifier]
+    for option in ("weight", "validation_weight", "group", "source", "offset", "truth"):
+        if getattr(options, option):
+            named[f"data.{option}"] = [getattr(options, option)]
+    if options.show is not None and not (isinstance(options.show, str) and options.show in ("none", "auto")):
+        named["data.show"] = _names("show", options.show)
+    used = {name for names in named.values() for name in names} | {usual, *(["true_label"] if builtin else [])}
+    named["data.features"] = _matching(asked, schema, used)
+    _check_bands(named["data.features"], pair=not labelled)
+    pairs = ", or use `task=pairs` for pairs without labels" if len(named["data.features"]) == 2 else ""
+    hints = {"data.features": ", one name, a list (`[a,b]`) or a pattern (`*`: all numbers)", "data.label": pairs}
+    for option, names in named.items():
+        for name in names:
+            _check_named(option, name, schema, partly, hints.get(option, ""))
+    for name in named["data.features"]:
+        kind = element_type(schema.field(name).type)
+        if not is_number(kind):
+            raise InputError(
+                f"data.features: column `{name}` must hold numbers or lists of numbers, got {schema.field(name).type}. "
+                "Change `data.features`."
+            )
+    truth = options.truth or ("true_label" if builtin and "true_label" in schema.names else None)
+    columns = Columns(
+        tuple(named["data.features"]), options.label if labelled else "", identifier, options.weight,
+        options.validation_weight, options.group, options.source, options.offset, truth,
+    )  # fmt: skip
+    unasked = _shown(schema, several=not labelled) if isinstance(options.show, str) and options.show == "auto" else []
+    return columns, tuple(named.get("data.show", unasked))
+
+
+def _check_named(option: str, name: str, schema: pa.Schema, partly: Mapping[str, str], hint: str) -> None:
+    """Raise unless a named column is there, in every file, once, and of a type that the option can use."""
+    if name in partly:
+        raise InputError(
+            f"{option}: every file must have column `{name}`, got none at {partly[name]}. Fix the table or "
+            f"`{option}`{'=none' if option == 'data.id' else ''}."
+        )
+    if name not in schema.names:
+        raise InputError(
+            f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. "
+            f"Change `{option}`{hint}."
+        )
+    if schema.names.count(name) > 1:
+        raise InputError(
+            f"{option}: column `{name}` must be there once, got {schema.names.count(name)}. Fix the table."
+        )
+    if option in KEYS and pa.types.is_nested(storage_type(schema.field(name).type)):
+        kind = schema.field(name).type
+        raise InputError(f"{option}: column `{name}` must hold numbers or strings, got {kind}. Change `{option}`.")
+
+
+def _names(option: str, given: Any) -> list[str]:
+    """Return the columns that an option names, one or several."""
+    names = list(given) if isinstance(given, (list, tuple)) else [given]
+    for name in names:
+        if not isinstance(name, (str, int)):
+            raise InputError(
+                f"data.{option}: must be a column's name or a list of names, got a {type(name).__name__}. Arrays go in "
+                "as {'features': X, 'label': y}."
+            )
+    return list(map(str, names))
+
+
+def _matching(asked: list[str], schema: pa.Schema, used: set[str | None]) -> list[str]:
+    """Return the columns that names and patterns stand for; a pattern takes numbers that nothing else uses, in order.
+
+    Raises:
+        InputError: a pattern that no such column matches.
+    """
+    found: list[str] = []
+    for name in asked:
+        if name in schema.names or not has_magic(name):
+            found.append(name)
+            continue
+        free = [one.name for one in schema if is_number(element_type(one.type)) and one.name not in used]
+        free = [one for one in free if one not in found and not one.startswith(INDEX)]
+        matching = [one for one in free if fnmatchcase(one, name)]
+        if not matching:
+            raise InputError(
+                f"data.features: some column of numbers that no other option uses must match `{name}`, got none "
+                f"among {', '.join(schema.names[:20])}. Change `data.features`."
+            )
+        found += matching
+        shown = ", ".join(matching[:12]) + (", ..." if len(matching) > 12 else "")
+        log.info("data.features: `%s` is %s of %s columns: %s", name, len(matching), len(schema), shown)
+    return found
+
+
+def _check_bands(features: list[str], *, pair: bool) -> None:
+    """Raise unless there is a band, or two that make a pair."""
+    if not features:
+        raise InputError("data.features: at least one column must be named, got none. Change `data.features`.")
+    if pair and len(set(features)) != 2:
+        raise InputError(
+            f"data.features: a pair must have two bands, got {len(set(features))} ({', '.join(features)}). Name two "
+            "columns in `data.features`, or change `task`."
+        )
+    twice = [name for name in features if features.count(name) > 1]
+    if twice:
+        raise InputError(
+            f"data.features: every band must be named once, got `{twice[0]}` twice. Leave it out of `data.features`."
+        )
+
+
+def _shown(schema: pa.Schema, *, several: bool) -> list[str]:
+    """Return the first column of pictures or of texts by its name; of `several`, the first of either."""
+    found: dict[bool, str] = {}
+    for name in SHOWN:
+        kind = schema.field(name).type if name in schema.names else None
+        if kind is not None and not is_list(kind) and (_is_text(kind) or _is_bytes(kind)):
+            found.setdefault(_is_bytes(kind), name)
+    return list(found.values())[: 2 if several else 1]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    """Return whether values are bytes, or the struct of bytes and a path that Hugging Face makes of a picture."""
+    if pa.types.is_struct(kind):
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def task_of(schema: pa.Schema, label: str, task: str) -> str:
+    """Return the task that the label's type means, or check the one that was asked for."""
+    kind = schema.field(label).type
+    element = element_type(kind)
+    number = pa.types.is_floating(element) or pa.types.is_decimal(element)
+    named = _is_text(element) or pa.types.is_integer(element) or pa.types.is_boolean(element)
+    fits = {
+        "classification": not is_list(kind) and named,
+        "regression": not is_list(kind) and (number or pa.types.is_integer(element)),
+        "multilabel": is_list(kind) and named,
+        "vector": is_list(kind) and (number or pa.types.is_integer(element)),
+    }
+    if task == "auto":
+        found = [name for name, fit in fits.items() if fit]
+        if found:
+            return found[0]
+        task = "any task"
+    elif task not in fits:
+        raise InputError(f"task: must be auto, {', '.join(fits)} or pairs, got {task}. Change `task`.")
+    if not fits.get(task):
+        classes = task == ("multilabel" if is_list(kind) else "classification")
+        cast = "Cast them to integers, or change" if number and classes else "Change"
+        raise InputError(
+            f"task: labels in column `{label}` must fit {task}, got {kind}. {cast} `task` or `data.label`."
+        )
+    return task

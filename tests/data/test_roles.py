@@ -1,0 +1,79 @@
+"""Patterns of `data.features`: which columns they stand for, and what a run does with them."""
+
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import diva_ray
+from diva_ray.config import DataConfig
+from diva_ray.data.roles import find_columns
+from diva_ray.errors import InputError
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("x_1", pa.float64()),
+        ("name", pa.string()),
+        ("x_2", pa.int32()),
+        ("vector", pa.list_(pa.float32())),
+        ("texts", pa.list_(pa.string())),
+        ("w", pa.float64()),
+        ("[odd]", pa.float64()),
+        ("label", pa.int64()),
+        ("true_label", pa.int64()),
+        ("__index_level_0__", pa.int64()),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("*", ("x_1", "x_2", "vector", "[odd]", "true_label")),
+        ("x_?", ("x_1", "x_2")),
+        (["vector", "x_*"], ("vector", "x_1", "x_2")),
+        (["x_*", "*"], ("x_1", "x_2", "vector", "[odd]", "true_label")),
+        (["*", "x_1"], ("x_2", "vector", "[odd]", "true_label", "x_1")),
+        ("[odd]", ("[odd]",)),  # a column of that very name, though it reads as a pattern of letters
+    ],
+)
+def test_pattern_is_all_free_columns_of_numbers_in_order(given, expected):
+    columns, _ = find_columns(SCHEMA, DataConfig(features=given, weight="w"), builtin=False)
+    assert columns.features == expected
+
+
+def test_id_and_planted_truth_are_never_features():
+    columns, _ = find_columns(SCHEMA, DataConfig(features="*", id="none"), builtin=True)
+    assert columns.features == ("x_1", "x_2", "vector", "w", "[odd]")
+
+
+def test_pattern_that_nothing_matches_is_one_line():
+    with pytest.raises(InputError, match=r"data\.features: some column of numbers .* must match `y_\*`"):
+        find_columns(SCHEMA, DataConfig(features="y_*"), builtin=False)
+
+
+def test_column_that_some_files_lack_is_not_matched():
+    kept = pa.schema([field for field in SCHEMA if field.name != "x_2"])
+    columns, _ = find_columns(kept, DataConfig(features="x_*"), builtin=False, partly={"x_2": "b.parquet"})
+    assert columns.features == ("x_1",)
+
+
+def test_run_on_a_pattern_is_the_run_on_its_columns(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    table = pa.table({"name": [f"p{i}" for i in range(60)]} | {f"x{k}": rng.normal(size=60) * 10**k for k in range(4)})
+    table = table.append_column("label", pa.array(rng.integers(0, 2, 60)))
+    with caplog.at_level(logging.INFO, "diva_ray"):
+        some = diva_ray.score(table, features="x*", output=str(tmp_path / "a"))
+    assert "data.features: `x*` is 4 of 6 columns: x0, x1, x2, x3" in caplog.text
+    every = diva_ray.score(table, features=["x0", "x1", "x2", "x3"], output=str(tmp_path / "b"))
+    assert some.samples.equals(every.samples)
+
+
+def test_search_names_its_columns(tmp_path):
+    table = {"a": np.arange(8.0), "b": np.arange(8.0) ** 2, "label": np.arange(8) % 2}
+    with pytest.raises(InputError, match=r"data\.features: a search must name its columns one by one, got \*"):
+        diva_ray.tune(table, features="*", space={"ridge": {"choice": [0.1, 1.0]}}, output=str(tmp_path / "t"))
+    with pytest.raises(InputError, match=r"data\.features: must name at least two bands, got a\*"):
+        diva_ray.aggregate(table, features="a*", output=str(tmp_path / "g"))
