@@ -160,12 +160,13 @@ def told(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> li
     if summary["n_failed"]:
         lines.append(f"{summary['n_failed']:,} refused, with reasons: {folder.location('quarantine')}")
     label = config.data.label if config.data.label in job.schema.names else None
-    if label:
-        names = [band.name for band in job.bands]
-        words = [f"data.path={folder.location('features')}"]
+    names = [band.name for band in job.bands]
+    if label or len(names) == 2:
+        words = [] if label else ["task=pairs"]
+        words += [f"data.path={folder.location('features')}"]
         words += [f"'data.features=[{','.join(names)}]'"] if len(names) > 1 else []
         words += [f"data.features={names[0]}"] if len(names) == 1 and names != ["features"] else []
-        words += [f"data.label={label}"] if label != "label" else []
+        words += [f"data.label={label}"] if label and label != "label" else []
         words += ["data.truth=true_label"] if config.data.builtin and "true_label" in job.schema.names else []
         lines.append(f"next: python jobs/score.py {' '.join(words)}")
     return lines

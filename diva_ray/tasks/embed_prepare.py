@@ -73,7 +73,7 @@ def prepare(config: EmbedConfig, source: Source, found: list, folder: Folder, st
     picture = pictured[0] if pictured and config.thumbnail else None
     kept = setup.kept_columns(config, source, built.bands, picture is not None)
     schema = setup.schema_of(source, built.bands, kept, config.dtype, picture is not None)
-    workers, gpus, threads = 1, 0.0, config.cluster.threads or os.cpu_count() or 1
+    workers, gpus, threads = 1, 0.0, config.cluster.threads or torch.get_num_threads()
     if kind != "inline":
         workers, gpus, threads = _on_cluster(config, kind, len(source.units))
     before = [one["batch"] for one in (state or {}).get("bands") or []]

@@ -132,7 +132,7 @@ def test_the_task_is_told_and_what_speaks_against_it(label, options, task, told,
 
 def test_a_plain_frame_is_told_how_its_features_are_named():
     frame = pd.DataFrame(X, columns=list("abcd")).assign(label=Y)
-    told = "got columns a, b, c, d, label. Change `data.features`, one name, a list (`[a,b]`) or a pattern (`*`: all numbers)."
+    told = "got columns a, b, c, d, label. Change `data.features`, one name, a list (`[a,b]`) or a pattern (`*`: all"
     with pytest.raises(InputError, match=re.escape(told)):
         score(frame)
     assert score(frame, features=list("abcd")).summary["n_features"] == 4

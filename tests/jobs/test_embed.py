@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -442,3 +443,16 @@ def test_the_job_runs_by_itself_and_its_features_are_scored(tmp_path):
     assert scored.returncode == 0 and "planted 359 wrong labels" in scored.stdout, scored.stderr
     bad = job("jobs/embed.py", "encoder=eges", f"output={tmp_path / 'bad'}")
     assert bad.returncode == 2 and "eges" in bad.stderr and "Traceback" not in bad.stderr
+
+
+@pytest.mark.jobs
+def test_pairs_without_labels_are_told_the_command_that_scores_them(tmp_path):
+    pq.write_table(raw_sets.table(200).drop_columns("label"), tmp_path / "pairs.parquet")
+    words = [f"data.path={tmp_path / 'pairs.parquet'}", "encoders=[edges,{name: words, column: caption}]"]
+    command = [sys.executable, "jobs/embed.py", *words, f"output={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    following = next(line for line in done.stdout.splitlines() if line.startswith("next: "))
+    command = [sys.executable, *shlex.split(following.removeprefix("next: python ")), f"output={tmp_path / 'scores'}"]
+    scored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert scored.returncode == 0 and "task=pairs" in command, scored.stderr
