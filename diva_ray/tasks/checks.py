@@ -40,9 +40,7 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
             raise InputError(
                 f"data.features: some row must have the band `{name}`, got null in every row. Change `data.features`."
             )
-    check_norms(columns, found, standardized=standardized)
-    if setup.scale.intercept and not standardized:
-        check_means(columns, found)
+    check_columns_held(columns, found, standardized=standardized, intercept=setup.scale.intercept)
     if found.offset_width not in (0, setup.outputs):
         raise InputError(
             f"data.offset: column `{columns.offset}` must hold {setup.outputs} numbers, one for each output, got "
@@ -128,6 +126,13 @@ def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
                 f"validation.path: labels must be among the table's {len(known)} classes, got {len(new)} new ones, "
                 f"such as {new[0]!r}. Fix the validation table or `validation.path`."
             )
+
+
+def check_columns_held(columns: Columns, found: Scan, *, standardized: bool, intercept: bool) -> None:
+    """Raise for features that the products of a fit would not hold."""
+    check_norms(columns, found, standardized=standardized)
+    if intercept and not standardized:
+        check_means(columns, found)
 
 
 def check_norms(columns: Columns, found: Scan, *, standardized: bool) -> None:
@@ -234,10 +239,7 @@ def features_take_double(found: Scan, *, standardized: bool, intercept: bool) ->
     """Return whether float32 products of columns taken as they are hold too little but their means, which the intercept
     takes away."""
     far = max((float(band.max()) for band in deviations(found) if len(band)), default=0.0)
-    if standardized or not intercept or far <= MOST_DEVIATIONS:
-        return False
-    log.info("features lie far from 0 (%.0f standard deviations): products in float64; standardize=auto is faster", far)
-    return True
+    return intercept and not standardized and far > MOST_DEVIATIONS
 
 
 def takes_double(target: Tensor, rest: Tensor) -> bool:

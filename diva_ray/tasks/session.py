@@ -214,9 +214,11 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     center = found.target[1:].chunk(2)[0] if opened.loss == "cosine" and opened.task == "vector" else None
     double = config.precision == "float64"
     double |= opened.task in ("regression", "vector") and takes_double(found.target, found.rest)
-    double |= features_take_double(
+    if features_take_double(
         found, standardized=config.standardize == "auto", intercept=config.intercept and opened.task != "pairs"
-    )
+    ):
+        log.info("features lie far from 0: products in float64; standardize=auto is faster")
+        double = True
     dtype = torch.float64 if double else torch.float32
     scale = make_scale(config, found, opened.columns.features)
     keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows

@@ -29,6 +29,7 @@ from diva_ray.engine.context import Fold, Kernel
 from diva_ray.engine.reduce import Tally, add_in_order
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
+from diva_ray.tasks.checks import features_take_double
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.derived import MOST_CONDITION, best_ridge, penalty_pattern
 from diva_ray.tasks.options import DEFAULT
@@ -130,8 +131,10 @@ class Study:
         project = projections(choice.bands, [len(mean) for mean in means], choice.projection, self.config.seed)
         scale = Scale(means, tuple(whole.scale[k] for k in at), choice.intercept, tuple(at), project)
         if dtype is None:  # fewer rows than columns: the p x p form needs every digit
-            few = self.session.runner.rows < scale.width
-            dtype = torch.float64 if few else self.session.setup.dtype
+            double = self.session.runner.rows < scale.width or features_take_double(
+                self.session.scan, standardized=choice.standardize == "auto", intercept=choice.intercept
+            )
+            dtype = torch.float64 if double else self.session.setup.dtype
         loss = self.session.loss if choice.loss in ("", self.config.loss) else choice.loss
         loss = DEFAULT[self.session.task] if loss == "auto" else loss
         center = self.session.scan.target[1:].chunk(2)[0] if loss == "cosine" else None

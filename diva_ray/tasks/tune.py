@@ -19,6 +19,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of
+from diva_ray.tasks.checks import check_columns_held
 from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, choose_loss
 from diva_ray.tasks.plan import Plan
@@ -111,6 +112,9 @@ def run(
         session.folder.write_json("state.json", session.mark)
         check_folds(session.runner, session.setup, config.folds)
         _scan_test(session)
+        if "none" in space.values("standardize"):
+            intercept = True in space.values("intercept")
+            check_columns_held(session.columns, session.scan, standardized=False, intercept=intercept)
         study = Study(session, config)
         trials, records = search(study, space, quiet=quiet)
         return _finish(study, space, trials, records)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -332,3 +333,29 @@ def test_the_error_of_choosing_pays_for_luck():
     assert error_of_choosing(records[:1]) is None
     clear = [*records, Record(3, None, 3, [{"error": 1.0, "weight": 10.0}] * 3)]  # type: ignore[arg-type]
     assert error_of_choosing(clear) == 3 / 30
+
+
+def far_table(far, n=300):
+    generator = np.random.default_rng(0)
+    y = generator.standard_normal(n)
+    return {"features": y[:, None] + 0.3 * generator.standard_normal((n, 6)) + far, "label": y, "id": np.arange(n)}
+
+
+def test_a_trial_on_columns_far_from_0_takes_products_in_float64(tmp_path):
+    space = {"ridge": {"choice": [0.01, 1.0]}, "standardize": {"choice": ["auto", "none"]}}
+    found = [
+        diva_ray.tune(
+            far_table(5000), space=space, search="grid", folds=3, precision=precision, quiet=True, cluster=INLINE,
+            output=str(tmp_path / precision),
+        ).samples.filter(pc.field("standardize") == "none")["error"].to_numpy()
+        for precision in ("auto", "float64")
+    ]  # fmt: skip
+    np.testing.assert_allclose(*found, rtol=1e-9)
+
+
+def test_a_search_that_takes_columns_as_they_are_refuses_those_that_hold_their_mean_only(tmp_path):
+    with pytest.raises(InputError, match="with standardize=none a column's mean must be at most"):
+        diva_ray.tune(
+            far_table(1e9), space={"standardize": {"choice": ["auto", "none"]}}, search="grid", quiet=True,
+            cluster=INLINE, output=str(tmp_path / "run"),
+        )  # fmt: skip
