@@ -20,10 +20,11 @@ from diva_ray.core.derivative import splitmix
 from diva_ray.data.columns import is_list, one_chunk, row_keys
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import number_targets
-from diva_ray.engine.context import Known
+from diva_ray.engine.context import Known, unit_keys
 from diva_ray.engine.reduce import Rows
 
 ROWS = 128  # hashed at a time: their products stay in the cache
+LOOKED = 1 << 16  # rows at most of which the driver holds hashes, to tell whether rows have the features of others
 USUAL = 8  # times as many segments as expected, and one more: beyond that the content has no variety to cut by
 
 
@@ -51,9 +52,12 @@ def join(fragments: Rows) -> Segments:
     return Segments(start[first], start[first] + np.add.reduceat(length, first), gram, cross)
 
 
-def fragments(shard: Shard, known: Known, bits: int) -> Rows:
-    """Return (start, rows, whether a segment begins there, hash of features and weight, of all) of a shard's parts."""
-    features, gram, cross = row_hashes(shard, known)
+def fragments(shard: Shard, known: Known, bits: int, features: np.ndarray) -> Rows:
+    """Return (start, rows, whether a segment begins there, hash of features and weight, of all) of a shard's parts.
+
+    `features` are `feature_hashes(shard)`.
+    """
+    gram, cross = row_hashes(shard, known, features)
     last = _mix(features) & np.uint64((1 << bits) - 1)
     begins = (last == 0) & np.concatenate([[True], features[1:] != features[:-1]])
     if begins.sum() > USUAL * (1 + (len(begins) >> bits)):
@@ -69,17 +73,39 @@ def fragments(shard: Shard, known: Known, bits: int) -> Rows:
     return Rows(tuple(torch.from_numpy(column) for column in columns))
 
 
-def row_hashes(shard: Shard, known: Known) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return 64-bit hashes of every row: of its features; with its weight; with its target and offset too."""
+def alike(shard: Shard, share: float, features: np.ndarray) -> Rows:
+    """Return hashes of features, and leave-out groups, of the rows whose hash lies in the first `share` of all hashes:
+    of rows with the same features all are among them, or none."""
+    chosen = np.flatnonzero(_mix(features) >> np.uint64(32) < share * 2.0**32)
+    return Rows((torch.from_numpy(features[chosen].view(np.int64)), unit_keys(shard)[torch.from_numpy(chosen)]))
+
+
+def count_alike(looked: Rows) -> tuple[int, int]:
+    """Return how many of the rows that were looked at have the features of a row of another group, and how many were
+    looked at."""
+    hashes, unit = looked.joined()
+    pairs = torch.unique(torch.stack([hashes, unit], 1), dim=0)[:, 0]  # one of every group that has these features
+    found, groups = torch.unique(pairs, return_counts=True)
+    shared = found[groups > 1]
+    return int(torch.isin(hashes, shared).sum()), len(hashes)
+
+
+def feature_hashes(shard: Shard) -> np.ndarray:
+    """Return a 64-bit hash of every row's features."""
     features = np.zeros(len(shard), np.uint64)
     for band, (values, absent) in enumerate(zip(shard.bands, shard.missing, strict=True)):
         features = _mix(features ^ hash_words(values, band))
         if absent is not None:
             features[absent.numpy()] = _mix(~features[absent.numpy()])
+    return features
+
+
+def row_hashes(shard: Shard, known: Known, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return 64-bit hashes of every row: of its features with its weight; with its target and offset too."""
     gram = _mix(features ^ _mix(shard.weight.numpy().view(np.uint64)))
     target = hash_words(number_targets(shard.label, known["label"], shard.where), 0) if known["numbers"] else None
     cross = _mix(gram ^ (class_hashes(shard.label) if target is None else target))
-    return features, gram, cross if shard.offset is None else _mix(cross ^ hash_words(shard.offset, 0))
+    return gram, cross if shard.offset is None else _mix(cross ^ hash_words(shard.offset, 0))
 
 
 def hash_words(values: Tensor, seed: int) -> np.ndarray:

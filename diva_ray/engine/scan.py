@@ -14,7 +14,7 @@ from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import label_values, number_targets
 from diva_ray.engine.context import Known, validation_weights
-from diva_ray.engine.identity import fragments
+from diva_ray.engine.identity import alike, feature_hashes, fragments
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.errors import InputError
 
@@ -37,6 +37,7 @@ class Scan:
         target: sum of v, weighted mean (c,) and sums of v (y - mean)^2 (c,) of numbers, as one vector.
         rest: the same of what offsets leave of the numbers; of the numbers where there are none.
         offset_width: numbers of an offset, 0 without.
+        looked: hashes of the features of some rows that train, or of all, with their leave-out groups.
         fragments: what the training rows are by content (`engine.identity`), where it was asked for.
     """
 
@@ -51,6 +52,7 @@ class Scan:
     target: Tensor
     rest: Tensor
     counts: Tally
+    looked: Rows
     offset_width: int = 0
     fragments: Rows | None = None
     validation_labels: pa.Array | None = None
@@ -90,6 +92,7 @@ class Scan:
             merge_moments(self.target, other.target),
             merge_moments(self.rest, other.rest),
             self.counts + other.counts,
+            self.looked + other.looked,
             self.offset_width,
             self.fragments + other.fragments if self.fragments and other.fragments else self.fragments,
             merge_values(self.validation_labels, other.validation_labels),
@@ -219,10 +222,14 @@ def scan(shard: Shard, known: Known) -> Scan:
         max_less_labels=-lengths[0],
     )
     widths = tuple(values.shape[1] for values in shard.bands)
-    known_by = fragments(shard, known, known["cut_bits"]) if trains and known.get("cut_bits") is not None else None
+    looked, known_by = Rows(), None
+    if trains:
+        hashes = feature_hashes(shard)
+        looked = alike(shard, known["looked"], hashes)
+        known_by = None if known["cut_bits"] is None else fragments(shard, known, known["cut_bits"], hashes)
     return Scan(
         shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, rest,
-        counts,         0 if shard.offset is None else shard.offset.shape[1], known_by, heard_labels,
+        counts, looked, 0 if shard.offset is None else shard.offset.shape[1], known_by, heard_labels,
     )  # fmt: skip
 
 

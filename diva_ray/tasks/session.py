@@ -9,19 +9,28 @@ from typing import Any
 
 import torch
 
-from diva_ray.config import FitConfig
+from diva_ray.config import AggregateConfig, FitConfig, ScoreConfig
 from diva_ray.core.subspace import projections
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, open_parquet
+from diva_ray.engine.identity import LOOKED
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.checks import check_scan, features_take_double, takes_double, tell_missing, tell_units
+from diva_ray.tasks.checks import (
+    alike_in_words,
+    alike_of,
+    check_scan,
+    features_take_double,
+    takes_double,
+    tell_missing,
+    tell_units,
+)
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
@@ -117,6 +126,9 @@ def open_session(
             tell_missing(columns, found)
         if config.standardize == "auto":
             tell_units(columns, found)
+        alike = alike_in_words(alike_of(found), int(found.counts["rows"]))
+        if alike and "held_out" not in roles and not isinstance(config, ScoreConfig | AggregateConfig):
+            log.warning("%s", alike)  # those say it with their verdicts
     except BaseException:
         runner.engine.close()
         raise
@@ -187,7 +199,9 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str, cut_bits
     """Load and scan every shard; those of a pool are left for its task."""
     numbers = task in ("regression", "vector")
     runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out="held_out" in roles)
+    rows = sum(extent.stop - extent.start for extent in runner.engine.extents if not (extent.held_out or extent.pool))
     runner.engine.tell(heard_source=columns.heard_source, pairs=task == "pairs", cut_bits=cut_bits)
+    runner.engine.tell(looked=min(1.0, LOOKED / max(rows, 1)))
     runner.load()
     return runner.run(scan, "scan")
 

@@ -13,7 +13,7 @@ from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.report.words import counted
-from diva_ray.tasks.checks import missing_of
+from diva_ray.tasks.checks import alike_in_words, alike_of, missing_of
 from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 
@@ -49,6 +49,7 @@ def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, An
         "ridge": ridge,
         "mean_weight": counts["weight"] / counts["rows"],
         "missing": missing_of(session.columns, session.scan),
+        "n_alike": alike_of(session.scan),
     }
 
 
@@ -227,8 +228,11 @@ def sources_of(setup: Setup, sums: Tensor, written: Tally) -> list[dict[str, Any
 
 def warnings_of(summary: dict[str, Any]) -> list[str]:
     """Return what may have misled the verdicts."""
-    found = []
-    if summary["class_dependence"] > CLASS_DEPENDENT and summary["n_label_issues"] and summary["method"] != "trusted":
+    left_out = summary["validation"] == "leave-one-out"
+    alike = alike_in_words(summary["n_alike"], summary["n_samples"]) if left_out else ""
+    found = [alike] if alike else []
+    misled = left_out and summary["method"] != "trusted" and summary["n_label_issues"]
+    if misled and summary["class_dependence"] > CLASS_DEPENDENT:
         kept = "go mostly one way" if summary["n_outputs"] == 2 else "keep to few pairs of classes"
         found.append(
             f"The suspected labels {kept}. Such errors are in the validation labels too and "

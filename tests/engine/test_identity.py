@@ -1,13 +1,15 @@
 """Rows are known by their content: every change shows, and where rows lie does not matter."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import diva_ray
 from diva_ray.data.shards import Columns, Extent, read_shard
 from diva_ray.data.table import from_arrays
-from diva_ray.engine.identity import fragments, join, row_hashes
+from diva_ray.engine.identity import alike, count_alike, feature_hashes, fragments, join, row_hashes
 from diva_ray.engine.reduce import Rows
 
 KNOWN = {"numbers": False, "label": "label"}
@@ -34,7 +36,7 @@ def shards_of(data, cuts=()):
 def segments(data, cuts=()):
     found = Rows()
     for shard in shards_of(data, cuts):
-        found = found + fragments(shard, KNOWN, BITS)
+        found = found + fragments(shard, KNOWN, BITS, feature_hashes(shard))
     return join(found)
 
 
@@ -50,7 +52,8 @@ def test_every_changed_row_has_another_hash(kind):
     weight, label = data["weight"].copy(), data["label"].copy()
     weight[4], label[5] = np.nextafter(weight[4], 9), (label[5] + 1) % 4
     (after,) = shards_of({"features": X, "weight": weight, "label": label})
-    hashes = [row_hashes(shard, KNOWN) for shard in (before, after)]
+    features = [feature_hashes(shard) for shard in (before, after)]
+    hashes = [(one, *row_hashes(shard, KNOWN, one)) for shard, one in zip((before, after), features, strict=True)]
     changed = [np.flatnonzero(one != other).tolist() for one, other in zip(*hashes, strict=True)]
     assert changed == [[0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]
     assert len(np.unique(hashes[0][2])) == 64
@@ -94,3 +97,41 @@ def test_the_set_of_classes_counts_not_its_order():
 
     one, other = (class_hashes(pa.array(rows)) for rows in ([["a", "b"], [], ["c"]], [["b", "a"], ["a"], ["c"]]))
     np.testing.assert_array_equal(one == other, [True, False, True])
+
+
+def looked_at(data, share, cuts=()):
+    found = Rows()
+    for shard in shards_of(data, cuts):
+        found = found + alike(shard, share, feature_hashes(shard))
+    return count_alike(found)
+
+
+@pytest.mark.parametrize("cuts", [(), (100, 777)])
+def test_rows_with_the_features_of_others_are_counted(cuts):
+    data, generator = rows_of(1000, kind=np.float16), np.random.default_rng(1)
+    data["features"][500:560] = data["features"][:60]  # twice
+    data["features"][900:907] = data["features"][999]  # eight of them
+    assert looked_at(data, 1.0, cuts) == (128, 1000)
+    order = generator.permutation(1000)
+    assert looked_at({name: values[order] for name, values in data.items()}, 1.0, cuts) == (128, 1000)
+
+
+def test_of_many_rows_a_share_is_looked_at_and_copies_stay_together():
+    data = rows_of(20_000)
+    data["features"][10_000:14_000] = data["features"][:4000]
+    same, looked = looked_at(data, 0.25, (7_000,))
+    assert abs(looked - 5000) < 400 and abs(same / looked - 0.4) < 0.03  # 8,000 of 20,000
+
+
+@pytest.mark.parametrize("given", [{}, {"group": "who"}, {"validation": True}])
+def test_copies_are_told_unless_they_leave_together_or_validate_nothing(given, caplog):
+    data = rows_of(200) | {"who": np.arange(200) % 190}
+    data["features"][190:] = data["features"][:10]
+    table = {name: data[name] for name in ("features", "label", "who")}
+    given = {**given, **({"validation": rows_of(80, seed=5)} if "validation" in given else {})}
+    result = diva_ray.score(table, **given)
+    assert result.summary["n_alike"] == (0 if "group" in given else 20)
+    told = "20 of 200 rows have the very features of another row"
+    assert (told in repr(result)) == (not given) == (told in Path(result.path, "report.html").read_text())
+    diva_ray.reweight(table, **given)
+    assert (told in caplog.text) == (not given)
