@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ TEXT_CHUNK = 16  # batches of texts that are sorted by length together
 NOTED = 3  # refused samples of a unit that its result tells of
 QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "where", "column", "reason")])
 UNIT, FAILED, DROPPED = b"diva_ray.unit", b"diva_ray.failed", b"diva_ray.dropped"  # keys in a file's footer
+NULLS = b"diva_ray.nulls"  # likewise: how many of its rows are null, by column
 UNREAD = b"diva_ray.unread"  # likewise: of the samples that failed, those that a resumed run tries again
 
 
@@ -111,6 +113,7 @@ class UnitEncoder:
         seconds = {"wait": 0.0, "encode": 0.0, "write": 0.0}
         failures: list[Failure] = []
         held: list[pa.Table] = []
+        nulls: Counter[str] = Counter()
         rows, before, unknown = 0, start, {}
         job = self.job
         metadata = {UNIT: job.stamp(unit).encode()}
@@ -119,6 +122,7 @@ class UnitEncoder:
                 now = time.perf_counter()
                 seconds["wait"] += now - before
                 held.append(self._encoded(prepared))
+                nulls.update({name: held[-1][name].null_count for name in job.schema.names})
                 failures += prepared.failures
                 unknown = prepared.rows.unknown
                 then = time.perf_counter()
@@ -133,6 +137,8 @@ class UnitEncoder:
             if failures:
                 listed = pa.table({k: [getattr(one, k) for one in failures] for k in QUARANTINE.names}, QUARANTINE)
                 job.folder.write_table(f"quarantine/{unit.file}", listed)
+            nulls = +nulls  # those that have some
+            metadata |= {NULLS: json.dumps(nulls).encode()} if nulls else {}
             metadata |= {DROPPED: json.dumps(unknown).encode()} if unknown else {}
             unread = sum(one.reason.startswith((NO_FILE, NOT_READABLE)) for one in failures)
             metadata |= {UNREAD: str(unread).encode()} if unread else {}
@@ -141,7 +147,8 @@ class UnitEncoder:
         seconds["write"] += time.perf_counter() - before
         return {
             "unit": unit.index, "file": f"features/{unit.file}", "rows": rows, "failed": len(failures), "bytes": size,
-            "dropped": unknown, "sha256": digest, "seconds": time.perf_counter() - start, **seconds,
+            "dropped": unknown, "nulls": dict(nulls), "sha256": digest, **seconds,
+            "seconds": time.perf_counter() - start,
             "noted": [f"{one.id} at {one.where}: {one.reason}" for one in failures[:NOTED]], "process": os.getpid(),
             "host": socket.gethostname(), "memory": peak_memory(),
         }  # fmt: skip

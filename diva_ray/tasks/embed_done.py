@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import Counter
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def conclude(
             }
             for band in job.bands
         ],
+        "missing": _missing(prepared, done),
         **_pace(prepared, fresh, seconds),
         "dropped_columns": dropped, "bytes": sum(one["bytes"] for one in done),
         "peak_memory_bytes": max([peak_memory(), *(one["memory"] for one in fresh)]),
@@ -75,6 +77,14 @@ def conclude(
     if dropped:
         log.warning("%s", told_dropped(job.source, dropped))
     return summary
+
+
+def _missing(prepared: Prepared, done: list[dict[str, Any]]) -> dict[str, int]:
+    """Return how many samples are null in a column, for those columns but the thumbnail that are null in some."""
+    found: Counter[str] = Counter()
+    for one in done:
+        found.update(one["nulls"])
+    return {name: found[name] for name in prepared.job.schema.names if found[name] and name != "picture"}
 
 
 def _dropped(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -151,7 +161,7 @@ def _manifest(prepared: Prepared, done: list[dict[str, Any]], started: str) -> d
 
 def told(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> list[str]:
     """Return what came out, and the next command, for a terminal."""
-    folder, job = prepared.job.folder, prepared.job
+    folder = prepared.job.folder
     rate = summary["rows_per_second"]
     bands = ", ".join(f"`{one['band']}` ({one['width']:,} by {one['encoder']})" for one in summary["bands"])
     reused = f", {summary['n_reused']:,} of {summary['n_units']:,} files were there" if summary["n_reused"] else ""
@@ -159,16 +169,35 @@ def told(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> li
     lines = [f"{summary['n_samples']:,} samples: {bands}{pace}{reused}"]
     if summary["n_failed"]:
         lines.append(f"{summary['n_failed']:,} refused, with reasons: {folder.location('quarantine')}")
+    lines += _next(config, prepared, summary)
+    return lines
+
+
+def _next(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> list[str]:
+    """Return the command that scores what came out, to be pasted; or what stands in its way."""
+    job, missing = prepared.job, summary["missing"]
+    bands = [band.name for band in job.bands]
     label = config.data.label if config.data.label in job.schema.names else None
-    names = [band.name for band in job.bands]
-    if label or len(names) == 2:
-        words = [] if label else ["task=pairs"]
-        words += [f"data.path={folder.location('features')}"]
-        words += [f"'data.features=[{','.join(names)}]'"] if len(names) > 1 else []
-        words += [f"data.features={names[0]}"] if len(names) == 1 and names != ["features"] else []
-        words += [f"data.label={label}"] if label and label != "label" else []
-        words += ["data.truth=true_label"] if config.data.builtin and "true_label" in job.schema.names else []
-        lines.append(f"next: python jobs/score.py {' '.join(words)}")
+    pairs = not label and len({band.column for band in job.bands}) == len(bands) == 2
+    told = [f"`{name}` in {missing[name]:,}" for name in (*bands, label) if name in missing]
+    lines = [f"null of {summary['n_samples']:,} samples: {', '.join(told)}"] if told else []
+    if label in missing or (pairs and told):
+        needed = "pairs need both sides" if pairs else "a label must be there"
+        return [*lines, f"leave these out before scoring: {needed}"]
+    texts = {band.column for band in job.bands}
+    others = [name for column, name in job.kept.items() if column not in texts]
+    if not (label or pairs or others):
+        return lines
+    words = [f"data.path={prepared.job.folder.location('features')}"]
+    words += ["task=pairs"] if pairs else []
+    words += [f"data.features=[{','.join(bands)}]"] if len(bands) > 1 else []
+    words += [f"data.features={bands[0]}"] if len(bands) == 1 and bands != ["features"] else []
+    words += [f"data.label={label}"] if label and label != "label" else []
+    words += [f"data.label={others[0]}"] if not (label or pairs) else []
+    words += ["data.truth=true_label"] if config.data.builtin and "true_label" in job.schema.names else []
+    lines.append(f"next: python jobs/score.py {' '.join(map(shlex.quote, words))}")
+    if not (label or pairs) and len(others) > 1:
+        lines.append(f"data.label may also be {', '.join(others[1:TOLD])}")
     return lines
 
 

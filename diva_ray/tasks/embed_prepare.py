@@ -12,7 +12,7 @@ import torch
 
 from diva_ray.config import EmbedConfig
 from diva_ray.data.raw.units import Source, Unit
-from diva_ray.engine.embedding import DROPPED, FAILED, UNIT, UNREAD, Job
+from diva_ray.engine.embedding import DROPPED, FAILED, NULLS, UNIT, UNREAD, Job
 from diva_ray.errors import InputError
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.folder import Folder, differing_options
@@ -191,5 +191,6 @@ def _finished(job: Job) -> dict[int, dict[str, Any]]:
         found[unit.index] = {
             "unit": unit.index, "file": name, "rows": footer.num_rows, "failed": int(notes.get(FAILED, b"0")),
             "bytes": size, "sha256": digest, "reused": True, "dropped": json.loads(notes.get(DROPPED, b"{}")),
+            "nulls": json.loads(notes.get(NULLS, b"{}")),
         }  # fmt: skip
     return found

@@ -118,7 +118,8 @@ def resolve(config: EmbedConfig, modules: list[Any], source: Source) -> list[tup
         found.append((replace(one, column=column_for(source.schema, one)), code))
     if not found:
         raise InputError(
-            f"encoder.column: a picture or text column must be there, got {_told(source.schema)}. Set `encoder.column`."
+            f"encoder.column: a picture column, or one called {', '.join(TEXTS)}, must be there, got "
+            f"{_told(source.schema)}. Set `encoder.column`."
         )
     return found
 
@@ -190,14 +191,14 @@ def _guess(schema: pa.Schema, tower: str) -> str | None:
     """Return the column that an encoder reads unasked: the only one of its kind, or the one with a telling name."""
     texts = [field.name for field in schema if _is_text(field.type) and field.name != "id"]
     if tower == TEXT:
-        named = [name for name in TEXTS if name in texts]
-        return named[0] if named else None
+        return _named(texts, TEXTS)
     pictures = [field.name for field in schema if is_picture(field.type) and field.name != "id"]
-    named = [name for name in PATHS if name in pictures]
-    if named or len(pictures) == 1:
-        return (named or pictures)[0]
-    named = [name for name in PATHS if name in texts]
-    return named[0] if named else None
+    return _named(pictures, PATHS) or (pictures[0] if len(pictures) == 1 else _named(texts, PATHS))
+
+
+def _named(columns: list[str], usual: tuple[str, ...]) -> str | None:
+    """Return the column with the first of the usual names, in letters of either case."""
+    return next((column for name in usual for column in columns if column.lower() == name), None)
 
 
 def name_bands(found: list[tuple[EncoderConfig, Any]]) -> list[str]:

@@ -121,7 +121,10 @@ def test_what_lies_at_the_path(tmp_path):
     refuses(r"data.kind: files of one kind must lie there, got a.csv \(csv\) and a.parquet \(parquet\)", tmp_path)
     refuses(r"data.path: every file must be readable Parquet, got ", tmp_path, kind="parquet")
     refuses(r"data.path: must be within reach|data.path: must be", "nothing://there")
-    refuses(r"encoder.column: a picture or text column must be there, got columns .*label", pa.table({"label": [1, 2]}))
+    refuses(
+        r"encoder.column: a picture column, or one called text, .* must be there, got columns .*label",
+        pa.table({"label": [1, 2]}),
+    )
     refuses(r"encoder.column: a column of pictures .* must be there for edges, got columns", pa.table({"text": ["a"]}),
             encoder="edges")  # fmt: skip
 

@@ -125,7 +125,73 @@ def test_a_csv_of_another_separator_or_encoding_is_one_line(tmp_path):
     path.write_text("id;text;label\n1;hello, world;a\n2;foo;b\n")
     refuses(r"data.path: values must be separated by commas .* got one column 'id;text;label' at .*a.csv", path)
     path.write_bytes("id,text\n1,café\n2,foo\n".encode("utf-16"))
+    refuses(r"data.path: a CSV file must be UTF-8, got UTF-16 at .*a.csv", path)
+    path.write_bytes("id,caf\xe9,text\n1,a,b\n".encode("latin-1"))
     refuses(r"data.path: the names in a CSV file must be UTF-8, got other bytes at .*a.csv", path)
+
+
+def test_in_a_csv_words_such_as_na_are_texts_and_classes_but_no_numbers(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text,label,n\n1,NA,NA,1\n2,null,FR,NA\n3,foo,,3\n4,bar,nan,4\n")
+    found = embed(tmp_path / "a.csv").samples
+    assert found["text"].to_pylist() == ["NA", "null", "foo", "bar"]
+    assert found["label"].to_pylist() == ["NA", "FR", None, "nan"]
+    assert found["n"].to_pylist() == [1, None, 3, 4]
+
+
+def test_the_index_that_pandas_writes_is_left_out(tmp_path):
+    (tmp_path / "a.csv").write_text(",text,label\n0,foo,a\n1,bar,b\n")
+    found = embed(tmp_path / "a.csv").samples
+    assert found["label"].to_pylist() == ["a", "b"] and "" not in found.column_names
+
+
+def test_folders_of_splits_are_no_classes(tmp_path):
+    for number, place in enumerate(("train/cat", "train/dog", "val/cat")):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / f"{number}.png").write_bytes(raw_sets.png(raw_sets.pictures(1)[0]))
+    refuses(rf"one folder a class, got train, val, each with .* Name one of them: data.path={tmp_path}/train", tmp_path)
+    assert embed(tmp_path / "train").samples["label"].to_pylist() == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"text": ["a", "b"], "label": ["x", "y"]}, "next: python jobs/score.py 'data.path={}/features'"),
+        (
+            {"text": ["a", "b"], "label": ["x", None]},
+            "null of 2 samples: `label` in 1\nleave these out before scoring: a label must be there",
+        ),
+        (
+            {"Text": ["a", "b"], "mood": ["x", "y"], "n": [1, 2]},
+            "next: python jobs/score.py 'data.path={}/features' data.label=mood\ndata.label may also be n",
+        ),
+        ({"text": ["a", "b"]}, ""),
+        (
+            {"image": raw_sets.table(2)["image"], "caption": ["a", None]},
+            "null of 2 samples: `caption` in 1\nleave these out before scoring: pairs need both sides",
+        ),
+        (
+            {"image": raw_sets.table(2)["image"], "caption": ["a", "b"]},
+            "next: python jobs/score.py 'data.path={}/features' task=pairs 'data.features=[image,caption]'",
+        ),
+    ],
+)
+def test_the_next_command_is_one_that_works_or_says_what_is_in_its_way(columns, told, tmp_path):
+    result = embed(pa.table(columns), output=tmp_path / "a run")
+    lines = result.lines()[1:-1]
+    assert "\n".join(lines) == told.format(tmp_path / "a run")
+
+
+def test_two_encoders_of_one_text_are_no_pair():
+    text = pa.table({"text": ["a", "b"]})
+    result = embed(text, encoders=[{"name": "words", "band": "a"}, {"name": "words", "band": "b"}])
+    assert "next" not in repr(result)
+
+
+def test_missing_values_are_counted_and_stay_known_to_a_resumed_run(tmp_path):
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": ["x", None, None]}), tmp_path / "a.parquet")
+    first = embed(tmp_path / "a.parquet", output=tmp_path / "run")
+    assert first.summary["missing"] == {"label": 2}
+    assert embed(tmp_path / "a.parquet", output=tmp_path / "run", resume=True).summary["missing"] == {"label": 2}
 
 
 def test_a_name_of_a_file_that_is_no_text_is_one_line(tmp_path):

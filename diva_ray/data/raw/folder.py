@@ -11,6 +11,9 @@ import pyarrow.fs
 
 from diva_ray.data.raw.listing import pack, unpack
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, rechunk, root_of
+from diva_ray.errors import InputError
+
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}  # no classes
 
 
 def find(
@@ -23,12 +26,20 @@ def find(
 ) -> Source:
     """Return the pictures under a folder; the first folder of a picture's path is its class, its path the id."""
     units, total, below = [], 0, False
+    first, deep = set(), True  # folders of the first level; whether they hold nothing but folders
     while some := list(islice(infos, unit_rows)):
         names = [info.path[len(base) + 1 :] for info in some]
         mark = hashlib.sha256("".join(map(mark_of, some)).encode()).hexdigest()[:16]
         size, stop = sum(info.size for info in some), total + len(some)
         units.append(Unit(len(units), base, total, stop, len(some), size, mark, total, files=pack(names)))
         total, below = stop, below or any("/" in name for name in names)
+        first |= {name.partition("/")[0] for name in names}
+        deep &= all(name.count("/") > 1 for name in names)
+    if deep and {name.lower() for name in first} <= SPLITS:
+        raise InputError(
+            f"data.path: a folder of pictures must hold one folder a class, got {', '.join(sorted(first))}, each with "
+            f"folders of its own, at {path}. Name one of them: data.path={path.rstrip('/')}/{sorted(first)[0]}."
+        )
     classes = [pa.field(label, pa.string())] if below else []
     schema = pa.schema([pa.field("id", pa.string()), pa.field("image", pa.string()), *classes])
     root, more = root_of(path, f"{base}/{unpack(units[0].files)[0]}", base), {"label": label}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import logging
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -30,10 +32,13 @@ from diva_ray.data.raw.units import (
 )
 from diva_ray.errors import InputError
 
+log = logging.getLogger("diva_ray")
+
 RANGE = 64 << 20  # bytes of a unit of JSON lines
 PEEKED = 1000  # first lines, which tell the columns
 READ_ROWS = 256
 TOO_LONG = b"<too long>"
+NULLS = csv.ConvertOptions().null_values  # what stands for no number, date or truth value: nothing, NA, NULL, ...
 LEADING_ZERO = "^-?0[0-9]"
 
 
@@ -156,15 +161,27 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
 
 
 def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, skipped: Any) -> csv.CSVStreamingReader:
+    """Return a reader of values as `kinds` says, of which only an empty one is null; or of what types they look like.
+
+    A text or a class may be NA or null: of types that are not text `_cast` makes nulls of such words.
+    """
+    nulls = NULLS if kinds is None else [""]
     delimiter = "\t" if ".tsv" in name_of(path).lower() else ","
     return csv.open_csv(
         filesystem.open_input_stream(path, compression="detect"),
         read_options=csv.ReadOptions(use_threads=False, block_size=1 << 20),
         parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skipped),
         convert_options=csv.ConvertOptions(
-            column_types=kinds, strings_can_be_null=True, quoted_strings_can_be_null=False
+            column_types=kinds, strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=nulls
         ),
     )
+
+
+def _check_encoding(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
+    """Raise for UTF-16, as spreadsheets save "Unicode text"."""
+    with filesystem.open_input_stream(path, compression="detect") as stream:
+        if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputError(f"data.path: a CSV file must be UTF-8, got UTF-16 at {path}. Save it as UTF-8.")
 
 
 def _check_header(schema: pa.Schema, path: str) -> None:
@@ -179,7 +196,9 @@ def _check_header(schema: pa.Schema, path: str) -> None:
 
 
 def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
-    """Return (columns, bytes of a row) of the first megabyte; numbers written as 007 are texts."""
+    """Return (columns, bytes of a row) of the first megabyte; numbers written as 007 are texts. A column without a
+    name, as pandas writes its index, is left out."""
+    _check_encoding(filesystem, unit.path)
     try:
         with _csv(filesystem, unit.path, None, lambda row: "skip") as reader:
             batch = reader.read_next_batch()
@@ -205,7 +224,10 @@ def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schem
     fields = [
         field if field.name not in codes and any(is_kind(field.type) for is_kind in kept) else (field.name, pa.string())
         for field in batch.schema
+        if field.name
     ]
+    if len(fields) < len(batch.schema):
+        log.info("a column without a name is left out at %s", unit.path)
     return pa.schema(fields), min(unit.bytes, 1 << 20) / max(1, batch.num_rows)
 
 
@@ -276,4 +298,4 @@ def _cast(written: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_string(kind):
         return texts
     bare = pc.utf8_trim_whitespace(texts)
-    return pc.if_else(pc.equal(bare, ""), None, bare).cast(kind)
+    return pc.if_else(pc.is_in(bare, pa.array(NULLS)), None, bare).cast(kind)
