@@ -188,7 +188,10 @@ def task_of(schema: pa.Schema, label: str, task: str) -> str:
         found = [name for name, fit in fits.items() if fit]
         if found:
             return found[0]
-        task = "any task"
+        raise InputError(
+            f"task: labels in column `{label}` must be integers, strings or booleans (classes), floats (numbers), or "
+            f"lists of these, got {kind}. Cast them, such as to strings, or change `data.label`."
+        )
     elif task not in fits:
         raise InputError(f"task: must be auto, {', '.join(fits)} or pairs, got {task}. Change `task`.")
     if not fits.get(task):

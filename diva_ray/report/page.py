@@ -102,7 +102,7 @@ def _tiles(report: ScoreReport) -> list[dict]:
         ("n_label_issues", "labels look wrong", words.count(known.get("n_label_issues")),
          "estimated " + ", ".join(rule) if rule and known.get("n_label_issues") else "", "issue"),
         ("noise_estimate", "of all labels wrong", words.percent(known.get("noise_estimate")),
-         "estimated" if known.get("noise_estimate") else "or too few to tell from none", ""),
+         "estimated" if known.get("noise_estimate") else "none that could be told from hard samples", ""),
     ]  # fmt: skip
     keys = ("key", "name", "value", "detail", "tone")
     return [dict(zip(keys, tile, strict=True)) for tile in tiles if words.finite(known.get(tile[0])) is not None]

@@ -27,12 +27,12 @@ def doubts_of_task(label: pa.Array) -> list[str]:
     if whole and rows < FEW_ROWS * values:
         return [
             f"{values:,} classes of {rows / values:.1f} rows each on average: whole numbers are taken for classes; "
-            "cast them to floats for numbers to predict (or set `task`)"
+            "set task=regression for numbers to predict, or task=classification if they are classes"
         ]
     few = values <= FEW_VALUES and 2 * values <= rows
     if not whole and few and pc.all(pc.equal(numbers, pc.floor(numbers))).as_py():
         return [
             f"labels are whole numbers of type {kind}, {values:,} different ones: taken for numbers to predict; "
-            "cast them to integers for classes (or set `task`)"
+            "cast them to integers or strings for classes, or set task=regression"
         ]
     return []

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diva_ray")
 SHOWN_FILES, SHOWN = 8, 24  # of features on the page; samples
+WHOLE = "-whole"  # ends the name of a copy without nulls
 TOLD = 5  # columns that were left out, in a warning
 LISTED = 100  # refused samples on the page
 READ_FILES = 50  # of quarantine, for the page
@@ -181,14 +182,16 @@ def _next(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> l
     pairs = not label and len({band.column for band in job.bands}) == len(bands) == 2
     told = [f"`{name}` in {missing[name]:,}" for name in (*bands, label) if name in missing]
     lines = [f"null of {summary['n_samples']:,} samples: {', '.join(told)}"] if told else []
-    if label in missing or (pairs and told):
-        needed = "pairs need both sides" if pairs else "a label must be there"
-        return [*lines, f"leave these out before scoring: {needed}"]
+    needed = [name for name in (bands if pairs else [label]) if name in missing]
+    path = f"{job.folder.location('features')}"
+    if needed:  # no run scores a row without a label, or a pair without a side
+        lines.append(f"first: {_command_without_nulls(path, path + WHOLE, [str(name) for name in needed])}")
+        path += WHOLE
     texts = {band.column for band in job.bands}
     others = [name for column, name in job.kept.items() if column not in texts]
     if not (label or pairs or others):
         return lines
-    words = [f"data.path={prepared.job.folder.location('features')}"]
+    words = [f"data.path={path}"]
     words += ["task=pairs"] if pairs else []
     words += [f"data.features=[{','.join(bands)}]"] if len(bands) > 1 else []
     words += [f"data.features={bands[0]}"] if len(bands) == 1 and bands != ["features"] else []
@@ -199,6 +202,13 @@ def _next(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> l
     if not (label or pairs) and len(others) > 1:
         lines.append(f"data.label may also be {', '.join(others[1:TOLD])}")
     return lines
+
+
+def _command_without_nulls(path: str, copy: str, columns: list[str]) -> str:
+    """Return a command that copies the rows of a table in which none of the columns is null, of any number."""
+    whole = " & ".join(f"d.field({name!r}).is_valid()" for name in columns)
+    code = f"d.write_dataset(d.dataset({path!r}).filter({whole}), {copy!r}, format='parquet')"
+    return f"python -c {shlex.quote(f'import pyarrow.dataset as d; {code}')}"
 
 
 def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> Sheet:

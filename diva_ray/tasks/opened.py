@@ -291,5 +291,5 @@ def _labels_at_sight(table: Table, columns: Columns) -> pa.Array:
 def _outputs_at_sight(label: pa.Array, task: str) -> int:
     """Return the number of outputs as the first rows show it (classes may be more)."""
     if task in ("classification", "multilabel"):
-        return max(1, len(pc.unique(label.flatten() if is_list(label.type) else label)))
+        return max(1, len(pc.unique((label.flatten() if is_list(label.type) else label).drop_null())))
     return 1 if task == "regression" else max(1, len(label[0].as_py() or [0]))

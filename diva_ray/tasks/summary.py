@@ -18,6 +18,7 @@ from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
+MANY_MISSED = 0.05  # error from which a run that calls no label wrong says what that means
 TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 RULES = {
     "error": "share of left-out predictions that are wrong; of numbers R2, greater when better, which is `r2` too",
@@ -86,7 +87,8 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
         summary["label_entropy"] = float(torch.special.entr(share).sum())
         summary["information"] = summary["label_entropy"] + link.likelihood
     if "planted" in written:
-        summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
+        found = planted(written["planted"], written["ranked"].joined()[0])
+        summary["planted"] = {**found, "by": session.config.data.truth}  # None: the built-in table's own
     return summary
 
 
@@ -125,7 +127,8 @@ def told(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}{heard(s)}, ridge {s['ridge']:.4g}",
         f"{counted(s['n_label_issues'], 'label looks', 'labels look')} wrong{expected}; "
-        f"{counted(s['n_detrimental'], 'sample hurts', 'samples hurt')} (z > {s['threshold']:.2f})",
+        f"{counted(s['n_detrimental'], 'sample hurts', 'samples hurt')} (z > {s['threshold']:.2f}"
+        f"{'' if s['noise_estimate'] else ', which 5 % pass at most'})",
     ]
     if s.get("update"):
         u = s["update"]
@@ -134,12 +137,34 @@ def told(summary: dict[str, Any]) -> list[str]:
             f"{u['rows_relabelled']:,} but for their labels; {u['rows_computed']:,} were computed"
         )
     lines += [f"warning: {warning}" for warning in warnings_of(s)]
+    lines += [f"note: {note}" for note in unseen_in_words(s)]
     if "curated" in s:
         lines.append(curated_in_words(s["curated"]))
     if "planted" in s:
         p = s["planted"]
-        lines.append(f"planted {p['n_planted']:,} wrong labels, found {p['n_found']:,}: {found_in_words(p)}")
+        what = (
+            f"{p['n_planted']:,} labels differ from `{p['by']}`"
+            if p["by"]
+            else f"planted {p['n_planted']:,} wrong labels"
+        )
+        lines.append(f"{what}, found {p['n_found']:,}: {found_in_words(p)}")
     return lines
+
+
+def unseen_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return what is to be said where no label is called wrong, though many are not predicted."""
+    several = summary["task"] == "classification" and not summary["n_label_issues"]
+    if not several or summary["error"] < MANY_MISSED or tells_nothing(summary):
+        return []
+    return [
+        f"No label is called wrong, though {summary['error']:.1%} are not predicted: hard samples explain it too. "
+        "Wrong labels that look like them cannot be told from them; those with the least label_score are likeliest."
+    ]
+
+
+def tells_nothing(summary: dict[str, Any]) -> bool:
+    """Return whether left-out predictions tell next to nothing of the classes."""
+    return summary.get("information", math.inf) < TELLS_NOTHING * summary.get("label_entropy", 0.0)
 
 
 def found_in_words(planted: dict[str, Any]) -> str:
@@ -238,7 +263,7 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
             f"The suspected labels {kept}. Such errors are in the validation labels too and "
             "mislead every left-out score: trust a few rows of each class (data.validation_weight, method=trusted)."
         )
-    if summary.get("information", math.inf) < TELLS_NOTHING * summary.get("label_entropy", 0.0):
+    if tells_nothing(summary):
         found.append(
             f"Left-out predictions tell next to nothing of the labels ({max(summary['information'], 0.0):.3f} of "
             f"{summary['label_entropy']:.3f} nats): other features are needed before any label can be called wrong."

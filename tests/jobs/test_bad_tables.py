@@ -1,5 +1,6 @@
 """A mistake in a table is one line that says what must hold, what was found and where, and what to change."""
 
+import datetime
 import os
 
 import numpy as np
@@ -205,6 +206,8 @@ def test_ids_are_named_where_they_were_before_rows_were_grouped():
 
 
 def test_labels_that_do_not_fit():
+    dates = pa.array([datetime.date(2020, 1, 1)] * len(Y))
+    refuses(r"task: labels in column `label` must be integers, strings or booleans .* got date32", base(label=dates))
     refuses(r"task: labels in column `label` must fit regression, got string. Change `task` or `data.label`",
             base(label=["a", "b", "c"] * 20), task="regression")  # fmt: skip
     refuses(

@@ -440,7 +440,7 @@ def test_the_job_runs_by_itself_and_its_features_are_scored(tmp_path):
     following = next(line for line in done.stdout.splitlines() if line.startswith("next: python "))
     assert "rows_per_second=" in done.stdout and f"data.path={tmp_path}/run/features" in following
     scored = job(*following.removeprefix("next: python ").split(), f"output={tmp_path / 'scores'}", "cluster.threads=1")
-    assert scored.returncode == 0 and "planted 359 wrong labels" in scored.stdout, scored.stderr
+    assert scored.returncode == 0 and "359 labels differ from `true_label`, found" in scored.stdout, scored.stderr
     bad = job("jobs/embed.py", "encoder=eges", f"output={tmp_path / 'bad'}")
     assert bad.returncode == 2 and "eges" in bad.stderr and "Traceback" not in bad.stderr
 

@@ -27,6 +27,8 @@ def test_no_label_is_called_wrong_and_curating_keeps_all_rows(labels):
     assert result.samples.num_rows == 800
     warned = any("next to nothing of the labels" in line for line in result.lines())
     assert warned == (labels in ("rare", "even", "exclusive or"))
+    noted = any(line.startswith("note: No label is called wrong, though") for line in result.lines())
+    assert noted == (labels == "chance") and any("which 5 % pass at most" in line for line in result.lines())
 
 
 @pytest.mark.parametrize(("rows", "classes", "share"), [(400, 3, 0.07), (3000, 3, 0.07), (600, 2, 0.15)])
@@ -38,7 +40,7 @@ def test_wrong_labels_are_found_where_classes_lie_far_apart(rows, classes, share
     given = np.where(wrong, (truth + generator.integers(1, classes, rows)) % classes, truth)
     data = {"features": X.astype(np.float32), "label": given, "truth": truth}
     found = diva_ray.score(data, truth="truth", cluster=INLINE, quiet=True).summary
-    assert found["planted"]["precision"] == found["planted"]["recall"] == 1.0
+    assert found["planted"]["precision"] == found["planted"]["recall"] == 1.0 and found["planted"]["by"] == "truth"
     assert found["label_issue_precision"] > 0.95 and found["label_issue_recall"] > 0.95
 
 
