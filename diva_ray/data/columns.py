@@ -242,8 +242,8 @@ def check_nulls(column: pa.Array, name: str, option: str, where: Where) -> None:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         row = parents[row].as_py() if inside else row
         raise InputError(
-            f"{option}: column `{name}` must hold no null, got one{inside} at {where(row)}. Fix the table, copy the rows "
-            f"without nulls (README, Your own table), or change `{option}`."
+            f"{option}: column `{name}` must hold no null, got one{inside} at {where(row)}. Fix the table, copy the "
+            f"rows without nulls (README, Your own table), or change `{option}`."
         )
 
 

@@ -43,14 +43,14 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             raise missing
         if info.type == pyarrow.fs.FileType.File:
             return filesystem, [inner], inner
-        inner, is_folder = _features_of(filesystem, inner), True
+        inner, is_folder = _table_of(filesystem, inner, option), True
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
         is_file = pyarrow.fs.FileType.File
         files = [item.path for item in found if item.type == is_file and is_parquet(item.path)]
         files = sorted(file for file in files if not _hidden(file, inner))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
-        folder = _features_of(filesystem, os.path.abspath(os.path.expanduser(path)))
+        folder = _table_of(filesystem, os.path.abspath(os.path.expanduser(path)), option)
         is_folder = os.path.isdir(folder)
         names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
         files, inner = [], folder if os.path.exists(folder) else os.path.dirname(re.split(r"[*?[]", folder)[0])
@@ -71,8 +71,13 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
     return filesystem, files, inner
 
 
-def _features_of(filesystem: pyarrow.fs.FileSystem, folder: str) -> str:
-    """Return the folder of features of an embed run, which also holds what was put aside; any other folder as it is."""
+def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> str:
+    """Return where in a folder its table lies: the features of an embed run, the curated copy of a scoring run; any
+    folder that is not a run's as it is.
+
+    Raises:
+        InputError: the output of a run that made no table.
+    """
     manifest = f"{folder}/manifest.json"
     if filesystem.get_file_info(manifest).type != pyarrow.fs.FileType.File:
         return folder
@@ -81,7 +86,16 @@ def _features_of(filesystem: pyarrow.fs.FileSystem, folder: str) -> str:
             told = json.loads(stream.read())
         except ValueError:  # a file of somebody else's
             return folder
-    return f"{folder}/features" if isinstance(told, dict) and {"encoders", "units"} <= told.keys() else folder
+    keys = told.keys() if isinstance(told, dict) else ()
+    if not {"diva_ray", "command"} <= set(keys):
+        return folder
+    inside = f"{folder}/{'features' if {'encoders', 'units'} <= set(keys) else 'curated'}"
+    if filesystem.get_file_info(inside).type == pyarrow.fs.FileType.NotFound:
+        raise InputError(
+            f"{option}: must be a table, got the output of a run at {folder}. Name the table that the run was given, "
+            f"or the run's own rows: {option}={folder}/samples."
+        )
+    return inside
 
 
 def check_named(path: str, option: str = "data.path") -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pyarrow as pa
 
@@ -14,6 +16,8 @@ from diva_ray.data.targets import label_values
 from diva_ray.engine.scan import merge_values
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
+
+log = logging.getLogger("diva_ray")
 
 LOOK = 65_536  # rows at either end whose ids are compared on the driver; workers compare all of theirs
 LABELS = 1 << 20  # labels read at a time
@@ -32,6 +36,9 @@ def open_given(config: TrainConfig, table: Table | None = None, columns: Columns
             "weights: must be the output of a reweight or score run, with samples/, got none at "
             f"{config.weights}. Change `weights`."
         )
+    told = Folder(str(config.weights)).read_json("summary.json")
+    if told is not None and not {"accepted", "weights"} & told.keys():
+        log.info("weights: that run changed no weight, so that `weighted` is trained with the table's own")
     samples = open_parquet(f"{str(config.weights).rstrip('/')}/samples", "weights")
     flags = FLAGS[config.flag]
     for name in ("id", "weight", *(flags if config.flag != "is_label_issue" else ())):

@@ -11,6 +11,7 @@ from diva_ray.config import DataConfig
 from diva_ray.data.roles import find_columns
 from diva_ray.errors import InputError
 
+INLINE = {"kind": "inline", "threads": 1}
 SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
@@ -65,15 +66,17 @@ def test_run_on_a_pattern_is_the_run_on_its_columns(tmp_path, caplog):
     table = pa.table({"name": [f"p{i}" for i in range(60)]} | {f"x{k}": rng.normal(size=60) * 10**k for k in range(4)})
     table = table.append_column("label", pa.array(rng.integers(0, 2, 60)))
     with caplog.at_level(logging.INFO, "diva_ray"):
-        some = diva_ray.score(table, features="x*", output=str(tmp_path / "a"))
+        some = diva_ray.score(table, cluster=INLINE, features="x*", output=str(tmp_path / "a"))
     assert "data.features: `x*` is 4 of 6 columns: x0, x1, x2, x3" in caplog.text
-    every = diva_ray.score(table, features=["x0", "x1", "x2", "x3"], output=str(tmp_path / "b"))
+    every = diva_ray.score(table, cluster=INLINE, features=["x0", "x1", "x2", "x3"], output=str(tmp_path / "b"))
     assert some.samples.equals(every.samples)
 
 
 def test_search_names_its_columns(tmp_path):
     table = {"a": np.arange(8.0), "b": np.arange(8.0) ** 2, "label": np.arange(8) % 2}
     with pytest.raises(InputError, match=r"data\.features: a search must name its columns one by one, got \*"):
-        diva_ray.tune(table, features="*", space={"ridge": {"choice": [0.1, 1.0]}}, output=str(tmp_path / "t"))
+        diva_ray.tune(
+            table, cluster=INLINE, features="*", space={"ridge": {"choice": [0.1, 1.0]}}, output=str(tmp_path / "t")
+        )
     with pytest.raises(InputError, match=r"data\.features: must name at least two bands, got a\*"):
-        diva_ray.aggregate(table, features="a*", output=str(tmp_path / "g"))
+        diva_ray.aggregate(table, cluster=INLINE, features="a*", output=str(tmp_path / "g"))

@@ -108,6 +108,16 @@ def test_trusted_rows_see_what_wrong_neighbours_hide():
     assert not any("trust a few rows" in line for line in trusted.told)
 
 
+def test_the_curated_copy_of_a_run_is_its_table_and_a_run_without_one_is_none(tmp_path):
+    generator = np.random.default_rng(0)
+    table = pa.table({"features": list(generator.standard_normal((40, 3))), "label": np.arange(40) % 2})
+    options = {"cluster": INLINE, "quiet": True}
+    diva_ray.curate(table, output=tmp_path / "a", **options)
+    assert diva_ray.score(tmp_path / "a", output=tmp_path / "b", **options).summary["n_samples"] == 40
+    with pytest.raises(InputError, match=r"data.path: must be a table, got the output of a run at .*b. .*b/samples"):
+        diva_ray.score(tmp_path / "b", **options)
+
+
 def test_weights_follow_trusted_rows():
     data = confusing(0.4)
     result = diva_ray.reweight(data, validation_weight="v", method="trusted", cluster=INLINE, quiet=True)
