@@ -49,6 +49,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """Return the public names, before they are imported too."""
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used: `import diva_ray` is quick, and loads neither torch nor ray."""
     if name not in HOMES:

@@ -127,6 +127,10 @@ def _own_table(name: str, chosen: str, words: list[str]) -> list[str]:
 
 def _compose(name: str, chosen: str, folder: str | None, overrides: list[str]) -> None:
     """Raise one line for an unknown key or a wrong type, before Hydra prints a page about it."""
+    bare = next((word for word in overrides if "=" not in word and word[:1] not in "~+-"), None)
+    if bare is not None:
+        instead = f"data.path={bare}" if hasattr(SCHEMAS[name](), "data") else f"KEY={bare}"
+        raise InputError(f"{name}: options must be written as KEY=VALUE, got {bare}. Write `{instead}`.")
     places = [str(CONFIGS)]
     if folder is not None:
         if not os.path.isdir(folder):

@@ -18,8 +18,10 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
     """Return the file system and the sorted Parquet files of a path, and the folder that it names (of a pattern, the
     part before it; of the output of an embed run, its `features/`)."""
     check_named(path, option)
+    relative = "://" not in path and not os.path.isabs(os.path.expanduser(path))
     missing = InputError(
-        f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}. Change `{option}`."
+        f"{option}: a Parquet file, folder or glob must be there, got nothing at {path}"
+        f"{f' in {os.getcwd()}' if relative else ''}. Change `{option}`."
     )
     if "://" in path:
         try:

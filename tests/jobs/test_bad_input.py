@@ -245,6 +245,8 @@ def job(*words, **environment):
         (["data=digts"], "score: options must be .* Did you mean `data=digits`[?] List them .*"),
         (["validation=x.parquet"], "score: options must be .*, got: .* Set `validation.path`. List them .*"),
         (["path=x"], "score: options must be .* 'path'.* Did you mean `data.path` or `validation.path`[?] List .*"),
+        (["data/x.parquet"], "score: options must be .* KEY=VALUE, got data/x.* Write `data.path=data/x.parquet`."),
+        (["data.path=no/x.parquet"], rf"data.path: .* nothing at no/x.parquet in {ROOT}. Change `data.path`."),
         (["ridg=3"], "score: options must be .* got: .*'ridg'.* Did you mean `ridge`[?] List them .*"),
         (
             ["+ridg=3"],
