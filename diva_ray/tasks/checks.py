@@ -92,8 +92,8 @@ def alike_of(found: Scan) -> int:
 def alike_in_words(alike: int, rows: int) -> str:
     """Return what is to be said of rows with the features of other rows; nothing where they are few.
 
-    A copy among the rows that predict a left-out row tells its label: of 600 digits with 15 % wrong labels 0.96 of
-    these were found, with 60 rows there twice 0.74, with 300 0.11, with all of them none.
+    A copy among the rows that predict a left-out row tells its label: of 600 digits with 15 % wrong labels 99 of 107
+    were found, with 60 rows there twice 80 of 121, with 300 none (RESULTS.md, Copies).
     """
     if alike < MOST_ALIKE * rows:
         return ""
