@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diva_ray.core.evidence import confusions_explain
 from diva_ray.core.verdict import LIMIT, SCALES, SHARPNESS, Link, Verdict, label_scores, level, log_odds
 
 LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar classes
@@ -62,7 +63,8 @@ def fit_flips(
     Accepted if the classes that flip, with T_kk >= MOSTLY_RIGHT, hold at least half of the rows: two classes of many
     that mix at a constant rate are as likely two that the features cannot tell apart. Noise in few classes is therefore
     left to the uniform model. And if the free pairs pay log(m) / 2 each (BIC) against right labels under the link that
-    suits those best: features that say little explain as much. Local optimum; O(links iterations m c).
+    suits those best: features that say little explain as much; and if right labels that the outputs confuse
+    (`evidence.confusions_explain`) are less likely. Local optimum; O(links iterations m c).
 
     Args:
         F: levelled outputs of a sample of rows.
@@ -89,7 +91,10 @@ def fit_flips(
         free, common = pays, float(T[off].median()) if c > 2 else uniform
         uniform = max(common, 1e-5)
         T = _with_diagonal(torch.where(free, T, torch.full_like(T, uniform)))
-    if likelihood - _likelihood_if_right(F, y) <= int(free.sum()) * math.log(m) / 2:
+    flipped = int(free.sum())
+    if likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2:
+        return None
+    if confusions_explain(F, y, likelihood, flipped):
         return None
     return link, T
 

@@ -93,9 +93,10 @@ def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> st
         return folder
     inside = f"{folder}/{'features' if {'encoders', 'units'} <= set(keys) else 'curated'}"
     if filesystem.get_file_info(inside).type == pyarrow.fs.FileType.NotFound:
+        rows = filesystem.get_file_info(f"{folder}/samples").type != pyarrow.fs.FileType.NotFound
         raise InputError(
-            f"{option}: must be a table, got the output of a run at {folder}. Name the table that the run was given, "
-            f"or the run's own rows: {option}={folder}/samples."
+            f"{option}: must be a table, got the output of a run at {folder}. Name the table that the run was given"
+            f"{f', or the rows that it wrote: {option}={folder}/samples' if rows else ''}."
         )
     return inside
 

@@ -127,8 +127,9 @@ def open_session(
         if config.standardize == "auto":
             tell_units(columns, found)
         alike = alike_in_words(alike_of(found), int(found.counts["rows"]))
-        if alike and "held_out" not in roles and not isinstance(config, ScoreConfig | AggregateConfig):
-            log.warning("%s", alike)  # those say it with their verdicts
+        said = isinstance(config, ScoreConfig | AggregateConfig) and opened.task != "pairs"  # with their verdicts
+        if alike and "held_out" not in roles and not said:
+            log.warning("%s", alike)
     except BaseException:
         runner.engine.close()
         raise

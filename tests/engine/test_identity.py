@@ -135,5 +135,16 @@ def test_copies_are_told_unless_they_leave_together_or_validate_nothing(given, c
     assert result.summary["n_alike"] == (0 if "group" in given else 20)
     told = "20 of 200 rows have the very features of another row"
     assert (told in repr(result)) == alone == (told in Path(result.path, "report.html").read_text())
+    caplog.clear()
     diva_ray.reweight(table, **given)
     assert (told in caplog.text) == alone
+
+
+def test_copies_among_pairs_are_told(caplog):
+    generator = np.random.default_rng(0)
+    sides = {name: generator.standard_normal((60, 4)) for name in ("a", "b")}
+    twice = {name: np.concatenate([X, X[:9]]) for name, X in sides.items()}
+    for pairs, told in ((sides, False), (twice, True)):
+        caplog.clear()
+        diva_ray.score(pairs, task="pairs", features=["a", "b"], cluster={"kind": "inline", "threads": 1})
+        assert ("18 of 69 rows have the very features of another row" in caplog.text) == told

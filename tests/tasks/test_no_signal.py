@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.datasets import load_breast_cancer
 
 import diva_ray
 
@@ -42,6 +43,26 @@ def test_wrong_labels_are_found_where_classes_lie_far_apart(rows, classes, share
     found = diva_ray.score(data, truth="truth", cluster=INLINE, quiet=True).summary
     assert found["planted"]["precision"] == found["planted"]["recall"] == 1.0 and found["planted"]["by"] == "truth"
     assert found["label_issue_precision"] > 0.95 and found["label_issue_recall"] > 0.95
+
+
+def ordered(which):
+    """Return features and classes in order, cut from a quantity that they tell: every label is right."""
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(2000, 20))
+    if which == "ratings":
+        return X, np.clip(np.round(3 + 1.1 * X[:, 0] + 0.4 * generator.normal(size=2000)), 1, 5).astype(int)
+    if which in (5, 6):
+        return X, np.digitize(X[:, 0], np.quantile(X[:, 0], np.linspace(0, 1, which + 1)[1:-1]))
+    cells = load_breast_cancer().data
+    cells, area = (cells - cells.mean(0)) / cells.std(0), cells[:, 3]
+    return cells, np.digitize(area, np.quantile(area, [0.2, 0.4, 0.6, 0.8]))
+
+
+@pytest.mark.parametrize("which", [5, 6, "ratings", "area of cells"])
+def test_classes_in_order_that_a_linear_model_masks_are_not_flipped(which):
+    X, y = ordered(which)
+    found = diva_ray.score({"features": X, "label": y}, cluster=INLINE, quiet=True).summary
+    assert found["n_label_issues"] == 0 and found["error"] > 0.2
 
 
 def test_probabilities_of_chance_are_as_unsure_as_chance_is():
