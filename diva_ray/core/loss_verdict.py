@@ -1,4 +1,4 @@
-"""Verdicts on rows whose targets are not single classes: numbers, vectors, several labels.
+"""Verdicts on rows whose targets are no classes: numbers and vectors.
 
 `loss_sums`, `fit_loss_verdict`, then row by row `loss_scores` and `verdict.is_detrimental`.
 """
@@ -43,7 +43,7 @@ def _cells(losses: Tensor) -> Tensor:
 
 
 def fit_loss_verdict(sums: Histogram) -> Verdict:
-    """Return the cuts for targets that are not classes: numbers, vectors, several labels.
+    """Return the cuts for targets that are not classes: numbers and vectors.
 
     Losses of right labels are taken for s F(d1, d2), any s, d1 and d2, for errors of either sign: one hump on the
     scale of logarithms, whose tails may be long (errors of uneven size; a model that is not quite linear). Of wrong

@@ -8,7 +8,7 @@ Rounds of fixed-size sums over rows, then a decision row by row; neither the tru
 2. `verdict_sums`, `fit_verdict`: both cuts, each where the expected F1 is best, with its precision and recall.
 3. `log_odds`, `label_scores`, `is_detrimental`, row by row.
 Wrong labels that are not drawn at random: `core/noise.py`, between 1 and 2.
-Targets that are not classes: `core.loss_verdict`.
+Several labels a row: `core.multilabel`; numbers and vectors: `core.loss_verdict`.
 """
 
 from __future__ import annotations
@@ -199,8 +199,9 @@ def fit_verdict(
     raised until at most 5 % pass.
     Assumes wrong labels drawn at random among the other classes, and a z that adds nothing to the log-odds. Errors
     between classes that look alike are mostly not found, as the rows a label is judged by have them too, unless
-    `flips`: log-odds that include the flip rates of `noise.fit_flips`; or `doubt` > 0 (`noise.find_doubt`): that share
-    of 1 - p_y is added to the posterior, as if truth and label were two draws from p. The test above is then not made.
+    `flips`: log-odds that include how often labels are wrong (`noise.fit_flips`, `core.multilabel`); or `doubt` > 0
+    (`noise.find_doubt`): that share of 1 - p_y is added to the posterior, as if truth and label were two draws from p.
+    The likelihood is then not asked here.
     Doubt is an assumption about labels, not about harm: the cut on z stays that of the uniform model.
     `most` is the largest e, by default (c - 1) / c. Pairs (`core.partners`) are judged as two classes are.
     """
@@ -211,7 +212,7 @@ def fit_verdict(
     rate, _, gain = map(float, _noise_rate(odds_counts, classes, most))
     shown = max(rate, 0.5 / max(rows, 1))  # keeps the scores in order where no noise is found
     offset = 0.0 if flips else math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
-    if total == 0 or not (flips or doubt or (shows and gain * rows / total > math.log(max(rows, 2)) / 2)):
+    if total == 0 or not shows or not (flips or doubt or gain * rows / total > math.log(max(rows, 2)) / 2):
         return Verdict(offset, 0.0, Cut(0.0), _universal_cut(z_counts, rows))
     posterior = 1 - _right(torch.from_numpy(_edges(ODDS)[:-1] + LIMIT / ODDS[2]), offset, doubt).numpy()
     k, figures = _best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import derivative as dd
-from diva_ray.core import losses, verdict
+from diva_ray.core import losses, multilabel, verdict
 from diva_ray.core.adjoint import AdjointAccumulator
 from diva_ray.core.grid import Family, grid_losses, grid_squares
 from diva_ray.core.leave_out import LeftOut, adjoint
 from diva_ray.core.products import add_rows_
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.core.second_order import SecondOrder, second_order
-from diva_ray.data.shards import Shard, prepare
+from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.engine.context import (
     Block,
     Known,
@@ -45,7 +45,7 @@ from diva_ray.engine.left_out import (
     left_out_of,
     outputs_again,
 )
-from diva_ray.engine.reduce import Partial, Rows, Tally
+from diva_ray.engine.reduce import Partial, Rows, Tally, add_in_order
 from diva_ray.engine.row_files import found_before
 from diva_ray.engine.setup import Setup
 
@@ -140,6 +140,10 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     v = validation_weights(shard, known)
     result = Tally(loss=float(v @ rows.loss.double()), max_leverage=1 - rows.least_room)
     result["wrong"] = float(v @ rows.wrong)
+    if setup.task == "multilabel":
+        several, heard = targets(shard, setup), shaping(shard, known)
+        parts = (slice(a, b) for a, b in block_bounds(shard, setup.block_rows))
+        result["levels"] = add_in_order(multilabel.class_shares(several[rows], heard[rows]) for rows in parts)
     if setup.task == "classification":
         Y = codes_of(shard, setup)
         result["levels"] = verdict.class_sums(rows.given, Y, shaping(shard, known), setup.outputs)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, loss_verdict, losses, verdict
+from diva_ray.core import choose, loss_verdict, losses, multilabel, verdict
 from diva_ray.core import derivative as dd
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply_triangular_, row_dot
@@ -40,7 +40,7 @@ class PoolRows:
 
     Attributes:
         derivative: dL/dalpha, (n,).
-        evidence: log-odds of the given label, or its loss where targets are not classes, (n,).
+        evidence: log-odds that the given label, or all of several, are right; of other targets the loss; (n,).
         near: rows whose features were kept, because they will probably be chosen, the features, and the offsets.
     """
 
@@ -96,9 +96,12 @@ def score_pool(shard: Shard, known: Known) -> Partial:
             evidence[part] = verdict.log_odds(
                 verdict.level(F, nothing, known["levels"]), Y[part], known["link"]
             ).float()
+        elif setup.task == "multilabel":
+            x = multilabel.unit_outputs(F, nothing, known["levels"])
+            evidence[part] = multilabel.rows_log_odds(x, Y[part], known["pool_slips"]).float()
         else:
             evidence[part] = label_losses(F, Y[part], setup).float()
-            reference.append(wrong_losses(F, Y[part], known))
+            reference.append(wrong_losses(F, known))
         rows = torch.nonzero(in_slice[part]).squeeze(1).to(device)
         chosen = given[part].to(device)[rows]
         slice_sums.add(b.Z[rows], b.Y[rows], chosen, None if b.offset is None else b.offset[rows])
@@ -110,6 +113,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     if setup.task == "classification":
         judged = free & ~known["new"][codes_of(shard, setup)]  # of a class without a row in the fit nothing is known
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged.double())
+    elif setup.task == "multilabel":
+        histogram = verdict.verdict_sums(evidence, torch.zeros(n), free.double())
     else:
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
     return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int((in_slice & (given > 0)).sum())))
@@ -131,14 +136,16 @@ def scored_pool(shard: Shard, known: Known) -> PoolRows:
 
 
 def probabilities(shard: Shard, known: Known) -> Tensor:
-    """Return the probability that each given label is right; 0 or 1 by the cut where targets are not classes; 1 where
-    the table's classes have but one row, so that nothing is known of any label."""
+    """Return the probability that each given label is right (all of several); 0 or 1 by the cut where targets are not
+    classes; 1 where the table's classes have but one row, so that nothing is known of any label."""
     if known.get("blind"):
         return torch.ones(len(shard), dtype=torch.float64)
     evidence, rule = scored_pool(shard, known).evidence, known["pool_verdict"]
     if known["setup"].task == "classification":
         unknown = known["new"][codes_of(shard, known["setup"])]
         return verdict.label_scores(evidence, rule).masked_fill(unknown, 1 - rule.noise_rate)
+    if known["setup"].task == "multilabel":
+        return verdict.label_scores(evidence, rule)
     return (loss_verdict.loss_scores(evidence, rule) >= rule.label.value).double()
 
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, loss_verdict, losses, noise, verdict
+from diva_ray.core import choose, loss_verdict, losses, multilabel, noise, verdict
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
@@ -23,6 +23,7 @@ from diva_ray.engine.reduce import Rows, Tally, add_in_order
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.uids import write_uids
 
+ENTRIES = 1_000_000  # of rows x classes that are judged at a time, of several labels
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
 
 
@@ -33,8 +34,12 @@ def z_of(scored: Tensor) -> Tensor:
 
 
 def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
-    """First round: likelihood of the given labels under a grid of calibrations."""
-    Y, weight = codes_of(shard, known["setup"]), shaping(shard, known)
+    """First round: likelihood of the given labels under a grid of calibrations; of several labels histograms of
+    outputs."""
+    weight = shaping(shard, known)
+    if known["setup"].task == "multilabel":
+        return add_in_order(multilabel.output_sums(x, Y, weight[rows]) for rows, x, Y in _several(shard, known))
+    Y = codes_of(shard, known["setup"])
     return add_in_order(verdict.link_sums(F, Y[rows], weight[rows]) for rows, F in levelled(shard, known))
 
 
@@ -45,8 +50,22 @@ def levelled(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor]]:
         yield rows, verdict.level(outputs, leverage[rows], known["levels"])
 
 
+def _several(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield rows, a few at a time, with their unit outputs and several labels."""
+    leverage, Y = left_out_rows(shard, known).leverage, targets(shard, known["setup"])
+    few = max(1, ENTRIES // known["setup"].outputs)
+    for rows, outputs in left_out_outputs(shard, known):
+        for a in range(rows.start, rows.stop, few):
+            part = slice(a, min(a + few, rows.stop))
+            F = outputs[part.start - rows.start : part.stop - rows.start]
+            yield part, multilabel.unit_outputs(F, leverage[part], known["levels"]), Y[part]
+
+
 def given_odds(shard: Shard, known: Known) -> Tensor:
-    """Return the log-odds that each given label is right, with the classes' flip rates if there are any."""
+    """Return the log-odds that each given label is right, with the classes' flip rates if there are any; of several
+    labels that all are."""
+    if known["setup"].task == "multilabel":
+        return torch.cat([multilabel.rows_log_odds(x, Y, known["slips"]) for _, x, Y in _several(shard, known)])
     Y, flips, link = codes_of(shard, known["setup"]), known["flips"], known["link"]
     return torch.cat(
         [
@@ -71,11 +90,11 @@ def judge(shard: Shard, known: Known) -> verdict.Histogram:
     """Second round: joint histogram of the given label's log-odds and z, or histograms of losses."""
     setup: Setup = known["setup"]
     z, weight = z_of(scored_rows(shard, known)), shaping(shard, known)
-    if setup.task == "classification":
+    if setup.task in ("classification", "multilabel"):
         return verdict.verdict_sums(given_odds(shard, known), z, weight)
     Y = targets(shard, setup)
     return add_in_order(
-        loss_verdict.loss_sums(label_losses(F, Y[rows], setup), wrong_losses(F, Y[rows], known), z[rows], weight[rows])
+        loss_verdict.loss_sums(label_losses(F, Y[rows], setup), wrong_losses(F, known), z[rows], weight[rows])
         for rows, F in left_out_outputs(shard, known)
     )
 
@@ -89,17 +108,14 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
     """Return the probability (classes) or score (other targets) of every given label to be right, float64."""
     setup: Setup = known["setup"]
     Y, rule = targets(shard, setup), known["verdict"]
-    if setup.task == "classification":
+    if setup.task in ("classification", "multilabel"):
         return verdict.label_scores(given_odds(shard, known), rule)
     parts = [label_losses(F, Y[rows], setup) for rows, F in left_out_outputs(shard, known)]
     return loss_verdict.loss_scores(torch.cat(parts), rule)
 
 
 def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
-    """Return the loss by which a label is judged: of one number with the sign of its error; of several classes the
-    largest squared error of one of them, as mostly one is wrong."""
-    if setup.task == "multilabel":
-        return (outputs - Y).double().square().amax(1)
+    """Return the loss by which a label is judged: of one number with the sign of its error."""
     if setup.task == "regression":
         error = (outputs - Y).double().squeeze(1)
         return error * error.abs()
@@ -107,16 +123,11 @@ def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
     return loss(outputs, Y)[0].double()
 
 
-def wrong_losses(outputs: Tensor, Y: Tensor, known: Known) -> Tensor:
-    """Return what the losses would be with wrong labels, (n, m): those of a few other rows; of several classes the
-    row's own but for one class."""
+def wrong_losses(outputs: Tensor, known: Known) -> Tensor:
+    """Return what the losses would be with wrong labels, (n, m): those of a few other rows."""
     setup: Setup = known["setup"]
-    if setup.task != "multilabel":
-        others = known["reference"].to(setup.dtype)
-        return torch.stack([label_losses(outputs, other.expand(len(outputs), -1), setup) for other in others], 1)
-    draw = torch.randperm(setup.outputs, generator=torch.Generator().manual_seed(setup.seed))
-    flipped = draw[: len(known["reference"])].to(outputs.device)
-    return torch.maximum(label_losses(outputs, Y, setup)[:, None], (1 - Y - outputs)[:, flipped].double().square())
+    others = known["reference"].to(setup.dtype)
+    return torch.stack([label_losses(outputs, other.expand(len(outputs), -1), setup) for other in others], 1)
 
 
 def write(shard: Shard, known: Known) -> Tally:

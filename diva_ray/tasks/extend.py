@@ -226,9 +226,9 @@ class Extension:
         found: Partial = self.runner.run(pool.score_pool, "score pool", self.extents)
         self.uniform_sums = self.uniform_sums + found.sums
         self.uniform_chosen += found.tally["uniform"]
-        classes = self.setup.outputs
+        classes = 2 if self.setup.task == "multilabel" else self.setup.outputs  # rows with a slip, and without
         histogram = found.tally["evidence"]
-        if self.setup.task == "classification":
+        if self.setup.task in ("classification", "multilabel"):
             rule = verdict.fit_verdict(histogram, classes)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from diva_ray.core import evidence, loss_verdict, noise, verdict
+from diva_ray.core import evidence, loss_verdict, multilabel, noise, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.reduce import Tally
@@ -20,24 +20,35 @@ SAMPLED = 4096  # rows from which noise that is not drawn at random is estimated
 
 def judge(
     runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool = False
-) -> tuple[verdict.Verdict, verdict.Link | None]:
-    """Return the rules for verdicts, which the shards know from then on, and the calibration of classes.
+) -> tuple[verdict.Verdict, verdict.Link | multilabel.Slips | None]:
+    """Return the rules for verdicts, which the shards know from then on, and the calibration of one class or several.
 
     `doubt`: also ask, by two more reads, whether the labellers' own doubt explains what the model misses.
     """
-    sums = calibrate(runner, setup, tally, scored)
-    link = None
-    if sums is not None:
-        rule, link = _judge_classes(runner, setup, tally["levels"], scored, sums, doubt=doubt)
+    calibrated = calibrate(runner, setup, tally, scored)
+    if isinstance(calibrated, verdict.Histogram):
+        rule, calibration = _judge_classes(runner, setup, tally["levels"], scored, calibrated, doubt=doubt)
     else:
-        rule = loss_verdict.fit_loss_verdict(runner.run(verdicts.judge, "judge", scored, features=False))
+        sums, calibration = runner.run(verdicts.judge, "judge", scored, features=False), calibrated
+        if calibrated is None:
+            rule = loss_verdict.fit_loss_verdict(sums)
+        else:
+            rule = verdict.fit_verdict(sums, 2, shows=calibrated.shows, flips=True)
     runner.engine.tell(verdict=rule)
-    return rule, link
+    return rule, calibration
 
 
-def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> verdict.Histogram | None:
-    """Tell how outputs become probabilities of classes, return the sums that say so; of other targets, a few stand for
-    other rows' labels."""
+def calibrate(
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]
+) -> verdict.Histogram | multilabel.Slips | None:
+    """Tell how outputs become probabilities of classes, return the sums that say so, or of several labels what they
+    say; of other targets, a few stand for other rows' labels."""
+    if setup.task == "multilabel":
+        runner.engine.tell(levels=tally["levels"], link=None)
+        outputs = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
+        slips = runner.timed("calibrate", multilabel.fit_slips, outputs)
+        runner.engine.tell(slips=slips, pool_slips=multilabel.even_slips(slips))
+        return slips
     if setup.task == "classification":
         runner.engine.tell(levels=verdict.class_levels(tally["levels"]), flips=None)
         sums: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)

@@ -14,7 +14,7 @@ from diva_ray.report import words
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import Derived, may_lie_further
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import errors_of, unseen_in_words, warnings_of
+from diva_ray.tasks.summary import errors_of, verdict_notes, warnings_of
 
 
 def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -157,7 +157,7 @@ def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
 
 def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the figures."""
-    notes = [*warnings_of(summary), *unseen_in_words(summary)]
+    notes = [*warnings_of(summary), *verdict_notes(summary)]
     if "r2" in summary:
         notes.append(
             "A number is flagged where it looks like another row's, or lies far from any prediction (a gross outlier), "

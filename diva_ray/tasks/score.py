@@ -120,9 +120,9 @@ def write_rows(
     """Judge every row and write `samples/` (by the kernel) and `sources.parquet`; return the summary's figures, tallies
     and sources."""
     asked = derived.form == "primal" and doubt == "auto"
-    rule, link = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
+    rule, calibration = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
     written = write_samples(session, kernel)
-    summary = summarise(session, derived, rule, link, written)
+    summary = summarise(session, derived, rule, calibration, written)
     sources = sources_of(derived.setup, derived.by_source, written)
     if sources:
         session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_ray.core.multilabel import Slips
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
@@ -29,6 +30,8 @@ RULES = {
     "errors drawn at random. The same errors in the validation labels mislead every score; trusted rows do not",
     "information": "nats that a left-out prediction tells of its label, of label_entropy; 0: features say nothing. No "
     "label is flagged where chance or poor features explain as well what the model misses",
+    "missing_labels": "of several labels: estimated share of the classes that belong to a sample but are not given; "
+    "added_labels: of those that do not but are given. Null where no wrong labels show",
     "labeller_doubt": "> 0: what the model misses is hardly shared by neighbouring rows; this share of it is taken for "
     "errors of the labellers. Wrong if the outcome depends on chance, or the features do not show the class",
 }
@@ -54,7 +57,9 @@ def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, An
     }
 
 
-def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | None, written: Tally) -> dict[str, Any]:
+def summarise(
+    session: Session, derived: Derived, rule: Verdict, calibration: Link | Slips | None, written: Tally
+) -> dict[str, Any]:
     """Return the figures of summary.json."""
     counts, setup = session.scan.counts, derived.setup
     bands = dict(zip(session.columns.features, derived.band_derivatives.tolist(), strict=True))
@@ -79,13 +84,17 @@ def summarise(session: Session, derived: Derived, rule: Verdict, link: Link | No
     }
     if derived.accuracy is not None:
         summary["derivative_check"] = derived.accuracy
-    if link is not None:
-        scale = None if not np.isfinite(link.scale) else link.scale
+    if isinstance(calibration, Slips):
+        found = (calibration.missing, calibration.added) if calibration.shows else (None, None)
+        summary["missing_labels"], summary["added_labels"] = found
+        summary["label_entropy"], summary["information"] = calibration.entropy, calibration.information
+    if isinstance(calibration, Link):
+        scale = None if not np.isfinite(calibration.scale) else calibration.scale
         levels = class_levels(derived.tally["levels"]).tolist()
-        summary["calibration"] = {"scale": scale, "sharpness": link.sharpness, "levels": levels}
+        summary["calibration"] = {"scale": scale, "sharpness": calibration.sharpness, "levels": levels}
         share = derived.tally["levels"][1] / derived.tally["levels"][1].sum()
         summary["label_entropy"] = float(torch.special.entr(share).sum())
-        summary["information"] = summary["label_entropy"] + link.likelihood
+        summary["information"] = summary["label_entropy"] + calibration.likelihood
     if "planted" in written:
         found = planted(written["planted"], written["ranked"].joined()[0])
         summary["planted"] = {**found, "by": session.config.data.truth}  # None: the built-in table's own
@@ -137,7 +146,7 @@ def told(summary: dict[str, Any]) -> list[str]:
             f"{u['rows_relabelled']:,} but for their labels; {u['rows_computed']:,} were computed"
         )
     lines += [f"warning: {warning}" for warning in warnings_of(s)]
-    lines += [f"note: {note}" for note in unseen_in_words(s)]
+    lines += [f"note: {note}" for note in verdict_notes(s)]
     if "curated" in s:
         lines.append(curated_in_words(s["curated"]))
     if "planted" in s:
@@ -151,10 +160,16 @@ def told(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def unseen_in_words(summary: dict[str, Any]) -> list[str]:
-    """Return what is to be said where no label is called wrong, though many are not predicted."""
-    several = summary["task"] == "classification" and not summary["n_label_issues"]
-    if not several or summary["error"] < MANY_MISSED or tells_nothing(summary):
+def verdict_notes(summary: dict[str, Any]) -> list[str]:
+    """Return what kind of wrong labels show among several, and what is to be said where none is called wrong, though
+    many are not predicted."""
+    if summary.get("missing_labels") is not None:
+        return [
+            f"About {summary['missing_labels']:.2%} of the classes that belong to a sample are missing from its "
+            f"labels, and {summary['added_labels']:.2%} of those that do not are among them."
+        ]
+    classes = summary["task"] in ("classification", "multilabel")
+    if not classes or summary["n_label_issues"] or summary["error"] < MANY_MISSED or tells_nothing(summary):
         return []
     return [
         f"No label is called wrong, though {summary['error']:.1%} are not predicted: hard samples explain it too. "

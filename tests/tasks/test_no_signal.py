@@ -27,7 +27,7 @@ def test_no_label_is_called_wrong_and_curating_keeps_all_rows(labels):
     assert result.summary["n_label_issues"] == 0
     assert result.samples.num_rows == 800
     warned = any("next to nothing of the labels" in line for line in result.lines())
-    assert warned == (labels in ("rare", "even", "exclusive or"))
+    assert warned == (labels in ("rare", "even", "exclusive or", "several"))
     noted = any(line.startswith("note: No label is called wrong, though") for line in result.lines())
     assert noted == (labels == "chance") and any("which 5 % pass at most" in line for line in result.lines())
 

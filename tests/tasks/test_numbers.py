@@ -135,11 +135,42 @@ def test_one_wrong_class_of_several_is_found():
     flagged = result.samples["is_label_issue"].to_numpy(zero_copy_only=False)
     assert (flagged & wrong).sum() > 0.95 * wrong.sum() and (flagged & ~wrong).sum() < 0.05 * flagged.sum()
     assert result.summary["label_issue_precision"] > 0.9
+    assert abs(result.summary["missing_labels"] - 0.016) < 0.01 and abs(result.summary["added_labels"] - 0.016) < 0.01
+    assert "missing from its labels" in result.told[-1]
     clean = diva_ray.score(
         {"features": X, "label": [np.flatnonzero(row).tolist() for row in several]}, quiet=True,
         cluster={"kind": "inline", "threads": 1},
     )  # fmt: skip
-    assert clean.summary["n_label_issues"] == 0
+    assert clean.summary["n_label_issues"] == 0 and clean.summary["missing_labels"] is None
+
+
+def test_right_labels_of_rare_classes_are_not_flagged():
+    draw = np.random.default_rng(4)
+    X = draw.standard_normal((2000, 20))
+    score = X @ draw.standard_normal((20, 15))
+    several = score > np.quantile(score, 0.95, axis=0)
+    data = {"features": X, "label": [np.flatnonzero(row).tolist() for row in several]}
+    result = diva_ray.score(data, quiet=True, cluster={"kind": "inline", "threads": 1})
+    assert result.summary["n_label_issues"] == 0  # the largest error of a row's classes had 6 in 10 rows flagged
+    assert result.samples["label_score"].to_numpy().min() > 0
+
+
+def test_a_pool_of_several_labels_gives_up_its_right_ones():
+    draw = np.random.default_rng(6)
+    X = draw.standard_normal((2600, 20))
+    several = X @ draw.standard_normal((20, 6)) + 0.3 * draw.standard_normal((2600, 6)) > 0.7
+    given = several.copy()
+    wrong = np.arange(2600) >= 400
+    wrong &= draw.random(2600) < 0.3
+    rows = np.flatnonzero(wrong)
+    given[rows, draw.integers(0, 6, len(rows))] ^= True
+    label = [np.flatnonzero(row).tolist() for row in given]
+    core = {"features": X[:400], "label": label[:400]}
+    pool = {"features": X[400:], "label": label[400:]}
+    result = diva_ray.extend(core, pool, budget=800, quiet=True, cluster={"kind": "inline", "threads": 1})
+    chosen = 400 + np.asarray(result.samples["id"])
+    assert len(chosen) == 800 and wrong[chosen].mean() < 0.1
+    assert abs(result.summary["pool_noise_estimate"] - 0.3) < 0.08
 
 
 def test_numbers_with_ids_are_judged_alike_in_any_order():
