@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diva_ray.threads import wait_briefly
+
 if TYPE_CHECKING:
     from diva_ray.bench.benchmark import benchmark as benchmark
     from diva_ray.data.transforms import augmented as augmented
@@ -47,6 +49,8 @@ __all__ = [
     "train",
     "tune",
 ]
+
+wait_briefly()
 
 
 def __dir__() -> list[str]:

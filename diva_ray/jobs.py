@@ -24,9 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diva_ray.config import SCHEMAS
 from diva_ray.errors import InputError
 from diva_ray.help import job_help
-from diva_ray.threads import blas_environment, wait_briefly
-
-wait_briefly()  # before anything imports torch
+from diva_ray.threads import blas_environment
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.

@@ -1,41 +1,37 @@
-"""Wrong labels that are not drawn at random: classes that flip into each other, and rows whose labellers doubted.
+"""Wrong labels that are not drawn at random: classes that flip into each other.
 
-Two extensions of the uniform model of `verdict.fit_link`, tried in this order on a sample of fixed size. Each needs
-evidence that the features' own errors do not leave; without it the uniform model stands.
-
-1. `fit_flips`: labels of class k become class j with probability T_kj far from every boundary as well as near one.
-2. `nearest_rows`, `find_doubt`: errors where the model is unsure too. Outputs and labels cannot tell them from a model
-   that knows too little; neighbours can: what a model misses, rows that look alike share, slips of labellers not.
+Two extensions of the uniform model of `verdict.fit_link` are tried in this order on a sample of fixed size: by
+`fit_flips`, labels of class k become class j with probability T_kj far from every boundary as well as near one; then
+`labellers.find_doubt`. Each needs evidence that the features' own errors do not leave, or the uniform model stands.
 `class_dependence`: whether the suspected labels keep to few pairs of classes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.evidence import confusions_explain
-from diva_ray.core.verdict import LIMIT, SCALES, SHARPNESS, Link, Verdict, label_scores, level, log_odds
+from diva_ray.core.verdict import LIMIT, SCALES, SHARPNESS, Link, Verdict, label_scores, log_odds
 
 LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar classes
 MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would name it?
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
-MOST_SHARED = 0.3  # of what the model misses, with rows alike: 0.26 of human labels seen, 0.33-0.85 of true ones
-FEWEST_MISSES = 100  # expected, among the reference rows
-SURE = 0.9  # probability of its likeliest class that half of the rows have, or chance decides, not labellers
-MOST_LEVERAGE = 0.1  # mean; ten rows to a free parameter, or misses say how few rows there were
 FEWEST_SUSPECTS = 20
+CACHED = 100_000  # probabilities of a block of EM, which stay in the cache
 
 
 def probabilities(F: Float[Tensor, "n c"], link: Link) -> Float[Tensor, "n c"]:
     """Return the probability of every class, from levelled outputs."""
+    return (link.sharpness * _bent(F, link.scale)).softmax(1)
+
+
+def _bent(F: Tensor, scale: float) -> Tensor:
     G = F.double()
-    G = G if math.isinf(link.scale) else link.scale * torch.asinh(G / link.scale)
-    return (link.sharpness * G).softmax(1)
+    return G if math.isinf(scale) else scale * torch.asinh(G / scale)
 
 
 def flip_log_odds(
@@ -101,8 +97,12 @@ def fit_flips(
 
 def _likelihood_if_right(F: Tensor, y: Tensor) -> float:
     """Return the log likelihood of the given labels, all right, under the link that suits them best."""
-    links = (Link(scale, sharpness) for scale in SCALES for sharpness in SHARPNESS)
-    return max(float(probabilities(F, link).gather(1, y[:, None]).clamp_min(1e-300).log().sum()) for link in links)
+    best, at = -math.inf, y[:, None]
+    for scale in SCALES:
+        G = _bent(F, scale)
+        own = G.gather(1, at).squeeze(1)
+        best = max(best, *(float((beta * own - (beta * G).logsumexp(1)).sum()) for beta in SHARPNESS))
+    return best
 
 
 def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple[Link, Tensor, Tensor, float]:
@@ -110,10 +110,10 @@ def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple
     three were worse."""
     best, found = -math.inf, (least, T)
     for scale in SCALES:
-        top, worse = -math.inf, 0
+        top, worse, G = -math.inf, 0, _bent(F, scale)
         for sharpness in (s for s in SHARPNESS if s >= least.sharpness / 3):
             link = Link(scale, sharpness)
-            fitted, _, likelihood = _expectation_maximisation(probabilities(F, link), y, free, T, 6)
+            fitted, _, likelihood = _expectation_maximisation((sharpness * G).softmax(1), y, free, T, 6)
             likelihood += math.log(sharpness) / 2
             if likelihood > best:
                 best, found = likelihood, (link, fitted)
@@ -128,139 +128,30 @@ def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple
 def _expectation_maximisation(
     p: Tensor, y: Tensor, free: Tensor, T: Tensor, steps: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Return T, the expected counts (truth, given) under it, and the log likelihood."""
-    c = len(T)
+    """Return T, the expected counts (truth, given) under it, and the log likelihood; a step reads p once."""
+    c, likelihood = len(T), 0.0
     shared = ~torch.eye(c, dtype=torch.bool) & ~free
+    size = max(16, CACHED // c)
+    blocks = list(zip(p.split(size), y.split(size), strict=True))
     for step in range(steps + 1):
-        joint = p * T.T[y]
-        q = joint.sum(1, keepdim=True).clamp_min(1e-300)
-        N = torch.zeros(c, c, dtype=torch.float64).index_add_(0, y, joint / q).T
+        given, shares, likelihood = T.T.contiguous(), torch.zeros(c, c, dtype=torch.float64), 0.0
+        for part, labels in blocks:
+            q = torch.linalg.vecdot(part, given[labels]).clamp_min(1e-300)
+            shares.index_add_(0, labels, part * q.reciprocal()[:, None])
+            likelihood += float(q.log().sum())
+        N = T * shares.T
         if step < steps:
             rows = N.sum(1).clamp_min(1e-12)
             common = float(N[shared].sum() / (rows * shared.sum(1)).sum().clamp_min(1e-12))
             T = torch.where(free, N / rows[:, None], torch.full_like(N, max(common, 1e-6 / c)))
             T = _with_diagonal(T)
-    return T, N, float(q.log().sum())
+    return T, N, likelihood
 
 
 def _with_diagonal(T: Tensor) -> Tensor:
     """Return T with a diagonal that makes rows add up to 1."""
     T = T.clone().fill_diagonal_(0)
     return T + torch.diag((1 - T.sum(1)).clamp_min(1e-3))
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """For each of m reference rows, the nearest row seen so far: cosine (m,) and facts of that row; `+` keeps nearer.
-
-    Facts are k = u_i . u_j, alpha_j, h_j, y_j, f_j, side by side (m, 4 + c).
-    """
-
-    cosine: Tensor
-    facts: Tensor
-
-    def __add__(self, other: Nearest) -> Nearest:
-        nearer = other.cosine > self.cosine
-        return Nearest(
-            torch.where(nearer, other.cosine, self.cosine), torch.where(nearer[:, None], other.facts, self.facts)
-        )
-
-
-def nearest_rows(
-    reference: Float[Tensor, "m p"],
-    reference_code: Int[Tensor, " m"],
-    U: Float[Tensor, "n p"],
-    code: Int[Tensor, " n"],
-    facts: Float[Tensor, "n k"],
-    first: int,
-) -> Nearest:
-    """Return the nearest of n rows for each reference row, by the cosine of whitened features; 2 n m p operations.
-
-    Args:
-        reference: whitened features of the reference rows.
-        reference_code: leave-out group; rows of the same group are not neighbours.
-        U: whitened features of rows that may be neighbours.
-        code: their groups.
-        facts: alpha, h, y, f of every row.
-        first: number of leading columns (the intercept) that the cosine leaves out.
-    """
-    if not len(U):
-        return Nearest(
-            torch.full((len(reference),), -torch.inf), reference.new_zeros(len(reference), 1 + facts.shape[1])
-        )
-    cosine = _unit(reference[:, first:]) @ _unit(U[:, first:]).T
-    cosine.masked_fill_(reference_code[:, None] == code, -torch.inf)
-    best, at = cosine.max(1)
-    k = (reference * U[at]).sum(1, keepdim=True)
-    return Nearest(best.double(), torch.cat([k.double(), facts[at].double()], 1))
-
-
-def _unit(U: Tensor) -> Tensor:
-    return U / U.norm(dim=1, keepdim=True).clamp_min(1e-30)
-
-
-def find_doubt(
-    facts: Float[Tensor, "m k"],
-    near: Nearest,
-    link: Link,
-    levels: Float[Tensor, " c"],
-    rate: float,
-) -> float:
-    """Return which share of the model's uncertainty is the labellers' doubt; 0 where it may be the model's own.
-
-    Left-out predictions of a row and its nearest, without both, leave y_i - p_i and y_j - p_j. What the features tell
-    but the model misses, the two share: rho = sum_ij (y_i - p_i).(y_j - p_j) / sum_ij sqrt(V_i V_j), V = 1 - |p|^2, is
-    the share of the variance that is the model's. Labellers' slips are not shared. But the nearest row may be far: how
-    sure the model is, which it knows of both, has a correlation between the two, and what it misses can hardly have a
-    higher one. rho over that correlation is at most MOST_SHARED, two standard errors added, or nothing is claimed; then
-    the doubt is 1 less that.
-    Assumed, and not to be known from labels and features: every row has one class that can be told, not one drawn by
-    chance (half of the rows must be sure, but a sharp outcome of chance passes); slips of labellers that are
-    independent from row to row. Features that lose the class altogether look like doubt; labellers who err alike on
-    rows that look alike, or copies of a row, look like none. Rows that leave in
-    groups: pairs approximate.
-
-    Args:
-        facts: alpha, h, y, f of the reference rows.
-        near: their neighbours.
-        link: calibration under uniform noise.
-        levels: of the classes.
-        rate: of uniform noise.
-    """
-    c = len(levels)
-    k, (a_i, h_i, y_i), (a_j, h_j, y_j) = near.facts[:, 0], facts[:, :3].double().T, near.facts[:, 1:4].T
-    kept = near.cosine.isfinite() & ((1 - h_i) * (1 - h_j) > a_i * a_j * k.square())
-    e_i, e_j = _misses(facts[:, 3:].double(), y_i), _misses(near.facts[:, 4:], y_j)
-    both_i, both_j = without_both(e_i, e_j, a_i, a_j, h_i, h_j, k)
-    parts, variances, sure = [], [], []
-    for e, y, h in ((both_i, y_i, h_i), (both_j, y_j, h_j)):
-        own = torch.nn.functional.one_hot(y.long(), c).double()
-        p = probabilities(level(own - e, h, levels), link)
-        parts.append(own - (1 - rate) * p - rate * (1 - p) / max(c - 1, 1))
-        variances.append((1 - p.square().sum(1)).clamp_min(0)[kept])
-        sure.append(p.amax(1)[kept])
-    shared = (parts[0] * parts[1]).sum(1)[kept]
-    variance = (1 - rate * c / max(c - 1, 1)) ** 2 * (variances[0] * variances[1]).sqrt()
-    total = float(variance.sum())
-    if total < FEWEST_MISSES or float(torch.cat(sure).median()) < SURE:
-        return 0.0
-    rho = float(shared.sum()) / total
-    upper = max(rho, 0.0) + 2 * float((shared - rho * variance).norm()) / total
-    alike = float(torch.corrcoef(torch.stack(variances))[0, 1])
-    return 1 - upper / alike if upper <= MOST_SHARED * alike else 0.0
-
-
-def without_both(
-    e_i: Tensor, e_j: Tensor, a_i: Tensor, a_j: Tensor, h_i: Tensor, h_j: Tensor, k: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return residuals (m, c) left out in pairs from those left out alone: (I - Q D)^-1 r of two rows; exact."""
-    room_i, room_j = 1 - h_i, 1 - h_j
-    scale = (room_i * room_j / (room_i * room_j - a_i * a_j * k.square()))[:, None]
-    return scale * (e_i + (a_j * k / room_i)[:, None] * e_j), scale * (e_j + (a_i * k / room_j)[:, None] * e_i)
-
-
-def _misses(f: Tensor, y: Tensor) -> Tensor:
-    return torch.nn.functional.one_hot(y.long(), f.shape[1]).double() - f
 
 
 def class_dependence(given: Int[Tensor, " s"], likely: Int[Tensor, " s"], shares: Float[Tensor, " c"]) -> float:

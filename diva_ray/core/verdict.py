@@ -75,7 +75,7 @@ class Verdict:
     label: Cut
     z: Cut
     class_dependence: float = 0.0  # of the suspected labels, 0 ... 1 (`noise.class_dependence`)
-    doubt: float = 0.0  # share of the model's uncertainty that is the labellers' (`noise.find_doubt`)
+    doubt: float = 0.0  # share of the model's uncertainty that is the labellers' (`labellers.find_doubt`)
 
 
 def class_sums(
@@ -200,8 +200,8 @@ def fit_verdict(
     Assumes wrong labels drawn at random among the other classes, and a z that adds nothing to the log-odds. Errors
     between classes that look alike are mostly not found, as the rows a label is judged by have them too, unless
     `flips`: log-odds that include how often labels are wrong (`noise.fit_flips`, `core.multilabel`); or `doubt` > 0
-    (`noise.find_doubt`): that share of 1 - p_y is added to the posterior, as if truth and label were two draws from p.
-    The likelihood is then not asked here.
+    (`labellers.find_doubt`): that share of 1 - p_y is added to the posterior, as if truth and label were two draws
+    from p. The likelihood is then not asked here.
     Doubt is an assumption about labels, not about harm: the cut on z stays that of the uniform model.
     `most` is the largest e, by default (c - 1) / c. Pairs (`core.partners`) are judged as two classes are.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, noise
+from diva_ray.core import choose, labellers
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard, prepare_rows
 from diva_ray.engine.context import Known, codes_of, device_of, group_codes, rows_at_once
@@ -47,7 +47,7 @@ def sample_whitened(shard: Shard, known: Known) -> Rows:
     return Rows((U, group_codes(shard, known)[at]))
 
 
-def nearest(shard: Shard, known: Known) -> noise.Nearest:
+def nearest(shard: Shard, known: Known) -> labellers.Nearest:
     """Return, for each of the sampled rows, its nearest row in this shard, of the share of rows that is searched."""
     codes = group_codes(shard, known)
     searched = choose.uniform_draw(shard.keys, known["setup"].seed) < known["searched"]
@@ -58,8 +58,8 @@ def nearest(shard: Shard, known: Known) -> noise.Nearest:
     first, total = int(known["setup"].scale.intercept), None
     for rows, U in _whitened(shard, known, searched):
         mine = facts[at : at + len(rows)]
-        part = noise.nearest_rows(reference, reference_codes, U, codes[rows].to(device), mine.to(device), first)
-        part = noise.Nearest(part.cosine.cpu(), part.facts.cpu())
+        part = labellers.nearest_rows(reference, reference_codes, U, codes[rows].to(device), mine.to(device), first)
+        part = labellers.Nearest(part.cosine.cpu(), part.facts.cpu())
         at += len(rows)
         total = part if total is None else total + part
     assert total is not None

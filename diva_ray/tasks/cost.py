@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diva_ray.core.noise import MOST_CLASSES, MOST_LEVERAGE
+from diva_ray.core.labellers import MOST_LEVERAGE
+from diva_ray.core.noise import MOST_CLASSES
 from diva_ray.core.reduction import WIDTH, takes_tiles
 from diva_ray.engine.setup import BUCKETS, keeps_outputs, rows_of_block
 from diva_ray.tasks.derived import errors_in_words, sign_vectors, takes_exact
@@ -16,6 +17,7 @@ TILES = 8 / 3  # p^3 operations of a reduction to tiles, which run at three quar
 SOLVED = 4.0 * WIDTH  # operations of a row, column and ridge under tiles, which run at half of it
 # Seconds a number, of one thread of a processor of 2024 (Zen 5), measured:
 CALIBRATE = 8e-8  # of the left-out outputs, under every calibration
+FLIPS = 1.3e-6  # of the sample's outputs: the search for classes that flip into each other, where there are none
 OUTPUTS = 2e-8  # of the left-out outputs: loss, gradient, verdicts
 NEAR = 2.4e-8  # of the cosines in the search for neighbours
 DRAWN = 2.5e-9  # of the outputs under every sign vector
@@ -32,6 +34,7 @@ class Cost:
         exact: whether standard errors are exact; `kept`: whether left-out outputs stay with the rows.
         itemsize: bytes of a number in the products.
         auto: whether the ridge is chosen; `gpus`: whether products are on GPUs.
+        dual: whether the driver solves the n x n form.
     """
 
     rows: int
@@ -45,9 +48,12 @@ class Cost:
     auto: bool
     classes: bool
     gpus: bool
+    dual: bool = False
 
     def operations(self) -> float:
         """Return the operations of the products of all passes."""
+        if self.dual:
+            return 0.0
         n, p, c = float(self.rows), self.p, self.outputs
         each = 2.0 * n * p * c + (2 * SOLVED * n * p if self.tiles() else 0.0) if self.kept else n * p * p
         ridges = RIDGES * each + 2 * n * p * p if self.auto else 0.0
@@ -69,13 +75,20 @@ class Cost:
     def touched(self) -> float:
         """Return the seconds of what is no product: rows times outputs, and rows times columns."""
         n, p, c = float(self.rows), self.p, self.outputs
+        if self.dual:
+            return n * p * (DECODED + PASSED)
         passes = 4 + (1 if self.auto else 0) + (0 if self.kept else 3)
         outputs = c * (OUTPUTS + (CALIBRATE if self.classes else 0.0)) + 3 * DRAWN * (self.columns - c)
-        return NEAR * self.cosines() + n * outputs + n * p * (DECODED + PASSED * passes)
+        flips = FLIPS * min(n, SAMPLED) * c if self.classes and c <= MOST_CLASSES else 0.0
+        return NEAR * self.cosines() + flips + n * outputs + n * p * (DECODED + PASSED * passes)
 
     def driver(self) -> float:
-        """Return the float64 operations between the passes, on the driver: p^3 and p^2 times outputs."""
-        p = float(self.p)
+        """Return the float64 operations between the passes, on the driver: p^3 and p^2 times outputs; or of the rows'
+        kernel matrix, which is made and decomposed for the grid, and made and inverted for the fit."""
+        p, n = float(self.p), float(self.rows)
+        if self.dual:
+            grid = 2 * n * n * p + 2 * EIGEN * n**3 + 2 * RIDGES * n * n * self.outputs if self.auto else 0.0
+            return grid + 2 * n * n * p + 2 * n**3 + 4 * n * n * self.outputs
         reduced = 4 / 3 * TILES if self.tiles() else 3 * EIGEN
         grid = reduced * p**3 + 2 * p * p * self.outputs if self.auto else 0.0
         return grid + 5 / 3 * p**3 + 4 * p * p * self.outputs + 2 * p * p * self.columns
@@ -97,13 +110,16 @@ class Cost:
         tiles works in the matrix, and no more is held than by the solve; the leave-out pass has two totals in float64
         and two shards' sums in the dtype of products, beside the solution.
         """
-        p, c, b = self.p, self.outputs, self.itemsize
+        p, c, b, n = self.p, self.outputs, self.itemsize, self.rows
+        sample = 3 * 8 * min(n, SAMPLED) * c if self.classes and c <= MOST_CLASSES else 0
+        if self.dual:
+            return n * p * (8 + b) + 40 * n * n + sample
         square = max(40 if self.auto and not self.tiles() else 24, 32 + 3 * b)
         block = 1024 if self.kept else rows_of_block(c, p)
         of_rows = block * b * (4 * p + 3 * self.columns + 14 * c)
         grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * block) if self.auto and self.kept else b * p * c
         grid = b * p * (2 * c + RIDGES * 2 * WIDTH) if self.tiles() else grid
-        return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + grid
+        return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + max(grid, sample)
 
     def errors(self) -> str:
         """Return how standard errors are estimated."""
@@ -117,11 +133,14 @@ class Cost:
         return (2 * self.outputs * self.itemsize if self.kept else 0) + (5 + own) * self.itemsize + 6 * 8
 
 
-def cost_of(rows: int, p: int, outputs: int, task: str, *, errors: str, double: bool, auto: bool, gpus: bool) -> Cost:
+def cost_of(
+    rows: int, p: int, outputs: int, task: str,
+    *, errors: str, double: bool, auto: bool, gpus: bool, dual: bool = False,
+) -> Cost:  # fmt: skip
     """Return the cost of a derivative; `errors`: as the option `standard_errors`."""
     itemsize = 8 if double else 4
-    exact = errors == "exact" or (errors == "auto" and takes_exact(rows, p, outputs, itemsize))
+    exact = dual or errors == "exact" or (errors == "auto" and takes_exact(rows, p, outputs, itemsize))
     vectors = 0 if exact or errors == "none" else sign_vectors(p, outputs)
     columns = outputs + vectors * min(outputs, BUCKETS)
     kept, classes = keeps_outputs(task, outputs, p), task == "classification"
-    return Cost(rows, p, outputs, vectors, columns, exact, kept, itemsize, auto, classes, gpus)
+    return Cost(rows, p, outputs, vectors, columns, exact, kept, itemsize, auto, classes, gpus, dual)

@@ -29,6 +29,7 @@ from diva_ray.tasks.derived import (
     by_band,
     penalty_pattern,
     sign_vectors,
+    takes_dual,
     takes_exact,
 )
 from diva_ray.tasks.dual import derive_dual
@@ -147,11 +148,6 @@ def lowered(runner: Runner, setup: Setup, solution: Solution, dtype: torch.dtype
     runner.engine.tell(setup=setup)
     tell_solution(runner, solution, dtype, solution.W.dtype)
     return setup
-
-
-def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
-    """Return whether the n x n form is the smaller one and can be had."""
-    return rows < width and (ridge == "auto" or float(ridge) > 0)
 
 
 def with_errors(setup: Setup, heard: int, errors: str, vectors: int | None = None) -> Setup:

@@ -61,6 +61,11 @@ def precision_of(derived: Derived) -> str:
     return words if fitted == name else f"{words}; {fitted} in the fit"
 
 
+def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
+    """Return whether the n x n form is the smaller one and can be had."""
+    return rows < width and (ridge == "auto" or float(ridge) > 0)
+
+
 def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:
     """Return whether standard errors are exact by default: every validation row is then known to every worker."""
     return heard <= EXACT_ROWS and heard * max(width, 2 * outputs) * itemsize <= EXACT_BYTES

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from diva_ray.core import evidence, loss_verdict, multilabel, noise, verdict
+from diva_ray.core import evidence, labellers, loss_verdict, multilabel, noise, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.reduce import Tally
@@ -97,11 +97,11 @@ def _doubt(
 ) -> float:
     """Return the share of labellers' doubt; neighbours are sought where rows are many for the columns."""
     leverage = float(facts[:, 1].mean()) if len(facts) else 1.0
-    if leverage > noise.MOST_LEVERAGE:
+    if leverage > labellers.MOST_LEVERAGE:
         return 0.0
     references: tuple[Tensor, Tensor] = runner.run(neighbours.sample_whitened, "neighbours", scored).joined()
     rows = sum(extent.stop - extent.start for extent in scored)
     runner.engine.tell(references=references, searched=min(1.0, SEARCHED / rows))
     near = runner.run(neighbours.nearest, "neighbours", scored)
     runner.engine.forget("references", "searched")
-    return runner.timed("neighbours", noise.find_doubt, facts, near, link, levels, rate)
+    return runner.timed("neighbours", labellers.find_doubt, facts, near, link, levels, rate)

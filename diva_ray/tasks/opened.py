@@ -32,6 +32,7 @@ from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.cost import Cost, cost_of
+from diva_ray.tasks.derived import takes_dual
 from diva_ray.tasks.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
@@ -120,7 +121,8 @@ def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str) -> Cost
     """Return the cost of one derivative."""
     double, auto = config.precision == "float64", config.ridge == "auto"
     gpus, errors = bool(config.cluster.gpus_per_worker), config.standard_errors
-    return cost_of(rows, p, outputs, task, errors=errors, double=double, auto=auto, gpus=gpus)
+    dual = isinstance(config, ScoreConfig) and takes_dual(rows, p, config.ridge)
+    return cost_of(rows, p, outputs, task, errors=errors, double=double, auto=auto, gpus=gpus, dual=dual)
 
 
 def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:

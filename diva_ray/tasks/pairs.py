@@ -17,8 +17,8 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.begin import conclude
 from diva_ray.tasks.checks import check_bands
-from diva_ray.tasks.derive import derive, takes_dual, with_errors
-from diva_ray.tasks.derived import Derived
+from diva_ray.tasks.derive import derive, with_errors
+from diva_ray.tasks.derived import Derived, takes_dual
 from diva_ray.tasks.pairs_page import page_of, summarise, told
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.session import Session

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diva_ray.core import noise
+from diva_ray.core import labellers, noise
 from diva_ray.core import verdict as rule
 
 
@@ -116,7 +116,7 @@ def test_the_nearest_row_does_not_depend_on_the_cut_into_blocks(cuts: list[int],
     at = torch.arange(0, 80, 7)
     edges = [0, *sorted(cuts), 80]
     parts = [
-        noise.nearest_rows(U[at], code[at], U[a:b], code[a:b], facts[a:b], 1)
+        labellers.nearest_rows(U[at], code[at], U[a:b], code[a:b], facts[a:b], 1)
         for a, b in pairwise(edges)
         if b > a or len(edges) > 2
     ]
@@ -149,8 +149,8 @@ def doubted(slips: float, misses: float, seed: int) -> float:
     single = torch.rand(rows, generator=generator) < slips
     y = torch.where(unsure[place] & (local | single), other[place], seen[place])
     facts = torch.cat([torch.tensor([[1.0, 0.02]]).double().expand(rows, 2), y[:, None], F[place]], 1)
-    near = noise.nearest_rows(1e-3 * U, torch.arange(rows), 1e-3 * U, torch.arange(rows), facts, 0)
-    return noise.find_doubt(facts, near, rule.Link(float("inf"), 6.0), torch.ones(classes).double(), 0.0)
+    near = labellers.nearest_rows(1e-3 * U, torch.arange(rows), 1e-3 * U, torch.arange(rows), facts, 0)
+    return labellers.find_doubt(facts, near, rule.Link(float("inf"), 6.0), torch.ones(classes).double(), 0.0)
 
 
 def test_doubt_is_what_neighbours_do_not_share() -> None:
@@ -167,7 +167,7 @@ def test_leaving_a_pair_out_is_the_refit_without_both() -> None:
     h = alpha * (Z @ torch.linalg.inv(A) * Z).sum(1)
     e = (Y - Z @ torch.linalg.solve(A, Z.T @ (alpha[:, None] * Y))) / (1 - h)[:, None]
     k = Z[0] @ torch.linalg.solve(A, Z[1])
-    found, _ = noise.without_both(e[:1], e[1:2], alpha[:1], alpha[1:2], h[:1], h[1:2], k[None])
+    found, _ = labellers.without_both(e[:1], e[1:2], alpha[:1], alpha[1:2], h[:1], h[1:2], k[None])
     kept = slice(2, None)
     B = Z[kept].T @ (alpha[kept, None] * Z[kept]) + torch.eye(5, dtype=torch.float64)
     W = torch.linalg.solve(B, Z[kept].T @ (alpha[kept, None] * Y[kept]))

@@ -52,11 +52,26 @@ def test_standard_errors_cost_half_of_a_derivative_or_eight_sign_vectors(p, outp
     assert shared == pytest.approx(one.operations() / 7e10 + one.touched())
 
 
-@pytest.mark.parametrize(("columns", "precision", "told"), [(6000, "auto", 1), (6000, "float64", 0), (50, "auto", 0)])
+@pytest.mark.parametrize(
+    ("columns", "precision", "told"), [(5000, "auto", 1), (5000, "float64", 0), (50, "auto", 0), (7000, "auto", 0)]
+)
 def test_a_plan_says_what_float64_products_would_take_where_that_is_much(columns, precision, told):
-    rows = {"features": np.zeros((60, columns), np.float16), "label": np.arange(60) % 3}
+    """With fewer rows than columns the rows themselves are smaller than such sums."""
+    rows = {"features": np.zeros((5500, columns), np.float16), "label": np.arange(5500) % 3}
     plan = diva_ray.score(rows, cluster="inline", precision=precision, ridge=1.0, plan=True, quiet=True)
     assert sum("products in float64" in note and "GiB more a worker" in note for note in plan.notes) == told
+
+
+def test_fewer_rows_than_columns_cost_what_their_kernel_matrix_does():
+    rows = {"features": np.zeros((600, 5000), np.float16), "label": np.arange(600) % 3}
+    few, many = (
+        diva_ray.score(rows, cluster="inline", standardize="none", ridge=ridge, plan=True, quiet=True)
+        for ridge in ("auto", 0)  # without a penalty there is no such form
+    )
+    assert few.alone < many.alone / 10 and few.sizes.sums < many.sizes.sums / 5
+    one = cost_of(600, 5000, 3, "classification", errors="auto", double=False, auto=True, gpus=False, dual=True)
+    assert one.exact and one.operations() == 0
+    assert one.driver() == pytest.approx(600**2 * (4 * 5000 + 20 * 600 + 44 * 3))
 
 
 def test_a_grid_is_only_too_short_where_the_loss_still_falls_at_its_end():
