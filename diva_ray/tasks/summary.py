@@ -185,6 +185,8 @@ def tells_nothing(summary: dict[str, Any]) -> bool:
 def found_in_words(planted: dict[str, Any]) -> str:
     """Return how well what was planted was found."""
     precision = "none flagged" if planted["precision"] is None else f"precision {planted['precision']:.3f}"
+    if planted["recall"] is None:
+        return f"{precision}, and nothing to find"
     return f"{precision}, recall {planted['recall']:.3f}, F1 {planted['f1']:.3f}"
 
 
@@ -235,9 +237,9 @@ def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
         "n_planted": n,
         "n_found": hits,
         "precision": hits / issues if issues else None,
-        "recall": hits / max(n, 1),
-        "f1": 2 * hits / max(n + issues, 1),
-        "f1_detrimental": 2 * harmful_hits / max(n + harmful, 1),
+        "recall": hits / n if n else None,
+        "f1": 2 * hits / (n + issues) if n else None,
+        "f1_detrimental": 2 * harmful_hits / (n + harmful) if n else None,
     }
     wrong, label_score, z, margin = ranked.double().unbind(1)
     if 0 < n < len(wrong):

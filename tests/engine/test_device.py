@@ -188,6 +188,14 @@ def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(tmp_path, simulated)
         agree(first, simulated(task, *data, **options), table=table)
 
 
+def test_several_labels_on_a_device_are_judged_as_on_a_cpu(simulated):
+    score = X @ np.random.default_rng(5).standard_normal((X.shape[1], 3)) > 0.5
+    score[:20, 0] ^= True
+    data = {"features": X, "label": [np.flatnonzero(row).tolist() for row in score]}
+    options = {"outputs": True, "precision": "float64"}
+    agree(diva_ray.score(data, cluster=HERE, quiet=True, **options), simulated(diva_ray.score, data, **options))
+
+
 def test_a_users_loss_sees_tensors_on_the_cpu(path, simulated):
     weight = torch.tensor([1.0, 2.0, 1.0, 0.5], dtype=torch.float64)
 
