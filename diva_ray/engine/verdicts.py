@@ -162,6 +162,7 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
         counts["examples"] = examples(shard, table, -facts["odds"], "suspicion")
     else:
         counts["examples"] = examples(shard, table, z)
+        counts["suspects"] = examples(shard, table, -facts["label_score"], "suspicion")
     if known.get("export") == "datacomp":
         write_uids(shard, folder, ~issue & (alpha > 0))
     if setup.task == "classification":

@@ -23,6 +23,7 @@ class ScoreReport:
     confused: list[dict] = field(default_factory=list)  # given, predicted, n, n_label_issues
     worst: list[dict] = field(default_factory=list)  # samples, shown in this order
     best: list[dict] = field(default_factory=list)
+    suspects: list[dict] = field(default_factory=list)  # samples whose label looks wrong, least label_score first
     sources: list[dict] = field(default_factory=list)  # source, n, derivative, standard_error, z, n_detrimental
     planted: dict | None = None  # n_planted, n_found, precision, recall, f1, auc_label_score, auc_z, auc_margin
     notes: list[str] = field(default_factory=list)
@@ -52,6 +53,7 @@ def render_score_page(report: ScoreReport) -> str:
         worst=_gallery(report.worst, report.task),
         worst_title=words.hurting("The samples that hurt most", report.summary.get("n_detrimental")),
         best=_gallery(report.best, report.task),
+        suspects=_gallery(report.suspects, report.task),
         phases=frame.phases(report.summary.get("seconds")),
         **frame.frame("page.css"),
     )
@@ -148,5 +150,10 @@ def _gallery(samples: list[dict], task: str) -> dict:
     """Samples with z and loss on each card, and a table's columns as far as the task has them."""
     columns = {"labels", "found", "z", "derivative", "loss", "label_score"}
     columns |= {"margin"} if task == "classification" else set()
+    if task == "multilabel":  # the order of a row's classes means nothing
+        lists = [{key: row[key] for key in ("label", "predicted_label") if isinstance(row.get(key), list)}
+                 for row in samples]  # fmt: skip
+        samples = [row | {key: sorted(found[key], key=str) for key in found}
+                   for row, found in zip(samples, lists, strict=True)]  # fmt: skip
     figures = lambda row: [f"z {words.fixed(row.get('z'), 1)}", f"loss {words.fixed(row.get('loss'))}"]  # noqa: E731
     return frame.gallery([row | {"figures": figures(row)} for row in samples], columns)

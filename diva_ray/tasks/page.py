@@ -16,6 +16,8 @@ from diva_ray.tasks.derived import Derived, may_lie_further
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import errors_of, verdict_notes, warnings_of
 
+SUSPECTS = 30  # labels that look most wrong, on the page
+
 
 def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was run, for a page."""
@@ -58,6 +60,7 @@ def page_of(session: Session, derived: Derived, summary: dict[str, Any], written
     more = [("Standard errors", summary["standard_errors"]), ("Precision", summary["precision"])]
     z_edges, z_counts, z_issue_counts = histogram(written)
     worst, best = shown(session, written["examples"].worst), shown(session, written["examples"].best[:12])
+    suspects = [row for row in written["suspects"].worst if row["is_label_issue"]][:SUSPECTS]
     return ScoreReport(
         title="What each sample is worth",
         task=session.task,
@@ -70,6 +73,7 @@ def page_of(session: Session, derived: Derived, summary: dict[str, Any], written
         confused=confused(setup, written),
         worst=worst,
         best=best,
+        suspects=shown(session, suspects),
         sources=sources,
         planted=summary.get("planted"),
         notes=notes_of(session, derived, summary),

@@ -78,6 +78,7 @@ def full_report(**changes) -> ScoreReport:
                  {"label": "eight", "n": 174, "error": 0.31, "loss": 0.9, "n_detrimental": 42, "n_label_issues": 35}],
         confused=[{"given": "eight", "predicted": "one", "n": 13, "n_label_issues": 9}],
         worst=[sample(), sample(id="b-8", text="a text", true_label=8, source="crowd")],
+        suspects=[sample(id="wrong-9", label_score=0.01, z=1.25)],
         best=[sample(id="good", z=-5.5, is_detrimental=False, is_label_issue=False, predicted_label=3)],
         sources=[{"source": "crowd", "n": 900, "derivative": 0.4, "standard_error": 0.1, "z": 4.0,
                   "n_detrimental": 150}],
@@ -104,10 +105,23 @@ def test_numbers_are_on_the_page():
         assert shown in text, shown
 
 
+def test_the_order_of_several_classes_means_nothing():
+    same = sample(id="same", label=["b", "a", "c"], predicted_label=["a", "b", "c"])
+    other = sample(id="other", label=["b", "a"], predicted_label=["c", "a"])
+    text = Page(render_score_page(full_report(task="multilabel", worst=[same, other], best=[], suspects=[]))).text
+    assert "a, b, c \N{RIGHTWARDS ARROW}" not in text and "a, b \N{RIGHTWARDS ARROW} a, c" in text
+
+
+def test_labels_that_look_most_wrong_come_first():
+    text = Page(render_score_page(full_report())).text
+    assert text.index("The labels that look most wrong") < text.index("wrong-9") < text.index("samples that hurt most")
+    assert "look most wrong" not in Page(render_score_page(full_report(suspects=[]))).text
+
+
 def test_hostile_words_stay_words():
     rows = [sample(id=EVIL, label=EVIL, predicted_label=[EVIL], true_label=EVIL, source=EVIL, text=EVIL)] * 2
     report = full_report(
-        title=EVIL, notes=[EVIL], downloads=[EVIL], run=[(EVIL, EVIL)], worst=rows,
+        title=EVIL, notes=[EVIL], downloads=[EVIL], run=[(EVIL, EVIL)], worst=rows, suspects=rows,
         best=[row | {"text": None} for row in rows], classes=[{"label": EVIL, "n": 3, "error": 0.5}],
         confused=[{"given": EVIL, "predicted": EVIL, "n": 2}], sources=[{"source": EVIL, "n": 2}], validation=EVIL,
         summary={"n_samples": 3, "error": 0.5, "seconds": {EVIL: 1.0}},
@@ -141,7 +155,8 @@ def test_page_fetches_nothing(report):
 
 
 @pytest.mark.parametrize("missing", ["run", "summary", "z_edges", "z_counts", "z_issue_counts", "classes", "confused",
-                                     "worst", "best", "sources", "planted", "notes", "downloads"])  # fmt: skip
+                                     "worst", "best", "suspects", "sources", "planted", "notes",
+                                     "downloads"])  # fmt: skip
 def test_any_part_may_be_missing(missing):
     empty = {"summary": {}, "planted": None}.get(missing, [])
     assert not Page(render_score_page(full_report(**{missing: empty}))).open
