@@ -26,6 +26,7 @@ BELIEVED = 1 / 3  # and believed: more, and what else would name the class?
 UNDECIDED = 0.85  # errors per wrong label that are left where every class is taken for what it probably is
 CLEAR, CLEAR_LOSS = 0.05, 0.03  # the same, and log likelihood a wrong label, where all are clear
 LEAST_TOLD = 0.5  # of the entropy of the classes must be known to the model that judges them
+MOST_JUDGED = 48  # classes by which bends are chosen and slips believed
 SHARPER = math.log(4)
 MOST_STEPS = 300  # of L-BFGS
 
@@ -93,6 +94,7 @@ def fit_slips(sums: Histogram) -> Slips:
     of the entropy: what a linear model lacks (the exclusive or of two halves) looks like slips far from its thresholds.
     Where classes lie so far apart that no row is near a threshold, long tails explain slips as well; there it is enough
     that all are clear (CLEAR), straight tails do not explain them, and long ones hardly better (`fit_clear_link`).
+    Of more classes than MOST_JUDGED all this is asked of those with most labels of either kind, which the rest follow.
     Local optimum by L-BFGS; O(c cells) a step.
     """
     counts = sums.counts.cpu().numpy()
@@ -103,10 +105,12 @@ def fit_slips(sums: Histogram) -> Slips:
     threshold, sharpness = torch.zeros(2, c, dtype=torch.float64)
     if not len(usable):
         return Slips(threshold, sharpness, (math.inf, math.inf), none, none, shows=False)
-    model = _Outputs(counts[usable] * (rows / total))
+    rarer = np.argsort(counts[usable].sum(2).min(1), kind="stable")
+    judged = np.sort(usable[rarer[-MOST_JUDGED:]])
+    model = _Outputs(counts[judged] * (rows / total))
     right = model.fit_any(model.start())
-    plain, least = max(right), math.log(max(rows * c, 2))
-    sharper = np.concatenate([np.zeros(len(usable)), np.full(len(usable), SHARPER)])  # as slips flatten what is fitted
+    plain, least = max(right), math.log(max(rows * len(judged), 2))
+    sharper = np.repeat([0.0, SHARPER], len(judged))  # as slips flatten what is fitted
     wrong = [one for more in (0, sharper) for one in model.fit_any(plain.parameters + more, slips=True)]
 
     def believed(found: _Found) -> bool:
@@ -119,6 +123,10 @@ def fit_slips(sums: Histogram) -> Slips:
 
     best = max(filter(believed, wrong), default=None)
     shows, chosen = best is not None, best or plain
+    if len(judged) < len(usable):
+        model = _Outputs(counts[usable] * (rows / total))
+        start = np.concatenate([model.start(), chosen.parameters[2 * len(judged) :]])
+        chosen = model.fit(chosen.bends, start, slips=shows)
     places, logs = chosen.parameters[: 2 * len(usable)].reshape(2, -1)
     threshold[usable], sharpness[usable] = torch.from_numpy(places), torch.from_numpy(np.exp(logs))
     missing, added = chosen.shares if shows else (none, none)

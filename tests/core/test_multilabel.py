@@ -79,6 +79,18 @@ def test_planted_slips_are_found_and_their_shares_are_right(missing, added):
     assert abs(rule.noise_rate - wrong.mean()) < 0.04
 
 
+def test_slips_of_many_classes_are_judged_by_some_and_found_in_all(monkeypatch):
+    X, Y = tags(900, 2, "linear")
+    given = slipped(Y, 0.15, 0.01)
+    whole, scores, _, _ = judged(X, given)
+    monkeypatch.setattr(multilabel, "MOST_JUDGED", 2)
+    some, others, rule, _ = judged(X, given)
+    assert some.shows and (some.sharpness > 0).all()
+    assert abs(some.missing - whole.missing) < 0.01 and abs(some.added - whole.added) < 0.005
+    np.testing.assert_allclose([some.entropy, some.information], [whole.entropy, whole.information], rtol=0.02)
+    assert np.corrcoef(scores, others)[0, 1] > 0.99 and rule.label.value > 0
+
+
 @pytest.mark.parametrize("bends", [(math.inf, math.inf), (2.0, math.inf), (4.0, 2.0)])
 def test_the_log_odds_of_a_row_are_those_of_all_its_classes(bends):
     draw = np.random.default_rng(0)
