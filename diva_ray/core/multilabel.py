@@ -39,7 +39,7 @@ class Slips:
     u < 0 and one for u >= 0.
 
     Attributes:
-        threshold, sharpness: of every class, (c,); sharpness 0 where no row has the class, or every row.
+        threshold, sharpness: of every class, (c,); where no row has the class, or every row, inf or -inf, and 0.
         missing: share of classes that belong to a row but are not given.
         added: share of classes that do not belong to a row but are given.
         shows: whether there are such slips; else the shares are those of half a row.
@@ -103,6 +103,7 @@ def fit_slips(sums: Histogram) -> Slips:
     usable = np.flatnonzero((counts.sum(2) > 0).all(1))
     none = 0.5 / max(rows * c, 1.0)
     threshold, sharpness = torch.zeros(2, c, dtype=torch.float64)
+    threshold[:] = torch.where(sums.counts[:, 1].sum(1) > 0, -torch.inf, torch.inf)
     if not len(usable):
         return Slips(threshold, sharpness, (math.inf, math.inf), none, none, shows=False)
     rarer = np.argsort(counts[usable].sum(2).min(1), kind="stable")
@@ -140,6 +141,11 @@ def even_slips(slips: Slips) -> Slips:
     one of those as not, until `verdict.fit_verdict` says how many are."""
     share = -math.expm1(-math.log(2) / max(len(slips.threshold), 1))
     return replace(slips, missing=share, added=share, shows=True)
+
+
+def likely(x: Float[Tensor, "n c"], slips: Slips) -> Tensor:
+    """Return which classes belong to a row more likely than not, (n, c), whatever was given."""
+    return x > slips.threshold
 
 
 def rows_log_odds(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], slips: Slips) -> Float[Tensor, " n"]:

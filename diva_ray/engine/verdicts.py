@@ -255,17 +255,19 @@ def predicted_labels(shard: Shard, known: Known, best: Tensor) -> pa.Array | pa.
     if setup.task == "classification":
         assert setup.classes is not None
         return setup.classes.take(pa.array(best.numpy()))
-    says = {"multilabel": _likely_classes, "regression": lambda F, _: pa.array(F[:, 0].float().numpy())}
-    return pa.chunked_array(
-        says.get(setup.task, lambda F, _: lists(F))(F, setup) for _, F in left_out_outputs(shard, known)
-    )
+    if setup.task == "multilabel":
+        several = (multilabel.likely(x, known["slips"]) for _, x, _ in _several(shard, known))
+        return pa.chunked_array(_lists_of_classes(likely, setup.classes) for likely in several)
+    found = (F for _, F in left_out_outputs(shard, known))
+    if setup.task == "regression":
+        return pa.chunked_array(pa.array(F[:, 0].float().numpy()) for F in found)
+    return pa.chunked_array(lists(F) for F in found)
 
 
-def _likely_classes(outputs: Tensor, setup: Setup) -> pa.Array:
-    assert setup.classes is not None
-    row, column = torch.nonzero(outputs > 0.5, as_tuple=True)
-    offsets = torch.searchsorted(row, torch.arange(len(outputs) + 1)).int()
-    return pa.ListArray.from_arrays(pa.array(offsets.numpy()), setup.classes.take(pa.array(column.numpy())))
+def _lists_of_classes(several: Tensor, classes: pa.Array) -> pa.Array:
+    row, column = torch.nonzero(several, as_tuple=True)
+    offsets = torch.searchsorted(row, torch.arange(len(several) + 1)).int()
+    return pa.ListArray.from_arrays(pa.array(offsets.numpy()), classes.take(pa.array(column.numpy())))
 
 
 def write_with_outputs(shard: Shard, known: Known, name: str, table: pa.Table) -> None:

@@ -21,7 +21,7 @@ UNITS = {
     "gi": 1 << 30,
     "ti": 1 << 40,
 }
-PROCESS = 468 << 20  # bytes of a worker with ray, torch, scipy and pyarrow loaded, before it holds a row (measured)
+PROCESS = 468 << 20  # bytes of a worker without rows: libraries (420 MiB, measured), and what passes leave behind
 IN_FLIGHT = 4  # shards that are being read, worked on, and fetched ahead, with what decoding copies
 DECODED = 5  # times its size is what a batch takes while it is decoded (measured)
 KEY = 24  # bytes of a row whose key is sorted among others, once, to find an id that occurs twice

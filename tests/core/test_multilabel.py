@@ -157,6 +157,7 @@ def test_classes_that_no_row_has_or_every_row_say_nothing(given):
     slips = multilabel.fit_slips(multilabel.output_sums(x, Y, weight))
     assert not slips.shows
     assert (multilabel.rows_log_odds(x, Y, slips) == 24).all()
+    assert torch.equal(multilabel.likely(x, slips), Y > 0.5)
 
 
 def test_slips_of_other_rows_are_as_likely_as_none():
