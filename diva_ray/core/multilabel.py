@@ -67,7 +67,7 @@ def unit_outputs(F: Float[Tensor, "n c"], h: Float[Tensor, " n"], shares: Float[
     """Return (1 - h_i) (f_ik - s_k) / sqrt(s_k (1 - s_k)), s the class's share: a row far from all others says less."""
     share = shares[1] / shares[0].clamp_min(1e-300)
     deviation = (share * (1 - share)).clamp_min(1e-12).sqrt()
-    return ((F.double() - share) * (1 - h.double())[:, None] / deviation).nan_to_num(0.0)
+    return (F.double() - share) * (1 - h.double())[:, None] / deviation
 
 
 def output_sums(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], weight: Float[Tensor, " n"]) -> Histogram:
@@ -161,7 +161,7 @@ def rows_log_odds(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], slips: Slips
     ratio = torch.where(given, slipped[1] - kept[0], slipped[0] - kept[1])  # P(given | it is wrong) / P(given | right)
     right = -torch.nn.functional.softplus(ratio - own).masked_fill(slips.sharpness == 0, 0.0).sum(1)  # log P(all right)
     wrong = (-torch.expm1(right)).clamp_min(1e-300).log()
-    return (right - wrong).nan_to_num(0.0).clamp_(-LIMIT, LIMIT)
+    return (right - wrong).clamp_(-LIMIT, LIMIT)
 
 
 @dataclass(frozen=True)

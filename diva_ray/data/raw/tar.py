@@ -119,7 +119,7 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
         with (
             filesystem.open_input_stream(path, compression=None) as stream,
             tarfile.open(fileobj=stream, mode="r|*", tarinfo=Watched) as tar,
-        ):  # type: ignore[call-overload]
+        ):
             for member in tar:
                 check_name(member.name, path)
                 folder, _, base = member.name.rpartition("/")
