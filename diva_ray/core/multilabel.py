@@ -148,9 +148,21 @@ def likely(x: Float[Tensor, "n c"], slips: Slips) -> Tensor:
     return x > slips.threshold
 
 
+def corrected(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], slips: Slips) -> Tensor:
+    """Return which classes belong to a row more likely than not, (n, c), given that most are rightly given."""
+    return (Y > 0.5) ^ (_slip_log_odds(x, Y, slips) > 0)
+
+
 def rows_log_odds(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], slips: Slips) -> Float[Tensor, " n"]:
-    """Return log P(all labels of the row are right) / P(one is wrong), within +-24; classes that no row has, or every
-    row, count as right."""
+    """Return log P(all labels of the row are right) / P(one is wrong), within +-24."""
+    right = -torch.nn.functional.softplus(_slip_log_odds(x, Y, slips)).sum(1)  # log P(all right)
+    wrong = (-torch.expm1(right)).clamp_min(1e-300).log()
+    return (right - wrong).clamp_(-LIMIT, LIMIT)
+
+
+def _slip_log_odds(x: Tensor, Y: Tensor, slips: Slips) -> Tensor:
+    """Return the log-odds that a class is wrongly given or left out, (n, c); -inf for classes that no row has, or every
+    row: they count as right."""
     u = slips.sharpness * (x - slips.threshold)
     below, above = (u if math.isinf(b) else b * torch.asinh(u / b) for b in slips.bends)
     u = torch.where(u < 0, below, above)
@@ -159,9 +171,7 @@ def rows_log_odds(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], slips: Slips
     shares = torch.tensor([slips.missing, slips.added], dtype=torch.float64).clamp_min(1e-300)
     kept, slipped = (-shares).log1p(), shares.log()
     ratio = torch.where(given, slipped[1] - kept[0], slipped[0] - kept[1])  # P(given | it is wrong) / P(given | right)
-    right = -torch.nn.functional.softplus(ratio - own).masked_fill(slips.sharpness == 0, 0.0).sum(1)  # log P(all right)
-    wrong = (-torch.expm1(right)).clamp_min(1e-300).log()
-    return (right - wrong).clamp_(-LIMIT, LIMIT)
+    return (ratio - own).masked_fill(slips.sharpness == 0, -torch.inf)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def curate(shard: Shard, known: Known) -> Tally:
     start, stop, index = shard.extent.start, shard.extent.stop, shard.extent.index
     table, folder = known["table"], known["folder"]
     rows = in_one_chunk(table.reader().read(start, stop, table.schema.names))
-    names = [*FACTS, "predicted_label"] if known["curate"] == "relabel" else FACTS
+    names = [*FACTS, _likelier(known)] if known["curate"] == "relabel" else FACTS
     facts = known["scores"].reader().read(start, stop, names)
     change = {"drop": _drop, "weight": _weight, "relabel": _relabel}[known["curate"]]
     curated, changes = change(rows, facts, known)
@@ -45,7 +45,7 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
     """Weigh every row by the probability that its label is right; where that is no probability, flagged rows by 0."""
     name = known["weight_column"]
     score = one_chunk(facts["label_score"]).to_numpy(zero_copy_only=False).astype(np.float64)
-    if known["setup"].task not in ("classification", "pairs"):
+    if known["setup"].task not in ("classification", "multilabel", "pairs"):
         score = 1.0 - _flags(facts).to_numpy(zero_copy_only=False)
     before, at = np.ones(len(score)), rows.schema.get_field_index(name)
     if at >= 0:
@@ -59,13 +59,23 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
 
 def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
     name, flags = known["label"], _flags(facts)
-    given, found = one_chunk(rows[name]), one_chunk(facts["predicted_label"])
-    label = pc.if_else(flags, found.cast(given.type), given)
+    given, found = one_chunk(rows[name]), one_chunk(facts[_likelier(known)])
+    flags = pc.and_(flags, found.is_valid())  # several labels of which none is more likely wrong than right stay
+    # Of several labels there may be more or fewer than before.
+    kind = found.type if pa.types.is_fixed_size_list(given.type) else given.type
+    given = given.cast(kind)
+    label = pc.if_else(flags, found.cast(kind), given)
     at = rows.schema.get_field_index(name)
-    curated = rows.set_column(at, rows.schema.field(at), _as_stored(label, rows[name].type))
+    stored = _as_stored(label, rows[name].type)
+    curated = rows.set_column(at, rows.schema.field(at).with_type(stored.type), stored)
     facts = facts.append_column("label_before", given).append_column("label_after", label)
     changes = facts.filter(flags).select(["id", "label_score", "label_before", "label_after"])
     return curated, changes.append_column("change", pa.array(["relabelled"] * len(changes), pa.string()))
+
+
+def _likelier(known: Known) -> str:
+    """Return the column that says what a flagged label should be."""
+    return "corrected_label" if known["setup"].task == "multilabel" else "predicted_label"
 
 
 def _as_stored(label: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -216,6 +216,8 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
         "label_score": facts["label_score"],
         "is_label_issue": facts["issue"],
     }
+    if setup.task == "multilabel":
+        columns["corrected_label"] = corrected_labels(shard, known, facts["issue"])
     if shard.truth is not None:
         columns["true_label"] = shard.truth
     return as_table(shard, columns), facts
@@ -262,6 +264,18 @@ def predicted_labels(shard: Shard, known: Known, best: Tensor) -> pa.Array | pa.
     if setup.task == "regression":
         return pa.chunked_array(pa.array(F[:, 0].float().numpy()) for F in found)
     return pa.chunked_array(lists(F) for F in found)
+
+
+def corrected_labels(shard: Shard, known: Known, flagged: Tensor) -> pa.ChunkedArray:
+    """Return the classes of flagged rows in which single ones are more likely wrong than right, those turned; of all
+    other rows null."""
+    parts = []
+    for rows, x, Y in _several(shard, known):
+        found = multilabel.corrected(x, Y, known["slips"])
+        changed = flagged[rows] & (found != (Y > 0.5)).any(1)
+        lists = _lists_of_classes(found & changed[:, None], known["setup"].classes)
+        parts.append(pc.if_else(pa.array(changed.numpy()), lists, pa.scalar(None, lists.type)))
+    return pa.chunked_array(parts)
 
 
 def _lists_of_classes(several: Tensor, classes: pa.Array) -> pa.Array:

@@ -151,6 +151,8 @@ def _gallery(samples: list[dict], task: str) -> dict:
     columns = {"labels", "found", "z", "derivative", "loss", "label_score"}
     columns |= {"margin"} if task == "classification" else set()
     if task == "multilabel":  # the order of a row's classes means nothing
+        samples = [row if row.get("corrected_label") is None else row | {"predicted_label": row["corrected_label"]}
+                   for row in samples]  # fmt: skip
         lists = [{key: row[key] for key in ("label", "predicted_label") if isinstance(row.get(key), list)}
                  for row in samples]  # fmt: skip
         samples = [row | {key: sorted(found[key], key=str) for key in found}

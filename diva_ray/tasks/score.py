@@ -70,7 +70,7 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
     if isinstance(session, Plan):
         return session
     try:
-        if config.curate == "relabel" and session.task != "classification":
+        if config.curate == "relabel" and session.task not in ("classification", "multilabel"):
             raise InputError(f"curate: relabel is for classes, got task={session.task}. Change `curate`.")
         if config.export == "datacomp":
             session.runner.run(check_uids, "check uids", session.scored())
@@ -133,7 +133,8 @@ def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: A
     """Return a copy of a table, all columns, in which labels that look wrong are dropped, weighted or relabelled.
 
     `drop`: rows whose label looks wrong are left out; `weight`: a column of weights, the probability that the label is
-    right; `relabel`: such labels are replaced by the left-out prediction. Written by the workers, file by file, into
+    right; `relabel`: such labels are replaced by the left-out prediction, of several labels only those that are more
+    likely wrong than right. Written by the workers, file by file, into
     `curated/`, with a list of what changed in `changes/`. Deleting what a detector flags can hurt:
     `diva_ray.reweight` asks first.
 

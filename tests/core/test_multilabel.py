@@ -98,6 +98,8 @@ def test_the_log_odds_of_a_row_are_those_of_all_its_classes(bends):
     threshold, sharpness = torch.tensor([0.3, -0.2, 1.0]).double(), torch.tensor([2.0, 5.0, 0.0]).double()
     slips = multilabel.Slips(threshold, sharpness, bends, 0.1, 0.02, shows=True)
     odds = multilabel.rows_log_odds(torch.tensor(x), torch.tensor(Y), slips).numpy()
+    likely = multilabel.corrected(torch.tensor(x), torch.tensor(Y), slips).numpy()
+    assert (likely[:, 2] == Y[:, 2]).all() and (likely != Y).any()
     for i in range(40):
         right = 1.0
         for k in range(2):  # of the third, which no row has, nothing is known
@@ -106,7 +108,9 @@ def test_the_log_odds_of_a_row_are_those_of_all_its_classes(bends):
             p = expit(u if math.isinf(bend) else bend * math.asinh(u / bend))
             as_given = {(1, 1): p * 0.9, (1, 0): (1 - p) * 0.02, (0, 0): (1 - p) * 0.98, (0, 1): p * 0.1}
             given = int(Y[i, k])
-            right *= as_given[given, given] / (as_given[given, 1] + as_given[given, 0])
+            is_right = as_given[given, given] / (as_given[given, 1] + as_given[given, 0])
+            assert likely[i, k] == (given if is_right > 0.5 else 1 - given)
+            right *= is_right
         np.testing.assert_allclose(odds[i], np.clip(math.log(right / (1 - right)), -24, 24), rtol=1e-9)
 
 

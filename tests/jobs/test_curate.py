@@ -55,6 +55,45 @@ def test_relabelling_changes_only_flagged_labels_to_the_left_out_prediction(tabl
     assert better > 0.1
 
 
+def several(kind):
+    """Return digits with labels of seven kinds (even, prime, ...), of which every eighth is left out; or of two
+    numbers, the digit, sometimes wrong, and whether it is one loop."""
+    X, _, digit, _, _ = digits_split(0.0)
+    tags = {"even": [0, 2, 4, 6, 8], "prime": [2, 3, 5, 7], "round": [0, 6, 8, 9], "big": [5, 6, 7, 8, 9],
+            "three": [0, 3, 6, 9], "stroke": [1, 4, 7], "one": [1]}  # fmt: skip
+    generator = np.random.default_rng(4)
+    if kind == "pairs":
+        truth = np.column_stack([digit, 10 + np.isin(digit, [0, 6])]).astype(np.int16)
+        wrong = generator.permutation(900)[:60]
+        given = truth.copy()
+        given[wrong, 0] = (given[wrong, 0] + generator.integers(1, 10, 60)) % 10
+        label = pa.FixedSizeListArray.from_arrays(pa.array(given.reshape(-1)), 2)
+        return X, label, [set(row) for row in truth.tolist()]
+    truth = [{tag for tag, of in tags.items() if d in of} for d in digit]
+    given = [sorted(tag for tag in row if generator.random() > 0.12) for row in truth]
+    return X, pa.array(given, pa.large_list(pa.string())), truth
+
+
+@pytest.mark.parametrize("kind", ["strings", "pairs"])
+def test_relabelling_several_labels_changes_single_ones_of_flagged_rows(kind):
+    X, label, truth = several(kind)
+    rows = pa.table({"features": list(X), "label": label})
+    result = diva_ray.curate(rows, "relabel", task="multilabel", cluster=INLINE, quiet=True)
+    scored, changes = result.folder.read_table("samples"), result.folder.read_table("changes")
+    flagged, corrected = scored["is_label_issue"].to_pylist(), scored["corrected_label"].to_pylist()
+    before, after = label.to_pylist(), result.samples["label"].to_pylist()
+    changed = [k for k in range(900) if corrected[k] is not None]
+    assert all(flagged[k] and set(corrected[k]) != set(before[k]) for k in changed)
+    assert after == [given if new is None else new for given, new in zip(before, corrected, strict=True)]
+    assert changes["id"].to_pylist() == changed and changes["label_after"].to_pylist() == [after[k] for k in changed]
+    assert result.summary["curated"]["changed"] == len(changed) > 30
+    wrong = [sum(len(set(row) ^ true) for row, true in zip(labels, truth, strict=True)) for labels in (before, after)]
+    assert wrong[1] < 0.75 * wrong[0]
+    again = diva_ray.curate(result, "weight", task="multilabel", cluster=INLINE, quiet=True)
+    score = again.folder.read_table("samples")["label_score"].to_numpy()
+    np.testing.assert_allclose(again.samples["weight"].to_numpy(), score, rtol=1e-6)
+
+
 def test_weighting_adds_the_probability_that_the_label_is_right(table):
     path, _ = table
     result = diva_ray.curate(path, "weight", cluster=INLINE, quiet=True)
