@@ -28,6 +28,7 @@ from diva_ray.tasks import done
 
 ROWS, FILES, WORKERS = 12_000, 6, 3
 WHERE = {"kind": "ray", "workers": WORKERS}
+ALONE = {"kind": "ray", "workers": 1}  # where workers beside it would only start; the bits are the same
 reduce.UNIT = 1  # the driver adds shard by shard, so that things can happen in the middle of a pass
 done.DEAR = 0.0
 
@@ -196,14 +197,14 @@ def file_gone(table: str, folder: Path, expected) -> None:
 
     with Disturbed(happen, folder / "gone.log"):
         try:
-            run("score", table, str(folder / "file"), WHERE)
+            run("score", table, str(folder / "file"), ALONE)
             raise AssertionError("a file that is gone must be an error")
         except InputError as error:
             assert str(file) in str(error) and "\n" not in str(error), error
             print("  ", error, flush=True)
     away.rename(file)
     with Disturbed(lambda *_: None) as seen:
-        result = run("score", table, str(folder / "file"), WHERE, resume=True)
+        result = run("score", table, str(folder / "file"), ALONE, resume=True)
     assert seen.passes[:2] == ["scan", "leave_one_out"], seen.passes
     same(result, expected, "a file that was gone for a while")
 
@@ -217,14 +218,14 @@ def disk_full(table: str, folder: Path, expected) -> None:
         return
     try:
         try:
-            run("score", table, str(small / "run"), WHERE)
+            run("score", table, str(small / "run"), ALONE)
             raise AssertionError("a full disk must be an error")
         except InputError as error:
             assert "No space left on device" in str(error) and "resume=true" in str(error), error
             print("  ", error, flush=True)
         subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
         with Disturbed(lambda *_: None) as seen:
-            result = run("score", table, str(small / "run"), WHERE, resume=True)
+            result = run("score", table, str(small / "run"), ALONE, resume=True)
         assert seen.passes == ["scan", "write"], seen.passes  # 1.7 MB are kept before rows are written: 0.6 MB
         same(result, expected, "a full disk")
     finally:
@@ -257,7 +258,7 @@ def driver(table: str, output: str, fatal: str, attempt: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with Disturbed(happen):
-        run("reweight", table, output, WHERE, resume=attempt != "0")
+        run("reweight", table, output, ALONE, resume=attempt != "0")
 
 
 def start() -> Nodes:

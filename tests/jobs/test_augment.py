@@ -46,9 +46,9 @@ def test_leaving_copies_in_is_no_validation():
 
 
 def test_rows_that_lie_scattered_give_the_same_answer():
-    table = copies(200)
+    table = copies(80, ("identity", "hflip", "tilt"))
     order = np.random.default_rng(0).permutation(table.num_rows)
-    one, other = (run(rows, ridge=0.5).summary for rows in (table, table.take(order)))
+    one, other = (run(rows, ridge=0.5, steps=1, folds=2).summary for rows in (table, table.take(order)))
     for name, row in one["augmentations"].items():
         assert other["augmentations"][name]["derivative"] == pytest.approx(row["derivative"], rel=1e-4)
 

@@ -257,10 +257,6 @@ def job(*words, **environment):
             "score: options must be .*'lable'.* 'DataConfig'. Did you mean `data.label`[?] List .*",
         ),
         (
-            ["data.path=/no/such.parquet"],
-            r"data.path: a Parquet file, .* got nothing at /no/such.parquet. Change `data.path`.",
-        ),
-        (
             ["rigde=1"],
             r"score: options must be known and of the right type, got: .*rigde.*`python jobs/score.py --cfg job`.",
         ),
