@@ -115,9 +115,8 @@ def _error(one: PoolSet, core: np.ndarray, pool_label: np.ndarray, added: np.nda
     sums.add(Z, y, torch.ones(len(Z), dtype=torch.float64))
     pattern = torch.ones(Z.shape[1], dtype=torch.float64)
     pattern[0] = 0
-    fits = [
-        solve(sums.sums(), ridge * pattern).W for ridge in default_ridges(rotate(sums.sums(), pattern)).tolist()[::2]
-    ]
+    ridges = default_ridges(rotate(sums.sums(), pattern), len(Z))
+    fits = [solve(sums.sums(), ridge * pattern).W for ridge in ridges.tolist()[::2]]
     held, label = view(one.validation[0]), torch.from_numpy(one.validation[1])
     W = min(fits, key=lambda W: float(((held @ W).argmax(1) != label).double().mean()))
     return 100 * float(((view(one.test[0]) @ W).argmax(1) != torch.from_numpy(one.test[1])).double().mean())

@@ -154,7 +154,7 @@ class RealSet:
     def tuned_ridge(self, sums: FitSums, y: np.ndarray, weight: np.ndarray, heard: np.ndarray) -> float:
         """Return the ridge with the least left-out squared error on the rows `heard`, for a fit with these weights."""
         rotation = rotate(sums, self._pattern, len(heard))
-        ridges = default_ridges(rotation)
+        ridges = default_ridges(rotation, len(heard))
         at = torch.from_numpy(heard)
         alpha, v = torch.from_numpy(weight.astype(np.float64))[at], torch.ones(len(heard), dtype=torch.float64)
         together = rows_by_group_size(torch.from_numpy(self.groups)[at])

@@ -182,7 +182,7 @@ def ridges(s: Sizes) -> Iterator[Figure]:
 
     def grid() -> None:
         rotation = rotate(sums, penalty_pattern(setup), runner.rows)
-        runner.engine.tell(family=rotation.at(default_ridges(rotation), setup.dtype))
+        runner.engine.tell(family=rotation.at(default_ridges(rotation, runner.rows), setup.dtype))
         runner.run(passes.grid, "ridge")
 
     seconds = peers.seconds_of(grid, s.repeats)

@@ -112,9 +112,13 @@ def rotate(sums: FitSums, pattern: Float[Tensor, " p"], rows: int | None = None)
     return Rotation(basis, values, rotated_cross, target, variance, tiles)
 
 
-def default_ridges(rotation: Rotation, count: int = 20) -> Float[Tensor, " ridges"]:
-    """Return `count` ridges from 1e-6 to 1e3 times the mean eigenvalue, in equal ratios."""
-    return float(rotation.values.mean()) * torch.logspace(-6, 3, count, dtype=torch.float64)
+def default_ridges(rotation: Rotation, rows: int, count: int = 20) -> Float[Tensor, " ridges"]:
+    """Return `count` ridges from 1e-6 to 1e3 times the mean eigenvalue, in equal ratios.
+
+    The mean is over as many as there are rows, if those are fewer: the p x p and the n x n form try the same ridges.
+    """
+    mean = float(rotation.values.sum()) / min(len(rotation.values), rows)
+    return mean * torch.logspace(-6, 3, count, dtype=torch.float64)
 
 
 def grid_losses(

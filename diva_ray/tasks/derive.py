@@ -184,7 +184,7 @@ def fit_ridge(
     if ridge == "auto":
         many = not setup.keeps_outputs and setup.outputs >= setup.scale.width
         rotation = runner.timed("solve", rotate, sums, pattern, None if many else runner.rows)
-        ridges = default_ridges(rotation)
+        ridges = default_ridges(rotation, runner.rows)
         family = runner.timed("solve", rotation.at, ridges, setup.dtype)
         factor = runner.timed("solve", outputs_factor, family) if many else None
         runner.engine.tell(family=family, outputs_factor=factor)

@@ -140,7 +140,7 @@ def dual_grid(
     pattern = torch.ones(X.shape[1], dtype=torch.float64)
     pattern[:first] = 0
     rotation = rotate(sums.sums(), pattern, len(X))
-    ridges = default_ridges(rotation)
+    ridges = default_ridges(rotation, len(X))
     losses = grid_losses(X, Y, alpha, v, offset, groups, rotation.at(ridges), squared)
     return list(zip(ridges.tolist(), losses.tolist(), strict=True))
 

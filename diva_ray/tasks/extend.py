@@ -196,7 +196,7 @@ class Extension:
         pattern, ridge = penalty_pattern(self.setup), self.config.ridge
         if ridge == "auto":
             rotation = self.runner.timed("solve", rotate, sums, pattern, self.runner.rows)
-            ridges = default_ridges(rotation)
+            ridges = default_ridges(rotation, self.runner.rows)
             self.runner.engine.tell(family=self.runner.timed("solve", rotation.at, ridges, self.setup.dtype))
             losses = self.runner.run(passes.grid, "ridge").tolist()
             ridge = best_ridge(list(zip(ridges.tolist(), losses, strict=True)), warn=not self.steps)

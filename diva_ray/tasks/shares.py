@@ -134,7 +134,7 @@ class Search:
             kept = self.kept(subset)
             sums, rows = self.sums.columns(kept), self.runner.rows
             rotation = self.runner.timed("solve", rotate, sums, pattern[kept], rows)
-            ridges = default_ridges(rotation) if penalties is None else multiples
+            ridges = default_ridges(rotation, rows) if penalties is None else multiples
             parts.append(bands.Part(kept, self.runner.timed("solve", rotation.at, ridges, self.setup.dtype)))
         self.runner.engine.tell(parts=parts)
         found: Tensor = self.runner.run(bands.part_losses, "bands")

@@ -201,7 +201,7 @@ class Study:
         if key not in self.ridges:
             runner = self.session.runner
             rotation = runner.timed("solve", rotate, sums, penalty_pattern(setup), runner.rows)
-            ridges = default_ridges(rotation)
+            ridges = default_ridges(rotation, runner.rows)
             self._tell(setup, fold)
             self.session.engine.tell(family=runner.timed("solve", rotation.at, ridges, setup.dtype))
             losses = self._pass(passes.grid, "ridge")

@@ -124,20 +124,20 @@ def test_the_rotation_makes_the_normal_matrix_diagonal_for_every_ridge(intercept
 def test_the_default_ridges_span_nine_decades_around_the_mean_eigenvalue():
     problem = make_problem("tall")
     _, rotation = run_grid(problem, pattern_of(problem), [1.0])
-    ridges, mean = grid.default_ridges(rotation, 10), float(rotation.values.mean())
+    ridges, mean = grid.default_ridges(rotation, 10**6, 10), float(rotation.values.mean())
     assert_close(ridges, [mean * 10.0**k for k in range(-6, 4)], 1e-12)
-    assert len(grid.default_ridges(rotation)) == 20
+    assert len(grid.default_ridges(rotation, 10**6)) == 20
 
 
 def test_the_default_ridges_are_the_same_in_either_form(monkeypatch):
     sums, pattern = fit(make_problem("wide"), cut(make_problem("wide"), 3)), pattern_of(make_problem("wide"))
-    expected = grid.default_ridges(grid.rotate(sums, pattern))
+    expected = grid.default_ridges(grid.rotate(sums, pattern), 20)
     monkeypatch.setattr(reduction, "NARROWEST", 1)
     monkeypatch.setattr(reduction, "ROWS", 1.0)
     monkeypatch.setattr(reduction, "WIDTH", 4)
     rotation = grid.rotate(sums, pattern, 20)
     assert rotation.tiles is not None and rotation.values.shape == (29,)
-    assert_close(grid.default_ridges(rotation), expected, 1e-13)
+    assert_close(grid.default_ridges(rotation, 20), expected, 1e-13)
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -163,7 +163,7 @@ def test_both_forms_find_the_same_on_many_columns_some_alike_and_some_zero(dtype
         monkeypatch.setattr(reduction, "WIDTH", 8)
         rotation = grid.rotate(sums, pattern, n)
         assert (rotation.tiles is None) == (narrowest > 1)
-        family = rotation.at(grid.default_ridges(rotation), dtype)
+        family = rotation.at(grid.default_ridges(rotation, 10**6), dtype)
         Zs, Ys, alphas, v = (x.to(dtype) for x in (Z, Y, alpha, torch.ones(n)))
         found.append(grid.grid_losses(Zs, Ys, alphas, v, None, rows, family, squared))
     assert found[0].isfinite().all()

@@ -56,6 +56,22 @@ def test_fewer_rows_than_columns_have_the_same_grid_in_either_form(tiles):
     np.testing.assert_allclose(grid_of(found), grid_of(expected), rtol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [25, 40])  # on the space that the rows span, and on the columns themselves
+def test_every_job_chooses_the_same_ridge_for_fewer_rows_than_columns(rows):
+    few = {"features": np.random.default_rng(3).standard_normal((rows, 50)) * np.logspace(0, -2, 50)}
+    few |= {"label": (few["features"][:, :3].sum(1) > 0) * 1, "trust": 1.0 * (np.arange(rows) % 3 == 0)}
+    options = {**OPTIONS, "features": "features"}
+    expected = diva_ray.score(few, **options).summary
+    assert expected["form"] == "dual"
+    for found in (
+        diva_ray.reweight(few, steps=1, folds=2, **options), diva_ray.train(few, few, epochs=1, seeds=1, **options)
+    ):  # fmt: skip
+        assert found.summary["ridge"] == pytest.approx(expected["ridge"], rel=1e-6)
+    heard = {"validation_weight": "trust", **options}
+    plain, trusted = (diva_ray.score(few, method=method, **heard).summary for method in ("plain", "trusted"))
+    assert plain["form"] == "dual" and trusted["ridge"] == pytest.approx(plain["ridge"], rel=1e-6)
+
+
 def test_bands_weigh_the_same_in_either_form(tiles):
     options = {**OPTIONS, "starts": 1, "evaluations": 8}
     expected, reduced = diva_ray.aggregate(DATA, **options), tiles()
