@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,16 @@ def manifest(session: Session, started: str, ended: str) -> dict[str, Any]:
 
 def described(data: dict[str, Any], cluster: dict[str, Any], started: str, ended: str) -> dict[str, Any]:
     """Return what every run says of itself."""
-    packages = ("diva_ray", "ray", "torch", "numpy", "pyarrow")
     return {
-        **{name: version(name) for name in packages}, "python": platform.python_version(), "data": data,
+        **versions(), "python": platform.python_version(), "data": data,
         "start": started, "end": ended, "cluster": cluster, "command": sys.argv,
     }  # fmt: skip
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of what decides the numbers of a run."""
+    return {name: version(name) for name in ("diva_ray", "ray", "torch", "numpy", "pyarrow")}
 
 
 def fingerprint(table: Any) -> str:

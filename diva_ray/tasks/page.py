@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from diva_ray.engine.verdicts import Z_EDGES
 from diva_ray.report import words
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import Derived, may_lie_further
+from diva_ray.tasks.manifest import versions
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import errors_of, verdict_notes, warnings_of
 
@@ -31,7 +31,7 @@ def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]
         ("Ridge", words.number(summary["ridge"], 4) + (" (chosen by leave-one-out)" if chosen else "")),
         ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
         *_busy(session),
-        ("Versions", f"diva_ray {version('diva_ray')}, ray {version('ray')}, torch {version('torch')}"),
+        ("Versions", ", ".join(f"{name} {versions()[name]}" for name in ("diva_ray", "ray", "torch"))),
     ]
 
 
