@@ -29,6 +29,7 @@ def test_results_have_the_same_bits_inline_and_with_one_two_or_three_workers(ray
             assert result.summary[name] == inline.summary[name], name
 
 
+@pytest.mark.long
 def test_a_ridge_chosen_under_tiles_has_the_same_bits_inline_and_on_ray(ray_cluster, task, monkeypatch):
     monkeypatch.setattr(reduction, "NARROWEST", 1)  # of this process: workers are told
     monkeypatch.setattr(reduction, "ROWS", 1e9)

@@ -30,6 +30,7 @@ def test_results_have_the_same_bits_inline_and_on_workers(ray_cluster, table, er
     assert result.folder.read("sources.parquet") == inline.folder.read("sources.parquet")
 
 
+@pytest.mark.long
 def test_the_dual_form_has_the_same_bits_on_workers(ray_cluster):
     data = {**made(1200, (1300, 6), noise=0.6), "source": np.array(["a", "b"])[np.arange(1200) % 2]}
     inline = diva_ray.score(data, cluster="inline", ridge=3.0, **OPTIONS)

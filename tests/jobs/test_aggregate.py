@@ -231,6 +231,7 @@ def test_sample_weights_are_found_under_the_shares_when_asked_for():
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_workers_find_the_same_bits_also_when_one_dies(ray_cluster, monkeypatch):
     import ray
 

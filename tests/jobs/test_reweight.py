@@ -105,6 +105,7 @@ def test_few_rows_and_many_columns_groups_and_numbers_work_too():
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_inline_and_ray_agree_bit_for_bit_also_when_workers_die(ray_cluster, monkeypatch):
     import ray
 

@@ -137,6 +137,7 @@ def test_asha_stops_trials_that_are_behind(ray_cluster):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_optuna_searches_too_and_the_seed_decides(ray_cluster):
     pytest.importorskip("optuna")
     one, same = (run(search="optuna", trials=12) for _ in range(2))

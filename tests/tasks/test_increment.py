@@ -383,6 +383,7 @@ def test_other_tables_are_refused(table, first, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_updates_have_the_same_bits_on_ray(ray_cluster, table, tmp_path):
     after = store(tmp_path / "after", all_at_once(quarters(table)), row_group_size=500)
     before, runs = store(tmp_path / "before", quarters(table)), {}

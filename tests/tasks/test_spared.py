@@ -8,7 +8,7 @@ import diva_ray
 FITTED = "float32; float64 in the fit"
 
 
-def ill_conditioned(least, n=6000, p=60, numbers=False):
+def ill_conditioned(least, n=3000, p=60, numbers=False):
     """Columns of scales from 1 down, turned so that every one shares in all; classes or numbers by the largest."""
     generator = np.random.default_rng(0)
     X = generator.standard_normal((n, p)) * np.logspace(0, least, p)
