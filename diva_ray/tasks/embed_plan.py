@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from diva_ray.config import EmbedConfig
 from diva_ray.engine.batch_size import sample_bytes
 from diva_ray.engine.embedding import AHEAD, Job, UnitEncoder
+from diva_ray.report import words
 from diva_ray.tasks.embed_setup import IMAGE, Built
 
 TRIED = 64  # samples
@@ -37,6 +38,7 @@ class EmbedPlan:
     def lines(self) -> list[str]:
         """Return the plan for a person."""
         gib, about = 1 << 30, "" if self.rows_known else " (estimate)"
+        units, files = (words.counted(self.units, one, f"{one}s") for one in ("unit", "file"))
         if self.rate is None or self.seconds is None:
             pace = "unknown: the GPU was not tried"
         else:
@@ -45,13 +47,13 @@ class EmbedPlan:
             )
         return [
             f"raw        {self.raw}",
-            f"samples    {self.rows:,}{about} in {self.units:,} units, {self.bytes / gib:.3f} GiB as stored",
+            f"samples    {self.rows:,}{about} in {units}, {self.bytes / gib:.3f} GiB as stored",
             *(f"encoder    {band}" for band in self.bands),
             f"where      {self.kind}: {self.why}",
             f"workers    {self.workers} with {self.threads} thread(s)"
             + (f" and {self.gpus:g} GPU" if self.gpus else ""),
             f"memory     {self.worker_bytes / gib:.3f} GiB a worker beside the libraries (estimate)",
-            f"output     {self.output_bytes / gib:.3f} GiB of features in {self.units:,} files",
+            f"output     {self.output_bytes / gib:.3f} GiB of features in {files}",
             f"time       {pace}",
             *(f"note       {note}" for note in self.notes),
         ]

@@ -14,6 +14,7 @@ from diva_ray.config import EmbedConfig
 from diva_ray.data.raw.units import Source, Unit
 from diva_ray.engine.embedding import DROPPED, FAILED, NULLS, UNIT, UNREAD, Job
 from diva_ray.errors import InputError
+from diva_ray.report import words
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.folder import Folder, differing_options
 
@@ -53,7 +54,7 @@ class Prepared:
         ]
         return [
             f"raw        {job.source.name} ({job.source.kind})",
-            f"samples    {count} in {len(job.source.units):,} units{left}",
+            f"samples    {count} in {words.counted(len(job.source.units), 'unit', 'units')}{left}",
             *bands,
             f"where      {self.kind}: {self.why}; {self.workers} worker(s) with {job.threads} thread(s)"
             + (f" and {self.gpus:g} GPU" if self.gpus else ""),

@@ -12,6 +12,7 @@ from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
+from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts, shown, weights_by_class
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
@@ -84,11 +85,16 @@ def told(summary: dict[str, Any]) -> list[str]:
     """Return a reweighting run in a few lines, for a terminal."""
     s = summary
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
-    verdict = "accepted" if s["accepted"] else "nothing changed: no step gained more than one standard error"
+    first, as_given = f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}", f"{kind} {s['error_uniform']:.4f} as given"
+    if not s["accepted"]:
+        return [
+            f"{first}; nothing changed: no step gained more than one standard error",
+            f"on folds that took no part: {as_given}",
+        ]
     return [
-        f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}; {verdict}",
-        f"on folds that took no part: {kind} {s['error_uniform']:.4f} as given, {s['error_reweighted']:.4f} "
-        f"reweighted; loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
+        f"{first}; accepted",
+        f"on folds that took no part: {as_given}, {s['error_reweighted']:.4f} reweighted; "
+        f"loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
         f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
     ]
 
@@ -172,7 +178,7 @@ def _best_by_steps(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the weights."""
-    notes = []
+    notes = shared_in_words(summary["shared"], summary["n_samples"])
     if summary["method"] == "paper":
         notes.append(
             "Plain steps are taken whatever the folds say; they often raise the error. `method=safe` asks first."
