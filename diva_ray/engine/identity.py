@@ -21,7 +21,7 @@ from diva_ray.data.columns import is_list, one_chunk, row_keys
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import number_targets
 from diva_ray.engine.context import Known, unit_keys
-from diva_ray.engine.reduce import Rows
+from diva_ray.engine.reduce import Rows, Tally
 
 ROWS = 128  # hashed at a time: their products stay in the cache
 LOOKED = 1 << 16  # rows at most of which the driver holds hashes, to tell whether rows have the features of others
@@ -88,6 +88,16 @@ def count_alike(looked: Rows) -> tuple[int, int]:
     found, groups = torch.unique(pairs, return_counts=True)
     shared = found[groups > 1]
     return int(torch.isin(hashes, shared).sum()), len(hashes)
+
+
+def distinct_hashes(looked: Rows) -> np.ndarray:
+    """Return the hashes of features of the rows that were looked at, each once."""
+    return np.unique(looked.joined()[0].numpy().view(np.uint64))
+
+
+def shared(shard: Shard, known: Known) -> Tally:
+    """Return how many rows of another table have the features of a row that was looked at, `known["trained"]`."""
+    return Tally(shared=int(np.isin(feature_hashes(shard), known["trained"]).sum()))
 
 
 def feature_hashes(shard: Shard) -> np.ndarray:

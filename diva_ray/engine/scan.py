@@ -14,7 +14,7 @@ from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import label_values, number_targets
 from diva_ray.engine.context import Known, validation_weights
-from diva_ray.engine.identity import alike, feature_hashes, fragments
+from diva_ray.engine.identity import alike, feature_hashes, fragments, shared
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.errors import InputError
 
@@ -220,10 +220,13 @@ def scan(shard: Shard, known: Known) -> Scan:
         coupled=int(((shard.weight > 0) & (v > 0)).sum()),
         max_labels=lengths[1],
         max_less_labels=-lengths[0],
+        shared=0,
     )
     widths = tuple(values.shape[1] for values in shard.bands)
     looked, known_by = Rows(), None
-    if trains:
+    if shard.extent.pool:  # of a table beside the one that was scanned before
+        counts["shared"] = shared(shard, known)["shared"]
+    elif trains:
         hashes = feature_hashes(shard)
         looked = alike(shard, known["looked"], hashes)
         known_by = None if known["cut_bits"] is None else fragments(shard, known, known["cut_bits"], hashes)

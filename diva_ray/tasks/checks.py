@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.shards import Columns
-from diva_ray.engine.identity import LOOKED, count_alike
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import CONSTANT, Scan, places_of_key
 from diva_ray.engine.setup import Setup
@@ -29,7 +28,6 @@ LARGEST_NORM = 1e30  # of standardised rows; of rows as given, which are multipl
 LARGEST_WEIGHT = 1e12  # beyond it, or below its inverse, squares of a derivative's parts leave float32
 LEAST_VARIANCE = 1e-3  # of a column in the middle, in units of the mean over columns, below which units differ
 LEAST_SPREAD = 1e-6  # standard deviation of number targets below which, or above its inverse, they are, too
-MOST_ALIKE = 0.02  # share of rows with the features of others from which it is told
 TOLD = 5  # columns with gaps that are told one by one
 TOO_SPREAD = 1e15  # beyond it, or below its inverse, derivatives (of squares) leave float32, in which they are written
 
@@ -81,27 +79,6 @@ def tell_missing(columns: Columns, found: Scan) -> None:
         log.log(level, "column `%s`: %s of %s missing", name, f"{missing[name]:,}", f"{int(found.counts['rows']):,}")
     if len(missing) > TOLD:
         log.warning("%d more columns have missing rows (`missing` in summary.json)", len(missing) - TOLD)
-
-
-def alike_of(found: Scan) -> int:
-    """Return how many rows have the features of a row that does not leave with them; an estimate beyond LOOKED rows."""
-    same, looked = count_alike(found.looked)
-    return round(same / looked * found.counts["rows"]) if looked else 0
-
-
-def alike_in_words(alike: int, rows: int) -> str:
-    """Return what is to be said of rows with the features of other rows; nothing where they are few.
-
-    A copy among the rows that predict a left-out row tells its label: of 600 digits with 15 % wrong labels 99 of 107
-    were found, with 60 rows there twice 80 of 121, with 300 none (RESULTS.md, Copies).
-    """
-    if alike < MOST_ALIKE * rows:
-        return ""
-    return (
-        f"{'About ' if rows > LOOKED else ''}{alike:,} of {rows:,} rows have the very features of another row. If they "
-        "are copies, each predicts the label of the other when that is left out, and wrong labels go unseen: keep one "
-        "of them, or name a column that is the same for all copies (data.group)."
-    )
 
 
 def tell_units(columns: Columns, found: Scan) -> None:

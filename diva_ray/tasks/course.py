@@ -17,6 +17,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
+from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.derive import fit_ridge
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.session import Session
@@ -32,6 +33,7 @@ def prepare_course(
     runner, setup, counts = session.runner, session.setup, session.scan.counts
     extents = [extent for extent in session.engine.extents if extent.pool]
     found: Scan = runner.run(scan, "scan test", extents)
+    note_shared(session, "test", sum(e.stop - e.start for e in extents), found.counts)
     _ = replace(session.scan, place="the table") + replace(found, place="the test table")  # raises where widths differ
     if sum(table.rows for table in session.tables) < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)

@@ -13,6 +13,7 @@ from diva_ray.engine import pool
 from diva_ray.engine.scan import Scan, merge_values, scan
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
+from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.checks import check_ids
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.session import Session
@@ -23,6 +24,7 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     runner, core = session.runner, session.scan
     extents = [extent for extent in session.engine.extents if extent.pool]
     found: Scan = runner.run(scan, "scan pool", extents, again=True)
+    note_shared(session, "pool", int(found.counts["rows"]), found.counts)
     _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ
     setup = session.setup
     if core.labels is not None and found.labels is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Lines, Sheet, Table, Tile
+from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
@@ -95,7 +96,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         ),
         Tile("of the pool's labels wrong", f"{100 * s['pool_noise_estimate']:.1f} %", "estimated", "issue"),
     ]
-    notes = []
+    notes = shared_in_words(s["shared"], s["n_samples"])
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(
             "Most rows of the table were the only ones of their class, which left out cannot be predicted: nothing "

@@ -136,9 +136,9 @@ def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:
         ]
     if isinstance(config, AggregateConfig):
         most = config.starts * config.evaluations
-        return 1 + most / 2, [
-            f"at most {most} evaluations of the penalties ({config.starts} descents), half a derivative each; mostly "
-            "a third of that"
+        return 1 + most / 6, [
+            f"about {most // 3} evaluations of the penalties, {most} at most ({config.starts} descents), half a "
+            "derivative each"
         ]
     if isinstance(config, ExtendConfig):
         pool = opened.tables[-1]

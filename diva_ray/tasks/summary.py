@@ -14,7 +14,8 @@ from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.report.words import counted
-from diva_ray.tasks.checks import alike_in_words, alike_of, missing_of
+from diva_ray.tasks.alike import alike_in_words, alike_of, shared_in_words
+from diva_ray.tasks.checks import missing_of
 from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
 from diva_ray.tasks.session import Session
 
@@ -54,6 +55,7 @@ def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, An
         "mean_weight": counts["weight"] / counts["rows"],
         "missing": missing_of(session.columns, session.scan),
         "n_alike": alike_of(session.scan),
+        "shared": session.shared,
     }
 
 
@@ -272,7 +274,7 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
     """Return what may have misled the verdicts."""
     left_out = summary["validation"] == "leave-one-out"
     alike = alike_in_words(summary["n_alike"], summary["n_samples"]) if left_out else ""
-    found = [alike] if alike else []
+    found = [*([alike] if alike else []), *shared_in_words(summary["shared"], summary["n_samples"])]
     misled = left_out and summary["method"] != "trusted" and summary["n_label_issues"]
     if misled and summary["class_dependence"] > CLASS_DEPENDENT:
         kept = "go mostly one way" if summary["n_outputs"] == 2 else "keep to few pairs of classes"

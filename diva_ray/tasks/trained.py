@@ -15,6 +15,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import EVALUATION, checkpoint
 from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
+from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
@@ -222,7 +223,7 @@ def _parts(course: Course, s: dict[str, Any]) -> list[Any]:
 
 def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the figures."""
-    notes = []
+    notes = shared_in_words(summary["shared"], summary["n_samples"])
     if summary["n_seeds"] == 1:
         notes.append("One seed: nothing tells how much the errors depend on chance in training.")
     if summary["weights"] is None and session.columns.weight is None:

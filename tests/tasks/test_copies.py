@@ -5,6 +5,11 @@ import pytest
 from sklearn.datasets import load_digits
 
 import diva_ray
+from diva_ray.data.shards import Columns
+from diva_ray.data.split import split
+from diva_ray.data.table import from_arrays
+from diva_ray.engine.inline import Inline
+from diva_ray.engine.scan import scan
 
 INLINE = {"kind": "inline", "threads": 1}
 
@@ -34,3 +39,46 @@ def test_copies_hide_wrong_labels_which_is_told_and_groups_find_them(k):
         if group:
             assert abs(result.summary["label_issue_recall"] - found[group]) < 0.1
     assert found["who"] > 0.88 and found[None] < 0.75
+
+
+def rows_of(table, at):
+    return {name: values[at] for name, values in table.items()}
+
+
+def test_rows_of_other_tables_that_are_in_this_one_are_told(caplog):
+    table, _ = copied(0)
+    table["features"] = table["features"][:, :60]
+    core, apart = rows_of(table, slice(0, 300)), rows_of(table, slice(300, 500))
+    mixed = rows_of(table, np.r_[0:40, 300:460])  # 40 of the table's
+    options = {"quiet": True, "cluster": INLINE, "ridge": 1.0}
+    found = diva_ray.score(core, validation=mixed, **options)
+    assert found.summary["shared"] == {"validation": {"rows": 200, "known": 40}}
+    told = "warning: 40 of 200 rows of the validation table have the very features of rows that train"
+    assert any(line.startswith(told) for line in found.told)
+    assert b"40 of 200 rows of the validation table" in found.folder.read("report.html")
+    assert diva_ray.score(core, validation=apart, **options).summary["shared"]["validation"]["known"] == 0
+    assert diva_ray.score(core, **options).summary["shared"] == {}
+    runs = {
+        "pool": diva_ray.extend(core, mixed, budget=20, rounds=1, **options),
+        "test": diva_ray.train(core, mixed, epochs=1, seeds=1, **options),
+    }
+    for role, run in runs.items():
+        assert run.summary["shared"] == {role: {"rows": 200, "known": 40}}
+        assert b"40 of 200 " in run.folder.read("report.html")
+    said = [record.message for record in caplog.records if "very features" in record.message]
+    assert [line.split(" have ")[0] for line in said] == ["40 of 200 rows of the pool", "40 of 200 test rows"]
+    few = diva_ray.extend(core, rows_of(table, np.r_[0:1, 300:460]), budget=20, rounds=1, **options)
+    assert few.summary["shared"]["pool"]["known"] == 1 and b"very features" not in few.folder.read("report.html")
+
+
+def test_the_driver_keeps_no_hashes_of_a_pool():
+    generator = np.random.default_rng(0)
+    table = from_arrays({"features": generator.standard_normal((500, 3)), "label": generator.integers(0, 2, 500)})
+    columns = Columns(("features",), "label")
+    for pool, kept in ((False, 500), (True, 0)):
+        engine = Inline([table], columns, split(table, columns, first=0, pool=pool), 1)
+        engine.tell(features=("features",), label="label", numbers=False, held_out=False, cut_bits=None, looked=1.0)
+        engine.tell(heard_source=None, trained=np.zeros(0, np.uint64))
+        found = engine.total(engine.each(scan, engine.extents))
+        assert sum(len(part[0]) for part in found.looked.parts) == kept
+        assert found.counts["rows"] == 500
