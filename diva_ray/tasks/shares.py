@@ -83,15 +83,21 @@ class Search:
 
     def _evaluate(self, penalties: Tensor) -> tuple[float, Tensor]:
         runner, single = self.runner, self.setup.dtype == torch.float32
-        solution = runner.timed("solve", solve, self.sums, self.columns(penalties))
-        if not (single and solution.condition > MOST_CONDITION):
+        solution = None
+        try:
+            solution = runner.timed("solve", solve, self.sums, self.columns(penalties))
+        except InputError:  # not positive definite, perhaps by rounding only
+            if not single:
+                raise
+        if solution is not None and not (single and solution.condition > MOST_CONDITION):
             tell_solution(runner, solution, self.setup.dtype)
             left = run_with_room(runner, self.setup, passes.leave_one_out, "leave-out")
             if left is not None:
                 _, gradient = runner.timed("solve", solve_adjoint, solution, left.sums)
                 return left.tally["loss"] / self.total, by_band(self.setup, gradient) / self.total
         elif not runner.quiet:
-            log.info("condition number %.1e: products in float64 from here", solution.condition)
+            found = "beyond float32" if solution is None else f"{solution.condition:.1e}"
+            log.info("condition number %s: products in float64 from here", found)
         self.setup = replace(self.setup, dtype=torch.float64)
         self._begin()
         self.sums = self.runner.run(passes.fit, "fit")

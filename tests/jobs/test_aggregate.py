@@ -327,3 +327,14 @@ def test_the_job_writes_what_the_contract_promises(tmp_path):
     assert re.search("from (own penalties|equal penalties|pixels alone|strokes alone|random alone): ", done.stdout)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Which modalities count" in page and "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("seed", [0, 9, 15])
+def test_a_band_that_gives_the_classes_away_takes_float64(seed):
+    generator = np.random.default_rng(seed)
+    A = generator.standard_normal((300, 5))
+    y = np.digitize(A[:, 0] + 0.3 * generator.standard_normal(300), [-0.6, 0.6])
+    result = diva_ray.aggregate(
+        {"a": A, "u": np.eye(3)[y], "label": y}, features=["a", "u"], cluster=INLINE, quiet=True
+    )
+    assert result.summary["error"] == 0 and result.summary["bands"]["u"]["share"] > 0.9
