@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diva_ray.data.columns import in_one_chunk, one_chunk
+from diva_ray.data.columns import in_one_chunk, is_list, one_chunk
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known
 from diva_ray.engine.reduce import Tally
@@ -21,12 +21,24 @@ def curate(shard: Shard, known: Known) -> Tally:
     rows = in_one_chunk(table.reader().read(start, stop, table.schema.names))
     names = [*FACTS, _likelier(known)] if known["curate"] == "relabel" else FACTS
     facts = known["scores"].reader().read(start, stop, names)
+    if known["trusted"] is not None:
+        facts = _trusting(facts, one_chunk(rows[known["trusted"]]))
     change = {"drop": _drop, "weight": _weight, "relabel": _relabel}[known["curate"]]
     curated, changes = change(rows, facts, known)
     folder.write_table(f"curated/part-{index:05d}.parquet", curated)
     if changes.num_rows or not index:  # a folder there is in any case
         folder.write_table(f"changes/part-{index:05d}.parquet", changes)
     return Tally(changed=changes.num_rows, kept=curated.num_rows)
+
+
+def _trusting(facts: pa.Table, weight: pa.Array) -> pa.Table:
+    """Return the facts with labels that are trusted taken for right."""
+    trusted = pc.greater(weight.cast(pa.float64()), 0.0)
+    for name, right in (("is_label_issue", False), ("label_score", 1.0)):
+        at = facts.schema.get_field_index(name)
+        kind = facts.schema.field(at).type
+        facts = facts.set_column(at, name, pc.if_else(trusted, pa.scalar(right, kind), one_chunk(facts[name])))
+    return facts
 
 
 def _flags(facts: pa.Table) -> pa.Array:
@@ -60,7 +72,10 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
 def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa.Table]:
     name, flags = known["label"], _flags(facts)
     given, found = one_chunk(rows[name]), one_chunk(facts[_likelier(known)])
-    flags = pc.and_(flags, found.is_valid())  # several labels of which none is more likely wrong than right stay
+    if is_list(given.type):  # several labels of which none is more likely wrong than right stay
+        flags = pc.and_(flags, found.is_valid())
+    else:  # so does a label that is unlikely, and yet likelier than any other
+        flags = pc.and_(flags, pc.not_equal(found.cast(given.type), given))
     # Of several labels there may be more or fewer than before.
     kind = found.type if pa.types.is_fixed_size_list(given.type) else given.type
     given = given.cast(kind)

@@ -56,8 +56,11 @@ def write_curated(session: Session, action: str) -> dict[str, Any]:
     folder, table = session.folder, session.original or session.tables[0]
     usual = chain(("weight", "sample_weight"), (f"sample_weight_{k}" for k in count(2)))
     name = session.columns.weight or next(name for name in usual if name not in table.schema.names)
+    assert isinstance(session.config, ScoreConfig)
+    trusted = session.columns.validation_weight if session.config.method == "trusted" else None
     session.engine.tell(
-        curate=action, table=table, scores=open_parquet(folder.location("samples")), weight_column=name,
+        trusted=trusted, curate=action, table=table, scores=open_parquet(folder.location("samples")),
+        weight_column=name,
     )  # fmt: skip
     found = session.runner.run(curating.curate, "curate", session.scored(), features=False, again=True)
     told = {"weight_column": name} if action == "weight" else {}

@@ -136,6 +136,29 @@ def confusing(share, seed=0):
     return {"features": X, "label": y, "truth": truth, "v": np.isin(np.arange(900), trusted).astype(float)}
 
 
+@pytest.mark.parametrize("action", ["drop", "relabel", "weight"])
+def test_labels_that_are_trusted_stay(action):
+    generator = np.random.default_rng(0)
+    mean = np.random.default_rng(99).standard_normal((5, 8))
+    truth = generator.integers(0, 5, 900)
+    given = np.where(generator.random(900) < 0.3, generator.integers(0, 5, 900), truth)
+    trusted = np.arange(900) < 100
+    given[trusted] = truth[trusted]
+    X = mean[truth] + generator.standard_normal((900, 8))
+    data = {"features": X, "label": given, "v": trusted * 1.0}
+    result = diva_ray.curate(data, action, validation_weight="v", method="trusted", cluster=INLINE, quiet=True)
+    assert result.folder.read_table("samples")["is_label_issue"].to_numpy()[trusted].any(), "some look wrong"
+    kept, changes = result.samples, result.folder.read_table("changes")
+    assert kept["label"].to_numpy()[:100].tolist() == given[:100].tolist() and changes.num_rows > 50
+    assert min(changes["id"].to_pylist()) >= 100
+    if action == "weight":
+        assert (kept["weight"].to_numpy()[:100] == 1).all()
+    if action == "relabel":
+        assert all(
+            a != b for a, b in zip(*(changes[f"label_{when}"].to_pylist() for when in ("before", "after")), strict=True)
+        )
+
+
 def test_trusted_rows_see_what_wrong_neighbours_hide():
     data = confusing(0.4)
     plain = diva_ray.score(data, truth="truth", cluster=INLINE, quiet=True)
