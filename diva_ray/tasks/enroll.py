@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,30 @@ from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.checks import check_ids
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.session import Session
+
+log = logging.getLogger("diva_ray")
+
+FAR = 25.0  # times the table's mean square, beyond which a pool is another kind of data
+
+
+def bands_on_another_scale(names: tuple[str, ...], core: Scan, found: Scan) -> str:
+    """Return what is to be said of bands in which the pool's rows lie far outside the table's: the mean of |x - m|^2, m
+    the table's mean, is more than FAR times the table's. Nothing where none do."""
+    told = []
+    for k, name in enumerate(names):
+        n, rows = found.rows[k], core.rows[k]
+        if not (n and rows):
+            continue
+        apart = found.sums[k] / n - core.sums[k] / rows
+        here, there = float(core.squares[k].sum()) / rows, float(found.squares[k].sum()) / n + float(apart @ apart)
+        if there > FAR * here > 0:
+            told.append(f"`{name}` {(there / here) ** 0.5:,.0f} times")
+    if not told:
+        return ""
+    return (
+        f"the pool's rows lie further from the table's mean than its own rows do ({', '.join(told)}): another "
+        "scale, or another encoder? They would decide the fit. Make the pool's features as the table's were made"
+    )
 
 
 def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup, Tensor]:
@@ -50,6 +75,9 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
             f"data.offset: column `{session.columns.offset}` must hold {setup.outputs} numbers, one for each class of "
             f"the pool too, got {core.offset_width}. Change `data.offset`, or use `pool.new_classes=error`."
         )
+    if far := bands_on_another_scale(session.columns.features, core, found):
+        log.warning("%s", far)
+        setup = replace(setup, dtype=torch.float64)  # the table would be lost beside them
     if core.counts["rows"] < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     setup = with_errors(setup, core.counts["heard"], config.standard_errors)

@@ -27,7 +27,7 @@ from diva_ray.tasks.derive import fit_with_room, tell_solution, validation_rows
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
 from diva_ray.tasks.enroll import enroll
 from diva_ray.tasks.extended import figures, sheet_of, told
-from diva_ray.tasks.judge import calibrate
+from diva_ray.tasks.judge import calibrate, tells_of_classes
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.rank import rank_chosen
 from diva_ray.tasks.result import Result
@@ -212,7 +212,7 @@ class Extension:
         if self.left.rows is not None:
             engine.tell(validation=validation_rows(self.solution, self.left.rows.joined(), self.setup.dtype))
         self.find_lonely()
-        calibrate(self.runner, self.setup, self.left.tally, self.session.scored())
+        calibrated = calibrate(self.runner, self.setup, self.left.tally, self.session.scored())
         engine.forget("pool")
         if self.setup.task == "classification":
             engine.tell(new=self.left.tally["class_n"] + (self.taken if self._by_class else 0) == 0)
@@ -229,7 +229,8 @@ class Extension:
         classes = 2 if self.setup.task == "multilabel" else self.setup.outputs  # rows with a slip, and without
         histogram = found.tally["evidence"]
         if self.setup.task in ("classification", "multilabel"):
-            rule = verdict.fit_verdict(histogram, classes)
+            told = tells_of_classes(calibrated, self.left.tally["levels"], self.setup.outputs)
+            rule = verdict.fit_verdict(histogram, classes, shows=told)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)
         self.noise_rate = rule.noise_rate if k == 0 else self.noise_rate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from diva_ray.core import evidence, labellers, loss_verdict, multilabel, noise, verdict
@@ -15,6 +16,7 @@ from diva_ray.tasks.runner import Runner
 
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
 SEARCHED = 131_072  # rows among which their nearest are sought: all, or as many drawn at random
+TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 SAMPLED = 4096  # rows from which noise that is not drawn at random is estimated
 
 
@@ -58,6 +60,16 @@ def calibrate(
     (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored, features=False).joined()
     runner.engine.tell(reference=reference, link=None)
     return None
+
+
+def tells_of_classes(calibrated: object, levels: Tensor, outputs: int) -> bool:
+    """Return whether left-out predictions tell anything of the classes: where they do not, labels of other rows, all as
+    unlikely, are no wrong ones. `calibrated` is what `calibrate` returned, `levels` the tally's."""
+    if not isinstance(calibrated, verdict.Histogram):
+        return True
+    share = levels[1] / levels[1].sum()
+    entropy = float(torch.special.entr(share).sum())
+    return entropy + verdict.fit_link(calibrated, outputs).likelihood >= TELLS_NOTHING * entropy
 
 
 def _judge_classes(

@@ -17,11 +17,11 @@ from diva_ray.report.words import counted
 from diva_ray.tasks.alike import alike_in_words, alike_of, shared_in_words
 from diva_ray.tasks.checks import missing_of
 from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
+from diva_ray.tasks.judge import TELLS_NOTHING
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
 MANY_MISSED = 0.05  # error from which a run that calls no label wrong says what that means
-TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 RULES = {
     "error": "share of left-out predictions that are wrong; of numbers R2, greater when better, which is `r2` too",
     "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond chance",

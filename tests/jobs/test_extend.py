@@ -262,3 +262,30 @@ def test_nothing_chosen_is_a_table_without_rows():
     some = diva_ray.extend(core, pool, budget=3, **inline).samples
     none = diva_ray.extend(core | {"w": np.ones(40)}, pool | {"w": np.zeros(30)}, weight="w", **inline).samples
     assert len(some) == 3 and len(none) == 0 and none.schema == some.schema
+
+
+def test_a_pool_on_another_scale_is_told_and_summed_in_float64(caplog):
+    generator = np.random.default_rng(0)
+    w, G = generator.standard_normal(20), np.random.default_rng(5)
+    X = generator.standard_normal((300, 20))
+    y = X @ w + 0.5 * generator.standard_normal(300)
+    P = 1000 * np.outer(G.standard_normal(3000), np.ones(20)) + G.standard_normal((3000, 20))
+    pool = {"features": P, "label": P @ w + 0.5 * G.standard_normal(3000)}
+    found = [
+        diva_ray.extend({"features": X, "label": y}, pool, budget=1000, rounds=3, ridge=1e-3, precision=precision,
+                        cluster=INLINE, quiet=True)
+        for precision in ("auto", "float64")
+    ]  # fmt: skip
+    auto, double = (run.summary["error_by_budget"] for run in found)
+    assert [row["error"] for row in auto] == pytest.approx([row["error"] for row in double], rel=1e-9)
+    assert auto[-1]["error"] < 0.4  # in float32 1.5
+    assert any("further from the table's mean" in record.message for record in caplog.records)
+
+
+def test_where_features_say_nothing_no_label_of_the_pool_is_called_wrong():
+    generator = np.random.default_rng(0)
+    core, pool = (
+        {"features": generator.standard_normal((n, 6)), "label": generator.integers(0, 3, n)} for n in (200, 1000)
+    )
+    result = diva_ray.extend(core, pool, rounds=3, cluster=INLINE, quiet=True)
+    assert result.summary["pool_noise_estimate"] == 0
