@@ -48,6 +48,8 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     """Scan the pool; return its shards, the setup with any new classes, and its rows by class."""
     runner, core = session.runner, session.scan
     extents = [extent for extent in session.engine.extents if extent.pool]
+    if session.columns.id is None and "id" in session.tables[-1].schema.names:
+        log.warning("column `id` of the pool is not read, as the table has none: ids are positions")
     found: Scan = runner.run(scan, "scan pool", extents, again=True)
     note_shared(session, "pool", int(found.counts["rows"]), found.counts)
     _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ

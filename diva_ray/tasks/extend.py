@@ -35,7 +35,7 @@ from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
 
 log = logging.getLogger("diva_ray")
-NEAR_BYTES = 256 << 20  # features that workers keep from one read because their rows will probably be chosen
+NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
 
 def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = False, **options: Any) -> Result | Plan:
@@ -131,6 +131,7 @@ class Extension:
     noise_rate: float = 0.0
     blind: bool = False  # whether most rows of the table are the only ones of their class
     was_blind: bool = False
+    used_up: bool = False
 
     @property
     def runner(self) -> Runner:
@@ -161,7 +162,7 @@ class Extension:
             if not self.choose(k, batch):
                 break
         self.measure()
-        if self.chosen == total:
+        if self.chosen == total or self.used_up:
             self.reason = "the pool is used up"
         elif self.config.budget and self.chosen == goal:
             self.reason = "the budget is spent"
@@ -217,8 +218,9 @@ class Extension:
         if self.setup.task == "classification":
             engine.tell(new=self.left.tally["class_n"] + (self.taken if self._by_class else 0) == 0)
         row = self.setup.scale.width * self.setup.dtype.itemsize
-        # Of the random order in which helping rows are taken, the part that this round will probably reach.
-        share = min(2.5 * batch / max(self.helping, 1), 1.0, NEAR_BYTES * engine.workers / (row * total))
+        # Of the random order in which helping rows are taken, the part that this round will probably reach; however
+        # many workers there are, as quotas follow what is in it.
+        share = min(2.5 * batch / max(self.helping, 1), 1.0, NEAR_BYTES / (row * total))
         near = (self.reached, self.reached + share) if self.config.method == "balanced" else (0.0, 0.0)
         low, high = self.uniform_to, max(self.uniform_to, (self.chosen + batch) / total)
         self.uniform_to = high
@@ -256,6 +258,7 @@ class Extension:
             engine.tell(near_only=False)
             helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
             self.helping = max(int(helping.sum()) + self.chosen, 1)
+        self.used_up = not int(helping.sum() + rest.sum())
         first = choose.quotas(helping, batch, self.taken)
         second = torch.zeros_like(first)
         if self.config.budget is not None:

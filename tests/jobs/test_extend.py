@@ -289,3 +289,35 @@ def test_where_features_say_nothing_no_label_of_the_pool_is_called_wrong():
     )
     result = diva_ray.extend(core, pool, rounds=3, cluster=INLINE, quiet=True)
     assert result.summary["pool_noise_estimate"] == 0
+
+
+def blobs(rows, seed, wrong=0.0):
+    """Return rows around four means, of which some have a wrong label."""
+    generator, mean = np.random.default_rng(seed), np.random.default_rng(99).standard_normal((4, 8)) * 1.3
+    truth = generator.integers(0, 4, rows)
+    given = np.where(generator.random(rows) < wrong, generator.integers(0, 4, rows), truth)
+    return {"features": mean[truth] + generator.standard_normal((rows, 8)), "label": given}
+
+
+def test_the_choice_does_not_depend_on_workers_where_few_features_are_kept(monkeypatch):
+    monkeypatch.setattr("diva_ray.tasks.extend.NEAR_BYTES", int(0.11 * 36 * 1500))
+    chosen = []
+    for workers in (1, 2):
+        monkeypatch.setattr("diva_ray.engine.inline.Inline.workers", workers)
+        run = diva_ray.extend(blobs(200, 1), blobs(1500, 2, 0.3), budget=300, rounds=3, cluster=INLINE, quiet=True)
+        chosen.append(run.samples["id"].to_pylist())
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 300
+
+
+def test_a_pool_of_few_rows_with_weight_is_used_up():
+    core, pool = blobs(200, 1), blobs(1500, 2, 0.3)
+    core["w"], pool["w"] = np.ones(200), 1.0 * (np.arange(1500) < 100)
+    run = diva_ray.extend(core, pool, weight="w", budget=200, cluster=INLINE, quiet=True)
+    assert run.summary["n_selected"] == 100 and run.summary["stopped"] == "the pool is used up"
+
+
+def test_ids_of_a_pool_that_are_not_read_are_told(caplog):
+    pool = blobs(300, 2) | {"id": np.arange(9000, 9300)}
+    run = diva_ray.extend(blobs(100, 1), pool, budget=5, cluster=INLINE, quiet=True)
+    assert max(run.samples["id"].to_pylist()) < 300
+    assert any("column `id` of the pool is not read" in record.message for record in caplog.records)
