@@ -54,13 +54,20 @@ def told(summary: dict[str, Any]) -> list[str]:
     s = summary
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
     last = s["error_by_budget"][-1]
+    note = f"note: {least_in_words(s)}"
     return [
         f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}; chose {s['n_selected']:,} "
         f"({s['n_helpful']:,} that help); {s['stopped']}",
         f"left-out {kind} on the table: {s['error_before']:.4f} before, {s['error_after']:.4f} after, "
         f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random; loss "
         f"{s['error_by_budget'][0]['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}",
+        *([note] if s["best_budget"] < s["n_selected"] else []),
     ]
+
+
+def least_in_words(summary: dict[str, Any]) -> str:
+    """Return with how many rows the left-out loss was least."""
+    return f"The left-out loss was least with {summary['best_budget']:,} rows added."
 
 
 def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Sheet:
@@ -104,7 +111,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
             "class, or a validation table, would tell more."
         )
     if s["best_budget"] < s["n_selected"]:
-        notes.append(f"The left-out loss was least with {s['best_budget']:,} rows added.")
+        notes.append(least_in_words(s))
     return Sheet(
         "Which rows of the pool to add",
         [f"Chose {s['n_selected']:,} of {s['n_pool']:,} rows: {s['stopped']}."],
