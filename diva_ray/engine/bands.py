@@ -19,8 +19,8 @@ from diva_ray.engine.context import Known, blocks, validation_weights
 from diva_ray.engine.extremes import examples
 from diva_ray.engine.left_out import leverage_error, margins
 from diva_ray.engine.reduce import Tally
+from diva_ray.engine.samples import samples_table, write_rows
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import samples_table, write_rows
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from diva_ray.engine.context import Known, unit_keys
 from diva_ray.engine.pairs import joint_scores, spread, views
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
 from diva_ray.engine.reduce import Rows, Tally
-from diva_ray.engine.verdicts import as_table, facts_of, lists, write_rows, z_of
+from diva_ray.engine.samples import as_table, facts_of, lists, write_rows
+from diva_ray.engine.verdicts import z_of
 
 ROWS = 4096  # compared with the references at a time
 
@@ -98,7 +99,7 @@ def pairs_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tensor]
         "standard_error": scored[:, 1].float(),
         "z": facts["z"],
         "is_detrimental": facts["detrimental"],
-        "loss": sum(rows.loss.double() for rows, _ in found).float(),  # type: ignore[union-attr]
+        "loss": torch.stack([rows.loss.double() for rows, _ in found]).sum(0).float(),
         "label_score": facts["label_score"],
         "is_label_issue": facts["issue"],
         "log_odds": odds.float(),

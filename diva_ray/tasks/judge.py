@@ -62,13 +62,17 @@ def calibrate(
     return None
 
 
+def label_entropy(levels: Tensor) -> float:
+    """Return the entropy of the labels, by the weights of the classes in the tally's `levels`, in nats."""
+    return float(torch.special.entr(levels[1] / levels[1].sum()).sum())
+
+
 def tells_of_classes(calibrated: object, levels: Tensor, outputs: int) -> bool:
     """Return whether left-out predictions tell anything of the classes: where they do not, labels of other rows, all as
     unlikely, are no wrong ones. `calibrated` is what `calibrate` returned, `levels` the tally's."""
     if not isinstance(calibrated, verdict.Histogram):
         return True
-    share = levels[1] / levels[1].sum()
-    entropy = float(torch.special.entr(share).sum())
+    entropy = label_entropy(levels)
     return entropy + verdict.fit_link(calibrated, outputs).likelihood >= TELLS_NOTHING * entropy
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from diva_ray.engine.reduce import Tally
+from diva_ray.engine.samples import Z_EDGES
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import Z_EDGES
 from diva_ray.report import words
 from diva_ray.report.page import ScoreReport
 from diva_ray.tasks.derived import Derived, may_lie_further

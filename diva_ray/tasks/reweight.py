@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import Step, TrialSums, best_trial
-from diva_ray.engine import verdicts
+from diva_ray.engine import samples
 from diva_ray.engine.context import Fold
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.steps import Trials, fold_counts
@@ -153,7 +153,7 @@ def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Resul
     folder, runner, scan = session.folder, session.runner, session.scan
     folder.write_json("state.json", session.mark)
     runner.engine.tell(mean_weight=scan.counts["weight"] / scan.counts["rows"])
-    written = write_samples(session, verdicts.write)
+    written = write_samples(session, samples.write)
     summary = figures(session, config, weighed, written)
     if session.setup.sources is not None:
         summary["sources"] = [

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from diva_ray.config import ScoreConfig
-from diva_ray.engine import verdicts
+from diva_ray.engine import samples
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.uids import check_uids
@@ -115,7 +115,7 @@ def _finish(session: Session, derived: Derived, keeper: Keeper | None) -> Result
 
 
 def write_rows(
-    session: Session, derived: Derived, *, doubt: str = "auto", kernel: Kernel = verdicts.write
+    session: Session, derived: Derived, *, doubt: str = "auto", kernel: Kernel = samples.write
 ) -> tuple[dict[str, Any], Tally, list[dict[str, Any]]]:
     """Judge every row and write `samples/` (by the kernel) and `sources.parquet`; return the summary's figures, tallies
     and sources."""

@@ -17,7 +17,7 @@ from diva_ray.report.words import counted
 from diva_ray.tasks.alike import alike_in_words, alike_of, shared_in_words
 from diva_ray.tasks.checks import missing_of
 from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
-from diva_ray.tasks.judge import TELLS_NOTHING
+from diva_ray.tasks.judge import TELLS_NOTHING, label_entropy
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
@@ -94,8 +94,7 @@ def summarise(
         scale = None if not np.isfinite(calibration.scale) else calibration.scale
         levels = class_levels(derived.tally["levels"]).tolist()
         summary["calibration"] = {"scale": scale, "sharpness": calibration.sharpness, "levels": levels}
-        share = derived.tally["levels"][1] / derived.tally["levels"][1].sum()
-        summary["label_entropy"] = float(torch.special.entr(share).sum())
+        summary["label_entropy"] = label_entropy(derived.tally["levels"])
         summary["information"] = summary["label_entropy"] + calibration.likelihood
     if "planted" in written:
         found = planted(written["planted"], written["ranked"].joined()[0])

@@ -1,0 +1,220 @@
+"""The rows of the output, written where they are, and what the driver is told of them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from diva_ray.core import multilabel, verdict
+from diva_ray.data.shards import Shard
+from diva_ray.engine.context import Known, codes_of, weights_after
+from diva_ray.engine.extremes import confused_pairs, examples
+from diva_ray.engine.meter import peak_memory
+from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows
+from diva_ray.engine.reduce import Rows, Tally
+from diva_ray.engine.setup import Setup
+from diva_ray.engine.uids import write_uids
+from diva_ray.engine.verdicts import label_scores, several_outputs, z_of
+
+Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
+
+
+def write(shard: Shard, known: Known) -> Tally:
+    """Last round: decide, write the shard's rows in the order of the input, and report counts and the worst of them."""
+    return write_rows(shard, known, *samples_table(shard, known))
+
+
+def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Tensor]) -> Tally:
+    """Write the rows of the output, and report counts and the worst of them; `facts` are in the shard's order."""
+    setup: Setup = known["setup"]
+    name = f"samples/part-{shard.extent.index:05d}.parquet"
+    folder = known["folder"]
+    if name.split("/")[1] in known["written"]:
+        pass
+    elif known["outputs"] and setup.task != "pairs":
+        write_with_outputs(shard, known, name, table)
+    else:
+        folder.write_table(name, table)
+    counts = Tally(max_memory=peak_memory())
+    counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
+    z, issue, alpha = facts["z"], facts["issue"], facts["weight"]
+    lowered = alpha < known.get("final", (None, 1.0))[1] * shard.weight * (1 - 1e-6)  # but for the common factor
+    kinds = ((alpha == 0) & (shard.weight > 0)).double(), lowered.double(), alpha, alpha.square()
+    counts["weights"] = torch.stack([kind.sum() for kind in kinds])
+    counts["weight_counts"] = torch.histc(alpha / known.get("mean_weight", 1.0), 40, 0.0, 2.0)
+    cells = torch.bucketize(z.double().nan_to_num(0), Z_EDGES).clamp(1, len(Z_EDGES) - 1) - 1
+    size = len(Z_EDGES) - 1
+    counts["z_counts"] = torch.bincount(cells, minlength=size)
+    counts["z_issue_counts"] = torch.bincount(cells[issue], minlength=size)
+    if "odds" in facts:
+        counts["hurting"] = examples(shard, table, z)
+        counts["examples"] = examples(shard, table, -facts["odds"], "suspicion")
+    else:
+        counts["examples"] = examples(shard, table, z)
+        counts["suspects"] = examples(shard, table, -facts["label_score"], "suspicion")
+    if known.get("export") == "datacomp":
+        write_uids(shard, folder, ~issue & (alpha > 0))
+    if setup.task == "classification":
+        Y = codes_of(shard, setup)
+        for key, chosen in (("class_detrimental", facts["detrimental"]), ("class_issues", issue)):
+            counts[key] = torch.bincount(Y[chosen], minlength=setup.outputs)
+        counts["class_n"] = torch.bincount(Y, minlength=setup.outputs)
+        counts["class_weight"] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, alpha)
+        counts["pairs"] = confused_pairs(Y, facts["predicted"], issue, setup.outputs)
+    if shard.source is not None and setup.sources is not None:
+        codes = torch.from_numpy(pc.index_in(shard.source, setup.sources).to_numpy().astype(np.int64))
+        counts["source_n"] = torch.bincount(codes, minlength=len(setup.sources))
+        counts["source_weight"] = torch.zeros(len(setup.sources), dtype=torch.float64).index_add_(0, codes, alpha)
+        for key, chosen in (("source_detrimental", facts["detrimental"]), ("source_issues", issue)):
+            counts[key] = torch.bincount(codes[chosen], minlength=len(setup.sources))
+    if shard.truth is not None:
+        planted, hurts = facts["planted"], facts["detrimental"]
+        found = [planted, issue, hurts, planted & issue, planted & hurts]
+        counts["planted"] = torch.stack([flags.sum() for flags in found])
+        scores = torch.stack([planted.float(), facts["label_score"], z, facts["margin"]], 1)
+        counts["ranked"] = Rows((scores if known["rank_truth"] else scores[:0],))
+    return counts
+
+
+def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tensor]]:
+    """Return the rows of the output, in the order of the input, and the facts behind them, in the shard's order."""
+    setup: Setup = known["setup"]
+    rows, scored = left_out_rows(shard, known), scored_rows(shard, known)
+    z = z_of(scored)
+    facts = facts_of(shard, known, z, label_scores(shard, known))
+    predicted, margin = torch.zeros(len(z), dtype=torch.int64), facts["margin"]
+    if setup.task == "classification":
+        facts["predicted"] = predicted = rows.predicted
+        facts["margin"] = margin = rows.margin.float()
+    if shard.truth is not None:
+        wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
+        facts["planted"] = torch.from_numpy(wrong)
+    identifier = shard.id if shard.id is not None else pa.array(shard.positions())
+    columns: dict[str, Any] = {
+        "id": identifier,
+        "label": shard.label,
+        "weight": facts["weight"].float(),
+        "derivative": scored[:, 0].float(),
+        "standard_error": scored[:, 1].float(),
+        "z": z,
+        "is_detrimental": facts["detrimental"],
+        "leverage": rows.leverage.float(),
+        "loss": rows.loss.float(),
+        "margin": pa.array(margin.numpy(), from_pandas=True),
+        "predicted_label": predicted_labels(shard, known, predicted),
+        "label_score": facts["label_score"],
+        "is_label_issue": facts["issue"],
+    }
+    if setup.task == "multilabel":
+        columns["corrected_label"] = corrected_labels(shard, known, facts["issue"])
+    if shard.truth is not None:
+        columns["true_label"] = shard.truth
+    return as_table(shard, columns), facts
+
+
+def facts_of(shard: Shard, known: Known, z: Tensor, label_score: Tensor) -> dict[str, Tensor]:
+    """Return what is decided of every row."""
+    rule: verdict.Verdict = known["verdict"]
+    return {
+        "z": z, "label_score": label_score.float(), "weight": final_weights(shard, known),
+        "issue": label_score < rule.label.value, "detrimental": verdict.is_detrimental(z, rule),
+        "margin": torch.full_like(z, torch.nan),
+    }  # fmt: skip
+
+
+def as_table(shard: Shard, columns: dict[str, Any]) -> pa.Table:
+    """Return columns and what the table says of its rows, in the order of the input."""
+    columns = {**columns}
+    for name, values in (("group", shard.group_values), ("source", shard.source_values)):
+        if values is not None:
+            columns[name] = values
+    if shard.original is not None:
+        columns["__row__"] = pa.array(shard.original)
+    table = pa.table({k: pa.array(v.numpy()) if isinstance(v, Tensor) else v for k, v in columns.items()})
+    return table if shard.order is None else table.take(pa.array(np.argsort(shard.order)))
+
+
+def final_weights(shard: Shard, known: Known) -> Tensor:
+    """Return the weights that a run ends with: those of `known["final"]`, (step, factor), else the table's."""
+    step, factor = known.get("final", (None, 1.0))
+    return weights_after(shard, known, step, factor)
+
+
+def predicted_labels(shard: Shard, known: Known, best: Tensor) -> pa.Array | pa.ChunkedArray:
+    """Return what the left-out model predicts, in the type of the labels."""
+    setup: Setup = known["setup"]
+    if setup.task == "classification":
+        assert setup.classes is not None
+        return setup.classes.take(pa.array(best.numpy()))
+    if setup.task == "multilabel":
+        several = (multilabel.likely(x, known["slips"]) for _, x, _ in several_outputs(shard, known))
+        return pa.chunked_array(_lists_of_classes(likely, setup.classes) for likely in several)
+    found = (F for _, F in left_out_outputs(shard, known))
+    if setup.task == "regression":
+        return pa.chunked_array(pa.array(F[:, 0].float().numpy()) for F in found)
+    return pa.chunked_array(lists(F) for F in found)
+
+
+def corrected_labels(shard: Shard, known: Known, flagged: Tensor) -> pa.ChunkedArray:
+    """Return the classes of flagged rows in which single ones are more likely wrong than right, those turned; of all
+    other rows null."""
+    parts = []
+    for rows, x, Y in several_outputs(shard, known):
+        found = multilabel.corrected(x, Y, known["slips"])
+        changed = flagged[rows] & (found != (Y > 0.5)).any(1)
+        lists = _lists_of_classes(found & changed[:, None], known["setup"].classes)
+        parts.append(pc.if_else(pa.array(changed.numpy()), lists, pa.scalar(None, lists.type)))
+    return pa.chunked_array(parts)
+
+
+def _lists_of_classes(several: Tensor, classes: pa.Array) -> pa.Array:
+    row, column = torch.nonzero(several, as_tuple=True)
+    offsets = torch.searchsorted(row, torch.arange(len(several) + 1)).int()
+    return pa.ListArray.from_arrays(pa.array(offsets.numpy()), classes.take(pa.array(column.numpy())))
+
+
+def write_with_outputs(shard: Shard, known: Known, name: str, table: pa.Table) -> None:
+    """Write the rows of the output with their left-out outputs, as these come."""
+    schema, at = table.schema.append(pa.field("loo_output", pa.list_(pa.float32()))), 0
+    with known["folder"].stream_table(name, schema) as writer:
+        for outputs in in_input_order(shard, (F.float() for _, F in left_out_outputs(shard, known))):
+            rows = table.slice(at, len(outputs))
+            writer.write_table(rows.append_column("loo_output", lists(outputs)))
+            at += len(outputs)
+
+
+def in_input_order(shard: Shard, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield float32 rows that come in parts, in the order of the input, again in parts of that size.
+
+    Rows that were sorted by group wait in a file without a name.
+    """
+    if shard.order is None:
+        yield from parts
+        return
+    place = np.argsort(shard.order)
+    with tempfile.TemporaryFile() as file:
+        size, bytes_of_row, width = 1, 0, 0
+        for part in parts:
+            size, width = max(size, len(part)), part.shape[1]
+            bytes_of_row = part[0].nbytes
+            file.write(part.contiguous().numpy().data)
+        file.flush()
+        for a in range(0, len(place), size):
+            rows = [os.pread(file.fileno(), bytes_of_row, int(k) * bytes_of_row) for k in place[a : a + size]]
+            yield torch.from_numpy(np.frombuffer(b"".join(rows), np.float32).reshape(-1, width).copy())
+
+
+def lists(values: Tensor) -> pa.Array:
+    """Return rows of numbers as an Arrow list column."""
+    n, c = values.shape
+    offsets = pa.array(np.arange(0, n * c + 1, c, dtype=np.int32 if n * c < 2**31 else np.int64))
+    flat = pa.array(values.float().contiguous().numpy().reshape(-1))
+    return (pa.ListArray if n * c < 2**31 else pa.LargeListArray).from_arrays(offsets, flat)
