@@ -16,6 +16,7 @@ class Scale:
         mean: per band (d,), zeros when features are taken as given.
         scale: per band, 1 / root of the mean squared norm of the centred rows.
         bands: which of the shard's bands these are, in this order; None: all of them.
+        shares: what each band's own scale was multiplied by the root of; () multiplies none.
         project: per band, a random projection (d, k) of its scaled columns, or None; () projects no band.
     """
 
@@ -24,6 +25,7 @@ class Scale:
     intercept: bool
     bands: tuple[int, ...] | None = None
     project: tuple[Tensor | None, ...] = ()
+    shares: tuple[float, ...] = ()
 
     @property
     def widths(self) -> list[int]:
@@ -39,4 +41,5 @@ class Scale:
 
     def shared(self, shares: Sequence[float]) -> Scale:
         """Return the scale under which a common ridge is the penalty ridge / share on every band."""
-        return replace(self, scale=tuple(s * share**0.5 for s, share in zip(self.scale, shares, strict=True)))
+        scale = tuple(s * share**0.5 for s, share in zip(self.scale, shares, strict=True))
+        return replace(self, scale=scale, shares=tuple(shares))

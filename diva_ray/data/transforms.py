@@ -72,30 +72,34 @@ def augmented(
         pictures: PIL images, encoded bytes, or uint8 arrays (height, width) or (height, width, 3).
         labels: one for each picture.
         transforms: names in `TRANSFORMS`; `identity` must be among them.
-        encoder: list of PIL images -> features (n, d); None: the pixels, / 255.
-        seed: of what is random in a transform, with the picture's number: the same copies again whatever the order.
+        encoder: list of PIL images -> features (n, d); None: the pixels, / 255, of pictures of one size.
+        seed: of what is random in a transform, with the places of picture and transform: the same copies for the same
+            lists.
         batch: pictures encoded at a time.
 
     Raises:
-        InputError: an unknown transform, or no identity.
+        InputError: an unknown transform, or no identity; a picture that does not open, or is of another size where no
+            encoder is given; labels that are no column; an encoder that returns no row of finite numbers for a picture.
     """
     check_transforms(transforms)
-    if not len(pictures):
-        raise InputError("augmented: there must be pictures, got none. Give at least one.")
-    if len(pictures) != len(labels):
-        raise InputError(
-            f"augmented: there must be a label for every picture, got {len(pictures)} pictures and {len(labels)} "
-            "labels. Give one of each."
-        )
-    encode = encoder or (lambda batch: np.stack([np.asarray(p, np.float32).reshape(-1) / 255 for p in batch]))
-    features, images = [], []
+    given = _labels(pictures, labels)
+    for name, value, least in (("seed", seed, 0), ("batch", batch, 1)):
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise InputError(f"{name}: must be a whole number of at least {least}, got {value!r}. Change `{name}`.")
+    features: list[np.ndarray] = []
+    images, first = [], None
     for start in range(0, len(pictures), batch):
         copies = []
-        for k, given in enumerate(pictures[start : start + batch], start):
-            picture = _open(given)
+        for k, one in enumerate(pictures[start : start + batch], start):
+            picture = _opened(one, k)
             for t, name in enumerate(transforms):
                 copies.append(TRANSFORMS[name](picture, np.random.default_rng([seed, k, t])))
-        features.append(np.asarray(encode(copies), np.float32))
+        first = first or copies[0]
+        if encoder is None:
+            features.append(_pixels(copies, first, start, len(transforms)))
+        else:
+            width = features[0].shape[1] if features else None
+            features.append(_encoded(encoder(copies), len(copies), width))
         images += [_png(copy) for copy in copies]
     flat = np.concatenate(features)
     copies_each = len(transforms)
@@ -104,12 +108,70 @@ def augmented(
         {
             "id": pa.array(np.arange(len(original))),
             "features": pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1]),
-            "label": pa.array(labels).take(pa.array(original)),
+            "label": given.take(pa.array(original)),
             "transform": pa.array(list(transforms) * len(pictures)),
             "original": pa.array(original),
             "image": pa.array(images, pa.binary()),
         }
     )
+
+
+def _labels(pictures: Sequence[Any], labels: Sequence[Any]) -> pa.Array:
+    """Return the labels as a column, one for each picture."""
+    if not len(pictures):
+        raise InputError("augmented: there must be pictures, got none. Give at least one.")
+    if len(pictures) != len(labels):
+        raise InputError(
+            f"augmented: there must be a label for every picture, got {len(pictures)} pictures and {len(labels)} "
+            "labels. Give one of each."
+        )
+    try:
+        return pa.array(list(labels))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(
+            "augmented: labels must be of one kind, numbers, strings or lists of them, got "
+            f"{str(error).splitlines()[0]}. Change `labels`."
+        ) from error
+
+
+def _opened(given: Any, k: int) -> Image.Image:
+    """Return picture number k."""
+    try:
+        return _open(given)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as Pillow raises them
+        raise InputError(f"augmented: every picture must open, got {error} at picture {k:,}. Leave it out.") from error
+
+
+def _pixels(copies: list[Image.Image], first: Image.Image, start: int, each: int) -> np.ndarray:
+    """Return pictures of the size and mode of the first as rows of pixels, (n, d); they begin with number `start`."""
+    for k, copy in enumerate(copies):
+        if (copy.size, copy.mode) != (first.size, first.mode):
+            raise InputError(
+                "augmented: without an `encoder` all pictures must be of one size and mode, and square where they are "
+                f"turned, got {_shape(copy)} at picture {start + k // each:,}, {_shape(first)} at picture 0. Resize "
+                "them, or give an `encoder`."
+            )
+    return np.stack([np.asarray(copy, np.float32).reshape(-1) / 255 for copy in copies])
+
+
+def _shape(picture: Image.Image) -> str:
+    return f"{picture.width} x {picture.height} {picture.mode}"
+
+
+def _encoded(found: Any, rows: int, width: int | None) -> np.ndarray:
+    """Return what an encoder made of so many pictures, (n, d), d as before."""
+    features = np.asarray(found)
+    whole = features.dtype.kind in "fiu" and features.ndim == 2 and len(features) == rows
+    if not whole or features.shape[1] not in ([width] if width else range(1, features.size + 1)):
+        numbers = f"{width} numbers" if width else "numbers"
+        raise InputError(
+            f"encoder: must return a row of {numbers} for each of {rows} pictures, got {features.dtype} of shape "
+            f"{features.shape}. Change `encoder`."
+        )
+    if not np.isfinite(features).all():
+        bad = int((~np.isfinite(features)).any(1).sum())
+        raise InputError(f"encoder: must return finite numbers, got others in {bad} of {rows} rows. Change `encoder`.")
+    return features.astype(np.float32)
 
 
 def check_transforms(transforms: Sequence[str]) -> None:

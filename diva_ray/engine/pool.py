@@ -6,6 +6,7 @@ them again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from diva_ray.core.products import multiply_triangular_, row_dot
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
+    Block,
     Known,
     blocks,
     codes_of,
@@ -250,20 +252,53 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor, o
     remember_chosen(shard, known, facts)
 
 
+def sum_again(shard: Shard, known: Known) -> Tally:
+    """Return the fit sums of all rows chosen so far, and of those that stand for uniform choice; n p^2 operations."""
+    setup, device = known["setup"], device_of(known)
+    draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
+    found = {"chosen": taken(shard, known), "uniform": draw < known["uniform_slice"][1]}
+    sums = {name: FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) for name in found}
+    for b in blocks(shard, known):
+        for name, mine in found.items():
+            part = mine[b.start : b.stop]
+            rows, weight = torch.nonzero(part).squeeze(1).to(device), shard.weight[b.start : b.stop][part].to(b.Z)
+            sums[name].add(b.Z[rows], b.Y[rows], weight, None if b.offset is None else b.offset[rows])
+    return Tally({name: total.sums() for name, total in sums.items()})
+
+
 def core_error(shard: Shard, known: Known) -> Tally:
     """Return loss and errors of the left-out predictions of a resident shard, nothing else: n p^2 operations."""
     setup: Setup = known["setup"]
-    W, whiten, loss = known["solution"]["W"], known["solution"]["whiten"], setup.loss_function()
+    loss = setup.loss_function()
     total = torch.zeros(2, dtype=torch.float64, device=device_of(known))
     for b in blocks(shard, known):
-        F = b.Z @ W
-        F = F if b.offset is None else F + b.offset
-        r = losses.subtract_from_targets(b.Y, F)
-        try:
-            left = leave_out(multiply_triangular_(b.Z, whiten, upper=True), r, b.alpha, b.group_rows)
-        except LeverageError as error:
-            raise leverage_error(shard, b.start + error.row, error.leverage) from error
-        outputs = F + r - left.e
+        outputs = _left_out(shard, b, b.Z, known["solution"])
         wrong = losses.errors(outputs, b.Y, several=setup.task == "multilabel")
         total += torch.stack([b.v.double() @ loss(outputs, b.Y)[0].double(), b.v.double() @ wrong])
     return Tally(loss=total[0], wrong=total[1])
+
+
+def compare_errors(shard: Shard, known: Known) -> Tally:
+    """Return by how much the left-out errors of a resident shard's rows are above those under `known["least"]`, summed
+    with the rows' validation weights, and the sum of their squares. 2 n p^2 operations."""
+    several = known["setup"].task == "multilabel"
+    total = torch.zeros(2, dtype=torch.float64, device=device_of(known))
+    for b in blocks(shard, known):
+        now = _left_out(shard, b, b.Z.clone(), known["solution"])
+        least = _left_out(shard, b, b.Z, known["least"])
+        after, before = (losses.errors(outputs, b.Y, several=several) for outputs in (now, least))
+        difference = b.v.double() * (after - before).double()
+        total += torch.stack([difference.sum(), difference.square().sum()])
+    return Tally(difference=total[0], square=total[1])
+
+
+def _left_out(shard: Shard, b: Block, Z: Tensor, solution: Mapping[str, Tensor]) -> Tensor:
+    """Return what a fit without each row of a block predicts for it; Z, the block's rows, is overwritten."""
+    F = Z @ solution["W"]
+    F = F if b.offset is None else F + b.offset
+    r = losses.subtract_from_targets(b.Y, F)
+    try:
+        left = leave_out(multiply_triangular_(Z, solution["whiten"], upper=True), r, b.alpha, b.group_rows)
+    except LeverageError as error:
+        raise leverage_error(shard, b.start + error.row, error.leverage) from error
+    return F + r - left.e

@@ -58,15 +58,15 @@ def rank_stretch(shard: Shard, known: Known) -> int:
 
 
 def write_selected(shard: Shard, known: Known) -> Tally:
-    """Write a shard's chosen rows with their rank; return how many and their classes."""
+    """Write a shard's rows chosen in the rounds that are kept, with their rank; return how many and their classes."""
     import pyarrow as pa
 
     setup: Setup = known["setup"]
     parts, by_class = [], setup.task == "classification"
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
     counts = torch.zeros(setup.outputs if by_class else 1, dtype=torch.int64)
-    for k in range(known["round"] + 1):
-        facts = known["store"].read_arrays(_file("chosen", shard, k))
+    for k in range(max(known["rounds"], 1)):
+        facts = known["store"].read_arrays(_file("chosen", shard, k)) if k < known["rounds"] else None
         if facts is None and (k or shard.extent.start):  # the first shard tells the columns, should none be chosen
             continue
         facts = NOTHING if facts is None else facts

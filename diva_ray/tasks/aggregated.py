@@ -62,7 +62,7 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
     total, names = session.scan.counts["validation"], session.columns.features
     penalties = found.multiple * found.penalties if joint is None else joint.penalties
     ridge, shares = shares_of(penalties)
-    ridge_derivative, derivatives = share_derivatives(total * found.gradient, found.penalties)
+    _, derivatives = share_derivatives(total * found.gradient, found.penalties)
     bands = {
         name: {
             "penalty": float(penalties[m]),
@@ -70,6 +70,7 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
             "share_derivative": float(derivatives[m]),
             "columns": min(session.scan.widths[m], session.config.projection or session.scan.widths[m]),
             "rows": float(session.scan.rows[m]),
+            "standardize": session.config.standardize,
             "ridge_alone": found.alone[m].ridge,
             "error_alone": error_of(session, found.alone[m].wrong),
             "error_without": error_of(session, found.without[m].wrong),
@@ -86,7 +87,6 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
         "squared_error_concatenated": found.together.loss,
         "error_concatenated": error_of(session, found.together.wrong),
         "ridge_concatenated": found.together.ridge,
-        "ridge_derivative": ridge_derivative,
         "evaluations": found.evaluations,
         "starts": [
             {"start": one.start, "squared_error": one.loss, "evaluations": len(one.losses),

@@ -33,7 +33,7 @@ class Derived:
 
     Attributes:
         fitted: the dtype of the products of the fit; of all others: `setup`.
-        band_derivatives: dL/dLambda summed over the columns of every band.
+        band_derivatives: dL/dridge by the columns of every band: their sum is dL/dridge.
         standard_errors: `exact`, `estimate` or `none`.
         form: `primal` or `dual`.
         by_source: of every source what `Setup.errors_of` takes.
@@ -51,6 +51,12 @@ class Derived:
     by_source: Tensor
     agreement: dict[str, float] | None = None  # estimated standard errors against exact ones, on a few rows
     accuracy: dict[str, float] | None = None  # likewise derivatives, where products of low precision were asked for
+
+    @property
+    def penalty_derivatives(self) -> Tensor:
+        """dL/dLambda of every band, Lambda = ridge / share: in the fit its columns are longer by the share's root."""
+        shares = self.setup.scale.shares or (1.0,) * len(self.band_derivatives)
+        return self.band_derivatives * torch.tensor(shares, dtype=torch.float64)
 
 
 def precision_of(derived: Derived) -> str:

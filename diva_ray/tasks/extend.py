@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,20 +12,18 @@ from torch import Tensor
 from diva_ray.config import ExtendConfig
 from diva_ray.core import choose, loss_verdict, verdict
 from diva_ray.core.adjoint import solve_adjoint
-from diva_ray.core.grid import default_ridges, rotate
-from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.data.shards import Extent
-from diva_ray.engine import passes, pool, selected
+from diva_ray.engine import pool, selected
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of
-from diva_ray.tasks.derive import fit_with_room, tell_solution, validation_rows
-from diva_ray.tasks.derived import best_ridge, penalty_pattern
+from diva_ray.tasks.derive import validation_rows
 from diva_ray.tasks.enroll import enroll
 from diva_ray.tasks.extended import figures, sheet_of, told
+from diva_ray.tasks.gauge import Gauge
 from diva_ray.tasks.judge import calibrate, tells_of_classes
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.rank import rank_chosen
@@ -34,7 +31,6 @@ from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
 
-log = logging.getLogger("diva_ray")
 NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
 
@@ -45,7 +41,9 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
     derivative, and a probability that its label is right under that fit. `method=balanced` takes rows whose label is
     probably right (a coin with that probability, see `core.choose`), at random within a class, classes in proportion:
     as good as chance or better on a clean pool, and far better on a noisy one. `method=paper` takes the most negative
-    derivatives (Dukler et al. 2022, section 4). Without `budget` it ends when no remaining row helps.
+    derivatives (Dukler et al. 2022, section 4). Without `budget` it ends when no remaining row is likely right (paper:
+    has a negative derivative), or when the left-out error of the table has risen beyond chance: the rounds since it was
+    least are then given back.
     A round costs one derivative of the table and one read of the pool, n p^2 operations; a shard is read again only
     when a chosen row's features were not kept. The pool's features are never all in memory.
 
@@ -107,8 +105,8 @@ class Extension:
 
     Attributes:
         taken: rows chosen so far, by class.
-        sums: fit sums of the table and all rows chosen so far; `uniform_sums`: of as many rows chosen at random.
-        steps: what is known after every round: chosen, error, loss, the same of uniform choice, ridge.
+        gauge: the fit to the table and what was chosen, and how good it is.
+        kept: the step of the gauge with which it ends; `best`: the one after which the error has risen beyond chance.
     """
 
     session: Session
@@ -116,18 +114,14 @@ class Extension:
     extents: list[Extent]
     setup: Setup
     pool_counts: Tensor
-    sums: FitSums = field(init=False)
-    uniform_sums: FitSums = field(init=False)
+    gauge: Gauge = field(init=False)
     taken: Tensor = field(init=False)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    chosen: int = 0
-    uniform_chosen: int = 0
+    kept: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
     uniform_to: float = 0.0
     reached: float = 0.0
     helping: int = 0
-    helped: int = 0
     reason: str = ""
-    ridge: float = 0.0
     noise_rate: float = 0.0
     blind: bool = False  # whether most rows of the table are the only ones of their class
     was_blind: bool = False
@@ -139,33 +133,38 @@ class Extension:
         return self.session.runner
 
     def go(self) -> None:
-        """Choose in rounds until the budget is spent, no row helps, or none is left."""
+        """Choose in rounds until the budget is spent, no row helps, none is left, or the error has risen."""
         total = self.helping = int(self.pool_counts.sum())
         goal = self.config.budget or total
         self.runner.engine.tell(
             store=self.session.folder, method=self.config.method, levels=None, link=None,
             seed=self.config.seed, uniform_seed=self.config.seed + 17,
-            choices=self.setup.outputs if self._by_class else 1,
+            choices=self.setup.outputs if self._by_class else 1, uniform_slice=(0.0, 0.0),
         )  # fmt: skip
         self.taken = torch.zeros_like(self.pool_counts) if self._by_class else torch.zeros(1, dtype=torch.int64)
-        self.setup, _, _, _ = fit_with_room(
-            self.runner, self.setup, self.config.ridge
-        )  # in the precision that it takes
-        self.sums = self.runner.run(passes.fit, "fit")
-        self.uniform_sums = self.sums
+        self.gauge = Gauge(self.session, self.setup, self.config.ridge, self.extents)
+        gives_back = self.config.method == "balanced" and self.config.budget is None  # a budget is asked for
         for k in range(self.config.rounds):
-            batch = round(goal * (k + 1) / self.config.rounds) - self.chosen
+            batch = round(goal * (k + 1) / self.config.rounds) - self.gauge.chosen
             if batch < 1:
                 continue
-            self.measure()
+            self.gauge.measure()
+            if gives_back and self.gauge.rises():
+                break
             self.score(k, batch, total)
             if not self.choose(k, batch):
                 break
-        self.measure()
-        if self.chosen == total or self.used_up:
+        self.gauge.measure()
+        self.kept = self.gauge.steps[-1]
+        self.best = self.gauge.least if self.gauge.rises() else self.kept
+        if gives_back and self.best is not self.kept:
+            self.kept, self.reason = self.best, "more rows raise the left-out error"
+        elif self.gauge.chosen == total or self.used_up:
             self.reason = "the pool is used up"
-        elif self.config.budget and self.chosen == goal:
+        elif self.config.budget and self.gauge.chosen == goal:
             self.reason = "the budget is spent"
+        elif self._by_class and not self.blind:
+            self.reason = "no remaining label is likely right"
         else:
             self.reason = "no remaining row helps"
 
@@ -173,65 +172,33 @@ class Extension:
     def _by_class(self) -> bool:
         return self.setup.task == "classification" and self.config.method == "balanced"
 
-    def measure(self) -> None:
-        """Fit to the table and what was chosen; note the left-out error on the table, beside that of uniform choice."""
-        if self.steps and self.steps[-1]["chosen"] == self.chosen:
-            return
-        uniform = self.fit(self.uniform_sums)
-        v = self.session.scan.counts["validation"]
-        tell_solution(self.runner, uniform, self.setup.dtype)
-        beside = self.runner.run(pool.core_error, "uniform")
-        self.solution = self.fit(self.sums)
-        tell_solution(self.runner, self.solution, self.setup.dtype)
-        self.runner.engine.forget("rows")
-        self.left: Partial = self.runner.run(passes.leave_one_out, "leave-out")
-        tally = self.left.tally
-        self.steps.append({
-            "chosen": self.chosen, "error": tally["wrong"] / v, "loss": tally["loss"] / v,
-            "uniform_chosen": self.uniform_chosen, "error_uniform": float(beside["wrong"]) / v,
-            "loss_uniform": float(beside["loss"]) / v, "ridge": self.ridge,
-        })  # fmt: skip
-
-    def fit(self, sums: FitSums) -> Solution:
-        """Return the fit, under the ridge with the least left-out squared error on the table."""
-        pattern, ridge = penalty_pattern(self.setup), self.config.ridge
-        if ridge == "auto":
-            rotation = self.runner.timed("solve", rotate, sums, pattern, self.runner.rows)
-            ridges = default_ridges(rotation, self.runner.rows)
-            self.runner.engine.tell(family=self.runner.timed("solve", rotation.at, ridges, self.setup.dtype))
-            losses = self.runner.run(passes.grid, "ridge").tolist()
-            ridge = best_ridge(list(zip(ridges.tolist(), losses, strict=True)), warn=not self.steps)
-            self.runner.engine.forget("family")
-        self.ridge = float(ridge)
-        return self.runner.timed("solve", solve, sums, self.ridge * pattern)
-
     def score(self, k: int, batch: int, total: int) -> None:
         """Score the pool in one read; fit the rule for its labels; add this round's slice to the uniform choice."""
         engine = self.runner.engine
-        adjoint, _ = self.runner.timed("solve", solve_adjoint, self.solution, self.left.sums)
+        left, self.setup = self.gauge.left, self.gauge.setup
+        adjoint, _ = self.runner.timed("solve", solve_adjoint, self.gauge.solution, left.sums)
         engine.tell(adjoint=adjoint.to(self.setup.dtype))
-        if self.left.rows is not None:
-            engine.tell(validation=validation_rows(self.solution, self.left.rows.joined(), self.setup.dtype))
+        if left.rows is not None:
+            engine.tell(validation=validation_rows(self.gauge.solution, left.rows.joined(), self.setup.dtype))
         self.find_lonely()
-        calibrated = calibrate(self.runner, self.setup, self.left.tally, self.session.scored())
+        calibrated = calibrate(self.runner, self.setup, left.tally, self.session.scored())
         engine.forget("pool")
         if self.setup.task == "classification":
-            engine.tell(new=self.left.tally["class_n"] + (self.taken if self._by_class else 0) == 0)
+            engine.tell(new=left.tally["class_n"] + (self.taken if self._by_class else 0) == 0)
         row = self.setup.scale.width * self.setup.dtype.itemsize
         # Of the random order in which helping rows are taken, the part that this round will probably reach; however
         # many workers there are, as quotas follow what is in it.
         share = min(2.5 * batch / max(self.helping, 1), 1.0, NEAR_BYTES / (row * total))
         near = (self.reached, self.reached + share) if self.config.method == "balanced" else (0.0, 0.0)
-        low, high = self.uniform_to, max(self.uniform_to, (self.chosen + batch) / total)
+        low, high = self.uniform_to, max(self.uniform_to, (self.gauge.chosen + batch) / total)
         self.uniform_to = high
         engine.tell(uniform_slice=(low, high), near=near, round=k, next_step=f"chosen{k + 1}")
         found: Partial = self.runner.run(pool.score_pool, "score pool", self.extents)
-        self.uniform_sums = self.uniform_sums + found.sums
-        self.uniform_chosen += found.tally["uniform"]
+        self.gauge.add_uniform(found.sums, found.tally["uniform"])
         classes = 2 if self.setup.task == "multilabel" else self.setup.outputs  # rows with a slip, and without
         histogram = found.tally["evidence"]
         if self.setup.task in ("classification", "multilabel"):
-            told = tells_of_classes(calibrated, self.left.tally["levels"], self.setup.outputs)
+            told = tells_of_classes(calibrated, left.tally["levels"], self.setup.outputs)
             rule = verdict.fit_verdict(histogram, classes, shows=told)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)
@@ -243,7 +210,7 @@ class Extension:
         they are most rows, rows are chosen by the derivative alone."""
         if self.setup.task != "classification" or self.session.validation != "leave-one-out":
             return
-        rows = self.left.tally["class_n"]
+        rows = self.gauge.left.tally["class_n"]
         lonely = (rows == 1) & (self.taken == 0 if self._by_class else True)
         self.blind = bool(rows[lonely].sum() > rows.sum() / 2)
         self.was_blind |= self.blind
@@ -257,7 +224,7 @@ class Extension:
         if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there
             engine.tell(near_only=False)
             helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
-            self.helping = max(int(helping.sum()) + self.chosen, 1)
+            self.helping = max(int(helping.sum()) + self.gauge.chosen, 1)
         self.used_up = not int(helping.sum() + rest.sum())
         first = choose.quotas(helping, batch, self.taken)
         second = torch.zeros_like(first)
@@ -265,7 +232,6 @@ class Extension:
             second = choose.quotas(rest, batch - int(first.sum()), self.taken + first)
         if not int(first.sum() + second.sum()):
             return 0
-        self.helped += int(first.sum())
         self.taken = self.taken + first + second
         limits = {kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))}
         engine.tell(limits=limits, again=False)
@@ -276,11 +242,10 @@ class Extension:
         if again:
             engine.tell(again=True)
             found = found + self.runner.run(pool.take, "take", again)
-        self.sums = self.sums + found.sums
         engine.tell(pool_step=f"chosen{k + 1}")
         count = int(found.tally["chosen"])
-        rank_chosen(self.runner, self.extents, count, self.chosen)
-        self.chosen += count
+        rank_chosen(self.runner, self.extents, count, self.gauge.chosen)
+        self.gauge.add(k + 1, found.sums, count, int(first.sum()))
         return count
 
     def last_keys(self, kind: int, wanted: Tensor) -> Tensor:
@@ -296,7 +261,7 @@ class Extension:
 def _finish(work: Extension) -> Result:
     """Write the chosen rows, and describe."""
     session, folder = work.session, work.session.folder
-    work.runner.engine.tell(folder=folder)
+    work.runner.engine.tell(folder=folder, rounds=work.kept["rounds"])
     written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
     summary = figures(session, work, written)
     conclude(session, summary, render_sheet(sheet_of(session, work, summary)))

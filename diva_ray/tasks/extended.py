@@ -20,66 +20,101 @@ if TYPE_CHECKING:
 def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]:
     """Return the figures of summary.json."""
     config, setup = work.config, work.setup
-    best = min(work.steps, key=lambda step: step["loss"])
+    steps, kept = work.gauge.steps, work.kept
     names = setup.classes.to_pylist() if setup.classes is not None and len(written["classes"]) > 1 else []
     return {
-        **common_figures(session, setup, work.ridge),
+        **common_figures(session, setup, kept["ridge"]),
         "method": config.method,
         "n_pool": int(work.pool_counts.sum()),
         "n_selected": int(written["n"]),
-        "n_helpful": work.helped,
+        "n_helpful": kept["helpful"],
         "budget": config.budget,
         "stopped": work.reason,
         "pool_noise_estimate": work.noise_rate,
         "single_shot": work.was_blind,
-        "error_before": work.steps[0]["error"],
-        "error_after": work.steps[-1]["error"],
-        "best_budget": best["chosen"],
-        "error_by_budget": work.steps,
+        "error_before": steps[0]["error"],
+        "error_after": kept["error"],
+        "best_budget": work.best["chosen"],
+        "error_by_budget": steps,
         "selected_by_class": [
             {"label": str(name), "n": int(n), "of": int(of)}
             for name, n, of in zip(names, written["classes"], work.pool_counts, strict=True)
         ]
         if names
         else [],
-        "rule": "a row helps while a coin with the probability that its label is right comes up heads; chosen at "
-        "random among these, classes in proportion"
-        if config.method == "balanced"
-        else "a row helps while its derivative is below 0; the most negative first",
+        "rule": rule_of(config.method, session.task, single_shot=work.was_blind),
     }
+
+
+def rule_of(method: str, task: str, *, single_shot: bool) -> str:
+    """Return which rows count as helpful (`n_helpful`), and the order in which they are chosen."""
+    if method == "paper":
+        return "helpful: its derivative is below 0; the most negative first"
+    if single_shot:
+        return "helpful: its derivative is below 0; the most negative first, classes in proportion"
+    if task == "classification":
+        return (
+            "helpful: a coin with the probability that its label is right comes up heads; chosen at random among "
+            "these, classes in proportion"
+        )
+    right = {"multilabel": "a coin with the probability that all its labels are right comes up heads"}
+    return (
+        f"helpful: {right.get(task, 'its label is likelier right than wrong')}, and its derivative is below 0; chosen "
+        "at random among these"
+    )
 
 
 def told(summary: dict[str, Any]) -> list[str]:
     """Return an extension in a few lines, for a terminal."""
     s = summary
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
-    last = s["error_by_budget"][-1]
+    first, last = s["error_by_budget"][0], kept_step(s)
     note = f"note: {least_in_words(s)}"
+    helpful = "with labels that are likely right" if rows_by_label(s) else "that help"
     return [
         f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}; chose {s['n_selected']:,} "
-        f"({s['n_helpful']:,} that help); {s['stopped']}",
+        f"({s['n_helpful']:,} {helpful}); {s['stopped']}",
         f"left-out {kind} on the table: {s['error_before']:.4f} before, {s['error_after']:.4f} after, "
         f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random; loss "
-        f"{s['error_by_budget'][0]['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}",
+        f"{first['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}",
         *([note] if s["best_budget"] < s["n_selected"] else []),
     ]
 
 
+def kept_step(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of the fit to the table and the rows that are kept."""
+    found: dict[str, Any] = next(s for s in summary["error_by_budget"] if s["chosen"] == summary["n_selected"])
+    return found
+
+
+def rows_by_label(summary: dict[str, Any]) -> bool:
+    """Return whether rows were chosen for their labels alone."""
+    return summary["method"] == "balanced" and summary["task"] == "classification" and not summary["single_shot"]
+
+
 def least_in_words(summary: dict[str, Any]) -> str:
-    """Return with how many rows the left-out loss was least."""
-    return f"The left-out loss was least with {summary['best_budget']:,} rows added."
+    """Return with how many rows the left-out error was least, where it has risen since, beyond chance."""
+    return f"The left-out error was least with {summary['best_budget']:,} rows added, and has risen since."
+
+
+def _validated(summary: dict[str, Any]) -> str:
+    """Return on which rows errors are measured."""
+    n = f"{summary['n_validation']:,} rows"
+    if summary["validation"] == "leave-one-out":
+        return f"{n} of the table, each predicted without itself"
+    return f"{n} that validate"
 
 
 def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Sheet:
     """Return the contents of report.html."""
     s, (error, shape) = summary, error_words(summary)
-    steps = s["error_by_budget"]
+    steps, kept = s["error_by_budget"], kept_step(s)
     ours = {"name": "chosen", "y": [step["error"] for step in steps], "strong": True}
     beside = {"name": "at random", "y": [step["error_uniform"] for step in steps]}
     parts: list[Any] = [
         Lines(
             f"Left-out {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
-            "On the rows of the table, each predicted without itself; the pool's own labels are not asked.",
+            f"On {_validated(s)}; the pool's own labels are not asked.",
             "rows added", error, percent_y=error == "error",
         )
     ]  # fmt: skip
@@ -88,18 +123,18 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         parts.append(Table("Classes", columns, sorted(s["selected_by_class"], key=lambda row: -row["n"])))
     tiles = [
         Tile("rows chosen", f"{s['n_selected']:,}", f"of {s['n_pool']:,} in the pool"),
-        Tile(f"{error} before", shape(s["error_before"]), f"{s['n_samples']:,} rows, left out one by one"),
+        Tile(f"{error} before", shape(s["error_before"]), _validated(s)),
         Tile(
             f"{error} after",
             shape(s["error_after"]),
-            f"at random: {shape(steps[-1]['error_uniform'])}",
+            f"at random: {shape(kept['error_uniform'])}",
             "good" if s["error_after"] < s["error_before"] else "",
         ),
         Tile(
             "left-out loss after",
-            words.number(steps[-1]["loss"], 4),
-            f"before {words.number(steps[0]['loss'], 4)}, at random {words.number(steps[-1]['loss_uniform'], 4)}",
-            "good" if steps[-1]["loss"] < steps[0]["loss"] else "",
+            words.number(kept["loss"], 4),
+            f"before {words.number(steps[0]['loss'], 4)}, at random {words.number(kept['loss_uniform'], 4)}",
+            "good" if kept["loss"] < steps[0]["loss"] else "",
         ),
         Tile("of the pool's labels wrong", f"{100 * s['pool_noise_estimate']:.1f} %", "estimated", "issue"),
     ]

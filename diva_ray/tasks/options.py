@@ -172,6 +172,12 @@ def chosen_shares(config: FitConfig, bands: Sequence[str]) -> list[float] | None
             raise InputError(
                 f"shares: must be an aggregate run's folder or its bands.json, got {given}. Change `shares`."
             )
+        under = {figures["standardize"] for figures in found.values() if "standardize" in figures}
+        if under - {config.standardize}:
+            raise InputError(
+                f"shares: must be used with the standardize that they were found under ({min(under)}), got "
+                f"standardize={config.standardize} with {given}. Set `standardize={min(under)}`, or find others."
+            )
         given = {band: figures["share"] for band, figures in found.items()}
     if not isinstance(given, Mapping):
         raise InputError(f"shares: must be {{band: share}} or the path of bands.json, got {given!r}. Change `shares`.")

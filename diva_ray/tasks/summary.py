@@ -64,7 +64,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the figures of summary.json."""
     counts, setup = session.scan.counts, derived.setup
-    bands = dict(zip(session.columns.features, derived.band_derivatives.tolist(), strict=True))
+    bands = dict(zip(session.columns.features, derived.penalty_derivatives.tolist(), strict=True))
     summary = {
         **common_figures(session, setup, derived.ridge),
         "ridge_derivative": float(derived.band_derivatives.sum()),

@@ -215,6 +215,27 @@ def test_other_jobs_take_the_shares(tmp_path):
     named = {name: 7 * band["share"] for name, band in s["bands"].items()}
     named = diva_ray.score(data, features=BANDS, ridge=7 * s["ridge"], shares=named, cluster=INLINE, quiet=True)
     assert named.summary["loss"] == pytest.approx(s["loss"], rel=1e-5), "only penalty = ridge / share counts"
+    with pytest.raises(InputError, match=r"found under \(auto\), got standardize=none with .* Set `standardize=auto`"):
+        diva_ray.score(data, features=BANDS, shares=str(tmp_path / "run"), standardize="none", cluster=INLINE)
+
+
+def test_derivatives_by_penalties_are_those_of_refits_also_under_shares():
+    data, shares, ridge = table(), dict(zip(BANDS, (0.5, 0.2, 0.3), strict=True)), 0.7
+    options = {"loss": "squared", "precision": "float64", "cluster": INLINE, "quiet": True}
+
+    def loss(penalties):
+        total = 1 / sum(1 / one for one in penalties.values())
+        given = {name: total / one for name, one in penalties.items()}
+        return diva_ray.score(data, features=BANDS, ridge=total, shares=given, **options).summary
+
+    penalties = {name: ridge / share for name, share in shares.items()}
+    s = loss(penalties)
+    for name, penalty in penalties.items():
+        step = 1e-4 * penalty
+        up, down = (loss(penalties | {name: penalty + sign * step})["loss"] for sign in (1, -1))
+        assert s["band_penalty_derivative"][name] == pytest.approx(240 * (up - down) / (2 * step), rel=1e-4)
+    by_ridge = sum(s["band_penalty_derivative"][name] / share for name, share in shares.items())
+    assert s["ridge_derivative"] == pytest.approx(by_ridge)
 
 
 def test_sample_weights_are_found_under_the_shares_when_asked_for():
@@ -276,6 +297,12 @@ def test_a_band_that_never_varies_is_one_line():
     data = table(30).append_column("flat", pa.array([[1.0, 2.0]] * 30))
     with pytest.raises(InputError, match=r"data.features: every band must vary .* in all 30 rows of `flat`"):
         run(data, ["signal", "flat"])
+
+
+def test_a_band_called_label_is_one_line():
+    data = table(30).rename_columns(["class", "label", *BANDS[1:]])
+    with pytest.raises(InputError, match="data.features: no band may be called `label`"):
+        run(data, ["label", *BANDS[1:]], label="class")
 
 
 def test_bands_that_say_the_same_share_alike():

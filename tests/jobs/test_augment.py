@@ -54,7 +54,7 @@ def test_rows_that_lie_scattered_give_the_same_answer():
 
 
 def test_copies_do_not_depend_on_order_or_batches_and_every_transform_runs():
-    pixels = np.random.default_rng(0).integers(0, 255, (5, 12, 10, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 12, 12, 3)).astype(np.uint8)
     names = tuple(TRANSFORMS)
     one = diva_ray.augmented(list(pixels), range(5), names, seed=3)
     other = diva_ray.augmented([Image.fromarray(p) for p in pixels], range(5), names, seed=3, batch=2)
@@ -63,6 +63,35 @@ def test_copies_do_not_depend_on_order_or_batches_and_every_transform_runs():
     assert one["original"].to_pylist() == [k for k in range(5) for _ in names]
     encoded = diva_ray.augmented(list(pixels), range(5), names, lambda batch: np.ones((len(batch), 7)))
     assert encoded.schema.field("features").type.list_size == 7
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"pictures": [np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)]}, "8 x 9 L at picture 1, 8 x 8 L at"),
+        ({"pictures": [np.zeros((8, 6), np.uint8)] * 2, "transforms": ("identity", "rotate90")}, "square where they"),
+        ({"pictures": [np.zeros((8, 8), np.uint8), b"no picture"]}, "every picture must open, got .* at picture 1"),
+        ({"labels": [1, "one"]}, "labels must be of one kind"),
+        ({"labels": [object(), object()]}, "labels must be of one kind"),
+        ({"seed": -1}, "seed: must be a whole number of at least 0, got -1"),
+        ({"batch": 0}, "batch: must be a whole number of at least 1, got 0"),
+        ({"encoder": lambda batch: np.ones(3)}, r"encoder: must return a row of numbers for each of 4 pictures"),
+        ({"encoder": lambda batch: [["a"]] * len(batch)}, "encoder: must return a row of numbers"),
+        ({"encoder": lambda batch: np.full((len(batch), 2), np.nan)}, "finite numbers, got others in 4 of 4 rows"),
+        (
+            {"encoder": lambda batch: np.ones((len(batch), batch[0].getpixel((0, 0)))), "batch": 1},
+            "a row of 3 numbers for each of 2",
+        ),
+    ],
+)
+def test_copies_that_cannot_be_made_end_in_one_line(given, told):
+    whole = {
+        "pictures": [np.full((8, 8), k, np.uint8) for k in (3, 4)],
+        "labels": [0, 1],
+        "transforms": ("identity", "hflip"),
+    }
+    with pytest.raises(InputError, match=told):
+        diva_ray.augmented(**(whole | given))
 
 
 def test_a_transform_without_an_identity_and_other_mistakes_end_in_one_line():

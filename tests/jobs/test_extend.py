@@ -46,7 +46,7 @@ def test_a_noisy_pool_is_left_when_what_remains_is_mostly_wrong():
     result = run(core, pool)
     s, ids = result.summary, np.array(result.samples["id"])
     wrong = pool["label"] != truth
-    assert s["stopped"] == "no remaining row helps"
+    assert s["stopped"] == "no remaining label is likely right"
     assert s["pool_noise_estimate"] == pytest.approx(wrong.mean(), abs=0.05)
     assert wrong[ids - CORE].mean() < 0.06
     assert len(ids) > 0.85 * (~wrong).sum()
@@ -75,7 +75,7 @@ def test_the_manifest_tells_table_and_pool_apart(tmp_path):
 
 def test_a_clean_pool_is_used_up_and_no_budget_is_much_worse_than_chance():
     core, pool, _, test = tables(0.0)
-    assert run(core, pool).summary["stopped"] in ("the pool is used up", "no remaining row helps")
+    assert run(core, pool).summary["stopped"] in ("the pool is used up", "no remaining label is likely right")
     ours, chance = [], []
     for budget in (60, 120, 240):
         result = run(core, pool, budget=budget)
@@ -208,7 +208,7 @@ def test_the_job_runs_by_itself_and_asks_for_a_pool_of_ones_own(tmp_path):
     command = [sys.executable, "jobs/extend.py", f"output={tmp_path / 'run'}", "cluster=inline", "rounds=3"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "no remaining row helps" in done.stdout
+    assert "no remaining label is likely right" in done.stdout
     assert {"selected", "summary.json", "report.html"} <= {path.name for path in (tmp_path / "run").iterdir()}
     pq.write_table(pa.table({"features": [[0.0]], "label": [0]}), tmp_path / "table.parquet")
     command = [*command[:2], f"data.path={tmp_path / 'table.parquet'}", f"output={tmp_path / 'other'}"]
@@ -321,3 +321,85 @@ def test_ids_of_a_pool_that_are_not_read_are_told(caplog):
     run = diva_ray.extend(blobs(100, 1), pool, budget=5, cluster=INLINE, quiet=True)
     assert max(run.samples["id"].to_pylist()) < 300
     assert any("column `id` of the pool is not read" in record.message for record in caplog.records)
+
+
+def shifted(rows, seed):
+    """Return rows around other means than those of `blobs`, further off."""
+    table = blobs(rows, seed)
+    return table | {"features": table["features"][:, ::-1] + 4.0 * np.eye(8)[0]}
+
+
+def test_rounds_that_raise_the_left_out_error_are_given_back():
+    core = blobs(300, 1)
+    bad = shifted(2000, 3)
+    for pool in (bad, {name: np.r_[bad[name], blobs(300, 2)[name]] for name in core}):
+        s = (result := run(core, pool)).summary
+        steps = s["error_by_budget"]
+        assert s["stopped"] == "more rows raise the left-out error"
+        assert len(result.samples) == s["n_selected"] == s["best_budget"] < steps[-1]["chosen"]
+        kept = next(step for step in steps if step["chosen"] == s["n_selected"])
+        assert (kept["error"], kept["helpful"]) == (s["error_after"], s["n_helpful"])
+        assert s["error_after"] <= s["error_before"] + 0.01
+        assert sum(row["n"] for row in s["selected_by_class"]) == s["n_selected"]
+        assert sorted(result.samples["rank"].to_pylist()) == list(range(s["n_selected"]))
+    page = result.folder.read("report.html").decode()
+    assert "more rows raise the left-out error" in page and "300 rows of the table, each predicted without" in page
+    asked = run(core, bad, budget=500).summary
+    assert asked["n_selected"] == 500, "a budget is spent all the same"
+    assert asked["best_budget"] == 0
+
+
+def test_a_rise_is_judged_row_by_row_as_refits_say(monkeypatch):
+    n = 150
+    core, pool = blobs(n, 1) | {"id": np.arange(n)}, shifted(900, 3) | {"id": n + np.arange(900)}
+    options = {"rounds": 1, "ridge": 1.0, "standardize": "none", "intercept": False}
+
+    def chosen(beyond):
+        monkeypatch.setattr("diva_ray.tasks.gauge.BEYOND_CHANCE", beyond)
+        return run(core, pool, precision="float64", **options).samples["id"].to_numpy()
+
+    def left_out(rows):
+        X, y = np.r_[core["features"], pool["features"][rows]], np.r_[core["label"], pool["label"][rows]]
+        Y, found = np.eye(4)[y], []
+        for row in range(n):
+            keep = np.arange(len(y)) != row
+            W = np.linalg.solve(X[keep].T @ X[keep] + np.eye(8), X[keep].T @ Y[keep])
+            found.append((X[row] @ W).argmax() != y[row])
+        return np.array(found, float)
+
+    rows = chosen(np.inf) - n
+    rise = left_out(rows) - left_out(rows[:0])
+    z = rise.sum() / np.sqrt(n * rise.var())
+    assert len(rows) and z > 1
+    assert len(chosen(z * (1 - 1e-6))) == 0 and len(chosen(z * (1 + 1e-6))) == len(rows)
+
+
+def test_a_fit_that_float32_loses_with_the_chosen_rows_is_summed_again(caplog):
+    caplog.set_level("INFO")
+    generator = np.random.default_rng(0)
+    w, X = generator.standard_normal(20), generator.standard_normal((300, 20))
+    core = {"features": X, "label": X @ w + 0.5 * generator.standard_normal(300)}
+    P = 15 * np.outer(generator.standard_normal(2000), np.ones(20) / 20**0.5)
+    P += 1e-3 * generator.standard_normal(P.shape)
+    pool = {"features": P, "label": P @ w + 0.5 * generator.standard_normal(len(P)), "w": np.full(2000, 1e4)}
+    found = [
+        run(core | {"w": np.ones(300)}, pool, budget=900, rounds=3, ridge=1e-6, precision=precision, weight="w")
+        for precision in ("auto", "float64")
+    ]
+    for auto, double in zip(*(one.summary["error_by_budget"] for one in found), strict=True):
+        rel = 1e-9 if auto["rounds"] else 1e-5
+        assert auto["error"] == pytest.approx(double["error"], rel=rel)
+        assert auto["error_uniform"] == pytest.approx(double["error_uniform"], rel=rel)
+    assert any("products in float64 from here" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "said"),
+    [("paper", "classification", "derivative"), ("balanced", "classification", "coin"),
+     ("balanced", "regression", "likelier right than wrong, and its derivative is below 0")],
+)  # fmt: skip
+def test_the_rule_says_what_counts_as_helpful(method, task, said):
+    core, pool = blobs(80, 1), blobs(200, 2)
+    if task == "regression":
+        core, pool = (table | {"label": table["features"][:, 0] * 1.0} for table in (core, pool))
+    assert said in run(core, pool, method=method, rounds=2).summary["rule"]
