@@ -4,6 +4,7 @@ A session scores and reweights one table while workers are killed, a node is los
 gone, the disk is full and drivers die; what is written must have the bits of an undisturbed run in one process.
 """
 
+import contextlib
 import functools
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +25,14 @@ from ray.cluster_utils import Cluster as Nodes
 import diva_ray
 from diva_ray.engine import passes, reduce
 from diva_ray.engine.cluster import Cluster
+from diva_ray.engine.inline import Inline
 from diva_ray.errors import InputError
 from diva_ray.tasks import done
 
 ROWS, FILES, WORKERS = 12_000, 6, 3
 WHERE = {"kind": "ray", "workers": WORKERS}
 ALONE = {"kind": "ray", "workers": 1}  # where workers beside it would only start; the bits are the same
+HERE = {"kind": "inline", "threads": 1}
 reduce.UNIT = 1  # the driver adds shard by shard, so that things can happen in the middle of a pass
 done.DEAR = 0.0
 
@@ -50,8 +54,7 @@ def write_table(folder: Path) -> str:
 def run(verb: str, table: str, output: str, where: dict | None = None, **options):
     """Score or reweight the table."""
     more = {"folds": 2, "steps": 1} if verb == "reweight" else {}
-    cluster = where or {"kind": "inline", "threads": 1}
-    return getattr(diva_ray, verb)(table, cluster=cluster, output=output, quiet=True, **more, **options)
+    return getattr(diva_ray, verb)(table, cluster=where or HERE, output=output, quiet=True, **more, **options)
 
 
 def name_of(kernel) -> str:
@@ -89,6 +92,22 @@ class Disturbed:
 
     def __exit__(self, *_: object) -> None:
         Cluster.each = WHOLE
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[str]]:
+    """Give the names of the passes that a run in this process takes: what a cluster began it may finish."""
+    whole, passes = Inline.each, []
+
+    def each(self, kernel, *args, **options):
+        passes.append(name_of(kernel))
+        return whole(self, kernel, *args, **options)
+
+    Inline.each = each
+    try:
+        yield passes
+    finally:
+        Inline.each = whole
 
 
 def note(shard, known, *, kernel, log):
@@ -187,7 +206,7 @@ def nodes_go(nodes: Nodes, table: str, folder: Path, expected) -> None:
 
 
 def file_gone(table: str, folder: Path, expected) -> None:
-    """A file cannot be read when a new worker loads it: one line; once it is back the run is finished."""
+    """A file cannot be read when a new worker loads it: one line; once it is back the run is finished, right here."""
     file, away = Path(table) / f"part-{FILES - 1}.parquet", folder / "away.parquet"
 
     def happen(pids, name, number):
@@ -203,14 +222,14 @@ def file_gone(table: str, folder: Path, expected) -> None:
             assert str(file) in str(error) and "\n" not in str(error), error
             print("  ", error, flush=True)
     away.rename(file)
-    with Disturbed(lambda *_: None) as seen:
-        result = run("score", table, str(folder / "file"), ALONE, resume=True)
-    assert seen.passes[:2] == ["scan", "leave_one_out"], seen.passes
+    with watched() as passes:
+        result = run("score", table, str(folder / "file"), resume=True)
+    assert passes[:2] == ["scan", "leave_one_out"], passes
     same(result, expected, "a file that was gone for a while")
 
 
 def disk_full(table: str, folder: Path, expected) -> None:
-    """The disk is full when rows are written: one line; with more room the run is finished."""
+    """The disk is full when rows are written: one line; with more room the run is finished, in this process."""
     small = folder / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1980k", "none", small], check=False).returncode:
@@ -224,9 +243,9 @@ def disk_full(table: str, folder: Path, expected) -> None:
             assert "No space left on device" in str(error) and "resume=true" in str(error), error
             print("  ", error, flush=True)
         subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
-        with Disturbed(lambda *_: None) as seen:
-            result = run("score", table, str(small / "run"), ALONE, resume=True)
-        assert seen.passes == ["scan", "write"], seen.passes  # 1.7 MB are kept before rows are written: 0.6 MB
+        with watched() as passes:
+            result = run("score", table, str(small / "run"), resume=True)
+        assert passes == ["scan", "write"], passes  # 1.7 MB are kept before rows are written: 0.6 MB
         same(result, expected, "a full disk")
     finally:
         subprocess.run(["umount", "-l", small], check=True)
@@ -243,7 +262,7 @@ def drivers_die(nodes: Nodes, table: str, folder: Path, expected) -> None:
         assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
     written = {path.name: path.stat().st_mtime_ns for path in (folder / "driver" / "samples").glob("part*")}
     with Disturbed(lambda *_: None) as seen:
-        result = run("reweight", table, output, WHERE, resume=True)
+        result = run("reweight", table, output, ALONE, resume=True)
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "driver" / "samples").glob("part*")}
     assert written and all(after[name] == time for name, time in written.items()), "what was written must stay"
     assert seen.passes == ["scan", "write"], seen.passes

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from scipy.optimize import minimize
 import diva_ray
 from diva_ray.data.sources import digits_bands
 from diva_ray.errors import InputError
+from tests.forks import run_job
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INLINE = {"kind": "inline", "threads": 1}
@@ -340,8 +339,7 @@ def test_a_band_of_another_width_in_one_file_is_one_line(tmp_path):
 
 @pytest.mark.jobs
 def test_the_job_writes_what_the_contract_promises(tmp_path):
-    command = [sys.executable, "jobs/aggregate.py", f"output={tmp_path / 'run'}", "cluster=inline", "starts=1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = run_job("jobs/aggregate.py", f"output={tmp_path / 'run'}", "cluster=inline", "starts=1")
     assert done.returncode == 0, done.stderr
     bands = json.loads((tmp_path / "run" / "bands.json").read_text())
     assert list(bands) == ["pixels", "strokes", "random"]

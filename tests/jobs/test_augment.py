@@ -11,7 +11,7 @@ from diva_ray.errors import InputError
 INLINE = {"kind": "inline", "threads": 1}
 
 
-def copies(n=400, transforms=("identity", "hflip", "vflip", "tilt"), seed=0):
+def copies(n=240, transforms=("identity", "hflip", "vflip", "tilt"), seed=0):
     from sklearn.datasets import load_digits
 
     pixels, label = load_digits(return_X_y=True)

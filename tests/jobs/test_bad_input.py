@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig
 from diva_ray.errors import InputError
 from diva_ray.tasks.score import run
+from tests.forks import run_job
 
 from .mistakes import INLINE, N, X, base, refuses, score
 
@@ -230,11 +232,7 @@ def test_an_unreachable_cluster_fails_quickly(address, monkeypatch):
 # --- the job ---------------------------------------------------------------------------------------------------------
 
 
-def job(*words, **environment):
-    return subprocess.run(
-        [sys.executable, "jobs/score.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+job = partial(run_job, "jobs/score.py")
 
 
 @pytest.mark.jobs
@@ -309,15 +307,12 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path):
         "def run(config): raise KeyboardInterrupt\n"
         f"score.run = run; sys.argv[1:] = ['output={tmp_path}/out']; job('diva_ray.tasks.score')"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    (tmp_path / "interrupted.py").write_text(code)
+    found = run_job(str(tmp_path / "interrupted.py"))
     assert found.returncode == 130, found.stderr
     assert found.stderr == "score: interrupted.\n"
     (tmp_path / "out").mkdir()
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    found = run_job(str(tmp_path / "interrupted.py"))
     assert found.stderr == f"score: interrupted. `output={tmp_path}/out resume=true` goes on from what is there.\n"
 
 
@@ -445,7 +440,7 @@ def test_a_loss_that_returns_no_tensor():
 def test_a_table_of_ones_own_has_not_the_columns_of_the_built_in_one(verb, told, tmp_path):
     pq.write_table(pa.table({"features": list(X), "label": np.arange(len(X)) % 2}), tmp_path / "t.parquet")
     words = [f"jobs/{verb}.py", f"data.path={tmp_path / 't.parquet'}", f"output={tmp_path / 'out'}", "cluster=inline"]
-    found = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    found = run_job(*words)
     assert found.returncode == 2 and found.stderr.strip() == told, found.stderr
 
 

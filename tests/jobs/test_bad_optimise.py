@@ -1,7 +1,5 @@
 """Mistakes around reweighting, pools, copies and trusted rows: one line each, before anything is written."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 
 import diva_ray
 from diva_ray.errors import InputError
+from tests.forks import run_job
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUIET = {"quiet": True, "cluster": {"kind": "inline", "threads": 1}, "ridge": 0.1}
@@ -144,8 +143,7 @@ def test_a_group_must_not_be_split_between_training_and_validation(tmp_path):
     ],
 )
 def test_jobs_say_it_in_one_line_and_leave_with_code_2(job, options, told, tmp_path):
-    command = [sys.executable, f"jobs/{job}.py", *options, f"output={tmp_path / 'run'}", "cluster=inline"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = run_job(f"jobs/{job}.py", *options, f"output={tmp_path / 'run'}", "cluster=inline")
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(told)
     assert "Traceback" not in done.stderr

@@ -1,8 +1,6 @@
 """The benchmark's structure, its figures of accuracy and its tables of quality; nothing here is timed."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from diva_ray.bench import benchmark, extend, quality, reweight, sets
 from diva_ray.bench.tables import Results
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
+from tests.forks import run_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,14 +101,7 @@ def test_options_that_cannot_be_are_refused(options: dict, message: str) -> None
 
 @pytest.mark.jobs
 def test_job_prints_the_table(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "jobs/benchmark.py",
-        "size=small",
-        "only=[scaling]",
-        f"output={tmp_path}/out",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_job("jobs/benchmark.py", "size=small", "only=[scaling]", f"output={tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert "exponent of n" in done.stdout
 

@@ -4,8 +4,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -24,6 +22,7 @@ from diva_ray.data.encoders.plain import edges
 from diva_ray.errors import InputError
 from diva_ray.tasks.embed_plan import EmbedPlan
 from tests.data import raw_sets
+from tests.forks import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 INLINE = {"kind": "inline", "threads": 1}
@@ -431,17 +430,15 @@ def test_a_cluster_without_room_ends_with_a_message(ray_cluster):
 
 @pytest.mark.jobs
 def test_the_job_runs_by_itself_and_its_features_are_scored(tmp_path):
-    def job(*words):
-        command = [sys.executable, *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
-    done = job("jobs/embed.py", f"output={tmp_path / 'run'}", "cluster.threads=1")
+    done = run_job("jobs/embed.py", f"output={tmp_path / 'run'}", "cluster.threads=1")
     assert done.returncode == 0, done.stderr
     following = next(line for line in done.stdout.splitlines() if line.startswith("next: python "))
     assert "rows_per_second=" in done.stdout and f"data.path={tmp_path}/run/features" in following
-    scored = job(*following.removeprefix("next: python ").split(), f"output={tmp_path / 'scores'}", "cluster.threads=1")
+    scored = run_job(
+        *following.removeprefix("next: python ").split(), f"output={tmp_path / 'scores'}", "cluster.threads=1"
+    )
     assert scored.returncode == 0 and "359 labels differ from `true_label`, found" in scored.stdout, scored.stderr
-    bad = job("jobs/embed.py", "encoder=eges", f"output={tmp_path / 'bad'}")
+    bad = run_job("jobs/embed.py", "encoder=eges", f"output={tmp_path / 'bad'}")
     assert bad.returncode == 2 and "eges" in bad.stderr and "Traceback" not in bad.stderr
 
 
@@ -449,10 +446,9 @@ def test_the_job_runs_by_itself_and_its_features_are_scored(tmp_path):
 def test_pairs_without_labels_are_told_the_command_that_scores_them(tmp_path):
     pq.write_table(raw_sets.table(200).drop_columns("label"), tmp_path / "pairs.parquet")
     words = [f"data.path={tmp_path / 'pairs.parquet'}", "encoders=[edges,{name: words, column: caption}]"]
-    command = [sys.executable, "jobs/embed.py", *words, f"output={tmp_path / 'run'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = run_job("jobs/embed.py", *words, f"output={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     following = next(line for line in done.stdout.splitlines() if line.startswith("next: "))
-    command = [sys.executable, *shlex.split(following.removeprefix("next: python ")), f"output={tmp_path / 'scores'}"]
-    scored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    command = [*shlex.split(following.removeprefix("next: python ")), f"output={tmp_path / 'scores'}"]
+    scored = run_job(*command)
     assert scored.returncode == 0 and "task=pairs" in command, scored.stderr

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +13,7 @@ import diva_ray
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.reduce import Rows
 from diva_ray.tasks import rank
+from tests.forks import run_job
 from tests.jobs.problems import digits_split, flipped, weighted_error
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -204,15 +202,12 @@ def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, 
 
 @pytest.mark.jobs
 def test_the_job_runs_by_itself_and_asks_for_a_pool_of_ones_own(tmp_path):
-    root = Path(__file__).resolve().parent.parent.parent
-    command = [sys.executable, "jobs/extend.py", f"output={tmp_path / 'run'}", "cluster=inline", "rounds=3"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
+    done = run_job("jobs/extend.py", f"output={tmp_path / 'run'}", "cluster=inline", "rounds=3")
     assert done.returncode == 0, done.stderr
     assert "no remaining label is likely right" in done.stdout
     assert {"selected", "summary.json", "report.html"} <= {path.name for path in (tmp_path / "run").iterdir()}
     pq.write_table(pa.table({"features": [[0.0]], "label": [0]}), tmp_path / "table.parquet")
-    command = [*command[:2], f"data.path={tmp_path / 'table.parquet'}", f"output={tmp_path / 'other'}"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=120)
+    done = run_job("jobs/extend.py", f"data.path={tmp_path / 'table.parquet'}", f"output={tmp_path / 'other'}")
     assert done.returncode == 2
     assert done.stderr.strip().endswith("pool.path: a table must be named, got none. Set `pool.path`.")
 

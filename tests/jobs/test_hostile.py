@@ -10,8 +10,6 @@ import json
 import os
 import pickle
 import stat
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from diva_ray.errors import InputError
 from diva_ray.jobs import plain
 from diva_ray.tasks.folder import Folder
 from tests.data import raw_sets
+from tests.forks import run_job
 from tests.report.test_page import EVIL, Page, fetches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,9 +238,7 @@ def test_targets_where_any_value_may_stand_are_values():
 def test_code_in_a_config_file_does_not_run(tmp_path, told, words):
     ran = tmp_path / "ran"
     (tmp_path / "evil.yaml").write_text(told.format(ran=ran))
-    command = [sys.executable, "jobs/score.py", f"--config-dir={tmp_path}", "--config-name=evil"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = run_job("jobs/score.py", f"--config-dir={tmp_path}", "--config-name=evil")
     assert done.returncode and words in done.stderr and not ran.exists(), done.stderr
 
 

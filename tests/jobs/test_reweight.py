@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 
 import diva_ray
 from diva_ray.core.derivative import splitmix
+from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -134,8 +133,7 @@ def test_inline_and_ray_agree_bit_for_bit_also_when_workers_die(ray_cluster, mon
 
 @pytest.mark.jobs
 def test_the_job_writes_what_the_contract_promises(tmp_path):
-    command = [sys.executable, "jobs/reweight.py", f"output={tmp_path / 'run'}", "cluster=inline", "folds=3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = run_job("jobs/reweight.py", f"output={tmp_path / 'run'}", "cluster=inline", "folds=3")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {"error_uniform", "error_reweighted", "accepted", "n_samples", "seconds"} <= summary.keys()

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 import diva_ray
 from diva_ray.errors import InputError
+from tests.forks import run_job
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COLUMNS = {
@@ -26,15 +28,15 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def job(*options):
-    command = [sys.executable, "jobs/score.py", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+job = partial(run_job, "jobs/score.py")
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
+    """Return what the main job writes and says, from a Python that was started for it."""
     output = tmp_path_factory.mktemp("runs") / "digits"
-    done = job(f"output={output}", "cluster=inline", "outputs=true")
+    command = [sys.executable, "jobs/score.py", f"output={output}", "cluster=inline", "outputs=true"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return output, done
 

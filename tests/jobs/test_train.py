@@ -4,10 +4,9 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from diva_ray.engine import training
 from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.train import run
+from tests.forks import run_job
 
 ROOT = Path(__file__).resolve().parents[2]
 INLINE = {"kind": "inline", "threads": 1}
@@ -346,10 +346,7 @@ def test_mistakes_in_tables(known, tmp_path):
 
 @pytest.mark.jobs
 def test_the_job_runs_by_itself_and_says_mistakes_in_one_line(tmp_path):
-    def job(*words):
-        command = [sys.executable, "jobs/train.py", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
+    job = partial(run_job, "jobs/train.py")
     done = job("cluster=inline", f"output={tmp_path / 'run'}", "epochs=4", "seeds=2", "cluster.threads=1")
     assert done.returncode == 0, done.stderr
     assert "weighted" in done.stdout and "rows_per_second=" in done.stdout

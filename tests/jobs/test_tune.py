@@ -19,6 +19,7 @@ import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.tasks import tune
 from diva_ray.tasks.study import Study
+from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -228,8 +229,7 @@ def test_a_killed_driver_goes_on_where_it_was_and_its_config_feeds_score(ray_clu
 def score_with_best(folder, output, summary):
     """Run the target job with the config that the search has left."""
     best = yaml.safe_load((folder / "best.yaml").read_text())
-    command = [sys.executable, "jobs/score.py", f"--config-dir={folder}", "--config-name=best", f"output={output}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = run_job("jobs/score.py", f"--config-dir={folder}", "--config-name=best", f"output={output}")
     assert done.returncode == 0, done.stderr
     scored = json.loads((output / "summary.json").read_text())
     assert scored["ridge"] == best["ridge"] == summary["best"]["ridge"]
