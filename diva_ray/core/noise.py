@@ -22,6 +22,7 @@ MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
 FEWEST_SUSPECTS = 20
 CACHED = 100_000  # probabilities of a block of EM, which stay in the cache
+LINKS = 6  # fitted side by side at most
 
 
 def probabilities(F: Float[Tensor, "n c"], link: Link) -> Float[Tensor, "n c"]:
@@ -109,49 +110,60 @@ def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple
     """Return the likeliest link, its flip rates, their expected counts and the log likelihood; ever sharper links until
     three were worse."""
     best, found = -math.inf, (least, T)
+    tried = [s for s in SHARPNESS if s >= least.sharpness / 3]
+    together = min(LINKS, max(1, CACHED // F.numel()))  # small samples cost calls, not operations
     for scale in SCALES:
         top, worse, G = -math.inf, 0, _bent(F, scale)
-        for sharpness in (s for s in SHARPNESS if s >= least.sharpness / 3):
-            link = Link(scale, sharpness)
-            fitted, _, likelihood = _expectation_maximisation((sharpness * G).softmax(1), y, free, T, 6)
-            likelihood += math.log(sharpness) / 2
-            if likelihood > best:
-                best, found = likelihood, (link, fitted)
-            top, worse = (likelihood, 0) if likelihood > top else (top, worse + 1)
+        for first in range(0, len(tried), together):
+            sharp = tried[first : first + together]
+            p = (G * torch.tensor(sharp, dtype=G.dtype)[:, None, None]).softmax(2)
+            fitted, _, likelihoods = _expectation_maximisation(p, y, free, T, 6)
+            for k, sharpness in enumerate(sharp):
+                likelihood = float(likelihoods[k]) + math.log(sharpness) / 2
+                if likelihood > best:
+                    best, found = likelihood, (Link(scale, sharpness), fitted[k])
+                top, worse = (likelihood, 0) if likelihood > top else (top, worse + 1)
+                if worse == 3:
+                    break
             if worse == 3:
                 break
-    link, fitted = found
-    fitted, N, likelihood = _expectation_maximisation(probabilities(F, link), y, free, fitted, 40)
-    return link, fitted, N, likelihood
+    link, T = found
+    fitted, N, likelihoods = _expectation_maximisation(probabilities(F, link)[None], y, free, T, 40)
+    return link, fitted[0], N[0], float(likelihoods[0])
 
 
 def _expectation_maximisation(
-    p: Tensor, y: Tensor, free: Tensor, T: Tensor, steps: int
-) -> tuple[Tensor, Tensor, float]:
-    """Return T, the expected counts (truth, given) under it, and the log likelihood; a step reads p once."""
-    c, likelihood = len(T), 0.0
+    p: Float[Tensor, "links m c"], y: Tensor, free: Tensor, T: Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return T of every link, the expected counts (truth, given) under it, and the log likelihood; a step reads p once.
+
+    T (c, c) is where each begins.
+    """
+    links, _, c = p.shape
+    T = T.expand(links, c, c)
     shared = ~torch.eye(c, dtype=torch.bool) & ~free
-    size = max(16, CACHED // c)
-    blocks = list(zip(p.split(size), y.split(size), strict=True))
+    size = max(16, CACHED // (c * links))
+    at = y + c * torch.arange(links)[:, None]  # (links, m): rows of all links' matrices one below the other
+    blocks = list(zip(p.split(size, 1), at.split(size, 1), strict=True))
     for step in range(steps + 1):
-        given, shares, likelihood = T.T.contiguous(), torch.zeros(c, c, dtype=torch.float64), 0.0
-        for part, labels in blocks:
-            q = torch.linalg.vecdot(part, given[labels]).clamp_min(1e-300)
-            shares.index_add_(0, labels, part * q.reciprocal()[:, None])
-            likelihood += float(q.log().sum())
-        N = T * shares.T
+        given, likelihood = T.transpose(1, 2).reshape(-1, c), torch.zeros(links, dtype=torch.float64)
+        shares = torch.zeros(links * c, c, dtype=torch.float64)
+        for part, rows in blocks:
+            q = torch.linalg.vecdot(part, given[rows]).clamp_min(1e-300)
+            shares.index_add_(0, rows.reshape(-1), (part * q.reciprocal()[..., None]).view(-1, c))
+            likelihood += q.log().sum(1)
+        N = T * shares.view(links, c, c).transpose(1, 2)
         if step < steps:
-            rows = N.sum(1).clamp_min(1e-12)
-            common = float(N[shared].sum() / (rows * shared.sum(1)).sum().clamp_min(1e-12))
-            T = torch.where(free, N / rows[:, None], torch.full_like(N, max(common, 1e-6 / c)))
-            T = _with_diagonal(T)
+            rows = N.sum(2).clamp_min(1e-12)
+            common = N[:, shared].sum(1) / (rows * shared.sum(1)).sum(1).clamp_min(1e-12)
+            T = _with_diagonal(torch.where(free, N / rows[..., None], common.clamp_min(1e-6 / c)[:, None, None]))
     return T, N, likelihood
 
 
 def _with_diagonal(T: Tensor) -> Tensor:
-    """Return T with a diagonal that makes rows add up to 1."""
-    T = T.clone().fill_diagonal_(0)
-    return T + torch.diag((1 - T.sum(1)).clamp_min(1e-3))
+    """Return T, one matrix or several, with a diagonal that makes rows add up to 1."""
+    T = T * ~torch.eye(T.shape[-1], dtype=torch.bool)
+    return T + torch.diag_embed((1 - T.sum(-1)).clamp_min(1e-3))
 
 
 def class_dependence(given: Int[Tensor, " s"], likely: Int[Tensor, " s"], shares: Float[Tensor, " c"]) -> float:
