@@ -93,6 +93,20 @@ def tell_units(columns: Columns, found: Scan) -> None:
             )  # fmt: skip
 
 
+def tell_hot(columns: Columns, target: Tensor) -> None:
+    """Warn of vectors of zeros and ones: rows of a 0/1 matrix stand for classes, and are judged better as such.
+
+    By their moments: the variance of every number is m (1 - m), m its mean.
+    """
+    mean, squares = target[1:].chunk(2)
+    hot = target[0] * mean * (1 - mean)
+    if len(mean) > 1 and bool((hot > 0).any()) and torch.allclose(squares, hot, rtol=1e-9, atol=1e-12):
+        log.warning(
+            "column `%s` holds vectors of %d zeros and ones, which are fitted as numbers. If they stand for classes, "
+            "give the class of a row (the place of its 1), or the list of its classes", columns.label, len(mean),
+        )  # fmt: skip
+
+
 def check_weights(columns: Columns, counts: Tally) -> None:
     """Raise for weights that are all zero, or whose derivatives could not be written."""
     if counts["positive"] == 0:

@@ -27,6 +27,7 @@ from diva_ray.tasks.checks import (
     check_scan,
     features_take_double,
     takes_double,
+    tell_hot,
     tell_missing,
     tell_units,
 )
@@ -105,7 +106,7 @@ def open_session(
             if {"held_out", "pool"} & set(roles):
                 raise InputError(
                     "data.group: every group must lie together in one table when there are two, got one that is "
-                    "scattered, or split between training and validation. Sort the table, or move the group."
+                    "scattered, or split between both. Sort the tables by it, or move its rows into one."
                 )
             inline, original = plan.kind == "inline", tables[0]
             if inline and plan.keeping.place != "memory":  # sorting them here would take all of them into it
@@ -126,6 +127,8 @@ def open_session(
             tell_missing(columns, found)
         if config.standardize == "auto":
             tell_units(columns, found)
+        if opened.task == "vector" and config.task == "auto":
+            tell_hot(columns, found.target)
         session = Session(
             config, folder, tables, roles, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup,
             original, cut_bits=cut_bits, kept=kept,

@@ -244,6 +244,18 @@ def test_columns_of_different_units_are_told(caplog):
     assert "standard deviations of columns" not in caplog.text
 
 
+@pytest.mark.parametrize(("kind", "told"), [("one", True), ("several", True), ("half", False), ("asked", False)])
+def test_vectors_of_zeros_and_ones_are_told(kind, told, caplog):
+    digits = load_digits()
+    hot = np.eye(10)[digits.target]
+    if kind == "several":
+        hot[::3, 2] = 1
+    if kind == "half":
+        hot[0, :2] = 0.5
+    score({"features": digits.data, "label": hot}, **({"task": "vector"} if kind == "asked" else {}))
+    assert ("column `label` holds vectors of 10 zeros and ones" in caplog.text) == told
+
+
 def test_an_update_of_a_band_far_from_zero_is_the_run_from_scratch(tmp_path):
     X = np.random.default_rng(8).standard_normal((2600, 4)) + 1e7 * (1 + np.arange(4))
     y = (X - X.mean(0))[:, :3].argmax(1)

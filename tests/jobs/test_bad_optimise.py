@@ -125,7 +125,7 @@ def test_a_group_must_not_be_split_between_training_and_validation(tmp_path):
     held_out = table(1000, g=np.arange(N) // 2)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), 4)
     pq.write_table(pa.table({**held_out, "features": lists}), tmp_path / "v.parquet")
-    refused(r"data.group: every group must lie together in one table .* or split between training and validation",
+    refused(r"data.group: every group must lie together in one table .* or split between both",
             diva_ray.score, table(g=np.arange(N) // 2), group="g", validation=str(tmp_path / "v.parquet"))  # fmt: skip
 
 
