@@ -110,7 +110,7 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     arms, sums, folds = try_folds(trying, config.folds, config.steps)
     taken = len(arms) - len(RIDGES) if config.method == "paper" else best_trial(sums)
     left = walk_to(walk, arms[taken])
-    return Weighed(arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds)
+    return Weighed(arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds, walk.class_dependence)
 
 
 def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums, int]:

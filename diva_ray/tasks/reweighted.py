@@ -15,7 +15,7 @@ from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
 from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts, shown, weights_by_class
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures
+from diva_ray.tasks.summary import common_figures, dependence_in_words
 from diva_ray.tasks.walk import RIDGES, Arm
 
 
@@ -28,6 +28,7 @@ class Weighed:
         left: left-out sums of the state from which the last step was taken.
         ridge, ridge_before: the ridge to fit with under the new weights, and the one chosen for the old.
         folds: folds that were asked.
+        class_dependence: of the labels that looked wrong before the last step.
     """
 
     arms: list[Arm]
@@ -38,6 +39,7 @@ class Weighed:
     ridge: float
     ridge_before: float
     folds: int
+    class_dependence: float
 
 
 def figures(session: Session, config: ReweightConfig, weighed: Weighed, written: Tally) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         "ridge_uniform": weighed.ridge_before,
         "method": config.method,
         "level": config.level,
+        "class_dependence": weighed.class_dependence,
         "accepted": taken > 0,
         "chosen": weighed.arms[taken].name,
         "error_uniform": share[base] if taken else share[0],
@@ -86,16 +89,19 @@ def told(summary: dict[str, Any]) -> list[str]:
     s = summary
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
     first, as_given = f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}", f"{kind} {s['error_uniform']:.4f} as given"
+    warnings = [f"warning: {warning}" for warning in dependence_in_words(s)]
     if not s["accepted"]:
         return [
             f"{first}; nothing changed: no step gained more than one standard error",
             f"on folds that took no part: {as_given}",
+            *warnings,
         ]
     return [
         f"{first}; accepted",
         f"on folds that took no part: {as_given}, {s['error_reweighted']:.4f} reweighted; "
         f"loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
         f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
+        *warnings,
     ]
 
 
@@ -178,7 +184,7 @@ def _best_by_steps(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the weights."""
-    notes = shared_in_words(summary["shared"], summary["n_samples"])
+    notes = [*shared_in_words(summary["shared"], summary["n_samples"]), *dependence_in_words(summary)]
     if summary["method"] == "paper":
         notes.append(
             "Plain steps are taken whatever the folds say; they often raise the error. `method=safe` asks first."

@@ -269,18 +269,24 @@ def sources_of(setup: Setup, sums: Tensor, written: Tally) -> list[dict[str, Any
     ]  # fmt: skip
 
 
+def dependence_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return what is to be said where the labels that look wrong are not wrong at random."""
+    heard = summary["validation"] == "leave-one-out" and summary["method"] != "trusted"
+    if not heard or summary["class_dependence"] <= CLASS_DEPENDENT:
+        return []
+    kept = "go mostly one way" if summary["n_outputs"] == 2 else "keep to few pairs of classes"
+    return [
+        f"The suspected labels {kept}. Such errors are in the validation labels too and mislead every left-out score: "
+        "trust a few rows of each class (data.validation_weight, method=trusted)."
+    ]
+
+
 def warnings_of(summary: dict[str, Any]) -> list[str]:
     """Return what may have misled the verdicts."""
     left_out = summary["validation"] == "leave-one-out"
     alike = alike_in_words(summary["n_alike"], summary["n_samples"]) if left_out else ""
     found = [*([alike] if alike else []), *shared_in_words(summary["shared"], summary["n_samples"])]
-    misled = left_out and summary["method"] != "trusted" and summary["n_label_issues"]
-    if misled and summary["class_dependence"] > CLASS_DEPENDENT:
-        kept = "go mostly one way" if summary["n_outputs"] == 2 else "keep to few pairs of classes"
-        found.append(
-            f"The suspected labels {kept}. Such errors are in the validation labels too and "
-            "mislead every left-out score: trust a few rows of each class (data.validation_weight, method=trusted)."
-        )
+    found += dependence_in_words(summary) if summary["n_label_issues"] else []
     if tells_nothing(summary):
         found.append(
             f"Left-out predictions tell next to nothing of the labels ({max(summary['information'], 0.0):.3f} of "

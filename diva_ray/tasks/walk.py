@@ -74,6 +74,7 @@ class Walk:
     name: str = ""
     final: tuple[str, float] | None = None  # step and factor of the weights that a walk to an arm ended with
     penalty: Tensor = field(default_factory=lambda: torch.zeros(0))  # dL/dLambda of every column, at the last look
+    class_dependence: float = 0.0  # of the labels that look wrong, at the last look
     by_source: Tensor = field(default_factory=lambda: torch.zeros(0, 1))  # what the last look found, see `passes.score`
 
     def begin(self, fold: Fold | None, sums: FitSums | None = None) -> FitSums:
@@ -98,7 +99,8 @@ class Walk:
         """Score every row under the current weights and fit the rules for verdicts; return the left-out sums."""
         left = self.leave_out(solution)
         self.penalty, scored = score_rows(self.runner, self.setup, solution, left)
-        judge(self.runner, self.setup, left.tally, self.scored)
+        rule, _ = judge(self.runner, self.setup, left.tally, self.scored)
+        self.class_dependence = rule.class_dependence
         self.by_source = scored.tally["sources"]
         if self.path.chain.kind == "sources":
             self._tell_factors(self.by_source)

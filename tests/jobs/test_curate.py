@@ -186,6 +186,10 @@ def test_weights_follow_trusted_rows():
     alpha, wrong = np.array(result.samples["weight"]), data["label"] != data["truth"]
     assert result.summary["accepted"]
     assert alpha[wrong].mean() < 0.8 * alpha[~wrong].mean()
+    plain = diva_ray.reweight(data, folds=2, steps=1, cluster=INLINE, quiet=True)
+    assert plain.summary["class_dependence"] > 1 / 3
+    assert [any("trust a few rows" in line for line in run.told) for run in (plain, result)] == [True, False]
+    assert b"trust a few rows" in plain.folder.read("report.html")
 
 
 @pytest.mark.parametrize("first", [True, False])
