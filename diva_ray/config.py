@@ -137,7 +137,7 @@ class ExtendConfig(FitConfig):
     """Schema of `configs/extend.yaml`."""
 
     pool: PoolConfig = field(default_factory=PoolConfig)
-    budget: int | None = None  # rows to choose; None: until no remaining row helps
+    budget: int | None = None  # rows to choose; None: while labels seem right and the left-out error does not rise
     rounds: int = 10  # in how many rounds, 1..1000
     method: str = "balanced"  # balanced: at random among rows whose label is likely right, by class | paper: top-k
     output: str = "outputs/extend"

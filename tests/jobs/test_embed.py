@@ -332,7 +332,7 @@ def test_paths_are_read_under_the_root_and_nowhere_else(tmp_path):
 
 
 @pytest.mark.ray
-def test_the_same_bits_on_ray_with_one_or_two_workers_and_when_one_dies(ray_cluster, tmp_path):
+def test_the_same_bits_on_ray_with_two_workers_of_which_one_dies(ray_cluster, tmp_path):
     (tmp_path / "raw").mkdir()
     many = pa.concat_tables([raw_sets.table()] * 60)
     pq.write_table(many, tmp_path / "raw" / "rows.parquet", row_group_size=100)
@@ -346,7 +346,6 @@ def test_the_same_bits_on_ray_with_one_or_two_workers_and_when_one_dies(ray_clus
 
     inline = run("inline", **INLINE)
     assert len(hashes(inline)) == 30
-    assert hashes(run("one", kind="ray", workers=1)) == hashes(inline)
     killed = []
     killer = threading.Thread(target=kill_an_actor, args=(tmp_path / "two" / "features", killed))
     killer.start()
