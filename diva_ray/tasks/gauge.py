@@ -43,7 +43,7 @@ class Gauge:
         self.steps: list[dict[str, Any]] = []
         self.solution: Solution
         self.left: Partial
-        self._best: Solution
+        self._best: dict[str, torch.Tensor]
 
     def add(self, rounds: int, sums: FitSums, chosen: int, helpful: int) -> None:
         """Add rows chosen in the last of so many rounds, of which `helpful` help."""
@@ -63,13 +63,15 @@ class Gauge:
         """Fit to the table and what was chosen; note the left-out error on the table, beside that of uniform choice."""
         if self.steps and self.steps[-1]["chosen"] == self.chosen:
             return
-        fits = self._fit(self.uniform_sums), self._fit(self.sums)
-        if fits[0] is None or fits[1] is None:
-            self._raise_precision()
-            fits = self._fit(self.uniform_sums), self._fit(self.sums)
-        (uniform, _), (self.solution, ridge) = (one for one in fits if one is not None)
-        tell_solution(self.runner, uniform, self.setup.dtype)
+        fitted = self._fit(self.uniform_sums)
+        if fitted is None:
+            return self._measure_in_double()
+        tell_solution(self.runner, fitted[0], self.setup.dtype)
         beside: Tally = self.runner.run(pool.core_error, "uniform")
+        fitted = self._fit(self.sums)
+        if fitted is None:
+            return self._measure_in_double()
+        self.solution, ridge = fitted
         tell_solution(self.runner, self.solution, self.setup.dtype)
         self.runner.engine.forget("rows")
         self.left = self.runner.run(passes.leave_one_out, "leave-out")
@@ -80,15 +82,16 @@ class Gauge:
             "error_uniform": float(beside["wrong"]) / v, "loss_uniform": float(beside["loss"]) / v, "ridge": ridge,
         })  # fmt: skip
         if self.least is self.steps[-1]:
-            self._best = self.solution
+            W, Linv = (one.to(self.setup.dtype) for one in (self.solution.W, self.solution.Linv))
+            self._best = {"W": W, "whiten": Linv.T.contiguous()}
+        return None
 
     def rises(self) -> bool:
         """Return whether the left-out error is higher than the least before, beyond chance: row by row under both fits,
         2 n p^2 operations, where it is higher at all. Not the loss: cross-entropy rises with the ridge alone."""
         if self.steps[-1] is self.least:
             return False
-        best, dtype = self._best, self.setup.dtype
-        self.runner.engine.tell(least={"W": best.W.to(dtype), "whiten": best.Linv.T.to(dtype).contiguous()})
+        self.runner.engine.tell(least={name: value.to(self.setup.dtype) for name, value in self._best.items()})
         found: Tally = self.runner.run(pool.compare_errors, "compare")
         self.runner.engine.forget("least")
         heard, total = self.session.scan.counts["heard"], float(found["difference"])
@@ -114,7 +117,7 @@ class Gauge:
             return None
         return None if single and solution.condition > MOST_CONDITION else (solution, float(ridge))
 
-    def _raise_precision(self) -> None:
+    def _measure_in_double(self) -> None:
         """Sum table, chosen rows and those of uniform choice again in float64: two reads, one of the pool."""
         log.info("with the chosen rows float32 would lose the fit: products in float64 from here")
         self.setup = replace(self.setup, dtype=torch.float64)
@@ -123,3 +126,4 @@ class Gauge:
         table: FitSums = self.runner.run(passes.fit, "fit")
         found: Tally = self.runner.run(pool.sum_again, "fit", self.extents)
         self.sums, self.uniform_sums = table + found["chosen"], table + found["uniform"]
+        self.measure()
