@@ -10,11 +10,17 @@ import textwrap
 import tokenize
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from diva_ray import config
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
 WIDTH, INDENT = 110, 4
+OWN_TABLE = "Values are those of a run on the built-in table; with data.path, columns are as data=table has them."
 FLAGS = {
     "--cfg job": "print the whole config as it would run, and stop",
     "--multirun, -m": "run once for every value of `OPTION=A,B`",
@@ -24,26 +30,49 @@ FLAGS = {
 
 
 def job_help(name: str) -> str:
-    """Return the help page of a job, from the schema of its config."""
+    """Return the help page of a job, from the schema of its config, with the values that its own config sets."""
     schema = config.SCHEMAS[name]
-    lines = [f"python jobs/{name}.py [OPTION=VALUE ...]", ""]
-    lines += _section(schema, "")
+    lines = [f"python jobs/{name}.py [OPTION=VALUE ...]"]
+    lines += [OWN_TABLE, ""] if "data" in {one.name for one in fields(schema)} else [""]
+    lines += _section(schema, "", _configured(name))
     lines += ["Flags"]
     for flag, words in FLAGS.items():
         lines += [f"  {flag}", *_wrapped(words)]
     return "\n".join(lines)
 
 
-def _section(schema: type, before: str) -> list[str]:
+def _configured(name: str) -> dict[str, Any]:
+    """Return what a job's config, and the files it takes from groups, set; a group of names that vary by its file."""
+    own, found = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()), {}
+    sections = {one.name for one in fields(config.SCHEMAS[name]) if _nested(one)}
+    for group, choice in (pair for entry in own.pop("defaults") if isinstance(entry, dict) for pair in entry.items()):
+        if group in sections:
+            found |= _flat(yaml.safe_load((CONFIGS / group / f"{choice}.yaml").read_text()), f"{group}.")
+        else:
+            found[group] = choice
+    return found | {option: value for option, value in _flat(own, "").items() if "${" not in str(value)}
+
+
+def _flat(values: dict[str, Any] | None, before: str) -> dict[str, Any]:
+    """Return the values of a file by their names with dots."""
+    found: dict[str, Any] = {}
+    for name, value in (values or {}).items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
+def _section(schema: type, before: str, configured: dict[str, Any]) -> list[str]:
     """Return the lines of a section's own options, then those of the sections in it."""
     lines, inner = [], []
     for one in fields(schema):
         kind = _nested(one)
         if kind is not None:
             about = inspect.getdoc(kind) or ""
-            inner += [f"{before}{one.name}: {about.partition('.')[0]}.", *_section(kind, f"{before}{one.name}.")]
+            more = _section(kind, f"{before}{one.name}.", configured)
+            inner += [f"{before}{one.name}: {about.partition('.')[0]}.", *more]
             continue
-        lines += [f"  {before}{one.name}={_shown(_default(one))}  ({_type(one)})"]
+        value = configured.get(before + one.name, _default(one))
+        lines += [f"  {before}{one.name}={_shown(value)}  ({_type(one)})"]
         lines += _wrapped(explained(schema).get(one.name, ""))
     return [*lines, "", *inner] if lines else inner
 

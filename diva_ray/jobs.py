@@ -67,7 +67,10 @@ def job(task: str) -> None:
     register()
     sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]
     if {"--help", "-h"} & set(words):
-        print(job_help(name))
+        try:
+            print(job_help(name), flush=True)
+        except BrokenPipeError:
+            _hear_no_more()
         return
     try:
         chosen, folder, overrides = _chosen(name, words)
@@ -164,6 +167,8 @@ def _hints(name: str, overrides: list[str], places: list[str]) -> list[str]:
             names = [] if re.search("[./]", value) else [path.stem for path in group.glob("*.yaml")]  # a path has those
             near = get_close_matches(value, names, 1)
             found.append(f"Did you mean `{key}={near[0]}`?" if near else f"Set `{key}.path`")
+        elif key == "space" or key.startswith("space."):
+            found.append("Names are added to those of a file: `space=none +space.ridge.choice=[0.1,1]`")
         elif key == "data.label" and value.startswith("["):
             found.append("A label is one column; several numbers of a row go into one column of lists.")
         elif not _known(name, key, places):
@@ -209,7 +214,12 @@ def _run(task: str, cfg: Any) -> None:
     try:
         print("\n".join(plain(line) for line in result.lines()), flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python says so when it ends
+        _hear_no_more()
+
+
+def _hear_no_more() -> None:
+    """Let output go nowhere, or Python says when it ends that nobody listens."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def plain(text: str) -> str:

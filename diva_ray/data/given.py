@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -18,6 +19,9 @@ FLAGS = {
     "is_detrimental": ("is_detrimental",),
     "either": ("is_label_issue", "is_detrimental"),
 }
+
+
+MOST_OTHERS = 0.05  # of the rows that are not flagged, whose label may be another than in the run
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,18 @@ class Given:
         columns = [one_chunk(rows[name]).cast(pa.bool_()).fill_null(False) for name in self.flags]
         found = [column.to_numpy(zero_copy_only=False).astype(bool) for column in columns]
         return torch.from_numpy(np.logical_or.reduce(found))
+
+    def other_labels(self, reader: Reader, start: int, stop: int, label: pa.Array) -> tuple[int, int, int]:
+        """Return how many of rows [start, stop) have another label than in the run, how many of those the run has not
+        flagged, and how many it has not flagged at all; of lists nothing is compared."""
+        if "label" not in self.table.schema.names or pa.types.is_nested(label.type):
+            return 0, 0, 0
+        theirs = one_chunk(reader.read(start, stop, ["label"])["label"])
+        if theirs.type != label.type:
+            theirs, label = (one_chunk(values.cast(pa.string())) for values in (theirs, label))
+        other = pc.fill_null(pc.not_equal(theirs, label), False).to_numpy(zero_copy_only=False)
+        free = ~self.flagged(reader, start, stop).numpy() if self.flags else np.ones(len(other), bool)
+        return int(other.sum()), int((other & free).sum()), int(free.sum())
 
     def check(self, reader: Reader, rows: np.ndarray, ids: pa.Array | None, where: Where) -> None:
         """Raise unless the rows at these positions have these ids; without ids the position is one."""

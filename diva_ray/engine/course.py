@@ -68,7 +68,7 @@ class Course:
         """Return rows [start, stop) as the model sees them."""
         test = table is self.test
         shard = read_shard(table, reader, self.columns, Extent(0, start, stop, held_out=test))
-        Z = prepare(shard, 0, len(shard), self.scale, torch.empty(len(shard), self.scale.width))
+        Z = prepare(shard, 0, len(shard), self.scale, torch.empty(len(shard), self.scale.width, dtype=torch.float32))
         if self.classes is not None:
             Y = class_targets(shard.label, self.classes)
             Y = Y if Y.ndim == 1 else Y.float()

@@ -48,7 +48,7 @@ def confused_pairs(Y: Tensor, predicted: Tensor, issue: Tensor, classes: int) ->
     """Return how often each class was predicted for another, the most frequent pairs first."""
     wrong = predicted != Y
     code, inverse, n = torch.unique(Y[wrong] * classes + predicted[wrong], return_inverse=True, return_counts=True)
-    issues = torch.zeros(len(code)).index_add_(0, inverse, issue[wrong].float())
+    issues = torch.zeros(len(code), dtype=torch.float32).index_add_(0, inverse, issue[wrong].float())
     kept = n.topk(min(PAIRS_KEPT, len(n))).indices
     return Pairs({int(code[k]): (int(n[k]), int(issues[k])) for k in kept})
 

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyarrow as pa
 
 from diva_ray.config import FitConfig, TrainConfig, TuneConfig, ValidationConfig
+from diva_ray.data.table import Table
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import PLACE, Done
@@ -43,10 +44,12 @@ def begin(
     quiet: bool,
     pool: Any = None,
     folder: Folder | None = None,
+    beside: dict[str, Table] | None = None,
 ) -> Session | Plan:
     """Return a session with every shard (but a pool's) loaded and checked; only its plan with `config.plan`.
 
-    `pool` are rows of a pool or of a test table; `folder` is the output, where it is open already.
+    `pool` are rows of a pool or of a test table; `folder` is the output, where it is open already; `beside` are tables
+    that options name, which a resumed run must find as they were.
     """
     started = now()
     check_options(config)
@@ -67,7 +70,7 @@ def begin(
         return join(plan, config) if plan.kind == "ray" else plan
     session = open_session(config, plan, opened, folder, quiet=quiet, cut_bits=cut_bits, kept=kept)
     try:
-        session.started, session.mark = started, _mark(session)
+        session.started, session.mark = started, _mark(session, beside or {})
         # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
         if loss is None and not isinstance(config, TrainConfig | TuneConfig):
             session.runner.done = Done.open(folder, session.mark, resume=config.resume)
@@ -131,13 +134,14 @@ def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_mem
         folder.drop(name)
 
 
-def _mark(session: Session) -> dict[str, Any]:
+def _mark(session: Session, beside: dict[str, Table]) -> dict[str, Any]:
     """Return what tells this run from others; raise if the folder to resume holds another one."""
     config = asdict(session.config)
     for name in ("output", "resume", "plan", "cluster"):
         config.pop(name)
     tables = [session.original or session.tables[0], *session.tables[1:]]
     mark = {"data": [fingerprint(table) for table in tables], "config": config, "format": FORMAT}
+    mark |= {"beside": {name: fingerprint(table) for name, table in beside.items()}} if beside else {}
     mark = json.loads(json.dumps(mark, default=str))
     found = session.folder.read_json("state.json")
     if session.config.resume and found is not None and found.get("format") != FORMAT:
@@ -146,7 +150,9 @@ def _mark(session: Session) -> dict[str, Any]:
             "one's. Use a new `output`."
         )
     if session.config.resume and found is not None and found != mark:
-        differing = differing_options(found["config"], mark["config"]) or ["data.path"]
+        differing = differing_options(found["config"], mark["config"])
+        changed = [name for name, table in mark.get("beside", {}).items() if found.get("beside", {}).get(name) != table]
+        differing = differing or changed or ["data.path"]
         raise InputError(
             f"resume: the run in {session.folder.path} must have the same data and options, got another "
             f"{', '.join(differing)}. Use the same options, or a new `output`."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -23,7 +25,10 @@ from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import Trained
 
+log = logging.getLogger("diva_ray")
+
 REWEIGHTED = "reweight"  # folder of the run that weights=auto makes
+OF_FEATURES = ("standardize", "intercept", "shares", "projection")  # what a ridge is relative to, beside the columns
 
 
 def prepare_course(
@@ -65,9 +70,22 @@ def take_weights(session: Session, config: TrainConfig, given: Given) -> Tally:
 
 
 def ridge_of(config: TrainConfig, session: Session) -> float | str:
-    """Return the ridge of the weights' run, if it says one."""
-    folder = session.folder.location(REWEIGHTED) if config.weights == "auto" else str(config.weights)
-    return (Folder(folder).read_json("summary.json") or {}).get("ridge", "auto")
+    """Return the ridge of the weights' run, if it says one and was of the same features."""
+    folder = Folder(session.folder.location(REWEIGHTED) if config.weights == "auto" else str(config.weights))
+    if "config.yaml" in folder.names(""):
+        theirs, ours = folder.read_config(), asdict(config)
+        pairs = [(name, theirs.get(name), ours[name]) for name in OF_FEATURES]
+        pairs.append(("data.features", listed(theirs["data"]["features"]), listed(ours["data"]["features"])))
+        differ = [name for name, their, our in pairs if their != our]
+        if differ:
+            log.info("weights: that run had another %s, so that the ridge is chosen anew", ", ".join(differ))
+            return "auto"
+    return (folder.read_json("summary.json") or {}).get("ridge", "auto")
+
+
+def listed(names: Any) -> list[str]:
+    """Return one name as a list of one."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def save_closed_form(folder: Folder, setup: Setup, solution: Solution) -> None:
@@ -103,7 +121,10 @@ def check_module(course: Course) -> None:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             model = course.build(p, c).float().eval()
-            shape, parameters = tuple(model(torch.zeros(2, p)).shape), sum(1 for _ in model.parameters())
+            shape, parameters = (
+                tuple(model(torch.zeros(2, p, dtype=torch.float32)).shape),
+                sum(1 for _ in model.parameters()),
+            )
     except Exception as error:  # the user's code
         raise InputError(
             f"module: must be built and run for {p} features and {c} outputs, got {type(error).__name__} ({error}). "

@@ -58,7 +58,9 @@ class Folder:
             ) from error
 
     def names(self, inside: str) -> list[str]:
-        """Return the names in a sub-folder ('' for the folder itself)."""
+        """Return the names in a sub-folder ('' for the folder itself); none in a file."""
+        if self.filesystem.get_file_info(self._full(inside)).type == pyarrow.fs.FileType.File:
+            return []
         selector = pyarrow.fs.FileSelector(self._full(inside), allow_not_found=True)
         return [item.base_name for item in self.filesystem.get_file_info(selector)]
 

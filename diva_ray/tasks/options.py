@@ -80,9 +80,8 @@ def check_types(config: Any, within: str = "") -> None:
         if is_dataclass(value) and type(value).__name__ == option.type:  # a group of options
             check_types(value, f"{option.name}.")
             continue
-        if isinstance(value, (np.generic, os.PathLike)):
-            value = os.fspath(value) if isinstance(value, os.PathLike) else value.item()
-            setattr(config, option.name, value)
+        value = plain(value)
+        setattr(config, option.name, value)
         kinds = str(option.type).split(" | ")
         fits = any(kind == "Any" or isinstance(value, KINDS.get(kind, ())) for kind in kinds)
         if not fits or (isinstance(value, bool) and not {"bool", "Any"} & set(kinds)):
@@ -90,6 +89,19 @@ def check_types(config: Any, within: str = "") -> None:
                 f"{within}{option.name}: must be {' or '.join(kinds)}, got {short(value)} ({type(value).__name__}). "
                 f"Change `{within}{option.name}`."
             )
+
+
+def plain(value: Any) -> Any:
+    """Return numbers and arrays of NumPy and paths as plain ones, also inside lists and mappings: YAML keeps those."""
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(name): plain(one) for name, one in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def short(value: Any) -> str:

@@ -157,7 +157,7 @@ def parse_space(config: TuneConfig) -> Space:
     if not isinstance(config.space, Mapping) or not config.space:
         raise InputError(
             f"space: must name what varies, among {', '.join(NAMES)}, got {config.space!r}. Set `space`, such as "
-            "space.ridge.loguniform=[0.001,10]."
+            "space=none +space.ridge.loguniform=[0.001,10]."
         )
     unknown = [name for name in config.space if name not in NAMES]
     if unknown:

@@ -79,7 +79,8 @@ def run(
 ) -> Result | Plan:  # fmt: skip
     """Return the result of a training run as its config says (`jobs/train.py`); see `train`."""
     check_options(config)
-    check(config)
+    config.weights = None if config.weights == "none" else config.weights
+    check(config, loss)
     build = choose_module(config, build)
     data, test = open_both(config, data, test_rows)
     given = look_ahead(config, data, loss, test)
@@ -89,7 +90,8 @@ def run(
         config.data.path = data = from_dataset(data, folder, "table", plan=False)
     if config.weights == "auto" and not config.plan:
         given = reweight_first(config, data, loss, folder, quiet=quiet)
-    session = begin(config, data, loss, quiet=quiet, pool=test, folder=folder)
+    beside = {} if given is None or config.weights == "auto" else {"weights": given.table}
+    session = begin(config, data, loss, quiet=quiet, pool=test, folder=folder, beside=beside)
     if isinstance(session, Plan):
         return session
     try:
@@ -102,8 +104,14 @@ def run(
         session.engine.close()
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, loss: Callable | None) -> None:
     """Raise for options that no table could make right."""
+    if config.weights != "auto" and (loss is not None or config.loss != "auto"):
+        raise InputError(
+            f"loss: must be auto unless weights=auto, as a module is trained by cross-entropy, binary cross-entropy of "
+            f"several labels, or squared error of numbers, got {config.loss if loss is None else 'a callable'}. Leave "
+            "`loss` out."
+        )
     if config.flag not in FLAGS:
         raise InputError(f"flag: must be {', '.join(FLAGS)}, got {config.flag}. Change `flag`.")
     for name, least in (("epochs", 1), ("batch_size", 1), ("seeds", 1), ("window", 1), ("weight_decay", 0)):
@@ -181,7 +189,16 @@ def reweight_first(config: TrainConfig, data: Any, loss: Callable | None, folder
     first = ReweightConfig(**{**same, "data": replace(config.data), "output": output})
     if Folder(output).read_json("summary.json") is None:
         log.info("weights=auto: the rows are reweighted first, in %s", output)
-        reweight.run(first, data, loss=loss, quiet=quiet)
+        try:
+            reweight.run(first, data, loss=loss, quiet=quiet)
+        except InputError as error:
+            if str(error).startswith("folds:"):
+                raise InputError(
+                    f"weights: auto must have rows enough for {first.folds} outer folds to reweight them first, got a "
+                    f"fold without ({str(error).partition(', got ')[2].partition('. ')[0]}). Use `weights=null`, or "
+                    "add samples."
+                ) from error
+            raise
     else:
         _check_same(Folder(output), first)
     found = open_given(replace(config, weights=output))

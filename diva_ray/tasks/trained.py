@@ -68,12 +68,14 @@ def write_model(session: Session, config: TrainConfig, course: Course) -> None:
 
 def figures(session: Session, config: TrainConfig, course: Course, trained: Trained) -> dict[str, Any]:
     """Return the figures of summary.json."""
+    losses = {"classification": "cross_entropy", "multilabel": "logistic"}  # as `training.row_losses` takes them
     found = session.folder.read_arrays(EVALUATION) or {}
     n, total, products = (torch.from_numpy(np.asarray(found[name])) for name in ("n", "total", "products"))
     sums = RowSums(float(n), total, products)
     per_seed = {arm: _per_seed(course, sums, arm) for arm in (*course.arms, CLOSED)}
     arms = [_arm(course, sums, per_seed, name) for name in per_seed]
     common = common_figures(session, trained.setup, trained.ridge)
+    common["loss_function"] = losses.get(course.task, "squared")
     common["validation"] = "separate table" if config.validation.given else "leave-one-out"
     return {
         **common,

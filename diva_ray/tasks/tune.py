@@ -79,7 +79,8 @@ def tune(
         **options: columns and fields of `TuneConfig`.
 
     Returns:
-        A `Tuned`; `diva_ray.score(data, **result.best)` uses what won (`reweight` where a rule for weights did).
+        A `Tuned`; `diva_ray.score(data, **result.best)` uses what won (the call that `.summary["target"]` names;
+        what no option of it says is in `.summary["not_in_best"]`).
 
     Raises:
         InputError: bad input, options or space, in one line.
@@ -88,6 +89,11 @@ def tune(
     if path is not None:
         options["test"], test = {"path": path}, None
     if space is not None:
+        if not isinstance(space, Mapping):
+            raise InputError(
+                f"space: must be a mapping of names to values, got {space!r}, such as "
+                "{'ridge': {'loguniform': [0.001, 10]}}. Change `space`."
+            )
         options["space"] = dict(space)
     config, data, loss = configure(TuneConfig, data, options)
     return run(config, data, loss=loss, quiet=quiet, test_rows=test)

@@ -37,6 +37,7 @@ def figures(
     session, config, row = study.session, study.config, best.row()
     return {
         **common_figures(session, study.setup(best.choice), test["ridge"] if test else row["ridge_used"]),
+        **of_winner(session, best.choice),
         "n_trials": len(records),
         "n_complete": sum(record.complete for record in records),
         "n_stopped": sum(record.stopped for record in records),
@@ -46,6 +47,7 @@ def figures(
         "folds": config.folds,
         "varied": list(space.dimensions),
         "best": {name: getattr(best.choice, name) for name in NAMES} | {"trial": best.number},
+        "not_in_best": lost_of(best.choice),
         "error": row["error"],
         "standard_error": row["standard_error"],
         "low": row["low"],
@@ -60,6 +62,29 @@ def figures(
         },
         "seconds_judging": round(trials.spent, 4),
     }  # fmt: skip
+
+
+def of_winner(session: Session, choice: Choice) -> dict[str, Any]:
+    """Return width and loss of the winner, which need not be the run's own."""
+    widths = dict(zip(session.columns.features, session.scan.widths, strict=True))
+    return {
+        "n_features": sum(min(widths[name], choice.projection or widths[name]) for name in choice.bands),
+        "loss_function": choice.loss,
+    }
+
+
+def lost_of(choice: Choice) -> list[str]:
+    """Return what of a choice no options of its target job say."""
+    lost = []
+    if target_of(choice)[0] == "aggregate" and choice.ridge != "auto":
+        lost.append(f"ridge={choice.ridge:g}: jobs/aggregate.py finds the ridge itself")
+    if choice.rule == "drop_detrimental":
+        lost.append("rule=drop_detrimental: drop the rows of samples/ in which `is_detrimental` is true, and fit again")
+    if choice.rule == "drop_label_issues" and choice.steps > 1:
+        lost.append(f"steps={choice.steps}: curate=drop drops what looks wrong once")
+    if choice.rule == "shrink":
+        lost.append("rule=shrink: method=safe tries other steps too, and takes none that does not pay on its folds")
+    return lost
 
 
 def target_of(choice: Choice) -> tuple[str, dict[str, Any]]:
@@ -106,7 +131,8 @@ def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:
     body = yaml.safe_dump(
         {"defaults": [f"{job}_schema", "_self_", where], **chosen}, sort_keys=False, allow_unicode=True
     )
-    return f"# python jobs/{job}.py --config-dir={session.folder.path} --config-name=best output=FOLDER\n{body}"
+    lost = "".join(f"# not in it: {words}\n" for words in lost_of(choice))
+    return f"# python jobs/{job}.py --config-dir={session.folder.path} --config-name=best output=FOLDER\n{lost}{body}"
 
 
 def _absolute(path: str) -> str:
@@ -134,7 +160,8 @@ def told(summary: dict[str, Any]) -> list[str]:
         t = s["test_error"]
         lines.append(f"on {t['rows']:,} test rows: {kind} {t['error']:.4f} ({t['low']:.4f} to {t['high']:.4f})")
     passes = ", ".join(f"{count} {name}" for name, count in s["shared"]["passes"].items())
-    return [*lines, f"one load for all trials; passes: {passes}"]
+    lost = [f"note: not in best.yaml: {words}" for words in s["not_in_best"]]
+    return [*lines, f"one load for all trials; passes: {passes}", *lost]
 
 
 def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Sheet:
@@ -191,6 +218,7 @@ def _notes(s: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     whole = [row for row in rows if row["failed"] is None and not row["stopped"]]
     close = sum(row["error"] <= s["error"] + s["standard_error"] for row in whole) - 1
     notes = []
+    notes += [f"Not in best.yaml: {words}." for words in s["not_in_best"]]
     if close:
         notes.append(f"{close} other whole trial(s) are within a standard error of the best.")
     if not s["test_error"]:

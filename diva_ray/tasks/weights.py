@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from diva_ray.config import TrainConfig
 from diva_ray.data.columns import one_chunk
-from diva_ray.data.given import FLAGS, Given
+from diva_ray.data.given import FLAGS, MOST_OTHERS, Given
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.data.targets import label_values
@@ -60,10 +60,22 @@ def _compare(given: Given, table: Table, columns: Columns) -> None:
             f"weights: the run must have the table's {table.rows:,} rows, got {given.table.rows:,} at "
             f"{given.table.name}. Change `weights`, or run it again on this table."
         )
-    reader, rows = given.table.reader(), table.reader()
+    reader, rows, labels = given.table.reader(), table.reader(), np.zeros(3, int)
     for start, stop in {(0, min(LOOK, table.rows)), (max(0, table.rows - LOOK), table.rows)}:
         ids = None if columns.id is None else one_chunk(rows.read(start, stop, [columns.id])[columns.id])
         given.check(reader, np.arange(start, stop), ids, lambda row, first=start: table.where(first + row))
+        if ids is None:  # rows in another order have the same positions
+            own = one_chunk(rows.read(start, stop, [columns.label])[columns.label])
+            labels += np.array(given.other_labels(reader, start, stop, own))
+    other, unflagged, free = labels.tolist()
+    if unflagged > MOST_OTHERS * max(free, 1):
+        raise InputError(
+            f"weights: the run must have the table's rows in the table's order, got another label in {other:,} rows, "
+            f"{unflagged:,} of them not flagged, at {given.table.name}. Change `weights`, or run it again on this "
+            "table; a column of ids (`data.id`) would tell rows apart."
+        )
+    if other:
+        log.warning("weights: in that run %s rows have another label: relabelled since?", f"{other:,}")
 
 
 def check_classes(table: Table, test: Table, label: str) -> None:

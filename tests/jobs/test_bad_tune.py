@@ -1,12 +1,13 @@
 """Search spaces and options that cannot be: one line each, before anything is started."""
 
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -18,7 +19,7 @@ from diva_ray.tasks import aggregate, reweight, score, tune
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.options import check_options, chosen_shares
 from diva_ray.tasks.space import NAMES, parse_space
-from diva_ray.tasks.tuned import best_options, best_yaml, target_of
+from diva_ray.tasks.tuned import best_options, best_yaml, lost_of, of_winner, target_of
 from tests.jobs.mistakes import INLINE, base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -125,6 +126,54 @@ TARGETS = {
     "aggregate": {"shares": "auto"},
     "aggregate, joint": {"shares": "auto", "rule": "shrink", "steps": 2},
 }
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, None),
+        ({"rule": "paper", "steps": 2}, None),
+        ({"shares": "auto", "ridge": 0.01}, "ridge=0.01: jobs/aggregate.py finds the ridge itself"),
+        ({"rule": "drop_detrimental"}, "drop the rows of samples/ in which `is_detrimental` is true"),
+        ({"rule": "drop_label_issues", "steps": 2}, "steps=2: curate=drop drops what looks wrong once"),
+        ({"rule": "shrink"}, "rule=shrink: method=safe tries other steps too"),
+    ],
+)
+def test_what_the_winners_config_cannot_say_is_said_beside_it(changed, told, tmp_path):
+    config = TuneConfig(space={"ridge": RIDGE})
+    config.data.features = ["image", "text"]
+    choice = replace(parse_space(config).base, **changed)
+    session = SimpleNamespace(folder=SimpleNamespace(path=str(tmp_path)), tables=[SimpleNamespace(memory=None)])
+    lost, written = lost_of(choice), best_yaml(session, config, choice)
+    assert (told is None) == (not lost) == ("not in it" not in written)
+    assert told is None or (told in lost[0] and f"# not in it: {lost[0]}\n" in written)
+
+
+def test_width_and_loss_of_a_winner_are_its_own():
+    config = TuneConfig(space={"ridge": RIDGE})
+    config.data.features = ["image", "text"]
+    choice = replace(parse_space(config).base, bands=("text",), projection=3, loss="squared")
+    session = SimpleNamespace(columns=SimpleNamespace(features=("image", "text")), scan=SimpleNamespace(widths=[8, 5]))
+    assert of_winner(session, choice) == {"n_features": 3, "loss_function": "squared"}
+    assert of_winner(session, replace(choice, projection=None))["n_features"] == 5
+
+
+def test_numbers_of_numpy_in_a_space_are_written_as_plain_ones():
+    space = {"ridge": {"choice": list(np.logspace(-1, 1, 3))}, "projection": {"choice": np.array([2, 3])}}
+    config = TuneConfig(space=space)
+    config.data.features = list(np.array(["a", "b"]))
+    check_options(config)
+    assert yaml.safe_load(yaml.safe_dump(asdict(config))) == asdict(config)
+    assert [round(ridge, 9) for ridge in config.space["ridge"]["choice"]] == [0.1, 1.0, 10.0]
+    assert parse_space(config).values("projection") == [2, 3]
+    shares = {"features": np.float32(2)}
+    found = diva_ray.score(base(), shares=shares, ridge=np.float64(1), cluster=INLINE, quiet=True)
+    assert found.folder.read_config()["shares"] == {"features": 2.0}
+
+
+@pytest.mark.parametrize("space", ["small", [1, 2]])
+def test_a_space_is_a_mapping(space):
+    refuses("space: must be a mapping of names to values, got", space)
 
 
 @pytest.mark.parametrize("name", TARGETS)

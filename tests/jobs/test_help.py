@@ -31,6 +31,13 @@ def test_every_option_is_there_with_its_default_and_explained(name):
     assert max(map(len, lines)) <= 120
 
 
+def test_defaults_are_those_of_the_jobs_own_config():
+    pages = {name: job_help(name) for name in SCHEMAS}
+    assert "  weights=auto  " in pages["train"] and "  space=small  " in pages["tune"]
+    assert "  data.builtin=digits  " in pages["score"] and "  data.builtin=digits_bands  " in pages["aggregate"]
+    assert "columns are as data=table has them" in pages["score"] and "data=table" not in pages["benchmark"]
+
+
 def test_help_is_printed_at_once_and_nothing_runs(tmp_path):
     start = time.perf_counter()
     done = subprocess.run(

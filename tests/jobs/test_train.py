@@ -341,6 +341,84 @@ def test_mistakes_in_tables(known, tmp_path):
     )  # fmt: skip
 
 
+# --- weights of a run ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_rows_in_another_order_is_refused_and_relabelled_rows_are_told(caplog):
+    data, test, _ = noisy(400)
+    scored = diva_ray.score(data, cluster=INLINE, quiet=True)
+    order = np.random.default_rng(1).permutation(400)
+    with pytest.raises(
+        InputError, match=r"rows in the table's order, got another label in \d+ rows, \d+ of them not fl"
+    ):
+        diva_ray.train({name: values[order] for name, values in data.items()}, test, weights=scored, cluster=INLINE)
+    mended, flagged = data["label"].copy(), scored.samples["is_label_issue"].to_numpy(zero_copy_only=False)
+    mended[flagged] = (mended[flagged] + 3) % 4
+    diva_ray.train({**data, "label": mended}, test, weights=scored, cluster=INLINE, **QUICK)
+    assert f"in that run {flagged.sum()} rows have another label: relabelled since?" in caplog.text
+    assert flagged.sum() > 20
+
+
+def test_a_ridge_relative_to_other_features_is_not_taken():
+    data, test, _ = noisy(400)
+    data = {**data, "features": data["features"] * 30}
+    scored = diva_ray.score(data, cluster=INLINE, quiet=True)
+    same, other, alone = (
+        diva_ray.train(data, test, weights=run, standardize=kind, cluster=INLINE, **QUICK).summary["ridge"]
+        for run, kind in ((scored, "auto"), (scored, "none"), (None, "none"))
+    )
+    assert same == scored.summary["ridge"] and other == pytest.approx(alone) and other > 100 * same
+
+
+def test_training_is_not_resumed_under_another_run(tmp_path):
+    data, test, wrong = noisy(300)
+    options = {"weights": str(tmp_path / "w"), "output": str(tmp_path / "run"), "cluster": INLINE, **QUICK}
+    run_of(tmp_path / "w", np.ones(300), wrong)
+    first = diva_ray.train(data, test, **options).summary["arms"]
+    assert diva_ray.train(data, test, **options, resume=True).summary["arms"] == first
+    run_of(tmp_path / "w", 1.0 - 0.5 * wrong, wrong)
+    with pytest.raises(InputError, match=r"must have the same data and options, got another weights\. Use the same"):
+        diva_ray.train(data, test, **options, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "told"),
+    [
+        (400, {"loss": "squared"}, "loss: must be auto unless weights=auto, .* got squared. Leave `loss` out"),
+        (400, {"loss": lambda F, Y: F}, "loss: must be auto unless weights=auto, .* got a callable"),
+        (12, {"weights": "auto"}, "weights: auto must have rows enough for 5 outer folds .* Use `weights=null`"),
+        (400, {"weights": __file__}, "weights: must be the output of a reweight or score run, .* got none at"),
+        (400, {"empty": True}, "test.path: the table must have rows, got 0"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_one_line(rows, options, told):
+    data, test, _ = noisy(rows)
+    if options.pop("empty", False):
+        test = {name: values[:0] for name, values in test.items()}
+    with pytest.raises(InputError, match=told):
+        diva_ray.train(data, test, **options, cluster=INLINE, **QUICK)
+
+
+def test_no_weights_may_be_said_in_a_word_and_the_loss_told_is_the_one_trained_with():
+    data, test, _ = noisy(300)
+    summary = diva_ray.train(data, test, weights="none", cluster=INLINE, **QUICK).summary
+    assert [arm["name"] for arm in summary["arms"]] == ["uniform", "closed_form"]
+    assert summary["loss_function"] == "cross_entropy" and summary["weights"] is None
+
+
+def test_the_process_may_have_another_default_dtype():
+    data, test, _ = noisy(300)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = [diva_ray.score(data, cluster=INLINE, quiet=True), diva_ray.train(data, test, cluster=INLINE, **QUICK)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[0].samples.equals(diva_ray.score(data, cluster=INLINE, quiet=True).samples)
+    closed = [by_name(run)["closed_form"] for run in (found[1], diva_ray.train(data, test, cluster=INLINE, **QUICK))]
+    numbers = [{**arm, "difference_to_uniform": None, "verdict": None} for arm in closed]
+    assert numbers[0] == numbers[1], "the module begins elsewhere, its numbers being drawn in that dtype"
+
+
 # --- the job ---------------------------------------------------------------------------------------------------------
 
 
