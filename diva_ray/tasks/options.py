@@ -80,8 +80,9 @@ def check_types(config: Any, within: str = "") -> None:
         if is_dataclass(value) and type(value).__name__ == option.type:  # a group of options
             check_types(value, f"{option.name}.")
             continue
-        value = plain(value)
-        setattr(config, option.name, value)
+        if not isinstance(value, np.ndarray) or value.dtype.kind == "U":  # numbers are a table in a wrong place
+            value = plain(value)
+            setattr(config, option.name, value)
         kinds = str(option.type).split(" | ")
         fits = any(kind == "Any" or isinstance(value, KINDS.get(kind, ())) for kind in kinds)
         if not fits or (isinstance(value, bool) and not {"bool", "Any"} & set(kinds)):

@@ -24,7 +24,7 @@ def test_the_dual_derivative_is_that_of_brute_force_refits(scale, intercept, gro
     assert found.penalty[:first].tolist() == [0.0] * first
 
 
-@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("intercept", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_dual_is_exact_at_a_tiny_ridge_by_fifty_digits(intercept):
     problem = make_problem("wide", 1e-6, intercept, "squared")
     found, rows = dual_form(problem).derivative[:, 0], rows_of(problem, True)[:2].tolist()

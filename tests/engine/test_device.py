@@ -125,7 +125,13 @@ def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulate
     agree(first, second)
 
 
-@pytest.mark.parametrize("more", [{"precision": "float64"}, {"precision": "tf32", "standard_errors": "estimate"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"precision": "float64"}, marks=pytest.mark.long),
+        {"precision": "tf32", "standard_errors": "estimate"},
+    ],
+)
 def test_the_offset_of_aligned_pairs_is_made_on_the_device(simulated, more):
     """Not on the CPU, from features that come home for it in every pass."""
     near = X[:300].astype(np.float32) + np.random.default_rng(4).standard_normal((300, 12)).astype(np.float32) / 2

@@ -30,7 +30,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param("several", marks=pytest.mark.long), *(c for c in CASES if c != "several")]
+)
 def test_outputs_that_are_computed_again_say_what_kept_ones_say(case, monkeypatch):
     columns, options = CASES[case]
     data, options = {"features": X, **columns}, {"quiet": True, "cluster": INLINE, "outputs": True, **options}

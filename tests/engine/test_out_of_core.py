@@ -59,7 +59,13 @@ def same(one, two):
 
 
 @pytest.mark.parametrize("place", ["cache", "storage"])
-@pytest.mark.parametrize("columns", [{"features": "x"}, {**COLUMNS, "validation_weight": "v"}], ids=["plain", "all"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        pytest.param({"features": "x"}, id="plain", marks=pytest.mark.long),
+        pytest.param({**COLUMNS, "validation_weight": "v"}, id="all"),
+    ],
+)
 def test_scores_have_the_same_bits_wherever_rows_are_kept(folder, tmp_path, place, columns):
     first = diva_ray.score(folder, cluster=where(folder, "memory"), quiet=True, outputs=True, **columns)
     cluster = where(folder, place, **columns)
@@ -110,6 +116,7 @@ def test_a_pool_in_the_cache_is_chosen_from_like_one_in_storage(folder, tmp_path
     same(*found)
 
 
+@pytest.mark.long  # the passes of an aggregation are those of scores
 def test_shares_have_the_same_bits_wherever_rows_are_kept(folder):
     options = {"features": ["x", "b"], "starts": 1, "evaluations": 3, "quiet": True}
     first = diva_ray.aggregate(folder, cluster=where(folder, "memory"), **options)

@@ -50,7 +50,7 @@ POOL = table(1000)
             {**POOL, "features": np.where(np.arange(N)[:, None] == 7, np.nan, X)},
             r"must be finite, got nan at pool.path row 7",
         ),
-        ({"features": X[:0], "label": Y[:0], "id": Y[:0]}, r"data: the table must have rows, got 0"),
+        ({"features": X[:0], "label": Y[:0], "id": Y[:0]}, r"pool.path: the table must have rows, got 0"),
     ],
     ids=["columns", "width", "classes", "type", "ids", "nan", "empty"],
 )

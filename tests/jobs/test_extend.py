@@ -213,6 +213,7 @@ def test_the_job_runs_by_itself_and_asks_for_a_pool_of_ones_own(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.long  # `test_cluster` scores one, by the same way into a table
 def test_a_ray_dataset_may_be_the_pool(ray_cluster, tmp_path):
     import ray
 

@@ -53,8 +53,8 @@ def told(result):
 
 @pytest.mark.ray
 def test_the_best_bands_win_and_the_same_search_has_the_same_bits_on_workers(ray_cluster, tmp_path):
-    test = {name: values for name, values in two_bands(2000, seed=1).items()}
-    inline = run(test=test, output=str(tmp_path / "inline"))
+    table, test = two_bands(1500), two_bands(2000, seed=1)
+    inline = run(table, test=test, output=str(tmp_path / "inline"))
     s, trials = inline.summary, inline.trials.to_pandas()
     assert s["best"]["bands"] == ("image", "text")
     assert s["n_trials"] == s["n_complete"] == len(trials) == 6
@@ -64,7 +64,7 @@ def test_the_best_bands_win_and_the_same_search_has_the_same_bits_on_workers(ray
     assert abs(apart) < 3 * np.hypot(s["test_error"]["standard_error"], s["standard_error"]), "drawn as the others"
     assert s["shared"]["passes"]["fit"] == 1
     assert s["shared"]["folds_judged"] == 18
-    workers = run(test=test, cluster={"kind": "ray", "workers": 2}, output=str(tmp_path / "workers"))
+    workers = run(table, test=test, cluster={"kind": "ray", "workers": 2}, output=str(tmp_path / "workers"))
     assert told(workers).equals(told(inline))
     assert workers.summary["test_error"] == s["test_error"]
     # The winner's options, as the other calls take them.
@@ -125,8 +125,8 @@ def test_a_grid_tries_every_combination_once_and_holds_the_best_refit(ray_cluste
 
 @pytest.mark.ray
 def test_asha_stops_trials_that_are_behind(ray_cluster):
-    whole = run(trials=8, folds=4)
-    halved = run(trials=8, folds=4, scheduler="asha")
+    table = two_bands(1200)
+    whole, halved = (run(table, trials=8, folds=4, scheduler=scheduler) for scheduler in ("none", "asha"))
     trials = halved.trials.to_pandas()
     assert halved.summary["n_stopped"] >= 2
     assert halved.summary["n_stopped"] + halved.summary["n_complete"] == 8
