@@ -23,6 +23,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process compiles this package again
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
