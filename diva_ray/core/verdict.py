@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 SCALES = (math.inf, 0.3, 0.1, 0.03)  # delta of the link: inf is the plain softmax
+COUNTED = 200_000  # log-odds whose cells are counted in one call
 SHARPNESS = tuple(2.0 ** (1 + k / 2) for k in range(18))  # beta: 2 ... 724
 LIMIT = 24.0  # of log-odds
 ODDS = (-LIMIT, LIMIT, 160)  # first edge, last edge, cells; of the log-odds,
@@ -134,9 +135,11 @@ def link_sums(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tenso
             for b in range(first, len(SHARPNESS), 2):
                 odds[b] = SHARPNESS[b] * own - powers.sum(1).log()
                 powers.square_()  # the exponentials of twice the sharpness
-        links = torch.arange(len(SHARPNESS), device=F.device)[:, None]
-        cells = _cell(odds, ODDS) + ODDS[2] * links  # all links counted in one call: of few rows calls are what costs
-        counts[s] = _count(cells.view(-1), w.repeat(len(SHARPNESS)), counts[s].numel()).view_as(counts[s])
+        # Of few rows calls are what costs, and many links are counted in one; of many rows memory.
+        for links in torch.arange(len(SHARPNESS), device=F.device).split(max(1, COUNTED // max(len(own), 1))):
+            cells = _cell(odds[links], ODDS) + ODDS[2] * torch.arange(len(links), device=F.device)[:, None]
+            found = _count(cells.view(-1), w.repeat(len(links)), len(links) * ODDS[2])
+            counts[s, links] = found.view(len(links), -1)
     return Histogram(counts, float(w.square().sum()))
 
 

@@ -25,6 +25,7 @@ from diva_ray.engine.context import (
     codes_of,
     coordinates,
     device_of,
+    group_codes,
     keep_weights,
     targets,
     weights_after,
@@ -280,16 +281,20 @@ def core_error(shard: Shard, known: Known) -> Tally:
 
 def compare_errors(shard: Shard, known: Known) -> Tally:
     """Return by how much the left-out errors of a resident shard's rows are above those under `known["least"]`, summed
-    with the rows' validation weights, and the sum of their squares. 2 n p^2 operations."""
-    several = known["setup"].task == "multilabel"
-    total = torch.zeros(2, dtype=torch.float64, device=device_of(known))
+    with the rows' validation weights, and over units (rows, or groups that leave together) their number and the sum of
+    their squares. 2 n p^2 operations."""
+    several, codes = known["setup"].task == "multilabel", group_codes(shard, known)
+    total = torch.zeros(3, dtype=torch.float64)
     for b in blocks(shard, known):
         now = _left_out(shard, b, b.Z.clone(), known["solution"])
         least = _left_out(shard, b, b.Z, known["least"])
         after, before = (losses.errors(outputs, b.Y, several=several) for outputs in (now, least))
-        difference = b.v.double() * (after - before).double()
-        total += torch.stack([difference.sum(), difference.square().sum()])
-    return Tally(difference=total[0], square=total[1])
+        difference = (b.v.double() * (after - before).double()).cpu()
+        heard = b.v.cpu() > 0
+        names, unit = torch.unique(codes[b.start : b.stop][heard], return_inverse=True)
+        by_unit = torch.zeros(len(names), dtype=torch.float64).index_add_(0, unit, difference[heard])
+        total += torch.stack([by_unit.sum(), by_unit.square().sum(), torch.tensor(len(names)).double()])
+    return Tally(difference=total[0], square=total[1], units=total[2])
 
 
 def _left_out(shard: Shard, b: Block, Z: Tensor, solution: Mapping[str, Tensor]) -> Tensor:

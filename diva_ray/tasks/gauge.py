@@ -87,15 +87,16 @@ class Gauge:
         return None
 
     def rises(self) -> bool:
-        """Return whether the left-out error is higher than the least before, beyond chance: row by row under both fits,
-        2 n p^2 operations, where it is higher at all. Not the loss: cross-entropy rises with the ridge alone."""
+        """Return whether the left-out error is higher than the least before, beyond chance: row by row (group by group)
+        under both fits, 2 n p^2 operations, where it is higher at all. Not the loss: cross-entropy rises with the ridge
+        alone."""
         if self.steps[-1] is self.least:
             return False
         self.runner.engine.tell(least={name: value.to(self.setup.dtype) for name, value in self._best.items()})
         found: Tally = self.runner.run(pool.compare_errors, "compare")
         self.runner.engine.forget("least")
-        heard, total = self.session.scan.counts["heard"], float(found["difference"])
-        variance = float(found["square"]) - total**2 / heard
+        total = float(found["difference"])
+        variance = float(found["square"]) - total**2 / float(found["units"])
         return total > BEYOND_CHANCE * max(variance, 0.0) ** 0.5
 
     def _fit(self, sums: FitSums) -> tuple[Solution, float] | None:

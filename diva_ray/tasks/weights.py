@@ -61,7 +61,10 @@ def _compare(given: Given, table: Table, columns: Columns) -> None:
             f"{given.table.name}. Change `weights`, or run it again on this table."
         )
     reader, rows, labels = given.table.reader(), table.reader(), np.zeros(3, int)
-    for start, stop in {(0, min(LOOK, table.rows)), (max(0, table.rows - LOOK), table.rows)}:
+    first_end = min(LOOK, table.rows)
+    for start, stop in {(0, first_end), (max(first_end, table.rows - LOOK), table.rows)}:
+        if start == stop:
+            continue
         ids = None if columns.id is None else one_chunk(rows.read(start, stop, [columns.id])[columns.id])
         given.check(reader, np.arange(start, stop), ids, lambda row, first=start: table.where(first + row))
         if ids is None:  # rows in another order have the same positions
@@ -70,12 +73,14 @@ def _compare(given: Given, table: Table, columns: Columns) -> None:
     other, unflagged, free = labels.tolist()
     if unflagged > MOST_OTHERS * max(free, 1):
         raise InputError(
-            f"weights: the run must have the table's rows in the table's order, got another label in {other:,} rows, "
-            f"{unflagged:,} of them not flagged, at {given.table.name}. Change `weights`, or run it again on this "
-            "table; a column of ids (`data.id`) would tell rows apart."
+            f"weights: the run must have the table's rows in the table's order, got another label in {other:,} rows "
+            f"at its ends, {unflagged:,} of them not flagged, at {given.table.name}. Change `weights`, or run it again "
+            "on this table; a column of ids (`data.id`) would tell rows apart."
         )
     if other:
-        log.warning("weights: in that run %s rows have another label: relabelled since?", f"{other:,}")
+        log.warning(
+            "weights: in that run %s rows at the table's ends have another label: relabelled since?", f"{other:,}"
+        )
 
 
 def check_classes(table: Table, test: Table, label: str) -> None:

@@ -370,6 +370,20 @@ def test_a_rise_is_judged_row_by_row_as_refits_say(monkeypatch):
     assert len(chosen(z * (1 - 1e-6))) == 0 and len(chosen(z * (1 + 1e-6))) == len(rows)
 
 
+def test_rows_of_a_group_are_one_witness_of_a_rise(monkeypatch):
+    core, pool = blobs(150, 1), shifted(900, 3)
+    copies = {name: np.repeat(values, 4, 0) for name, values in core.items()} | {"g": np.repeat(np.arange(150), 4)}
+    options = {"rounds": 1, "ridge": 1.0, "standardize": "none", "intercept": False, "precision": "float64"}
+    found = []
+    single = core | {"g": np.arange(150), "w": np.ones(150)}
+    for table in (single, copies | {"w": np.full(600, 0.25)}):
+        for beyond in (1.7, 1.9):  # the rise of single rows is 1.8 standard errors
+            monkeypatch.setattr("diva_ray.tasks.gauge.BEYOND_CHANCE", beyond)
+            others = pool | {"g": 1000 + np.arange(900), "w": np.ones(900)}
+            found.append(run(table, others, group="g", weight="w", **options).summary["n_selected"] > 0)
+    assert found == [False, True, False, True]
+
+
 def test_a_fit_that_float32_loses_with_the_chosen_rows_is_summed_again(caplog):
     caplog.set_level("INFO")
     generator = np.random.default_rng(0)

@@ -354,13 +354,13 @@ def test_a_run_on_rows_in_another_order_is_refused_and_relabelled_rows_are_told(
     scored = diva_ray.score(data, cluster=INLINE, quiet=True)
     order = np.random.default_rng(1).permutation(400)
     with pytest.raises(
-        InputError, match=r"rows in the table's order, got another label in \d+ rows, \d+ of them not fl"
+        InputError, match=r"rows in the table's order, got another label in \d+ rows at its ends, \d+ of them not fl"
     ):
         diva_ray.train({name: values[order] for name, values in data.items()}, test, weights=scored, cluster=INLINE)
     mended, flagged = data["label"].copy(), scored.samples["is_label_issue"].to_numpy(zero_copy_only=False)
     mended[flagged] = (mended[flagged] + 3) % 4
     diva_ray.train({**data, "label": mended}, test, weights=scored, cluster=INLINE, **QUICK)
-    assert f"in that run {flagged.sum()} rows have another label: relabelled since?" in caplog.text
+    assert f"in that run {flagged.sum()} rows at the table's ends have another label: relabelled since?" in caplog.text
     assert flagged.sum() > 20
 
 
