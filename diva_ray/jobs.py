@@ -37,6 +37,10 @@ UNTOLD = ("To append", "full_key", "object_type", "reference", "Config search pa
 class Told(logging.StreamHandler):
     """Says how a run goes on standard output, and warnings and mistakes on standard error."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as one line: names of columns are data too; tracebacks of a crash stay as they are."""
+        return super().format(record) if record.exc_info else plain(super().format(record))
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record where it belongs."""
         self.setStream(sys.stderr if record.levelno >= logging.WARNING else sys.stdout)

@@ -116,12 +116,14 @@ class TrialSums:
     The first models are bases: with each of them every model is compared.
 
     Attributes:
+        rows: number of rows.
         weight, squares: sum of v and of v^2 over units.
         loss, error: v times the loss and the error of every model, (models,).
         gain_v: v^2 times the loss of each base less that of each model, (bases, models).
         gain_squares: v^2 times the square of that, (bases, models).
     """
 
+    rows: int
     weight: float
     squares: float
     loss: Tensor
@@ -131,7 +133,8 @@ class TrialSums:
 
     def __add__(self, other: TrialSums) -> TrialSums:
         return TrialSums(
-            self.weight + other.weight, self.squares + other.squares, self.loss + other.loss, self.error + other.error,
+            self.rows + other.rows, self.weight + other.weight, self.squares + other.squares,
+            self.loss + other.loss, self.error + other.error,
             self.gain_v + other.gain_v, self.gain_squares + other.gain_squares,
         )  # fmt: skip
 
@@ -161,7 +164,7 @@ def trial_sums(
     by_unit = torch.zeros(count, losses.shape[1], dtype=torch.float64).index_add_(0, unit, losses * v[:, None])
     gains = by_unit[:, :bases, None] - by_unit[:, None]
     return TrialSums(
-        float(v.sum()), float(per_unit.square().sum()), v @ losses, v @ wrong,
+        len(v), float(v.sum()), float(per_unit.square().sum()), v @ losses, v @ wrong,
         torch.einsum("u,ubm->bm", per_unit, gains), gains.square().sum(0),
     )  # fmt: skip
 

@@ -22,7 +22,8 @@ ROWS = 8_192  # read at a time
 def regroup_in_memory(table: Table, columns: Columns) -> Table:
     """Return the table's used columns sorted by group, in this process."""
     rows = table.reader().read(0, table.rows, columns.names())
-    order = np.argsort(row_keys(one_chunk(rows[columns.group])), kind="stable")
+    keys = row_keys(one_chunk(rows[columns.group])).view(np.int64)  # as Ray Data sorts them
+    order = np.argsort(keys, kind="stable")
     return from_arrow(take_rows(rows, order).append_column(POSITION, pa.array(order)), table.name)
 
 

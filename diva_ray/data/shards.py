@@ -256,16 +256,18 @@ def prepare_rows(shard: Shard, rows: slice | Tensor, scale: Scale, out: Tensor) 
         if not shard.bands[k].shape[1]:  # no row of the shard has the band
             into.zero_()
             continue
-        _scale_band(shard, k, rows, _center(mean, factor, shard.bands[k], out), factor, project, into)
+        _scale_band(shard, k, rows, center_of(mean, factor, out.dtype).to(out.device), factor, project, into)
     return out
 
 
-def _center(mean: Tensor, factor: float, band: Tensor, out: Tensor) -> Tensor:
-    """Return what is taken off a band: its mean as the products' type has it, so that the same numbers stored in
-    another type give the same bits; where that would be another mean, as the band's own type has it."""
-    rounded = mean.to(out.dtype)
+def center_of(mean: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """Return what is taken off a band: its mean as the products' type has it; where that would be another mean, itself.
+
+    The same whatever type the band is stored in.
+    """
+    rounded = mean.to(dtype)
     moved = float((rounded.double() - mean).norm()) * factor
-    return (mean.to(torch.promote_types(out.dtype, band.dtype)) if moved > MOVED else rounded).to(out.device)
+    return mean if moved > MOVED else rounded
 
 
 def _scale_band(

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diva_ray.data.columns import in_one_chunk, is_list, one_chunk
+from diva_ray.data.columns import in_one_chunk, is_list, one_chunk, to_matrix
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known
 from diva_ray.engine.reduce import Tally
@@ -33,12 +33,17 @@ def curate(shard: Shard, known: Known) -> Tally:
 
 def _trusting(facts: pa.Table, weight: pa.Array) -> pa.Table:
     """Return the facts with labels that are trusted taken for right."""
-    trusted = pc.greater(weight.cast(pa.float64()), 0.0)
+    trusted = pa.array(_numbers(weight) > 0)
     for name, right in (("is_label_issue", False), ("label_score", 1.0)):
         at = facts.schema.get_field_index(name)
         kind = facts.schema.field(at).type
         facts = facts.set_column(at, name, pc.if_else(trusted, pa.scalar(right, kind), one_chunk(facts[name])))
     return facts
+
+
+def _numbers(weight: pa.Array) -> np.ndarray:
+    """Return weights, of which a list of one is one, too (n,) float64."""
+    return to_matrix(weight, "weight", "")[0][:, 0].astype(np.float64)
 
 
 def _flags(facts: pa.Table) -> pa.Array:
@@ -61,7 +66,7 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
         score = 1.0 - _flags(facts).to_numpy(zero_copy_only=False)
     before, at = np.ones(len(score)), rows.schema.get_field_index(name)
     if at >= 0:
-        before = one_chunk(rows[name]).to_numpy(zero_copy_only=False).astype(np.float64)
+        before = _numbers(one_chunk(rows[name]))
     after = pa.array(before * score)
     curated = rows.set_column(at, name, after) if at >= 0 else rows.append_column(name, after)
     changed = np.flatnonzero(np.abs(score - 1) > 1e-3)

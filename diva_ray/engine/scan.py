@@ -215,6 +215,7 @@ def scan(shard: Shard, known: Known) -> Scan:
         positive=int((shard.weight > 0).sum()),
         weight=float(shard.weight.sum()),
         validation=float(v.sum()),
+        validation_squares=float(v.square().sum()),
         heard=int((v > 0).sum()),
         groups=len(shard) if shard.group_keys is None else len(shard.group_keys),
         coupled=int(((shard.weight > 0) & (v > 0)).sum()),
@@ -250,6 +251,6 @@ def _not_finite(shard: Shard, name: str, values: Tensor) -> InputError:
 
 
 def places_of_key(key: int, shard: Shard, known: Known) -> list[tuple[object, str]]:
-    """Return the id and place of every row with this key."""
-    rows = torch.nonzero(shard.keys == np.uint64(key & (2**64 - 1)).astype(np.int64).item()).squeeze(1).tolist()
+    """Return the id and place of the first two rows with this key: a whole shard may have it."""
+    rows = torch.nonzero(shard.keys == np.uint64(key & (2**64 - 1)).astype(np.int64).item()).squeeze(1)[:2].tolist()
     return [(None if shard.id is None else shard.id[row].as_py(), shard.where(row)) for row in rows]

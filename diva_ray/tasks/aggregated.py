@@ -15,6 +15,7 @@ from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Gallery, Lines, Pulls, Sheet, Table, Tile
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.options import UNDER
 from diva_ray.tasks.page import histogram, notes_of, run_facts, shown
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.shares import Aggregated, Search
@@ -63,6 +64,9 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
     penalties = found.multiple * found.penalties if joint is None else joint.penalties
     ridge, shares = shares_of(penalties)
     _, derivatives = share_derivatives(total * found.gradient, found.penalties)
+    under = {name: getattr(session.config, name) for name in UNDER}
+    if session.config.projection is None:
+        del under["seed"]
     bands = {
         name: {
             "penalty": float(penalties[m]),
@@ -70,7 +74,7 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
             "share_derivative": float(derivatives[m]),
             "columns": min(session.scan.widths[m], session.config.projection or session.scan.widths[m]),
             "rows": float(session.scan.rows[m]),
-            "standardize": session.config.standardize,
+            **under,
             "ridge_alone": found.alone[m].ridge,
             "error_alone": error_of(session, found.alone[m].wrong),
             "error_without": error_of(session, found.without[m].wrong),
@@ -123,12 +127,13 @@ def bands_of(summary: dict[str, Any]) -> dict[str, Any]:
 def told(summary: dict[str, Any], folder: Folder) -> list[str]:
     """Return an aggregation in a few lines, for a terminal."""
     s, word = summary, error_word(summary)
-    alone = best_alone(summary)
+    alone, first = best_alone(summary), next(iter(summary["bands"].values()))
     lines = [
         f"{s['n_samples']:,} samples, {len(s['bands'])} bands: left-out {word} {s['error']:.4f}; all under one ridge "
         f"{s['error_concatenated']:.4f}, best alone {s['bands'][alone]['error_alone']:.4f} ({alone})",
         "shares: " + ", ".join(f"{name} {band['share']:.3f}" for name, band in s["bands"].items()),
-        f"use them: ridge={s['ridge']:.6g} shares={folder.location('bands.json')}",
+        f"use them: ridge={s['ridge']:.6g} shares={folder.location('bands.json')}"
+        + "".join(f" {name}={first[name]}" for name in ("projection", "seed") if first.get(name) is not None),
     ]
     if "weights" in s:
         w = s["weights"]
@@ -166,7 +171,10 @@ def sheet_of(
     show = words.percent if word == "error" else words.fixed
     total = session.scan.counts["validation"]
     scale, unit = (100, "%") if word == "error" else (1, "")
-    spread = (lambda e: 100 * float(np.sqrt(max(e * (1 - e), 0) / total))) if unit else (lambda e: None)
+    # As many rows of one weight would tell as much (Kish 1965); of several labels none says how much a row tells.
+    rows_heard = total**2 / session.scan.counts["validation_squares"]
+    one_label = s["task"] == "classification"
+    spread = (lambda e: 100 * float(np.sqrt(max(e * (1 - e), 0) / rows_heard))) if one_label else (lambda e: None)
     bars = [("all bands, shares found", s["error"], True), ("all bands, one ridge", s["error_concatenated"], False)]
     bars += [(f"{name} alone", band["error_alone"], False) for name, band in s["bands"].items()]
     if len(s["bands"]) > 2:

@@ -26,7 +26,7 @@ from diva_ray.tasks.kept import PLACE as SUMS
 from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
 from diva_ray.tasks.opened import make_plan
-from diva_ray.tasks.options import check_options
+from diva_ray.tasks.options import check_options, chosen_shares
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.session import Session, join, open_session
 
@@ -139,6 +139,8 @@ def _mark(session: Session, beside: dict[str, Table]) -> dict[str, Any]:
     config = asdict(session.config)
     for name in ("output", "resume", "plan", "cluster"):
         config.pop(name)
+    shares = chosen_shares(session.config, session.columns.features)  # themselves, not where they are read
+    config["shares"] = shares and dict(zip(session.columns.features, shares, strict=True))
     tables = [session.original or session.tables[0], *session.tables[1:]]
     mark = {"data": [fingerprint(table) for table in tables], "config": config, "format": FORMAT}
     mark |= {"beside": {name: fingerprint(table) for name, table in beside.items()}} if beside else {}

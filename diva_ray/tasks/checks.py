@@ -210,13 +210,8 @@ def check_spread(columns: Columns, target: Tensor) -> None:
 
 
 def check_bands(session: Session) -> None:
-    """Raise for a band that is the same in every row, or whose column of predictions would be taken already."""
+    """Raise for a band that is the same in every row."""
     scan = session.scan
-    if "label" in session.columns.features and session.task == "classification":
-        raise InputError(
-            "data.features: no band may be called `label`, got one: samples/ has predicted_BAND beside "
-            "predicted_label. Give the column another name."
-        )
     for name, rows, (spread, _) in zip(session.columns.features, scan.rows, scan.spreads(), strict=True):
         if rows and not spread:
             raise InputError(

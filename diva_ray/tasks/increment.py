@@ -13,6 +13,7 @@ import torch
 
 from diva_ray.core.carry import Frame, carry, of_fit
 from diva_ray.core.ridge import FitSums
+from diva_ray.data.shards import center_of
 from diva_ray.engine.identity import Segments, join
 from diva_ray.engine.parts import Key, Ranges, fit_parts
 from diva_ray.engine.reduce import Tally, sections
@@ -120,6 +121,9 @@ class Keeper:
         self._check_widths(frame)
         most = most_groups(int(self.segments.rows.sum()), frame.width, setup.outputs)
         groups = plan_groups(self.segments, self._usable(setup.dtype), max(1, most))
+        if self.kept and self.session.columns.offset and self.classes != self.kept.classes:
+            for part in (part for group in groups for part in group if part.kept):
+                part.relabelled = True  # of a class that is new the kept targets hold no offset
         ranges = ranges_of(groups, self.segments)
         extents = [extent for extent in self.session.scored() if ranges.touch(extent)]
         writer = Writer(self.session.folder) if most and getattr(self.session.config, "keep_sums", True) else None
@@ -258,7 +262,8 @@ def frame_of(setup: Setup, found: Scan) -> Frame:
     """Return what the columns of a run's parts are."""
     scale = setup.scale
     gaps = tuple(band for band, rows in enumerate(found.rows) if rows < found.counts["rows"])
-    return Frame(scale.mean, scale.scale, scale.project or (None,) * len(scale.mean), gaps)
+    means = tuple(center_of(m, s, setup.dtype).double() for m, s in zip(scale.mean, scale.scale, strict=True))
+    return Frame(means, scale.scale, scale.project or (None,) * len(means), gaps)
 
 
 def same_frame(one: Frame, other: Frame) -> bool:

@@ -199,7 +199,9 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
 
 def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> None:
     """Raise for what a task or an export cannot do with these columns."""
-    check_names_of_bands(config, columns)
+    check_names_of_bands(config, columns, task)
+    if isinstance(config, ScoreConfig) and config.curate == "relabel" and task not in ("classification", "multilabel"):
+        raise InputError(f"curate: relabel is for classes, got task={task}. Change `curate`.")
     if task == "pairs" and not isinstance(config, ScoreConfig):
         raise InputError("task: pairs must be scored, got another job. Use `jobs/score.py task=pairs`.")
     if task == "pairs" and columns.offset:
@@ -249,11 +251,16 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
             )
 
 
-def check_names_of_bands(config: FitConfig, columns: Columns) -> None:
+def check_names_of_bands(config: FitConfig, columns: Columns, task: str) -> None:
     """Raise where a task needs several bands, or their names."""
     if isinstance(config, AggregateConfig) and len(columns.features) < 2:
         raise InputError(
             f"data.features: must name at least two bands, got {config.data.features}. Change `data.features`."
+        )
+    if isinstance(config, AggregateConfig) and task == "classification" and "label" in columns.features:
+        raise InputError(
+            "data.features: no band may be called `label`, got one: samples/ has predicted_BAND beside "
+            "predicted_label. Give the column another name."
         )
     if isinstance(config, TuneConfig) and columns.features != features_of(config):
         raise InputError(

@@ -25,6 +25,7 @@ DEFAULT = {
     "classification": "cross_entropy", "regression": "squared", "multilabel": "logistic", "vector": "squared",
     "pairs": "cosine",
 }  # fmt: skip
+UNDER = ("standardize", "projection", "seed")  # what shares belong to
 KINDS = {
     "str": str, "bool": bool, "int": int, "float": (int, float), "None": type(None), "dict[str, Any]": Mapping,
     "list[Any]": list, "list[str]": list, "list[float]": list,
@@ -185,12 +186,14 @@ def chosen_shares(config: FitConfig, bands: Sequence[str]) -> list[float] | None
             raise InputError(
                 f"shares: must be an aggregate run's folder or its bands.json, got {given}. Change `shares`."
             )
-        under = {figures["standardize"] for figures in found.values() if "standardize" in figures}
-        if under - {config.standardize}:
-            raise InputError(
-                f"shares: must be used with the standardize that they were found under ({min(under)}), got "
-                f"standardize={config.standardize} with {given}. Set `standardize={min(under)}`, or find others."
-            )
+        for name in UNDER:
+            ours = getattr(config, name)
+            for theirs in (figures[name] for figures in found.values() if figures.get(name, ours) != ours):
+                told = "null" if theirs is None else theirs
+                raise InputError(
+                    f"shares: must be used with the {name} that they were found under ({told}), got "
+                    f"{name}={'null' if ours is None else ours} with {given}. Set `{name}={told}`, or find others."
+                )
         given = {band: figures["share"] for band, figures in found.items()}
     if not isinstance(given, Mapping):
         raise InputError(f"shares: must be {{band: share}} or the path of bands.json, got {given!r}. Change `shares`.")

@@ -71,7 +71,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         "gain": float(gain[taken]) if taken else 0.0,
         "gain_standard_error": float(error[taken]) if taken else 0.0,
         "folds": f"{weighed.folds} of {config.folds}",
-        "n_judged": round(weight),
+        "n_judged": sums.rows,
         "n_lowered": int(lowered),
         "n_zero": int(zero),
         "effective_samples": total**2 / squares if squares > 0 else 0.0,

@@ -70,8 +70,6 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
     if isinstance(session, Plan):
         return session
     try:
-        if config.curate == "relabel" and session.task not in ("classification", "multilabel"):
-            raise InputError(f"curate: relabel is for classes, got task={session.task}. Change `curate`.")
         if config.export == "datacomp":
             session.runner.run(check_uids, "check uids", session.scored())
         if session.task == "pairs":

@@ -8,6 +8,10 @@ import torch
 from sklearn.datasets import load_digits, load_wine
 
 import diva_ray
+from diva_ray.data.columns import row_keys
+from diva_ray.data.regroup import regroup_in_memory
+from diva_ray.data.shards import Columns
+from diva_ray.data.table import from_arrow
 from diva_ray.engine.scan import band_moments, between
 
 from ..oracles import Problem, assert_close, gradients, held_out_gradient, standard_errors
@@ -266,3 +270,13 @@ def test_an_update_of_a_band_far_from_zero_is_the_run_from_scratch(tmp_path):
     assert updated.summary["update"]["rows_unchanged"] > 1000
     found, wanted = (result.samples["derivative"].to_numpy() for result in (updated, fresh))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_scattered_groups_come_in_the_order_in_which_ray_data_sorts_them():
+    groups = pa.array([f"group {k}" for k in np.random.default_rng(0).integers(0, 90, 300)])
+    rows = pa.table({"features": np.arange(300.0), "label": np.arange(300) % 2, "group": groups})
+    table = regroup_in_memory(from_arrow(rows, "rows"), Columns(("features",), "label", group="group"))
+    found = table.reader().read(0, 300, ["group", "__row__"])
+    keys = row_keys(found["group"].combine_chunks()).view(np.int64)  # Parquet and Arrow sort signed numbers
+    assert (keys < 0).any() and (keys[1:] >= keys[:-1]).all()
+    assert (np.diff(found["__row__"].to_numpy())[keys[1:] == keys[:-1]] > 0).all()

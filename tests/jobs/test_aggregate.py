@@ -216,6 +216,31 @@ def test_other_jobs_take_the_shares(tmp_path):
     assert named.summary["loss"] == pytest.approx(s["loss"], rel=1e-5), "only penalty = ridge / share counts"
     with pytest.raises(InputError, match=r"found under \(auto\), got standardize=none with .* Set `standardize=auto`"):
         diva_ray.score(data, features=BANDS, shares=str(tmp_path / "run"), standardize="none", cluster=INLINE)
+    with pytest.raises(InputError, match=r"projection .* found under \(null\), got projection=2 .*`projection=null`"):
+        diva_ray.score(data, features=BANDS, shares=str(tmp_path / "run"), projection=2, cluster=INLINE)
+    projected = diva_ray.aggregate(data, features=BANDS, projection=2, seed=3, cluster=INLINE, quiet=True)
+    assert projected.told[2].endswith("projection=2 seed=3")
+    with pytest.raises(InputError, match=r"seed that they were found under \(3\), got seed=0"):
+        diva_ray.score(data, features=BANDS, shares=projected.path, projection=2, cluster=INLINE)
+
+
+def test_a_run_is_not_resumed_under_other_shares_in_the_same_place(tmp_path):
+    shares, options = tmp_path / "bands.json", {"features": BANDS, "cluster": INLINE, "quiet": True}
+    options |= {"shares": str(shares), "output": str(tmp_path / "run")}
+    shares.write_text(json.dumps({name: {"share": share} for name, share in zip(BANDS, (0.8, 0.1, 0.1), strict=True)}))
+    diva_ray.score(table(), **options)
+    shares.write_text(json.dumps({name: {"share": share} for name, share in zip(BANDS, (0.1, 0.1, 0.8), strict=True)}))
+    with pytest.raises(InputError, match="resume: .* must have the same data and options, got another shares"):
+        diva_ray.score(table(), resume=True, **options)
+
+
+def test_what_rows_tell_does_not_depend_on_the_unit_of_their_weights():
+    data, pages = table(), []
+    for v in (2.0, 0.02):
+        rows = data.append_column("v", pa.array(np.full(len(data), v)))
+        run = diva_ray.aggregate(rows, features=BANDS, validation_weight="v", cluster=INLINE, quiet=True)
+        pages.append(re.findall(r"<span>± ([0-9.]+)", run.folder.read("report.html").decode()))
+    assert len(pages[0]) == 8 and pages[0] == pages[1]
 
 
 def test_derivatives_by_penalties_are_those_of_refits_also_under_shares():

@@ -10,6 +10,7 @@ from diva_ray.errors import InputError
 from tests.jobs.problems import digits_split
 
 INLINE = {"kind": "inline", "threads": 1}
+TRUSTED = {"method": "trusted", "curate": "drop"}
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +110,21 @@ def test_workers_write_the_same_copy_of_a_table_whose_groups_lie_scattered(ray_c
     inline = diva_ray.curate(scattered, "drop", group="group", cluster=INLINE, quiet=True)
     on_ray = diva_ray.curate(scattered, "drop", group="group", cluster={"kind": "ray", "workers": 2}, quiet=True)
     assert on_ray.folder.read_table("curated").equals(inline.samples)
+    assert on_ray.folder.read_table("samples").equals(inline.folder.read_table("samples")), "the same bits"
     assert inline.samples["note"].to_pylist() == [
         note for note, gone in zip(rows["note"].to_pylist(), _flags(inline), strict=True) if not gone
     ]
+
+
+@pytest.mark.parametrize("options", [{"weight": "w", "curate": "weight"}, {"validation_weight": "w", **TRUSTED}])
+def test_a_weight_may_be_a_list_of_one(options, table):
+    _, rows = table
+    listed = np.array([[float(k % 3 > 0)] for k in range(len(rows))])
+    forms = [pa.array(listed.tolist()), pa.array(listed[:, 0])]
+    one, other = (
+        diva_ray.score(rows.append_column("w", form), cluster=INLINE, quiet=True, **options).folder for form in forms
+    )
+    assert one.read_table("changes").equals(other.read_table("changes"))
 
 
 def _flags(result):
@@ -122,6 +135,13 @@ def test_nothing_is_changed_unless_asked(table):
     path, _ = table
     result = diva_ray.score(path, cluster=INLINE, quiet=True)
     assert not {"curated", "changes"} & set(result.folder.names(""))
+
+
+def test_numbers_cannot_be_relabelled_which_their_type_tells(monkeypatch, tmp_path):
+    monkeypatch.setattr("diva_ray.tasks.begin.open_session", lambda *_, **__: pytest.fail("nothing may be loaded"))
+    rows = {"features": np.random.default_rng(0).random((50, 3)), "label": np.linspace(0, 1, 50)}
+    with pytest.raises(InputError, match="curate: relabel is for classes, got task=regression. Change `curate`."):
+        diva_ray.score(rows, curate="relabel", cluster=INLINE, quiet=True, output=str(tmp_path / "run"))
 
 
 def confusing(share, seed=0):

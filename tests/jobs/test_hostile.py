@@ -276,6 +276,18 @@ def test_words_of_the_data_do_not_steer_a_terminal():
     assert plain("Straße, 学, λ = 1 é") == "Straße, 学, λ = 1 é"
 
 
+def test_names_of_columns_do_not_steer_it_either(tmp_path):
+    columns = {name: np.random.default_rng(0).random(60) for name in ("x\x1b[31m\x1b]0;owned\x07", "y\x1b[2J")}
+    gaps = pa.array([None if k % 9 == 0 else k / 60 for k in range(60)])
+    rows = pa.table({**columns, "z\x1b[2J": gaps, "label": np.arange(60) % 2})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    path, output = tmp_path / "rows.parquet", tmp_path / "run"
+    done = run_job("jobs/score.py", f"data.path={path}", "data.features=*", "cluster=inline", f"output={output}")
+    assert done.returncode == 0, done.stderr
+    assert "\N{REPLACEMENT CHARACTER}" in done.stdout and "\N{REPLACEMENT CHARACTER}" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr and "\x07" not in done.stdout + done.stderr
+
+
 def test_a_run_without_an_output_is_for_its_owner_alone():
     rows = {"features": np.random.default_rng(0).standard_normal((60, 3)), "label": np.arange(60) % 2}
     result = diva_ray.score(rows, cluster=INLINE, quiet=True)

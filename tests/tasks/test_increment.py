@@ -193,6 +193,33 @@ def test_whatever_is_fitted(options, table, tmp_path):
     assert updated[1]["update"]["rows_unchanged"] > N / 2
 
 
+def test_a_class_of_another_name_keeps_its_offset(table):
+    offset = pa.array(np.random.default_rng(5).standard_normal((N, 5)).tolist())
+    table = table.append_column("offset", offset)
+    few = changed(table, "label", range(60), ["class 2"] * 60)
+    few = changed(
+        few, "label", range(60, N), ["class 3" if name == "class 2" else name for name in few["label"].to_pylist()[60:]]
+    )
+    before = derived(few, offset="offset")[3]
+    after = changed(few, "label", range(60), ["class 22"] * 60)
+    scratch, updated = derived(after, offset="offset"), derived(after, offset="offset", update=before)
+    same(updated, scratch)
+    assert updated[1]["update"]["rows_relabelled"] == N, "all targets, no product of features"
+
+
+@pytest.mark.parametrize(("far", "kind"), [(3e3, np.float32), (1.6e9, np.float64)])
+def test_sums_of_features_far_from_zero_keep_their_digits(far, kind):
+    rows = rows_of()
+    X = np.random.default_rng(1).standard_normal((N, 12)) * max(1.0, far / 1e4) + far
+    rows = rows.set_column(0, "a", vectors(X.astype(kind)))
+    options = {"features": ["a"], "ridge": 1.0, "weight": None}
+    before = derived(rows, precision="auto", **options)[3]
+    after = rows.slice(0, 3800)
+    updated, exact = derived(after, precision="auto", update=before, **options), derived(after, **options)
+    assert updated[1]["update"]["rows_unchanged"] > N / 2
+    same(updated, exact, 2e-6)
+
+
 def test_other_ridge_shares_intercept_and_column_names_take_the_same_sums(table, first):
     renamed = table.rename_columns(["a", "b", "class", "amount", "w", "id"])
     options = {"label": "class", "weight": "w", "intercept": False, "ridge": 0.3, "shares": {"a": 0.9, "b": 0.1}}
