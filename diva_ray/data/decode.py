@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import warnings
@@ -46,6 +47,11 @@ class Form:
     fit: str = "crop"
     crop: float = 1.0
     filter: str = "bicubic"
+
+    @property
+    def least(self) -> int:
+        """Side that a picture must have; that of a part of it where twice its size is not enough."""
+        return math.ceil(self.size / self.crop) if self.fit == "crop" and self.crop < 0.5 else self.size
 
     def of(self, picture: Image.Image) -> np.ndarray:
         """Return the picture as uint8 (size, size, 3).

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageFilter, ImageOps
 
-from diva_ray.data.decode import upright
+from diva_ray.config import EmbedConfig
+from diva_ray.data.decode import Pictures, RefusedError, upright
 from diva_ray.errors import InputError
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 IDENTITY = "identity"
+PICTURES = Pictures(".", EmbedConfig().most_pixels)
 
 
 def _shift(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
@@ -138,7 +140,7 @@ def _opened(given: Any, k: int) -> Image.Image:
     """Return picture number k."""
     try:
         return _open(given)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # as Pillow raises them
+    except (OSError, ValueError, SyntaxError, RefusedError) as error:  # as Pillow and `decode` raise them
         raise InputError(f"augmented: every picture must open, got {error} at picture {k:,}. Leave it out.") from error
 
 
@@ -191,7 +193,7 @@ def _open(given: Any) -> Image.Image:
         turned = ImageOps.exif_transpose(given)
         return turned if turned.mode in ("L", "RGB") and "transparency" not in turned.info else upright(turned)
     if isinstance(given, bytes):
-        return upright(Image.open(io.BytesIO(given)))
+        return PICTURES.open(given)
     pixels = np.asarray(given)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]

@@ -193,7 +193,9 @@ class UnitEncoder:
         job = self.job
         try:
             forms = [self.encoders[b].form for b in mine]
-            side = 0 if any(form is None for form in forms) else max(form.size for form in forms if form)
+            side = 0 if any(form is None for form in forms) else max(form.least for form in forms if form)
+            if side and column == job.picture:
+                side = max(side, -(-job.thumbnail // 2))  # twice that is decoded
             picture = self.pictures.open(value, side)
             cut = [form.of(picture) if form else picture for form in forms]
             small = thumbnail(picture, job.thumbnail) if column == job.picture else None

@@ -51,8 +51,8 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
             f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`."
         )
     check_weights(columns, counts)
-    if counts["heard"] == 0 and columns.heard_source is not None:
-        names = setup.source_names()
+    names = setup.source_names() if columns.heard_source is not None else []
+    if counts["heard"] == 0 and columns.heard_source not in (None, *names):
         raise InputError(
             f"identity: some row's transform must be `{columns.heard_source}`, got {', '.join(names[:10])} in "
             f"`{columns.source}`. Change `identity`, or add the originals."

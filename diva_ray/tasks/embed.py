@@ -84,9 +84,10 @@ def run(
         state = folder.read_json("state.json") if config.resume and not config.plan else None
         prepared = prepare(config, source, found, folder, state)
         if config.plan:
-            return make_plan(
-                config, prepared.job, prepared.built, prepared.kind, prepared.why, prepared.workers, prepared.gpus
-            )
+            with threads(prepared.job.threads):  # as workers have
+                return make_plan(
+                    config, prepared.job, prepared.built, prepared.kind, prepared.why, prepared.workers, prepared.gpus
+                )
         seconds = {"open": opened - clock, "load": time.perf_counter() - opened}
         if not quiet:
             for line in prepared.lines():

@@ -26,6 +26,7 @@ from diva_ray.tasks.plan import choose_kind
 
 COLUMNS = tuple(field.name for field in fields(RawConfig) if field.name not in ("path", "builtin", "noise"))
 PATHS = ("image", "picture", "photo", "image_path", "path", "file", "file_name", "filename", "filepath", "uri", "url")
+ADDRESSES = ("uri", "url")
 TEXTS = ("text", "caption", "sentence", "title", "description", "content", "prompt", "question")
 BATCH_SHARE = 0.25  # of a worker's memory, for one batch's activations on a CPU
 
@@ -193,7 +194,9 @@ def _guess(schema: pa.Schema, tower: str) -> str | None:
     if tower == TEXT:
         return _named(texts, TEXTS)
     pictures = [field.name for field in schema if is_picture(field.type) and field.name != "id"]
-    return _named(pictures, PATHS) or (pictures[0] if len(pictures) == 1 else _named(texts, PATHS))
+    # Beside texts to embed, an address is where they come from.
+    paths = PATHS if _named(texts, TEXTS) is None else tuple(name for name in PATHS if name not in ADDRESSES)
+    return _named(pictures, PATHS) or (pictures[0] if len(pictures) == 1 else _named(texts, paths))
 
 
 def _named(columns: list[str], usual: tuple[str, ...]) -> str | None:

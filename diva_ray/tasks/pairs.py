@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,12 +80,19 @@ def align(session: Session) -> tuple[bool, float, dict[str, float | None]]:
     widths = session.scan.widths
     if widths[0] != widths[1]:
         return False, 0.0, nothing
-    first, second, codes = session.runner.run(pairs.sample_sides, "align", session.scored()).joined()
+    first, second, codes = _some(session.runner.run(pairs.sample_sides, "align", session.scored()).joined())
     found = partners.alignment(first.double(), second.double(), codes)
     if not found[0]:
         return found[0], found[1], nothing
     back = partners.alignment(second.double(), first.double(), codes)
     return True, found[1], {"forward": found[2], "backward": back[2]}
+
+
+def _some(sampled: Sequence[Tensor]) -> list[Tensor]:
+    """Return what was sampled, of each of very many shards a pair, thinned: matrices of all against all follow."""
+    count = len(sampled[-1])
+    at = pairs.spread(count, SAMPLED if count >= 2 * SAMPLED else count)
+    return [one[at] for one in sampled]
 
 
 def derive_directions(
@@ -121,7 +129,7 @@ def direction_setup(setup: Setup, scales: tuple[Scale, Scale], source: int, targ
 def fit_partners(session: Session) -> partners.Partners:
     """Return how cosines tell partners, fitted to a sample of pairs; the shards know it and the references then."""
     runner = session.runner
-    *sides, codes, places = runner.run(pair_verdicts.sample, "calibrate", session.scored()).joined()
+    *sides, codes, places = _some(runner.run(pair_verdicts.sample, "calibrate", session.scored()).joined())
     sampled = [(sides[k], sides[k + 1]) for k in range(0, len(sides), 2)]
     at = pairs.spread(len(codes), REFERENCES)
     fitted = runner.timed("calibrate", similarities_of, sampled, codes, at)

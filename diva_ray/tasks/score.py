@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diva_ray.config import ScoreConfig
+from diva_ray.config import DataConfig, ScoreConfig
 from diva_ray.engine import samples
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.reduce import Tally
@@ -89,6 +89,8 @@ def check(config: ScoreConfig) -> None:
         raise InputError(f"method: must be plain or trusted, got {config.method}. Change `method`.")
     if config.task == "pairs" and config.method == "trusted":
         raise InputError("method: must be plain for pairs, got trusted. Change `method`.")
+    if config.task == "pairs" and config.data.label != DataConfig().label:
+        raise InputError(f"data.label: pairs must have none, got {config.data.label}. Leave `data.label` out.")
     if config.task == "pairs" and config.update:
         raise InputError("update: pairs keep no sums, got task=pairs. Leave `update` out.")
     if config.task == "pairs" and config.curate == "relabel":

@@ -98,6 +98,9 @@ def test_a_transform_without_an_identity_and_other_mistakes_end_in_one_line():
     table = copies(100)
     with pytest.raises(InputError, match=r"identity: some row's transform must be `none`, got hflip, identity"):
         run(table, identity="none")
+    unheard = table.append_column("v", pa.array((np.asarray(table["transform"]) != "identity").astype(float)))
+    with pytest.raises(InputError, match="data.validation_weight: some validation weight must be > 0, got all zero"):
+        run(unheard, validation_weight="v")
     bare = table.filter(~np.isin(np.arange(table.num_rows), [4]))  # original 1 loses its identity
     with pytest.raises(InputError, match=r"data.group: every original must be there under `identity`, got 1 without"):
         run(bare)

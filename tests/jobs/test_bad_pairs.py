@@ -98,3 +98,7 @@ def test_other_jobs_refuse_pairs():
         diva_ray.reweight(DATA, **wanted)
     with pytest.raises(InputError, match=r"task: pairs must be scored"):
         diva_ray.extend(DATA, DATA, **wanted)
+
+
+def test_labels_of_pairs_are_no_option():
+    refuses("data.label: pairs must have none, got caption. Leave `data.label` out.", label="caption")

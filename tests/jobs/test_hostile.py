@@ -114,7 +114,7 @@ def packed_tar(path, members, **options):
 def test_members_of_a_sample_are_bounded_together(tmp_path, monkeypatch):
     monkeypatch.setattr(tar, "MOST_BYTES", 1 << 20)
     packed_tar(tmp_path / "a.tgz", [("1.png", PNG), *((f"2.{k}.png", 1 << 19) for k in range(9)), ("3.png", PNG)])
-    found = dict(tar.samples(pa.fs.LocalFileSystem(), str(tmp_path / "a.tgz")))
+    found = {key: members for key, members, _ in tar.samples(pa.fs.LocalFileSystem(), str(tmp_path / "a.tgz"))}
     assert list(found) == ["1", "2", "3"] and found["1"]["png"] == found["3"]["png"] == PNG
     assert sum(len(content or b"") for content in found["2"].values()) <= 1 << 20
     packed_tar(tmp_path / "a.tgz", [(f"1.{k}", b"") for k in range(tar.MOST_MEMBERS + 1)])

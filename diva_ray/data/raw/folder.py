@@ -29,7 +29,9 @@ def find(
     first, deep = set(), True  # folders of the first level; whether they hold nothing but folders
     while some := list(islice(infos, unit_rows)):
         names = [info.path[len(base) + 1 :] for info in some]
-        mark = hashlib.sha256("".join(map(mark_of, some)).encode()).hexdigest()[:16]
+        # Names too: a file that moves to another class keeps its size and its time of change.
+        told = "".join(f"{name}\0{mark_of(info)}\n" for name, info in zip(names, some, strict=True))
+        mark = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         size, stop = sum(info.size for info in some), total + len(some)
         units.append(Unit(len(units), base, total, stop, len(some), size, mark, total, files=pack(names)))
         total, below = stop, below or any("/" in name for name in names)

@@ -25,6 +25,7 @@ from diva_ray.data.raw.units import (
     head_columns,
     loaded,
     mark_of,
+    misfit,
     name_of,
     note_unknown,
     rechunk,
@@ -38,6 +39,7 @@ RANGE = 64 << 20  # bytes of a unit of JSON lines
 PEEKED = 1000  # first lines, which tell the columns
 READ_ROWS = 256
 TOO_LONG = b"<too long>"
+RATIO_BYTES = 4 << 20  # unpacked bytes by which a packed file's rows are estimated
 NULLS = csv.ConvertOptions().null_values  # what stands for no number, date or truth value: nothing, NA, NULL, ...
 LEADING_ZERO = "^-?0[0-9]"
 
@@ -63,7 +65,7 @@ def find(
     found, estimate = _csv_schema(filesystem, units[0]) if kind == "csv" else _json_schema(filesystem, units, peek)
     key = key_of(found, id)
     schema, other = with_id(found, key, pa.string())
-    total = sum(unit.bytes for unit in units)
+    total = sum(unit.bytes for unit in units) * _unpacked(filesystem, units[0].path)
     reader = read_csv if kind == "csv" else read_json
     root = root_of(path, infos[0].path, infos[0].path.rpartition("/")[0])
     more = {"base": base, "head": f"{peek:,} lines"}
@@ -71,6 +73,17 @@ def find(
     return Source(
         kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, other_id=other, more=more
     )
+
+
+def _unpacked(filesystem: pyarrow.fs.FileSystem, path: str) -> float:
+    """Return how many bytes the head of a file unpacks to, for each of its own."""
+    try:
+        codec = pa.Codec.detect(path).name
+    except TypeError:  # pyarrow's answer to a suffix that names no codec
+        return 1.0
+    with filesystem.open_input_file(path) as stream:
+        unpacked = pa.CompressedInputStream(stream, codec)
+        return len(unpacked.read(RATIO_BYTES)) / max(1, stream.tell())
 
 
 def _json_schema(filesystem: pyarrow.fs.FileSystem, units: list[Unit], peek: int) -> tuple[pa.Schema, float]:
@@ -143,11 +156,12 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
                     row = loaded(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"not an object but {type(row).__name__}")
-                    for column, kind in kinds.items():
-                        pa.array([row.get(column)], kind)
-                except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-                    reason = f"line does not fit: {str(error).splitlines()[0][:160]}"
-                    failed.append(Failure(f"{name}:{offset}", f"{name} byte {offset}", "", reason))
+                except ValueError as error:
+                    wrong = "", f"line does not fit: {str(error).splitlines()[0][:160]}"
+                else:
+                    wrong = misfit(row, kinds.items())
+                if wrong:
+                    failed.append(Failure(f"{name}:{offset}", f"{name} byte {offset}", *wrong))
                     continue
                 note_unknown(unknown, row, known, at, f"{name} byte {offset}")
                 good.append({column: row.get(column) for column in kinds})
@@ -161,7 +175,8 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
 
 
 def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, skipped: Any) -> csv.CSVStreamingReader:
-    """Return a reader of values as `kinds` says, of which only an empty one is null; or of what types they look like.
+    """Return a reader of the columns of `kinds`, values as it says, of which only an empty one is null; or of all, of
+    what types they look like.
 
     A text or a class may be NA or null: of types that are not text `_cast` makes nulls of such words.
     """
@@ -172,7 +187,11 @@ def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, 
         read_options=csv.ReadOptions(use_threads=False, block_size=1 << 20),
         parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skipped),
         convert_options=csv.ConvertOptions(
-            column_types=kinds, strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=nulls
+            include_columns=None if kinds is None else kinds.names,
+            column_types=kinds,
+            null_values=nulls,
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
         ),
     )
 
@@ -219,7 +238,7 @@ def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schem
             f"data.path: files must be CSV with a first line of names, got {str(error).splitlines()[0][:200]} at "
             f"{unit.path}. Change `data.path`."
         ) from error
-    codes = {name for name in written.names if pc.any(pc.match_substring_regex(first[name], LEADING_ZERO)).as_py()}
+    codes = {name for name in first.schema.names if pc.any(pc.match_substring_regex(first[name], LEADING_ZERO)).as_py()}
     kept = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_date, pa.types.is_timestamp)
     fields = [
         field if field.name not in codes and any(is_kind(field.type) for is_kind in kept) else (field.name, pa.string())

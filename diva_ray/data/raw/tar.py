@@ -23,6 +23,7 @@ from diva_ray.data.raw.units import (
     head_columns,
     loaded,
     mark_of,
+    misfit,
     note_unknown,
     rechunk,
 )
@@ -39,7 +40,8 @@ READ_ROWS = 64
 TWICE = "/"  # after the suffix of a second member that has it: no suffix holds one
 ENDING = re.compile(r"\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
 TEXTS = ("txt", "text", "caption")
-Sample = tuple[str, dict[str, bytes | None]]  # key, members by suffix; None: more than MOST_BYTES together
+USED = {*PICTURE_SUFFIXES, *TEXTS, "cls", "cls2", "json"}  # others are not read
+Sample = tuple[str, dict[str, bytes | None], int]  # key, members by suffix (None: not read), bytes in the tar
 
 
 def find(
@@ -60,9 +62,9 @@ def find(
 
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal count, size
-        for _, members in islice(chain.from_iterable(samples(filesystem, info.path) for info in infos), peek):
+        for _, members, stored in islice(chain.from_iterable(samples(filesystem, info.path) for info in infos), peek):
             count += 1
-            size += sum(512 + len(value or b"") for value in members.values())
+            size += stored
             yield _tried(members, label, reasons)
 
     schema = pa.schema([pa.field("id", pa.string()), *head_columns(rows())])
@@ -109,12 +111,12 @@ class Watched(tarfile.TarInfo):
 
 
 def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
-    """Yield the samples of a tar in order, one in memory at a time.
+    """Yield the samples of a tar in order, one in memory at a time: MOST_BYTES of it, the first that are used.
 
     Raises:
         InputError: no tar, a member whose name would leave the folder it is unpacked in, or too many of one sample.
     """
-    key, members, held = None, {}, 0
+    key, members, held, stored = None, {}, 0, 0
     try:
         with (
             filesystem.open_input_stream(path, compression=None) as stream,
@@ -128,13 +130,14 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
                     continue
                 own = f"{folder}/{stem}" if folder not in ("", ".") else stem
                 if own != key and key is not None:
-                    yield key, members
-                    members, held = {}, 0
+                    yield key, members, stored
+                    members, held, stored = {}, 0, 0
                 if len(members) == MOST_MEMBERS:
                     raise tarfile.ReadError(f"more than {MOST_MEMBERS} members of sample {own}")
-                held += member.size
-                file = tar.extractfile(member) if held <= MOST_BYTES else None
                 suffix = suffix.lower()
+                used = suffix.rpartition(".")[2] in USED
+                held, stored = held + used * member.size, stored + 512 + member.size
+                file = tar.extractfile(member) if used and held <= MOST_BYTES else None
                 key, members[suffix + TWICE * (suffix in members)] = own, file.read() if file else None
             if getattr(tar, "cut", False):
                 raise tarfile.ReadError("it ends without an end mark: cut off?")
@@ -144,7 +147,7 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
             f"({(str(error).splitlines() or ['no message'])[0][:200]}) at {path}. Replace the file or leave it out."
         ) from error
     if key is not None:
-        yield key, members
+        yield key, members, stored
 
 
 def check_name(name: str, path: str) -> None:
@@ -198,18 +201,18 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
         good: list[dict[str, Any]] = []
         failed: list[Failure] = []
         size, first, seen = 0, 0, set()
-        for at, (key, members) in enumerate(samples(source.filesystem, unit.path)):
+        for at, (key, members, _) in enumerate(samples(source.filesystem, unit.path)):
             try:
                 if hash(key) in seen:
                     raise ValueError("its key came before: members of a sample must lie side by side, once")
                 seen.add(hash(key))
                 row = {"id": prefix + key, **row_of(members, source.more["label"])}
-                pa.array([row.get(field.name) for field in fields[1:2]], fields[1].type)
-                for field in fields[2:]:
-                    pa.array([row.get(field.name)], field.type)
-            except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-                reason = f"members do not fit: {str(error).splitlines()[0][:160]}"
-                failed.append(Failure(prefix + key, f"{file} {key}", "", reason))
+            except ValueError as error:
+                wrong = "", f"members do not fit: {str(error).splitlines()[0][:160]}"
+            else:
+                wrong = misfit(row, ((field.name, field.type) for field in fields[1:]))
+            if wrong:
+                failed.append(Failure(prefix + key, f"{file} {key}", *wrong))
                 continue
             note_unknown(unknown, row, known, at, f"{file} {key}")
             good.append(row)

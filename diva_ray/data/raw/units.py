@@ -191,15 +191,28 @@ def loaded(text: bytes) -> Any:
         raise ValueError("nested too deep") from error
 
 
+def misfit(row: dict[str, Any], kinds: Iterable[tuple[str, pa.DataType]]) -> tuple[str, str] | None:
+    """Return the column of the first value that is not of the type that the data's head has, and why; None: all fit."""
+    for column, kind in kinds:
+        try:
+            pa.array([row.get(column)], kind)
+        except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+            return column, f"value does not fit: {str(error).splitlines()[0][:160]}; `data.peek` looks at more samples"
+    return None
+
+
 def head_columns(rows: Iterable[dict[str, Any]]) -> list[pa.Field]:
-    """Return the columns of the rows at the head of the data. Of texts and bytes nothing is kept meanwhile."""
+    """Return the columns of the rows at the head of the data. Of texts and bytes nothing is kept meanwhile.
+
+    A column that is null in all of them is none: its type is not known, and a guess would cost samples.
+    """
     values: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row.items():
             some = values.setdefault(name, [])
             if value is not None:
                 some.append(type(value)() if isinstance(value, (str, bytes)) else value)
-    fields = [field_of(name, some) for name, some in values.items()]
+    fields = [field_of(name, some) for name, some in values.items() if some]
     return [field.with_type(kind) for field in fields if (kind := _storable(field.type)) is not None]
 
 
