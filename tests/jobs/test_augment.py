@@ -1,6 +1,7 @@
 """Augmentation, on digits under transforms that help and hurt."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
