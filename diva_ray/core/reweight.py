@@ -180,3 +180,14 @@ def best_trial(sums: TrialSums, standard_errors: float = 1.0) -> int:
     bound[: len(sums.gain_v)] = 0.0
     best = int(bound.argmax())
     return best if float(bound[best]) > 0 else 0
+
+
+def best_base(sums: TrialSums, standard_errors: float = 3.0) -> int:
+    """Return the base to go on with where no model is taken: 0, the first, unless another's loss is lower by more than
+    `standard_errors`; then the nearest to the first of those within one standard error of the best."""
+    bases = len(sums.gain_v)
+    best = int(sums.loss[:bases].argmin())
+    if not float(sums.gain[0, best]) > standard_errors * float(sums.gain_error[0, best]):
+        return 0
+    within = sums.gain[:, best] <= sums.gain_error[:, best]
+    return int(within.nonzero()[0])

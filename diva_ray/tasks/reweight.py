@@ -11,7 +11,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from diva_ray.config import ReweightConfig
-from diva_ray.core.reweight import Step, TrialSums, best_trial
+from diva_ray.core.reweight import Step, TrialSums, best_base, best_trial
 from diva_ray.engine import samples
 from diva_ray.engine.context import Fold
 from diva_ray.engine.setup import Setup
@@ -44,7 +44,8 @@ def reweight(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan
     derivative), or drop labels that look wrong; ridge and mean weight are kept. Step size, number of steps, and whether
     to change anything are chosen on outer folds that took no part in the derivative, by a smooth loss, row against row:
     the gain less one standard error must be above 0. (The figures reported for what is taken come from the same folds
-    that chose it among some twenty: a little too good.) About `folds * steps` derivatives with standard errors.
+    that chose it among some twenty: a little too good.) Where no step is taken, a lower ridge still may be, with
+    `ridge=auto`, if it gains three standard errors. About `folds * steps` derivatives with standard errors.
     `method=paper`: `steps` plain steps alpha - eta dL/dalpha (Dukler et al. 2022, eq. 14), two reads of the data each,
     reported on the same folds but accepted as they are. `method=trusted`: `safe`, with a few trusted rows as the only
     validation (`validation_weight`, 1 on them and 0 elsewhere, or `validation`, a table).
@@ -109,6 +110,8 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     trying = replace(walk, setup=bare) if config.method == "paper" else walk
     arms, sums, folds = try_folds(trying, config.folds, config.steps)
     taken = len(arms) - len(RIDGES) if config.method == "paper" else best_trial(sums)
+    if not taken and config.ridge == "auto" and config.method != "paper":
+        taken = best_base(sums)  # of wrong labels a leave-one-out error makes a ridge too large
     left = walk_to(walk, arms[taken])
     return Weighed(arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds, walk.class_dependence)
 

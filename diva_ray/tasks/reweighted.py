@@ -45,6 +45,7 @@ class Weighed:
 def figures(session: Session, config: ReweightConfig, weighed: Weighed, written: Tally) -> dict[str, Any]:
     """Return the figures of summary.json."""
     sums, taken, weight = weighed.sums, weighed.taken, weighed.sums.weight
+    stepped = bool(weighed.arms[taken].steps)
     base = int(sums.loss[: len(RIDGES)].argmin())  # what is to be beaten
     gain, error = sums.gain[base], sums.gain_error[base]
     share = (sums.error / weight).tolist()
@@ -62,14 +63,14 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         "method": config.method,
         "level": config.level,
         "class_dependence": weighed.class_dependence,
-        "accepted": taken > 0,
+        "accepted": stepped,
         "chosen": weighed.arms[taken].name,
-        "error_uniform": share[base] if taken else share[0],
+        "error_uniform": share[base if stepped else 0],
         "error_reweighted": share[taken],
-        "loss_uniform": trials[base if taken else 0]["loss"],
+        "loss_uniform": trials[base if stepped else 0]["loss"],
         "loss_reweighted": trials[taken]["loss"],
-        "gain": float(gain[taken]) if taken else 0.0,
-        "gain_standard_error": float(error[taken]) if taken else 0.0,
+        "gain": float(sums.gain[base if stepped else 0, taken]),
+        "gain_standard_error": float(sums.gain_error[base if stepped else 0, taken]),
         "folds": f"{weighed.folds} of {config.folds}",
         "n_judged": sums.rows,
         "n_lowered": int(lowered),
@@ -78,8 +79,10 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         "rule": "accepted when the loss on rows set apart is lower than that of the weights as they are, under any of "
         "the ridges tried, by more than one standard error of the difference, row against row; the loss is -log "
         "likelihood of the given label under the model's own calibration, allowing for wrong labels (classes), else "
-        "the task's. The rows set apart took no part in any derivative, but the best of all that was tried is chosen "
-        "on them: error_reweighted and gain are a little too good",
+        "the task's. Where no step is accepted, weights stay as they are, and so does the ridge, unless another (of "
+        "three, with ridge=auto) gains more than three standard errors. The rows set apart took no part in any "
+        "derivative, but the best of all that was tried is chosen on them: error_reweighted and gain are a little too "
+        "good",
         "trials": trials,
     }
 
@@ -92,8 +95,8 @@ def told(summary: dict[str, Any]) -> list[str]:
     warnings = [f"warning: {warning}" for warning in dependence_in_words(s)]
     if not s["accepted"]:
         return [
-            f"{first}; nothing changed: no step gained more than one standard error",
-            f"on folds that took no part: {as_given}",
+            f"{first}; no weight changed: no step gained more than one standard error",
+            f"on folds that took no part: {as_given}" + lower_ridge(s, f"{s['error_reweighted']:.4f}"),
             *warnings,
         ]
     return [
@@ -105,13 +108,24 @@ def told(summary: dict[str, Any]) -> list[str]:
     ]
 
 
+def lower_ridge(summary: dict[str, Any], error: str) -> str:
+    """Return what another ridge gained where only that was taken."""
+    if summary["ridge"] == summary["ridge_uniform"]:
+        return ""
+    return f", {error} under a ridge of {summary['ridge']:.4g} instead of {summary['ridge_uniform']:.4g}"
+
+
 def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], written: Tally) -> Sheet:
     """Return the contents of report.html."""
     s, (error, shape) = summary, error_words(summary)
     headline = [
-        f"Accepted: {s['chosen']}." if s["accepted"] else "Nothing was changed: no step gained beyond chance.",
+        f"Accepted: {s['chosen']}." if s["accepted"] else "No weight was changed: no step gained beyond chance.",
         f"On rows that took no part, {error} {shape(s['error_uniform'])} as given"
-        + (f" and {shape(s['error_reweighted'])} reweighted." if s["accepted"] else "."),
+        + (
+            f" and {shape(s['error_reweighted'])} reweighted."
+            if s["accepted"]
+            else f"{lower_ridge(s, shape(s['error_reweighted']))}."
+        ),
     ]
     tiles = [Tile(f"{error} as given", shape(s["error_uniform"]), f"{s['n_judged']:,} rows, {s['folds']} folds")]
     if s["accepted"]:

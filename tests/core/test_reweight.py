@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diva_ray.core import losses, reweight
-from diva_ray.core.reweight import Calibration, Step, best_trial, label_losses, source_factors, trial_losses, trial_sums
+from diva_ray.core.reweight import (
+    Calibration,
+    Step,
+    best_base,
+    best_trial,
+    label_losses,
+    source_factors,
+    trial_losses,
+    trial_sums,
+)
 from diva_ray.core.verdict import Link
 
 
@@ -93,6 +102,25 @@ def test_gains_and_their_errors_equal_a_loop_over_groups_however_rows_are_cut(cu
             spread = sum((g - w * mean) ** 2 for g, w in zip(per_unit, weights, strict=True)) ** 0.5 / sum(weights)
             assert float(total.gain[base, m]) == pytest.approx(mean, abs=1e-12)
             assert float(total.gain_error[base, m]) == pytest.approx(spread, abs=1e-9)
+
+
+def test_where_no_model_is_taken_the_nearest_base_that_is_surely_better_is():
+    n = 400
+    noise = draw(n, 4)
+    first = 1 + 0.1 * noise[:, 0]
+    near = first - 0.1 + 0.02 * noise[:, 1]
+    far = near - 1e-4 + 0.05 * noise[:, 2]  # the best, by less than its standard error
+    farther = first - 0.3 + 0.02 * noise[:, 1]
+    lucky = first - 0.05 + 0.5 * noise[:, 3]  # better by two standard errors or less
+    v, unit = torch.ones(n).double(), torch.arange(n)
+
+    def chosen(*bases):
+        zero = torch.zeros(n, len(bases) + 1).double()
+        return best_base(trial_sums(torch.stack([*bases, first - 1], 1), zero, v, unit, len(bases)))
+
+    assert chosen(first, near, far) == 1
+    assert chosen(first, near, farther) == 2
+    assert chosen(first, lucky, first + 0.1) == chosen(first, first, first) == 0
 
 
 def test_a_model_must_beat_every_base_by_more_than_a_standard_error():

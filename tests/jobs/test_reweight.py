@@ -78,6 +78,32 @@ def test_arms_are_judged_on_models_that_never_saw_the_fold():
     assert result.summary["trials"][0]["error"] == pytest.approx(wrong / 900, abs=1e-9)
 
 
+def test_a_ridge_too_large_for_its_labels_is_lowered_though_no_weight_changes(monkeypatch):
+    generator = np.random.default_rng(0)
+    means, truth = generator.standard_normal((100, 64)), np.repeat(np.arange(100), 10)
+    X = (means[truth] + 2.1 * generator.standard_normal((1000, 64))).astype(np.float32)
+    y = np.where(generator.random(1000) < 0.2, generator.integers(0, 100, 1000), truth)
+    monkeypatch.setattr("diva_ray.tasks.reweight.best_trial", lambda sums: 0)
+    options = {"steps": 1, "folds": 3, "cluster": INLINE, "quiet": True}
+    found = diva_ray.reweight({"features": X, "label": y}, **options)
+    s = found.summary
+    assert not s["accepted"] and s["n_lowered"] == 0
+    assert s["ridge"] in (pytest.approx(s["ridge_uniform"] / 3), pytest.approx(s["ridge_uniform"] / 9))
+    assert s["gain"] > 3 * s["gain_standard_error"] > 0 and s["loss_uniform"] - s["loss_reweighted"] == pytest.approx(
+        s["gain"]
+    )
+    assert "no weight changed" in found.told[0] and f"under a ridge of {s['ridge']:.4g} instead of" in found.told[1]
+    assert "under a ridge of" in found.folder.read("report.html").decode()
+    fixed = diva_ray.reweight({"features": X, "label": y}, ridge=s["ridge_uniform"], **options).summary
+    assert fixed["ridge"] == s["ridge_uniform"] and fixed["gain"] == 0
+    Xt = (means[truth] + 2.1 * generator.standard_normal((1000, 64))).astype(np.float32)
+    arms = diva_ray.train(
+        {"features": X, "label": y}, {"features": Xt, "label": truth}, weights=found, cluster=INLINE, quiet=True,
+        epochs=1, seeds=1,
+    ).summary  # fmt: skip
+    assert arms["ridge"] == s["ridge"]
+
+
 def test_a_bad_source_loses_its_weight():
     X, y, truth, X_test, y_test = digits_split(0.0)
     source = np.array(["clean", "crawl", "farm"])[np.arange(900) % 3]
