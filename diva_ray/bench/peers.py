@@ -210,7 +210,7 @@ def reset_memory() -> int:
             file.write("5")
     except OSError:
         pass  # the mark stays where it was: what is then measured is an upper bound
-    return _memory("VmRSS")
+    return min(_memory("VmRSS"), _memory("VmHWM"))  # the level may have risen since the mark was set
 
 
 def memory_above(level: int) -> int:
