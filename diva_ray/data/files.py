@@ -14,6 +14,11 @@ from diva_ray.data.reader import first_line
 from diva_ray.errors import InputError
 
 
+def part_name(index: int) -> str:
+    """Return the name of a part of a table, without a suffix: names sort as the numbers do, without end."""
+    return f"part-{index:05d}" if index < 100_000 else f"part-x{index:09d}"
+
+
 def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str], str]:
     """Return the file system and the sorted Parquet files of a path, and the folder that it names (of a pattern, the
     part before it; of the output of an embed run, its `features/`)."""

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from diva_ray.data.columns import one_chunk, row_keys, take_rows
+from diva_ray.data.files import part_name
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, from_arrow
 from diva_ray.tasks.folder import Folder
@@ -61,5 +62,5 @@ def restore_order(folder: Folder, *, on_ray: bool) -> None:
     else:
         table = folder.read_table("samples").sort_by(POSITION).drop_columns([POSITION])
         for k, start in enumerate(range(0, len(table), SAMPLES_BLOCK)):
-            folder.write_table(f"samples-in-order/part-{k:05d}.parquet", table.slice(start, SAMPLES_BLOCK))
+            folder.write_table(f"samples-in-order/{part_name(k)}.parquet", table.slice(start, SAMPLES_BLOCK))
     folder.replace("samples-in-order", "samples")

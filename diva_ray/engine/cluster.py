@@ -117,7 +117,7 @@ class Cluster:
         if not self.gpus or not device.is_large(args):
             return function(*args)
         try:
-            return ray.get(self.actors[0].solve.remote(function, *args), timeout=self.pass_timeout)
+            return fetch(self.actors[0].solve.remote(function, *args), self.pass_timeout)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):  # core's, which says what to change
                 raise error.cause from None
@@ -226,6 +226,11 @@ def fetch(ref: Any, timeout: float | None = None) -> Any:
     """Return a result; a user's mistake found on a worker is raised as itself."""
     try:
         return ray.get(ref, timeout=timeout)
+    except ray.exceptions.GetTimeoutError as error:
+        raise InputError(
+            f"cluster: a worker must answer within {timeout:g} s, got nothing. See `ray logs`; raise "
+            "`cluster.pass_timeout`, or add workers."
+        ) from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None

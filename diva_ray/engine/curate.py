@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diva_ray.data.columns import in_one_chunk, is_list, one_chunk, to_matrix
+from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known
 from diva_ray.engine.reduce import Tally
@@ -25,9 +26,9 @@ def curate(shard: Shard, known: Known) -> Tally:
         facts = _trusting(facts, one_chunk(rows[known["trusted"]]))
     change = {"drop": _drop, "weight": _weight, "relabel": _relabel}[known["curate"]]
     curated, changes = change(rows, facts, known)
-    folder.write_table(f"curated/part-{index:05d}.parquet", curated)
+    folder.write_table(f"curated/{part_name(index)}.parquet", curated)
     if changes.num_rows or not index:  # a folder there is in any case
-        folder.write_table(f"changes/part-{index:05d}.parquet", changes)
+        folder.write_table(f"changes/{part_name(index)}.parquet", changes)
     return Tally(changed=changes.num_rows, kept=curated.num_rows)
 
 

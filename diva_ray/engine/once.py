@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Kernel, Known
 from diva_ray.engine.packed import pack, unpack
@@ -14,7 +15,7 @@ TOLD = "steps/write"  # what the parts reported of their rows
 def once(shard: Shard, known: Known, *, kernel: Kernel) -> Any:
     """Return what a kernel reports that writes a shard's part of `samples/`, from storage if an interrupted run has
     written both."""
-    part, folder = f"part-{shard.extent.index:05d}", known["folder"]
+    part, folder = part_name(shard.extent.index), known["folder"]
     if f"{part}.parquet" in known["written"] and f"{part}.npz" in known["told"]:
         return unpack(folder.read_arrays(f"{TOLD}/{part}.npz"))
     found = kernel(shard, known)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import multilabel, verdict
+from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
@@ -35,7 +36,7 @@ def write(shard: Shard, known: Known) -> Tally:
 def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Tensor]) -> Tally:
     """Write the rows of the output, and report counts and the worst of them; `facts` are in the shard's order."""
     setup: Setup = known["setup"]
-    name = f"samples/part-{shard.extent.index:05d}.parquet"
+    name = f"samples/{part_name(shard.extent.index)}.parquet"
     folder = known["folder"]
     if name.split("/")[1] in known["written"]:
         pass

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import choose
+from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of
 from diva_ray.engine.reduce import Rows, Tally
@@ -81,7 +82,7 @@ def write_selected(shard: Shard, known: Known) -> Tally:
         if len(counts) > 1:
             counts += torch.bincount(codes_of(shard, setup)[torch.from_numpy(at)], minlength=len(counts))
     if parts:
-        known["folder"].write_table(f"selected/part-{shard.extent.index:05d}.parquet", pa.concat_tables(parts))
+        known["folder"].write_table(f"selected/{part_name(shard.extent.index)}.parquet", pa.concat_tables(parts))
     return Tally(n=sum(len(part) for part in parts), classes=counts)
 
 

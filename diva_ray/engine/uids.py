@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
+from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known
 from diva_ray.engine.reduce import Tally
@@ -53,4 +54,4 @@ def write_uids(shard: Shard, folder: Any, kept: Tensor) -> None:
     assert shard.id is not None
     stream = io.BytesIO()
     np.save(stream, uids_of(shard.id.filter(pa.array(kept.numpy()))))
-    folder.write(f"uids/part-{shard.extent.index:05d}.npy", stream.getvalue())
+    folder.write(f"uids/{part_name(shard.extent.index)}.npy", stream.getvalue())

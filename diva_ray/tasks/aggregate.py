@@ -18,7 +18,7 @@ from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.checks import check_bands
-from diva_ray.tasks.derive import derive, with_errors
+from diva_ray.tasks.derive import derive, fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
 from diva_ray.tasks.options import check_range
 from diva_ray.tasks.plan import Plan
@@ -125,6 +125,7 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     ridge, shares = shares_of(found.multiple * found.penalties)
     setup = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()), dtype=search.setup.dtype)
     setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
+    setup = fit_with_room(session.runner, setup, ridge)[0]  # steps do not look at leverages
     walk = Walk(session.runner, setup, ridge, SAMPLES, session.scored(), session.folder)
     arms, sums, _ = try_folds(walk, config.folds, config.steps)
     taken = best_trial(sums)

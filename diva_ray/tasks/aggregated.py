@@ -32,7 +32,8 @@ MEANING = {
     "ridge_multiple": "penalties over those with the least left-out squared error (squared_error): the multiple "
     "nearest to 1 under which classes are wrong no more often than under the best, but for one standard error",
     "weights": "errors and squared errors of bands, and what follows from them, are those before sample weights moved; "
-    "penalties and shares were found once more under the weights, rows heard as much less as they weigh",
+    "penalties and shares were found once more under the weights, rows heard as much less as they weigh. Its errors, "
+    "on folds that took no part, are shares of wrong labels, of numbers mean squared errors",
 }
 SHOWN = 12  # samples of a band on the page
 AGAINST = (
@@ -127,12 +128,13 @@ def bands_of(summary: dict[str, Any]) -> dict[str, Any]:
 def told(summary: dict[str, Any], folder: Folder) -> list[str]:
     """Return an aggregation in a few lines, for a terminal."""
     s, word = summary, error_word(summary)
+    use = "use them, with the weights in samples/" if s.get("weights", {}).get("accepted") else "use them"
     alone, first = best_alone(summary), next(iter(summary["bands"].values()))
     lines = [
         f"{s['n_samples']:,} samples, {len(s['bands'])} bands: left-out {word} {s['error']:.4f}; all under one ridge "
         f"{s['error_concatenated']:.4f}, best alone {s['bands'][alone]['error_alone']:.4f} ({alone})",
         "shares: " + ", ".join(f"{name} {band['share']:.3f}" for name, band in s["bands"].items()),
-        f"use them: ridge={s['ridge']:.6g} shares={folder.location('bands.json')}"
+        f"{use}: ridge={s['ridge']:.6g} shares={folder.location('bands.json')}"
         + "".join(f" {name}={first[name]}" for name in ("projection", "seed") if first.get(name) is not None),
     ]
     if "weights" in s:

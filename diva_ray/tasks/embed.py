@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from diva_ray.config import EmbedConfig
+from diva_ray.data.files import part_name
 from diva_ray.data.raw import tables
 from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import Source, Unit
@@ -123,7 +124,7 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
                 f"data: every column must be one that Parquet can hold, got {first_line(error)[:200]} in {table.name}. "
                 "Convert the column or leave it out."
             ) from error
-        folder.write(f"raw/part-{k:05d}.parquet", sink.getvalue().to_pybytes())
+        folder.write(f"raw/{part_name(k)}.parquet", sink.getvalue().to_pybytes())
     source = tables.find(folder.location("raw"), raw.id, config.unit_rows, mark=fingerprint(table))
     return replace(source, name=table.name, more={**source.more, "temporary": True})
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from diva_ray.config import SCHEMAS
+from diva_ray.data.files import part_name
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.errors import InputError
 
@@ -253,7 +254,7 @@ def stored(table: Table, folder: Folder, name: str) -> Table:
         return table
     rows, present = table.memory, folder.names(name)
     for k, start in enumerate(range(0, rows.num_rows, 65_536)):
-        file, content = f"part-{k:05d}.parquet", pa.BufferOutputStream()
+        file, content = f"{part_name(k)}.parquet", pa.BufferOutputStream()
         pq.write_table(rows.slice(start, 65_536), content, write_page_checksum=True)
         content = content.getvalue().to_pybytes()
         if file not in present or folder.read(f"{name}/{file}") != content:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import diva_ray
 from diva_ray.data.columns import to_matrix
+from diva_ray.data.files import part_name
 from diva_ray.data.raw import lines
 from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import field_of, rechunk
@@ -346,3 +347,9 @@ def test_a_file_that_is_named_is_read_whatever_it_is_called(tmp_path):
     assert [row["text"] for row in rows_of(tmp_path / "_rows.jsonl", ["text"])[0]] == ["a"]
     with pytest.raises(InputError, match="raw samples must lie there .* got an empty folder at"):
         rows_of(tmp_path, ["text"])
+
+
+def test_names_of_parts_sort_as_their_numbers_do():
+    numbers = [0, 9, 10, 99_999, 100_000, 100_001, 999_999, 1_000_000, 12_345_678]
+    names = [part_name(k) for k in numbers]
+    assert names == sorted(names) and names[0] == "part-00000"

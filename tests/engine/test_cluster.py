@@ -19,9 +19,9 @@ from tests.engine.runs import begun, killing, opened, small_task
 pytestmark = pytest.mark.ray
 
 
-def test_results_have_the_same_bits_inline_and_with_one_two_or_three_workers(ray_cluster, task):
+def test_results_have_the_same_bits_inline_and_with_one_or_three_workers(ray_cluster, task):
     inline = diva_ray.score(task, source="source", cluster="inline", quiet=True, outputs=True)
-    for workers in (1, 2, 3):
+    for workers in (1, 3):  # two have them in most of the tests of jobs
         where = {"kind": "ray", "workers": workers}
         result = diva_ray.score(task, source="source", cluster=where, quiet=True, outputs=True)
         assert result.folder.read_table("samples").equals(inline.samples), workers
@@ -92,6 +92,15 @@ def test_a_stuck_pass_ends_with_a_message(ray_cluster):
     runner.engine.close()
 
 
+def test_a_worker_that_does_not_answer_is_one_line(ray_cluster):
+    import ray
+
+    from diva_ray.engine.cluster import fetch
+
+    with pytest.raises(InputError, match=r"cluster: a worker must answer within 0.1 s, got nothing.*pass_timeout"):
+        fetch(ray.remote(lambda: time.sleep(2)).remote(), 0.1)
+
+
 def test_workers_that_cannot_start_end_with_a_message(ray_cluster):
     import ray
 
@@ -122,7 +131,7 @@ def test_a_ray_dataset_is_scored_like_its_rows(ray_cluster, tmp_path):
 
     X, y = small_task()["features"], small_task()["label"]
     dataset = ray.data.from_items([{"id": int(k), "features": X[k], "label": int(y[k])} for k in range(1500)])
-    result = diva_ray.score(dataset, cluster={"kind": "ray", "workers": 2}, output=str(tmp_path / "run"), quiet=True)
+    result = diva_ray.score(dataset, cluster={"kind": "ray", "workers": 1}, output=str(tmp_path / "run"), quiet=True)
     written = pq.read_table(tmp_path / "run" / "table")
     order = np.argsort(written["id"].to_numpy())
     alone = diva_ray.score(

@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
+from diva_ray.data.files import part_name
+
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 MOST_BYTES = 64 << 20  # of one sample as stored
 MOST_UNKNOWN = 100  # columns of a unit that are told by name; the others are counted together
@@ -49,7 +51,7 @@ class Unit:
     @property
     def file(self) -> str:
         """Name of its output."""
-        return f"part-{self.index:05d}.parquet"
+        return f"{part_name(self.index)}.parquet"
 
 
 @dataclass(frozen=True)
