@@ -27,7 +27,7 @@ from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.opened import Opened
 from diva_ray.tasks.plan import Plan
 
-VERSION = 1
+VERSION = 2  # of the frames: 1 had means that were not quite those that were taken off
 PLACE = "sums"
 SEGMENTS = 1024  # into about how many a table is cut
 MOST_BYTES = 256 << 20  # of all kept sums
@@ -105,7 +105,7 @@ def open_kept(config: FitConfig, update: str, features: tuple[str, ...], task: s
     if index is None or index["version"] != VERSION:
         raise InputError(
             "update: must be the folder of a score run that kept its fit sums (not with keep_sums=false, pairs, or "
-            f"fewer rows than features), got none at {folder.path}. Score without `update`."
+            f"fewer rows than features, and by this version), got none at {folder.path}. Score without `update`."
         )
     options = options_of(config, features, task)
     for name in SAME:

@@ -153,3 +153,11 @@ def test_matrices_of_sampled_pairs_do_not_grow_with_the_number_of_shards():
     one = (torch.zeros(1, 4), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
     assert {len(column) for column in pairs._some(Rows(*[one] * 30_000).joined())} == {pairs.SAMPLED}
     assert {len(column) for column in pairs._some(Rows(*[one] * 1_100).joined())} == {1_100}
+
+
+def test_a_csv_of_texts_and_fractions_alone_is_read(tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        "text,score,day\n" + "".join(f"text {k},{k / 8},2026-01-0{k}\n" for k in range(1, 9))
+    )
+    found = embed(tmp_path / "rows.csv").samples
+    assert found["score"].to_pylist() == [k / 8 for k in range(1, 9)] and str(found["day"][0]) == "2026-01-01"

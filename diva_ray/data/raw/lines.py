@@ -238,7 +238,7 @@ def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schem
             f"data.path: files must be CSV with a first line of names, got {str(error).splitlines()[0][:200]} at "
             f"{unit.path}. Change `data.path`."
         ) from error
-    codes = {name for name in first.schema.names if pc.any(pc.match_substring_regex(first[name], LEADING_ZERO)).as_py()}
+    codes = {name for name in written.names if pc.any(pc.match_substring_regex(first[name], LEADING_ZERO)).as_py()}
     kept = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_date, pa.types.is_timestamp)
     fields = [
         field if field.name not in codes and any(is_kind(field.type) for is_kind in kept) else (field.name, pa.string())
