@@ -16,7 +16,7 @@ from diva_ray.errors import InputError
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 IDENTITY = "identity"
-PICTURES = Pictures(".", EmbedConfig().most_pixels)
+PICTURES = Pictures("/", EmbedConfig().most_pixels)
 
 
 def _shift(picture: Image.Image, generator: np.random.Generator) -> Image.Image:

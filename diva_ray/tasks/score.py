@@ -89,12 +89,10 @@ def check(config: ScoreConfig) -> None:
         raise InputError(f"method: must be plain or trusted, got {config.method}. Change `method`.")
     if config.task == "pairs" and config.method == "trusted":
         raise InputError("method: must be plain for pairs, got trusted. Change `method`.")
-    if config.task == "pairs" and config.data.label != DataConfig().label:
+    if config.task == "pairs" and config.data.label not in (DataConfig().label, None):
         raise InputError(f"data.label: pairs must have none, got {config.data.label}. Leave `data.label` out.")
     if config.task == "pairs" and config.update:
         raise InputError("update: pairs keep no sums, got task=pairs. Leave `update` out.")
-    if config.task == "pairs" and config.curate == "relabel":
-        raise InputError("curate: relabel is for classes, got task=pairs. Change `curate`.")
 
 
 def derive_all(session: Session, fit: Fit | None = None) -> Derived:
