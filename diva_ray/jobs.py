@@ -67,6 +67,7 @@ def job(task: str) -> None:
     """
     name = task.rpartition(".")[2]
     _use_every_instruction()
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # one line is told; Ray would add a second worker's trace
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Told()])
     register()
     sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]

@@ -139,34 +139,6 @@ def same(result, expected, what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} same bits after: {what}", flush=True)
 
 
-def kills(table: str, folder: Path, expected) -> None:
-    """A worker is killed in several passes; little is computed again."""
-    fatal, victims = ("fit_parts", "score", "write"), []
-
-    def happen(pids, name, number):
-        if name in fatal and number == 1:
-            victims.append((1 + len(victims)) % WORKERS)
-            os.kill(pids[victims[-1]], signal.SIGKILL)
-
-    with Disturbed(happen, folder / "kernels.log") as seen:
-        result = run("score", table, str(folder / "killed"), WHERE)
-    same(result, expected, f"a worker killed in each of {', '.join(fatal)}")
-    assert len(victims) == len(fatal)
-    ran = Counter((folder / "kernels.log").read_text().splitlines())
-    shards = {line.split()[1] for line in ran}
-    share = -(-len(shards) // WORKERS)
-    top = Counter(seen.passes)
-    redone = {name: sum(ran[f"{name} {shard}"] - top[name] for shard in shards) for name in top}
-    print(f"  again: {redone}; of {len(shards)} shards, of which a worker holds {share}", flush=True)
-    assert all(0 <= n <= (share if name in fatal else 0) for name, n in redone.items()), redone
-    assert any(redone.values()), "kills must hit the middle of a pass"
-    again = [
-        line for line in ran if line.startswith("again:") and not line.startswith("again:left_out_of:in:leave_one")
-    ]
-    assert not again, f"what was left with rows must be found in storage, got {again}"
-    assert result.summary["workers"]["restarts"] >= 1
-
-
 def notify(nodes: Nodes, node) -> None:
     """Tell Ray that a node will be pre-empted in half a minute, as clouds tell it."""
     from ray.core.generated import autoscaler_pb2
@@ -177,9 +149,12 @@ def notify(nodes: Nodes, node) -> None:
     assert taken, why
 
 
-def nodes_go(nodes: Nodes, table: str, folder: Path, expected) -> None:
-    """A node is lost without a word, another is told that it will be pre-empted and goes a second later."""
+def workers_and_nodes_go(nodes: Nodes, table: str, folder: Path, expected) -> None:
+    """Workers are killed, a node is lost without a word, another is told that it will be pre-empted and goes a second
+    later, each in a pass of its own: little is computed again."""
+    victims: list[int] = []
     gone: list[str] = []
+    struck = Counter(fit=1, score=1, write=1, propose=1, leave_one_out=2)  # in which pass of that name
 
     def replace_first(*, notice: bool) -> None:
         node = next(iter(nodes.worker_nodes))
@@ -188,21 +163,36 @@ def nodes_go(nodes: Nodes, table: str, folder: Path, expected) -> None:
         if notice:
             notify(nodes, node)
             threading.Timer(1.0, lambda: nodes.remove_node(node, allow_graceful=False)).start()
+            time.sleep(1.5)  # so that the node goes in the middle of the pass
         else:
             nodes.remove_node(node, allow_graceful=False)
 
     def happen(pids, name, number):
-        if name == "propose" and number == 1:
-            replace_first(notice=False)
-        if name == "leave_one_out" and number == 2:
-            replace_first(notice=True)
-            time.sleep(1.5)  # so that the node goes in the middle of the pass
+        if struck[name] != number:
+            return
+        if name in ("propose", "leave_one_out"):
+            replace_first(notice=name == "leave_one_out")
+        else:
+            victims.append((1 + len(victims)) % WORKERS)
+            os.kill(pids[victims[-1]], signal.SIGKILL)
 
-    with Disturbed(happen):
-        result = run("reweight", table, str(folder / "nodes"), WHERE)
-    assert len(gone) == 2
+    with Disturbed(happen, folder / "kernels.log") as seen:
+        result = run("reweight", table, str(folder / "killed"), WHERE)
+    assert len(victims) == 3 and len(gone) == 2, (victims, gone)
     assert {node["NodeID"] for node in ray.nodes() if not node["Alive"]} == set(gone)
-    same(result, expected, "a node lost, a node pre-empted with a notice")
+    same(result, expected, "a worker killed in each of three passes, a node lost, a node pre-empted with a notice")
+    ran = Counter((folder / "kernels.log").read_text().splitlines())
+    shards = {line.split()[1] for line in ran}
+    share = -(-len(shards) // WORKERS)
+    top = Counter(seen.passes)
+    redone = {name: sum(ran[f"{name} {shard}"] - top[name] for shard in shards) for name in top}
+    print(f"  again: {redone}; of {len(shards)} shards, of which a worker holds {share}", flush=True)
+    assert all(0 <= n <= (share if name in struck else 0) for name, n in redone.items()), redone
+    assert any(redone.values()), "kills must hit the middle of a pass"
+    first = ("again:left_out_of:in:least_room ", "again:left_out_of:in:leave_one_out ")  # whose work it is
+    again = [line for line in ran if line.startswith("again:") and not line.startswith(first)]
+    assert not again, f"what was left with rows must be found in storage, got {again}"
+    assert result.summary["workers"]["restarts"] >= len(victims) + len(gone)
 
 
 def file_gone(table: str, folder: Path, expected) -> None:
@@ -260,11 +250,11 @@ def driver_dies(nodes: Nodes, table: str, folder: Path, expected) -> None:
     )
     assert died.returncode == -signal.SIGKILL, died.stderr[-3000:]
     written = {path.name: path.stat().st_mtime_ns for path in (folder / "driver" / "samples").glob("part*")}
-    with Disturbed(lambda *_: None) as seen:
-        result = run("reweight", table, output, ALONE, resume=True)
+    with watched() as passes:
+        result = run("reweight", table, output, resume=True)
     after = {path.name: path.stat().st_mtime_ns for path in (folder / "driver" / "samples").glob("part*")}
     assert written and all(after[name] == time for name, time in written.items()), "what was written must stay"
-    assert seen.passes == ["scan", "write"], seen.passes
+    assert passes == ["scan", "write"], passes
     same(result, expected, f"a killed driver; {len(written)} of {len(after)} parts were there")
 
 
@@ -296,11 +286,10 @@ def main(output: str) -> None:
     table = write_table(folder / "table")
     whole = {verb: run(verb, table, str(folder / verb)) for verb in ("score", "reweight")}
     nodes = start()
-    kills(table, folder, whole["score"])
     file_gone(table, folder, whole["score"])
     disk_full(table, folder, whole["score"])
     driver_dies(nodes, table, folder, whole["reweight"])
-    nodes_go(nodes, table, folder, whole["reweight"])
+    workers_and_nodes_go(nodes, table, folder, whole["reweight"])
     ray.shutdown()
     nodes.shutdown()
     print("OK")

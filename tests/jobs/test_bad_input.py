@@ -23,7 +23,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks.score import run
 from tests.forks import run_job
 
-from .mistakes import INLINE, N, X, base, refuses, score
+from .mistakes import INLINE, N, X, base, refuses, score, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -294,7 +294,9 @@ def test_what_only_rows_can_tell_is_one_line_too(tmp_path):
 
 @pytest.mark.jobs
 def test_a_run_to_which_nobody_listens_ends_well(tmp_path):
-    command = f"{sys.executable} jobs/score.py cluster=inline output={tmp_path}/out | head -1; exit ${{PIPESTATUS[0]}}"
+    pq.write_table(table(), tmp_path / "table.parquet")
+    options = f"data.path={tmp_path}/table.parquet ridge=0.1 cluster=inline output={tmp_path}/out"
+    command = f"{sys.executable} jobs/score.py {options} | head -1; exit ${{PIPESTATUS[0]}}"
     found = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0 and found.stderr == "" and found.stdout.count("\n") == 1
     assert (tmp_path / "out" / "manifest.json").exists()
