@@ -61,15 +61,19 @@ def logistic(F: Float[Tensor, "n c"], Y: Float[Tensor, "n c"]) -> tuple[Tensor, 
     return torch.nn.functional.softplus(-logit).sum(1), -2 * sign * torch.sigmoid(-logit)
 
 
-def cosine(center: Float[Tensor, " c"]) -> Loss:
-    """Return the loss 1 - cos(f - center, y - center); a row at the center has loss 1 and gradient 0."""
+def cosine(center: Float[Tensor, " c"], near: float = 0.0) -> Loss:
+    """Return the loss 1 - cos(f - center, y - center); a row at the center has loss 1 and gradient 0.
+
+    `near`: distance from the center within which a target's direction is but rounding.
+    """
 
     def loss(F: Float[Tensor, "n c"], Y: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor]:
         shift = center.to(F)
         f, y = F - shift, Y - shift
         tiny = torch.finfo(F.dtype).tiny
         f_norm = f.norm(dim=1, keepdim=True).clamp_min(tiny)
-        f, y = f / f_norm, y / y.norm(dim=1, keepdim=True).clamp_min(tiny)
+        y_norm = y.norm(dim=1, keepdim=True)
+        f, y = f / f_norm, (y / y_norm.clamp_min(tiny)).masked_fill(y_norm <= near, 0)
         cos = (f * y).sum(1, keepdim=True)
         gradient = (f * cos - y) / f_norm
         at_center = f_norm <= tiny
@@ -82,22 +86,24 @@ def from_torch(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """Return the loss of a callable (F, Y) -> values (n,), differentiated by autograd.
 
     Raises:
-        ValueError: the callable does not return one finite value per row, or raises: what it raised is the cause.
+        ValueError: the callable does not return one finite value per row with a finite gradient, or raises: what it
+            raised is the cause.
     """
 
     def loss(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             outputs = F.detach().clone().requires_grad_()
-            values = _told(lambda: function(outputs, Y))
+            values = _told(lambda: function(outputs, Y.clone()))
             if not isinstance(values, Tensor):
                 raise ValueError(
                     "loss: the callable must return a tensor of one value per row, got "
                     f"{type(values).__name__}. Change `loss`."
                 )
             if values.shape != (len(F),):
+                instead = "Add them up over outputs." if values.shape[:1] == F.shape[:1] else "Use `reduction='none'`."
                 raise ValueError(
                     f"loss: the callable must return one value per row, got shape {tuple(values.shape)} "
-                    f"for {len(F)} rows. Use `reduction='none'`."
+                    f"for {len(F)} rows. {instead}"
                 )
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(
@@ -110,6 +116,13 @@ def from_torch(function: Callable[[Tensor, Tensor], Tensor]) -> Loss:
                     "outputs. Use torch operations in `loss`."
                 )
             (gradient,) = _told(lambda: torch.autograd.grad(values.sum(), outputs))
+            if not bool(torch.isfinite(gradient).all()):
+                row = ~torch.isfinite(gradient).all(1)
+                raise ValueError(
+                    f"loss: the callable must have finite slopes, got {gradient[row][0].tolist()} at output "
+                    f"{outputs[row][0].tolist()}. Change `loss` (a branch of `torch.where` that is not taken has "
+                    "slopes too)."
+                )
         return values.detach(), gradient
 
     return loss

@@ -13,6 +13,7 @@ import torch
 from diva_ray.core.derivative import mixed
 from diva_ray.errors import InputError
 
+LISTS = pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray
 Where = Callable[[int], str]  # names the place of a row for a person
 
 
@@ -235,7 +236,7 @@ def finite_values(column: pa.Array, name: str, option: str, where: Where) -> np.
 def check_nulls(column: pa.Array, name: str, option: str, where: Where) -> None:
     """Raise for a null, or a null inside a list of classes."""
     inside = ""
-    if is_list(column.type) and not column.null_count and isinstance(column, pa.ListArray | pa.LargeListArray):
+    if is_list(column.type) and not column.null_count and isinstance(column, LISTS):
         parents = pc.list_parent_indices(column)
         column, inside = column.flatten(), " inside a list"
     if column.null_count:

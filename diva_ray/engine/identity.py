@@ -23,6 +23,7 @@ from diva_ray.data.targets import number_targets
 from diva_ray.engine.context import Known, unit_keys
 from diva_ray.engine.reduce import Rows, Tally
 
+SOME_CLASS = 0x9E3779B97F4A7C15  # a set with the class whose own key is 0 is not the set without it
 ROWS = 128  # hashed at a time: their products stay in the cache
 LOOKED = 1 << 16  # rows at most of which the driver holds hashes, to tell whether rows have the features of others
 USUAL = 8  # times as many segments as expected, and one more: beyond that the content has no variety to cut by
@@ -144,7 +145,7 @@ def class_hashes(label: pa.Array) -> np.ndarray:
     """Return a hash of every row's class, or of its set of classes."""
     if not is_list(label.type):
         return row_keys(label)
-    keys = _mix(row_keys(one_chunk(label.flatten())))
+    keys = _mix(row_keys(one_chunk(label.flatten())) ^ np.uint64(SOME_CLASS))
     before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(keys, dtype=np.uint64)])
     ends = np.cumsum(pc.list_value_length(label).to_numpy(zero_copy_only=False).astype(np.int64))
     return np.diff(before[np.concatenate([[0], ends])])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import multilabel, verdict
+from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, weights_after
@@ -96,8 +97,7 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
         facts["predicted"] = predicted = rows.predicted
         facts["margin"] = margin = rows.margin.float()
     if shard.truth is not None:
-        wrong = pc.not_equal(shard.truth, shard.label.cast(shard.truth.type)).to_numpy(zero_copy_only=False)
-        facts["planted"] = torch.from_numpy(wrong)
+        facts["planted"] = torch.from_numpy(differ(shard.label, shard.truth, numbers=setup.task == "regression"))
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
     columns: dict[str, Any] = {
         "id": identifier,
@@ -159,9 +159,30 @@ def predicted_labels(shard: Shard, known: Known, best: Tensor) -> pa.Array | pa.
         several = (multilabel.likely(x, known["slips"]) for _, x, _ in several_outputs(shard, known))
         return pa.chunked_array(_lists_of_classes(likely, setup.classes) for likely in several)
     found = (F for _, F in left_out_outputs(shard, known))
+    dtype = written_dtype(shard.label.type)
     if setup.task == "regression":
-        return pa.chunked_array(pa.array(F[:, 0].float().numpy()) for F in found)
-    return pa.chunked_array(lists(F) for F in found)
+        return pa.chunked_array(pa.array(F[:, 0].to(dtype).numpy()) for F in found)
+    return pa.chunked_array(lists(F, dtype) for F in found)
+
+
+def written_dtype(label: pa.DataType) -> torch.dtype:
+    """Return in what numbers to predict are written: as labels are, but no float16, and of whole numbers float64."""
+    kind = storage_type(label)
+    kind = kind.value_type if is_list(kind) else kind
+    return torch.float32 if kind in (pa.float16(), pa.float32()) else torch.float64
+
+
+def differ(label: pa.Array, truth: pa.Array, *, numbers: bool) -> np.ndarray:
+    """Return which labels are not the true ones; of numbers, as the narrower of two floating types holds them."""
+    if not numbers:
+        return pc.not_equal(truth, label.cast(truth.type)).to_numpy(zero_copy_only=False)
+    kinds = [one.type.to_pandas_dtype() for one in (label, truth) if pa.types.is_floating(one.type)]
+    kind = min(kinds, key=lambda kind: np.dtype(kind).itemsize, default=np.float64)
+    one, other = (
+        (x if pa.types.is_floating(x.type) else x.cast(pa.float64())).to_numpy(zero_copy_only=False).astype(kind)
+        for x in (label, truth)
+    )
+    return one != other
 
 
 def corrected_labels(shard: Shard, known: Known, flagged: Tensor) -> pa.ChunkedArray:
@@ -213,9 +234,9 @@ def in_input_order(shard: Shard, parts: Iterable[Tensor]) -> Iterator[Tensor]:
             yield torch.from_numpy(np.frombuffer(b"".join(rows), np.float32).reshape(-1, width).copy())
 
 
-def lists(values: Tensor) -> pa.Array:
+def lists(values: Tensor, dtype: torch.dtype = torch.float32) -> pa.Array:
     """Return rows of numbers as an Arrow list column."""
     n, c = values.shape
     offsets = pa.array(np.arange(0, n * c + 1, c, dtype=np.int32 if n * c < 2**31 else np.int64))
-    flat = pa.array(values.float().contiguous().numpy().reshape(-1))
+    flat = pa.array(values.to(dtype).contiguous().numpy().reshape(-1))
     return (pa.ListArray if n * c < 2**31 else pa.LargeListArray).from_arrays(offsets, flat)

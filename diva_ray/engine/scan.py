@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,27 @@ from diva_ray.errors import InputError
 
 FEW = 64
 CONSTANT = 1e-24  # of the mean square: no more is rounding
+NO_DIRECTION = 1e-5  # of the root mean square distance of targets from their mean: float32 ends there
+
+
+class Extremes(dict[float, int]):
+    """The two least and the two largest values seen, each with its rows; `+` merges."""
+
+    def __add__(self, other: Extremes | None) -> Extremes:
+        counts = Counter(self)
+        counts.update(other or {})
+        values = sorted(counts)
+        return Extremes({value: counts[value] for value in {*values[:2], *values[-2:]}})
+
+    def placeholder(self) -> tuple[float, int] | None:
+        """Return (value, rows) of a number that several rows have, further from all others than those lie apart."""
+        if len(self) < 3:
+            return None
+        low, *_, high = values = sorted(self)
+        for value, near, far in ((low, values[1], high), (high, values[-2], low)):
+            if self[value] > 1 and abs(near - value) > abs(far - near) > 0:
+                return value, self[value]
+        return None
 
 
 @dataclass(frozen=True)
@@ -35,7 +58,9 @@ class Scan:
         counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
         target: sum of v, weighted mean (c,) and sums of v (y - mean)^2 (c,) of numbers, as one vector.
-        rest: the same of what offsets leave of the numbers; of the numbers where there are none.
+        reach: the same over all rows that train or validate, once each, of the numbers (c,); with offsets of the
+            numbers, the offsets and what these leave (3 c,); of classes of the offsets.
+        extremes: the two least and the two largest numbers, one a row, of rows that train, each with its rows.
         offset_width: numbers of an offset, 0 without.
         looked: hashes of the features of some rows that train, or of all, with their leave-out groups.
         fragments: what the training rows are by content (`engine.identity`), where it was asked for.
@@ -50,12 +75,13 @@ class Scan:
     sources: pa.Array | None
     target_width: int
     target: Tensor
-    rest: Tensor
+    reach: Tensor
     counts: Tally
     looked: Rows
     offset_width: int = 0
     fragments: Rows | None = None
     validation_labels: pa.Array | None = None
+    extremes: Extremes | None = None
 
     def __add__(self, other: Scan) -> Scan:
         if any(a != b and a and b for a, b in zip(self.widths, other.widths, strict=True)):  # 0: no row has the band
@@ -90,13 +116,19 @@ class Scan:
             merge_values(self.sources, other.sources),
             self.target_width,
             merge_moments(self.target, other.target),
-            merge_moments(self.rest, other.rest),
+            merge_moments(self.reach, other.reach),
             self.counts + other.counts,
             self.looked + other.looked,
             self.offset_width,
             self.fragments + other.fragments if self.fragments and other.fragments else self.fragments,
             merge_values(self.validation_labels, other.validation_labels),
+            other.extremes if self.extremes is None else self.extremes + other.extremes,
         )
+
+    def center(self) -> tuple[Tensor, float]:
+        """Return the mean of number targets (c,), and how near to it the direction from there is but rounding."""
+        mean, squares = self.target[1:].chunk(2)
+        return mean, NO_DIRECTION * math.sqrt(float(squares.sum() / self.target[0]))
 
     def spreads(self) -> list[tuple[float, float]]:
         """Return per band the mean of |x - mean|^2, 0 where only rounding differs from row to row, and of |x|^2."""
@@ -193,16 +225,23 @@ def scan(shard: Shard, known: Known) -> Scan:
         rows.append(here if trains else 0)
         sums.append(total if trains else torch.zeros_like(total))
         squares.append(square if trains else torch.zeros_like(square))
-    width, labels = 1, None
-    target = rest = torch.zeros(3, dtype=torch.float64)
+    width, labels, extremes = 1, None, None
+    target = reach = torch.zeros(3, dtype=torch.float64)
     v, lengths = validation_weights(shard, known), (0, 0)
+    used = ((shard.weight > 0) | (v > 0)).double()
     if known["numbers"]:
         Y = number_targets(shard.label, known["label"], shard.where)
         width = Y.shape[1]
-        target = rest = moments(Y, v)
+        target, parts = moments(Y, v), [Y]
         if shard.offset is not None and shard.offset.shape == Y.shape:  # others are refused
-            rest = moments(Y - shard.offset.to(Y), v)
+            offset = shard.offset.to(Y)
+            parts = [Y, offset, Y - offset]
+        reach = moments(torch.cat(parts, 1), used)
+        if width == 1 and trains:
+            extremes = Extremes() + Extremes(zip(*(x.tolist() for x in Y.unique(return_counts=True)), strict=True))
     elif known["label"]:
+        if shard.offset is not None:
+            reach = moments(shard.offset.double(), used)
         lengths = list_lengths(shard.label)
         labels = merge_values(label_values(shard.label), label_values(shard.label))
     heard_labels = None
@@ -232,8 +271,9 @@ def scan(shard: Shard, known: Known) -> Scan:
         looked = alike(shard, known["looked"], hashes)
         known_by = None if known["cut_bits"] is None else fragments(shard, known, known["cut_bits"], hashes)
     return Scan(
-        shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, rest,
+        shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, reach,
         counts, looked, 0 if shard.offset is None else shard.offset.shape[1], known_by, heard_labels,
+        extremes,
     )  # fmt: skip
 
 

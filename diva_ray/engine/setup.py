@@ -27,6 +27,7 @@ class Setup:
         outputs: c.
         loss: name of a loss, or a callable (F, Y) -> values (n,) for autograd.
         center: mean target, for the cosine loss.
+        near: distance from it within which a target has no direction.
         dtype: of the products.
         vectors: random sign vectors that draw standard errors; 0: exact ones, or none.
         collect: whether the adjoint pass returns its validation rows, for exact standard errors.
@@ -53,6 +54,7 @@ class Setup:
     keeps_outputs: bool = True
     buckets: int = BUCKETS
     inputs: str = "full"
+    near: float = 0.0
 
     def source_names(self) -> list[str]:
         """Return the names of the sources; that of rows without one is no other's."""
@@ -84,7 +86,7 @@ class Setup:
             return _of_the_user(losses.from_torch(self.loss))
         if self.loss == "cosine":
             assert self.center is not None
-            return losses.cosine(self.center)
+            return losses.cosine(self.center, self.near)
         return {"cross_entropy": losses.cross_entropy, "squared": losses.squared, "logistic": losses.logistic}[
             self.loss
         ]

@@ -57,7 +57,7 @@ def propose(shard: Shard, known: Known) -> Partial:
     if known["kept"] is not None:
         keep_weights(shard, known, after[known["kept"]], known["next_step"])
     totals = torch.stack([before, *after]).sum(1)
-    return Partial(Each(one.sums() for one in sums), Tally(totals=totals))
+    return Partial(Each(one.sums() for one in sums), Tally(totals=totals, moved=(after != before).sum(1)))
 
 
 def next_weights(shard: Shard, known: Known, step: reweight.Step, alpha: Tensor) -> Tensor:

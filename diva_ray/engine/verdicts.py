@@ -11,7 +11,7 @@ from diva_ray.core import choose, loss_verdict, losses, multilabel, noise, verdi
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
-from diva_ray.engine.reduce import Rows, add_in_order
+from diva_ray.engine.reduce import add_in_order
 from diva_ray.engine.setup import Setup
 
 ENTRIES = 1_000_000  # of rows x classes that are judged at a time, of several labels
@@ -65,15 +65,24 @@ def given_odds(shard: Shard, known: Known) -> Tensor:
     )
 
 
-def examples_of_targets(shard: Shard, known: Known) -> Rows:
+class Drawn:
+    """The `most` rows with the least draws seen so far, in their order; `+` keeps the least of both."""
+
+    def __init__(self, draw: Tensor, rows: Tensor, most: int) -> None:
+        at = torch.argsort(draw, stable=True)[:most]
+        self.draw, self.rows, self.most = draw[at], rows[at], most
+
+    def __add__(self, other: Drawn) -> Drawn:
+        return Drawn(torch.cat([self.draw, other.draw]), torch.cat([self.rows, other.rows]), self.most)
+
+
+def examples_of_targets(shard: Shard, known: Known) -> Drawn:
     """Return a few targets, drawn by the rows' keys (whatever the order of rows with ids), that stand for other rows'
     labels; none of rows that are set apart."""
     Y = targets(shard, known["setup"])
     draw = choose.uniform_draw(shard.keys, known["setup"].seed)
-    if "fold" in known:
-        draw = draw.masked_fill(known["fold"](shard, known), torch.inf)
-    at = torch.argsort(draw, stable=True)[: known["examples"]]
-    return Rows((Y[at[draw[at].isfinite()]],))
+    kept = ~known["fold"](shard, known) if "fold" in known else torch.ones(len(draw), dtype=torch.bool)
+    return Drawn(draw[kept], Y[kept], known["examples"])
 
 
 def judge(shard: Shard, known: Known) -> verdict.Histogram:

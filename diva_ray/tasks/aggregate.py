@@ -130,6 +130,7 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     arms, sums, _ = try_folds(walk, config.folds, config.steps)
     taken = best_trial(sums)
     walk_to(walk, arms[taken])
+    taken = taken if walk.final else 0
     engine, penalties, multiple = session.engine, found.multiple * found.penalties, found.multiple
     engine.forget("fold", "verdict", "validation", "adjoint")
     if walk.final:

@@ -31,7 +31,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
-FORMAT = 3  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 4  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -27,6 +27,7 @@ LOST_DEVIATIONS = 1e5  # beyond which, of a column, float64 loses what varies
 LARGEST_NORM = 1e30  # of standardised rows; of rows as given, which are multiplied as they are, its root
 LARGEST_WEIGHT = 1e12  # beyond it, or below its inverse, squares of a derivative's parts leave float32
 LEAST_VARIANCE = 1e-3  # of a column in the middle, in units of the mean over columns, below which units differ
+CLASS_VARIANCE = 0.25  # at most, of zeros and ones
 LEAST_SPREAD = 1e-6  # standard deviation of number targets below which, or above its inverse, they are, too
 TOLD = 5  # columns with gaps that are told one by one
 TOO_SPREAD = 1e15  # beyond it, or below its inverse, derivatives (of squares) leave float32, in which they are written
@@ -107,6 +108,17 @@ def tell_hot(columns: Columns, target: Tensor) -> None:
         )  # fmt: skip
 
 
+def tell_placeholder(columns: Columns, found: Scan) -> None:
+    """Warn of a number that several rows have and that lies far from all others, such as -999 for none."""
+    placeholder = found.extremes.placeholder() if found.extremes is not None else None
+    if placeholder is not None:
+        log.warning(
+            "column `%s` is %g in %s rows, further from all other numbers than those lie apart. If it stands for a "
+            "missing one, leave these rows out (README, Your own table)", columns.label, placeholder[0],
+            f"{placeholder[1]:,}",
+        )  # fmt: skip
+
+
 def check_weights(columns: Columns, counts: Tally) -> None:
     """Raise for weights that are all zero, or whose derivatives could not be written."""
     if counts["positive"] == 0:
@@ -132,6 +144,7 @@ def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
         check_several(columns, found.labels.to_pylist(), int(counts["max_labels"]), int(-counts["max_less_labels"]))
     if setup.classes is None and setup.task != "pairs":
         check_spread(columns, found.target)
+        check_variety(columns, found.reach, setup.outputs)
     if found.labels is not None and found.validation_labels is not None:
         known = set(found.labels.to_pylist())
         new = [label for label in found.validation_labels.to_pylist() if label not in known]
@@ -140,6 +153,16 @@ def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
                 f"validation.path: labels must be among the table's {len(known)} classes, got {len(new)} new ones, "
                 f"such as {new[0]!r}. Fix the validation table or `validation.path`."
             )
+
+
+def check_variety(columns: Columns, reach: Tensor, outputs: int) -> None:
+    """Raise for numbers to predict that are the same in every row."""
+    mean, squares = (x.view(-1, outputs)[-1] for x in reach[1:].chunk(2))
+    if reach[0] > 1 and bool((squares <= CONSTANT * (squares + reach[0] * mean.square())).all()):
+        raise InputError(
+            f"data.label: numbers must differ from row to row, got {float(mean[0]):g} in every row of "
+            f"`{columns.label}`. Change `data.label`."
+        )
 
 
 def check_columns_held(columns: Columns, found: Scan, *, standardized: bool, intercept: bool) -> None:
@@ -256,19 +279,30 @@ def features_take_double(found: Scan, *, standardized: bool, intercept: bool) ->
     return intercept and not standardized and far > MOST_DEVIATIONS
 
 
-def takes_double(target: Tensor, rest: Tensor) -> bool:
-    """Return whether float32 cannot hold what number targets (less their offsets: `rest`) differ by, or squares of
-    their losses.
+def takes_double(reach: Tensor, outputs: int) -> bool:
+    """Return whether float32 cannot hold what numbers to predict differ by, with or without their offsets, or squares
+    of their losses; `reach` is the scan's.
 
     Their size, in standard deviations of what is fitted, costs a derivative about 1e-6 of itself for each.
     """
-    mean, squares = target[1:].chunk(2)
-    size = (mean.square() + squares / target[0]).sqrt()
-    spread = (rest[1:].chunk(2)[1] / rest[0]).sqrt()
+    mean, squares = (x.view(-1, outputs) for x in reach[1:].chunk(2))
+    variance = squares / reach[0]
+    size, spread = (mean.square() + variance).sqrt().amax(0), variance[-1].sqrt()
     varies = spread > 1e-12 * size
-    far = bool((varies & (size > MOST_DEVIATIONS * spread)).any())
+    far = size > MOST_DEVIATIONS * torch.where(varies, spread, spread.max())  # what is constant beside the others
     found = spread[varies]
-    double = far or bool(((found < LEAST_SPREAD) | (found > 1 / LEAST_SPREAD)).any())
+    double = bool(far.any()) or bool(((found < LEAST_SPREAD) | (found > 1 / LEAST_SPREAD)).any())
     if double:
         log.info("numbers to predict lie far from 0, or close to each other, or wide apart: products in float64")
+    return double
+
+
+def offsets_take_double(reach: Tensor) -> bool:
+    """Return whether float32 cannot hold what is left of classes' zeros and ones beside their offsets; `reach` is the
+    scan's."""
+    mean, squares = reach[1:].chunk(2)
+    variance = squares / reach[0].clamp_min(1.0)
+    double = bool(((mean.square() + variance) > MOST_DEVIATIONS**2 * (variance + CLASS_VARIANCE)).any())
+    if double:
+        log.info("offsets lie far from 0: products in float64")
     return double

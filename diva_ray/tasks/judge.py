@@ -56,9 +56,9 @@ def calibrate(
         sums: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
         runner.engine.tell(link=verdict.fit_link(sums, setup.outputs))
         return sums
-    runner.engine.tell(examples=max(1, -(-REFERENCE_TARGETS // len(scored))))
-    (reference,) = runner.run(verdicts.examples_of_targets, "calibrate", scored, features=False).joined()
-    runner.engine.tell(reference=reference, link=None)
+    runner.engine.tell(examples=REFERENCE_TARGETS)
+    drawn: verdicts.Drawn = runner.run(verdicts.examples_of_targets, "calibrate", scored, features=False)
+    runner.engine.tell(reference=drawn.rows, link=None)
     return None
 
 

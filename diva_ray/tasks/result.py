@@ -56,11 +56,14 @@ class Result:
         softmax_k(sharpness g((1 - leverage) loo_output_k / level_k)), g(x) = scale asinh(x / scale): the calibration of
         summary.json, under which the given labels are most likely. Columns are the sorted classes.
         """
-        table = self.folder.read_table("samples")
-        if "loo_output" not in table.column_names or "calibration" not in self.summary:
+        if "calibration" not in self.summary:
             raise InputError(
-                "pred_probs: left-out outputs of classes must be written, got none. Score with `outputs=True`."
+                f"pred_probs: rows must have one class each, got task={self.summary.get('task')}. Read `label_score` "
+                "of `samples` instead."
             )
+        table = self.folder.read_table("samples")
+        if "loo_output" not in table.column_names:
+            raise InputError("pred_probs: left-out outputs must be written, got none. Score with `outputs=True`.")
         known = self.summary["calibration"]
         outputs, _ = to_matrix(table["loo_output"], "loo_output", "samples")
         room = 1 - table["leverage"].to_numpy()

@@ -113,6 +113,8 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     if not taken and config.ridge == "auto" and config.method != "paper":
         taken = best_base(sums)  # of wrong labels a leave-one-out error makes a ridge too large
     left = walk_to(walk, arms[taken])
+    if arms[taken].steps and not walk.final:
+        taken = best_base(sums) if config.ridge == "auto" else 0
     return Weighed(arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds, walk.class_dependence)
 
 

@@ -26,9 +26,11 @@ from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies, note
 from diva_ray.tasks.checks import (
     check_scan,
     features_take_double,
+    offsets_take_double,
     takes_double,
     tell_hot,
     tell_missing,
+    tell_placeholder,
     tell_units,
 )
 from diva_ray.tasks.folder import Folder, stored
@@ -125,6 +127,7 @@ def open_session(
         check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
         if not quiet:
             tell_missing(columns, found)
+            tell_placeholder(columns, found)
         if config.standardize == "auto":
             tell_units(columns, found)
         if opened.task == "vector" and config.task == "auto":
@@ -242,9 +245,13 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     classes = found.labels
     outputs = len(classes) if classes is not None else found.target_width
     outputs = sum(found.widths) if opened.task == "pairs" else outputs
-    center = found.target[1:].chunk(2)[0] if opened.loss == "cosine" and opened.task == "vector" else None
+    cosine = opened.loss == "cosine" and opened.task == "vector"
+    center, near = found.center() if cosine else (None, 0.0)
     double = config.precision == "float64"
-    double |= opened.task in ("regression", "vector") and takes_double(found.target, found.rest)
+    if opened.task in ("regression", "vector"):
+        double |= takes_double(found.reach, outputs)
+    elif opened.columns.offset:
+        double |= offsets_take_double(found.reach)
     if features_take_double(
         found, standardized=config.standardize == "auto", intercept=config.intercept and opened.task != "pairs"
     ):
@@ -259,7 +266,7 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
         block_rows = min(block_rows, rows_of_block(outputs, scale.width))
     return Setup(
         opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
-        block_rows, config.seed, sources=found.sources, keeps_outputs=keeps, inputs=inputs,
+        block_rows, config.seed, sources=found.sources, keeps_outputs=keeps, inputs=inputs, near=near,
     )  # fmt: skip
 
 

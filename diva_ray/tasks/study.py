@@ -137,10 +137,10 @@ class Study:
             dtype = torch.float64 if double else self.session.setup.dtype
         loss = self.session.loss if choice.loss in ("", self.config.loss) else choice.loss
         loss = DEFAULT[self.session.task] if loss == "auto" else loss
-        center = self.session.scan.target[1:].chunk(2)[0] if loss == "cosine" else None
+        center, near = self.session.scan.center() if loss == "cosine" else (None, 0.0)
         if isinstance(choice.shares, Mapping):
             scale = scale.shared([choice.shares[name] for name in choice.bands])
-        return replace(self.session.setup, scale=scale, loss=loss, center=center, dtype=dtype)
+        return replace(self.session.setup, scale=scale, loss=loss, center=center, near=near, dtype=dtype)
 
     @property
     def _names(self) -> tuple[str, ...]:

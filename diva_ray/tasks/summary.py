@@ -12,6 +12,7 @@ from torch import Tensor
 from diva_ray.core.multilabel import Slips
 from diva_ray.core.verdict import Link, Verdict, class_levels
 from diva_ray.engine.reduce import Tally
+from diva_ray.engine.scan import CONSTANT
 from diva_ray.engine.setup import Setup
 from diva_ray.report.words import counted
 from diva_ray.tasks.alike import alike_in_words, alike_of, shared_in_words
@@ -220,8 +221,10 @@ def error_of(session: Session, wrong: float) -> float:
     total = session.scan.counts["validation"]
     if session.task in ("classification", "multilabel"):
         return wrong / total
-    variance = float(session.scan.target[1:].chunk(2)[1].sum())
-    return 1.0 - wrong / variance if variance > 0 else 0.0
+    mean, squares = session.scan.target[1:].chunk(2)
+    variance = float(squares.sum())
+    varies = variance > CONSTANT * (variance + total * float(mean @ mean))
+    return 1.0 - wrong / variance if varies else 0.0
 
 
 def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:

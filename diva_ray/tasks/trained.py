@@ -54,14 +54,16 @@ def write_model(session: Session, config: TrainConfig, course: Course) -> None:
     meaning = {
         "classification": "logits of the classes", "multilabel": "logits of each class",
     }.get(course.task, "(target - target_mean) / target_scale")  # fmt: skip
+    offset = course.columns.offset
+    added = f" All are corrections: `{offset}` of a row is to be added, in units of logits or of the target."
     known = {
         "module": config.module or "linear", "arm": arm, "seed": seed, "task": course.task,
         "features": dict(zip(session.columns.features, widths, strict=True)), "n_features": int(sum(widths)),
         "n_outputs": course.outputs, "classes": None if course.classes is None else course.classes.to_pylist(),
-        "offset": course.columns.offset,
+        "offset": offset,
         "use": "x = (features - mean) * scale, bands side by side, 0 where one is missing (scale.npz); "
         f"module(x) with the arrays of model.npz; outputs are {meaning}. closed_form.npz: x @ weight.T + bias, in "
-        "units of the target.",
+        "units of the target." + (added if offset else ""),
     }  # fmt: skip
     folder.write_json("model/model.json", known)
 

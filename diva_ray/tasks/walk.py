@@ -72,6 +72,7 @@ class Walk:
     store: Any = None
     at: int = 0
     name: str = ""
+    moved: int = 0  # weights that were changed, by steps that look at all rows first
     final: tuple[str, float] | None = None  # step and factor of the weights that a walk to an arm ended with
     penalty: Tensor = field(default_factory=lambda: torch.zeros(0))  # dL/dLambda of every column, at the last look
     class_dependence: float = 0.0  # of the labels that look wrong, at the last look
@@ -81,7 +82,7 @@ class Walk:
         """Go back to the table's weights, perhaps without a fold; return the fit sums there (`sums`, if known)."""
         engine = self.runner.engine
         engine.forget("fold", "step", "factor", "weights", "rows", "scored")
-        self.at, self.name = 0, "all" if fold is None else f"without{fold.k}"
+        self.at, self.moved, self.name = 0, 0, "all" if fold is None else f"without{fold.k}"
         engine.tell(setup=self.setup, store=self.store, multiplied=self.path.chain.kind == "sources")
         engine.tell(**({} if fold is None else {"fold": fold}))
         return self.runner.run(passes.fit, "fit") if sums is None else sums
@@ -135,6 +136,7 @@ class Walk:
         step = f"{self.name}-{self.at + 1}"
         self.runner.engine.tell(steps=choices, kept=kept, next_step=step)
         found: Partial = self.runner.run(steps.propose, "propose")
+        self.moved += int(found.tally["moved"][kept]) if kept is not None else 0
         before, *after = found.tally["totals"].tolist()
         factors = [before / total if total > 0 else 1.0 for total in after]
         after_sums = [  # a step that leaves no row is no step
@@ -176,7 +178,8 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
     """Take the steps of an arm on all rows; return the left-out sums of the state from which its last step is taken.
 
     The rows' results stay those of that state: they are why the weights become what they become. `known["final"]`
-    tells the last weights.
+    tells the last weights, and `walk.final`: None where they are the table's, though steps found rows to change while
+    a fold was set apart.
     """
     sums = walk.begin(None)
     for k, step in enumerate(arm.steps):
@@ -187,9 +190,10 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
         left = walk.look(solution)
         (sums,), (factor,) = walk.propose(sums, (step,), kept=0)
         factor = 1.0 if step.kind == "plain" else factor
-        if k == len(arm.steps) - 1:
+        if k == len(arm.steps) - 1 and (walk.moved or step.kind == "plain"):
             walk.final = (f"{walk.name}-{walk.at + 1}", factor)
             walk.runner.engine.tell(final=walk.final)
+        if k == len(arm.steps) - 1:
             return left
         walk.go(factor)
     return walk.look(walk.solve(sums))

@@ -52,6 +52,14 @@ def test_a_row_at_the_center_has_cosine_loss_one_and_no_gradient():
     assert float(gradient[[0, 2]].abs().max()) < 1e-15
 
 
+def test_a_target_next_to_the_center_has_no_direction():
+    F = CENTER + torch.ones(3, len(CENTER), dtype=F64)
+    Y = CENTER + torch.tensor([[1e-9], [-1e-9], [1e-3]], dtype=F64)
+    values, gradient = losses.cosine(CENTER, near=1e-6)(F, Y)
+    assert_close(values, [1.0, 1.0, 0.0], 1e-12)
+    assert float(gradient.abs().max()) < 1e-12
+
+
 def test_a_loss_of_ones_own_is_differentiated_and_runs_without_gradients_around_it():
     F, Y = torch.ones(4, 2, dtype=F64), torch.zeros(4, 2, dtype=F64)
     with torch.no_grad():
@@ -65,6 +73,26 @@ def test_a_callable_that_sums_over_rows_is_told_to_return_one_value_per_row():
     loss = losses.from_torch(torch.nn.functional.mse_loss)
     with pytest.raises(ValueError, match=r"one value per row, got shape \(\) for 4 rows\. Use `reduction='none'`"):
         loss(torch.ones(4, 2), torch.zeros(4, 2))
+
+
+def test_a_callable_that_does_not_sum_over_outputs_is_told_so():
+    loss = losses.from_torch(torch.nn.BCEWithLogitsLoss(reduction="none"))
+    with pytest.raises(
+        ValueError, match=r"one value per row, got shape \(4, 2\) for 4 rows\. Add them up over outputs"
+    ):
+        loss(torch.ones(4, 2), torch.zeros(4, 2))
+
+
+def test_a_callable_with_slopes_that_are_not_finite_is_refused():
+    loss = losses.from_torch(lambda F, Y: torch.where(F > 0, F.sqrt(), 0 * F).sum(1))
+    with pytest.raises(ValueError, match=r"finite slopes, got \[nan, 0.5\] at output \[-1.0, 1.0\].*torch.where"):
+        loss(torch.tensor([[1.0, 1.0], [-1.0, 1.0]]), torch.zeros(2, 2))
+
+
+def test_a_callable_may_write_into_its_targets():
+    Y = torch.zeros(4, 2, dtype=F64)
+    losses.from_torch(lambda F, Y: (F - Y.add_(1)).square().sum(1))(torch.ones(4, 2, dtype=F64), Y)
+    assert not bool(Y.any())
 
 
 def test_a_callable_that_returns_nan_is_refused():

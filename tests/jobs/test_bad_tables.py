@@ -164,6 +164,8 @@ def test_nulls():
         refuses(r"data.group: column `g` must hold no null, got one at row 4", base(g=pa.array(keys)), group="g")
     lists = [["a"], ["b", None], ["c"]] * 20
     refuses(r"data.label: column `label` must hold no null, got one inside a list at row 1", base(label=lists))
+    pairs = pa.array([["a", "b"], ["b", None], ["c", "a"]] * 20, pa.list_(pa.string(), 2))
+    refuses(r"data.label: column `label` must hold no null, got one inside a list at row 1", base(label=pairs))
     holes = X.tolist()
     holes[8][1] = None
     refuses(

@@ -78,6 +78,18 @@ def test_arms_are_judged_on_models_that_never_saw_the_fold():
     assert result.summary["trials"][0]["error"] == pytest.approx(wrong / 900, abs=1e-9)
 
 
+def test_steps_that_change_no_weight_in_the_end_are_not_accepted():
+    draw = np.random.default_rng(6)
+    X = draw.standard_normal((600, 8))
+    V = X @ draw.standard_normal((8, 3)) + 0.5 * draw.standard_normal((600, 3))
+    V[:30] = V[draw.permutation(30)]
+    found = diva_ray.reweight({"features": X, "label": V}, loss="cosine", cluster=INLINE, quiet=True)
+    s = found.summary
+    assert any(trial["gain"] > trial["gain_standard_error"] and "dropped" in trial["weights"] for trial in s["trials"])
+    assert s["n_lowered"] == 0 and not s["accepted"] and s["ridge"] == s["ridge_uniform"] and s["gain"] == 0
+    assert "no weight changed" in found.told[0]
+
+
 def test_a_ridge_too_large_for_its_labels_is_lowered_though_no_weight_changes(monkeypatch):
     generator = np.random.default_rng(0)
     means, truth = generator.standard_normal((100, 64)), np.repeat(np.arange(100), 10)

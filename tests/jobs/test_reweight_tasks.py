@@ -62,6 +62,6 @@ def test_targets_that_stand_for_other_rows_labels_are_none_of_rows_set_apart():
     assert 300 < int(apart.sum()) < 600
     for known, allowed in (({}, torch.ones(1300, dtype=torch.bool)), ({"fold": fold}, ~apart)):
         runner.engine.tell(setup=setup, examples=50, **known)
-        (found,) = runner.run(verdicts.examples_of_targets, "calibrate").joined()
+        found = runner.run(verdicts.examples_of_targets, "calibrate").rows
         rows = found[:, 0].long()
         assert len(rows.unique()) == 50 and bool(allowed[rows].all())

@@ -36,6 +36,7 @@ def rows_of(n=N, seed=0, shift=0.0):
             "label": pa.array([f"class {k}" for k in y]),
             "amount": X[:, 0] * 2 + generator.standard_normal(n),
             "weight": generator.random(n),
+            "near": vectors((X + np.random.default_rng(9).standard_normal(X.shape)).astype(np.float32)),
             "id": generator.permutation(n) + 10_000 * seed,
         }
     )
@@ -180,7 +181,7 @@ def test_an_update_is_the_run_from_scratch_and_reads_what_changed(edit, table, f
     [
         {"intercept": False}, {"standardize": "none"}, {"projection": 3, "seed": 5}, {"features": ["b"]},
         {"shares": {"a": 0.7, "b": 0.3}}, {"label": "amount"}, {"weight": None, "source": "label"},
-        {"block_rows": 100, "ridge": 2.0}, {"offset": "a", "label": "a", "task": "vector", "features": ["b"]},
+        {"block_rows": 100, "ridge": 2.0}, {"offset": "near", "label": "a", "task": "vector", "features": ["b"]},
     ],
     ids=str,
 )  # fmt: skip
@@ -191,6 +192,23 @@ def test_whatever_is_fitted(options, table, tmp_path):
     scratch, updated = derived(after, **options), derived(after, update=before, **options)
     same(updated, scratch)
     assert updated[1]["update"]["rows_unchanged"] > N / 2
+
+
+@pytest.mark.parametrize("names", [[0, 1, 2, 3], ["a", "b", "c", "d"]])
+def test_a_class_more_or_less_among_several_is_seen(names):
+    draw = np.random.default_rng(2)
+    X = draw.standard_normal((2000, 6))
+    several = X[:, :4] + 0.5 * draw.standard_normal((2000, 4)) > 0
+    other = several.copy()
+    other[draw.choice(2000, 300, replace=False), 0] ^= True
+    before, after = (
+        {"features": X, "label": [[names[k] for k in np.flatnonzero(row)] for row in rows]} for rows in (several, other)
+    )
+    options = {"features": ["features"], "weight": None, "ridge": 1.0}
+    run = derived(before, **options)[3]
+    scratch, updated = derived(after, **options), derived(after, update=run, **options)
+    same(updated, scratch)
+    assert updated[1]["update"]["rows_relabelled"] > 0
 
 
 def test_a_class_of_another_name_keeps_its_offset(table):
@@ -221,7 +239,7 @@ def test_sums_of_features_far_from_zero_keep_their_digits(far, kind):
 
 
 def test_other_ridge_shares_intercept_and_column_names_take_the_same_sums(table, first):
-    renamed = table.rename_columns(["a", "b", "class", "amount", "w", "id"])
+    renamed = table.rename_columns(["a", "b", "class", "amount", "w", "near", "id"])
     options = {"label": "class", "weight": "w", "intercept": False, "ridge": 0.3, "shares": {"a": 0.9, "b": 0.1}}
     updated = derived(renamed, update=first, **options)
     same(updated, derived(renamed, **options))

@@ -1,11 +1,14 @@
 """Numbers to predict, wherever they lie: far from 0, close together, wide apart."""
 
+from collections import Counter
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 import diva_ray
-from diva_ray.engine.scan import merge_moments, moments
+from diva_ray.engine.scan import Extremes, merge_moments, moments
 from diva_ray.errors import InputError
 
 N, RIDGE = 60, 0.5
@@ -14,8 +17,8 @@ X = generator.standard_normal((N, 4))
 Y = X @ np.array([1.0, -0.5, 0.2, 0.0]) + 0.5 * generator.standard_normal(N)
 
 
-def score(label, **options):
-    data = {"features": X, "label": label}
+def score(label, columns=None, **options):
+    data = {"features": X, "label": label, **(columns or {})}
     return diva_ray.score(
         data, **{"quiet": True, "cluster": {"kind": "inline", "threads": 1}, "ridge": RIDGE, **options}
     )
@@ -93,8 +96,69 @@ def test_numbers_whose_derivatives_cannot_be_written_are_refused(factor):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e12])
-def test_a_constant_has_no_loss(value):
-    assert score(np.full(N, value)).summary["loss"] == pytest.approx(0, abs=1e-6 * max(1, value) ** 2)
+def test_a_constant_is_refused_and_validates_with_an_r2_of_0(value):
+    with pytest.raises(InputError, match=r"data.label: numbers must differ from row to row, got .* in every row of"):
+        score(np.full(N, value))
+    rows = {"features": X[:20], "label": np.full(20, value)}
+    assert score(Y + value, validation=rows).summary["r2"] == 0
+
+
+@pytest.mark.parametrize("far", [300.0, 1e4, 1e8])
+@pytest.mark.parametrize("what", ["offset", "beside", "few heard", "validation"])
+def test_numbers_far_from_zero_keep_their_digits_wherever_that_is(what, far):
+    """Offsets, one number of several, rows that train but do not validate, a validation table."""
+    y, noise = Y, np.random.default_rng(8).standard_normal(N)
+    label, columns, more = {
+        "offset": (y, {"o": far + 0.1 * noise}, {"offset": "o"}),
+        "beside": (np.c_[y, np.full(N, far)], {}, {}),
+        "few heard": (far + y, {"v": (np.arange(N) == 7) * 1.0}, {"validation_weight": "v"}),
+        "validation": (far + y, {}, {"validation": {"features": X[:5] + 0.01, "label": np.full(5, far)}}),
+    }[what]
+    one, other = (score(label, columns, precision=p, **more) for p in ("auto", "float64"))
+    assert one.summary["precision"].startswith("float64") == (far > 30 * y.std())
+    d, e = (run.samples["derivative"].to_numpy() for run in (one, other))
+    np.testing.assert_allclose(d, e, atol=1e-5 * np.abs(e).max())
+
+
+def test_offsets_of_classes_far_from_zero_keep_their_digits():
+    noise = np.random.default_rng(8).standard_normal((2, N, 3))
+    label = (X[:, :3] + noise[0]).argmax(1)
+    one, other = (score(label, {"o": -1e4 + noise[1]}, offset="o", precision=p) for p in ("auto", "float64"))
+    assert one.summary["error"] == other.summary["error"]
+    d, e = (run.samples["derivative"].to_numpy() for run in (one, other))
+    np.testing.assert_allclose(d, e, atol=1e-5 * np.abs(e).max())
+
+
+def test_truth_in_another_type_is_compared_as_the_narrower_holds_it():
+    y, wrong = Y, np.arange(N) < 20
+    for label, truth, count in [
+        ((y + 5 * wrong).astype(np.float32), y, 20),
+        (np.round(3 * y) + 0.5 * wrong, np.round(3 * y).astype(int), 20),
+        (y.astype(np.float16), y.astype(np.float16), 0),
+    ]:
+        found = score(label, {"t": truth}, truth="t").summary["planted"]
+        assert found["n_planted"] == count
+
+
+def test_predictions_are_written_as_labels_are():
+    y = 1.7e9 + 300 * Y  # seconds, of which float32 holds every 128th
+    result = score(y)
+    found = result.samples["predicted_label"]
+    assert found.type == pa.float64()
+    r2 = 1 - ((found.to_numpy() - y) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    assert r2 == pytest.approx(result.summary["r2"], abs=1e-6)
+    assert score((y - 1.7e9).astype(np.float32)).samples["predicted_label"].type == pa.float32()
+
+
+def test_scores_of_numbers_do_not_depend_on_the_order_of_rows():
+    draw = np.random.default_rng(4)
+    n, order, Z = 5000, draw.permutation(5000), draw.standard_normal((5000, 8))  # in three shards
+    y = Z.sum(1) + 0.3 * draw.standard_normal(n)
+    one, other = (
+        score(y[rows], {"features": Z[rows], "id": rows}, precision="float64") for rows in (np.arange(n), order)
+    )
+    a, b = (run.samples["label_score"].to_numpy() for run in (one, other))
+    np.testing.assert_allclose(b, a[order], rtol=1e-5)
 
 
 def test_moments_of_parts_add_up():
@@ -107,6 +171,32 @@ def test_moments_of_parts_add_up():
     mean = np.average(values, axis=0, weights=weight)
     wanted = [weight.sum(), *mean, *(weight @ (values - mean) ** 2)]
     np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [-999.0, 999.0])
+def test_a_number_that_stands_for_none_is_told(value, caplog):
+    y = np.where(np.arange(N) % 20 == 7, value, Y)
+    diva_ray.score({"features": X, "label": y}, cluster={"kind": "inline", "threads": 1})
+    told = [record.message for record in caplog.records if "stands for a missing one" in record.message]
+    assert told and f"column `label` is {value:g} in 3 rows" in told[0]
+
+
+def test_numbers_of_long_tails_and_many_zeros_stand_for_themselves():
+    draw = np.random.default_rng(0)
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        claims = np.where(draw.random(500) < 0.9, 0.0, np.round(draw.lognormal(5, 2, 500)))
+        for numbers in (
+            claims,
+            draw.standard_cauchy(500),
+            np.array([0.0, 0, 1]),
+            np.array([3.0, 3, 3]),
+            draw.random(2),
+        ):
+            parts = [Extremes(Counter(part.tolist())) for part in np.array_split(numbers, 3)]
+            found = sum(parts, Extremes())
+            assert found.placeholder() is None
+            assert found == sum(parts[::-1], Extremes()) == Extremes() + Extremes(Counter(numbers.tolist()))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05])
