@@ -210,12 +210,12 @@ def reset_memory() -> int:
             file.write("5")
     except OSError:
         pass  # the mark stays where it was: what is then measured is an upper bound
-    return min(_memory("VmRSS"), _memory("VmHWM"))  # the level may have risen since the mark was set
+    return _memory("VmRSS")
 
 
 def memory_above(level: int) -> int:
     """Return the bytes by which the memory high-water mark lies above a level."""
-    return _memory("VmHWM") - level
+    return max(0, _memory("VmHWM") - level)  # the kernel adds up pages in batches: its figures are off by some of them
 
 
 def _memory(name: str) -> int:
