@@ -65,7 +65,8 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
     if first.accuracy is not None:
         summary["derivative_check"] = {name: one.accuracy for name, one in derived.items()}
     if "planted" in written:
-        summary["planted"] = planted(written["planted"], written["ranked"].joined()[0])
+        found = planted(written["planted"], written["ranked"].joined()[0])
+        summary["planted"] = {**found, "by": session.config.data.truth}
     return summary
 
 
@@ -91,7 +92,8 @@ def told(summary: dict[str, Any]) -> list[str]:
         lines.append(curated_in_words(s["curated"]))
     if "planted" in s:
         p = s["planted"]
-        lines.append(f"planted {p['n_planted']:,} wrong pairs, found {p['n_found']:,}: {found_in_words(p)}")
+        known = words.counted(p["n_planted"], "pair does", "pairs do")
+        lines.append(f"{known} not belong together by `{p['by']}`, found {p['n_found']:,}: {found_in_words(p)}")
     return lines
 
 

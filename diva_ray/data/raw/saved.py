@@ -23,7 +23,7 @@ def find(
         splits = sorted({info.path.split("/")[-2] for info in infos})
         raise InputError(
             f"data.path: one split must be named, got {', '.join(splits)} at {path}. Use `data.path={path.rstrip('/')}/"
-            f"{splits[0]}`."
+            f"{'train' if 'train' in splits else splits[0]}`."
         )
     infos = _listed(path, infos, _order(filesystem, folder))
     schema, units, total = None, [], 0
