@@ -193,7 +193,7 @@ def test_saved_splits_must_be_named(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         raw_sets.write_saved(tmp_path / split)
-    refuses(r"data.path: one split must be named, got test, train at .*Use `data.path=.*/test`", tmp_path)
+    refuses(r"data.path: one split must be named, got test, train at .*Use `data.path=.*/train`", tmp_path)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
