@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 
 _folder = tempfile.tempdir = tempfile.mkdtemp(prefix="diva_ray-tests-")
@@ -23,7 +24,8 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 os.environ.pop("RAY_ADDRESS", None)
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process compiles this package again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process compiles again what pip did not
+sys.dont_write_bytecode = False
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
