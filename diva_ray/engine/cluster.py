@@ -24,6 +24,8 @@ from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
 
+GRACE = 2.0  # seconds for what runs when a mistake is found
+
 
 class Cluster:
     """Resident workers, each holding consecutive shards. Bits do not depend on how many there are."""
@@ -93,17 +95,20 @@ class Cluster:
         refs = {self._actor(extent).loaded.remote(extent.index): extent for extent in resident}
         pending = list(refs)
         deadline = time.monotonic() + self.start_timeout
-        while pending:
-            done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-            if not done:
-                late = sorted({self.owner[refs[ref].index] for ref in pending})
-                raise InputError(
-                    f"cluster: every worker must have loaded its rows within {self.start_timeout:g} s, got none of the "
-                    f"{len(pending)} shards left of worker(s) {late} (free now: {ray.available_resources()}). "
-                    "Free resources, lower `cluster.workers`, or raise `cluster.start_timeout`."
-                )
-            yield fetch(done[0])
-            deadline = max(deadline, time.monotonic() + self.start_timeout)
+        try:
+            while pending:
+                done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+                if not done:
+                    late = sorted({self.owner[refs[ref].index] for ref in pending})
+                    raise InputError(
+                        f"cluster: every worker must have loaded its rows within {self.start_timeout:g} s, got none of "
+                        f"the {len(pending)} shards left of worker(s) {late} (free now: {ray.available_resources()}). "
+                        "Free resources, lower `cluster.workers`, or raise `cluster.start_timeout`."
+                    )
+                yield fetch(done[0])
+                deadline = max(deadline, time.monotonic() + self.start_timeout)
+        finally:
+            give_up(pending)
 
     def _actor(self, extent: Extent) -> Any:
         return self.actors[self.owner[extent.index]]
@@ -136,16 +141,19 @@ class Cluster:
         """Yield the sum of the partials of every section of shards, in order, whatever the order they finish in."""
         calls = [self._begin(kernel, section, features) for section in sections(extents)]
         waiting = [ref for parts in calls for _, ref in parts]
-        while calls:
-            found = []
-            for part, ref in calls.pop(0):
-                waiting.remove(ref)
-                partial, works = self._await(ref, part, waiting)
-                found.append(partial)
-                for worker, work in works:
-                    self.meter.add(worker, work)
-                done(sum(extent.stop - extent.start for extent in part))
-            yield add_in_order(found)
+        try:
+            while calls:
+                found = []
+                for part, ref in calls.pop(0):
+                    waiting.remove(ref)
+                    partial, works = self._await(ref, part, waiting)
+                    found.append(partial)
+                    for worker, work in works:
+                        self.meter.add(worker, work)
+                    done(sum(extent.stop - extent.start for extent in part))
+                yield add_in_order(found)
+        finally:
+            give_up(waiting)
 
     def total(self, found: Iterable[Any]) -> Any:
         """Return the sum of sections, in order."""
@@ -220,6 +228,15 @@ class Cluster:
         for actor in self.actors:
             ray.kill(actor)  # type: ignore[arg-type]  # a typed proxy is a handle
         self.actors = []
+
+
+def give_up(refs: list[Any]) -> None:
+    """Take back what nobody waits for any more, and let what runs already end, if it does so soon: Ray would tell of
+    each that it failed when its worker ends."""
+    for ref in refs:
+        ray.cancel(ref)
+    if refs:
+        ray.wait(refs, num_returns=len(refs), timeout=GRACE, fetch_local=False)
 
 
 def fetch(ref: Any, timeout: float | None = None) -> Any:

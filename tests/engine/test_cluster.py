@@ -92,6 +92,22 @@ def test_a_stuck_pass_ends_with_a_message(ray_cluster):
     runner.engine.close()
 
 
+def test_a_mistake_is_all_that_is_told(ray_cluster, capfd):
+    runner, _ = opened(small_task(n=9000), "ray", workers=1)
+
+    def mistaken(shard, known):
+        if shard.extent.index == 0:
+            raise InputError("data: a mistake.")
+        time.sleep(0.5)
+
+    with pytest.raises(InputError, match="a mistake"):
+        runner.run(mistaken, "mistaken")
+    runner.engine.close()
+    time.sleep(1.0)  # Ray tells what failed from a thread of its own
+    said = capfd.readouterr()
+    assert "failed" not in said.out + said.err
+
+
 def test_a_worker_that_does_not_answer_is_one_line(ray_cluster):
     import ray
 
