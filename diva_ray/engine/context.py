@@ -153,7 +153,7 @@ def idle(shard: Shard, known: Known) -> Tensor:
 
 def weights_after(shard: Shard, known: Known, step: str | None, factor: float) -> Tensor:
     """Return the weights that a step left, times the factor that keeps their mean; the table's if there was none."""
-    if not step:
+    if not step or (shard.extent.held_out and not shard.extent.pool):  # rows that only validate take no steps
         return shard.weight
     kept = shard.state.setdefault("weights", {})
     assert isinstance(kept, dict)

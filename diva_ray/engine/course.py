@@ -30,7 +30,8 @@ class Course:
         given: weights and flags of an earlier run.
         folder: the output, where checkpoints go.
         scale: how features enter, without a column of 1.
-        classes: sorted classes; None for numbers, which are trained on as (y - target_mean) / target_scale.
+        classes: sorted classes; None for numbers, which are trained on as (y - offset - target_mean) /
+            target_scale.
         arms: names out of weighted, uniform, without_flagged.
         build: (n_features, n_outputs) -> module.
         batch_size: rows of a step, of all workers together.
@@ -73,15 +74,16 @@ class Course:
             Y = class_targets(shard.label, self.classes)
             Y = Y if Y.ndim == 1 else Y.float()
         else:
-            Y = ((number_targets(shard.label, self.columns.label, shard.where) - self.target_mean)
-                 / self.target_scale).float()  # fmt: skip
-        offset = None if shard.offset is None else (shard.offset / self.target_scale).float()
+            Y = number_targets(shard.label, self.columns.label, shard.where)
+            rest = Y if shard.offset is None else Y - shard.offset  # all that is fitted, while it has all its digits
+            return Rows(Z, ((rest - self.target_mean) / self.target_scale).float(), None, shard.weight)
+        offset = None if shard.offset is None else shard.offset.float()
         return Rows(Z, Y, offset, shard.weight)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows side by side: features (n, p), targets, offsets, weights."""
+    """Rows side by side: features (n, p), targets, offsets (of classes: of numbers they are taken off), weights."""
 
     Z: Tensor
     Y: Tensor

@@ -68,10 +68,10 @@ def classes_of(shard: Shard, setup: Setup) -> Tensor:
 
 
 def class_counts(shard: Shard, known: Known) -> Tensor:
-    """Return the rows of every class."""
+    """Return the rows of every class that may be chosen: those with a weight."""
     setup: Setup = known["setup"]
     size = setup.outputs if setup.task == "classification" else 1
-    return torch.bincount(classes_of(shard, setup), minlength=size)
+    return torch.bincount(classes_of(shard, setup)[shard.weight > 0], minlength=size)
 
 
 def score_pool(shard: Shard, known: Known) -> Partial:

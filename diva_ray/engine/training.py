@@ -204,7 +204,7 @@ def evaluate(course: Course, crew: Crew) -> tuple[Tensor, Tensor, Tensor]:
             rows = course.read(course.test, reader, a, b)
             errors = [row_errors(course, outputs(model, rows), rows.Y, 0.0) for model in models]
             found = rows.Z.double() @ weight.T + bias
-            found = found if rows.offset is None else found + rows.offset * course.target_scale
+            found = found if rows.offset is None else found + rows.offset
             if course.classes is None:
                 found = (found - course.target_mean) / course.target_scale
             E = torch.stack([*errors, row_errors(course, found, rows.Y, 0.5)], 1)

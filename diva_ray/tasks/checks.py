@@ -72,12 +72,13 @@ def missing_of(columns: Columns, found: Scan) -> dict[str, int]:
     return {name: rows - there for name, there in zip(columns.features, found.rows, strict=True) if there < rows}
 
 
-def tell_missing(columns: Columns, found: Scan) -> None:
+def tell_missing(columns: Columns, found: Scan, whose: str = "") -> None:
     """Log which bands are missing in some rows: a modality may be, but a null number is more often an oversight."""
     missing, widths = missing_of(columns, found), dict(zip(columns.features, found.widths, strict=True))
     for name in list(missing)[:TOLD]:
         level = logging.WARNING if widths[name] == 1 else logging.INFO
-        log.log(level, "column `%s`: %s of %s missing", name, f"{missing[name]:,}", f"{int(found.counts['rows']):,}")
+        counts = f"{missing[name]:,}", f"{int(found.counts['rows']):,}"
+        log.log(level, "%scolumn `%s`: %s of %s missing", whose, name, *counts)
     if len(missing) > TOLD:
         log.warning("%d more columns have missing rows (`missing` in summary.json)", len(missing) - TOLD)
 
@@ -277,6 +278,13 @@ def features_take_double(found: Scan, *, standardized: bool, intercept: bool) ->
     takes away."""
     far = max((float(band.max()) for band in deviations(found) if len(band)), default=0.0)
     return intercept and not standardized and far > MOST_DEVIATIONS
+
+
+def reach_takes_double(task: str, reach: Tensor, outputs: int) -> bool:
+    """Return whether float32 holds too little of what is fitted, numbers or classes, or of its offsets."""
+    if not reach[0]:  # classes without offsets, pairs
+        return False
+    return takes_double(reach, outputs) if task in ("regression", "vector") else offsets_take_double(reach)
 
 
 def takes_double(reach: Tensor, outputs: int) -> bool:

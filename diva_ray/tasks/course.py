@@ -101,9 +101,13 @@ def course_of(
     """Return what the workers are told; rows are read in the table's own order, whatever their groups."""
     mean, spread = torch.zeros(setup.outputs, dtype=torch.float64), 1.0
     if setup.classes is None:
-        mean, squares = session.scan.target[1:].chunk(2)
-        variance = float(squares.sum() / session.scan.target[0]) / setup.outputs
-        spread = variance**0.5 if variance > 1e-24 * float(mean.square().mean()) else 1.0
+        found = session.scan.reach if session.columns.offset else session.scan.target
+        mean, squares = (x.view(-1, setup.outputs)[-1] for x in found[1:].chunk(2))  # of what offsets leave
+        variance = float(squares.sum() / found[0]) / setup.outputs
+        size = float(mean.square().mean())
+        if not (config.intercept or config.module):  # the linear head then has none, as the closed form has not
+            mean, variance = torch.zeros_like(mean), variance + size
+        spread = variance**0.5 if variance > 1e-24 * size else 1.0
     known = session.columns
     return Course(
         session.original or session.tables[0], session.tables[-1],

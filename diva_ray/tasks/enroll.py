@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import ExtendConfig
+from diva_ray.core.verdict import LOSS, Histogram
 from diva_ray.data.shards import Extent
 from diva_ray.engine import pool
+from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import Scan, merge_values, scan
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.alike import note_shared
-from diva_ray.tasks.checks import check_ids
+from diva_ray.tasks.checks import check_ids, reach_takes_double, tell_missing
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.session import Session
 
 log = logging.getLogger("diva_ray")
 
-FAR = 25.0  # times the table's mean square, beyond which a pool is another kind of data
+FAR = 25.0  # times the table's mean square (or left-out loss), beyond which a pool is another kind of data
 
 
 def bands_on_another_scale(names: tuple[str, ...], core: Scan, found: Scan) -> str:
@@ -44,12 +46,41 @@ def bands_on_another_scale(names: tuple[str, ...], core: Scan, found: Scan) -> s
     )
 
 
+def losses_on_another_scale(pool: Histogram, left: Tally, counts: Tally) -> str:
+    """Return what is to be said where the pool's numbers are predicted far worse than the table's left out: their
+    median loss is more than FAR times the table's mean. `pool`: as `loss_verdict.loss_sums` gives it."""
+    cells = pool.counts[: 2 * LOSS[2]].view(2, -1).sum(0)
+    if not float(cells.sum()):
+        return ""
+    at = int(torch.searchsorted(cells.cumsum(0), cells.sum() / 2))
+    low, high, count = LOSS
+    median, table = 10.0 ** (low + (at + 0.5) * (high - low) / count), left["loss"] / counts["validation"]
+    if median <= FAR * table or table <= 0:
+        return ""
+    return (
+        f"the pool's numbers are predicted far worse than the table's (median loss {median:.3g}, of the table's rows "
+        f"left out {table:.3g} on average): another unit, or sign? Give the pool's labels as the table's are given"
+    )
+
+
+def check_bands(names: tuple[str, ...], found: Scan) -> None:
+    """Raise for a band that no row of the pool has."""
+    for name, rows in zip(names, found.rows, strict=True):
+        if found.counts["rows"] and not rows:
+            raise InputError(
+                f"pool: some row must have the band `{name}`, got null in every row. Fix the pool, or leave the band "
+                "out of `data.features`."
+            )
+
+
 def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup, Tensor]:
     """Scan the pool; return its shards, the setup with any new classes, and its rows by class."""
     runner, core = session.runner, session.scan
     extents = [extent for extent in session.engine.extents if extent.pool]
     if session.columns.id is None and "id" in session.tables[-1].schema.names:
         log.warning("column `id` of the pool is not read, as the table has none: ids are positions")
+    if session.columns.id is not None and session.columns.id not in session.tables[-1].schema.names:
+        log.warning("column `%s` is not in the pool: ids of its rows are their positions", session.columns.id)
     found: Scan = runner.run(scan, "scan pool", extents, again=True)
     note_shared(session, "pool", int(found.counts["rows"]), found.counts)
     _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ
@@ -77,6 +108,11 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
             f"data.offset: column `{session.columns.offset}` must hold {setup.outputs} numbers, one for each class of "
             f"the pool too, got {core.offset_width}. Change `data.offset`, or use `pool.new_classes=error`."
         )
+    check_bands(session.columns.features, found)
+    if not runner.quiet:
+        tell_missing(session.columns, found, "the pool's ")
+    if reach_takes_double(setup.task, found.reach, setup.outputs):
+        setup = replace(setup, dtype=torch.float64)
     if far := bands_on_another_scale(session.columns.features, core, found):
         log.warning("%s", far)
         setup = replace(setup, dtype=torch.float64)  # the table would be lost beside them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of
 from diva_ray.tasks.derive import validation_rows
-from diva_ray.tasks.enroll import enroll
+from diva_ray.tasks.enroll import enroll, losses_on_another_scale
 from diva_ray.tasks.extended import figures, sheet_of, told
 from diva_ray.tasks.gauge import Gauge
 from diva_ray.tasks.judge import calibrate, tells_of_classes
@@ -31,6 +32,9 @@ from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
 
+log = logging.getLogger("diva_ray")
+
+RARE = 0.1  # of the rows of a class of middling size: of labels with fewer the fit and its calibration can say nothing
 NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
 
@@ -42,8 +46,8 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
     probably right (a coin with that probability, see `core.choose`), at random within a class, classes in proportion:
     as good as chance or better on a clean pool, and far better on a noisy one. `method=paper` takes the most negative
     derivatives (Dukler et al. 2022, section 4). Without `budget` it ends when no remaining row is likely right (paper:
-    has a negative derivative), or when the left-out error of the table has risen beyond chance: the rounds since it was
-    least are then given back.
+    has a negative derivative); `balanced` also when the left-out error of the table has risen beyond chance: the rounds
+    since it was least are then given back.
     A round costs one derivative of the table and one read of the pool, n p^2 operations; a shard is read again only
     when a chosen row's features were not kept. The pool's features are never all in memory.
 
@@ -97,6 +101,15 @@ def check(config: ExtendConfig) -> None:
         raise InputError(f"rounds: must be 1 to 1000, got {config.rounds}. Change `rounds`.")
     if config.budget is not None and config.budget < 1:
         raise InputError(f"budget: must be at least 1, got {config.budget}. Change `budget`.")
+
+
+def hardly_known(rows: Tensor) -> Tensor:
+    """Return which classes have next to no rows in the table, by the rows of each.
+
+    What was chosen of them does not count: outputs are calibrated on the table's rows, and a class that is hardly ever
+    predicted there would look wrong wherever it is given.
+    """
+    return rows < RARE * rows.double().mean()
 
 
 @dataclass
@@ -184,7 +197,7 @@ class Extension:
         calibrated = calibrate(self.runner, self.setup, left.tally, self.session.scored())
         engine.forget("pool")
         if self.setup.task == "classification":
-            engine.tell(new=left.tally["class_n"] + (self.taken if self._by_class else 0) == 0)
+            engine.tell(new=hardly_known(left.tally["class_n"]))
         row = self.setup.scale.width * self.setup.dtype.itemsize
         # Of the random order in which helping rows are taken, the part that this round will probably reach; however
         # many workers there are, as quotas follow what is in it.
@@ -202,6 +215,9 @@ class Extension:
             rule = verdict.fit_verdict(histogram, classes, shows=told)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)
+        numbers = self.setup.task in ("regression", "vector")
+        if numbers and k == 0 and (far := losses_on_another_scale(histogram, left.tally, self.session.scan.counts)):
+            log.warning("%s", far)
         self.noise_rate = rule.noise_rate if k == 0 else self.noise_rate
         engine.tell(pool_verdict=rule)
 

@@ -30,7 +30,7 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         "n_helpful": kept["helpful"],
         "budget": config.budget,
         "stopped": work.reason,
-        "pool_noise_estimate": work.noise_rate,
+        "pool_noise_estimate": None if work.was_blind else work.noise_rate,
         "single_shot": work.was_blind,
         "error_before": steps[0]["error"],
         "error_after": kept["error"],
@@ -136,8 +136,10 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
             f"before {words.number(steps[0]['loss'], 4)}, at random {words.number(kept['loss_uniform'], 4)}",
             "good" if kept["loss"] < steps[0]["loss"] else "",
         ),
-        Tile("of the pool's labels wrong", f"{100 * s['pool_noise_estimate']:.1f} %", "estimated", "issue"),
     ]
+    if s["pool_noise_estimate"] is not None:
+        share = f"{100 * s['pool_noise_estimate']:.1f} %"
+        tiles.append(Tile("of the pool's labels wrong", share, "estimated", "issue"))
     notes = shared_in_words(s["shared"], s["n_samples"])
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(

@@ -26,8 +26,7 @@ from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies, note
 from diva_ray.tasks.checks import (
     check_scan,
     features_take_double,
-    offsets_take_double,
-    takes_double,
+    reach_takes_double,
     tell_hot,
     tell_missing,
     tell_placeholder,
@@ -248,10 +247,7 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     cosine = opened.loss == "cosine" and opened.task == "vector"
     center, near = found.center() if cosine else (None, 0.0)
     double = config.precision == "float64"
-    if opened.task in ("regression", "vector"):
-        double |= takes_double(found.reach, outputs)
-    elif opened.columns.offset:
-        double |= offsets_take_double(found.reach)
+    double |= reach_takes_double(opened.task, found.reach, outputs)
     if features_take_double(
         found, standardized=config.standardize == "auto", intercept=config.intercept and opened.task != "pairs"
     ):

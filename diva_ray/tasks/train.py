@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -122,8 +123,10 @@ def check(config: TrainConfig, loss: Callable | None) -> None:
             f"projection: must be none for a module, which takes features as they are, got {config.projection}. Leave "
             "`projection` out."
         )
-    if not config.learning_rate > 0:
-        raise InputError(f"learning_rate: must be > 0, got {config.learning_rate}. Change `learning_rate`.")
+    if not 0 < config.learning_rate < math.inf:
+        raise InputError(f"learning_rate: must be > 0 and finite, got {config.learning_rate}. Change `learning_rate`.")
+    if not config.weight_decay < math.inf:
+        raise InputError(f"weight_decay: must be finite, got {config.weight_decay}. Change `weight_decay`.")
     if not 0 <= config.momentum < 1:
         raise InputError(f"momentum: must be at least 0 and below 1, got {config.momentum}. Change `momentum`.")
 

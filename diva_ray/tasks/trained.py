@@ -51,11 +51,10 @@ def write_model(session: Session, config: TrainConfig, course: Course) -> None:
     scale = np.repeat(course.scale.scale, widths)
     targets = {"target_mean": course.target_mean.numpy(), "target_scale": np.array(course.target_scale)}
     folder.write_arrays("model/scale.npz", {"mean": mean, "scale": scale, **targets})
-    meaning = {
-        "classification": "logits of the classes", "multilabel": "logits of each class",
-    }.get(course.task, "(target - target_mean) / target_scale")  # fmt: skip
     offset = course.columns.offset
-    added = f" All are corrections: `{offset}` of a row is to be added, in units of logits or of the target."
+    number = f"(target{' - offset' if offset else ''} - target_mean) / target_scale"
+    meaning = {"classification": "logits of the classes", "multilabel": "logits of each class"}.get(course.task, number)
+    added = f" All are corrections: `{offset}` of a row is to be added, to logits, or in units of the target."
     known = {
         "module": config.module or "linear", "arm": arm, "seed": seed, "task": course.task,
         "features": dict(zip(session.columns.features, widths, strict=True)), "n_features": int(sum(widths)),

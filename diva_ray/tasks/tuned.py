@@ -104,7 +104,8 @@ def best_options(config: TuneConfig, choice: Choice) -> dict[str, Any]:
     """Return the choice as options of the Python calls."""
     known = {name: getattr(choice, name) for name in FIT}
     loss = {} if choice.loss == "callable" else {"loss": choice.loss}
-    return {"features": list(choice.bands), **known, **loss, "seed": config.seed, **target_of(choice)[1]}
+    same = {"task": config.task, "precision": config.precision}
+    return {"features": list(choice.bands), **same, **known, **loss, "seed": config.seed, **target_of(choice)[1]}
 
 
 def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:

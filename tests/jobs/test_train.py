@@ -23,6 +23,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.train import run
 from tests.forks import run_job
+from tests.jobs.problems import digits_split
 
 ROOT = Path(__file__).resolve().parents[2]
 INLINE = {"kind": "inline", "threads": 1}
@@ -199,6 +200,40 @@ def test_offsets_are_corrected_not_learned_again():
     assert arms["closed_form"]["error"] < 1e-3 and arms["uniform"]["error"] < 1.0 and arms["uniform"]["low"] is None
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+def test_offsets_of_numbers_far_from_zero_are_taken_off_with_all_their_digits(intercept):
+    draw = np.random.default_rng(2)
+    X = draw.standard_normal((900, 6))
+    o = 1e5 + 10 * X[:, 0]
+    rows = {"features": X, "label": o + X[:, 1] + 0.3 * draw.standard_normal(900), "own": o[:, None]}
+    data, test = ({name: values[part] for name, values in rows.items()} for part in (slice(600), slice(600, 900)))
+    result = diva_ray.train(
+        data, test, offset="own", intercept=intercept, weights=None, epochs=10, cluster=INLINE, quiet=True
+    )
+    arms = {arm["name"]: arm["error"] for arm in result.summary["arms"]}
+    assert arms["uniform"] == pytest.approx(arms["closed_form"], rel=0.05) and arms["uniform"] < 0.15
+
+
+def test_a_head_without_intercept_has_none():
+    draw = np.random.default_rng(3)
+    X = draw.standard_normal((900, 4))
+    rows = {"features": X, "label": 5 + X[:, 0]}
+    data, test = ({name: values[part] for name, values in rows.items()} for part in (slice(600), slice(600, 900)))
+    result = diva_ray.train(data, test, intercept=False, weights=None, epochs=10, cluster=INLINE, quiet=True)
+    arms = {arm["name"]: arm["error"] for arm in result.summary["arms"]}
+    assert arms["uniform"] == pytest.approx(arms["closed_form"], rel=0.05) and arms["uniform"] > 20
+
+
+def test_weights_are_taken_where_a_table_validates_too(tmp_path):
+    X, y, _, X_test, y_test = digits_split(0.2)
+    data, test = {"features": X, "label": y}, {"features": X_test[:200], "label": y_test[:200]}
+    apart = {"features": X_test[200:400], "label": y_test[200:400]}
+    options = {"validation": apart, "epochs": 1, "seeds": 1, "cluster": INLINE, "quiet": True}
+    weights = diva_ray.score(data, validation=apart, cluster=INLINE, quiet=True, output=str(tmp_path / "run")).path
+    summary = diva_ray.train(data, test, weights=weights, **options).summary
+    assert summary["n_flagged"] > 0 and summary["validation"] == "separate table"
+
+
 def test_weights_by_default_come_from_reweighting_first():
     config = TrainConfig(DataConfig(builtin="digits"), cluster=ClusterConfig(**INLINE), weights="auto", output="")
     config.epochs, config.seeds = 8, 2
@@ -294,7 +329,9 @@ def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypat
         ({"epochs": 0}, r"epochs: must be at least 1, got 0. Change `epochs`"),
         ({"seeds": 0}, r"seeds: must be at least 1, got 0"),
         ({"batch_size": 0}, r"batch_size: must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, r"learning_rate: must be > 0, got 0.0"),
+        ({"learning_rate": float("inf")}, "learning_rate: must be > 0 and finite, got inf"),
+        ({"weight_decay": float("inf")}, "weight_decay: must be finite, got inf"),
+        ({"learning_rate": 0.0}, r"learning_rate: must be > 0 and finite, got 0.0"),
         ({"momentum": 1.0}, r"momentum: must be at least 0 and below 1, got 1.0"),
         ({"flag": "bad"}, r"flag: must be is_label_issue, is_detrimental, either, got bad. Change `flag`"),
         ({"module": "os:system"}, r"module: code may run only with trust_code=true, got module=os:system"),
