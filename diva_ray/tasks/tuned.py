@@ -97,7 +97,7 @@ def target_of(choice: Choice) -> tuple[str, dict[str, Any]]:
         return "reweight", {"method": "safe", "steps": choice.steps, **given}
     if choice.rule == "paper":
         return "reweight", {"method": "paper", "steps": choice.steps, "eta": choice.eta, **given}
-    return "score", ({"curate": "drop"} if choice.rule == "drop_label_issues" else {}) | given
+    return "score", ({"curate": "drop", "labeller_doubt": "off"} if choice.rule == "drop_label_issues" else {}) | given
 
 
 def best_options(config: TuneConfig, choice: Choice) -> dict[str, Any]:

@@ -93,3 +93,12 @@ def test_what_the_pool_lacks_is_told(caplog):
     nothing["more"] = pa.array(nothing["more"], pa.list_(pa.float64()))
     with pytest.raises(InputError, match=r"pool: some row must have the band `more`, got null in every row"):
         run(two, nothing, features=["features", "more"], budget=5)
+
+
+def test_a_pool_without_weight_is_refused():
+    core, pool = blobs(50, 1), blobs(50, 2)
+    core["w"], pool["w"] = np.ones(50), np.zeros(50)
+    with pytest.raises(
+        InputError, match=r"data.weight: some row of the pool must have a weight > 0, got 0 in all of `w`"
+    ):
+        run(core, pool, weight="w", budget=5)
