@@ -120,10 +120,4 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     setup = with_errors(setup, core.counts["heard"], config.standard_errors)
     runner.engine.tell(setup=setup)
-    counts: Tensor = runner.run(pool.class_counts, "count", extents, features=False)
-    if found.counts["rows"] and not int(counts.sum()):
-        raise InputError(
-            f"data.weight: some row of the pool must have a weight > 0, got 0 in all of `{session.columns.weight}`. "
-            "Fix the pool or `data.weight`."
-        )
-    return extents, setup, counts
+    return extents, setup, runner.run(pool.class_counts, "count", extents, features=False)

@@ -148,7 +148,7 @@ class Extension:
     def go(self) -> None:
         """Choose in rounds until the budget is spent, no row helps, none is left, or the error has risen."""
         total = self.helping = int(self.pool_counts.sum())
-        goal = self.config.budget or total
+        goal = min(self.config.budget or total, total)
         self.runner.engine.tell(
             store=self.session.folder, method=self.config.method, levels=None, link=None,
             seed=self.config.seed, uniform_seed=self.config.seed + 17,

@@ -95,10 +95,9 @@ def test_what_the_pool_lacks_is_told(caplog):
         run(two, nothing, features=["features", "more"], budget=5)
 
 
-def test_a_pool_without_weight_is_refused():
+@pytest.mark.parametrize("budget", [None, 5])
+def test_of_a_pool_without_weight_nothing_is_chosen(budget):
     core, pool = blobs(50, 1), blobs(50, 2)
     core["w"], pool["w"] = np.ones(50), np.zeros(50)
-    with pytest.raises(
-        InputError, match=r"data.weight: some row of the pool must have a weight > 0, got 0 in all of `w`"
-    ):
-        run(core, pool, weight="w", budget=5)
+    summary = run(core, pool, weight="w", budget=budget).summary
+    assert summary["n_selected"] == 0 and summary["stopped"] == "the pool is used up"
