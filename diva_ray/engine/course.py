@@ -36,6 +36,7 @@ class Course:
         build: (n_features, n_outputs) -> module.
         batch_size: rows of a step, of all workers together.
         window: rows that a worker holds and shuffles at a time.
+        unused: whether a step leaves some parameter without a gradient.
     """
 
     table: Table
@@ -59,6 +60,7 @@ class Course:
     weight_decay: float
     window: int
     threads: int
+    unused: bool = False
 
     @property
     def models(self) -> list[tuple[str, int]]:

@@ -76,8 +76,8 @@ def fragments(shard: Shard, known: Known, bits: int, features: np.ndarray) -> Ro
 
 def alike(shard: Shard, share: float, features: np.ndarray) -> Rows:
     """Return hashes of features, and leave-out groups, of the rows whose hash lies in the first `share` of all hashes:
-    of rows with the same features all are among them, or none."""
-    chosen = np.flatnonzero(_mix(features) >> np.uint64(32) < share * 2.0**32)
+    of rows with the same features all are among them, or none. A row without any feature is like no other."""
+    chosen = np.flatnonzero((_mix(features) >> np.uint64(32) < share * 2.0**32) & ~_featureless(shard))
     return Rows((torch.from_numpy(features[chosen].view(np.int64)), unit_keys(shard)[torch.from_numpy(chosen)]))
 
 
@@ -97,8 +97,25 @@ def distinct_hashes(looked: Rows) -> np.ndarray:
 
 
 def shared(shard: Shard, known: Known) -> Tally:
-    """Return how many rows of another table have the features of a row that was looked at, `known["trained"]`."""
-    return Tally(shared=int(np.isin(feature_hashes(shard), known["trained"]).sum()))
+    """Return how many rows of another table have the features of a row that was looked at: of `known["trained"]`, of
+    the validation table's `known["validated"]`."""
+    hashes = feature_hashes(shard)
+    return Tally({f"shared_{which}": int(np.isin(hashes, known[which]).sum()) for which in ("trained", "validated")})
+
+
+def validated(shard: Shard, known: Known) -> Tally:
+    """Return how many rows of the validation table have the features of a row that trains, and hashes of its own."""
+    hashes = feature_hashes(shard)
+    found = int(np.isin(hashes, known["trained"]).sum())
+    return Tally(shared_trained=found, looked=alike(shard, known["looked"], hashes))
+
+
+def _featureless(shard: Shard) -> np.ndarray:
+    """Return which rows have no band at all."""
+    gone = np.ones(len(shard), bool)
+    for absent in shard.missing:
+        gone &= False if absent is None else absent.numpy()
+    return gone
 
 
 def feature_hashes(shard: Shard) -> np.ndarray:

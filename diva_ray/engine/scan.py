@@ -260,12 +260,13 @@ def scan(shard: Shard, known: Known) -> Scan:
         coupled=int(((shard.weight > 0) & (v > 0)).sum()),
         max_labels=lengths[1],
         max_less_labels=-lengths[0],
-        shared=0,
+        shared_trained=0,
+        shared_validated=0,
     )
     widths = tuple(values.shape[1] for values in shard.bands)
     looked, known_by = Rows(), None
     if shard.extent.pool:  # of a table beside the one that was scanned before
-        counts["shared"] = shared(shard, known)["shared"]
+        counts |= shared(shard, known)
     elif trains:
         hashes = feature_hashes(shard)
         looked = alike(shard, known["looked"], hashes)

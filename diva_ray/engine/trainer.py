@@ -28,9 +28,9 @@ class Together:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
 
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the model with gradients that are averaged over all workers."""
-        return prepare_model(model, move_to_device=False)
+    def wrap(self, model: torch.nn.Module, *, unused: bool) -> torch.nn.Module:
+        """Return the model with gradients that are averaged over all workers; `unused`: some may have none."""
+        return prepare_model(model, move_to_device=False, parallel_strategy_kwargs={"find_unused_parameters": unused})
 
     def add(self, values: Tensor) -> Tensor:
         """Return the sum over all workers."""

@@ -22,6 +22,7 @@ from diva_ray.errors import InputError
 CHECKPOINTS = "checkpoints"  # one file for every arm and seed, written at the end of every epoch
 EVALUATION = f"{CHECKPOINTS}/evaluation.npz"
 PROGRESS = f"{CHECKPOINTS}/progress.json"
+MODULE = f"{CHECKPOINTS}/module.json"  # layers and parameters of what is trained
 BLOCK = 4096  # test rows at a time
 
 
@@ -35,8 +36,8 @@ class Crew(Protocol):
     rank: int
     world: int
 
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the model with gradients that are averaged over all workers."""
+    def wrap(self, model: torch.nn.Module, *, unused: bool) -> torch.nn.Module:
+        """Return the model with gradients that are averaged over all workers; `unused`: some may have none."""
         ...
 
     def add(self, values: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class Alone:
     def __init__(self, told: Callable[[dict[str, Any]], Any]) -> None:
         self.tell = told
 
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+    def wrap(self, model: torch.nn.Module, *, unused: bool) -> torch.nn.Module:
         """Return the model."""
         return model
 
@@ -87,7 +88,7 @@ def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, bef
     alpha = share.weights(arm)
     kept, weight = crew.add(torch.stack([(alpha > 0).double().sum(), alpha.sum()])).tolist()
     steps = max(1, math.ceil(kept / course.batch_size))
-    wrapped = crew.wrap(model)
+    wrapped = crew.wrap(model, unused=course.unused)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=course.learning_rate, momentum=course.momentum, weight_decay=course.weight_decay
     )

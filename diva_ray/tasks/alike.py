@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from diva_ray.engine.identity import LOOKED, count_alike, distinct_hashes
+import numpy as np
+
+from diva_ray.data.shards import Extent
+from diva_ray.engine.identity import LOOKED, count_alike, distinct_hashes, validated
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import Scan
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("diva_ray")
 
 MOST_ALIKE = 0.02  # share of rows with the features of others from which it is told
-# Of another table, by its role:
+# Of another table, by its role, the rows that are in this one; in the validation table where two are named:
 SHARED = {
     "validation": "rows of the validation table have the very features of rows that train. A row that was trained on "
     "validates nothing: take such rows out of one of the tables (validation.path).",
@@ -23,6 +26,10 @@ SHARED = {
     "rows out of one of the tables (test.path).",
     "pool": "rows of the pool have the very features of rows of the table. A copy predicts its original when that is "
     "left out, so copies look helpful: take them out of the pool (pool.path).",
+    "pool_validation": "rows of the pool have the very features of rows that validate, so they look helpful, and a row "
+    "that is trained on validates nothing: take them out of the pool (pool.path).",
+    "test_validation": "test rows have the very features of rows that validate, by which weights and ridge are chosen: "
+    "take such rows out of one of the tables (test.path).",
 }
 
 
@@ -47,26 +54,40 @@ def alike_in_words(alike: int, rows: int) -> str:
     )
 
 
-def look_for_copies(session: Session) -> None:
-    """Let later passes over other tables count their rows that have the features of a row of this one."""
-    session.engine.tell(trained=distinct_hashes(session.scan.looked))
+def look_for_copies(session: Session, held: list[Extent], *, quiet: bool) -> None:
+    """Count the validation table's rows (`held`) that have the features of a row of this one; let later passes over
+    other tables count theirs."""
+    session.engine.tell(trained=distinct_hashes(session.scan.looked), validated=np.zeros(0, np.uint64))
+    if not held:
+        return
+    rows = sum(extent.stop - extent.start for extent in held)
+    session.engine.tell(looked=min(1.0, LOOKED / rows))
+    found: Tally = session.runner.run(validated, "copies", held)
+    note_shared(session, "validation", rows, found, quiet=quiet)
+    session.validated = found["looked"]
+    session.engine.tell(validated=distinct_hashes(session.validated))
 
 
 def note_shared(session: Session, role: str, rows: int, found: Tally, *, quiet: bool = False) -> None:
-    """Note how many of the rows of another table have the features of a row of this one, an estimate beyond LOOKED
-    rows; log it where they are many."""
-    core = session.scan
-    _, looked = count_alike(core.looked)
-    known = round(found["shared"] * core.counts["rows"] / looked) if looked else 0
-    session.shared[role] = {"rows": rows, "known": known}
-    for said in () if quiet else shared_in_words({role: session.shared[role]}, int(core.counts["rows"])):
+    """Note how many of the rows of another table have the features of a row of this one, and of the validation table:
+    estimates beyond LOOKED rows. Log it where they are many."""
+    trained = int(session.scan.counts["rows"])
+    others = {role: (session.scan.looked, trained, "shared_trained")}
+    if session.validated is not None:
+        others[f"{role}_validation"] = session.validated, session.shared["validation"]["rows"], "shared_validated"
+    for name, (hashes, of, count) in others.items():
+        _, looked = count_alike(hashes)
+        session.shared[name] = {"rows": rows, "known": round(found[count] * of / looked) if looked else 0}
+    for said in () if quiet else shared_in_words(session.shared, trained, tuple(others)):
         log.warning("%s", said)
 
 
-def shared_in_words(shared: dict[str, dict[str, int]], trained: int) -> list[str]:
-    """Return what is to be said of rows of other tables that are in this one too; nothing where they are few."""
-    return [
-        f"{'About ' if trained > LOOKED else ''}{one['known']:,} of {one['rows']:,} {SHARED[role]}"
-        for role, one in shared.items()
-        if one["known"] > 0 and one["known"] >= MOST_ALIKE * min(one["rows"], trained)
-    ]
+def shared_in_words(shared: dict[str, dict[str, int]], trained: int, roles: tuple[str, ...] = ()) -> list[str]:
+    """Return what is to be said of rows of other tables (of all, or of some `roles`) that are in this one, or in the
+    validation table, too; nothing where they are few."""
+    said = []
+    for role in roles or shared:
+        one, of = shared[role], shared["validation"]["rows"] if role.endswith("_validation") else trained
+        if one["known"] > 0 and one["known"] >= MOST_ALIKE * min(one["rows"], of):
+            said.append(f"{'About ' if of > LOOKED else ''}{one['known']:,} of {one['rows']:,} {SHARED[role]}")
+    return said

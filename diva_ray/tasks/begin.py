@@ -31,7 +31,8 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
-FORMAT = 4  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
+FORMAT = 5  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -154,7 +155,8 @@ def _mark(session: Session, beside: dict[str, Table]) -> dict[str, Any]:
     if session.config.resume and found is not None and found != mark:
         differing = differing_options(found["config"], mark["config"])
         changed = [name for name, table in mark.get("beside", {}).items() if found.get("beside", {}).get(name) != table]
-        differing = differing or changed or ["data.path"]
+        pairs = zip(session.roles, mark["data"], found["data"], strict=False)
+        differing = differing or changed or [PATHS[role] for role, now, then in pairs if now != then] or ["data.path"]
         raise InputError(
             f"resume: the run in {session.folder.path} must have the same data and options, got another "
             f"{', '.join(differing)}. Use the same options, or a new `output`."

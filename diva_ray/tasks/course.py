@@ -18,10 +18,12 @@ from diva_ray.engine.given import STEP, adopt
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.setup import Setup
+from diva_ray.engine.training import MODULE
 from diva_ray.errors import InputError
 from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.derive import fit_ridge
 from diva_ray.tasks.folder import Folder
+from diva_ray.tasks.options import chosen_shares
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import Trained
 
@@ -52,7 +54,8 @@ def prepare_course(
     arms = ("weighted", "uniform", "without_flagged") if given is not None and given.flags else ("weighted", "uniform")
     arms = arms if given is not None or session.columns.weight else ("uniform",)
     course = course_of(session, config, setup, given, arms, build)
-    check_module(course)
+    workers = 1 if session.plan.kind == "inline" else workers_of(session, course)
+    course = check_module(course, workers)
     return course, Trained(setup, float(ridge), adopted, int(counts["rows"]))
 
 
@@ -74,6 +77,11 @@ def ridge_of(config: TrainConfig, session: Session) -> float | str:
     folder = Folder(session.folder.location(REWEIGHTED) if config.weights == "auto" else str(config.weights))
     if "config.yaml" in folder.names(""):
         theirs, ours = folder.read_config(), asdict(config)
+        if found := folder.read_json("bands.json"):  # of an aggregation, which finds them
+            theirs["shares"] = {band: figures["share"] for band, figures in found.items()}
+        if not isinstance(theirs["shares"], str):
+            shares = chosen_shares(config, session.columns.features)
+            ours["shares"] = shares and dict(zip(session.columns.features, shares, strict=True))
         pairs = [(name, theirs.get(name), ours[name]) for name in OF_FEATURES]
         pairs.append(("data.features", listed(theirs["data"]["features"]), listed(ours["data"]["features"])))
         differ = [name for name, their, our in pairs if their != our]
@@ -119,23 +127,59 @@ def course_of(
     )  # fmt: skip
 
 
-def check_module(course: Course) -> None:
-    """Raise unless the module can be built, has parameters and takes (rows, features) to (rows, outputs)."""
+def workers_of(session: Session, course: Course) -> int:
+    """Return how many workers train on Ray: each has a row at least."""
+    return min(session.config.cluster.workers or session.engine.workers, course.table.rows)
+
+
+def check_module(course: Course, workers: int) -> Course:
+    """Return the course, which knows whether all parameters are used.
+
+    Raises:
+        InputError: the module cannot be built, has no parameters to train, does not take (rows, features) to (rows,
+            outputs), takes no rows as few as a worker has in a step, or is another one than the run was begun with.
+    """
     p, c = course.scale.width, course.outputs
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]):
             model = course.build(p, c).float().eval()
-            shape, parameters = (
-                tuple(model(torch.zeros(2, p, dtype=torch.float32)).shape),
-                sum(1 for _ in model.parameters()),
-            )
+            found = model(torch.zeros(2, p, dtype=torch.float32))
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            if trained:
+                found.sum().backward()
     except Exception as error:  # the user's code
         raise InputError(
             f"module: must be built and run for {p} features and {c} outputs, got {type(error).__name__} ({error}). "
             "Change `module`."
         ) from error
-    if shape != (2, c) or not parameters:
+    if tuple(found.shape) != (2, c) or not trained:
         raise InputError(
-            f"module: must have parameters and take (2, {p}) to (2, {c}), got {parameters} parameters and {shape}. "
-            "Change `module`."
+            f"module: must have parameters to train and take (2, {p}) to (2, {c}), got {len(trained)} parameters and "
+            f"{tuple(found.shape)}. Change `module`."
         )
+    check_few_rows(course, model, workers)
+    told = {"module": str(model), "parameters": {name: list(v.shape) for name, v in model.state_dict().items()}}
+    begun = course.folder.read_json(MODULE)
+    if begun not in (None, told):
+        raise InputError(
+            f"resume: the run in {course.folder.path} must train the module that it was begun with, got other layers "
+            "or parameters. Use the same `module`, or a new `output`."
+        )
+    course.folder.write_json(MODULE, told)
+    return replace(course, unused=any(parameter.grad is None for parameter in trained))
+
+
+def check_few_rows(course: Course, model: torch.nn.Module, workers: int) -> None:
+    """Raise if a worker has single rows in a step and the module, as with batch normalisation, takes none."""
+    steps = -(-course.table.rows // course.batch_size)
+    if course.table.rows // workers // steps > 1:
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model.train()(torch.zeros(1, course.scale.width, dtype=torch.float32))
+    except Exception as error:  # the user's code
+        raise InputError(
+            f"batch_size: must give every worker 2 rows of a step at least, as the module takes no single row "
+            f"({type(error).__name__}: {error}), got {course.batch_size} rows a step for {workers} worker"
+            f"{'s' * (workers > 1)}. Raise `batch_size`."
+        ) from error

@@ -114,7 +114,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
     parts: list[Any] = [
         Lines(
             f"Left-out {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
-            f"On {_validated(s)}; the pool's own labels are not asked.",
+            f"On {_validated(s)}; the pool's own labels are not asked. At random: about as many rows, counted in "
+            "summary.json.",
             "rows added", error, percent_y=error == "error",
         )
     ]  # fmt: skip

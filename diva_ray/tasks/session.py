@@ -16,13 +16,14 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, open_parquet
-from diva_ray.engine.identity import LOOKED, shared
+from diva_ray.engine.identity import LOOKED
+from diva_ray.engine.reduce import Rows
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies, note_shared
+from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies
 from diva_ray.tasks.checks import (
     check_scan,
     features_take_double,
@@ -65,6 +66,7 @@ class Session:
     cut_bits: int | None = None  # of segments by content, where fit sums are kept or taken over
     kept: Kept | None = None  # the sums of the run that this one updates
     shared: dict[str, dict[str, int]] = field(default_factory=dict)  # rows of other tables, and those also in this one
+    validated: Rows | None = None  # hashes of the validation table's rows
 
     @property
     def engine(self) -> Engine:
@@ -145,12 +147,10 @@ def open_session(
 def tell_copies(session: Session) -> None:
     """Log that rows have the features of other rows, of the table or of that which validates, where they are many."""
     found, said = session.scan, isinstance(session.config, ScoreConfig | AggregateConfig) and session.task != "pairs"
-    if len(session.tables) > 1:
-        look_for_copies(session)
     held = [extent for extent in session.engine.extents if extent.held_out and not extent.pool]
+    if len(session.tables) > 1:
+        look_for_copies(session, held, quiet=said)
     if held:
-        known = session.runner.run(shared, "copies", held)
-        note_shared(session, "validation", sum(e.stop - e.start for e in held), known, quiet=said)
         return
     alike = alike_in_words(alike_of(found), int(found.counts["rows"]))
     if alike and not said:  # those tell it with their verdicts

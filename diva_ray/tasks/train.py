@@ -24,8 +24,9 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, from_dataset, open_folder, tidy
 from diva_ray.tasks.calls import configure, path_of
-from diva_ray.tasks.course import REWEIGHTED, prepare_course
+from diva_ray.tasks.course import REWEIGHTED, prepare_course, workers_of
 from diva_ray.tasks.folder import Folder, differing_options
+from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, import_code
 from diva_ray.tasks.plan import Plan
@@ -47,6 +48,7 @@ def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -
     trained `seeds` times. `closed_form` is the ridge solution under the weights, with the run's ridge. Differences to
     uniform are paired: seed against seed (Student's t), and test row against test row.
     A row of weight w adds w times its loss to its step; weights are brought to mean 1 over the rows that take part.
+    `data.offset` is added to the module's outputs (of classes: to its logits), and to those of the closed form.
     Workers read their own rows, and write a checkpoint after every epoch from which a killed run goes on.
 
     Args:
@@ -96,8 +98,8 @@ def run(
     if isinstance(session, Plan):
         return session
     try:
-        folder.write_json("state.json", session.mark)
         course, trained = prepare_course(session, config, given, build)
+        folder.write_json("state.json", session.mark)  # not before: test rows may be mended, and the run resumed
         session.engine.close()
         go(session, course, quiet=quiet)
         return _finish(session, config, course, trained)
@@ -190,7 +192,8 @@ def reweight_first(config: TrainConfig, data: Any, loss: Callable | None, folder
     output = folder.location(REWEIGHTED)
     same = {field.name: getattr(config, field.name) for field in fields(FitConfig)}
     first = ReweightConfig(**{**same, "data": replace(config.data), "output": output})
-    if Folder(output).read_json("summary.json") is None:
+    done = Folder(output)
+    if done.read_json("summary.json") is None:
         log.info("weights=auto: the rows are reweighted first, in %s", output)
         try:
             reweight.run(first, data, loss=loss, quiet=quiet)
@@ -203,21 +206,23 @@ def reweight_first(config: TrainConfig, data: Any, loss: Callable | None, folder
                 ) from error
             raise
     else:
-        _check_same(Folder(output), first)
+        _check_same(done, first, open_data(data, None, 0.0, config.seed) if isinstance(data, str) else data)
     found = open_given(replace(config, weights=output))
     assert found is not None
     return found
 
 
-def _check_same(folder: Folder, now: ReweightConfig) -> None:
-    """Raise if the rows were reweighted with other options."""
+def _check_same(folder: Folder, now: ReweightConfig, table: Table) -> None:
+    """Raise if other rows were reweighted, or with other options."""
     before = folder.read_config()
     wanted = {name: value for name, value in asdict(now).items() if name not in ("output", "resume", "plan", "cluster")}
     differing = differing_options(before, json.loads(json.dumps(wanted, default=str)))
+    if not differing and folder.read_json("state.json")["data"][0] != fingerprint(table):
+        differing = ["data.path"]
     if differing:
         raise InputError(
-            f"resume: the weights in {folder.path} must have been found with the same options, got another "
-            f"{', '.join(differing)}. Use the same options, or a new `output`."
+            f"resume: the weights in {folder.path} must have been found with the same data and options, got another "
+            f"{', '.join(differing)}. Use the same, or a new `output`."
         )
 
 
@@ -238,10 +243,9 @@ def go(session: Session, course: Course, *, quiet: bool) -> None:
     else:
         from diva_ray.engine.trainer import run_on_ray
 
-        workers = session.config.cluster.workers or session.engine.workers
         environment = of_worker(course.threads)
         environment |= blas_environment() if session.plan.kind == "local" else {}
-        run_on_ray(course, min(workers, rows), environment, told)
+        run_on_ray(course, workers_of(session, course), environment, told)
         told({"done": len(course.models) * course.epochs})
     session.runner.seconds["train"] = progress.close()
 

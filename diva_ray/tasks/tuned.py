@@ -76,8 +76,14 @@ def of_winner(session: Session, choice: Choice) -> dict[str, Any]:
 def lost_of(choice: Choice) -> list[str]:
     """Return what of a choice no options of its target job say."""
     lost = []
-    if target_of(choice)[0] == "aggregate" and choice.ridge != "auto":
-        lost.append(f"ridge={choice.ridge:g}: jobs/aggregate.py finds the ridge itself")
+    if choice.loss == "callable":
+        lost.append("loss: a function is given from Python, as it was to the search")
+    if target_of(choice)[0] == "aggregate":
+        if choice.ridge != "auto":
+            lost.append(f"ridge={choice.ridge:g}: jobs/aggregate.py finds the ridge itself")
+        if choice.rule not in ("none", "shrink"):
+            lost.append(f"rule={choice.rule}: jobs/aggregate.py takes the steps of method=safe (weights=joint)")
+            return lost
     if choice.rule == "drop_detrimental":
         lost.append("rule=drop_detrimental: drop the rows of samples/ in which `is_detrimental` is true, and fit again")
     if choice.rule == "drop_label_issues" and choice.steps > 1:

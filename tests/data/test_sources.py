@@ -319,7 +319,7 @@ def test_a_validation_table_may_be_what_data_may_be(tmp_path):
         found = score(table, validation=form)
         assert found.samples.equals(wanted.samples), type(form)
         assert found.summary["n_validation"] == 60
-    with pytest.raises(InputError, match="must have the same data and options, got another data.path"):
+    with pytest.raises(InputError, match="must have the same data and options, got another validation.path"):
         changed = forms[3].set_column(1, "label", pa.array(np.zeros(60, int)))
         again = {"output": str(tmp_path / "run"), "cluster": INLINE, "quiet": True}
         diva_ray.score(table, validation=forms[3], **again)

@@ -1,6 +1,7 @@
-"""Tables with planted mistakes, and the test error of a weighted ridge fit, by numpy alone."""
+"""Tables with planted mistakes, the test error of a weighted ridge fit by numpy alone, a module not all of it trained."""
 
 import numpy as np
+import torch
 
 
 def flipped(y, classes, share, seed=0):
@@ -29,3 +30,15 @@ def weighted_error(X, y, weight, ridge, X_test, y_test):
     penalty = np.diag(np.r_[0.0, np.full(X.shape[1], ridge)])
     W = np.linalg.solve((Z.T * weight) @ Z + penalty, (Z.T * weight) @ np.eye(10)[y])
     return float(((T @ W).argmax(1) != y_test).mean())
+
+
+class Halves(torch.nn.Module):
+    """A module of which a part takes no part in what it returns, and another is frozen."""
+
+    def __init__(self, p, c):
+        super().__init__()
+        self.used, self.unused, self.frozen = torch.nn.Linear(p, c), torch.nn.Linear(p, 3), torch.nn.Linear(p, p)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        return self.used(x + self.frozen(x))

@@ -137,6 +137,9 @@ TARGETS = {
         ({"rule": "drop_detrimental"}, "drop the rows of samples/ in which `is_detrimental` is true"),
         ({"rule": "drop_label_issues", "steps": 2}, "steps=2: curate=drop drops what looks wrong once"),
         ({"rule": "shrink"}, "rule=shrink: method=safe tries other steps too"),
+        ({"shares": "auto", "rule": "paper"}, "rule=paper: jobs/aggregate.py takes the steps of method=safe"),
+        ({"shares": "auto", "rule": "drop_label_issues"}, "rule=drop_label_issues: jobs/aggregate.py takes the steps"),
+        ({"loss": "callable"}, "loss: a function is given from Python"),
     ],
 )
 def test_what_the_winners_config_cannot_say_is_said_beside_it(changed, told, tmp_path):

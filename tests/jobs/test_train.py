@@ -23,7 +23,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.train import run
 from tests.forks import run_job
-from tests.jobs.problems import digits_split
+from tests.jobs.problems import Halves, digits_split
 
 ROOT = Path(__file__).resolve().parents[2]
 INLINE = {"kind": "inline", "threads": 1}
@@ -279,7 +279,8 @@ def on_two_workers(known, output, monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # two seconds by default
     data, test, _, folder = known
     where = {"kind": "ray", "workers": 2}
-    return diva_ray.train(data, test, weights=folder, cluster=where, epochs=4, seeds=1, quiet=True, output=str(output))
+    options = {"weights": folder, "epochs": 4, "seeds": 1, "quiet": True, "output": str(output)}
+    return diva_ray.train(data, test, cluster=where, module=Halves, **options)
 
 
 @pytest.mark.ray
@@ -294,10 +295,14 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(ray_cluster, known, tm
     last = result.folder.read_json(training.PROGRESS)
     assert last["done"] == 12 and last["process"] != killed[0]["process"]
     data, test, _, folder = known
-    inline = diva_ray.train(data, test, weights=folder, cluster=INLINE, epochs=4, seeds=1, quiet=True)
+    inline = diva_ray.train(data, test, weights=folder, cluster=INLINE, module=Halves, epochs=4, seeds=1, quiet=True)
     for arm, other in zip(result.summary["arms"], inline.summary["arms"], strict=True):
         assert arm["error"] == pytest.approx(other["error"], abs=0.02)
     assert "ray_train" not in result.folder.names("") and result.samples.num_rows == 4
+    torch.manual_seed(0)
+    new, found = Halves(12, 4).state_dict(), result.folder.read_arrays("model/model.npz")
+    for name in ("unused.weight", "frozen.weight"):  # which have no gradient
+        np.testing.assert_array_equal(found[name], new[name])
 
 
 @pytest.mark.ray
@@ -336,7 +341,7 @@ def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypat
         ({"flag": "bad"}, r"flag: must be is_label_issue, is_detrimental, either, got bad. Change `flag`"),
         ({"module": "os:system"}, r"module: code may run only with trust_code=true, got module=os:system"),
         ({"module": "no.such:f", "trust_code": True}, r"module: must be importable as module:function, got no.such"),
-        ({"module": lambda p, c: torch.nn.Linear(p, c + 1)}, r"module: must have parameters and take \(2, 12\) to "),
+        ({"module": lambda p, c: torch.nn.Linear(p, c + 1)}, r"module: must have parameters to train and take \(2, "),
         ({"module": lambda p: torch.nn.Linear(p, 2)}, r"module: must be built and run for 12 features .* TypeError"),
         ({"weights": "/no/such"}, r"weights: must be the output of a reweight or score run, .* got none at /no/such"),
         ({"epoch": 3}, r"train: options must be columns or fields of TrainConfig, got 'epoch'"),

@@ -1,6 +1,7 @@
 """Rows that are there twice: what they cost when each is left out alone, that it is told, and that groups mend it."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.datasets import load_digits
 
@@ -66,6 +67,7 @@ def test_rows_of_other_tables_that_are_in_this_one_are_told(caplog):
         assert run.summary["shared"] == {role: {"rows": 200, "known": 40}}
         assert b"40 of 200 " in run.folder.read("report.html")
     said = [record.message for record in caplog.records if "very features" in record.message]
+    caplog.clear()
     assert [line.split(" have ")[0] for line in said] == ["40 of 200 rows of the pool", "40 of 200 test rows"]
     few = diva_ray.extend(core, rows_of(table, np.r_[0:1, 300:460]), budget=20, rounds=1, **options)
     assert few.summary["shared"]["pool"]["known"] == 1 and b"very features" not in few.folder.read("report.html")
@@ -78,7 +80,44 @@ def test_the_driver_keeps_no_hashes_of_a_pool():
     for pool, kept in ((False, 500), (True, 0)):
         engine = Inline([table], columns, split(table, columns, first=0, pool=pool), 1)
         engine.tell(features=("features",), label="label", numbers=False, held_out=False, cut_bits=None, looked=1.0)
-        engine.tell(heard_source=None, trained=np.zeros(0, np.uint64))
+        engine.tell(heard_source=None, trained=np.zeros(0, np.uint64), validated=np.zeros(0, np.uint64))
         found = engine.total(engine.each(scan, engine.extents))
         assert sum(len(part[0]) for part in found.looked.parts) == kept
         assert found.counts["rows"] == 500
+
+
+def test_copies_of_validation_rows_in_a_pool_or_a_test_table_are_told(caplog):
+    table, _ = copied(0)
+    table["features"] = table["features"][:, :60]
+    core, validates, rest = (rows_of(table, slice(*ends)) for ends in ((0, 200), (200, 260), (260, 600)))
+    mixed = rows_of(table, np.r_[230:600])  # 30 of those that validate
+    options = {"quiet": True, "cluster": INLINE, "ridge": 1.0, "validation": validates}
+    runs = {
+        "pool": diva_ray.extend(core, mixed, budget=20, rounds=1, **options),
+        "test": diva_ray.train(core, mixed, epochs=1, seeds=1, **options),
+    }
+    for role, run in runs.items():
+        assert run.summary["shared"] == {
+            "validation": {"rows": 60, "known": 0},
+            role: {"rows": 370, "known": 0},
+            f"{role}_validation": {"rows": 370, "known": 30},
+        }
+        assert b"30 of 370 " in run.folder.read("report.html")
+    said = [record.message for record in caplog.records if "very features" in record.message]
+    assert [line.split(" have ")[0] for line in said] == ["30 of 370 rows of the pool", "30 of 370 test rows"]
+    caplog.clear()
+    clean = diva_ray.extend(core, rest, budget=20, rounds=1, **options)
+    assert clean.summary["shared"]["pool_validation"]["known"] == 0
+    assert not [record for record in caplog.records if "very features" in record.message]
+
+
+def test_rows_without_any_modality_are_no_copies_of_each_other():
+    table, _ = copied(0, rows=200)
+    features = table["features"][:, :20]
+    gone = np.arange(200) % 4 == 0
+    band = [None if absent else row.tolist() for row, absent in zip(features, gone, strict=True)]
+    rows = pa.table({"a": pa.array(band), "b": pa.array(band), "label": table["label"]})
+    found = diva_ray.score(rows, features=["a", "b"], quiet=True, cluster=INLINE)
+    assert found.summary["n_alike"] == 0
+    one = pa.table({"a": pa.array(band), "b": pa.array([row.tolist() for row in features * 2]), "label": rows["label"]})
+    assert diva_ray.score(one, features=["a", "b"], quiet=True, cluster=INLINE).summary["n_alike"] == 0
