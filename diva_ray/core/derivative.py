@@ -11,7 +11,7 @@ from torch import Tensor
 from diva_ray.core.adjoint import Adjoint
 from diva_ray.core.folding import Folding
 from diva_ray.core.leave_out import LeftOut, own_moves, rows_by_group_size
-from diva_ray.core.products import multiply, multiply_triangular_, row_dot
+from diva_ray.core.products import multiply, multiply_triangular_, row_dot, spare
 from diva_ray.core.second_order import Moments
 
 ROUNDING = 32  # units in the last place of the terms of a derivative that are no digit of it
@@ -72,8 +72,7 @@ def derivative(
     """
     c, vectors = r.shape[1], signs.shape[1]
     projected = multiply(Z, adjoint.P, adjoint.inputs)
-    scratch = torch.empty_like(Z) if scratch is None else scratch[: len(Z)]
-    turned = multiply_triangular_(scratch.copy_(Z), adjoint.T, upper=False, inputs=adjoint.inputs)
+    turned = multiply_triangular_(spare(Z, scratch), adjoint.T, upper=False, inputs=adjoint.inputs)
     first, last = row_dot(r, projected[:, :c]), row_dot(Z, turned)
     d = first - own.own + last
     # What cancels to rounding is 0: over a standard error of rounding it would be a z of any size.

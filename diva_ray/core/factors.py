@@ -26,9 +26,10 @@ def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], floa
         # LAPACK takes a NaN for a pivot <= 0; of a GPU's solver that is not known.
         lost = torch.nonzero(~torch.isfinite(L.diagonal())).squeeze(1)
         _check_pivots(int(info) or (int(lost[0]) + 1 if len(lost) else 0))
-        identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
-        inverse = torch.linalg.solve_triangular(L, identity, upper=False)
-        return inverse, norm * float((inverse.T @ inverse).abs().sum(0).max())
+        inverse = torch.eye(len(A), dtype=A.dtype, device=A.device).T  # by columns: solved in its own memory
+        torch.linalg.solve_triangular(L, inverse, upper=False, out=inverse)
+        del L
+        return inverse, norm * max(float((inverse.T @ part).abs().sum(0).max()) for part in inverse.split(512, 1))
     # LAPACK sees A' = A, and its upper factor R (A = R'R) in column-major order is our row-major L.
     with safe_threads(A):
         factor, info = lapack.dpotrf(A.numpy().T, lower=0, clean=1, overwrite_a=1)
@@ -55,6 +56,8 @@ def eigen_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, " p"], Float[Tensor, 
         ValueError: they were not found; SciPy's error on a CPU is one, too.
     """
     if not A.is_cpu:
+        if not all(bool(part.isfinite().all()) for part in A.split(512)):  # a GPU's solver may fail for good on these
+            raise ValueError("rotate: sums must be finite, got NaN or infinity. Scale the features, or give `ridge`.")
         try:
             values, V = torch.linalg.eigh(A)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage] documented

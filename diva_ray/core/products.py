@@ -230,6 +230,13 @@ def multiply_triangular_(
     return Z
 
 
+def spare(Z: Float[Tensor, "n p"], scratch: Float[Tensor, "m p"] | None = None) -> Float[Tensor, "n p"]:
+    """Return rows for `multiply_triangular_` where Z is still needed: on a CPU a copy, in `scratch` of m >= n rows."""
+    if not Z.is_cpu:
+        return Z
+    return Z.clone() if scratch is None else scratch[: len(Z)].copy_(Z)
+
+
 def add_rows_(into: Float[Tensor, "c p"], codes: Int[Tensor, " n"], rows: Float[Tensor, "n p"]) -> Float[Tensor, "c p"]:
     """Add every row to the row of `into` that its code names, in one order on every run."""
     if into.is_cpu:

@@ -11,7 +11,6 @@ from diva_ray.data.encoders.encoder import Encoder
 from diva_ray.data.encoders.gradient import COPIES
 from diva_ray.engine.device import free_bytes, roomy, whole_bytes
 
-GPU = torch.device("cuda", 0)
 SPARE = 0.7  # of the memory of a GPU (or of a worker's share of it), and of what is free of it
 MOST = 512
 TRIED = 4  # samples of the trial on a GPU
@@ -28,18 +27,24 @@ def find_batch(encoder: Encoder, budget: int, gpu_share: float = 1.0) -> int:
         InputError: a GPU is too small for the weights and a few samples.
     """
     if encoder.device == "cuda":
+        gpu = own_gpu()
         with roomy(
-            GPU,
+            gpu,
             "encoder.model: a network and a few samples",
             "let fewer workers share it, choose a smaller `encoder.model`, or use `device=cpu`",
         ):
             each, weights = _on_gpu(encoder)
-        mine = SPARE * min(gpu_share, 1.0) * whole_bytes(GPU) - weights
-        room, most = min(mine, SPARE * free_bytes(GPU)), min(2 * encoder.batch, MOST)
+        mine = SPARE * min(gpu_share, 1.0) * whole_bytes(gpu) - weights
+        room, most = min(mine, SPARE * free_bytes(gpu)), min(2 * encoder.batch, MOST)
     else:
         each, room, most = sample_bytes(encoder), float(budget), encoder.batch
     fits = max(1, min(most, int(room // max(each, 1))))
     return 1 << (fits.bit_length() - 1)
+
+
+def own_gpu() -> torch.device:
+    """Return the GPU that torch works on in this process."""
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _on_gpu(encoder: Encoder) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs, splitmix
 from diva_ray.core.leave_out import rows_by_group_size
-from diva_ray.core.products import multiply, multiply_triangular_
+from diva_ray.core.products import multiply, multiply_triangular_, spare
 from diva_ray.data.columns import encode, is_list
 from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.data.targets import SeveralClasses, class_codes, number_targets
@@ -50,7 +50,7 @@ def coordinates(Z: Tensor, known: Known) -> Tensor:
     """Return rows as the known adjoint takes them: as they are, or a whitened copy."""
     if known["adjoint"].inputs == "full":
         return Z
-    return multiply_triangular_(Z.clone(), known["solution"]["whiten"], upper=True).to(known["adjoint"].P.dtype)
+    return multiply_triangular_(spare(Z), known["solution"]["whiten"], upper=True).to(known["adjoint"].P.dtype)
 
 
 def targets(shard: Shard, setup: Setup) -> Tensor | SeveralClasses:

@@ -22,7 +22,20 @@ from diva_ray.errors import InputError
 log = logging.getLogger("diva_ray")
 CPU = torch.device("cpu")
 # What a pass multiplies features with, by the name it is known by (or its end, of pairs); the rest stays on the CPU.
-ON_DEVICE = ("solution", "adjoint", "family", "validation", "checked", "parts", "alone", "trials", "model", "scales")
+ON_DEVICE = (
+    "solution",
+    "adjoint",
+    "family",
+    "validation",
+    "checked",
+    "parts",
+    "alone",
+    "trials",
+    "model",
+    "scales",
+    "least",
+)
+ALLOCATIONS = ("ALLOC_FAILED", "CUDA error: out of memory")  # which libraries make outside of torch's own memory
 RESIDENT = 0.8  # of a worker's share of the device's memory that its rows, sums and blocks may take
 BLOCK_BYTES = 1 << 30  # of one block's features, outputs and products on a device
 COPIES = 4  # of a block's features at once: prepared, whitened, weighted, and a product of the two
@@ -67,6 +80,8 @@ def _checked(device: torch.device, where: str) -> torch.device:
     if torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count():
         try:
             (torch.ones(1, device=device) + 1).cpu()  # the first to need the GPU itself, and code for its kind
+            small = torch.eye(2, dtype=torch.float64, device=device)
+            torch.linalg.cholesky(small @ small).cpu()  # its libraries take their memory before what is free is asked
         except RuntimeError as error:
             raise InputError(
                 f"cluster.gpus_per_worker: the GPU must be free to use and of a kind that torch {torch.__version__} "
@@ -128,7 +143,9 @@ def roomy(
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(word in str(error) for word in ALLOCATIONS):
+            raise
         free, whole = (f"{size(device) / 2**30:.2f} GiB" for size in (free_bytes, whole_bytes))
         raise InputError(
             f"{what} must fit the GPU's memory, got {free} free of {whole} where more was needed at {device} of "
@@ -219,8 +236,14 @@ class Lane:
         """Return features where they stay between passes."""
         size = sum(band.numel() * band.element_size() for band in bands)
         if size <= self.left:
-            self.left -= size
-            return self.bring(bands)
+            try:
+                found = self.bring(bands)
+            except InputError as error:  # others have taken what was free
+                log.warning("%s", error)
+                self.left = 0
+            else:
+                self.left -= size
+                return found
         return [self._locked(band) if self.cuda and band.numel() else band.clone() for band in bands]
 
     def _locked(self, band: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,8 @@ from diva_ray.data.decode import NO_FILE, NOT_READABLE, Pictures, RefusedError, 
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
+from diva_ray.engine.batch_size import own_gpu
+from diva_ray.engine.device import roomy
 from diva_ray.engine.meter import peak_memory
 
 AHEAD = 2  # chunks that are decoded and wait
@@ -246,7 +249,8 @@ class UnitEncoder:
         pending: list[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]] = []
         for start in range(0, len(order), band.batch):
             some = order[start : start + band.batch]
-            pending.append((some, *_sent_home(encoder.run([samples[k] for k in some]))))
+            with _room(encoder):
+                pending.append((some, *_sent_home(encoder.run([samples[k] for k in some]))))
             while len(pending) > (
                 1 if encoder.device == "cuda" else 0
             ):  # the next batch is sent before this one is fetched
@@ -254,6 +258,14 @@ class UnitEncoder:
         for one in pending:
             _store(values, *one)
         return values, present
+
+
+def _room(encoder: Encoder) -> AbstractContextManager[Any]:
+    """Return the context in which too little memory of a GPU is told in one line."""
+    if encoder.device != "cuda":
+        return nullcontext()
+    cure = "set a smaller `encoder.batch`, or let fewer workers share it"
+    return roomy(own_gpu(), "encoder.batch: a batch of samples", cure)
 
 
 def _sent_home(found: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

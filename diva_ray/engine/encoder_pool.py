@@ -6,11 +6,13 @@ the same file.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import queue
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -20,9 +22,10 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from diva_ray.data.encoders.build import build
-from diva_ray.data.encoders.encoder import choose_device
 from diva_ray.data.raw.units import Unit
 from diva_ray.engine.batch_size import find_batch
+from diva_ray.engine.cluster import fetch
+from diva_ray.engine.device import CPU, given_device
 from diva_ray.engine.embedding import Job, UnitEncoder
 from diva_ray.errors import InputError
 
@@ -36,21 +39,41 @@ class PoolEncoder:
         job, units, given = ray.get(ref)
         torch.set_num_threads(job.threads)
         self.units: dict[int, Unit] = units
-        device = "cuda" if ray.get_gpu_ids() and job.device != "cpu" else "cpu"
-        encoders = [build(band.config, device, job.precision, given.get(band.name)) for band in job.bands]
-        self.encoder = UnitEncoder(job, encoders)
+        self.fault: InputError | None = None  # told by the first unit: Ray would start a failing actor again
+        try:
+            device = device_of_worker(job.device)
+            encoders = [build(band.config, device, job.precision, given.get(band.name)) for band in job.bands]
+            self.encoder = UnitEncoder(job, encoders)
+        except InputError as error:
+            self.fault = error
 
     def __call__(self, batch: pa.Table) -> dict[str, list[Any]]:
         """Return how each unit went; a user's mistake as a value, so that it is told as itself."""
         done, mistakes = [], []
         for index in batch["unit"].to_pylist():
             try:
+                if self.fault is not None:
+                    raise self.fault
                 done.append(self.encoder.encode(self.units[index]))
                 mistakes.append("")
             except InputError as error:
                 done.append({"unit": index})
                 mistakes.append(str(error))
         return {"done": [json.dumps(one) for one in done], "mistake": mistakes}
+
+
+def device_of_worker(asked: str) -> str:
+    """Return cpu or cuda, the GPU that Ray gave this process made torch's own; raise in one line if torch has none."""
+    gpus = ray.get_gpu_ids() if asked != "cpu" else []
+    place = given_device(float(bool(gpus)), gpus, f"an encoder on {socket.gethostname()}")
+    if place != CPU:
+        torch.cuda.set_device(place)
+    return place.type
+
+
+def there(modules: Iterable[Any]) -> list[Any]:
+    """Return the user's modules on the CPU, where every worker can unpickle them."""
+    return [copy.deepcopy(one).cpu() if isinstance(one, torch.nn.Module) else one for one in modules]
 
 
 def encode_on_ray(
@@ -81,6 +104,7 @@ def encode_on_ray(
     level = loud.level
     loud.setLevel(logging.ERROR)
     try:
+        given = dict(zip(given, there(given.values()), strict=True))
         ref = ray.put((job, {unit.index: unit for unit in units}, given))
         rows = [{"unit": unit.index} for unit in units]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))  # a block a unit; made here, without tasks
@@ -142,13 +166,15 @@ def _stuck(what: str) -> InputError:
 
 def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: float, start_timeout: float) -> list[int]:
     """Return the batch sizes that fit a worker's share of a GPU, tried on one; raise if none is free in time."""
+    given = there(given)
 
     @ray.remote(num_gpus=gpus, num_cpus=1)
     def tried() -> list[int]:
-        device = choose_device("auto")
-        found = []
+        device, found = device_of_worker("auto"), []
         for config, module in zip(configs, given, strict=True):
-            found.append(config.batch or find_batch(build(config, device, precision, module), 0, gpus))
+            encoder = build(config, device, precision, module)
+            fits = find_batch(encoder, 0, gpus) if encoder.device == "cuda" else encoder.batch
+            found.append(config.batch or fits)
         return found
 
     @ray.remote(num_gpus=gpus, num_cpus=1)
@@ -161,4 +187,4 @@ def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: flo
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(asked, force=True)
         raise _stuck(f"{gpus:g} of a GPU must be free in {start_timeout:g} s, to try batch sizes on") from error
-    return ray.get(tried.remote())
+    return fetch(tried.remote())

@@ -219,7 +219,8 @@ def score(shard: Shard, known: Known) -> Partial:
         part = slice(b.start, b.stop)
         r = rows.r[part].to(device) if len(rows.r) else fitted(b, known)[1]
         Z = coordinates(b.Z, known)
-        scratch = torch.empty_like(Z) if scratch is None or len(scratch) < len(Z) else scratch
+        if Z.is_cpu and (scratch is None or len(scratch) < len(Z)):
+            scratch = torch.empty_like(Z)
         own = rows.own_terms(part, Z)
         d, draws = dd.derivative(Z, r.to(Z), own, signs[part].to(Z), adjoint_, scratch, folding)
         d = d.double()

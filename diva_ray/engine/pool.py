@@ -15,7 +15,7 @@ from torch import Tensor
 from diva_ray.core import choose, loss_verdict, losses, multilabel, verdict
 from diva_ray.core import derivative as dd
 from diva_ray.core.leave_out import LeverageError, leave_out
-from diva_ray.core.products import multiply_triangular_, row_dot
+from diva_ray.core.products import multiply_triangular_, row_dot, spare
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
@@ -236,7 +236,7 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor, o
         for inner, C in exact.contributions(Z, r, torch.full((len(at),), -1, device=Z.device)):
             error[inner] = C.norm(dim=1).double()
     elif setup.vectors:
-        U, adjoint_ = multiply_triangular_(Z.clone(), known["solution"]["whiten"], upper=True), known["adjoint"]
+        U, adjoint_ = multiply_triangular_(spare(Z), known["solution"]["whiten"], upper=True), known["adjoint"]
         reach, Z, folding = row_dot(U, U), coordinates(Z, known), setup.folding()
         own, signs = dd.OwnTerms.none(Z, reach.to(Z)), Z.new_ones(len(at), setup.vectors)
         draws = dd.derivative(Z, r.to(Z), own, signs, adjoint_, folding=folding)[1].double()
@@ -286,7 +286,7 @@ def compare_errors(shard: Shard, known: Known) -> Tally:
     several, codes = known["setup"].task == "multilabel", group_codes(shard, known)
     total = torch.zeros(3, dtype=torch.float64)
     for b in blocks(shard, known):
-        now = _left_out(shard, b, b.Z.clone(), known["solution"])
+        now = _left_out(shard, b, spare(b.Z), known["solution"])
         least = _left_out(shard, b, b.Z, known["least"])
         after, before = (losses.errors(outputs, b.Y, several=several) for outputs in (now, least))
         difference = (b.v.double() * (after - before).double()).cpu()

@@ -120,7 +120,7 @@ def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, bef
 def seeded(seed: int, epoch: int, rank: int) -> torch.Generator:
     """Return the generator of one epoch of one worker, and seed the module's own randomness alike."""
     number = int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> 1)
-    torch.manual_seed(number)
+    torch.default_generator.manual_seed(number)
     return torch.Generator().manual_seed(number)
 
 
@@ -181,7 +181,7 @@ def save(
 
 def restore(course: Course, arm: str, seed: int) -> tuple[torch.nn.Module, list[float], list[Tensor]]:
     """Return a model, the losses of its epochs so far and the optimizer's momenta: a new one without a checkpoint."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     model = course.build(course.scale.width, course.outputs).float()
     found = course.folder.read_arrays(checkpoint(arm, seed))
     if found is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from diva_ray.data.shards import Extent
 from diva_ray.engine.identity import LOOKED, count_alike, distinct_hashes, validated
-from diva_ray.engine.reduce import Tally
+from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.scan import Scan
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def look_for_copies(session: Session, held: list[Extent], *, quiet: bool) -> Non
     session.engine.tell(looked=min(1.0, LOOKED / rows))
     found: Tally = session.runner.run(validated, "copies", held)
     note_shared(session, "validation", rows, found, quiet=quiet)
-    session.validated = found["looked"]
-    session.engine.tell(validated=distinct_hashes(session.validated))
+    looked: Rows = found["looked"]
+    session.validated = looked
+    session.engine.tell(validated=distinct_hashes(looked))
 
 
 def note_shared(session: Session, role: str, rows: int, found: Tally, *, quiet: bool = False) -> None:

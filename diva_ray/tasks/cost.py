@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from diva_ray.core.labellers import MOST_LEVERAGE
 from diva_ray.core.noise import MOST_CLASSES
 from diva_ray.core.reduction import WIDTH, takes_tiles
+from diva_ray.engine.device import MOST_BLOCK_ROWS
 from diva_ray.engine.setup import BUCKETS, keeps_outputs, rows_of_block
 from diva_ray.tasks.derived import errors_in_words, sign_vectors, takes_exact
 from diva_ray.tasks.judge import SAMPLED, SEARCHED
@@ -117,7 +118,8 @@ class Cost:
         square = max(40 if self.auto and not self.tiles() else 24, 32 + 3 * b)
         block = 1024 if self.kept else rows_of_block(c, p)
         of_rows = block * b * (4 * p + 3 * self.columns + 14 * c)
-        grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * block) if self.auto and self.kept else b * p * c
+        met = MOST_BLOCK_ROWS if self.gpus else block  # rows whose outputs under all ridges are held
+        grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * met) if self.auto and self.kept else b * p * c
         grid = b * p * (2 * c + RIDGES * 2 * WIDTH) if self.tiles() else grid
         return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + max(grid, sample)
 

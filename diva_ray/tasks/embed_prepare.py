@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from diva_ray.config import EmbedConfig
+from diva_ray.data.encoders.build import PLAIN
 from diva_ray.data.raw.units import Source, Unit
 from diva_ray.engine.embedding import DROPPED, FAILED, NULLS, UNIT, UNREAD, Job
 from diva_ray.errors import InputError
@@ -76,7 +77,8 @@ def prepare(config: EmbedConfig, source: Source, found: list, folder: Folder, st
     schema = setup.schema_of(source, built.bands, kept, config.dtype, picture is not None)
     workers, gpus, threads = 1, 0.0, config.cluster.threads or torch.get_num_threads()
     if kind != "inline":
-        workers, gpus, threads = _on_cluster(config, kind, len(source.units))
+        networks = any(one.kind not in PLAIN for one, _ in found)
+        workers, gpus, threads = _on_cluster(config, kind, len(source.units), networks=networks)
     before = [one["batch"] for one in (state or {}).get("bands") or []]
     built.bands = _with_batches(config, built, found, before, workers, gpus)
     now = _state(config, source, built)
@@ -99,7 +101,7 @@ def _with_batches(
     """Return the bands with their batch sizes: as told, as in the run that is resumed, else what memory allows."""
     if len(before) == len(built.bands):
         sizes = before
-    elif gpus:
+    elif gpus and not (config.plan and not ray_is_running()):  # nothing is started for a plan
         from diva_ray.engine.encoder_pool import batch_on_gpu
 
         sizes = batch_on_gpu(
@@ -140,7 +142,7 @@ def ray_is_running() -> bool:
     return bool(ray and ray.is_initialized())
 
 
-def _on_cluster(config: EmbedConfig, kind: str, units: int) -> tuple[int, float, int]:
+def _on_cluster(config: EmbedConfig, kind: str, units: int, *, networks: bool) -> tuple[int, float, int]:
     """Return (workers, GPUs of each, threads of each) that the cluster can hold."""
     from diva_ray.engine.autoscale import check_resources
     from diva_ray.engine.connect import connect
@@ -158,7 +160,7 @@ def _on_cluster(config: EmbedConfig, kind: str, units: int) -> tuple[int, float,
 
     have = ray.cluster_resources()
     gpus = config.cluster.gpus_per_worker
-    if not gpus and config.device != "cpu" and have.get("GPU", 0):
+    if not gpus and config.device != "cpu" and have.get("GPU", 0) and networks:
         gpus = 1.0
     if config.device == "cuda" and not gpus:
         raise InputError("device: the cluster must have a GPU for cuda, got none. Use `device=auto`.")

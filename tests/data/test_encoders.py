@@ -263,7 +263,7 @@ def test_float32_on_a_gpu_is_not_tf32_and_the_process_keeps_its_switches(own):
     def switches():
         return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.deterministic, cudnn.benchmark
 
-    first = switches()
+    first, products = switches(), torch.backends.cuda.matmul.fp32_precision
     try:
         if own == "older":
             cudnn.allow_tf32, cudnn.benchmark = False, True
@@ -271,19 +271,22 @@ def test_float32_on_a_gpu_is_not_tf32_and_the_process_keeps_its_switches(own):
             cudnn.conv.fp32_precision = "ieee"
         if own == "newer":
             cudnn.rnn.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
         before = switches()
         with pytest.raises(ZeroDivisionError), mixed("cuda", "float32"):
             assert switches() == ("ieee", "ieee", True, False)
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"  # linear layers, attention
             if own in ("default", "older"):
                 with cudnn.flags(enabled=False):  # a network may do so: it reads the older switch
                     assert not cudnn.enabled
             raise ZeroDivisionError
-        assert switches() == before
+        assert switches() == before and torch.backends.cuda.matmul.fp32_precision == "tf32"
         if own in ("default", "older"):
             assert cudnn.allow_tf32 is (own == "default")
         with mixed("cpu", "float32"), mixed("cpu", "auto"):
             assert switches() == before
     finally:
+        torch.backends.cuda.matmul.fp32_precision = products
         cudnn.allow_tf32, cudnn.benchmark = True, False
         cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = first[:2]
 
@@ -318,6 +321,7 @@ def test_batches_on_a_gpu_fit_its_share_and_what_others_leave_of_it(monkeypatch)
         monkeypatch.setattr(batch_size, "free_bytes", lambda device: free)
         return find_batch(encoder, 0, share)
 
+    monkeypatch.setattr(batch_size, "own_gpu", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(batch_size, "whole_bytes", lambda device: 1000 << 20)
     with monkeypatch.context() as patch:
         patch.setattr(batch_size, "_on_gpu", lambda encoder: (each, weights))

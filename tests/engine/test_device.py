@@ -23,7 +23,9 @@ from diva_ray.core.leave_out import leave_out
 from diva_ray.core.ridge import FitAccumulator, solve
 from diva_ray.engine import context, pairs, passes, shelf
 from diva_ray.engine import device as devices
+from diva_ray.engine import pool as pools
 from diva_ray.errors import InputError
+from diva_ray.tasks.gauge import Gauge
 from tests.engine.runs import opened, small_task
 from tests.engine.simulated import DEVICE, Simulated
 
@@ -179,7 +181,11 @@ def test_float32_scores_on_a_device_are_near_those_on_a_cpu(path, simulated):
         assert np.abs(a - b).max() < 1e-5 * np.abs(a).max(), name
 
 
-def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(tmp_path, simulated):
+def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(tmp_path, simulated, monkeypatch):
+    monkeypatch.setattr(Gauge, "least", property(lambda gauge: gauge.steps[0]))  # so that errors are compared by rows
+    compared = []
+    whole = pools.compare_errors
+    monkeypatch.setattr(pools, "compare_errors", lambda *given: compared.append(1) or whole(*given))
     few = {"features": "x", "precision": "float64"}
     pq.write_table(pa.table(ROWS).slice(0, 300), tmp_path / "core.parquet")
     pq.write_table(pa.table(ROWS).slice(300, 400), tmp_path / "pool.parquet")
@@ -192,6 +198,7 @@ def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(tmp_path, simulated)
     for task, data, options, table in runs:
         first = task(*data, cluster=HERE, quiet=True, **options)
         agree(first, simulated(task, *data, **options), table=table)
+    assert len(compared) >= 2
 
 
 def test_several_labels_on_a_device_are_judged_as_on_a_cpu(simulated):
@@ -210,6 +217,10 @@ def test_a_users_loss_sees_tensors_on_the_cpu(path, simulated):
 
     options = {"features": "x", "precision": "float64", "loss": weighted}
     agree(diva_ray.score(path, cluster=HERE, quiet=True, **options), simulated(diva_ray.score, path, **options))
+
+
+def fails(A):
+    raise torch.linalg.LinAlgError("it did not converge")
 
 
 def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
@@ -239,8 +250,11 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
     assert estimate <= condition * (1 + 1e-9) and condition < 3 * estimate
     with Simulated(), pytest.raises(ValueError, match="got a pivot <= 0 at column 2. Increase `ridge`"):
         factors.inverse_factor_(torch.diag(torch.tensor([1.0, 1, -1, 1], dtype=torch.float64)).to(DEVICE))
-    with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got `.*Scale the features"):
+    with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got NaN or infinity\. Scale the features"):
         factors.eigen_(torch.full((4, 4), torch.nan, dtype=torch.float64).to(DEVICE))
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got `it did not converge`\. Scale the"):
+        factors.eigen_(torch.eye(4, dtype=torch.float64).to(DEVICE))
     monkeypatch.setattr(torch.linalg, "eigh", lambda A: (A[0] / 0, A))  # a GPU's may find no numbers and not say so
     with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got eigenvalues that are not. Scale"):
         factors.eigen_(torch.eye(4, dtype=torch.float64).to(DEVICE))
@@ -381,6 +395,35 @@ def test_too_little_memory_of_a_device_is_one_line(path, monkeypatch):
         diva_ray.score(path, features="x", cluster={**HERE, "gpus_per_worker": 1}, quiet=True)
     with mode, pytest.raises(InputError, match=told):
         devices.solve_on(DEVICE, torch.linalg.inv, (torch.eye(400),))
+
+
+def test_memory_that_a_library_takes_for_itself_is_the_same_line():
+    for told in (
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+    ):
+        with (
+            pytest.MonkeyPatch.context() as patched,
+            pytest.raises(InputError, match=r"must fit the GPU's memory, got"),
+        ):
+            for name in ("free_bytes", "whole_bytes"):
+                patched.setattr(devices, name, lambda device: 1 << 30)
+            with devices.roomy(DEVICE):
+                raise RuntimeError(told)
+    with pytest.raises(RuntimeError, match="another error"), devices.roomy(DEVICE):
+        raise RuntimeError("another error")
+
+
+def test_rows_that_others_left_no_room_for_stay_on_the_host(monkeypatch, caplog):
+    for name in ("free_bytes", "whole_bytes"):
+        monkeypatch.setattr(devices, name, lambda device: 1 << 40)
+    lane = devices.Lane(DEVICE)
+    band = torch.arange(4000.0).reshape(100, 40)
+    with Simulated(most=1 << 12):
+        monkeypatch.setattr(lane, "bring", lambda bands: devices.solve_on(DEVICE, torch.neg, tuple(bands)))
+        kept = lane.keep([band])
+    assert lane.left == 0 and torch.equal(kept[0], band) and kept[0].is_cpu
+    assert "must fit the GPU's memory" in caplog.text
 
 
 def test_features_stay_in_ordinary_memory_where_no_more_is_page_locked_which_is_said_once(monkeypatch, caplog):

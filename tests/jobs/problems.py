@@ -1,4 +1,4 @@
-"""Tables with planted mistakes, the test error of a weighted ridge fit by numpy alone, a module not all of it trained."""
+"""Tables with planted mistakes, the test error of a weighted ridge fit by numpy alone, a module partly trained."""
 
 import numpy as np
 import torch

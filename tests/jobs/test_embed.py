@@ -8,17 +8,20 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 import diva_ray
 from diva_ray.data.columns import to_matrix
 from diva_ray.data.decode import Form
 from diva_ray.data.encoders.plain import edges
+from diva_ray.engine.encoder_pool import PoolEncoder, device_of_worker, there
 from diva_ray.errors import InputError
 from diva_ray.tasks.embed_plan import EmbedPlan
 from tests.data import raw_sets
@@ -299,6 +302,31 @@ def test_a_plan_writes_nothing_and_tells_what_would_be_done(tmp_path):
     assert "`text` as `raw_text`" in told
     assert embed(raw_sets.table(), plan=True, output=str(tmp_path / "out")).rows == raw_sets.N
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_starts_no_cluster_for_gpus_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
+    monkeypatch.setattr("diva_ray.tasks.embed_prepare.ray_is_running", lambda: False)
+    asked = {"kind": "local", "gpus_per_worker": 1, "threads": 1, "workers": 1}
+    told = "\n".join(embed(raw_sets.table(), plan=True, cluster=asked, output=str(tmp_path / "out")).lines())
+    assert "1 with 1 thread(s) and 1 GPU" in told and "the GPU was not tried" in told
+
+
+def test_a_worker_whose_torch_sees_no_gpu_says_so_in_one_line(monkeypatch):
+    """And is not started again and again by Ray: its first unit tells."""
+    monkeypatch.setattr(ray, "get", lambda ref: ref)
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job = SimpleNamespace(threads=1, device="auto", bands=(), precision="auto")
+    found = PoolEncoder((job, {}, {}))(pa.table({"unit": [3]}))
+    assert found["done"] == ['{"unit": 3}'] and "torch must see the GPU, got torch" in found["mistake"][0]
+    assert device_of_worker("cpu") == "cpu"
+
+
+def test_modules_go_to_workers_on_the_cpu():
+    net, other = torch.nn.Linear(2, 2), object()
+    sent = there([net, other, None])
+    assert sent[0] is not net and torch.equal(sent[0].weight, net.weight) and sent[1:] == [other, None]
 
 
 def test_paths_are_read_under_the_root_and_nowhere_else(tmp_path):

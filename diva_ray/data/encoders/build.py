@@ -105,7 +105,7 @@ def build(config: EncoderConfig, device: str, precision: str, given: Any = None)
         )
     more = (given,) if config.kind == "module" else ()
     with torch.random.fork_rng(devices=[]):  # what is not loaded is drawn, alike in every process
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # of a GPU's the user's own stays as it is
         return makers[tower](config, device, precision, *more)
 
 

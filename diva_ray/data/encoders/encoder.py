@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_ray.core.products import float32_products
 from diva_ray.data.decode import Form
 from diva_ray.errors import InputError
 
@@ -88,13 +89,18 @@ def mixed(device: str, precision: str) -> Any:
     """Return the context in which a network runs: mixed precision on a GPU, float32 elsewhere."""
     if device != "cuda" or precision == "float32":
         return exact(device)
-    return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    return torch.autocast("cuda", torch.bfloat16 if _has_bfloat16() else torch.float16)
+
+
+def _has_bfloat16() -> bool:
+    """Return whether the GPU itself has it: torch emulates it on others, where cuDNN has no convolutions of it."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextmanager
 def exact(device: str) -> Iterator[None]:
-    """Let cuDNN work in float32 and in one order: its convolutions and recurrent layers are of TF32 by default, and the
-    gradients of its convolutions may add up in the order in which threads come."""
+    """Let products, and cuDNN, work in float32 and in one order: its convolutions and recurrent layers are of TF32 by
+    default, and the gradients of its convolutions may add up in the order in which threads come."""
     if device != "cuda":
         yield
         return
@@ -108,7 +114,8 @@ def exact(device: str) -> Iterator[None]:
     try:
         for one, name, value in wanted:
             setattr(one, name, value)
-        yield
+        with float32_products("full"):
+            yield
     finally:
         for (one, name, _), value in zip(wanted, before, strict=True):
             setattr(one, name, value)
