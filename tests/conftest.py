@@ -1,12 +1,15 @@
 """One Ray cluster for the whole session, private and quiet."""
 
+import ast
 import atexit
+import functools
 import os
 import secrets
 import shutil
 import socket
 import sys
 import tempfile
+from pathlib import Path
 
 _folder = tempfile.tempdir = tempfile.mkdtemp(prefix="diva_ray-tests-")
 atexit.register(shutil.rmtree, _folder, ignore_errors=True)
@@ -67,3 +70,55 @@ def task():
         "id": generator.permutation(13_000),
         "source": np.array(["crawl", "label farm"])[generator.integers(0, 2, 13_000)],
     }
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+# Ray's processes take a tenth of a core even where nothing runs. So of the processes of `-n` one alone has a cluster:
+# it runs all tests that use it, first and one after another, and then ends it.
+
+
+@functools.cache
+def _of_ray(file):
+    """Return the names of a file's tests that use the session's cluster, as xdist knows tests by their names alone."""
+    found = set()
+    for node in (body := ast.parse(Path(file).read_text()).body):
+        if isinstance(node, ast.Assign) and "pytest.mark.ray" in ast.unparse(node):  # pytestmark
+            return {one.name for one in body if isinstance(one, ast.FunctionDef)}
+        if isinstance(node, ast.FunctionDef) and "pytest.mark.ray" in map(ast.unparse, node.decorator_list):
+            found.add(node.name)
+    return found
+
+
+def _turn(item):
+    """Return when a test's turn is: those of the session's cluster, of clusters of their own, all others."""
+    if item.name.partition("[")[0] in _of_ray(item.path):
+        return 0
+    return 2 - (item.get_closest_marker("cluster") is not None)
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests first, so that no process waits for another at the end."""
+    items.sort(key=_turn)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """End the session's cluster once no more of its tests come."""
+    if _turn(item) == 0 and (nextitem is None or _turn(nextitem)):
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deal files to processes; tests of the session's cluster together, to one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            name = nodeid.partition("[")[0].rpartition("::")[2]
+            return "the session's cluster" if name in _of_ray(config.rootpath / file) else file
+
+    return Files(config, log)
