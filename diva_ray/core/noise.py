@@ -19,6 +19,7 @@ from diva_ray.core.verdict import LIMIT, SCALES, SHARPNESS, Link, Verdict, label
 
 LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar classes
 MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would name it?
+SURE = 0.75  # of the labels that flips between two classes call wrong, so many must be: classes that overlap reach 0.72
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
 FEWEST_SUSPECTS = 20
 CACHED = 100_000  # probabilities of a block of EM, which stay in the cache
@@ -59,9 +60,11 @@ def fit_flips(
     and the likelihood by log(c - 1) + log(m) / 2, the cost of naming and measuring it (MDL); then all is fitted again.
     Accepted if the classes that flip, with T_kk >= MOSTLY_RIGHT, hold at least half of the rows: two classes of many
     that mix at a constant rate are as likely two that the features cannot tell apart. Noise in few classes is therefore
-    left to the uniform model. And if the free pairs pay log(m) / 2 each (BIC) against right labels under the link that
-    suits those best: features that say little explain as much; and if right labels that the outputs confuse
-    (`evidence.confusions_explain`) are less likely. Local optimum; O(links iterations m c).
+    left to the uniform model. Of two classes one may flip alone, but SURE is asked: those with uneven tails mix at a
+    constant rate on one side, too, but there most rows are near the other class. And if the free pairs pay log(m) / 2
+    each (BIC) against right labels under the link that suits those best: features that say little explain as much; and
+    if right labels that the outputs confuse (`evidence.confusions_explain`) are less likely. Local optimum; O(links
+    iterations m c).
 
     Args:
         F: levelled outputs of a sample of rows.
@@ -81,7 +84,8 @@ def fit_flips(
         gain = N * (T.clamp_min(1e-300) / uniform).log() - rows * ((1 - uniform) / (1 - T).clamp_min(1e-9)).log()
         pays = off & (T - uniform >= LEAST_FLIPPED) & (gain > cost)
         sound = pays.any(1) & (T.diagonal() >= MOSTLY_RIGHT)
-        if float(rows[sound].sum()) < 0.5 * m or float(N[pays].sum()) < FEWEST_SUSPECTS:
+        held = float(rows[sound].sum())
+        if held < (0.5 * m if c > 2 else 1) or float(N[pays].sum()) < FEWEST_SUSPECTS:
             return None
         if torch.equal(pays, free):
             break
@@ -91,9 +95,16 @@ def fit_flips(
     flipped = int(free.sum())
     if likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2:
         return None
-    if confusions_explain(F, y, likelihood, flipped):
+    if confusions_explain(F, y, likelihood, flipped) or (c == 2 and _precision(F, y, link, T) < SURE):
         return None
     return link, T
+
+
+def _precision(F: Tensor, y: Tensor, link: Link, T: Tensor) -> float:
+    """Return which share of the labels that are likelier wrong than right is wrong, to be expected; 0 if none is."""
+    wrong = torch.sigmoid(-flip_log_odds(F, y, link, T))
+    suspects = wrong[wrong > 0.5]
+    return float(suspects.mean()) if len(suspects) else 0.0
 
 
 def _likelihood_if_right(F: Tensor, y: Tensor) -> float:

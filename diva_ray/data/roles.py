@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from glob import has_magic
 from typing import Any
@@ -29,6 +30,9 @@ SHOWN = (
 )  # columns the report shows unasked
 INDEX = "__index_level_"  # how pandas names an index in a file
 KEYS = ("data.id", "data.group", "data.source")
+FOUND = {"diva_ray": "found from labels"}  # metadata of a column that tells what the label is: no pattern takes it
+QUOTES = ' (names with signs in them want quotes: `data.features=["a (cm)","b (cm)"]`)'
+NAMED = 20  # columns that an error lists
 
 
 def find_columns(
@@ -86,7 +90,7 @@ def _check_named(option: str, name: str, schema: pa.Schema, partly: Mapping[str,
         )
     if name not in schema.names:
         raise InputError(
-            f"{option}: column `{name}` must be in the table, got columns {', '.join(schema.names[:20])}. "
+            f"{option}: column `{name}` must be in the table, got columns {_listed(name, schema.names)}. "
             f"Change `{option}`{hint}."
         )
     if schema.names.count(name) > 1:
@@ -96,6 +100,26 @@ def _check_named(option: str, name: str, schema: pa.Schema, partly: Mapping[str,
     if option in KEYS and pa.types.is_nested(storage_type(schema.field(name).type)):
         kind = schema.field(name).type
         raise InputError(f"{option}: column `{name}` must hold numbers or strings, got {kind}. Change `{option}`.")
+    if option in (*KEYS, "data.label", "data.truth") and _is_opaque(schema.field(name).type):
+        raise InputError(
+            f"{option}: column `{name}` must hold numbers, strings or dates, got {schema.field(name).type}. Write its "
+            f"values as strings, or change `{option}`."
+        )
+
+
+def _is_opaque(kind: pa.DataType) -> bool:
+    """Return whether values are of a type that Arrow cannot compare: pandas' periods and intervals."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name.startswith("pandas.")
+
+
+def _listed(name: str, names: list[str]) -> str:
+    """Return names of columns for an error: those most like the one that was asked for first."""
+    like = get_close_matches(name.lower(), [one.lower() for one in names], n=3)
+    first = [one for one in names if one.lower() in like]
+    shown = list(dict.fromkeys([*first, *names]))
+    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+    return ", ".join(shown[:NAMED]) + more
 
 
 def _names(option: str, given: Any) -> list[str]:
@@ -123,16 +147,28 @@ def _matching(asked: list[str], schema: pa.Schema, used: set[str | None]) -> lis
             continue
         free = [one.name for one in schema if is_number(element_type(one.type)) and one.name not in used]
         free = [one for one in free if one not in found and not one.startswith(INDEX)]
+        told = [one for one in free if FOUND.items() <= _notes(schema, one).items()]
+        if told:
+            log.warning(
+                "data.features: `%s` leaves out column `%s`, found from the labels by curate=weight. Name it as "
+                "`data.weight`", name, told[0],
+            )  # fmt: skip
+        free = [one for one in free if one not in told]
         matching = [one for one in free if fnmatchcase(one, name)]
         if not matching:
             raise InputError(
                 f"data.features: some column of numbers that no other option uses must match `{name}`, got none "
-                f"among {', '.join(schema.names[:20])}. Change `data.features`."
+                f"among {_listed(name, schema.names)}. Change `data.features`{QUOTES if ',' in name else ''}."
             )
         found += matching
         shown = ", ".join(matching[:12]) + (", ..." if len(matching) > 12 else "")
         log.info("data.features: `%s` is %s of %s columns: %s", name, len(matching), len(schema), shown)
     return found
+
+
+def _notes(schema: pa.Schema, name: str) -> dict[str, str]:
+    """Return a column's metadata."""
+    return {key.decode(): value.decode() for key, value in (schema.field(name).metadata or {}).items()}
 
 
 def _check_bands(features: list[str], *, pair: bool) -> None:

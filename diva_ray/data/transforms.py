@@ -140,6 +140,8 @@ def _opened(given: Any, k: int) -> Image.Image:
     """Return picture number k."""
     try:
         return _open(given)
+    except InputError as error:
+        raise InputError(f"augmented: picture {k:,}: {error}") from error
     except (OSError, ValueError, SyntaxError, RefusedError) as error:  # as Pillow and `decode` raise them
         raise InputError(f"augmented: every picture must open, got {error} at picture {k:,}. Leave it out.") from error
 
@@ -162,6 +164,7 @@ def _shape(picture: Image.Image) -> str:
 
 def _encoded(found: Any, rows: int, width: int | None) -> np.ndarray:
     """Return what an encoder made of so many pictures, (n, d), d as before."""
+    found = found.detach().cpu() if hasattr(found, "detach") else found  # a tensor
     features = np.asarray(found)
     whole = features.dtype.kind in "fiu" and features.ndim == 2 and len(features) == rows
     if not whole or features.shape[1] not in ([width] if width else range(1, features.size + 1)):

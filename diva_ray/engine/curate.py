@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from diva_ray.data.columns import in_one_chunk, is_list, one_chunk, to_matrix
 from diva_ray.data.files import part_name
+from diva_ray.data.roles import FOUND
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known
 from diva_ray.engine.reduce import Tally
@@ -69,7 +70,8 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
     if at >= 0:
         before = _numbers(one_chunk(rows[name]))
     after = pa.array(before * score)
-    curated = rows.set_column(at, name, after) if at >= 0 else rows.append_column(name, after)
+    field = pa.field(name, after.type, metadata=FOUND)
+    curated = rows.set_column(at, field, after) if at >= 0 else rows.append_column(field, after)
     changed = np.flatnonzero(np.abs(score - 1) > 1e-3)
     changes = facts.select(["id", "label_score"]).append_column("weight", after).take(pa.array(changed))
     return curated, changes.append_column("change", pa.array(["weighted"] * len(changed), pa.string()))

@@ -284,9 +284,10 @@ def _not_finite(shard: Shard, name: str, values: Tensor) -> InputError:
     usable = values.double().abs() <= 1e150
     bad = int(torch.nonzero(~usable.all(1))[0])
     at = int(torch.nonzero(~usable[bad])[0])
+    must = "below 1e150 in size" if np.isfinite(values[bad, at].item()) else "finite"
     place = f", number {at} of 0 to {values.shape[1] - 1} there" if values.shape[1] > 1 else ""
     return InputError(
-        f"data.features: column `{name}` must be finite, got {values[bad, at].item()} at {shard.where(bad)}{place}. "
+        f"data.features: column `{name}` must be {must}, got {values[bad, at].item()} at {shard.where(bad)}{place}. "
         "Fix the table or choose `data.features`."
     )
 

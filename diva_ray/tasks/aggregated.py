@@ -133,9 +133,10 @@ def told(summary: dict[str, Any], folder: Folder) -> list[str]:
     lines = [
         f"{s['n_samples']:,} samples, {len(s['bands'])} bands: left-out {word} {s['error']:.4f}; all under one ridge "
         f"{s['error_concatenated']:.4f}, best alone {s['bands'][alone]['error_alone']:.4f} ({alone})",
-        "shares: " + ", ".join(f"{name} {band['share']:.3f}" for name, band in s["bands"].items()),
+        "shares: " + ", ".join(f"{name} {band['share']:.3g}" for name, band in s["bands"].items()),
         f"{use}: ridge={s['ridge']:.6g} shares={folder.location('bands.json')}"
         + "".join(f" {name}={first[name]}" for name in ("projection", "seed") if first.get(name) is not None),
+        *([] if s["error"] < s["error_concatenated"] else ["note: one ridge for all bands does as well"]),
     ]
     if "weights" in s:
         w = s["weights"]
@@ -188,7 +189,9 @@ def sheet_of(
         f"under one ridge and {show(s['bands'][alone]['error_alone'])} with {alone} alone."
     ]
     tiles = [
-        Tile(f"left-out {word}", show(s["error"]), "shares found", "good"),
+        Tile(
+            f"left-out {word}", show(s["error"]), "shares found", "good" if s["error"] < s["error_concatenated"] else ""
+        ),
         Tile("one ridge for all", show(s["error_concatenated"]), f"ridge {s['ridge_concatenated']:.3g}"),
         Tile("best band alone", show(s["bands"][alone]["error_alone"]), alone),
         Tile("samples hurt", words.count(s["n_detrimental"]), f"z > {s['threshold']:.2f}", "hurts"),

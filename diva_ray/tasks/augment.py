@@ -211,10 +211,11 @@ def sheet_of(session: Session, summary: dict[str, Any]) -> Sheet:
         ("z", "z", "z"), ("probability_paper", "Paper's", "percent"), ("z_leave_one_out", "z, copies left in", "z"),
     ]  # fmt: skip
     leak = s["error_leave_group_out"] - s["error_leave_one_out"]
+    chance = 2 * (s["error_leave_group_out"] / s["n_validation"]) ** 0.5 if error == "error" else 0.0
     notes = [
         f"Left out alone, an original is predicted with {error} {shape(s['error_leave_one_out'])}; left out with its "
         f"copies, {shape(s['error_leave_group_out'])}. "
-        + ("The copies leak: plain leave-one-out is no validation here." if leak > 0 else "No leak shows here.")
+        + ("The copies leak: plain leave-one-out is no validation here." if leak > chance else "No leak shows here.")
     ]
     headline = [
         f"Accepted: {s['chosen']}." if s["accepted"] else "Nothing was changed: no step gained beyond chance.",

@@ -157,9 +157,10 @@ def _mark(session: Session, beside: dict[str, Table]) -> dict[str, Any]:
         changed = [name for name, table in mark.get("beside", {}).items() if found.get("beside", {}).get(name) != table]
         pairs = zip(session.roles, mark["data"], found["data"], strict=False)
         differing = differing or changed or [PATHS[role] for role, now, then in pairs if now != then] or ["data.path"]
+        changed = [] if found["config"] != mark["config"] else [" (its files have changed)"]
         raise InputError(
             f"resume: the run in {session.folder.path} must have the same data and options, got another "
-            f"{', '.join(differing)}. Use the same options, or a new `output`."
+            f"{', '.join(differing)}{''.join(changed)}. Use the same options, or a new `output`."
         )
     if session.config.resume and found is not None and session.folder.read_json("summary.json") is not None:
         log.info("resume: the run in %s had finished; it is computed again", session.folder.path)

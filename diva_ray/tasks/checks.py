@@ -137,9 +137,8 @@ def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
     counts = found.counts
     if setup.task == "classification" and found.labels is not None and len(found.labels) < 2:
         raise InputError(
-            f"data.label: there must be at least two classes, got only {found.labels[0].as_py()!r} in "
-            f"`{columns.label}`. "
-            "Change `data.label`, or use task=regression for numbers."
+            f"data.label: there must be at least two classes, got the label {found.labels[0].as_py()!r} "
+            f"in every row of `{columns.label}`. Change `data.label`, or use task=regression for numbers."
         )
     if setup.task == "multilabel" and found.labels is not None:
         check_several(columns, found.labels.to_pylist(), int(counts["max_labels"]), int(-counts["max_less_labels"]))

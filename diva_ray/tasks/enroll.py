@@ -109,8 +109,7 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
             f"the pool too, got {core.offset_width}. Change `data.offset`, or use `pool.new_classes=error`."
         )
     check_bands(session.columns.features, found)
-    if not runner.quiet:
-        tell_missing(session.columns, found, "the pool's ")
+    tell_missing(session.columns, found, "the pool's ")
     if reach_takes_double(setup.task, found.reach, setup.outputs):
         setup = replace(setup, dtype=torch.float64)
     if far := bands_on_another_scale(session.columns.features, core, found):

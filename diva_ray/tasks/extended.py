@@ -69,7 +69,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     s = summary
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
     first, last = s["error_by_budget"][0], kept_step(s)
-    note = f"note: {least_in_words(s)}"
+    notes = [f"note: {words}" for words in notes_on_error(s)]
     helpful = "with labels that are likely right" if rows_by_label(s) else "that help"
     return [
         f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}; chose {s['n_selected']:,} "
@@ -77,7 +77,7 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"left-out {kind} on the table: {s['error_before']:.4f} before, {s['error_after']:.4f} after, "
         f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random; loss "
         f"{first['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}",
-        *([note] if s["best_budget"] < s["n_selected"] else []),
+        *notes,
     ]
 
 
@@ -92,9 +92,17 @@ def rows_by_label(summary: dict[str, Any]) -> bool:
     return summary["method"] == "balanced" and summary["task"] == "classification" and not summary["single_shot"]
 
 
-def least_in_words(summary: dict[str, Any]) -> str:
-    """Return with how many rows the left-out error was least, where it has risen since, beyond chance."""
-    return f"The left-out error was least with {summary['best_budget']:,} rows added, and has risen since."
+def notes_on_error(summary: dict[str, Any]) -> list[str]:
+    """Return what is to be said where the left-out error has risen: since it was least, beyond chance, or at all."""
+    s = summary
+    if s["best_budget"] < s["n_selected"]:
+        return [f"The left-out error was least with {s['best_budget']:,} rows added, and has risen since."]
+    if s["error_after"] > s["error_before"]:
+        return [
+            "The left-out error is higher with the chosen rows than without, though not beyond chance: see "
+            "error_by_budget; `budget` would take fewer."
+        ]
+    return []
 
 
 def _validated(summary: dict[str, Any]) -> str:
@@ -148,8 +156,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
             "was known of the pool's labels, and rows were chosen by their derivative alone. A second row of each "
             "class, or a validation table, would tell more."
         )
-    if s["best_budget"] < s["n_selected"]:
-        notes.append(least_in_words(s))
+    notes += notes_on_error(s)
     return Sheet(
         "Which rows of the pool to add",
         [f"Chose {s['n_selected']:,} of {s['n_pool']:,} rows: {s['stopped']}."],

@@ -23,6 +23,7 @@ from diva_ray.data.files import part_name
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.errors import InputError
 
+WRITTEN = {"samples", "selected", "errors", "curated", "changes", "features", "report.html", "summary.json"}  # by runs
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit say
 
 
@@ -45,11 +46,19 @@ class Folder:
         if info.type == pyarrow.fs.FileType.File:
             raise InputError(f"output: must be a folder, got a file at {self.path}. Change `output`.")
         inside = self.names("") if info.type == pyarrow.fs.FileType.Directory else []
+        begun = "state.json" in inside
         if inside and not resume:
+            cure = ", or use `resume=true` to finish the run there" if begun and "summary.json" not in inside else ""
+            listed = ", ".join(sorted(inside)[:3]) + (", ..." if len(inside) > 3 else "")
             raise InputError(
-                f"output: the folder must be new or empty, got {len(inside)} entries ({', '.join(sorted(inside)[:3])}, "
-                "...) "
-                f"at {self.path}. Change `output`, or use `resume=true` to finish the run there."
+                f"output: the folder must be new or empty, got {len(inside)} entries ({listed}) at {self.path}. Change "
+                f"`output`{cure}."
+            )
+        others = sorted(WRITTEN & set(inside))
+        if others and not begun:
+            raise InputError(
+                f"resume: the folder must hold a run that was begun there, got {others[0]} without state.json at "
+                f"{self.path}. Change `output`."
             )
         try:
             self.filesystem.create_dir(self.base, recursive=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
+import pyarrow.parquet as pq
 import torch
 
 from diva_ray.config import (
@@ -22,7 +23,7 @@ from diva_ray.config import (
     TrainConfig,
     TuneConfig,
 )
-from diva_ray.data.columns import is_list, one_chunk, storage_type
+from diva_ray.data.columns import element_type, is_list, is_number, one_chunk, storage_type
 from diva_ray.data.roles import find_columns, task_of
 from diva_ray.data.shards import Columns
 from diva_ray.data.sources import open_data
@@ -230,17 +231,13 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
                 f"data.truth: labels must be one value a row to be held against the truth, got {label} in "
                 f"`{columns.label}`. Leave `data.truth` out."
             )
-        if (family(label) == "string") != (family(truth) == "string") or is_list(truth):
+        if _comparable(label) != _comparable(truth) or is_list(truth):
             raise InputError(
                 f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
                 "`data.truth`."
             )
-    if isinstance(config, ScoreConfig) and config.curate != "none" and table.partly:
-        name, file = next(iter(table.partly.items()))
-        raise InputError(
-            f"curate: every file must have the same columns, to be copied with all of them, got no `{name}` at {file}. "
-            "Add it there, as nulls, or leave `curate` out."
-        )
+    if isinstance(config, ScoreConfig) and config.curate != "none":
+        check_copied(table)
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
         kind = None if columns.id is None else storage_type(table.schema.field(columns.id).type)
         if kind is None or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -249,6 +246,30 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
                 f"{'row positions' if kind is None else f'{kind} in `{columns.id}`'}. Change `data.id`, or leave "
                 "`export` out."
             )
+
+
+def _comparable(kind: pa.DataType) -> str:
+    """Return the name of the types whose values can be held against each other."""
+    plain = element_type(kind)
+    return "number" if is_number(plain) or pa.types.is_boolean(plain) else family(kind)
+
+
+def check_copied(table: Table) -> None:
+    """Raise for columns that a copy of the table cannot have: only in some files, or of a type Parquet cannot hold."""
+    if table.partly:
+        name, file = next(iter(table.partly.items()))
+        raise InputError(
+            f"curate: every file must have the same columns, to be copied with all of them, got no `{name}` at {file}. "
+            "Add it there, as nulls, or leave `curate` out."
+        )
+    for field in table.schema:
+        try:
+            pq.write_table(pa.schema([field]).empty_table(), pa.BufferOutputStream())
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"curate: every column must be of a type that Parquet can hold, got {field.type} in `{field.name}`. "
+                "Write its values as strings, or drop the column."
+            ) from error
 
 
 def check_names_of_bands(config: FitConfig, columns: Columns, task: str) -> None:

@@ -126,9 +126,8 @@ def open_session(
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
         check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
-        if not quiet:
-            tell_missing(columns, found)
-            tell_placeholder(columns, found)
+        tell_missing(columns, found)
+        tell_placeholder(columns, found)
         if config.standardize == "auto":
             tell_units(columns, found)
         if opened.task == "vector" and config.task == "auto":

@@ -25,6 +25,7 @@ log = logging.getLogger("diva_ray")
 
 FAR = 1e3  # how far above its own ridge a band's penalty starts that is to take no part
 FEW_BANDS = 8  # up to which each band alone is a start
+EDGE = 1e-6  # how near a penalty is to the least one tried that counts as there
 ALIKE = 1 + 1e-4  # how near losses are that count as equal
 AROUND = torch.logspace(-1, 1, 9, dtype=torch.float64)  # ridges tried around the penalties found
 MULTIPLES = torch.logspace(-1.5, 1, 11, dtype=torch.float64)  # likewise, where errors of classes are counted
@@ -186,6 +187,7 @@ class Aggregated:
         loss: mean left-out squared error there.
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
         descents: the starts, in the order they were tried.
+        ends: bands whose penalty lies at the least that was tried.
     """
 
     penalties: Tensor
@@ -197,6 +199,7 @@ class Aggregated:
     without: list[Fitted]
     descents: list[Descent]
     evaluations: int
+    ends: list[str]
 
 
 def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: int) -> Aggregated:
@@ -223,11 +226,19 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
             log.info("from %s: squared error %.6f after %d evaluations", name, last.loss, len(last.losses))
     best = most_even(descents)
     loss, gradient = search.evaluate(best.penalties)
+    ends = [name for name, at, least in zip(names, best.penalties, low, strict=True) if at <= (1 + EDGE) * least]
+    if ends:
+        log.warning(
+            "the penalty of `%s` lies at the least that was tried: a smaller one may do better. Are its columns of "
+            "different units?", "`, `".join(ends),
+        )  # fmt: skip
     without = alone[::-1]  # of two bands, without the one is the other alone
     if count > 2:
         without, _ = search.fits([[k for k in range(count) if k != m] for m in range(count)], best.penalties)
     multiple = search.multiple(best.penalties)
-    return Aggregated(best.penalties, multiple, gradient, loss, together, alone, without, descents, len(search.seen))
+    return Aggregated(
+        best.penalties, multiple, gradient, loss, together, alone, without, descents, len(search.seen), ends
+    )
 
 
 def most_even(descents: list[Descent]) -> Descent:

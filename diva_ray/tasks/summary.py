@@ -22,6 +22,7 @@ from diva_ray.tasks.judge import TELLS_NOTHING, label_entropy
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
+DOUBTFUL = 0.6  # estimated precision below which a reader is warned
 MANY_MISSED = 0.05  # error from which a run that calls no label wrong says what that means
 RULES = {
     "error": "share of left-out predictions that are wrong; of numbers R2, greater when better, which is `r2` too",
@@ -290,6 +291,13 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
     alike = alike_in_words(summary["n_alike"], summary["n_samples"]) if left_out else ""
     found = [*([alike] if alike else []), *shared_in_words(summary["shared"], summary["n_samples"])]
     found += dependence_in_words(summary) if summary["n_label_issues"] else []
+    precision = summary["label_issue_precision"]
+    if summary["n_label_issues"] and precision is not None and precision < DOUBTFUL:
+        found.append(
+            f"Of the labels that look wrong, about {round((1 - precision) * summary['n_label_issues']):,} are right by "
+            "the estimate: where classes overlap, right labels look like wrong ones. Look at some before they are "
+            "dropped."
+        )
     if tells_nothing(summary):
         found.append(
             f"Left-out predictions tell next to nothing of the labels ({max(summary['information'], 0.0):.3f} of "

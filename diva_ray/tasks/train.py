@@ -93,6 +93,10 @@ def run(
         config.data.path = data = from_dataset(data, folder, "table", plan=False)
     if config.weights == "auto" and not config.plan:
         given = reweight_first(config, data, loss, folder, quiet=quiet)
+    if config.weights == "auto" and config.plan:
+        log.info(
+            "weights=auto: the rows are reweighted first (see `jobs/reweight.py plan=true`), then, as planned here:"
+        )
     beside = {} if given is None or config.weights == "auto" else {"weights": given.table}
     session = begin(config, data, loss, quiet=quiet, pool=test, folder=folder, beside=beside)
     if isinstance(session, Plan):

@@ -17,6 +17,7 @@ from diva_ray.engine.progress import Progress
 from diva_ray.engine.scan import Scan, scan
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
+from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of
 from diva_ray.tasks.checks import check_columns_held
@@ -164,6 +165,7 @@ def _scan_test(session: Session) -> None:
     if extents:
         found: Scan = session.runner.run(scan, "scan test", extents)
         _ = replace(session.scan, place="the table") + replace(found, place="the test table")  # raises: other widths
+        note_shared(session, "test", sum(extent.stop - extent.start for extent in extents), found.counts)
 
 
 def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Record]]:

@@ -12,6 +12,7 @@ import yaml
 from diva_ray.config import DataConfig, TuneConfig
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
+from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
@@ -59,6 +60,7 @@ def figures(
         "shared": {
             "loads": 1, "passes": dict(study.passes), "fit_sums": len(study.sums), "ridges": len(study.ridges),
             "folds_judged": study.passes.get("judge", 0) - (test is not None), "folds_known_before": trials.kept,
+            **session.shared,
         },
         "seconds_judging": round(trials.spent, 4),
     }  # fmt: skip
@@ -132,7 +134,7 @@ def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:
         **{name: value for name, value in options.items() if name not in more},
         **more,
         **same,
-        "output": f"outputs/{job}/${{now:%Y-%m-%d_%H-%M-%S}}",
+        "output": f"outputs/{job}/${{now:%Y-%m-%d_%H-%M-%S-%f}}",
     }
     where = {"optional cluster": config.cluster.kind}  # a group, so that cluster=local takes its place
     body = yaml.safe_dump(
@@ -211,7 +213,7 @@ def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list
     ]
     return Sheet(
         "Which options do best", headline, tiles, _parts(space, s, rows), facts, session.runner.seconds,
-        notes=_notes(s, rows), downloads=files,
+        notes=[*shared_in_words(session.shared, s["n_samples"]), *_notes(s, rows)], downloads=files,
         footer="Each row is judged by a model for which ridge, weights and fit never saw its fold.",
     )  # fmt: skip
 

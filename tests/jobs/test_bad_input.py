@@ -126,8 +126,18 @@ def test_an_output_in_use_is_left_as_it_is(tmp_path):
     out = tmp_path / "out"
     score(base(), output=str(out))
     before = contents(out)
-    refuses(r"output: the folder must be new or empty, got \d+ entries .* at .*out. Change `output`, or use `resume",
+    refuses(r"output: the folder must be new or empty, got \d+ entries .* at .*out. Change `output`\.$",
             base(), output=str(out))  # fmt: skip
+    shutil.copytree(out, tmp_path / "begun")
+    (tmp_path / "begun" / "summary.json").unlink()
+    refuses(
+        r"output: .* at .*begun. Change `output`, or use `resume=true` to finish",
+        base(),
+        output=str(out.parent / "begun"),
+    )
+    (tmp_path / "foreign" / "samples").mkdir(parents=True)
+    refuses(r"resume: the folder must hold a run that was begun there, got samples without state.json at .*foreign. Ch",
+            base(), output=str(tmp_path / "foreign"), resume=True)  # fmt: skip
     refuses(r"resume: the run in .*out must have the same data and options, got another ridge", base(), output=str(out),
             resume=True, ridge=7.0)  # fmt: skip
     refuses(r"resume: .* got another data\.show, data\.truth, ridge\. Use the same options, or a new `output`",

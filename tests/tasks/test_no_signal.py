@@ -87,3 +87,36 @@ def test_classes_that_overlap_are_not_the_labellers_doubt(share, seed):
     assert found["planted"]["precision"] > 0.7 and found["planted"]["recall"] > 0.75
     assert found["label_issue_precision"] == pytest.approx(found["planted"]["precision"], abs=0.15)
     assert found["noise_estimate"] == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize("rows", [300, 600, 2000])
+@pytest.mark.parametrize("seed", [1, 3])
+def test_classes_that_overlap_in_a_long_tail_are_no_wrong_labels(rows, seed):
+    """Far from the other class their shares stay the same, as under labels that flip one way."""
+    generator = np.random.default_rng(seed)
+    y = generator.integers(0, 2, rows)
+    X = generator.exponential(size=(rows, 2))
+    X[:, 0] *= np.exp(1.5 * y)
+    assert diva_ray.score({"features": X, "label": y}, cluster=INLINE, quiet=True).summary["n_label_issues"] == 0
+
+
+def test_wrong_labels_of_one_class_of_two_are_found():
+    generator = np.random.default_rng(5)
+    truth = generator.integers(0, 2, 600)
+    X = generator.standard_normal((600, 5))
+    X[:, 0] += 4 * truth
+    given = np.where((truth == 1) & (generator.random(600) < 0.2), 0, truth)
+    assert (truth == 1).mean() < 0.5, "the class that flips holds less than half of the rows"
+    data = {"features": X, "label": given, "truth": truth}
+    planted = diva_ray.score(data, truth="truth", cluster=INLINE, quiet=True).summary["planted"]
+    assert planted["precision"] > 0.9 and planted["recall"] > 0.75
+
+
+def test_a_low_precision_is_told_with_what_it_means():
+    generator = np.random.default_rng(1)
+    y = generator.integers(0, 2, 600)
+    X = np.log(generator.exponential(size=(600, 2)))
+    X[:, 0] += 1.5 * y
+    result = diva_ray.score({"features": X, "label": y}, cluster=INLINE, quiet=True)
+    assert result.summary["n_label_issues"] and result.summary["label_issue_precision"] < 0.6
+    assert any("are right by the estimate: where classes overlap" in line for line in result.lines())
