@@ -76,6 +76,11 @@ def fit_loss_verdict(sums: Histogram) -> Verdict:
     return Verdict(math.log(middle), rate, Cut(float(middle / (middle + edges[LOSS[2] - k])), *figures), z)
 
 
+def largest_right(verdict: Verdict) -> float:
+    """Return the loss from which a label looks wrong (`loss_scores` below the cut); infinite where none does."""
+    return math.exp(verdict.offset) * (1 / verdict.label.value - 1) if verdict.label.value > 0 else math.inf
+
+
 def loss_scores(losses: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, " n"]:
     """Return s / (s + |loss|), s the median loss with wrong labels; an issue if below the cut."""
     s = math.exp(verdict.offset)

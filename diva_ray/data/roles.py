@@ -147,7 +147,7 @@ def _matching(asked: list[str], schema: pa.Schema, used: set[str | None]) -> lis
             continue
         free = [one.name for one in schema if is_number(element_type(one.type)) and one.name not in used]
         free = [one for one in free if one not in found and not one.startswith(INDEX)]
-        told = [one for one in free if FOUND.items() <= _notes(schema, one).items()]
+        told = [one for one in free if fnmatchcase(one, name) and FOUND.items() <= _notes(schema, one).items()]
         if told:
             log.warning(
                 "data.features: `%s` leaves out column `%s`, found from the labels by curate=weight. Name it as "

@@ -104,13 +104,14 @@ class Trials:
 
     count: int  # folds in all
     solutions: dict[int, Tensor]
+    most: dict[int, float]  # for every fold, the loss from which labels of numbers looked wrong without it
     models: int
     bases: int  # the first of them, with which all are compared
 
 
-def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[Block, Tensor, Tensor]]:
-    """Yield (block, rows, outputs (m, models, c)) of the heard rows of every fold, by the models fitted without it; all
-    but the block's features on the CPU."""
+def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[int, Block, Tensor, Tensor]]:
+    """Yield (fold, block, rows, outputs (m, models, c)) of the heard rows of every fold, by the models fitted without
+    it; all but the block's features on the CPU."""
     trials: Trials = known["trials"]
     if known.get("held_out", False) and not shard.extent.held_out:
         return
@@ -121,7 +122,7 @@ def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[Block, Tensor, T
             if len(rows):
                 F = (b.Z[rows] @ W).unflatten(1, (trials.models, -1))
                 F = F if b.offset is None else F + b.offset[rows, None]
-                yield replace(b, Y=b.Y.cpu(), v=b.v.cpu()), rows.cpu(), F.cpu()
+                yield k, replace(b, Y=b.Y.cpu(), v=b.v.cpu()), rows.cpu(), F.cpu()
 
 
 def calibrate_trials(shard: Shard, known: Known) -> Each:
@@ -129,7 +130,7 @@ def calibrate_trials(shard: Shard, known: Known) -> Each:
     models = known["trials"].models
     none = torch.zeros(0, known["setup"].outputs), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     total = Each([verdict.link_sums(*none)] * models)
-    for b, rows, F in trial_outputs(shard, known):
+    for _, b, rows, F in trial_outputs(shard, known):
         v = b.v[rows].double()
         total = total + Each(verdict.link_sums(F[:, m], b.Y[rows], v) for m in range(models))
     return total
@@ -146,9 +147,10 @@ def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
     bases = known["trials"].bases
     total = reweight.trial_sums(none, none, none[:, 0], torch.zeros(0, dtype=torch.int64), bases)
     codes = group_codes(shard, known)
-    for b, rows, F in trial_outputs(shard, known):
+    for k, b, rows, F in trial_outputs(shard, known):
+        judged, most = calibrations or [None] * models, known["trials"].most[k]
         found = [
-            reweight.trial_losses(F[:, m], b.Y[rows], calibrations[m] if calibrations else None, loss, several=several)
+            reweight.trial_losses(F[:, m], b.Y[rows], judged[m], loss, several=several, most=most)
             for m in range(models)
         ]
         values, wrong = (torch.stack(columns, 1) for columns in zip(*found, strict=True))

@@ -25,11 +25,9 @@ log = logging.getLogger("diva_ray")
 MOST_DEVIATIONS = 30.0  # between 0 and the mean of number targets, or of a column, beyond which products are float64
 LOST_DEVIATIONS = 1e5  # beyond which, of a column, float64 loses what varies
 LARGEST_NORM = 1e30  # of standardised rows; of rows as given, which are multiplied as they are, its root
-LARGEST_WEIGHT = 1e12  # beyond it, or below its inverse, squares of a derivative's parts leave float32
-LEAST_VARIANCE = 1e-3  # of a column in the middle, in units of the mean over columns, below which units differ
 CLASS_VARIANCE = 0.25  # at most, of zeros and ones
+LARGEST_WEIGHT = 1e12  # beyond it, or below its inverse, squares of a derivative's parts leave float32
 LEAST_SPREAD = 1e-6  # standard deviation of number targets below which, or above its inverse, they are, too
-TOLD = 5  # columns with gaps that are told one by one
 TOO_SPREAD = 1e15  # beyond it, or below its inverse, derivatives (of squares) leave float32, in which they are written
 
 
@@ -64,60 +62,6 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
         )
     check_labels(columns, setup, found)
     check_ids(runner, columns)
-
-
-def missing_of(columns: Columns, found: Scan) -> dict[str, int]:
-    """Return in how many of the rows that train a band is missing, for those bands that are missing in some."""
-    rows = int(found.counts["rows"])
-    return {name: rows - there for name, there in zip(columns.features, found.rows, strict=True) if there < rows}
-
-
-def tell_missing(columns: Columns, found: Scan, whose: str = "") -> None:
-    """Log which bands are missing in some rows: a modality may be, but a null number is more often an oversight."""
-    missing, widths = missing_of(columns, found), dict(zip(columns.features, found.widths, strict=True))
-    for name in list(missing)[:TOLD]:
-        level = logging.WARNING if widths[name] == 1 else logging.INFO
-        counts = f"{missing[name]:,}", f"{int(found.counts['rows']):,}"
-        log.log(level, "%scolumn `%s`: %s of %s missing", whose, name, *counts)
-    if len(missing) > TOLD:
-        log.warning("%d more columns have missing rows (`missing` in summary.json)", len(missing) - TOLD)
-
-
-def tell_units(columns: Columns, found: Scan) -> None:
-    """Warn of bands whose columns are of different units."""
-    for name, rows, squares in zip(columns.features, found.rows, found.squares, strict=True):
-        if of_different_units(squares):
-            deviations = (squares[squares > 0] / rows).sqrt()
-            log.warning(
-                "standard deviations of columns of `%s` go from %.2g to %.2g: a band is scaled as a whole, so those "
-                "that vary most decide. Divide columns of different units by theirs, or make each a band "
-                "(`data.features`)", name, float(deviations.min()), float(deviations.max()),
-            )  # fmt: skip
-
-
-def tell_hot(columns: Columns, target: Tensor) -> None:
-    """Warn of vectors of zeros and ones: rows of a 0/1 matrix stand for classes, and are judged better as such.
-
-    By their moments: the variance of every number is m (1 - m), m its mean.
-    """
-    mean, squares = target[1:].chunk(2)
-    hot = target[0] * mean * (1 - mean)
-    if len(mean) > 1 and bool((hot > 0).any()) and torch.allclose(squares, hot, rtol=1e-9, atol=1e-12):
-        log.warning(
-            "column `%s` holds vectors of %d zeros and ones, which are fitted as numbers. If they stand for classes, "
-            "give the class of a row (the place of its 1), or the list of its classes", columns.label, len(mean),
-        )  # fmt: skip
-
-
-def tell_placeholder(columns: Columns, found: Scan) -> None:
-    """Warn of a number that several rows have and that lies far from all others, such as -999 for none."""
-    placeholder = found.extremes.placeholder() if found.extremes is not None else None
-    if placeholder is not None:
-        log.warning(
-            "column `%s` is %g in %s rows, further from all other numbers than those lie apart. If it stands for a "
-            "missing one, leave these rows out (README, Your own table)", columns.label, placeholder[0],
-            f"{placeholder[1]:,}",
-        )  # fmt: skip
 
 
 def check_weights(columns: Columns, counts: Tally) -> None:
@@ -241,16 +185,6 @@ def check_bands(session: Session) -> None:
                 f"data.features: every band must vary from row to row, got one value in all {int(rows):,} rows of "
                 f"`{name}`. Fix the column, or leave it out of `data.features`."
             )
-
-
-def of_different_units(squares: Tensor) -> bool:
-    """Return whether half of the columns that vary have less than a thousandth of the mean variance.
-
-    Of measurements of different units (scikit-learn's wine, breast cancer) it is 1e-4 and less;
-    of activations of networks, pixels, counts of words and their principal components 8e-2 and more.
-    """
-    varies = squares[squares > 0]
-    return len(varies) > 1 and float(varies.median()) < LEAST_VARIANCE * float(varies.mean())
 
 
 def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:

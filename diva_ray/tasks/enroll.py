@@ -17,8 +17,9 @@ from diva_ray.engine.scan import Scan, merge_values, scan
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.alike import note_shared
-from diva_ray.tasks.checks import check_ids, reach_takes_double, tell_missing
+from diva_ray.tasks.checks import check_ids, reach_takes_double
 from diva_ray.tasks.derive import with_errors
+from diva_ray.tasks.remarks import tell_missing
 from diva_ray.tasks.session import Session
 
 log = logging.getLogger("diva_ray")

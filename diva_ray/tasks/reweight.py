@@ -122,14 +122,17 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
     """Return every arm, how it does on the folds set apart, and how many were asked until the answer was clear."""
     check_folds(walk.runner, walk.setup, folds)
     solutions: dict[int, Tensor] = {}
+    most: dict[int, float] = {}
     for k in range(folds):
         if not walk.runner.quiet:
             log.info("fold %d of %d set apart", k + 1, folds)
         found = walk_arms(walk, Fold(k, folds), steps)
-        arms, solutions[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype)
+        arms, solutions[k], most[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype), walk.most
         last = k + 1 == folds
         if last or walk.runner.rows >= CLEAR_ROWS * folds / (k + 1):
-            sums = try_arms(walk.runner, walk.setup, Trials(folds, dict(solutions), len(found), len(RIDGES)))
+            sums = try_arms(
+                walk.runner, walk.setup, Trials(folds, dict(solutions), dict(most), len(found), len(RIDGES))
+            )
             if last or _clear(sums):
                 return arms, sums, k + 1
     raise AssertionError("the last fold always answers")

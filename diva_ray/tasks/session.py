@@ -24,20 +24,19 @@ from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies
-from diva_ray.tasks.checks import (
-    check_scan,
-    features_take_double,
-    reach_takes_double,
-    tell_hot,
-    tell_missing,
-    tell_placeholder,
-    tell_units,
-)
+from diva_ray.tasks.checks import check_scan, features_take_double, reach_takes_double
 from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import APART, Opened
 from diva_ray.tasks.options import chosen_shares
+from diva_ray.tasks.remarks import (
+    tell_hot,
+    tell_missing,
+    tell_one_direction,
+    tell_placeholder,
+    tell_units,
+)
 from diva_ray.tasks.runner import Engine, Runner
 from diva_ray.threads import blas_environment, of_worker
 
@@ -132,6 +131,8 @@ def open_session(
             tell_units(columns, found)
         if opened.task == "vector" and config.task == "auto":
             tell_hot(columns, found.target)
+        if opened.task == "vector" and opened.loss == "cosine":
+            tell_one_direction(columns, found.target)
         session = Session(
             config, folder, tables, roles, columns, opened.show, opened.task, opened.loss, plan, runner, found, setup,
             original, cut_bits=cut_bits, kept=kept,

@@ -16,9 +16,9 @@ from diva_ray.engine.scan import CONSTANT
 from diva_ray.engine.setup import Setup
 from diva_ray.report.words import counted
 from diva_ray.tasks.alike import alike_in_words, alike_of, shared_in_words
-from diva_ray.tasks.checks import missing_of
 from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
 from diva_ray.tasks.judge import TELLS_NOTHING, label_entropy
+from diva_ray.tasks.remarks import missing_of
 from diva_ray.tasks.session import Session
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diva_ray.core.loss_verdict import largest_right
 from diva_ray.core.reweight import Step, TrialSums, fit_calibration, source_factors
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.data.shards import Extent
@@ -73,6 +75,7 @@ class Walk:
     at: int = 0
     name: str = ""
     moved: int = 0  # weights that were changed, by steps that look at all rows first
+    most: float = math.inf  # loss from which labels of numbers looked wrong at the first look
     final: tuple[str, float] | None = None  # step and factor of the weights that a walk to an arm ended with
     penalty: Tensor = field(default_factory=lambda: torch.zeros(0))  # dL/dLambda of every column, at the last look
     class_dependence: float = 0.0  # of the labels that look wrong, at the last look
@@ -82,7 +85,7 @@ class Walk:
         """Go back to the table's weights, perhaps without a fold; return the fit sums there (`sums`, if known)."""
         engine = self.runner.engine
         engine.forget("fold", "step", "factor", "weights", "rows", "scored")
-        self.at, self.moved, self.name = 0, 0, "all" if fold is None else f"without{fold.k}"
+        self.at, self.moved, self.most, self.name = 0, 0, math.inf, "all" if fold is None else f"without{fold.k}"
         engine.tell(setup=self.setup, store=self.store, multiplied=self.path.chain.kind == "sources")
         engine.tell(**({} if fold is None else {"fold": fold}))
         return self.runner.run(passes.fit, "fit") if sums is None else sums
@@ -102,6 +105,8 @@ class Walk:
         self.penalty, scored = score_rows(self.runner, self.setup, solution, left)
         rule, _ = judge(self.runner, self.setup, left.tally, self.scored)
         self.class_dependence = rule.class_dependence
+        if self.setup.task in ("regression", "vector") and not self.at:
+            self.most = largest_right(rule)
         self.by_source = scored.tally["sources"]
         if self.path.chain.kind == "sources":
             self._tell_factors(self.by_source)

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_diabetes
 
 import diva_ray
+from diva_ray.core import losses
+from diva_ray.core.reweight import trial_losses
 from diva_ray.engine import verdicts
 from diva_ray.engine.context import Fold
 from tests.engine.runs import opened
@@ -45,6 +48,35 @@ def test_vectors_with_gross_errors_lose_weight_where_that_helps(loss):
     fresh = draw(2000, 60, seed=2)
     before, after = (fresh @ fitted(X, V, weight) - fresh[:, :3] for weight in (np.ones(400), alpha))
     assert np.square(after).mean() < 0.5 * np.square(before).mean(), "nearer to what is true of other rows"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_numbers_with_gross_errors_are_dropped_though_rows_set_apart_have_them_too(share):
+    """Judged by all of its squared error, a row with a gross error would speak against its own removal."""
+    X, y = load_diabetes(return_X_y=True)
+    apart = np.random.default_rng(0).permutation(len(y))[:120]
+    kept = np.setdiff1d(np.arange(len(y)), apart)
+    wrong = np.random.default_rng(2).random(len(kept)) < share
+    given = y[kept] + 800 * wrong
+    result = diva_ray.reweight({"features": X[kept], "label": given}, cluster=INLINE, quiet=True)
+    weight, summary = np.array(result.samples["weight"]), result.summary
+    assert summary["accepted"] == (share > 0)
+    if not share:
+        return
+    assert summary["gain"] > 3 * summary["gain_standard_error"]
+    assert weight[wrong].mean() < 0.1 and weight[~wrong].mean() > 0.9
+    rows = np.c_[np.ones(len(y)), X]
+    before, after, best = (
+        np.square(y[apart] - rows[apart] @ fitted(rows[kept], given[:, None], w)[:, 0]).mean()
+        for w in (np.ones(len(kept)), weight, 1.0 - wrong)
+    )
+    assert after < 0.7 * before and after < 1.05 * best
+
+
+def test_losses_beyond_what_looks_wrong_cost_every_model_the_same():
+    F, Y = torch.tensor([[0.0], [1.0], [30.0]]), torch.zeros(3, 1)
+    loss, error = trial_losses(F, Y, None, losses.squared, most=2.0)
+    assert loss.tolist() == [0.0, 1.0, 2.0] and error.tolist() == [0.0, 1.0, 900.0]
 
 
 def fitted(X, V, weight):

@@ -107,3 +107,14 @@ def test_a_table_written_by_hand_keeps_its_weights_apart(tmp_path):
     pq.write_table(pq.read_table(f"{curated.path}/curated"), tmp_path / "copy.parquet")
     found = diva_ray.score(str(tmp_path / "copy.parquet"), features="*", label="target", **OPTIONS)
     assert found.summary["n_features"] == 13
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (300.0, True)])
+def test_directions_that_are_but_a_sign_are_told(scale, told, caplog):
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((200, 4))
+    Y = X[:, :3] * [scale, 1, 1] + 0.3 * generator.standard_normal((200, 3)) * [scale, 1, 1]
+    diva_ray.score({"features": X, "label": Y}, loss="cosine", **OPTIONS)
+    assert (
+        "number 0 of `label` has 100.0 % of the variance: by loss=cosine a label is its sign" in caplog.text
+    ) == told

@@ -424,7 +424,9 @@ def test_training_is_not_resumed_under_another_run(tmp_path):
     first = diva_ray.train(data, test, **options).summary["arms"]
     assert diva_ray.train(data, test, **options, resume=True).summary["arms"] == first
     run_of(tmp_path / "w", 1.0 - 0.5 * wrong, wrong)
-    with pytest.raises(InputError, match=r"must have the same data and options, got another weights\. Use the same"):
+    with pytest.raises(
+        InputError, match=r"must have the same data and options, got another weights \(its files have changed\)\. Use"
+    ):
         diva_ray.train(data, test, **options, resume=True)
 
 
