@@ -21,6 +21,7 @@ os.environ.update(
     RAY_AUTH_TOKEN_PATH=_token,
     RAY_AUTH_MODE="token",
     RAY_worker_niceness="0",
+    RAY_prestart_worker_first_driver="0",  # idle processes that cost what they do not save
     RAY_metrics_report_interval_ms="2000",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     OPENBLAS_NUM_THREADS="1",
@@ -32,9 +33,6 @@ sys.dont_write_bytecode = False
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,8 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
     try:
         if kind == "local":
             room = {"num_cpus": cpus, "object_store_memory": object_store_memory}
+            # Idle processes, one a CPU, that no worker could use: workers have an environment of their own.
+            os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
             _own_token()  # which Ray, since 2.59, then asks of whoever connects: its processes listen on the network
             ray.init(address="local", include_dashboard=False, **room, **quiet)
         elif address:
