@@ -24,12 +24,13 @@ from omegaconf.errors import OmegaConfBaseException
 from diva_ray.config import SCHEMAS
 from diva_ray.errors import InputError
 from diva_ray.help import job_help
+from diva_ray.signals import TerminatedError, hear_term
 from diva_ray.threads import blas_environment
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
-INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells know it
+INTERRUPTED, TERMINATED = 130, 143  # the exit codes of what Ctrl-C and SIGTERM ended, as shells know them
 # Lines of a message that say nothing about the user's word.
 UNTOLD = ("To append", "full_key", "object_type", "reference", "Config search path", "provider=")
 
@@ -66,6 +67,7 @@ def job(task: str) -> None:
     misspelt option none.
     """
     name = task.rpartition(".")[2]
+    hear_term()
     _use_every_instruction()
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # one line is told; Ray would add a second worker's trace
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Told()])
@@ -212,10 +214,11 @@ def _run(task: str, cfg: Any) -> None:
         result = import_module(task).run(config)
     except InputError as error:
         _leave(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         begun = name != "benchmark" and not config.plan and ("://" in config.output or os.path.isdir(config.output))
         resumed = f" `output={config.output} resume=true` goes on from what is there." if begun else ""
-        _leave(f"{name}: interrupted.{resumed}", code=INTERRUPTED)
+        code = TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED
+        _leave(f"{name}: interrupted.{resumed}", code)
     try:
         print("\n".join(plain(line) for line in result.lines()), flush=True)
     except BrokenPipeError:

@@ -83,20 +83,14 @@ def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> st
     folder that is not a run's as it is.
 
     Raises:
-        InputError: the output of a run that made no table.
+        InputError: the output of a run that made no table, or of one that is not finished.
     """
-    manifest = f"{folder}/manifest.json"
-    if filesystem.get_file_info(manifest).type != pyarrow.fs.FileType.File:
+    keys = _keys_of(filesystem, f"{folder}/manifest.json")
+    if not {"diva_ray", "command"} <= keys:
+        parent, _, name = folder.rstrip("/").rpartition("/")
+        _check_finished(filesystem, parent if name in ("features", "curated") else folder, option)
         return folder
-    with filesystem.open_input_stream(manifest) as stream:
-        try:
-            told = json.loads(stream.read())
-        except ValueError:  # a file of somebody else's
-            return folder
-    keys = told.keys() if isinstance(told, dict) else ()
-    if not {"diva_ray", "command"} <= set(keys):
-        return folder
-    inside = f"{folder}/{'features' if {'encoders', 'units'} <= set(keys) else 'curated'}"
+    inside = f"{folder}/{'features' if {'encoders', 'units'} <= keys else 'curated'}"
     if filesystem.get_file_info(inside).type == pyarrow.fs.FileType.NotFound:
         rows = filesystem.get_file_info(f"{folder}/samples").type != pyarrow.fs.FileType.NotFound
         raise InputError(
@@ -104,6 +98,29 @@ def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> st
             f"{f', or the rows that it wrote: {option}={folder}/samples' if rows else ''}."
         )
     return inside
+
+
+def _check_finished(filesystem: pyarrow.fs.FileSystem, run: str, option: str) -> None:
+    """Raise for the output of a run that has begun and not ended: its table is a part of what it will be."""
+    begun = _keys_of(filesystem, f"{run}/state.json")
+    ours = {"options", "bands"} <= begun or {"data", "config", "format"} <= begun
+    if ours and filesystem.get_file_info(f"{run}/manifest.json").type == pyarrow.fs.FileType.NotFound:
+        raise InputError(
+            f"{option}: a run whose output is read must be finished, got no manifest.json at {run}. Run it again with "
+            f"`resume=true`, or change `{option}`."
+        )
+
+
+def _keys_of(filesystem: pyarrow.fs.FileSystem, path: str) -> set[str]:
+    """Return the keys of a JSON object in a file; none where there is no file, or it holds something else."""
+    if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+        return set()
+    with filesystem.open_input_stream(path) as stream:
+        try:
+            told = json.loads(stream.read())
+        except ValueError:  # a file of somebody else's
+            return set()
+    return set(told) if isinstance(told, dict) else set()
 
 
 def check_named(path: str, option: str = "data.path") -> None:

@@ -10,6 +10,7 @@ import socket
 import ray
 
 from diva_ray.errors import InputError
+from diva_ray.signals import hear_again
 
 CONNECT_TIMEOUT = 10.0  # seconds until a cluster must answer
 
@@ -38,6 +39,7 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
             ray.init(**quiet)
         else:
             ray.init(address="auto", **quiet)  # never start a cluster where one was asked for
+        hear_again()
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise InputError(
             f"cluster: a Ray cluster must answer, got {type(error).__name__} "

@@ -89,7 +89,10 @@ def lines(x: list, series: list[dict], *, percent_x: bool = False, percent_y: bo
     places = [across(value) for value, _ in known]
     return {
         "order": [i for _, i in known],
-        "series": [_drawn(curve, places, up) for curve in curves],
+        "series": [
+            (_apart if one.get("apart") else _drawn)(curve, places, up)
+            for one, curve in zip(series, curves, strict=True)
+        ],
         "x_ticks": _ticks(left, right, 6, across, percent_x),
         "y_ticks": _ticks(bottom, top, 5, up, percent_y),
         "zero": up(0.0) if bottom < 0 < top else None,
@@ -118,6 +121,13 @@ def _drawn(curve: dict, places: list[float], up) -> dict:
         "dots": [(x, 100 - up(y)) if y is not None and (dotted or x in alone) else None
                  for x, y in zip(places, curve["y"], strict=True)],
     }  # fmt: skip
+
+
+def _apart(curve: dict, places: list[float], up) -> dict:
+    """Points each by itself, with their bands as whiskers."""
+    ends = zip(places, curve["low"], curve["high"], strict=True)
+    whiskers = [f"{x:.2f},{100 - up(a):.2f} {x:.2f},{100 - up(b):.2f}" for x, a, b in ends if None not in (a, b)]
+    return {"lines": whiskers, "bands": [], "dots": _drawn(curve, places, up)["dots"]}
 
 
 def _unbroken(points: list) -> list[list]:

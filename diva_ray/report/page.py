@@ -124,7 +124,9 @@ def _share_of(known: dict) -> str:
     if words.finite(known.get("threshold")) is not None:
         parts.append(f"z > {words.number(known['threshold'])}")
     if hurt and words.finite(known.get("detrimental_precision")) is not None:
-        parts.append(f"{words.percent(known['detrimental_precision'])} of them wrong labels")
+        true = (known.get("planted") or {}).get("precision_detrimental")
+        share = f"an estimated {words.percent(known['detrimental_precision'])}" if true is None else words.percent(true)
+        parts.append(f"{share} of them wrong labels")
     return ", ".join(parts)
 
 

@@ -38,11 +38,13 @@ class Bars:
     rows: list[dict]
     intro: str = ""
     unit: str = ""  # written after each value
+    percent: bool = False  # values are shares, written as percentages
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines over `x`; series: name, y (None leaves a gap), low and high (a band), strong (the one to look at)."""
+    """Lines over `x`; series: name, y (None leaves a gap), low and high (a band), strong (the one to look at), apart
+    (points with whiskers: neighbours have nothing to do with each other)."""
 
     title: str
     x: list[float]
@@ -172,7 +174,9 @@ def _shown(part) -> dict:
 
 def _bars(part: Bars) -> dict:
     """Each bar with its place and its words; all values have the same decimals."""
-    rows = part.rows[:MAX_BARS]
+    rows, unit = part.rows[:MAX_BARS], part.unit
+    if part.percent:
+        rows, unit = [{**row, **_hundredfold(row)} for row in rows], words.PERCENT
     drawn = charts.bars(rows)
     errors = [row["error"] for row in drawn["rows"]]
     finest = min((error for error in errors if error), default=None)
@@ -185,8 +189,13 @@ def _bars(part: Bars) -> dict:
         for row, place, text, error in words_of
     ]  # fmt: skip
     whiskers = any(row["error_text"] for row in shown)
-    return {"rows": shown, "zero": drawn["zero"], "ticks": drawn["ticks"], "unit": part.unit, "whiskers": whiskers,
+    return {"rows": shown, "zero": drawn["zero"], "ticks": drawn["ticks"], "unit": unit, "whiskers": whiskers,
             "left_out": len(part.rows) - len(rows)}  # fmt: skip
+
+
+def _hundredfold(row: dict) -> dict:
+    found = {key: words.finite(row.get(key)) for key in ("value", "error")}
+    return {key: None if value is None else 100 * value for key, value in found.items()}
 
 
 def _lines(part: Lines) -> dict:

@@ -173,11 +173,10 @@ def sheet_of(
     s, alone, word = summary, best_alone(summary), error_word(summary)
     show = words.percent if word == "error" else words.fixed
     total = session.scan.counts["validation"]
-    scale, unit = (100, "%") if word == "error" else (1, "")
     # As many rows of one weight would tell as much (Kish 1965); of several labels none says how much a row tells.
     rows_heard = total**2 / session.scan.counts["validation_squares"]
     one_label = s["task"] == "classification"
-    spread = (lambda e: 100 * float(np.sqrt(max(e * (1 - e), 0) / rows_heard))) if one_label else (lambda e: None)
+    spread = (lambda e: float(np.sqrt(max(e * (1 - e), 0) / rows_heard))) if one_label else (lambda e: None)
     bars = [("all bands, shares found", s["error"], True), ("all bands, one ridge", s["error_concatenated"], False)]
     bars += [(f"{name} alone", band["error_alone"], False) for name, band in s["bands"].items()]
     if len(s["bands"]) > 2:
@@ -200,9 +199,9 @@ def sheet_of(
     edges, counts, issues = histogram(written)
     parts: list[Any] = [
         Bars(
-            f"Left-out {word}", [{"label": n, "value": scale * v, "error": spread(v), "strong": strong}
+            f"Left-out {word}", [{"label": n, "value": v, "error": spread(v), "strong": strong}
                                  for n, v, strong in bars],
-            "Leave-one-out, every fit under its own best ridge." + by_chance(session, s), unit,
+            "Leave-one-out, every fit under its own best ridge." + by_chance(session, s), percent=word == "error",
         ),
         Table(
             "Bands",

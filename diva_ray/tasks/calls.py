@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 
 from diva_ray.config import DataConfig, FitConfig, ValidationConfig
@@ -52,9 +53,11 @@ def configure(
             values[name], loss = "callable", cast(Callable, value)  # what is none is refused with the other options
         elif name not in known or name == "data":
             allowed = sorted({*COLUMNS, *known} - {"data"})
+            near = get_close_matches(name, allowed, 1)
+            meant = f"Did you mean `{near[0]}`? " if near else ""
             raise InputError(
                 f"{call or schema.__name__.removesuffix('Config').lower()}: options must be columns or fields of "
-                f"{schema.__name__}, got {name!r}. Choose from {', '.join(allowed)}."
+                f"{schema.__name__}, got {name!r}. {meant}Choose from {', '.join(allowed)}."
             )
         else:
             values[name] = _nested(schema, name, value.path if isinstance(value, Result) else value)

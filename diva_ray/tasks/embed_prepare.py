@@ -128,7 +128,8 @@ def _check_same(state: Any, now: dict[str, Any], folder: Folder) -> None:
     options, before = now["options"], state.get("options", {})
     differing = differing_options(before, options)
     differing += ["encoder"] * (state.get("bands") != now["bands"])
-    differing += ["data.path"] * (state.get("units") != now["units"])
+    changed = "" if "data.path" in differing else " (its files have changed)"
+    differing += [f"data.path{changed}"] * (state.get("units") != now["units"])
     if differing:
         raise InputError(
             f"resume: the run in {folder.path} must have the same data and options, got another "

@@ -251,7 +251,9 @@ def batches(config: EmbedConfig, built: Built, workers: int) -> list[int]:
 
 def kept_columns(config: EmbedConfig, source: Source, bands: tuple[Band, ...], picture: bool) -> dict[str, str]:
     """Return raw column -> name under which it is written: all but pictures, or those that `data.keep` names."""
-    keep, schema = config.data.keep, source.schema
+    keep, schema, label = config.data.keep, source.schema, config.data.label
+    if label not in (RawConfig().label, *schema.names) and source.kind not in ("folder", "webdataset"):
+        raise InputError(f"data.label: column `{label}` must be there, got {_told(schema)}. Change `data.label`.")
     if keep == "all":
         encoded = {band.column for band in bands if band.tower == IMAGE} if source.kind == "folder" else set()
         names = [f.name for f in schema if f.name != "id" and not is_picture(f.type) and f.name not in encoded]

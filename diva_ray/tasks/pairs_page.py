@@ -90,11 +90,16 @@ def told(summary: dict[str, Any]) -> list[str]:
         lines.append(f"exported {s['exported']['rows']:,} uids to {s['exported']['file']}")
     if "curated" in s:
         lines.append(curated_in_words(s["curated"]))
-    if "planted" in s:
-        p = s["planted"]
-        known = words.counted(p["n_planted"], "pair does", "pairs do")
-        lines.append(f"{known} not belong together by `{p['by']}`, found {p['n_found']:,}: {found_in_words(p)}")
-    return lines
+    return [*lines, *planted_in_words(s)]
+
+
+def planted_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return what was found of what is known to be wrong, if it is known."""
+    if "planted" not in summary:
+        return []
+    p = summary["planted"]
+    known = words.counted(p["n_planted"], "pair does", "pairs do")
+    return [f"{known} not belong together by `{p['by']}`, found {p['n_found']:,}: {found_in_words(p)}"]
 
 
 def page_of(
@@ -135,7 +140,8 @@ def page_of(
         Tile("towers", "aligned" if s["aligned"] else "not aligned", f"z {s['alignment']:.1f} of their cosine"),
     ]
     sheet = Sheet(
-        "Which pairs belong together", told(s)[:2], tiles, parts, run_facts_of(session, s), session.runner.seconds,
+        "Which pairs belong together", [*told(s)[:2], *planted_in_words(s)], tiles, parts, run_facts_of(session, s),
+        session.runner.seconds,
         notes=notes_of(s), downloads=[*downloads(bool(sources), "curated" in s), *exported(s)],
         footer="Each derivative is of the left-out loss of predicting either side from the other (DIVA, ICLR 2022).",
     )  # fmt: skip

@@ -38,6 +38,10 @@ RULES = {
     "labeller_doubt": "> 0: what the model misses is hardly shared by neighbouring rows; this share of it is taken for "
     "errors of the labellers. Wrong if the outcome depends on chance, or the features do not show the class",
 }
+TRUSTED = {
+    "method": "trusted: rows are judged, and written, under weights lowered to suit the trusted ones; loss and error "
+    "are those before, because the same trusted rows cannot judge weights that follow them",
+}
 
 
 def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def summarise(
         "method": getattr(session.config, "method", "plain"),
         "class_dependence": rule.class_dependence,
         "labeller_doubt": rule.doubt,
-        "rules": RULES,
+        "rules": {**RULES, **(TRUSTED if getattr(session.config, "method", "plain") == "trusted" else {})},
         "standard_errors": errors_of(derived),
         "standard_error_check": derived.agreement,
         "form": derived.form,
@@ -244,6 +248,7 @@ def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
         "precision": hits / issues if issues else None,
         "recall": hits / n if n else None,
         "f1": 2 * hits / (n + issues) if n else None,
+        "precision_detrimental": harmful_hits / harmful if harmful else None,
         "f1_detrimental": 2 * harmful_hits / (n + harmful) if n else None,
     }
     wrong, label_score, z, margin = ranked.double().unbind(1)
@@ -311,6 +316,6 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
     if summary["labeller_doubt"] > 0:
         found.append(
             "Labels were flagged on the assumption that every sample has one class that can be told from its features; "
-            "where classes truly overlap they are not wrong (labeller_doubt=off)."
+            "where classes truly overlap they are not wrong: then run it with `labeller_doubt=off`."
         )
     return found

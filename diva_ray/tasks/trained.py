@@ -14,6 +14,7 @@ from diva_ray.engine.course import Course
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import EVALUATION, checkpoint
+from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
 from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts
@@ -209,14 +210,17 @@ def _parts(course: Course, s: dict[str, Any]) -> list[Any]:
         {"seed": str(seed), **{arm["name"]: arm["per_seed"][k % len(arm["per_seed"])] for arm, _ in named}}
         for k, seed in enumerate(course.seeds)
     ]
-    kind = "percent" if shape(0.5).endswith("%") else "number"
+    percent = shape is words.percent
+    kind = "percent" if percent else "number"
     losses = [
         {"name": name, "y": arm["training_loss"], "strong": arm is s["arms"][0]}
         for arm, name in named if "training_loss" in arm
     ]  # fmt: skip
     return [
-        Bars(f"Test {error} by arm", bars, "Mean over seeds, with one standard error over seeds."),
-        Bars("Difference to uniform", gaps, "Below 0: better. One standard error over test rows, row against row."),
+        Bars(f"Test {error} by arm", bars, "Mean over seeds, with one standard error over seeds.",
+             percent=percent),
+        Bars("Difference to uniform", gaps, "Below 0: better. One standard error over test rows, row against row.",
+             percent=percent),
         Table("By seed", [("seed", "Seed", "label"), *((arm["name"], name, kind) for arm, name in named)], rows),
         Lines("Training loss", [float(k + 1) for k in range(s["epochs"])], losses,
               "Of each arm on its own rows under its own weights, so the curves are not to be compared.", "epoch",

@@ -8,6 +8,7 @@ import torch
 
 from diva_ray.core.reweight import Step
 from diva_ray.engine import steps
+from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.derive import Fit, fit_with_room, with_errors
@@ -50,6 +51,9 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     A label that is wrong in the way its neighbours' are costs nothing when it is left out; the trusted rows see it.
     Twice, weights of other rows are lowered to what lies within a standard error of harmless to the trusted ones; left
     out of a fit to what remains, a wrong label no longer finds its like. Three derivatives.
+
+    Rows are written with the weights that they are judged under. The loss and error that are told are those before any
+    weight was lowered: weights that follow the trusted rows cannot be judged by the same rows.
     """
     config, runner = session.config, session.runner
     check_trust(session, session.setup)
@@ -61,15 +65,16 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     store = session.folder if session.plan.kind != "inline" else None
     runner.engine.tell(trust=TRUST)
     walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), store)
-    sums = walk.begin(None)
+    sums, before = walk.begin(None), []
     for _ in range(PASSES):
-        walk.look(walk.solve(sums))
+        before.append(walk.look(walk.solve(sums)).tally)
         (sums,), (factor,) = walk.propose(sums, (SHRINK,), kept=0)
         walk.go(factor)
+    runner.engine.tell(final=(f"{walk.name}-{walk.at}", factor))
     solution = walk.solve(sums)
-    left = walk.look(solution)
+    tally = Tally({**walk.look(solution).tally, **{name: before[0][name] for name in ("loss", "wrong")}})
     kind = "exact" if setup.collect else "estimate"
     return Derived(
-        setup, setup.dtype, ridge, solution.condition, grid, left.tally, by_band(setup, walk.penalty), kind, "primal",
+        setup, setup.dtype, ridge, solution.condition, grid, tally, by_band(setup, walk.penalty), kind, "primal",
         walk.by_source,
     )  # fmt: skip

@@ -187,7 +187,7 @@ def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list
         Tile("trials", str(s["n_trials"]), f"{s['n_stopped']} stopped, {s['n_failed']} failed"),
     ]
     if s["error_of_choosing"] is not None:
-        detail = "the best by other folds, on each"
+        detail = "every fold judged by the trial that is best on the others"
         tiles.append(Tile(f"{error} of choosing", shape(s["error_of_choosing"]), detail))
     if s["test_error"]:
         t = s["test_error"]
@@ -229,7 +229,13 @@ def _notes(s: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     notes = []
     notes += [f"Not in best.yaml: {words}." for words in s["not_in_best"]]
     if close:
-        notes.append(f"{close} other whole trial(s) are within a standard error of the best.")
+        others = words.counted(close, "other whole trial is", "other whole trials are")
+        notes.append(f"{others} within a standard error of the best.")
+    if s["test_error"] and not s["test_error"]["low"] <= s["error"] <= s["test_error"]["high"]:
+        notes.append(
+            "The search judges by the table's own labels, wrong ones included, and the test table by its own: their "
+            "errors differ where one has more wrong labels, or other samples."
+        )
     if not s["test_error"]:
         notes.append("No test table was given: `test.path` would judge the best trial on rows that chose nothing.")
     return notes
@@ -247,14 +253,19 @@ def _parts(space: Space, s: dict[str, Any], rows: list[dict[str, Any]]) -> list[
         }
         for row in sorted(known, key=lambda row: row["error"])
     ]  # fmt: skip
-    kind = "percent" if shape(0.5).endswith("%") else "number"
+    kind = "percent" if shape is words.percent else "number"
     columns = [("trial", "Trial", "count"), *((name, name, "label") for name in space.dimensions),
                ("error", error, kind), ("low", "low", kind), ("high", "high", kind), ("folds", "folds", "count"),
                ("seconds", "seconds", "fixed")]  # fmt: skip
     shown = [{**row, **{name: short(row[name]) for name in space.dimensions if name != "ridge"}, "ridge": _ridge(row)}
              for row in rows]  # fmt: skip
     return [
-        Bars(f"{error.capitalize()} by trial", bars, f"{', '.join(space.dimensions)}; one standard error over rows."),
+        Bars(
+            f"{error.capitalize()} by trial",
+            bars,
+            f"{', '.join(space.dimensions)}; one standard error over rows.",
+            percent=shape is words.percent,
+        ),
         *(_by_value(name, one.kind, known, error, shape) for name, one in space.dimensions.items()),
         Table("Trials", columns, shown),
     ]
@@ -270,10 +281,12 @@ def _by_value(name: str, kind: str, rows: list[dict[str, Any]], error: str, shap
     whole = [row for row in rows if not row["stopped"] and not row["failed"]]
     if kind != "choice":
         at = [log10(row[name]) for row in whole]
-        series = [{"name": error, "strong": True, **{key: [row[source] for row in whole] for key, source in (
-            ("y", "error"), ("low", "low"), ("high", "high"))}}]  # fmt: skip
+        ends = {
+            key: [row[source] for row in whole] for key, source in (("y", "error"), ("low", "low"), ("high", "high"))
+        }
+        series = [{"name": error, "strong": True, "apart": True, **ends}]
         intro = "Every whole trial with its 95 % interval over rows; other options vary too."
-        percent = shape(0.5).endswith("%")
+        percent = shape is words.percent
         return Lines(f"{error.capitalize()} by {name}", at, series, intro, f"log10 {name}", error, percent_y=percent)
     values: dict[str, list[dict[str, Any]]] = {}
     for row in whole:
@@ -285,4 +298,4 @@ def _by_value(name: str, kind: str, rows: list[dict[str, Any]], error: str, shap
         for value, row in sorted(best.items(), key=lambda item: item[1]["error"])
     ]  # fmt: skip
     intro = "The best whole trial with each value; other options vary too."
-    return Bars(f"{error.capitalize()} by {name}", bars, intro)
+    return Bars(f"{error.capitalize()} by {name}", bars, intro, percent=shape is words.percent)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     "options,told",
     [
-        ({"stadardize": "none"}, r"options must be columns or fields of ScoreConfig, got 'stadardize'"),
+        ({"stadardize": "none"}, r"options must be columns or fields of ScoreConfig, got 'stadardize'. Did you mean `"),
         ({"cluster": {"wrokers": 2}}, r"cluster: options must be fields of ClusterConfig, got 'wrokers'"),
         ({"loss": "hinge"}, r"loss: must fit classification \(cross_entropy, squared, module:function\), got hinge"),
         ({"loss": "cosine"}, r"loss: must fit classification .* got cosine"),
@@ -313,15 +313,21 @@ def test_a_run_to_which_nobody_listens_ends_well(tmp_path):
 
 
 @pytest.mark.jobs
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number,exit", [("SIGINT", 130), ("SIGTERM", 143)])  # Ctrl-C; a batch system's, a cluster's
+def test_an_interrupted_run_says_in_one_line_how_to_go_on(number, exit, tmp_path):
     code = (
-        "import sys, diva_ray.tasks.score as score; from diva_ray.jobs import job\n"
-        "def run(config): raise KeyboardInterrupt\n"
+        "import os, signal, sys, time, diva_ray.tasks.score as score; from diva_ray.jobs import job\n"
+        "from diva_ray import signals\n"
+        "def run(config):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a library may\n"
+        "    signals.hear_again()\n"
+        f"    os.kill(os.getpid(), signal.{number})\n"
+        "    time.sleep(60)\n"
         f"score.run = run; sys.argv[1:] = ['output={tmp_path}/out']; job('diva_ray.tasks.score')"
     )
     (tmp_path / "interrupted.py").write_text(code)
     found = run_job(str(tmp_path / "interrupted.py"))
-    assert found.returncode == 130, found.stderr
+    assert found.returncode == exit, found.stderr
     assert found.stderr == "score: interrupted.\n"
     (tmp_path / "out").mkdir()
     found = run_job(str(tmp_path / "interrupted.py"))

@@ -190,6 +190,31 @@ def test_trusted_rows_see_what_wrong_neighbours_hide():
     assert not any("trust a few rows" in line for line in trusted.told)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_trusted_rows_do_not_judge_the_weights_that_follow_them(apart):
+    """What is told is of the weights before; rows are written with those of the fit that judges them."""
+    data = confusing(0.4)
+    few = data["v"] > 0
+    rest = {"ridge": 1.0, "precision": "float64", "cluster": INLINE, "quiet": True}
+    if apart:
+        heard = {"validation": {"features": data["features"][few], "label": data["label"][few]}}
+        data = {"features": data["features"][~few], "label": data["label"][~few]}
+    else:
+        heard = {"validation_weight": "v"}
+    trusted = diva_ray.score(data, method="trusted", **heard, **rest)
+    first = np.where(few, 5.0, 1.0)[: len(data["label"])] if not apart else np.ones(len(data["label"]))
+    before = diva_ray.score({**data, "w": first}, weight="w", **heard, **rest)
+    assert trusted.summary["loss"] == pytest.approx(before.summary["loss"], rel=1e-9)
+    assert trusted.summary["error"] == before.summary["error"]
+    assert "method" in trusted.summary["rules"] and "method" not in before.summary["rules"]
+    w = trusted.samples["weight"].to_numpy().astype(float)
+    assert w.min() < 0.5 and w.max() > 1
+    after = diva_ray.score({**data, "w": w}, weight="w", **heard, **rest)
+    for name in ("derivative", "loss", "leverage", "standard_error"):
+        found, wanted = (run.samples[name].to_numpy() for run in (trusted, after))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_the_curated_copy_of_a_run_is_its_table_and_a_run_without_one_is_none(tmp_path):
     generator = np.random.default_rng(0)
     table = pa.table({"features": list(generator.standard_normal((40, 3))), "label": np.arange(40) % 2})

@@ -45,10 +45,33 @@ def test_a_class_that_was_renamed_meanwhile_is_another_input(tmp_path):
     first = sorted(path for path in (tmp_path / "raw").iterdir() if path.is_dir())[0]
     (tmp_path / "run" / "features" / "part-00000.parquet").unlink()
     os.rename(first, first.with_name(f"{first.name}0"))  # sizes and times of change stay
-    with pytest.raises(InputError, match="resume: .* must have the same data and options, got another data.path"):
+    told = r"resume: .* must have the same data and options, got another data.path \(its files have changed\)\. Use the"
+    with pytest.raises(InputError, match=told):
         embed(tmp_path / "raw", output=str(tmp_path / "run"), unit_rows=4, resume=True)
     os.rename(first.with_name(f"{first.name}0"), first)
     assert embed(tmp_path / "raw", output=str(tmp_path / "run"), unit_rows=4, resume=True).samples.equals(whole.samples)
+
+
+def test_an_embedding_that_was_interrupted_is_no_table(tmp_path):
+    (tmp_path / "raw").mkdir()
+    raw_sets.write_folder(tmp_path / "raw")
+    run = tmp_path / "run"
+    embed(tmp_path / "raw", output=str(run), unit_rows=4)
+    assert diva_ray.score(run, cluster=INLINE, quiet=True).summary["n_samples"] > 4
+    (run / "manifest.json").unlink()  # written last
+    (run / "features" / "part-00001.parquet").unlink()
+    for named in (run, run / "features", f"{run}/features/", f"file://{run}/features"):
+        told = (
+            rf"data.path: a run whose output is read must be finished, got no manifest.json at .*{run}\. Run it again"
+        )
+        with pytest.raises(InputError, match=told):
+            diva_ray.score(named, cluster=INLINE, quiet=True)
+
+
+def test_a_label_that_a_table_lacks_is_named(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\na b,0\nb c,1\n")
+    with pytest.raises(InputError, match=r"data.label: column `lable` must be there, got columns .*label .*\. Change"):
+        embed(tmp_path / "rows.csv", label="lable")
 
 
 def test_columns_of_a_csv_that_nobody_asked_for_cost_nothing(tmp_path):

@@ -105,6 +105,13 @@ def test_numbers_are_on_the_page():
         assert shown in text, shown
 
 
+def test_the_share_of_wrong_labels_among_what_hurts_is_counted_or_called_an_estimate():
+    s = full_report().summary | {"detrimental_precision": 0.94}
+    assert "an estimated 94.0 % of them wrong labels" in Page(render_score_page(full_report(summary=s))).text
+    known = s | {"planted": {"precision_detrimental": 0.5}}
+    assert "z > 2.31, 50.0 % of them wrong labels" in Page(render_score_page(full_report(summary=known))).text
+
+
 def test_the_order_of_several_classes_means_nothing():
     same = sample(id="same", label=["b", "a", "c"], predicted_label=["a", "b", "c"])
     other = sample(id="other", label=["b", "a"], predicted_label=["c", "a"])

@@ -87,6 +87,20 @@ def test_bars_say_value_and_error_with_the_same_decimals():
     assert f"b {MINUS}1.00 pp" in text
 
 
+def test_bars_of_shares_are_percentages():
+    text = sheet_of(Bars("t", [{"label": "a", "value": 0.123, "error": 0.02}, {"label": "b"}], percent=True)).text
+    assert "a 12.3 % ± 2.0" in text and "0.123" not in text
+
+
+def test_points_that_are_apart_have_whiskers_and_no_line():
+    series = [{"name": "a", "y": [0.3, 0.1, 0.2], "low": [0.2, 0.05, 0.1], "high": [0.4, 0.2, None], "apart": True}]
+    (drawn,) = charts.lines([3, 1, 2], series)["series"]
+    spots = [[tuple(map(float, spot.split(","))) for spot in line.split()] for line in drawn["lines"]]
+    assert [line[0][0] == line[1][0] and line[0][1] > line[1][1] for line in spots] == [True, True]
+    assert not drawn["bands"] and all(drawn["dots"])
+    sheet_of(Lines("t", [3, 1, 2], series))
+
+
 def test_negative_bars_grow_to_the_left_and_whiskers_stay_inside():
     drawn = charts.bars([{"value": 2.0, "error": 0.5}, {"value": -1.0, "error": 3.0}, {"value": 0.0, "error": 0.0}])
     up, down, none = drawn["rows"]
@@ -185,7 +199,7 @@ def test_pulls_show_the_threshold_and_what_looks_wrong():
     part = Pulls("t", [-2, 0, 2, 4], [190, 7, 3], [0, 1, 3], 1.5, 3, things=("pair", "pairs"), looks="looks mismatched")
     page = sheet_of(part)
     assert "threshold 1.5" in page.text
-    assert "of these: looks mismatched" in page.text
+    assert "of either: looks mismatched" in page.text
     assert "0 2 7 1" in page.text
     assert [rect["class"] for rect in page.all("rect")] == ["helps", "helps", "issue", "hurts", "issue"]
 

@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 import diva_ray
 from diva_ray.tasks.pairs_page import told
+from tests.report.test_page import Page
 
 INLINE = {"kind": "inline", "threads": 1}
 
@@ -163,6 +164,7 @@ def test_widely_different_towers_find_the_mismatched_and_say_how_well():
     assert abs(result.summary["noise_estimate"] - 0.2) < 0.05
     assert abs(result.summary["label_issue_precision"] - found["precision"]) < 0.12
     assert abs(result.summary["label_issue_recall"] - found["recall"]) < 0.12
+    assert "pairs do not belong together by `belongs`, found" in Page(result.folder.read("report.html").decode()).text
 
 
 def test_the_share_of_mismatched_pairs_may_be_the_larger_part():

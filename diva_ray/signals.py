@@ -1,0 +1,29 @@
+"""SIGTERM as Ctrl-C: batch systems, `timeout` and `ray job stop` send it, and a run that ends by it says the same."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class TerminatedError(KeyboardInterrupt):
+    """Somebody asked this process to end."""
+
+
+_jobs: list[bool] = []  # whether this process is a job's
+
+
+def hear_term() -> None:
+    """Raise `TerminatedError` in this process, which is a job's, when SIGTERM comes."""
+    _jobs.append(True)
+    hear_again()
+
+
+def hear_again() -> None:
+    """Do so again where a library has taken the signal over, as Ray does; only in a job's process."""
+    if _jobs:
+        signal.signal(signal.SIGTERM, _raise)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise TerminatedError
