@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.verdict import LIMIT, ODDS, SCALES, SHARPNESS, Histogram, Link, _edges, _noise_rate, _peak
+from diva_ray.core.verdict import LIMIT, ODDS, Histogram, Link, _edges, _noise_rate, _peak, costs_of_links, link_at
 
 FEW = 200  # rows: too few to tell wrong labels from hard rows by the likelihood alone; then
 UNDECIDED = 0.05  # errors per wrong label that are left where every row is taken for what it probably is
@@ -28,7 +28,7 @@ def noise_shows(link: Link, weight: Float[Tensor, " c"], rows: float) -> bool:
 
     Args:
         link: from `fit_link`.
-        weight: of the rows of every class (`class_sums`).
+        weight: of the rows of every class (`levels.class_sums`).
         rows: effective number.
     """
     entropy = float(torch.special.entr(weight / weight.sum().clamp_min(1e-300)).sum())
@@ -87,7 +87,7 @@ def fit_clear_link(sums: Histogram, weight: Float[Tensor, " c"]) -> Link | None:
 
     Args:
         sums: from `link_sums`.
-        weight: of the rows of every class (`class_sums`).
+        weight: of the rows of every class (`levels.class_sums`).
     """
     counts, classes = sums.counts.cpu().numpy(), len(weight)
     total = float(counts[0, 0].sum())
@@ -96,7 +96,7 @@ def fit_clear_link(sums: Histogram, weight: Float[Tensor, " c"]) -> Link | None:
         return None
     unit, least = rows / total, math.log(rows) / 2
     rate, some_wrong, gain = _noise_rate(counts, classes)
-    some_wrong, gain = unit * some_wrong, unit * gain
+    some_wrong, gain = unit * some_wrong - costs_of_links(sums), unit * gain
     centers, shown = _edges(ODDS)[:-1] + LIMIT / ODDS[2], np.clip(rate, 0.5 / rows, 1 - 0.5 / rows)
     offset = np.log(shown / (1 - shown)) - math.log(classes - 1)
     wrong = 1 / (1 + np.exp(centers - offset[..., None]))
@@ -108,6 +108,6 @@ def fit_clear_link(sums: Histogram, weight: Float[Tensor, " c"]) -> Link | None:
     if not clear.any():
         return None
     s, b = np.unravel_index(int(np.where(clear, some_wrong, -np.inf).argmax()), clear.shape)
-    link = Link(SCALES[s], SHARPNESS[b], float(some_wrong[s, b]) / rows, float(lead[s, b]))
+    link = link_at(int(s), int(b), float(some_wrong[s, b]) / rows, float(lead[s, b]))
     entropy = float(torch.special.entr(weight / weight.sum()).sum())
     return link if entropy + link.likelihood >= LEAST_TOLD * entropy else None

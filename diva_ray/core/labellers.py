@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diva_ray.core.levels import level
 from diva_ray.core.noise import probabilities
-from diva_ray.core.verdict import Link, level
+from diva_ray.core.verdict import Link
 
 MOST_SHARED = 0.3  # of what the model misses, with rows alike: 0.26 of human labels seen, 0.33-0.85 of true ones
 FEWEST_MISSES = 100  # expected, among the reference rows
@@ -93,21 +94,22 @@ def find_doubt(
     groups: pairs approximate.
 
     Args:
-        facts: alpha, h, y, f of the reference rows.
+        facts: alpha, h, nearness (1 where the link is not by it), y, f of the reference rows.
         near: their neighbours.
         link: calibration under uniform noise.
         levels: of the classes.
         rate: of uniform noise.
     """
     c = len(levels)
-    k, (a_i, h_i, y_i), (a_j, h_j, y_j) = near.facts[:, 0], facts[:, :3].double().T, near.facts[:, 1:4].T
+    k, (a_i, h_i, near_i, y_i) = near.facts[:, 0], facts[:, :4].double().T
+    a_j, h_j, near_j, y_j = near.facts[:, 1:5].T
     kept = near.cosine.isfinite() & ((1 - h_i) * (1 - h_j) > a_i * a_j * k.square())
-    e_i, e_j = _misses(facts[:, 3:].double(), y_i), _misses(near.facts[:, 4:], y_j)
+    e_i, e_j = _misses(facts[:, 4:].double(), y_i), _misses(near.facts[:, 5:], y_j)
     both_i, both_j = without_both(e_i, e_j, a_i, a_j, h_i, h_j, k)
     parts, variances, sure = [], [], []
-    for e, y, h in ((both_i, y_i, h_i), (both_j, y_j, h_j)):
+    for e, y, h, nearness in ((both_i, y_i, h_i, near_i), (both_j, y_j, h_j, near_j)):
         own = torch.nn.functional.one_hot(y.long(), c).double()
-        p = probabilities(level(own - e, h, levels), link)
+        p = probabilities(level(own - e, h, levels, nearness), link)
         parts.append(own - (1 - rate) * p - rate * (1 - p) / max(c - 1, 1))
         variances.append((1 - p.square().sum(1)).clamp_min(0)[kept])
         sure.append(p.amax(1)[kept])

@@ -2,7 +2,7 @@
 
 Rounds of fixed-size sums over rows, then a decision row by row; neither the truth nor the number of errors is given.
 
-0. `class_sums`: how high the left-out output of each class is on its own rows; `level` evens classes and rows out.
+0. `core/levels.py` evens the left-out outputs of classes and rows out.
 1. `link_sums`, `fit_link`: the calibration of the outputs, under a model in which some labels are wrong. Whether
    wrong labels show at all: `core/evidence.py`.
 2. `verdict_sums`, `fit_verdict`: both cuts, each where the expected F1 is best, with its precision and recall.
@@ -14,7 +14,7 @@ Several labels a row: `core.multilabel`; numbers and vectors: `core.loss_verdict
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -49,10 +49,12 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Link:
-    """Outputs to probabilities: p_k ~ exp(beta g(f_k)), g(f) = delta asinh(f / delta)."""
+    """Outputs to probabilities: p_k ~ exp(beta g(f_k)), g(f) = delta asinh(f / delta); `near`: of outputs times the
+    row's nearness."""
 
     scale: float  # delta
     sharpness: float  # beta
+    near: bool = field(default=False, kw_only=True)
     likelihood: float = 0.0  # log, mean over rows, of given labels some of which are wrong
     evidence: float = 0.0  # how much larger its sum is than that of right labels under the link that suits those best
 
@@ -79,34 +81,6 @@ class Verdict:
     doubt: float = 0.0  # share of the model's uncertainty that is the labellers' (`labellers.find_doubt`)
 
 
-def class_sums(
-    own: Float[Tensor, " n"], y: Int[Tensor, " n"], weight: Float[Tensor, " n"], classes: int
-) -> Float[Tensor, "3 c"]:
-    """Return per class the number and weight of its rows and the weighted sum of their own outputs; add to merge."""
-    rows = (y >= 0) & (weight > 0)
-    y, w = y[rows], weight[rows].double()
-    return torch.stack([_count(y, x, classes) for x in (torch.ones_like(w), w, w * own[rows].double())])
-
-
-def class_levels(sums: Float[Tensor, "3 c"]) -> Float[Tensor, " c"]:
-    """Return each class's divisor: the root of its mean own output over that of all classes.
-
-    Ridge shrinks rare and hard classes most: undivided, their rows look mislabelled. Two rows of the overall mean are
-    added; not below a fifth of it. The root is empirical (better than powers 0, 1/3, 2/3 and 1).
-    """
-    rows, weight, own = sums
-    mean = own.sum() / weight.sum().clamp_min(1e-300)
-    if not mean > 0:
-        return torch.ones_like(weight)
-    two = 2 * weight.sum() / rows.sum()
-    return ((own / mean + two) / (weight + two)).clamp_min(0.2).sqrt()
-
-
-def level(F: Float[Tensor, "n c"], h: Float[Tensor, " n"], levels: Float[Tensor, " c"]) -> Float[Tensor, "n c"]:
-    """Return (1 - h_i) f_ik / level_k, which `link_sums` and `log_odds` expect: a row far from all others says less."""
-    return F * (1 - h)[:, None] / levels.to(F)
-
-
 def log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link) -> Float[Tensor, " n"]:
     """Return log p_y / (1 - p_y) of the given label, from levelled outputs, within +-24; 24 for a code of -1."""
     odds = torch.full((len(F),), LIMIT, dtype=F.dtype, device=F.device)
@@ -117,11 +91,20 @@ def log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link) -> Float
     return odds.nan_to_num(0.0).clamp_(-LIMIT, LIMIT)
 
 
-def link_sums(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tensor, " n"]) -> Histogram:
+def link_sums(
+    F: Float[Tensor, "n c"],
+    y: Int[Tensor, " n"],
+    weight: Float[Tensor, " n"],
+    near: Float[Tensor, " n"] | None = None,
+) -> Histogram:
     """Return histograms of the given label's log-odds under every link, (scales, sharpness, cells); about 72 n c.
 
-    Of levelled outputs, class codes (-1 does not count) and weights >= 0 (0 for rows that are only to be judged).
+    Of levelled outputs, class codes (-1 does not count) and weights >= 0 (0 for rows that are only to be judged). With
+    the rows' nearness links by it follow the others, (2 scales, sharpness, cells).
     """
+    if near is not None:
+        plain, by_nearness = (link_sums(x, y, weight) for x in (F, F * near.to(F)[:, None]))
+        return Histogram(torch.cat([plain.counts, by_nearness.counts]), plain.squares)
     counts = torch.zeros(len(SCALES), len(SHARPNESS), ODDS[2], dtype=torch.float64, device=F.device)
     rows = (y >= 0) & (weight > 0)
     F, y, w = F[rows], y[rows], weight[rows].double()
@@ -148,17 +131,30 @@ def fit_link(sums: Histogram, classes: int, *, right: bool = False) -> Link:
 
     Maximises sum_i log((1 - e) p_iy + e (1 - p_iy) / (c - 1)) + log(beta) / 2 over delta, beta and the share e of
     labels replaced by another class at random; without e, few wrong labels flatten all p. Exact up to the cells (0.3).
-    The last term breaks ties: with few rows "sharp and noisy" and "flat and clean" can be equally likely.
+    The last term breaks ties: with few rows "sharp and noisy" and "flat and clean" can be equally likely. A link by
+    nearness must be likelier by log(rows) / 2 (BIC).
     """
     counts = sums.counts.cpu().numpy()
     total = float(counts[0, 0].sum())
     unit = sums.rows(total) / total if total > 0 else 0.0
-    _, some_wrong, gain = (unit * found for found in _noise_rate(counts, classes))
+    _, told, gain = (unit * found for found in _noise_rate(counts, classes))
+    some_wrong = told - costs_of_links(sums)
     none_wrong = some_wrong - gain
     likelihood = none_wrong if right else some_wrong + np.log(SHARPNESS) / 2
     s, b = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
-    mean = float(some_wrong[s, b]) / max(sums.rows(total), 1e-300)
-    return Link(SCALES[s], SHARPNESS[b], mean, float(some_wrong[s, b]) - max(map(_peak, none_wrong)))
+    mean = float(told[s, b]) / max(sums.rows(total), 1e-300)
+    return link_at(int(s), int(b), mean, float(some_wrong[s, b]) - max(map(_peak, none_wrong)))
+
+
+def costs_of_links(sums: Histogram) -> np.ndarray:
+    """Return by how much the links of every scale must be likelier than those first tried, (scales, 1): BIC."""
+    total, scales = float(sums.counts[0, 0].sum()), len(sums.counts)
+    return np.where(np.arange(scales) < len(SCALES), 0.0, math.log(max(sums.rows(total), 1)) / 2)[:, None]
+
+
+def link_at(s: int, b: int, likelihood: float, evidence: float) -> Link:
+    """Return the link whose histogram lies at [s, b] of those of `link_sums`."""
+    return Link(SCALES[s % len(SCALES)], SHARPNESS[b], likelihood, evidence, near=s >= len(SCALES))
 
 
 def _peak(values: np.ndarray) -> float:
@@ -174,7 +170,7 @@ def _peak(values: np.ndarray) -> float:
 
 def noise_rate_at(sums: Histogram, link: Link, classes: int) -> float:
     """Return the likeliest share of wrong labels under one of the links of `link_sums`."""
-    cells = sums.counts[SCALES.index(link.scale), SHARPNESS.index(link.sharpness)]
+    cells = sums.counts[SCALES.index(link.scale) + len(SCALES) * link.near, SHARPNESS.index(link.sharpness)]
     return float(_noise_rate(cells.cpu().numpy(), classes)[0])
 
 

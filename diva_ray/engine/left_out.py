@@ -22,7 +22,7 @@ class RowStore:
         r, outputs: residuals of the fit and left-out outputs, (n, c), or None where they are not kept.
         own, drawn, reach, bend: what its own group adds to a row, see `core.derivative.OwnTerms`; but the first only
             with sign vectors.
-        leverage, loss: (n,), in the dtype of the products; `wrong`: counted error, float64.
+        leverage, loss: (n,), in the dtype of the products; `wrong`: counted error, float64. `q`: z' A^-1 z.
         least_room: 1 less the largest leverage of a row or group.
         given, margin, predicted: of classes only: left-out output of the given label, its margin, the best class.
     """
@@ -30,8 +30,8 @@ class RowStore:
     def __init__(self, n: int, setup: Setup) -> None:
         kept, self.least_room = n if setup.keeps_outputs else 0, 1.0
         self.r, self.outputs = (torch.empty(kept, setup.outputs, dtype=setup.dtype) for _ in range(2))
-        self.own, self.leverage, self.loss, self.given, self.margin = (
-            torch.empty(n, dtype=setup.dtype) for _ in range(5)
+        self.own, self.leverage, self.q, self.loss, self.given, self.margin = (
+            torch.empty(n, dtype=setup.dtype) for _ in range(6)
         )
         some = n if setup.vectors else 0
         self.reach, self.bend = (torch.empty(some, dtype=setup.dtype) for _ in range(2))

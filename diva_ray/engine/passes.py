@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import derivative as dd
-from diva_ray.core import losses, multilabel, verdict
+from diva_ray.core import levels, losses, multilabel
 from diva_ray.core.adjoint import AdjointAccumulator
 from diva_ray.core.grid import Family, grid_losses, grid_squares
 from diva_ray.core.leave_out import LeftOut, adjoint
@@ -118,7 +118,7 @@ def _left_out(
         if second is not None:
             drawn = dd.own_draws(left, r, t, setup.vectors, folding)
             rows.put(b.start, b.stop, drawn=drawn, reach=second.reach, bend=second.bend)
-        rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, loss=values)
+        rows.put(b.start, b.stop, r=r, outputs=outputs, own=own, leverage=1 - left.room, q=left.q, loss=values)
         rows.put(b.start, b.stop, **facts_of_outputs(outputs, b.Y, setup))
         q[b.start : b.stop] = left.q
         rows.least_room = min(rows.least_room, left.least_room)
@@ -146,7 +146,10 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
         result["levels"] = add_in_order(multilabel.class_shares(several[rows], heard[rows]) for rows in parts)
     if setup.task == "classification":
         Y = codes_of(shard, setup)
-        result["levels"] = verdict.class_sums(rows.given, Y, shaping(shard, known), setup.outputs)
+        heard = shaping(shard, known)
+        result["levels"] = levels.class_sums(rows.given, Y, heard, setup.outputs)
+        result["reach"] = levels.reach_sums(rows.q, heard)
+        result["max_q"] = float((rows.q * heard.to(rows.q)).max()) if len(heard) else 0.0
         for name, values in (
             ("class_n", torch.ones_like(v)),
             ("class_wrong", rows.wrong),

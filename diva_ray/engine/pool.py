@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, loss_verdict, losses, multilabel, verdict
+from diva_ray.core import choose, levels, loss_verdict, losses, multilabel, verdict
 from diva_ray.core import derivative as dd
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply_triangular_, row_dot, spare
@@ -96,9 +96,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         derivative[part] = dd.derivative(Z, r.to(Z), dd.OwnTerms.none(Z), Z.new_empty(len(Z), 0), adjoint)[0].float()
         F, nothing = F.cpu(), torch.zeros(len(F), dtype=F.dtype)
         if setup.task == "classification":
-            evidence[part] = verdict.log_odds(
-                verdict.level(F, nothing, known["levels"]), Y[part], known["link"]
-            ).float()
+            evidence[part] = verdict.log_odds(levels.level(F, nothing, known["levels"]), Y[part], known["link"]).float()
         elif setup.task == "multilabel":
             x = multilabel.unit_outputs(F, nothing, known["levels"])
             evidence[part] = multilabel.rows_log_odds(x, Y[part], known["pool_slips"]).float()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, loss_verdict, losses, multilabel, noise, verdict
+from diva_ray.core import choose, levels, loss_verdict, losses, multilabel, noise, verdict
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
@@ -30,14 +30,25 @@ def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
     if known["setup"].task == "multilabel":
         return add_in_order(multilabel.output_sums(x, Y, weight[rows]) for rows, x, Y in several_outputs(shard, known))
     Y = codes_of(shard, known["setup"])
-    return add_in_order(verdict.link_sums(F, Y[rows], weight[rows]) for rows, F in levelled(shard, known))
+    near = nearness(shard, known) if known["mean_q"] else None
+    return add_in_order(
+        verdict.link_sums(F, Y[rows], weight[rows], None if near is None else near[rows])
+        for rows, F in levelled(shard, known, None)
+    )
 
 
-def levelled(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows with their left-out outputs, classes and rows evened out, from which probabilities are made."""
+def nearness(shard: Shard, known: Known) -> Tensor:
+    """Return how near every row is to the others, 1 for one at the mean distance."""
+    return levels.nearness(left_out_rows(shard, known).q, known["mean_q"])
+
+
+def levelled(shard: Shard, known: Known, link: verdict.Link | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows with their left-out outputs, classes and rows evened out, from which probabilities are made; under a
+    link by nearness multiplied by that."""
     leverage = left_out_rows(shard, known).leverage
+    near = nearness(shard, known) if link is not None and link.near else None
     for rows, outputs in left_out_outputs(shard, known):
-        yield rows, verdict.level(outputs, leverage[rows], known["levels"])
+        yield rows, levels.level(outputs, leverage[rows], known["levels"], None if near is None else near[rows])
 
 
 def several_outputs(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -60,7 +71,7 @@ def given_odds(shard: Shard, known: Known) -> Tensor:
     return torch.cat(
         [
             verdict.log_odds(F, Y[rows], link) if flips is None else noise.flip_log_odds(F, Y[rows], link, flips)
-            for rows, F in levelled(shard, known)
+            for rows, F in levelled(shard, known, link)
         ]
     )
 

@@ -66,6 +66,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool 
         # L is the same under (k alpha, k ridge), so the derivative of the ridge follows from those of the weights.
         bands = -(alpha.double() @ scored[:, 0])[None] / float(ridge)
     store = {"r": fit.r, "outputs": outputs, "own": own, "leverage": 1 - fit.room, "loss": values}
+    store["q"] = fit.K.diagonal()
     store |= facts_of_outputs(outputs, Y, setup)
     runner.seconds["solve"] = time.perf_counter() - start
     found = _hand_back(runner, setup, store, scored, moved, left.least_room)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diva_ray.core import evidence, labellers, loss_verdict, multilabel, noise, verdict
+from diva_ray.core import evidence, labellers, levels, loss_verdict, multilabel, noise, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.reduce import Tally
@@ -27,7 +27,7 @@ def judge(
 
     `doubt`: also ask, by two more reads, whether the labellers' own doubt explains what the model misses.
     """
-    calibrated = calibrate(runner, setup, tally, scored)
+    calibrated = calibrate(runner, setup, tally, scored, by_nearness=True)
     if isinstance(calibrated, verdict.Histogram):
         rule, calibration = _judge_classes(runner, setup, tally["levels"], scored, calibrated, doubt=doubt)
     else:
@@ -41,10 +41,11 @@ def judge(
 
 
 def calibrate(
-    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, by_nearness: bool = False
 ) -> verdict.Histogram | multilabel.Slips | None:
     """Tell how outputs become probabilities of classes, return the sums that say so, or of several labels what they
-    say; of other targets, a few stand for other rows' labels."""
+    say; of other targets, a few stand for other rows' labels. `by_nearness`: classes may also be told by outputs times
+    the nearness of the row."""
     if setup.task == "multilabel":
         runner.engine.tell(levels=tally["levels"], link=None)
         outputs = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
@@ -52,7 +53,8 @@ def calibrate(
         runner.engine.tell(slips=slips, pool_slips=multilabel.even_slips(slips))
         return slips
     if setup.task == "classification":
-        runner.engine.tell(levels=verdict.class_levels(tally["levels"]), flips=None)
+        mean_q = reached(tally) if by_nearness else None
+        runner.engine.tell(levels=levels.class_levels(tally["levels"]), flips=None, mean_q=mean_q)
         sums: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
         runner.engine.tell(link=verdict.fit_link(sums, setup.outputs))
         return sums
@@ -60,6 +62,12 @@ def calibrate(
     drawn: verdicts.Drawn = runner.run(verdicts.examples_of_targets, "calibrate", scored, features=False)
     runner.engine.tell(reference=drawn.rows, link=None)
     return None
+
+
+def reached(tally: Tally) -> float | None:
+    """Return the mean q = z' A^-1 z of the rows where some lie far beyond it, else None: nearness would say nothing."""
+    weight, total = tally["reach"].tolist()
+    return total / weight if weight > 0 and tally["max_q"] * weight > levels.FAR * total > 0 else None
 
 
 def label_entropy(levels: Tensor) -> float:
@@ -80,7 +88,7 @@ def _judge_classes(
     runner: Runner, setup: Setup, own: Tensor, scored: list[Extent], calibrated: verdict.Histogram, *, doubt: bool
 ) -> tuple[verdict.Verdict, verdict.Link]:
     """Uniform noise first; then flips between classes, or doubt of the labellers, where there is evidence."""
-    classes, levels = setup.outputs, verdict.class_levels(own)
+    classes, divisors = setup.outputs, levels.class_levels(own)
     best = link = verdict.fit_link(calibrated, classes)
     shows = evidence.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum())))
     if not shows and (clear := evidence.fit_clear_link(calibrated, own[1])) is not None:
@@ -95,21 +103,21 @@ def _judge_classes(
         return rule, link
     runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
     (facts,) = runner.run(neighbours.sample_facts, "judge", scored, features=False).joined()
-    F, y = verdict.level(facts[:, 3:], facts[:, 1], levels), facts[:, 2].long()
+    F, y = levels.level(facts[:, 4:], facts[:, 1], divisors, facts[:, 2]), facts[:, 3].long()
     flips = None
     found = runner.timed("judge", noise.fit_flips, F, y, link, rule.noise_rate)
     if found is not None:
-        link, flips = replace(found[0], likelihood=best.likelihood), found[1]
+        link, flips = replace(found[0], likelihood=best.likelihood, near=link.near), found[1]
         runner.engine.tell(link=link, flips=flips)
         rule = verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored, features=False), classes, flips=True)
     elif doubt and shows:
-        share = _doubt(runner, scored, facts, link, levels, rule.noise_rate)
+        share = _doubt(runner, scored, facts, link, divisors, rule.noise_rate)
         rule = verdict.fit_verdict(sums, classes, doubt=share) if share else rule
     return replace(rule, class_dependence=noise.dependence_of_suspects(F, y, link, flips, rule)), link
 
 
 def _doubt(
-    runner: Runner, scored: list[Extent], facts: Tensor, link: verdict.Link, levels: Tensor, rate: float
+    runner: Runner, scored: list[Extent], facts: Tensor, link: verdict.Link, divisors: Tensor, rate: float
 ) -> float:
     """Return the share of labellers' doubt; neighbours are sought where rows are many for the columns."""
     leverage = float(facts[:, 1].mean()) if len(facts) else 1.0
@@ -120,4 +128,4 @@ def _doubt(
     runner.engine.tell(references=references, searched=min(1.0, SEARCHED / rows))
     near = runner.run(neighbours.nearest, "neighbours", scored)
     runner.engine.forget("references", "searched")
-    return runner.timed("neighbours", labellers.find_doubt, facts, near, link, levels, rate)
+    return runner.timed("neighbours", labellers.find_doubt, facts, near, link, divisors, rate)

@@ -56,7 +56,9 @@ def reweight(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan
         **options: columns and fields of `ReweightConfig`.
 
     Returns:
-        A `Result`; `.samples` has the new weights in `weight`, next to the derivative and z that led to them.
+        A `Result`; `.samples` has the new weights in `weight`, next to the derivative and z that led to them: those
+        and all other columns (loss, margin, leverage, left-out outputs, verdicts) are of the fit before the last step.
+        Score the table with the new weights (`data.weight`) for those after it.
 
     Raises:
         InputError: bad input or options, in one line.

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_ray.core.levels import class_levels
 from diva_ray.core.multilabel import Slips
-from diva_ray.core.verdict import Link, Verdict, class_levels
+from diva_ray.core.verdict import Link, Verdict
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import CONSTANT
 from diva_ray.engine.setup import Setup
@@ -88,7 +89,9 @@ def summarise(
         "condition": derived.condition,
         "max_leverage": derived.tally["max_leverage"],
         "precision": precision_of(derived),
-        "ridge_grid": [{"ridge": r, "squared_error": None if not np.isfinite(e) else e} for r, e in derived.grid],
+        "ridge_grid": [
+            {"ridge": r, "squared_error": e / counts["validation"] if np.isfinite(e) else None} for r, e in derived.grid
+        ],
     }
     if derived.accuracy is not None:
         summary["derivative_check"] = derived.accuracy
@@ -100,6 +103,7 @@ def summarise(
         scale = None if not np.isfinite(calibration.scale) else calibration.scale
         levels = class_levels(derived.tally["levels"]).tolist()
         summary["calibration"] = {"scale": scale, "sharpness": calibration.sharpness, "levels": levels}
+        summary["calibration"]["by_nearness"] = calibration.near
         summary["label_entropy"] = label_entropy(derived.tally["levels"])
         summary["information"] = summary["label_entropy"] + calibration.likelihood
     if "planted" in written:

@@ -148,7 +148,7 @@ def doubted(slips: float, misses: float, seed: int) -> float:
     local = torch.rand(rows // 4, generator=generator)[place] < misses
     single = torch.rand(rows, generator=generator) < slips
     y = torch.where(unsure[place] & (local | single), other[place], seen[place])
-    facts = torch.cat([torch.tensor([[1.0, 0.02]]).double().expand(rows, 2), y[:, None], F[place]], 1)
+    facts = torch.cat([torch.tensor([[1.0, 0.02, 1.0]]).double().expand(rows, 3), y[:, None], F[place]], 1)
     near = labellers.nearest_rows(1e-3 * U, torch.arange(rows), 1e-3 * U, torch.arange(rows), facts, 0)
     return labellers.find_doubt(facts, near, rule.Link(float("inf"), 6.0), torch.ones(classes).double(), 0.0)
 

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diva_ray.core import evidence
+from diva_ray.core import evidence, levels
 from diva_ray.core import loss_verdict as loss_rule
 from diva_ray.core import verdict as rule
 
 
 def class_sums(F, y, weight):
     own = F.gather(1, y.clamp_min(0)[:, None]).squeeze(1)
-    return rule.class_sums(own, y, weight, F.shape[1])
+    return levels.class_sums(own, y, weight, F.shape[1])
 
 
 def planted(rows: int, classes: int, noise: float, seed: int, spread: float = 0.12) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +36,7 @@ def planted(rows: int, classes: int, noise: float, seed: int, spread: float = 0.
 
 def judge(F: Tensor, y: Tensor, z: Tensor, weight: Tensor) -> tuple[rule.Verdict, Tensor, Tensor, Tensor]:
     classes = F.shape[1]
-    F = rule.level(F, torch.zeros(len(F), dtype=F.dtype), rule.class_levels(class_sums(F, y, weight)))
+    F = levels.level(F, torch.zeros(len(F), dtype=F.dtype), levels.class_levels(class_sums(F, y, weight)))
     link = rule.fit_link(rule.link_sums(F, y, weight), classes)
     odds = rule.log_odds(F, y, link)
     verdict = rule.fit_verdict(rule.verdict_sums(odds, z, weight), classes)
@@ -166,8 +166,8 @@ def test_a_rare_class_is_not_taken_for_mislabelled() -> None:
     F, y, wrong = planted(4000, 4, 0.1, seed=5)
     F[:, 3] *= 0.4  # a class that ridge has shrunk
     rare = (y == 3) & ~wrong
-    levels = rule.class_levels(class_sums(F, y, torch.ones(len(y))))
-    assert levels[3] < levels[:3].min()
+    divisors = levels.class_levels(class_sums(F, y, torch.ones(len(y))))
+    assert divisors[3] < divisors[:3].min()
     _, _, issue, _ = judge(F, y, torch.zeros(len(y)), torch.ones(len(y)))
     assert float(issue[rare].double().mean()) < 0.05
 
@@ -186,6 +186,7 @@ def test_cutting_into_blocks_changes_nothing(cuts: list[int], seed: int) -> None
     odds = rule.log_odds(F, y, rule.Link(0.1, 32.0))
     for kernel, columns in (
         (rule.link_sums, (F, y, weight)),
+        (rule.link_sums, (F, y, weight, reference[:, 0])),
         (rule.verdict_sums, (odds, z, weight)),
         (loss_rule.loss_sums, (F.square().sum(1), reference, z, weight)),
     ):
@@ -216,6 +217,49 @@ def test_the_histogram_of_every_link_holds_its_log_odds() -> None:
             odds = rule.log_odds(F, y, rule.Link(scale, sharpness)).clamp(-23.99, 23.99)
             expected, _ = np.histogram(odds.numpy(), edges)
             assert np.abs(sums.counts[s, b].numpy() - expected).sum() <= 2  # rounding at an edge
+
+
+def mixture(rows: int, classes: int, tails: float, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Discriminants of classes x = m_y + s e, s heavy-tailed or 1, their classes, 1 / s^2, and the posteriors."""
+    generator = torch.Generator().manual_seed(seed)
+    M = 1.5 * torch.randn(classes, 6, generator=generator, dtype=torch.float64)
+    y = torch.randint(classes, (rows,), generator=generator)
+    s = torch.exp(tails * torch.randn(rows, generator=generator, dtype=torch.float64))
+    X = M[y] + s[:, None] * torch.randn(rows, 6, generator=generator, dtype=torch.float64)
+    F = X @ M.T - M.square().sum(1) / 2
+    return 0.05 * F, y, s**-2, (F / s[:, None] ** 2).softmax(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+@pytest.mark.parametrize("tails", [0.0, 0.8])
+def test_links_by_nearness_find_the_posteriors_of_scale_mixtures(tails: float, noise: float, seed: int) -> None:
+    F, truth, near, posterior = mixture(4000, 4, tails, seed)
+    generator = torch.Generator().manual_seed(seed + 50)
+    wrong = torch.rand(4000, generator=generator) < noise
+    y = torch.where(wrong, (truth + torch.randint(1, 4, (4000,), generator=generator)) % 4, truth)
+    plain, both = (rule.link_sums(F, y, torch.ones(4000), x) for x in (None, near))
+    link, without = (rule.fit_link(sums, 4) for sums in (both, plain))
+    assert link.near == (tails > 0) and not without.near
+    told = F * near[:, None] if link.near else F
+    p, q = ((link_.sharpness * g(x, link_)).softmax(1) for x, link_ in ((told, link), (F, without)))
+    assert float((p - posterior).abs().mean()) < 0.03
+    assert tails == 0 or float((p - posterior).abs().mean()) < 0.5 * float((q - posterior).abs().mean())
+    assert link.likelihood >= without.likelihood - 1e-12
+    assert rule.noise_rate_at(both, link, 4) == pytest.approx(noise, abs=0.03)
+    weight = torch.bincount(y).double()
+    assert evidence.noise_shows(link, weight, 4000.0) == (noise > 0)
+
+
+def g(F: Tensor, link: rule.Link) -> Tensor:
+    return F if math.isinf(link.scale) else link.scale * (F / link.scale).asinh()
+
+
+def test_nearness_is_what_a_row_is_worth_beside_one_at_the_mean() -> None:
+    q, weight = torch.tensor([0.0, 1e-9, 0.5, 1.0, 8.0]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    rows, total = levels.reach_sums(q, weight).tolist()
+    assert (rows, total) == (4.0, pytest.approx(1.5))
+    assert levels.nearness(q, 1.0).tolist() == pytest.approx([1000.0, 1000.0, 2.0, 1.0, 0.125])
 
 
 def test_label_score_rises_with_the_output_of_the_given_label() -> None:

@@ -112,11 +112,18 @@ def test_wrong_labels_of_one_class_of_two_are_found():
     assert planted["precision"] > 0.9 and planted["recall"] > 0.75
 
 
+@pytest.mark.parametrize("columns", [(28, 16), (26, 11), (11, 15), (26, 9), (6, 21)])
+def test_two_columns_with_long_tails_accuse_no_one(columns):
+    X, y = load_breast_cancer(return_X_y=True)
+    data = {"features": X[:, columns].astype(np.float32), "label": y}
+    assert diva_ray.score(data, cluster=INLINE, quiet=True).summary["n_label_issues"] == 0
+
+
 def test_a_low_precision_is_told_with_what_it_means():
     generator = np.random.default_rng(1)
-    y = generator.integers(0, 2, 600)
-    X = np.log(generator.exponential(size=(600, 2)))
-    X[:, 0] += 1.5 * y
-    result = diva_ray.score({"features": X, "label": y}, cluster=INLINE, quiet=True)
+    y, X = generator.integers(0, 2, 1000), generator.normal(size=(1000, 8))
+    X[np.arange(1000), y] += 1.5  # little more than their spread apart
+    given = np.where(generator.random(1000) < 0.05, 1 - y, y)
+    result = diva_ray.score({"features": X, "label": given}, cluster=INLINE, quiet=True)
     assert result.summary["n_label_issues"] and result.summary["label_issue_precision"] < 0.6
     assert any("are right by the estimate: where classes overlap" in line for line in result.lines())

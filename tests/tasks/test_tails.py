@@ -1,0 +1,70 @@
+"""Features with heavy tails: rows far from all others are not taken for wrong labels, nor for sure ones."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+import diva_ray
+
+QUIET = {"cluster": {"kind": "inline", "threads": 1}, "quiet": True}
+
+
+def tailed(rows, columns, classes, freedom, noise, seed):
+    """Classes whose features scatter by Student's t, with a share of other labels."""
+    generator = np.random.default_rng(seed)
+    truth = generator.integers(0, classes, rows)
+    X = 1.5 * generator.normal(size=(classes, columns))[truth] + generator.standard_t(freedom, size=(rows, columns))
+    wrong = generator.random(rows) < noise
+    given = np.where(wrong, (truth + generator.integers(1, classes, rows)) % classes, truth)
+    return {"features": X, "label": given}, truth
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("freedom", [2.5, 3])
+@pytest.mark.parametrize(("rows", "columns", "classes"), [(1000, 10, 4), (2000, 40, 10)])
+def test_right_labels_are_right_however_far_their_rows_lie(rows, columns, classes, freedom, seed):
+    data, _ = tailed(rows, columns, classes, freedom, 0.0, seed)
+    found = diva_ray.score(data, **QUIET).summary
+    assert found["n_label_issues"] == 0 and found["error"] > 0.001
+
+
+@pytest.mark.parametrize(("rows", "columns", "classes", "least"), [(1000, 10, 4, 0.72), (2000, 40, 10, 0.95)])
+def test_wrong_labels_are_found_and_their_number_is_not_overstated(rows, columns, classes, least):
+    for seed in range(2):
+        data, truth = tailed(rows, columns, classes, 2.5, 0.1, seed)
+        found = diva_ray.score({**data, "truth": truth}, truth="truth", **QUIET).summary
+        assert found["calibration"]["by_nearness"]
+        assert found["planted"]["f1"] > least
+        assert found["label_issue_precision"] < found["planted"]["precision"] + 0.05
+        assert abs(found["noise_estimate"] - 0.1) < 0.03
+
+
+@pytest.mark.parametrize(("columns", "ridge"), [(10, 1.0), (700, 1000.0)])  # the second in the dual form
+def test_what_is_written_says_how_scores_came_about(columns, ridge):
+    data, _ = tailed(600, columns, 4, 2.5, 0.2, 0)
+    generator = np.random.default_rng(1)
+    weight = generator.choice([0.0, 1.0, 2.0], 600, p=[0.1, 0.6, 0.3])
+    data["features"] *= np.exp(generator.normal(size=(600, 1)))  # far or near as a whole
+    options = {"weight": "w", "ridge": ridge, "precision": "float64", "outputs": True, **QUIET}
+    result = diva_ray.score({**data, "w": weight}, **options)
+    rows = result.samples
+    assert (result.summary["form"] == "dual") == (columns > 600) and result.summary["calibration"]["by_nearness"]
+    heard, near = weight > 0, rows["nearness"].to_numpy()
+    q = np.divide(rows["leverage"].to_numpy(), weight, where=heard, out=np.zeros(600))
+    np.testing.assert_allclose(near[heard], q[heard].mean() / q[heard], rtol=1e-4)
+    twin = {name: np.r_[values, values[heard][:1]] for name, values in {**data, "w": weight}.items()}
+    twin["w"][-1] = 0.0  # a row without weight lies where its features lie
+    again = diva_ray.score(twin, **options).samples["nearness"].to_numpy()
+    assert again[-1] == pytest.approx(again[:-1][heard][0], rel=1e-4)
+    given = result.pred_probs()[np.arange(600), np.unique(data["label"], return_inverse=True)[1]]
+    e, c = result.summary["noise_estimate"], 4
+    if columns == 10:  # where noise shows, and is uniform
+        expected = expit(logit(np.clip(given, 1e-10, 1 - 1e-10)) - np.log(e / (1 - e) / (c - 1)))
+        np.testing.assert_allclose(rows["label_score"].to_numpy(), expected, atol=1e-3)
+
+
+def test_features_without_tails_have_no_such_column():
+    generator = np.random.default_rng(0)
+    X, y = generator.normal(size=(500, 8)), generator.integers(0, 3, 500)
+    result = diva_ray.score({"features": X, "label": y}, **QUIET)
+    assert not result.summary["calibration"]["by_nearness"] and "nearness" not in result.samples.column_names
