@@ -150,6 +150,23 @@ def test_predictions_are_written_as_labels_are():
     assert score((y - 1.7e9).astype(np.float32)).samples["predicted_label"].type == pa.float32()
 
 
+@pytest.mark.parametrize("seed", range(10, 13))
+@pytest.mark.parametrize("share", [0.05, 0.15])
+def test_precision_recall_and_share_of_swapped_numbers_are_told(share, seed):
+    """At 15 % only gross ones stand apart: that others hide among the right ones must be told, too."""
+    generator = np.random.default_rng(seed)
+    X = generator.normal(size=(6000, 20))
+    y = X @ generator.normal(size=20) + 0.5 * generator.normal(size=6000)
+    wrong = generator.random(6000) < share
+    given = np.where(wrong, y[generator.permutation(6000)], y)
+    result = diva_ray.score({"features": X, "label": given}, cluster={"kind": "inline", "threads": 1}, quiet=True)
+    flagged = result.samples["is_label_issue"].to_numpy()
+    s, caught = result.summary, (flagged & wrong).sum()
+    assert s["label_issue_precision"] == pytest.approx(caught / flagged.sum(), abs=0.05)
+    assert s["label_issue_recall"] == pytest.approx(caught / wrong.sum(), abs=0.08)
+    assert s["noise_estimate"] == pytest.approx(share, abs=0.02)
+
+
 def test_scores_of_numbers_do_not_depend_on_the_order_of_rows():
     draw = np.random.default_rng(4)
     n, order, Z = 5000, draw.permutation(5000), draw.standard_normal((5000, 8))  # in three shards
