@@ -1,6 +1,7 @@
 """Numbers, labels and texts as a reader wants to see them."""
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from itertools import pairwise
@@ -149,7 +150,7 @@ def clip(text: str, length: int) -> str:
     """`text` on one line without control characters, cut at a word if longer than `length`."""
     text = text[: 8 * length].encode("utf-8", "replace").decode("utf-8")
     text = "".join(" " if unicodedata.category(c) in HIDDEN and c not in JOINERS else c for c in text)
-    text = " ".join(text.split())
+    text = re.sub("[^\\S\N{NO-BREAK SPACE}]+", " ", text).strip()  # a number stays with its unit
     if len(text) <= length:
         return text
     head = text[: length - 1]

@@ -46,7 +46,7 @@ def conclude(
     if failed > config.most_failed * (rows + failed) or cut or not rows:
         noted = next((one["noted"][0] for one in done if one.get("noted")), "")
         raise InputError(
-            f"embed: at most {config.most_failed:.4g} of the samples may be refused, got {failed:,} of "
+            f"embed: at most a share of {config.most_failed:.4g} of the samples may be refused, got {failed:,} of "
             f"{rows + failed:,}{f' before the last {cut:,} units were read' if cut else ''}"
             f"{f' (the first: {noted})' if noted else ''}; all of them with reasons are in "
             f"{folder.location('quarantine')}. Mend the data and use a new `output`, or raise `most_failed` with "

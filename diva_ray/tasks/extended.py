@@ -147,7 +147,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         ),
     ]
     if s["pool_noise_estimate"] is not None:
-        share = f"{100 * s['pool_noise_estimate']:.1f} %"
+        share = words.percent(s["pool_noise_estimate"])
         tiles.append(Tile("of the pool's labels wrong", share, "estimated", "issue"))
     notes = shared_in_words(s["shared"], s["n_samples"])
     if s["single_shot"] and s["method"] == "balanced":

@@ -135,7 +135,7 @@ def page_of(
     tiles = [
         Tile("pairs", f"{s['n_samples']:,}", f"{s['n_outputs']:,} numbers each"),
         Tile("probably mismatched", f"{s['n_label_issues']:,}", rule, "issue"),
-        Tile("of all pairs mismatched", f"{100 * s['noise_estimate']:.1f} %", "estimated", "issue"),
+        Tile("of all pairs mismatched", words.percent(s["noise_estimate"]), "estimated", "issue"),
         Tile("pairs hurt", f"{s['n_detrimental']:,}", f"z > {s['threshold']:.2f}", "hurts"),
         Tile("towers", "aligned" if s["aligned"] else "not aligned", f"z {s['alignment']:.1f} of their cosine"),
     ]

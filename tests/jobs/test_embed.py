@@ -99,7 +99,7 @@ def test_what_cannot_be_decoded_is_put_aside_with_the_reason(tmp_path):
         raw_sets.png(np.zeros((300, 400), np.uint8)),
     ]
     with pytest.raises(
-        InputError, match=r"embed: at most 0.01 of the samples may be refused, got 5 of 50 \(the first: 1 at"
+        InputError, match=r"embed: at most a share of 0.01 of the samples may be refused, got 5 of 50 \(the first: 1 at"
     ):
         embed(pa.table(rows), encoder="edges", most_pixels=100_000, output=str(tmp_path / "out"))
     result = embed(

@@ -301,7 +301,7 @@ def test_a_run_ends_early_only_where_too_many_are_refused_whatever_comes(tmp_pat
     write_packed(tmp_path / "first", lambda f: 3 * (f < 3))  # 0.2 % in all
     assert embed(tmp_path / "first", encoder="words").summary["n_units"] == 10
     write_packed(tmp_path / "many", lambda f: 40)
-    told = r"embed: at most 0.01 of the samples may be refused, got 120 of 1,200 before the last 7 units"
+    told = r"embed: at most a share of 0.01 of the samples may be refused, got 120 of 1,200 before the last 7 units"
     refuses(told, tmp_path / "many", encoder="words", output=str(tmp_path / "out"))
     assert not (tmp_path / "out" / "summary.json").exists()
 

@@ -145,8 +145,10 @@ def test_a_stopped_job_leaves_nothing_running_and_no_half_file_and_can_be_resume
     assert len(live(cluster, "actors")) >= 2
     begun = time.monotonic()
     assert cluster.client.stop_job(job)
-    info, _ = cluster.wait(job, terminal, 30)
+    info, logs = cluster.wait(job, terminal, 30)
     assert info.status == "STOPPED"
+    assert f"score: interrupted. `output={output} resume=true` goes on from what is there." in logs
+    assert "*** SIGTERM received" not in logs
     while live(cluster, "actors"):
         assert time.monotonic() - begun < 20, live(cluster, "actors")
         time.sleep(0.2)
