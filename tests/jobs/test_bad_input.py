@@ -321,6 +321,7 @@ def test_an_interrupted_run_says_in_one_line_how_to_go_on(number, exit, tmp_path
         "def run(config):\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a library may\n"
         "    signals.hear_again()\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
         f"    os.kill(os.getpid(), signal.{number})\n"
         "    time.sleep(60)\n"
         f"score.run = run; sys.argv[1:] = ['output={tmp_path}/out']; job('diva_ray.tasks.score')"

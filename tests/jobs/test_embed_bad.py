@@ -244,7 +244,7 @@ def test_features_that_float16_cannot_hold_are_put_aside():
 
 def test_texts_in_a_column_of_paths_and_pictures_that_are_no_paths(tmp_path):
     pq.write_table(pa.table({"image": ["not a path", "nor this"], "label": [0, 1]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="embed: at most 0.01 .* got 2 of 2 .*no file at not a"):
+    with pytest.raises(InputError, match="embed: at most a share of 0.01 .* got 2 of 2 .*no file at not a"):
         embed(tmp_path, encoder="edges")
 
 
