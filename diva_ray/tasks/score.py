@@ -46,8 +46,8 @@ def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
             validation_weight, group, source, offset, show, truth; and the fields of `ScoreConfig`: validation (a
             separate table, as `data`; then there is no leave-one-out), loss (a name, or a callable (outputs (n, c),
             targets) -> values (n,)), cluster (auto, inline, local, ray, or fields of `ClusterConfig`), output (folder
-            or URI, new or empty; by default a temporary one, which stays), task, ridge, precision, outputs, seed, plan, resume,
-            ... Where an option names a run (`update`, `shares`), its `Result` may stand.
+            or URI, new or empty; by default a temporary one, which stays), task, ridge, precision, outputs, seed, plan,
+            resume, ... Where an option names a run (`update`, `shares`), its `Result` may stand.
 
     Returns:
         A `Result` with `.samples`, `.summary` and `.write(folder)`; a `Plan` if `plan=True`.
