@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import mpmath  # torch brings it
 import numpy as np
@@ -40,7 +41,7 @@ class Problem:
         fields = ("Z", "Y", "alpha", "v", "offset", "groups")
         return replace(self, **{name: getattr(self, name)[index] for name in fields})
 
-    @property
+    @cached_property
     def targets(self) -> Tensor:
         """Y as values: one-hot rows, zeros for an unknown class."""
         if self.Y.ndim == 2:
@@ -174,10 +175,17 @@ def _fifty_digit_loss(problem: Problem, alpha: list) -> mpmath.mpf:
 
 def contributions(problem: Problem) -> Tensor:
     """Return C (n, groups): the derivative of every validation group's own loss, by autograd of each."""
-    alpha = problem.alpha.clone().requires_grad_()
-    return torch.stack(
-        [torch.autograd.grad(loss, alpha, retain_graph=True)[0] for loss in group_losses(problem, alpha)]
-    ).T
+    return gradients_and_contributions(problem)[2]
+
+
+def gradients_and_contributions(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dL/dalpha (n,), dL/dLambda (p,) and C (n, groups), by autograd through the same refits."""
+    alpha, Lambda = (x.clone().requires_grad_() for x in (problem.alpha, problem.Lambda))
+    losses = group_losses(problem, alpha, Lambda)
+    found = torch.autograd.grad(losses.sum(), (alpha, Lambda), retain_graph=True)
+    each = torch.eye(len(losses), dtype=losses.dtype)
+    (C,) = torch.autograd.grad(losses, alpha, each, is_grads_batched=True)
+    return found[0], found[1], C.T
 
 
 def standard_errors(problem: Problem) -> Tensor:

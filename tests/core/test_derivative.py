@@ -4,9 +4,8 @@ import torch
 from tests.core.problems import KINDS, RIDGES, make_problem, primal, rows_of
 from tests.oracles import (
     assert_close,
-    contributions,
     finite_difference,
-    gradients,
+    gradients_and_contributions,
     held_out_gradient,
     held_out_loss,
 )
@@ -37,8 +36,7 @@ def tolerance(shape, scale, trained):
 @pytest.mark.parametrize("shape", ["tall", "wide", "crowded"])
 def test_the_derivative_is_that_of_brute_force_refits(shape, scale, intercept, grouped, kind):
     problem = make_problem(shape, scale, intercept, kind, grouped)
-    d, penalty = gradients(problem)
-    C = contributions(problem)
+    d, penalty, C = gradients_and_contributions(problem)
     found = primal(problem, blocks=3)
     for trained in (True, False):
         rows, rtol = rows_of(problem, trained), tolerance(shape, scale, trained)

@@ -6,6 +6,7 @@ import math
 from dataclasses import astuple
 from itertools import pairwise
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -253,6 +254,11 @@ def test_links_by_nearness_find_the_posteriors_of_scale_mixtures(tails: float, n
 
 def g(F: Tensor, link: rule.Link) -> Tensor:
     return F if math.isinf(link.scale) else link.scale * (F / link.scale).asinh()
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError):
+        levels.level(torch.zeros(3, 2), torch.zeros(4), torch.ones(2))
 
 
 def test_nearness_is_what_a_row_is_worth_beside_one_at_the_mean() -> None:

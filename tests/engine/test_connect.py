@@ -16,6 +16,7 @@ print(os.environ["RAY_AUTH_MODE"])  # as Ray has set it for its processes
 
 
 @pytest.mark.cluster
+@pytest.mark.long  # `jobs/test_score` starts one in any case
 def test_a_local_ray_has_a_token_of_its_owner_alone(tmp_path):
     drop = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS")
     kept = {name: value for name, value in os.environ.items() if name not in drop}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import stat
 import subprocess
 import sys
 from functools import partial
@@ -117,8 +118,11 @@ def test_plan_prints_and_writes_nothing(tmp_path):
 @pytest.mark.ray
 def test_the_job_on_a_ray_of_its_own_gives_the_same_rows(digits, tmp_path):
     output, _ = digits
-    done = job(f"output={tmp_path / 'run'}", "cluster=local", "cluster.workers=2", "outputs=true")
+    token = tmp_path / "ray" / "token"
+    words = (f"output={tmp_path / 'run'}", "cluster=local", "cluster.workers=2", "outputs=true")
+    done = job(*words, RAY_AUTH_TOKEN_PATH=str(token))
     assert done.returncode == 0, done.stderr
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600, "what Ray asks of whoever connects is its owner's alone"
     assert pq.read_table(tmp_path / "run" / "samples").equals(pq.read_table(output / "samples"))
 
 
