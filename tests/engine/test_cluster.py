@@ -19,8 +19,8 @@ from tests.engine.runs import begun, killing, opened, small_task
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.long  # one worker and three have them in `test_nodes`, two in most of the tests of jobs
 def test_results_have_the_same_bits_inline_and_with_three_workers(ray_cluster, task):
-    """One worker has them in `test_nodes`, two in most of the tests of jobs."""
     inline = diva_ray.score(task, source="source", cluster="inline", quiet=True, outputs=True)
     where = {"kind": "ray", "workers": 3}
     result = diva_ray.score(task, source="source", cluster=where, quiet=True, outputs=True)
