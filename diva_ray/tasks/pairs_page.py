@@ -10,14 +10,13 @@ from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Gallery, Pulls, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.derived import Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
+from diva_ray.tasks.planted import found_in_words, planted
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import (
     common_figures,
     curated_in_words,
     errors_of,
     estimates,
-    found_in_words,
-    planted,
     verdict_figures,
 )
 

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diva_ray.core.levels import class_levels
@@ -19,6 +18,7 @@ from diva_ray.report.words import counted
 from diva_ray.tasks.alike import alike_in_words, alike_of, shared_in_words
 from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
 from diva_ray.tasks.judge import TELLS_NOTHING, label_entropy
+from diva_ray.tasks.planted import found_in_words, planted
 from diva_ray.tasks.remarks import missing_of
 from diva_ray.tasks.session import Session
 
@@ -193,14 +193,6 @@ def tells_nothing(summary: dict[str, Any]) -> bool:
     return summary.get("information", math.inf) < TELLS_NOTHING * summary.get("label_entropy", 0.0)
 
 
-def found_in_words(planted: dict[str, Any]) -> str:
-    """Return how well what was planted was found."""
-    precision = "none flagged" if planted["precision"] is None else f"precision {planted['precision']:.3f}"
-    if planted["recall"] is None:
-        return f"{precision}, and nothing to find"
-    return f"{precision}, recall {planted['recall']:.3f}, F1 {planted['f1']:.3f}"
-
-
 def curated_in_words(curated: dict[str, Any]) -> str:
     """Return what a curated copy is."""
     done = {"drop": "dropped", "relabel": "relabelled", "weight": "of a changed weight"}[curated["kind"]]
@@ -234,34 +226,6 @@ def error_of(session: Session, wrong: float) -> float:
     variance = float(squares.sum())
     varies = variance > CONSTANT * (variance + total * float(mean @ mean))
     return 1.0 - wrong / variance if varies else 0.0
-
-
-def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
-    """Return what was found against the truth.
-
-    Args:
-        counts: wrong labels, label issues, detrimental samples, wrong labels among either.
-        ranked: (wrong, label_score, z, margin) of every row; empty for tables too large to rank.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    n, issues, harmful, hits, harmful_hits = (int(count) for count in counts)
-    result: dict[str, Any] = {
-        "n_planted": n,
-        "n_found": hits,
-        "precision": hits / issues if issues else None,
-        "recall": hits / n if n else None,
-        "f1": 2 * hits / (n + issues) if n else None,
-        "precision_detrimental": harmful_hits / harmful if harmful else None,
-        "f1_detrimental": 2 * harmful_hits / (n + harmful) if n else None,
-    }
-    wrong, label_score, z, margin = ranked.double().unbind(1)
-    if 0 < n < len(wrong):
-        result["auc_label_score"] = float(roc_auc_score(wrong, -label_score))
-        result["auc_z"] = float(roc_auc_score(wrong, z))
-        if not bool(margin.isnan().any()):
-            result["auc_margin"] = float(roc_auc_score(wrong, -margin))
-    return result
 
 
 def sources_of(setup: Setup, sums: Tensor, written: Tally) -> list[dict[str, Any]]:
