@@ -27,7 +27,7 @@ def test_the_dual_derivative_is_that_of_brute_force_refits(scale, intercept, gro
 @pytest.mark.parametrize("intercept", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_dual_is_exact_at_a_tiny_ridge_by_fifty_digits(intercept):
     problem = make_problem("wide", 1e-6, intercept, "squared")
-    found, rows = dual_form(problem).derivative[:, 0], rows_of(problem, True)[:2].tolist()
+    found, rows = dual_form(problem).derivative[:, 0], rows_of(problem, True)[:1].tolist()
     assert_close(found[rows], [fifty_digit_derivative(problem, j) for j in rows], 1e-13)
 
 

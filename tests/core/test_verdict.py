@@ -385,7 +385,7 @@ def judged(f: Tensor, y: Tensor) -> tuple[rule.Verdict, Tensor]:
     return verdict, loss_rule.loss_scores(losses, verdict) < verdict.label.value
 
 
-@pytest.mark.parametrize("rows", [100, 300, 5000])
+@pytest.mark.parametrize("rows", [100, pytest.param(300, marks=pytest.mark.long), 5000])
 @pytest.mark.parametrize("kind", ["even", "uneven", "tails", "skewed"])
 def test_right_numbers_are_left_alone_whatever_their_errors(kind: str, rows: int) -> None:
     flagged = [int(judged(*residuals(kind, rows, seed))[1].sum()) for seed in range(8)]

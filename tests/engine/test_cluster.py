@@ -178,7 +178,7 @@ def test_sections_that_workers_share_have_the_same_bits(ray_cluster, monkeypatch
     monkeypatch.setattr(reduce, "UNIT", unit)
     monkeypatch.setattr(reduce, "SECTIONS", 2)
     data, sums = small_task(n=14_000), []
-    for cluster in ({"kind": "inline"}, {"kind": "ray", "workers": 3}):
+    for cluster in ({"kind": "inline"}, {"kind": "ray", "workers": 2}):
         runner, setup = opened(data, **cluster)
         assert [len(section) for section in reduce.sections(runner.engine.extents)] == [6 // unit] * 2
         runner.engine.tell(setup=setup)

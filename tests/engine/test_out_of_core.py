@@ -141,19 +141,19 @@ def test_workers_keep_rows_on_disk_with_the_same_bits_and_one_may_be_killed(fold
     from diva_ray.engine.cluster import Cluster
 
     first = diva_ray.score(folder, cluster=where(folder, "memory"), quiet=True, **COLUMNS)
-    memory = tight(folder, workers=2, **COLUMNS)
+    memory = tight(folder, workers=1, **COLUMNS)
     whole, killed = Cluster.each, []
 
     def each_with_a_kill(self, kernel, extents, done=int, features=True):
         for k, partial in enumerate(whole(self, kernel, extents, done, features)):
             if k == 0 and kernel.__name__ == "score" and not killed:
-                killed.append(ray.get(self.actors[1].process.remote()))
+                killed.append(ray.get(self.actors[0].process.remote()))
                 os.kill(killed[0], signal.SIGKILL)
             yield partial
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Cluster, "each", each_with_a_kill)
-        cluster = {"kind": "local", "workers": 2, "memory": memory}
+        cluster = {"kind": "local", "workers": 1, "memory": memory}
         assert diva_ray.score(folder, cluster=cluster, plan=True, **COLUMNS).keeping.place == "cache"
         second = diva_ray.score(folder, cluster=cluster, quiet=True, **COLUMNS)
     assert killed

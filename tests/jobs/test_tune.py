@@ -122,11 +122,12 @@ def test_a_grid_tries_every_combination_once_and_holds_the_best_refit(ray_cluste
 
 
 @pytest.mark.ray
-def test_asha_stops_trials_that_are_behind_and_the_others_have_the_same_bits_on_workers(ray_cluster):
+@pytest.mark.parametrize("kind", ["inline", pytest.param("ray", marks=pytest.mark.long)])
+def test_asha_stops_trials_that_are_behind_and_the_others_have_the_same_bits(ray_cluster, kind):
     table, test = two_bands(1200), two_bands(600, seed=1)
     whole = run(table, test=test, trials=8, folds=4)
-    workers = {"kind": "ray", "workers": 2}
-    halved = run(table, test=test, trials=8, folds=4, scheduler="asha", cluster=workers)
+    where = {"kind": "ray", "workers": 2} if kind == "ray" else INLINE
+    halved = run(table, test=test, trials=8, folds=4, scheduler="asha", cluster=where)
     trials = halved.trials.to_pandas()
     assert halved.summary["n_stopped"] >= 2
     assert halved.summary["n_stopped"] + halved.summary["n_complete"] == 8
