@@ -147,7 +147,8 @@ def test_a_ray_dataset_is_scored_like_its_rows(ray_cluster, tmp_path):
     import ray
 
     X, y = small_task()["features"], small_task()["label"]
-    dataset = ray.data.from_items([{"id": int(k), "features": X[k], "label": int(y[k])} for k in range(1500)])
+    items = [{"id": int(k), "features": X[k], "label": int(y[k])} for k in range(1500)]
+    dataset = ray.data.from_items(items, override_num_blocks=2)  # two processes read it, not one a CPU
     result = diva_ray.score(dataset, cluster={"kind": "ray", "workers": 1}, output=str(tmp_path / "run"), quiet=True)
     written = pq.read_table(tmp_path / "run" / "table")
     order = np.argsort(written["id"].to_numpy())
