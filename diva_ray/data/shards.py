@@ -154,6 +154,8 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     validation = _weights(arrays, columns.validation_weight, "data.validation_weight", where, len(rows))
     if extent.held_out:
         weight = torch.zeros_like(weight)
+    elif extent.pool:  # of a row without any band nothing is known but how common its class is: it cannot be chosen
+        weight = weight.masked_fill(bare_rows(missing, len(rows)), 0.0)
     ids = arrays[columns.id] if columns.id else None
     for option in ("id", "label", "group", "truth"):
         if name := getattr(columns, option):
@@ -185,6 +187,14 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     if columns.offset:
         shard.offset = finite_matrix(arrays[columns.offset], columns.offset, "data.offset", where).double()
     return shard
+
+
+def bare_rows(missing: list[Tensor | None], n: int) -> Tensor:
+    """Return which of n rows have no band at all."""
+    found = torch.ones(n, dtype=torch.bool)
+    for absent in missing:
+        found = torch.zeros_like(found) if absent is None else found & absent
+    return found
 
 
 def _signed(keys: np.ndarray) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.columns import is_list
-from diva_ray.data.shards import Shard
+from diva_ray.data.shards import Shard, bare_rows
 from diva_ray.data.targets import label_values, number_targets
 from diva_ray.engine.context import Known, validation_weights
 from diva_ray.engine.identity import alike, feature_hashes, fragments, shared
@@ -266,7 +266,7 @@ def scan(shard: Shard, known: Known) -> Scan:
     widths = tuple(values.shape[1] for values in shard.bands)
     looked, known_by = Rows(), None
     if shard.extent.pool:  # of a table beside the one that was scanned before
-        counts |= shared(shard, known)
+        counts |= {**shared(shard, known), "bare": int(bare_rows(shard.missing, len(shard)).sum())}
     elif trains:
         hashes = feature_hashes(shard)
         looked = alike(shard, known["looked"], hashes)

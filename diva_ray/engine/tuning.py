@@ -67,7 +67,8 @@ def model_errors(shard: Shard, known: Known) -> Tally:
     """
     setup: Setup = known["setup"]
     model: Model = known["model"]
-    v = shard.validation if model.fold is None else validation_weights(shard, known)
+    # of a test table every row counts alike, as in `train`
+    v = torch.ones_like(shard.validation) if model.fold is None else validation_weights(shard, known)
     chosen = v > 0
     if model.fold is not None:
         chosen &= fold_of(shard, model.folds) == model.fold

@@ -135,7 +135,7 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     engine.forget("fold", "verdict", "validation", "adjoint")
     if walk.final:
         step, factor = walk.final
-        engine.tell(step=step, factor=factor, believed=True, setup=setup)
+        engine.tell(step=step, factor=factor, believed=walk.grown, setup=setup)
         heard: Tally = session.runner.run(bands.heard, "count")
         search = Search(session.runner, replace(session.setup, dtype=setup.dtype), heard["weight"], heard["rows"])
         penalties, multiple = refine(search, found, config.evaluations)

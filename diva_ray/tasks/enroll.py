@@ -74,8 +74,9 @@ def check_bands(names: tuple[str, ...], found: Scan) -> None:
             )
 
 
-def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup, Tensor]:
-    """Scan the pool; return its shards, the setup with any new classes, and its rows by class."""
+def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup, Tensor, int]:
+    """Scan the pool; return its shards, the setup with any new classes, its rows by class, and how many have no band
+    at all."""
     runner, core = session.runner, session.scan
     extents = [extent for extent in session.engine.extents if extent.pool]
     if session.columns.id is None and "id" in session.tables[-1].schema.names:
@@ -83,7 +84,8 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     if session.columns.id is not None and session.columns.id not in session.tables[-1].schema.names:
         log.warning("column `%s` is not in the pool: ids of its rows are their positions", session.columns.id)
     found: Scan = runner.run(scan, "scan pool", extents, again=True)
-    note_shared(session, "pool", int(found.counts["rows"]), found.counts)
+    rows = int(found.counts["rows"])
+    note_shared(session, "pool", rows, found.counts)
     _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ
     setup = session.setup
     if core.labels is not None and found.labels is not None:
@@ -111,6 +113,8 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
         )
     check_bands(session.columns.features, found)
     tell_missing(session.columns, found, "the pool's ")
+    if bare := int(found.counts["bare"]):
+        log.warning("%s of %s rows of the pool have no features: none of them is chosen", f"{bare:,}", f"{rows:,}")
     if reach_takes_double(setup.task, found.reach, setup.outputs):
         setup = replace(setup, dtype=torch.float64)
     if far := bands_on_another_scale(session.columns.features, core, found):
@@ -120,4 +124,4 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
     setup = with_errors(setup, core.counts["heard"], config.standard_errors)
     runner.engine.tell(setup=setup)
-    return extents, setup, runner.run(pool.class_counts, "count", extents, features=False)
+    return extents, setup, runner.run(pool.class_counts, "count", extents, features=False), bare

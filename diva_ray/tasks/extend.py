@@ -127,6 +127,7 @@ class Extension:
     extents: list[Extent]
     setup: Setup
     pool_counts: Tensor
+    bare: int
     gauge: Gauge = field(init=False)
     taken: Tensor = field(init=False)
     kept: dict[str, Any] = field(default_factory=dict)

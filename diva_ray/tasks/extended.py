@@ -26,6 +26,7 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         **common_figures(session, setup, kept["ridge"]),
         "method": config.method,
         "n_pool": int(work.pool_counts.sum()),
+        "n_pool_without_features": work.bare,
         "n_selected": int(written["n"]),
         "n_helpful": kept["helpful"],
         "budget": config.budget,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class Record:
     whole: int  # folds of a whole trial
     folds: list[dict[str, Any]] = field(default_factory=list)
     failed: str | None = None
+    counted: bool = True  # errors are wrong labels, at most 1 a row
 
     @property
     def complete(self) -> bool:
@@ -49,7 +51,7 @@ class Record:
         """Return the error over the folds judged so far, with its standard error and 95 % interval over rows."""
         if not self.folds:
             return dict.fromkeys(FIGURES)
-        return error_figures({name: sum(fold[name] for fold in self.folds) for name in SUMS})
+        return error_figures({name: sum(fold[name] for fold in self.folds) for name in SUMS}, counted=self.counted)
 
     @property
     def error(self) -> float:
@@ -75,19 +77,28 @@ def _geometric_mean(values: list[float]) -> float:
     return float(np.exp(np.mean(np.log(values)))) if min(values) > 0 else 0.0
 
 
-def error_figures(sums: dict[str, float]) -> dict[str, Any]:
+def error_figures(sums: dict[str, float], *, counted: bool) -> dict[str, Any]:
     """Return the weighted mean error of units (rows, or groups that leave together), its standard error over units, and
-    mean +- 1.96 standard errors, not below 0.
+    its 95 % interval.
 
     The error of sum v e / sum v is that of a ratio: sum (s_u - mean w_u)^2, w and s the sums of v and v e of a unit. It
-    tells how other rows would differ, not how other training rows would.
+    tells how other rows would differ, not how other training rows would. The interval of errors that are counted, at
+    most 1 a row, is Wilson's, of as many rows as would have that standard error: mean +- 1.96 standard errors, which
+    others have (not below 0), holds the truth far less often where few are wrong, and is no interval where none is.
+
+    References:
+        Wilson 1927, J. Am. Stat. Assoc. 22; Korn and Graubard 1998, Surv. Methodol. 24 (effective sample size).
     """
     mean = sums["error"] / sums["weight"]
     spread = sums["error_error"] - 2 * mean * sums["weight_error"] + mean**2 * sums["weight_weight"]
     error = max(spread, 0.0) ** 0.5 / sums["weight"]
-    return {
-        "error": mean, "standard_error": error, "low": max(mean - NORMAL * error, 0.0), "high": mean + NORMAL * error,
-    }  # fmt: skip
+    low, high = max(mean - NORMAL * error, 0.0), mean + NORMAL * error
+    if counted:
+        rows = mean * (1 - mean) / error**2 if error > 0 else sums["weight"] ** 2 / sums["weight_weight"]
+        odd = NORMAL**2 / rows
+        middle, half = mean + odd / 2, math.sqrt(odd * (mean * (1 - mean) + odd / 4))
+        low, high = max((middle - half) / (1 + odd), 0.0), min((middle + half) / (1 + odd), 1.0)
+    return {"error": mean, "standard_error": error, "low": low, "high": high}
 
 
 @dataclass
@@ -115,7 +126,8 @@ class Trials:
         """Return a trial's error after one more fold, and whether it has failed."""
         if name not in self.records:
             self._tell_last()
-            self.records[name] = Record(len(self.records), self.space.choice(point), self.whole)
+            choice = self.space.choice(point)
+            self.records[name] = Record(len(self.records), choice, self.whole, counted=counts_errors(self.study))
         record = self.records[name]
         found = self._judged(record.choice, fold)
         if "failed" in found:
@@ -174,6 +186,11 @@ class Trials:
             reason = next((record.failed for record in found if record.failed), "none was judged on every fold")
             raise InputError(f"tune: some trial must succeed, got {len(found)} that failed: {reason} Change `space`.")
         return found
+
+
+def counts_errors(study: Study) -> bool:
+    """Return whether errors are wrong labels that are counted, not squared errors."""
+    return study.session.task in ("classification", "multilabel")
 
 
 def best_of(records: list[Record]) -> Record:

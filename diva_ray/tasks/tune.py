@@ -30,7 +30,7 @@ from diva_ray.tasks.session import Session
 from diva_ray.tasks.space import MOST_TRIALS, Space, parse_space
 from diva_ray.tasks.study import Study
 from diva_ray.tasks.train import open_both
-from diva_ray.tasks.trials import FOLDS, Record, Trials, best_of, error_figures
+from diva_ray.tasks.trials import FOLDS, Record, Trials, best_of, counts_errors, error_figures
 from diva_ray.tasks.tuned import best_options, best_yaml, figures, sheet_of, told
 from diva_ray.tasks.weights import check_classes
 
@@ -198,7 +198,10 @@ def _finish(study: Study, space: Space, trials: Trials, records: list[Record]) -
     session, config, best = study.session, study.config, best_of(records)
     extents = [extent for extent in session.engine.extents if extent.pool]
     found = study.test(best.choice, extents) if extents else None
-    test = None if found is None else {**error_figures(found), "rows": found["rows"], "ridge": found["ridge"]}
+    test = None
+    if found is not None:
+        figures_there = error_figures(found, counted=counts_errors(study))
+        test = {**figures_there, "rows": found["rows"], "ridge": found["ridge"]}
     folder, rows = session.folder, [record.row() for record in records]
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer)

@@ -75,6 +75,7 @@ class Walk:
     at: int = 0
     name: str = ""
     moved: int = 0  # weights that were changed, by steps that look at all rows first
+    grown: float = 1.0  # what the factors that keep the mean have made of weights that no step but the last changed
     most: float = math.inf  # loss from which labels of numbers looked wrong at the first look
     final: tuple[str, float] | None = None  # step and factor of the weights that a walk to an arm ended with
     penalty: Tensor = field(default_factory=lambda: torch.zeros(0))  # dL/dLambda of every column, at the last look
@@ -85,7 +86,8 @@ class Walk:
         """Go back to the table's weights, perhaps without a fold; return the fit sums there (`sums`, if known)."""
         engine = self.runner.engine
         engine.forget("fold", "step", "factor", "weights", "rows", "scored")
-        self.at, self.moved, self.most, self.name = 0, 0, math.inf, "all" if fold is None else f"without{fold.k}"
+        self.at, self.moved, self.most, self.grown = 0, 0, math.inf, 1.0
+        self.name = "all" if fold is None else f"without{fold.k}"
         engine.tell(setup=self.setup, store=self.store, multiplied=self.path.chain.kind == "sources")
         engine.tell(**({} if fold is None else {"fold": fold}))
         return self.runner.run(passes.fit, "fit") if sums is None else sums
@@ -153,6 +155,7 @@ class Walk:
     def go(self, factor: float) -> None:
         """Move to the weights that `propose` kept."""
         self.at += 1
+        self.grown *= factor
         self.runner.engine.forget("rows", "scored")
         self.runner.engine.tell(step=f"{self.name}-{self.at}", factor=factor)
 

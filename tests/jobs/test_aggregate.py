@@ -301,6 +301,36 @@ def test_workers_find_the_same_bits_also_when_one_dies(ray_cluster, monkeypatch)
     assert result.folder.read_table("samples").equals(inline.samples)
 
 
+def test_the_second_search_hears_rows_as_much_less_as_they_weigh(monkeypatch):
+    """After two steps too; and rows that the table gives no weight, which no step can lower, in full."""
+    from diva_ray.engine import bands, context
+
+    heard, whole = {}, bands.heard
+
+    def hear(shard, known):
+        heard.update(zip(shard.positions().tolist(), context.validation_weights(shard, known).tolist(), strict=True))
+        return whole(shard, known)
+
+    monkeypatch.setattr(bands, "heard", hear)
+    generator = np.random.default_rng(0)
+    latent = generator.normal(size=(300, 3))
+    label, held = latent.argmax(1), np.arange(300) % 3 == 0
+    wrong = ~held & (generator.random(300) < 0.4)
+    label[wrong] = (label[wrong] + 1) % 3
+    A, B = (latent @ generator.normal(size=(3, p)) + 0.3 * generator.normal(size=(300, p)) for p in (8, 6))
+    for weight in (0.0, 0.2):
+        w = np.where(held, weight, 1.0)
+        heard.clear()
+        data = {"a": A, "b": B, "label": label, "w": w}
+        found = run(data, ["a", "b"], weight="w", weights="joint", starts=1)
+        assert found.summary["weights"]["chosen"].count("then") == 1, "two steps, or this says little"
+        kept = np.array(found.samples["weight"])
+        left = np.divide(kept, w, out=np.zeros(300), where=w > 0)
+        expected = np.where(w > 0, left / left.max(), 1.0)
+        np.testing.assert_allclose([heard[k] for k in range(300)], expected, rtol=1e-6)
+        assert (expected < 0.95).sum() > 20
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

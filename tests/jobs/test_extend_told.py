@@ -101,3 +101,21 @@ def test_of_a_pool_without_weight_nothing_is_chosen(budget):
     core["w"], pool["w"] = np.ones(50), np.zeros(50)
     summary = run(core, pool, weight="w", budget=budget).summary
     assert summary["n_selected"] == 0 and summary["stopped"] == "the pool is used up"
+
+
+@pytest.mark.parametrize("method", ["balanced", "paper"])
+def test_rows_of_the_pool_without_any_band_are_not_chosen_and_counted(method, caplog):
+    core, pool = blobs(300, 1), blobs(1000, 2)
+    tables = [{"a": list(one["features"][:, :5]), "b": list(one["features"][:, 5:]), "label": one["label"]}
+              for one in (core, pool)]  # fmt: skip
+    for k in range(1000):
+        if k % 10 == 0:
+            tables[1]["a"][k] = None
+        if k % 5 == 0:
+            tables[1]["b"][k] = None
+    with caplog.at_level(logging.WARNING, logger="diva_ray"):
+        result = run(*tables, features=["a", "b"], method=method, budget=850)
+    chosen = set(result.samples["id"].to_pylist())
+    assert not chosen & set(range(0, 1000, 10)) and chosen & set(range(5, 1000, 10))
+    assert result.summary["n_pool_without_features"] == 100 and result.summary["n_pool"] == 900
+    assert any("100 of 1,000 rows of the pool have no features" in record.message for record in caplog.records)

@@ -151,6 +151,15 @@ def test_optuna_searches_too_and_the_seed_decides(ray_cluster):
 
 
 @pytest.mark.ray
+def test_every_row_of_a_test_table_counts_whatever_it_weighs_in_validation(ray_cluster):
+    table, test, space = two_bands(200), two_bands(100, seed=1), {"ridge": 1.0}
+    v = np.random.default_rng(2).choice([0.0, 1.0], 100)
+    table, test = {**table, "v": np.ones(200)}, {**test, "v": v}
+    found = run(table, space, test=test, validation_weight="v", trials=1, folds=2)
+    assert found.summary["test_error"]["rows"] == 100
+
+
+@pytest.mark.ray
 def test_a_trial_that_fails_is_told_and_the_others_go_on(ray_cluster):
     table = two_bands(60)
     table["image"] = np.tile(table["image"], (1, 8))  # the same columns again: no ridge, no solution

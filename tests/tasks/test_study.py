@@ -320,9 +320,27 @@ def test_the_interval_is_that_of_a_ratio_over_groups(tmp_path):
     w, s = np.bincount(group, v), np.bincount(group, v * wrong)
     mean = s.sum() / w.sum()
     error = np.sqrt(((s - mean * w) ** 2).sum()) / w.sum()
-    figures = error_figures(sums)
+    figures = error_figures(sums, counted=False)
     np.testing.assert_allclose([figures["error"], figures["standard_error"]], [mean, error], rtol=1e-12)
     assert figures["high"] - figures["low"] == pytest.approx(2 * 1.959964 * error)
+
+
+@pytest.mark.parametrize("rows", [40, 400])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.2, 1.0])
+def test_the_interval_of_counted_errors_holds_the_truth_where_few_are_wrong(rows, share):
+    from scipy.stats import binom, binomtest
+
+    found = [error_figures({"weight": rows, "weight_weight": rows, "error": k, "weight_error": k, "error_error": k},
+                           counted=True) for k in range(rows + 1)]  # fmt: skip
+    for k in (0, 1, rows // 3, rows):
+        wilson = binomtest(k, rows).proportion_ci(method="wilson")
+        assert (found[k]["low"], found[k]["high"]) == pytest.approx((wilson.low, wilson.high), abs=1e-8)
+    held = [one["low"] - 1e-12 <= share <= one["high"] + 1e-12 for one in found]
+    assert binom.pmf(np.arange(rows + 1), rows, share) @ held > 0.92
+    doubled = {"weight": 2.0 * rows, "weight_weight": 4.0 * rows, "error": 0.0, "weight_error": 0.0, "error_error": 0.0}
+    assert error_figures(doubled, counted=True) == pytest.approx(found[0]), (
+        "a weight that all rows have changes nothing"
+    )
 
 
 def test_the_error_of_choosing_pays_for_luck():
