@@ -80,15 +80,16 @@ def job(task: str) -> None:
             _hear_no_more()
         return
     try:
-        chosen, folder, overrides = _chosen(name, words)
+        chosen, folder, rest = _chosen(name, words)
         own = _own_table(name, chosen, words)
-        if overrides is not None:
-            _compose(name, chosen, folder, [*own, *overrides])
+        if not any(word.startswith("-") for word in rest):
+            _compose(name, chosen, folder, [*own, *rest])
     except InputError as error:
         _leave(error)
-    first = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-    # Before the user's overrides, which win; argparse wants them side by side.
-    sys.argv[1 + first : 1 + first] = [*QUIET, *own]
+    # Before the user's overrides, which win; argparse wants them side by side, wherever the flags are.
+    flags = [f"--config-name={chosen}", *([] if folder is None else [f"--config-dir={folder}"])]
+    flags += [word for word in rest if not _overrides(word)]
+    sys.argv[1:] = [*flags, *QUIET, *own, *(word for word in rest if _overrides(word))]
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(task, cfg))()
 
 
@@ -117,13 +118,18 @@ def _use_every_instruction() -> None:
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
-def _chosen(name: str, words: list[str]) -> tuple[str, str | None, list[str] | None]:
-    """Return (config, folder in which it lies, overrides) of a command line; overrides None: it has other flags."""
+def _overrides(word: str) -> bool:
+    """Return whether a word of the command line is an override of Hydra's, no flag and no value of one."""
+    return not word.startswith("-") and ("=" in word or word.startswith("~"))
+
+
+def _chosen(name: str, words: list[str]) -> tuple[str, str | None, list[str]]:
+    """Return (config, folder in which it lies, all other words) of a command line."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config-name", "-cn", default=name)
     parser.add_argument("--config-dir", "-cd")
     flags, rest = parser.parse_known_args(words)
-    return flags.config_name, flags.config_dir, None if any(word.startswith("-") for word in rest) else rest
+    return flags.config_name, flags.config_dir, rest
 
 
 def _own_table(name: str, chosen: str, words: list[str]) -> list[str]:

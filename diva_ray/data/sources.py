@@ -23,20 +23,38 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: s
         return open_builtin(builtin, noise, seed, option)
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return open_parquet(str(data), option)
-    if isinstance(data, Mapping):
-        return from_arrays(dict(data), option=option)
     kind = f"{type(data).__module__}.{type(data).__qualname__}"
+    if isinstance(data, Mapping) and not kind.startswith("datasets."):
+        return from_arrays(dict(data), option=option)
     if isinstance(data, Table) or kind.startswith("ray.data."):
         return data
     if isinstance(data, pa.Table):
         return from_arrow(data, "the given Arrow table", option)
-    if isinstance(data, pa.RecordBatch) or (hasattr(data, "columns") and hasattr(data, "__arrow_c_stream__")):
-        return from_arrow(_from_frame(data), f"the given {type(data).__name__}", option)
+    rows = None
+    if kind.startswith("datasets."):
+        rows = _from_hugging_face(data, kind)
+    elif isinstance(data, pa.RecordBatch) or (hasattr(data, "columns") and hasattr(data, "__arrow_c_stream__")):
+        rows = _from_frame(data)
+    if rows is not None:
+        return from_arrow(rows, f"the given {type(data).__name__}", option)
     raise InputError(
-        f"{'data' if option == 'data.path' else option}: must be a path, a Ray Dataset, an Arrow table, a DataFrame or "
-        f"a mapping of arrays, got {kind}. "
+        f"{'data' if option == 'data.path' else option}: must be a path, a Ray or Hugging Face Dataset, an Arrow "
+        f"table, a DataFrame or a mapping of arrays, got {kind}. "
         "Arrays go in as {'features': X, 'label': y}."
     )
+
+
+def _from_hugging_face(data: Any, kind: str) -> pa.Table:
+    """Return a dataset of the library `datasets` as a table; of several splits one must be chosen."""
+    if isinstance(data, Mapping):
+        splits = ", ".join(map(str, data))
+        raise InputError(f"data: must be one split of a Hugging Face dataset, got {splits}. Give one: data['train'].")
+    if not hasattr(data, "__len__"):
+        raise InputError(
+            f"data: a Hugging Face dataset must be in memory or on disk, got {kind}, which streams. Write it to "
+            "Parquet and give the path."
+        )
+    return data.with_format("arrow")[:]
 
 
 def _from_frame(data: Any) -> pa.Table:

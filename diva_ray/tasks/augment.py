@@ -25,7 +25,7 @@ from diva_ray.tasks.options import check_range
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
-from diva_ray.tasks.reweight import try_folds
+from diva_ray.tasks.reweight import check_sources, try_folds
 from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
@@ -82,7 +82,13 @@ def check(config: AugmentConfig) -> None:
 
 
 def count_copies(session: Session, config: AugmentConfig) -> Tensor:
-    """Return the copies of every transform; raise unless every original is there as it is."""
+    """Return the copies of every transform; raise unless every original is there as it is, and in another form."""
+    check_sources(session, "transforms")
+    if session.setup.sources is not None and session.setup.sources.null_count:
+        raise InputError(
+            f"data.source: every row must name its transform, got null in column `{config.data.source}`. Name it, or "
+            "drop such rows."
+        )
     session.engine.tell(setup=session.setup, identity=config.identity)
     found = session.runner.run(copies.count, "count")
     if int(found["bare"]):

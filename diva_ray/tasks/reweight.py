@@ -77,6 +77,8 @@ def run(
     if isinstance(session, Plan):
         return session
     try:
+        if config.level == "source":
+            check_sources(session, "sources")
         return _finish(session, config, _weigh(session, config))
     finally:
         session.engine.close()
@@ -94,6 +96,16 @@ def check(config: ReweightConfig) -> None:
         raise InputError("level: must be sample with method=paper, got source. Change `level` or `method`.")
     if config.level == "source" and not config.data.source:
         raise InputError("data.source: must name the column of sources with level=source, got none. Set `data.source`.")
+
+
+def check_sources(session: Session, what: str) -> None:
+    """Raise unless there are sources to weigh against each other: of one alone the mean weight is kept."""
+    names = session.setup.source_names()
+    if len(names) < 2:
+        raise InputError(
+            f"data.source: at least two {what} must be there to weigh them against each other, got {len(names)} "
+            f"({', '.join(names)}) in column `{session.columns.source}`. Change `data.source`."
+        )
 
 
 def _weigh(session: Session, config: ReweightConfig) -> Weighed:

@@ -30,6 +30,28 @@ class Frame:
         return self.table.__arrow_c_stream__(requested_schema)
 
 
+class Split:
+    """A dataset as the library `datasets` has them, which is as large as all other test tools: what is asked of it."""
+
+    def __init__(self, table, form=None):
+        self.table, self.form = table, form
+
+    def __len__(self):
+        return len(self.table)
+
+    def with_format(self, form):
+        return Split(self.table, form)
+
+    def __getitem__(self, rows):
+        assert (self.form, rows) == ("arrow", slice(None))
+        return self.table
+
+
+class Splits(dict):
+    """Several splits."""
+
+
+Split.__module__ = Splits.__module__ = "datasets.arrow_dataset"
 X, Y = problem()
 TABLE = pa.table({"features": vectors(X), "label": Y})
 WANTED = derivatives(TABLE)
@@ -53,6 +75,7 @@ GIVEN = {
     "arrow": TABLE,
     "a record batch": TABLE.to_batches()[0],
     "a frame of another library": Frame(TABLE),
+    "a Hugging Face dataset": Split(TABLE),
     "arrow, run-end encoded": TABLE.set_column(1, "label", pc.run_end_encode(TABLE["label"])),
     "a tensor": {"features": X.reshape(len(X), 2, 2), "label": Y},
     "arrow in chunks": pa.concat_tables([TABLE.slice(0, 13), TABLE.slice(13, 50), TABLE.slice(63)]),
@@ -218,7 +241,8 @@ def test_strings_of_numpy_and_pandas_are_classes():
         ({"features": X + 1j, "label": Y}, "`features` must be an array .* complex128"),
         ({"features": X, "label": ["a", 1] * 45}, "`label` must be an array"),
         (pd.DataFrame({"features": list(X), "label": ["a", 1] * 45}), "data: every column must hold one type"),
-        (5, "data: must be a path, a Ray Dataset, an Arrow table, .* got builtins.int"),
+        (Splits(train=5, test=6), r"data: must be one split of a Hugging Face dataset, got train, test\. .*'train'"),
+        (5, "data: must be a path, a Ray or Hugging Face Dataset, an Arrow table, .* got builtins.int"),
         ({"features": X[:0], "label": Y[:0]}, "the table must have rows, got 0"),
         (None, "data.path: a table must be named"),
     ],

@@ -105,6 +105,13 @@ def test_a_transform_without_an_identity_and_other_mistakes_end_in_one_line():
     bare = table.filter(~np.isin(np.arange(table.num_rows), [4]))  # original 1 loses its identity
     with pytest.raises(InputError, match=r"data.group: every original must be there under `identity`, got 1 without"):
         run(bare)
+    alone = table.filter(np.asarray(table["transform"]) == "identity")
+    with pytest.raises(InputError, match=r"data.source: at least two transforms must be there .*, got 1 \(identity\)"):
+        run(alone)
+    unnamed = [None if name == "tilt" else name for name in table["transform"].to_pylist()]
+    at = table.schema.get_field_index("transform")
+    with pytest.raises(InputError, match="data.source: every row must name its transform, got null in column `transf"):
+        run(table.set_column(at, "transform", pa.array(unnamed)))
     with pytest.raises(InputError, match="data.source: must name the column of transforms, got none"):
         run(table, source=None)
     with pytest.raises(InputError, match="transforms: must be among identity, .* got 'swirl'"):

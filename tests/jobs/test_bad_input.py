@@ -372,7 +372,7 @@ def test_arrays_in_place_of_names():
     refuses(r"data.show: must be a column's name or a list of names, got a ndarray", base(), show=X)
     refuses(r"data.weight: must be str or None, got array\(.*\.\.\. \(ndarray\)", base(), weight=np.ones(N))
     refuses(
-        r"validation.path: must be a path, a Ray Dataset, an Arrow table, a DataFrame or .*, got builtins.list",
+        r"validation.path: must be a path, a Ray or Hugging Face Dataset, .*, a DataFrame or .*, got builtins.list",
         base(),
         validation=[1, 2],
     )

@@ -128,6 +128,8 @@ def test_a_bad_source_loses_its_weight():
     assert found["farm"] < 0.8 < 1.1 < min(found["clean"], found["crawl"])
     uniform = weighted_error(X, y, np.ones(900), result.summary["ridge_uniform"], X_test, y_test)
     assert weighted_error(X, y, weights(result), result.summary["ridge"], X_test, y_test) < uniform
+    with pytest.raises(diva_ray.InputError, match=r"at least two sources must be there .*, got 1 \(clean\) in column"):
+        diva_ray.reweight({**table, "source": ["clean"] * 900}, source="source", level="source", cluster=INLINE)
 
 
 def test_few_rows_and_many_columns_groups_and_numbers_work_too():

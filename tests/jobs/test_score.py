@@ -198,7 +198,8 @@ def test_pictures_of_hugging_face_are_shown(show):
 @pytest.mark.jobs
 def test_a_run_is_run_again_from_its_config(digits, tmp_path):
     output, _ = digits
-    words = [f"--config-dir={output}", "--config-name=config", f"output={tmp_path / 'again'}", "cluster=inline"]
+    # in any order, flags between overrides too
+    words = ["cluster=inline", f"--config-dir={output}", f"output={tmp_path / 'again'}", "--config-name", "config"]
     done = job(*words)
     assert done.returncode == 0, done.stderr
     first, again = (pq.read_table(folder / "samples") for folder in (output, tmp_path / "again"))
