@@ -179,7 +179,9 @@ class TrainConfig(FitConfig):
     """Schema of `configs/train.yaml`."""
 
     test: TestConfig = field(default_factory=TestConfig)
-    weights: str | None = None  # output of a reweight or score run on the same rows | auto: reweight them first
+    # output of a reweight or score run on the same rows | auto, as `jobs/train.py` does: reweight them first | None,
+    # the default from Python: `data.weight` alone, so that there are no weights to compare with uniform ones
+    weights: str | None = None
     flag: str = "is_label_issue"  # rows that `without_flagged` deletes: is_label_issue | is_detrimental | either
     epochs: int = 30  # passes over the table
     batch_size: int = 128  # rows of a step, of all workers together

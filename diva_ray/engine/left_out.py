@@ -107,6 +107,6 @@ def left_out_again(b: Block, r: Tensor, q: Tensor) -> LeftOut:
 def leverage_error(shard: Shard, row: int, leverage: float) -> LostLeverageError:
     """Return the error of a row that the model cannot do without."""
     return LostLeverageError(
-        f"score: leverage must be below 1, got {leverage:.9g} at {shard.name(row)}. "
-        "Increase `ridge` or use `precision=float64`."
+        f"ridge: leverage must be below 1, got {leverage:.9g} at {shard.name(row)}. Increase `ridge` or use "
+        "`precision=float64`; a row that is fitted alone (as without a fold) has 1 at any ridge: more must train."
     )

@@ -54,7 +54,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool 
         left = solve_left_out(fit.r, alpha, q, fit.room, blocks)
     except LeverageError as error:
         raise InputError(
-            f"score: leverage must be below 1, got {error.leverage:.9g} at row {error.row}. Increase `ridge`."
+            f"ridge: leverage must be below 1, got {error.leverage:.9g} at row {error.row}. Increase `ridge`."
         ) from error
     outputs = subtract_from_targets(Y, left.e)
     values, gradient = setup.loss_function()(outputs, Y)

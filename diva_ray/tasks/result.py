@@ -22,8 +22,10 @@ class Result:
 
     Attributes:
         summary: machine-readable figures, as in summary.json.
-        folder: where the files are; a temporary folder when no `output` was given.
-        told: what came out, in a few lines.
+        samples: the run's rows, as a table; `path`: where all its files are, a temporary folder when no `output` was
+            given; `folder`: reads and writes them, wherever that is.
+        on_ray: whether `samples` is a Ray Dataset.
+        told: what came out, in a few lines, which `lines()` and `print` show.
         rows: sub-folder of the rows.
     """
 

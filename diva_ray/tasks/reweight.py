@@ -92,6 +92,8 @@ def check(config: ReweightConfig) -> None:
     check_range(config, steps=(1, 10), folds=(2, 50))
     if not config.eta > 0:
         raise InputError(f"eta: must be > 0, got {config.eta}. Change `eta`.")
+    if config.method != "paper" and config.eta != ReweightConfig.eta:
+        log.warning("eta: read by `method=paper` alone; the sizes of other steps are chosen on folds")
     if config.level == "source" and config.method == "paper":
         raise InputError("level: must be sample with method=paper, got source. Change `level` or `method`.")
     if config.level == "source" and not config.data.source:

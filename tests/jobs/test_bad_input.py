@@ -96,7 +96,7 @@ def test_sizes_a_person_writes():
 def test_leverage_reaching_one(precision):
     """Nothing else tells about the seventh row's own column."""
     own = np.c_[X, np.eye(N, dtype=np.float32)[6]]
-    refuses(r"score: leverage must be below 1, got (1|0.9999)\S* at row 6. Increase `ridge`",
+    refuses(r"ridge: leverage must be below 1, got (1|0.9999)\S* at row 6. Increase `ridge`",
             base(features=own), ridge=0, precision=precision, standardize="none")  # fmt: skip
     refuses(r"leverage must be below 1, got (1|0.9999)\S* at id key 6 \(row 6\)",
             base(features=own, id=[f"key {k}" for k in range(N)]), ridge=0, precision=precision)  # fmt: skip
