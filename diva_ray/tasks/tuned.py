@@ -170,7 +170,7 @@ def told(summary: dict[str, Any]) -> list[str]:
         lines.append(f"on {t['rows']:,} test rows: {kind} {t['error']:.4f} ({t['low']:.4f} to {t['high']:.4f})")
     passes = ", ".join(f"{count} {name}" for name, count in s["shared"]["passes"].items())
     lost = [f"note: not in best.yaml: {words}" for words in s["not_in_best"]]
-    return [*lines, f"one load for all trials; passes: {passes}", *lost]
+    return [*lines, f"one load for all trials; passes: {passes or 'none, all was judged before'}", *lost]
 
 
 def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Sheet:
@@ -251,8 +251,11 @@ def _parts(space: Space, s: dict[str, Any], rows: list[dict[str, Any]]) -> list[
             "value": row["error"], "error": row["standard_error"], "strong": row["trial"] == s["best"]["trial"],
             "detail": f"trial {row['trial']}" + (f", stopped after {row['folds']} folds" if row["stopped"] else ""),
         }
-        for row in sorted(known, key=lambda row: row["error"])
+        for row in sorted(known, key=lambda row: (row["stopped"], row["error"]))
     ]  # fmt: skip
+    early = " Stopped trials come last: fewer rows judged them, so no error of theirs is compared." * bool(
+        s["n_stopped"]
+    )
     kind = "percent" if shape is words.percent else "number"
     columns = [("trial", "Trial", "count"), *((name, name, "label") for name in space.dimensions),
                ("error", error, kind), ("low", "low", kind), ("high", "high", kind), ("folds", "folds", "count"),
@@ -263,7 +266,7 @@ def _parts(space: Space, s: dict[str, Any], rows: list[dict[str, Any]]) -> list[
         Bars(
             f"{error.capitalize()} by trial",
             bars,
-            f"{', '.join(space.dimensions)}; one standard error over rows.",
+            f"{', '.join(space.dimensions)}; one standard error over rows.{early}",
             percent=shape is words.percent,
         ),
         *(_by_value(name, one.kind, known, error, shape) for name, one in space.dimensions.items()),
