@@ -27,6 +27,10 @@ from diva_ray.engine.uids import write_uids
 from diva_ray.engine.verdicts import label_scores, nearness, several_outputs, z_of
 
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
+DECADES = (0.005, 0.05, 0.5, 5.0)  # widths of the cells of weights below 4, 40, 400 and 4,000 mean weights
+WEIGHT_EDGES = torch.cat(  # lower ends; the last cell holds all above
+    [width * torch.arange(80 if k else 0, 800 + (width == 5.0), dtype=torch.float64) for k, width in enumerate(DECADES)]
+)
 
 
 def write(shard: Shard, known: Known) -> Tally:
@@ -51,7 +55,9 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
     lowered = alpha < known.get("final", (None, 1.0))[1] * shard.weight * (1 - 1e-6)  # but for the common factor
     kinds = ((alpha == 0) & (shard.weight > 0)).double(), lowered.double(), alpha, alpha.square()
     counts["weights"] = torch.stack([kind.sum() for kind in kinds])
-    counts["weight_counts"] = torch.histc(alpha / known.get("mean_weight", 1.0), 40, 0.0, 2.0)
+    size = len(WEIGHT_EDGES)
+    relative = alpha.double() / known.get("mean_weight", 1.0) * (1 + 1e-6)  # 1 less a rounding error is 1
+    counts["weight_counts"] = torch.bincount(torch.bucketize(relative, WEIGHT_EDGES, right=True) - 1, minlength=size)
     cells = torch.bucketize(z.double().nan_to_num(0), Z_EDGES).clamp(1, len(Z_EDGES) - 1) - 1
     size = len(Z_EDGES) - 1
     counts["z_counts"] = torch.bincount(cells, minlength=size)

@@ -7,6 +7,7 @@ from statistics import median
 from diva_ray.report import words
 
 MAX_DOTS = 60
+ROOM = 45  # characters of a tick's size that fit side by side on a narrow screen
 
 
 def histogram(z_edges: list[float], counts: list[int], issues: list[int], threshold: float | None) -> dict | None:
@@ -33,7 +34,7 @@ def histogram(z_edges: list[float], counts: list[int], issues: list[int], thresh
         "scale": scale,
         "threshold": None if threshold is None else x(threshold),
         "zero": x(0.0) if low < 0 < high else None,
-        "x_ticks": [(x(value), words.number(value)) for value in _round_ticks(low, high, 7)],
+        "x_ticks": _ticks(low, high, 7, x),
         "y_ticks": _count_ticks(max(counts), y, scale),
         "has_issues": any(issues),
     }
@@ -48,8 +49,10 @@ def columns(edges: list, counts: list) -> dict | None:
     drawn = histogram(known, [max(round(words.finite(n) or 0), 0) for n in counts], [], None)
     if drawn is None:
         return None
-    low, high = drawn["bars"][0]["from"], drawn["bars"][-1]["to"]
-    return drawn | {"x_ticks": _ticks(low, high, 7, lambda value: 100 * (value - low) / (high - low))}
+    last = len(counts) - 1
+    return drawn | {
+        "bars": [bar | {"open": k == last and math.isinf(known[-1])} for k, bar in enumerate(drawn["bars"])]
+    }
 
 
 def bars(rows: list[dict]) -> dict:
@@ -84,6 +87,7 @@ def lines(x: list, series: list[dict], *, percent_x: bool = False, percent_y: bo
     if not heights:
         return None
     (left, right), (bottom, top) = _span(known[0][0], known[-1][0]), _axis(min(heights), max(heights))
+    whole = not percent_x and all(value == round(value) for value, _ in known)  # epochs, rows: no halves between
     across = lambda value: 100 * (value - left) / (right - left)  # noqa: E731 - scales, used as such
     up = lambda value: 100 * (value - bottom) / (top - bottom)  # noqa: E731
     places = [across(value) for value, _ in known]
@@ -93,8 +97,8 @@ def lines(x: list, series: list[dict], *, percent_x: bool = False, percent_y: bo
             (_apart if one.get("apart") else _drawn)(curve, places, up)
             for one, curve in zip(series, curves, strict=True)
         ],
-        "x_ticks": _ticks(left, right, 6, across, percent_x),
-        "y_ticks": _ticks(bottom, top, 5, up, percent_y),
+        "x_ticks": _ticks(left, right, 6, across, percent_x, least=1.0 if whole else 0.0),
+        "y_ticks": _ticks(bottom, top, 5, up, percent_y, room=math.inf),
         "zero": up(0.0) if bottom < 0 < top else None,
     }
 
@@ -136,12 +140,16 @@ def _unbroken(points: list) -> list[list]:
 
 
 def _axis(low: float, high: float) -> tuple[float, float]:
-    """Ends of an axis around `low`..`high`: from zero where that costs little room, else on round numbers."""
+    """Ends of an axis around `low`..`high`, both ticks: from zero where that costs little room."""
     if 0 <= low <= 0.6 * high:
         low = 0.0
     low, high = _span(low, high)
-    step = _step(low, high, 5)
-    return step * math.floor(low / step + 1e-9), step * math.ceil(high / step - 1e-9)
+    step = 0.0
+    ends = low, high
+    while (wider := _step(*ends, 5)) > 1.001 * step:  # ends on ticks are further apart, which may ask for wider ticks
+        step = wider
+        ends = step * math.floor(low / step + 1e-9), step * math.ceil(high / step - 1e-9)
+    return ends
 
 
 def _span(low: float, high: float) -> tuple[float, float]:
@@ -152,10 +160,17 @@ def _span(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _ticks(low: float, high: float, at_most: int, scale, percent: bool = False) -> list[tuple[float, str]]:
-    """Place and text of round numbers in low..high."""
-    values = _round_ticks(low, high, at_most)
-    return [(scale(v), text) for v, text in zip(values, words.ticks(values, percent=percent), strict=True)]
+def _ticks(
+    low: float, high: float, at_most: int, scale, percent: bool = False, *, least: float = 0.0, room: float = ROOM
+) -> list[tuple[float, str]]:
+    """Place and text of round numbers in low..high, `least` or more apart, and as many as do not touch."""
+    for parts in range(at_most, 0, -1):
+        values = _round_ticks(low, high, parts, least)
+        texts = words.ticks(values, percent=percent)
+        apart = room * (values[1] - values[0]) / (high - low) if len(values) > 1 else math.inf
+        if apart > 1 + max(map(len, texts), default=0):
+            break
+    return [(scale(v), text) for v, text in zip(values, texts, strict=True)]
 
 
 def _drawable(value) -> float | None:
@@ -194,10 +209,10 @@ def _count_scale(counts: list[int]):
     return lambda n: 94 * max(n, 0) / top, "linear"
 
 
-def _round_ticks(low: float, high: float, at_most: int) -> list[float]:
-    """At most `at_most` + 1 round numbers in low..high."""
-    step = _step(low, high, at_most)
-    first, last = math.ceil(low / step), math.floor(high / step + 1e-9)
+def _round_ticks(low: float, high: float, at_most: int, least: float = 0.0) -> list[float]:
+    """At most `at_most` + 1 round numbers in low..high, `least` or more apart."""
+    step = max(_step(low, high, at_most), least)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(k * step, 12 - min(math.floor(math.log10(step)), 0)) for k in range(first, last + 1)]
 
 

@@ -58,13 +58,14 @@ class Lines:
 
 @dataclass(frozen=True)
 class Columns:
-    """A histogram: `counts[i]` lie between `edges[i]` and `edges[i + 1]`."""
+    """A histogram: `counts[i]` lie between `edges[i]` and `edges[i + 1]`; the last may be infinite."""
 
     title: str
     edges: list[float]
     counts: list[int]
     intro: str = ""
     x_name: str = ""
+    y_name: str = "samples"
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _shown(part) -> dict:
         case Lines():
             shown = _lines(part)
         case Columns():
-            shown = {"drawn": charts.columns(part.edges, part.counts), "x_name": part.x_name}
+            shown = {"drawn": charts.columns(part.edges, part.counts), "x_name": part.x_name, "y_name": part.y_name}
         case Pulls():
             drawn = charts.histogram(part.edges, part.counts, part.issues, part.threshold)
             shown = {"drawn": drawn, "part": part, "threshold": words.number(part.threshold)}

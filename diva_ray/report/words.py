@@ -77,7 +77,11 @@ def ticks(values: list[float], *, percent: bool = False) -> list[str]:
     top = max(map(abs, shown), default=0.0)
     close = 1e-6 * max((abs(b - a) for a, b in pairwise(shown)), default=top)
     places = next((p for p in range(9) if all(abs(round(v, p) - v) <= close for v in shown)), None)
-    texts = [number(value) if places is None else fixed(value, places) for value in shown]
+    if places is None or 0 < top < 1e-4:  # 0.0000001 is read as a row of zeros
+        digits = next((d for d in range(3, 12) if len({number(v, d) for v in shown}) == len(shown)), 12)
+        texts = [re.sub("(e.)0+", "\\1", number(value, digits)) for value in shown]
+    else:
+        texts = [fixed(value, places) for value in shown]
     short = [compact(value) for value in shown]
     if 1e4 <= top < 1e12 and min(shown) >= 0 and len(set(short)) == len(shown):
         texts = short

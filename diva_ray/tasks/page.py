@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.samples import Z_EDGES
+from diva_ray.engine.samples import WEIGHT_EDGES, Z_EDGES
 from diva_ray.engine.setup import Setup
 from diva_ray.report import words
 from diva_ray.report.page import ScoreReport
@@ -92,6 +92,25 @@ def histogram(written: Tally, bins: int = 60) -> tuple[list[float], list[int], l
     edges = np.linspace(low, high, bins + 1)
     both = [np.histogram(centers.clip(low, high), edges, weights=c)[0].astype(int).tolist() for c in (counts, issues)]
     return edges.tolist(), both[0], both[1]
+
+
+def weight_histogram(counts: np.ndarray, mean: float, bins: int = 40) -> tuple[list[float], list[int]]:
+    """Return edges and counts of all weights, given by cells of mean weights; those far above most are in the last."""
+    left, there = WEIGHT_EDGES.numpy(), np.flatnonzero(counts)
+    right = left[1:]
+    most = int(np.searchsorted(counts.cumsum(), 0.98 * counts.sum()).clip(0, len(right) - 1))
+    last = there[-1] if there[-1] < len(right) and right[there[-1]] <= 1.5 * right[most] else most
+    cell = round(right[last] - left[last], 6)
+    low, high = min(left[there[0]], left[last]), right[last]
+    room = max(20 * cell - (high - low), 0) / 2  # weights that are all alike are one bar in the middle
+    low, high = max(low - room, 0), min(high + room, left[-1])
+    steps = (k * 10**e for e in range(4) for k in (1, 2, 4, 5))
+    width = cell * next(k for k in steps if k * cell * bins >= high - low)
+    edges = (width * np.arange(np.floor(low / width + 1e-6), np.ceil(high / width - 1e-6) + 1)).round(6)
+    at = np.searchsorted(edges * (1 - 1e-9), left, side="right") - 1
+    found = np.bincount(at[there].clip(0), counts[there], len(edges)).astype(int).tolist()
+    ends = (mean * edges).tolist()
+    return (ends, found[:-1]) if not found[-1] else ([*ends, np.inf], found)
 
 
 def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
 from diva_ray.tasks.alike import shared_in_words
-from diva_ray.tasks.page import run_facts, shown, weights_by_class
+from diva_ray.tasks.page import run_facts, shown, weight_histogram, weights_by_class
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures, dependence_in_words
 from diva_ray.tasks.walk import RIDGES, Arm
@@ -161,7 +162,10 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
         for trial in _best_by_steps(s["trials"])
     ]  # fmt: skip
     lowered = [row for row in written["examples"].worst if row["weight"] < 0.999 * s["mean_weight"]]
-    edges, counts = [2 * s["mean_weight"] * k / 40 for k in range(41)], [int(n) for n in written["weight_counts"]]
+    edges, counts = weight_histogram(written["weight_counts"].numpy(), s["mean_weight"])
+    mean = written["weights"][2].item() / s["n_samples"]
+    kept = "The mean weight is as it was." if s["method"] != "paper" else f"Their mean is {words.number(mean)}."
+    far = f" The last bar holds all of {words.number(edges[-2])} or more." if edges[-1] == math.inf else ""
     parts: list[Any] = [
         Bars(
             "What was tried, on rows that took no part", bars,
@@ -173,7 +177,7 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
     if not s["accepted"]:
         return parts
     parts += [
-        Columns("The new weights", edges, counts, "The mean weight is as it was.", "weight"),
+        Columns("The new weights", edges, counts, kept + far, "weight"),
         Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight."),
     ]
     rest = [("n", "Samples", "count"), ("weight", "Mean weight", "fixed")]

@@ -280,3 +280,40 @@ def test_odd_samples(row):
 ])  # fmt: skip
 def test_words(made, wanted):
     assert made == wanted
+
+
+def test_the_axis_line_lies_below_all_data_and_whole_numbers_have_whole_ticks():
+    for y in ([0.21, 0.33, 0.97], [2200.0, 2900.0, 3401.0], [0.62, 1.02], [-3.1, 0.4, 5.2], [88.0, 91.0, 93.0, 99.3]):
+        ticks = charts.lines(list(range(1, len(y) + 1)), [{"y": y}])["y_ticks"]
+        assert ticks[0][0] == pytest.approx(0), "the first tick is the axis line, which is the bottom of the plot"
+        assert ticks[-1][0] == pytest.approx(100)
+    assert [text for _, text in charts.lines([1, 2, 3], [{"y": [1, 2, 3]}])["x_ticks"]] == ["1", "2", "3"]
+    assert [text for _, text in charts.lines([1], [{"y": [1]}])["x_ticks"]] == ["1"]
+
+
+@pytest.mark.parametrize("values", [[4e-8, -1.6e-7], [1.5e-11, 1e-12], [-0.012345, 0.00001], [123456.0, -99999.0]])
+def test_ticks_of_bars_do_not_touch(values):
+    ticks = charts.bars([{"value": value} for value in values])["ticks"]
+    (first, _), (second, _) = ticks[:2]
+    longest = max(len(text) for _, text in ticks)
+    assert longest < 10 and (second - first) / 100 * charts.ROOM > longest, ticks
+
+
+def test_tiny_ticks_are_powers_of_ten():
+    assert words.ticks([-1e-7, -5e-8, 0.0]) == [f"{MINUS}1e{MINUS}7", f"{MINUS}5e{MINUS}8", "0"]
+
+
+def test_the_last_column_may_be_open_and_counts_have_a_name():
+    page = sheet_of(Columns("t", [0, 0.5, 1.0, math.inf], [190, 0, 233], x_name="weight"))
+    assert "1 or more 233" in page.text
+    assert {"class": "y-name"} in page.all("div") and page.text.count("samples") == 2
+    assert "Samples" in sheet_of(Pulls("t", [-2, 0, 2], [7, 3], [0, 1], 1.5)).text
+
+
+def test_a_weight_has_a_line_of_its_own_on_every_card():
+    rows = [
+        {"id": k, "label": 3, "text": "a", "weight": weight, "z": 4.0, "loss": 1.0}
+        for k, weight in enumerate((0, 0.0053))
+    ]
+    spans = sheet_of(Gallery("t", rows)).all("span")
+    assert [span.get("class") for span in spans if span.get("class") in ("line", "soft")].count("line") == 2
