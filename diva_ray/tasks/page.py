@@ -15,6 +15,7 @@ from diva_ray.tasks.derived import Derived, may_lie_further
 from diva_ray.tasks.manifest import versions
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import errors_of, verdict_notes, warnings_of
+from diva_ray.tasks.tried import ridge_in_words
 
 SUSPECTS = 30  # labels that look most wrong, on the page
 
@@ -28,7 +29,7 @@ def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]
         *([("Missing", missing_in_words(summary))] if summary["missing"] else []),
         *([("Label", session.columns.label)] if session.columns.label else []),
         ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
-        ("Ridge", words.number(summary["ridge"], 4) + (" (chosen by leave-one-out)" if chosen else "")),
+        ("Ridge", ridge_in_words(summary, chosen)),
         ("Where", f"{plan.kind}, {session.engine.workers} worker(s)"),
         *_busy(session),
         ("Versions", ", ".join(f"{name} {versions()[name]}" for name in ("diva_ray", "ray", "torch"))),

@@ -17,7 +17,27 @@ from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts, shown, weight_histogram, weights_by_class
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures, dependence_in_words
+from diva_ray.tasks.tried import at_ridge, explained, trial_bars
 from diva_ray.tasks.walk import RIDGES, Arm
+
+LOSS = (
+    "the loss is -log likelihood of the given label under the model's own calibration, allowing for wrong labels "
+    "(classes), else the task's"
+)
+RULE = (
+    "accepted when the loss on rows set apart is lower than that of the weights as they are, under any of the ridges "
+    f"tried, by more than one standard error of the difference, row against row; {LOSS}. Where no step is accepted, "
+    "weights stay as they are, and so does the ridge, unless another (of three, with ridge=auto) gains more than three "
+    "standard errors. The rows set apart took no part in any derivative, but the best of all that was tried is chosen "
+    "on them: error_reweighted and gain are a little too good. error_uniform and loss_uniform: of the weights as they "
+    "are under ridge_compared, the best of the ridges for them where steps were accepted. In trials, gain is over the "
+    "weights as they are under the best of the ridges, gain_over_given under ridge_uniform"
+)
+PLAIN_RULE = (
+    "plain steps are taken, not tested: error_reweighted and gain (below 0: the loss rose), on rows set apart that "
+    "took no part in any derivative, tell what they did, beside the weights as they are under the same ridge, which is "
+    f"kept; {LOSS}"
+)
 
 
 @dataclass(frozen=True)
@@ -47,13 +67,16 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
     """Return the figures of summary.json."""
     sums, taken, weight = weighed.sums, weighed.taken, weighed.sums.weight
     stepped = bool(weighed.arms[taken].steps)
-    base = int(sums.loss[: len(RIDGES)].argmin())  # what is to be beaten
+    plain = config.method == "paper"  # takes its steps whatever the folds say, under the ridge as it is
+    base = 0 if plain else int(sums.loss[: len(RIDGES)].argmin())  # what is to be beaten
     gain, error = sums.gain[base], sums.gain_error[base]
     share = (sums.error / weight).tolist()
     zero, lowered, total, squares = written["weights"].tolist()
     trials = [
         {
-            "weights": arm.name, "gain": float(gain[k]), "gain_standard_error": float(error[k]), "error": share[k],
+            "weights": arm.name, "gain": float(gain[k]), "gain_standard_error": float(error[k]),
+            "gain_over_given": float(sums.gain[0, k]),
+            "gain_over_given_standard_error": float(sums.gain_error[0, k]), "error": share[k],
             "loss": float(sums.loss[k] / weight), "taken": k == taken,
         }
         for k, arm in enumerate(weighed.arms)
@@ -61,6 +84,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
     return {
         **common_figures(session, weighed.setup, weighed.ridge),
         "ridge_uniform": weighed.ridge_before,
+        "ridge_compared": weighed.ridge_before * weighed.arms[base if stepped else 0].ridge,
         "method": config.method,
         "level": config.level,
         "class_dependence": weighed.class_dependence,
@@ -77,13 +101,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         "n_lowered": int(lowered),
         "n_zero": int(zero),
         "effective_samples": total**2 / squares if squares > 0 else 0.0,
-        "rule": "accepted when the loss on rows set apart is lower than that of the weights as they are, under any of "
-        "the ridges tried, by more than one standard error of the difference, row against row; the loss is -log "
-        "likelihood of the given label under the model's own calibration, allowing for wrong labels (classes), else "
-        "the task's. Where no step is accepted, weights stay as they are, and so does the ridge, unless another (of "
-        "three, with ridge=auto) gains more than three standard errors. The rows set apart took no part in any "
-        "derivative, but the best of all that was tried is chosen on them: error_reweighted and gain are a little too "
-        "good",
+        "rule": PLAIN_RULE if plain else RULE,
         "trials": trials,
     }
 
@@ -93,6 +111,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     s = summary
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
     first, as_given = f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}", f"{kind} {s['error_uniform']:.4f} as given"
+    as_given += at_ridge(s, "ridge_compared") if s["accepted"] else ""
     warnings = [f"warning: {warning}" for warning in dependence_in_words(s)]
     if not s["accepted"]:
         return [
@@ -101,8 +120,8 @@ def told(summary: dict[str, Any]) -> list[str]:
             *warnings,
         ]
     return [
-        f"{first}; accepted",
-        f"on folds that took no part: {as_given}, {s['error_reweighted']:.4f} reweighted; "
+        f"{first}; " + ("taken, not tested, as method=paper says" if s["method"] == "paper" else "accepted"),
+        f"on folds that took no part: {as_given}, {s['error_reweighted']:.4f} reweighted{at_ridge(s, 'ridge')}; "
         f"loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
         f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
         *warnings,
@@ -119,30 +138,53 @@ def lower_ridge(summary: dict[str, Any], error: str) -> str:
 def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], written: Tally) -> Sheet:
     """Return the contents of report.html."""
     s, (error, shape) = summary, error_words(summary)
-    headline = [
-        f"Accepted: {s['chosen']}." if s["accepted"] else "No weight was changed: no step gained beyond chance.",
-        f"On rows that took no part, {error} {shape(s['error_uniform'])} as given"
-        + (
-            f" and {shape(s['error_reweighted'])} reweighted."
-            if s["accepted"]
-            else f"{lower_ridge(s, shape(s['error_reweighted']))}."
-        ),
-    ]
-    tiles = [Tile(f"{error} as given", shape(s["error_uniform"]), f"{s['n_judged']:,} rows, {s['folds']} folds")]
+    rows = f"{s['n_judged']:,} rows, {s['folds']} folds; ridge {words.number(s['ridge_compared'], 4)}"
+    name = f"{error} reweighted" if s["accepted"] else f"{error} under another ridge"
+    same = f"on the same rows; ridge {words.number(s['ridge'], 4)}"
+    tiles = [Tile(f"{error} as given", shape(s["error_uniform"]), rows)]
+    if s["accepted"] or s["ridge"] != s["ridge_uniform"]:
+        tiles.append(Tile(name, shape(s["error_reweighted"]), same, tone_of(s)))
     if s["accepted"]:
         tiles += [
-            Tile(
-                f"{error} reweighted", shape(s["error_reweighted"]), f"on the same rows; ridge {s['ridge']:.3g}", "good"
-            ),
             Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero", "hurts"),
             Tile("effective samples", words.count(s["effective_samples"]), f"of {s['n_samples']:,}"),
         ]
     files = ["samples/: weight, derivative, z and verdicts of every row", "summary.json: every figure of this page"]
     return Sheet(
-        "Which weights the samples should have", headline, tiles, _parts(session, weighed, s, written),
+        "Which weights the samples should have", headline(s), tiles, _parts(session, weighed, s, written),
         run_facts(session, s), session.runner.seconds, notes=notes_of(session, s), downloads=files,
         footer="Weights are judged on folds that took no part in the derivative they follow (DIVA, ICLR 2022, eq. 14).",
     )  # fmt: skip
+
+
+def headline(summary: dict[str, Any]) -> list[str]:
+    """Return what was done, and what it did on rows that took no part."""
+    s, (error, shape) = summary, error_words(summary)
+    before, after = shape(s["error_uniform"]), shape(s["error_reweighted"])
+    if not s["accepted"]:
+        told = f"On rows that took no part, {error} {before} as given{lower_ridge(s, after)}."
+        return ["No weight was changed: no step gained beyond chance.", told]
+    if s["method"] == "paper":
+        moved = f"{turned(s['error_reweighted'] - s['error_uniform'])} from {before} to {after}"
+        by = f"{words.number(abs(s['gain']))} ± {words.number(s['gain_standard_error'], 2)}"
+        told = f"On rows that took no part, the {error} {moved}, the loss {turned(-s['gain'])} by {by}."
+        return [f"Taken, not tested: {s['chosen']}.", told]
+    given, ours = at_ridge(s, "ridge_compared"), at_ridge(s, "ridge")
+    told = f"On rows that took no part, {error} {before} as given{given} and {after} reweighted{ours}."
+    return [f"Accepted: {s['chosen']}.", told]
+
+
+def turned(change: float) -> str:
+    """Return which way a figure went."""
+    return "rose" if change > 0 else "fell" if change < 0 else "went"
+
+
+def tone_of(summary: dict[str, Any]) -> str:
+    """Return the colour of the error that was reached: good where it fell, bad where steps nobody tested raised it."""
+    change = summary["error_reweighted"] - summary["error_uniform"]
+    if summary["method"] == "paper" and change > 0:
+        return "hurts"
+    return "good" if change < 0 < summary["gain"] else ""
 
 
 def error_words(summary: dict[str, Any]) -> tuple[str, Callable]:
@@ -154,24 +196,26 @@ def error_words(summary: dict[str, Any]) -> tuple[str, Callable]:
 
 def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally) -> list[Any]:
     error, shape = error_words(s)
-    bars = [
-        {
-            "label": trial["weights"], "value": trial["gain"], "error": trial["gain_standard_error"],
-            "detail": f"{error} {shape(trial['error'])}", "strong": trial["taken"],
-        }
-        for trial in _best_by_steps(s["trials"])
-    ]  # fmt: skip
+    plain, chosen = s["method"] == "paper", session.config.ridge == "auto"
+    bars = trial_bars(s["trials"], error, shape, plain=plain)
+    told_apart = explained([row["label"] for row in bars], s["ridge_uniform"], chosen)
+    rule = (
+        "All steps are taken, whatever these rows say."
+        if plain
+        else "Steps are taken where they gain more than one standard error over the weights as they are under each of "
+        "three ridges; else the ridge alone is lowered where that gains three. Each row is under its best ridge; all "
+        "are in summary.json. What was taken was chosen on these rows: its figures are a little too good."
+    )
     lowered = [row for row in written["examples"].worst if row["weight"] < 0.999 * s["mean_weight"]]
     edges, counts = weight_histogram(written["weight_counts"].numpy(), s["mean_weight"])
     mean = written["weights"][2].item() / s["n_samples"]
-    kept = "The mean weight is as it was." if s["method"] != "paper" else f"Their mean is {words.number(mean)}."
+    kept = "The mean weight is as it was." if not plain else f"Their mean is {words.number(mean)}."
     far = f" The last bar holds all of {words.number(edges[-2])} or more." if edges[-1] == math.inf else ""
     parts: list[Any] = [
         Bars(
             "What was tried, on rows that took no part", bars,
-            "Gain in loss over the weights as they are, with one standard error; more is better. A step is accepted "
-            "when its gain less one standard error is above 0. Each under the best of three ridges; all are in "
-            "summary.json. What was taken was chosen on these rows, so its own figures are a little too good.",
+            "Gain in loss over the weights and the ridge as they are, with one standard error; more is better. "
+            f"{rule} {told_apart}",
         ),
     ]  # fmt: skip
     if not s["accepted"]:
@@ -188,16 +232,6 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
         intro = "Most lowered first: a class that loses much of its weight deserves a look."
         parts.append(Table("Classes", [("label", "Class", "label"), *rest], classes, intro))
     return parts
-
-
-def _best_by_steps(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what was tried, the best gain first, each under its best ridge (the one taken under its own)."""
-    best: dict[str, dict[str, Any]] = {}
-    for trial in trials:
-        steps = trial["weights"].partition("; ridge / ")[0]
-        if steps not in best or (trial["taken"], trial["gain"]) > (best[steps]["taken"], best[steps]["gain"]):
-            best[steps] = trial
-    return sorted(best.values(), key=lambda trial: -trial["gain"])
 
 
 def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import torch
 
 import diva_ray
 from diva_ray.core.derivative import splitmix
+from diva_ray.tasks.reweighted import headline, tone_of
+from diva_ray.tasks.tried import trial_bars
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
+from tests.report.test_page import Page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INLINE = {"kind": "inline", "threads": 1}
@@ -105,7 +109,10 @@ def test_a_ridge_too_large_for_its_labels_is_lowered_though_no_weight_changes(mo
         s["gain"]
     )
     assert "no weight changed" in found.told[0] and f"under a ridge of {s['ridge']:.4g} instead of" in found.told[1]
-    assert "under a ridge of" in found.folder.read("report.html").decode()
+    page = Page(found.folder.read("report.html").decode())
+    assert "under a ridge of" in page.text and "error under another ridge" in page.text
+    assert f"of the {s['ridge_uniform']:.4g} that leave-one-out chose; taken on outer folds)" in page.text
+    assert "(chosen by leave-one-out)" not in page.text
     fixed = diva_ray.reweight({"features": X, "label": y}, ridge=s["ridge_uniform"], **options).summary
     assert fixed["ridge"] == s["ridge_uniform"] and fixed["gain"] == 0
     Xt = (means[truth] + 2.1 * generator.standard_normal((1000, 64))).astype(np.float32)
@@ -114,6 +121,46 @@ def test_a_ridge_too_large_for_its_labels_is_lowered_though_no_weight_changes(mo
         epochs=1, seeds=1,
     ).summary  # fmt: skip
     assert arms["ridge"] == s["ridge"]
+
+
+def test_the_chart_counts_from_the_weights_and_the_ridge_as_they_are():
+    """Random labels: a smaller ridge may gain, and its bar says by how much."""
+    X, _, _, _, _ = digits_split(0.0)
+    found = run(X[:300], np.arange(300) % 5, steps=1, folds=3)
+    s, page = found.summary, Page(found.folder.read("report.html").decode())
+    loss = [trial["loss"] for trial in s["trials"]]
+    for trial in s["trials"]:
+        assert trial["gain_over_given"] == pytest.approx(loss[0] - trial["loss"], abs=1e-12)
+    bars = trial_bars(s["trials"], "error", str, plain=False)
+    assert {"weights as they are", "weights as they are; ridge / 9"} <= {bar["label"] for bar in bars}
+    assert next(bar["value"] for bar in bars if bar["label"] == "weights as they are") == 0
+    assert "Gain in loss over the weights and the ridge as they are" in page.text
+    assert "ridge / 9: fitted with a ninth of the" in page.text and "that leave-one-out chose." in page.text
+
+
+def test_an_error_as_given_says_under_which_ridge_it_stands():
+    s = {"method": "safe", "task": "classification", "accepted": True, "chosen": "sources moved by 1; ridge / 9",
+         "error_uniform": 0.28, "error_reweighted": 0.27, "gain": 0.1, "gain_standard_error": 0.01, "ridge": 0.5,
+         "ridge_compared": 1.5, "ridge_uniform": 4.5}  # fmt: skip
+    assert (
+        "28.0\N{NO-BREAK SPACE}% as given (ridge 1.5) and 27.0\N{NO-BREAK SPACE}% reweighted (ridge 0.5)."
+        in (headline(s)[1])
+    )
+    alike = s | {"ridge": 4.5, "ridge_compared": 4.5}
+    assert "(ridge" not in headline(alike)[1]
+    assert tone_of(s) == "good" and tone_of(s | {"error_reweighted": 0.29}) == ""
+
+
+def test_plain_steps_that_do_harm_are_not_called_a_success():
+    X, y, _, _, _ = digits_split(0.0)
+    found = run(X[:300], y[:300], method="paper", eta=10.0, folds=3)
+    s, page = found.summary, Page(found.folder.read("report.html").decode())
+    assert s["error_reweighted"] > s["error_uniform"] and s["gain"] < 0, "what this test is about"
+    assert "Accepted" not in page.text and "Taken, not tested: plain step of 10" in page.text
+    assert re.search(r"the error rose from .* to .*, the loss rose by", page.text)
+    assert not [tag for tag in page.all("div") if tag.get("class") == "good"]
+    assert "not tested" in s["rule"] and "accepted" not in s["rule"] and "not tested" in found.told[0]
+    assert "The mean weight is as it was" not in page.text
 
 
 def test_a_bad_source_loses_its_weight():

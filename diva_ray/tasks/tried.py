@@ -1,0 +1,89 @@
+"""What was tried, in words: steps, ridges, and from where the bars of a page count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from diva_ray.report import words
+
+PARTS = {2: "half", 3: "a third", 9: "a ninth"}
+
+
+def ridge_in_words(summary: dict[str, Any], chosen: bool) -> str:
+    """Return the ridge to fit with and where it comes from; `chosen`: by leave-one-out, else given."""
+    ridge, before = summary["ridge"], summary.get("ridge_uniform")
+    told = words.number(ridge, 4)
+    if before is None or before == ridge:
+        return told + (" (chosen by leave-one-out)" if chosen else "")
+    return f"{told} ({part_of(before / ridge)} of {_first(before, chosen)}; taken on outer folds)"
+
+
+def _first(ridge: float, chosen: bool) -> str:
+    told = words.number(ridge, 4)
+    return f"the {told} that leave-one-out chose" if chosen else f"the given {told}"
+
+
+def part_of(times: float) -> str:
+    """Return `a ninth` for 9."""
+    return PARTS.get(round(times), f"1 / {times:.3g}")
+
+
+def at_ridge(summary: dict[str, Any], key: str) -> str:
+    """Return under which ridge an error stands, where not all stand under that for the weights as they are."""
+    alike = summary["ridge"] == summary["ridge_compared"] == summary["ridge_uniform"]
+    return "" if alike else f" (ridge {words.number(summary[key], 4)})"
+
+
+def explained(names: list[str], ridge: float, chosen: bool, things: str = "sources") -> str:
+    """Return what the steps among the names do, and what a part of the ridge is, a sentence each."""
+    every, told = "; ".join(names), []
+    if found := re.search(r"moved by ([\d.]+)", every):
+        told.append(
+            f"{things.capitalize()} moved by {found[1]}: the weight of each is multiplied by exp(\N{MINUS SIGN}"
+            f"{found[1]} z), z = derivative / standard error, held within ±3."
+        )
+    if "harm beyond" in every:
+        told.append(
+            "Harm beyond 1 standard error removed: a weight whose derivative is above that is multiplied by standard "
+            "error / derivative."
+        )
+    if found := re.search(r"plain step of ([\d.e+-]+)", every):
+        told.append(f"Plain step of {found[1]}: weight less {found[1]} times its derivative, not below 0.")
+    if found := re.search(r"ridge / (\d+)", every):
+        told.append(f"ridge / {found[1]}: fitted with {part_of(float(found[1]))} of {_first(ridge, chosen)}.")
+    return " ".join(told)
+
+
+def trial_bars(trials: list[dict[str, Any]], error: str, shape: Callable, *, plain: bool) -> list[dict[str, Any]]:
+    """Return a bar for everything that was tried, from the weights and the ridge as they are."""
+    rows = [trial for trial in trials if "; ridge / " not in trial["weights"]] if plain else best_by_steps(trials)
+    moved = any(trial["gain"] for trial in trials[:1])  # another ridge does better for the weights as they are
+    return [
+        {
+            "label": row["weights"], "value": row["gain_over_given"], "error": row["gain_over_given_standard_error"],
+            "detail": f"{error} {shape(row['error'])}" + (_beyond_ridge(row) if moved else ""), "strong": row["taken"],
+        }
+        for row in rows
+    ]  # fmt: skip
+
+
+def _beyond_ridge(row: dict[str, Any]) -> str:
+    if row["weights"].startswith("weights as they are"):
+        return ""
+    gain, error = words.number(row["gain"]), words.number(row["gain_standard_error"], 2)
+    return f"; the steps alone, beyond the best ridge: {gain} ± {error}"
+
+
+def best_by_steps(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was tried, the best gain first: each under its best ridge (the one taken under its own), and the
+    weights as they are under the ridge as it is too."""
+    unmoved = [trial for trial in trials if trial["weights"].startswith("weights as they are")]
+    best: dict[str, dict[str, Any]] = {"": trials[0], "ridge": max(unmoved, key=lambda trial: trial["gain"])}
+    for trial in trials:
+        steps = trial["weights"].partition("; ridge / ")[0]
+        if steps not in best or (trial["taken"], trial["gain"]) > (best[steps]["taken"], best[steps]["gain"]):
+            best[steps] = trial
+    once = {trial["weights"]: trial for trial in best.values()}
+    return sorted(once.values(), key=lambda trial: -trial["gain_over_given"])
