@@ -29,7 +29,17 @@ from diva_ray.tasks.reweight import check_sources, try_folds
 from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
+from diva_ray.tasks.tried import at_ridge, explained
 from diva_ray.tasks.walk import RIDGES, SOURCES, Path, Walk, walk_to
+
+RULE = (
+    "probability: share of all weights after the steps that were accepted. derivative, standard_error, z: at the "
+    "weights as given, before any step; z > 0: there more weight on the transform raises the left-out loss of the "
+    "originals. A derivative changes as weights move, so that one below 0 may end with less weight. "
+    "probability_paper: after plain steps for every row, taken, not tested, under plain leave-one-out (copies of the "
+    "row that is left out stay in); z_leave_one_out: z under that. error_uniform: of the weights as given under "
+    "ridge_compared, the best of the ridges for them where steps were accepted"
+)
 
 
 def augment(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
@@ -129,7 +139,8 @@ def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict
     share = sums.error / sums.weight
     v = session.scan.counts["validation"]
     figures = {
-        "ridge": ridge * arms[taken].ridge, "accepted": taken > 0, "chosen": arms[taken].name,
+        "ridge": ridge * arms[taken].ridge, "ridge_uniform": ridge, "ridge_compared": ridge * arms[base].ridge,
+        "accepted": taken > 0, "chosen": arms[taken].name.replace("sources moved", "transforms moved"),
         "error_uniform": float(share[base]), "error_reweighted": float(share[taken]),
         "gain": float(sums.gain[base, taken]), "gain_standard_error": float(sums.gain_error[base, taken]),
         "folds": f"{folds} of {config.folds}", "loss_leave_group_out": left_out.tally["loss"] / v,
@@ -177,7 +188,7 @@ def _finish(
     summary = {
         **common_figures(session, session.setup, figures["ridge"]), **figures,
         "identity": config.identity, "augmentations": found,
-        "rule": "probability: share of all weights; z > 0: the transform raises the left-out loss of the originals",
+        "rule": RULE,
     }  # fmt: skip
     folder.write_json("augmentations.json", found)
     folder.write_table(
@@ -194,7 +205,8 @@ def told(summary: dict[str, Any]) -> list[str]:
     rows = sorted(s["augmentations"].items(), key=lambda item: -item[1]["probability"])
     return [
         f"{s['n_samples']:,} rows, {len(rows)} transforms; {state}",
-        ", ".join(f"{name} {row['probability']:.3f} (z {row['z']:+.1f})" for name, row in rows),
+        ", ".join(f"{name} {row['probability']:.3f} (z {row['z']:+.1f})" for name, row in rows)
+        + "; z: at the weights as given, before any step",
     ]
 
 
@@ -214,33 +226,48 @@ def sheet_of(session: Session, summary: dict[str, Any]) -> Sheet:
     ]
     columns = [
         ("transform", "Transform", "label"), ("n", "Copies", "count"), ("probability", "Probability", "bar"),
-        ("z", "z", "z"), ("probability_paper", "Paper's", "percent"), ("z_leave_one_out", "z, copies left in", "z"),
+        ("z", "z, before any step", "z"), ("probability_paper", "Plain steps (paper)", "percent"),
+        ("z_leave_one_out", "z, copies stay in", "z"),
     ]  # fmt: skip
     leak = s["error_leave_group_out"] - s["error_leave_one_out"]
     chance = 2 * (s["error_leave_group_out"] / s["n_validation"]) ** 0.5 if error == "error" else 0.0
-    notes = [
+    leaks = (
         f"Left out alone, an original is predicted with {error} {shape(s['error_leave_one_out'])}; left out with its "
         f"copies, {shape(s['error_leave_group_out'])}. "
         + ("The copies leak: plain leave-one-out is no validation here." if leak > chance else "No leak shows here.")
-    ]
+    )
+    notes = [leaks] if leak > chance else []
     headline = [
         f"Accepted: {s['chosen']}." if s["accepted"] else "Nothing was changed: no step gained beyond chance.",
         f"On originals that took no part, {error} {shape(s['error_uniform'])} as given"
-        + (f" and {shape(s['error_reweighted'])} reweighted." if s["accepted"] else "."),
+        + (
+            f"{at_ridge(s, 'ridge_compared')} and {shape(s['error_reweighted'])} reweighted{at_ridge(s, 'ridge')}."
+            if s["accepted"]
+            else "."
+        ),
     ]
     tiles = [
         Tile(
             row["transform"],
             words.percent(row["probability"]),
-            f"z {words.fixed(row['z'], 1)}",
+            f"z {words.fixed(row['z'], 1)} before any step",
             "hurts" if row["z"] > 2 else "",
         )
         for row in rows[:6]
     ]
+    steps = explained([s["chosen"]], s["ridge_uniform"], session.config.ridge == "auto", "transforms")
+    about = (
+        f"Probability: the share of all weights, {'after the steps' if s['accepted'] else 'as given'}. {steps} z: "
+        "derivative / standard error at the weights as given; below 0, more weight on the transform lowers the "
+        "left-out loss. It changes as weights move, so that a transform may lose weight though its z was below 0. "
+        "Plain steps (paper): the answer if every row's weight moves against its derivative, not tested, and copies "
+        f"stay in when an original is left out. {'' if notes else leaks}"
+    )
     parts = [
-        Table("Probabilities", columns, rows, "Beside ours, the answer of plain steps under plain leave-one-out."),
-        Bars("Derivative of each transform", bars, "Above 0, more weight on the transform raises the left-out loss."),
-    ]
+        Table("Probabilities", columns, rows, about),
+        Bars("Derivative of each transform", bars, "At the weights as given, before any step. Above 0, more weight on "
+             "the transform raises the left-out loss."),
+    ]  # fmt: skip
     return Sheet(
         "Which transforms help", headline, tiles, parts, run_facts(session, s), session.runner.seconds, notes=notes,
         downloads=["augmentations.json: every transform's figures", "summary.json: every figure of this page"],

@@ -8,6 +8,7 @@ from PIL import Image
 import diva_ray
 from diva_ray.data.transforms import TRANSFORMS
 from diva_ray.errors import InputError
+from tests.report.test_page import Page
 
 INLINE = {"kind": "inline", "threads": 1}
 
@@ -36,7 +37,23 @@ def test_flips_of_digits_get_less_weight_than_the_identity_and_probabilities_add
     for kind in ("probability", "probability_paper"):
         assert sum(row[kind] for row in found.values()) == pytest.approx(1)
     assert result.folder.read_json("augmentations.json") == found
-    assert b"leave" in result.folder.read("report.html")
+    page, s = Page(result.folder.read("report.html").decode()), result.summary
+    assert s["chosen"].startswith("transforms moved by") and "sources" not in page.text
+    assert "Transforms moved by" in page.text and "z = derivative / standard error" in page.text
+    told = "at the weights as given, before any step"
+    assert told in result.told[1] and told in s["rule"] and told in page.text.lower()
+    assert not page.all("aside") if "No leak" in page.text else "copies leak" in page.text, "a warning warns"
+    if s["ridge"] != s["ridge_uniform"]:
+        assert "taken on outer folds)" in page.text and "(chosen by leave-one-out)" not in page.text
+
+
+def test_where_no_copy_leaks_nothing_warns():
+    generator = np.random.default_rng(0)
+    X, label = generator.standard_normal((400, 8)), np.arange(200).repeat(2) % 2
+    X[:, 0] += 2 * label
+    table = {"features": X, "label": label, "transform": ["identity", "noise"] * 200, "original": np.arange(400) // 2}
+    page = Page(run(table, steps=1, folds=2).folder.read("report.html").decode())
+    assert "No leak shows here" in page.text and not page.all("aside")
 
 
 def test_leaving_copies_in_is_no_validation():
