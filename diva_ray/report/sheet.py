@@ -39,6 +39,7 @@ class Bars:
     intro: str = ""
     unit: str = ""  # written after each value
     percent: bool = False  # values are shares, written as percentages
+    points: bool = False  # values are differences of shares, written as percentage points
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,8 @@ def _shown(part) -> dict:
 def _bars(part: Bars) -> dict:
     """Each bar with its place and its words; all values have the same decimals."""
     rows, unit = part.rows[:MAX_BARS], part.unit
-    if part.percent:
-        rows, unit = [{**row, **_hundredfold(row)} for row in rows], words.PERCENT
+    if part.percent or part.points:
+        rows, unit = [{**row, **_hundredfold(row)} for row in rows], words.PERCENT if part.percent else words.POINTS
     drawn = charts.bars(rows)
     errors = [row["error"] for row in drawn["rows"]]
     finest = min((error for error in errors if error), default=None)

@@ -9,6 +9,7 @@ from itertools import pairwise
 MISSING = "\N{EN DASH}"
 HIDDEN = ("Cc", "Cf", "Cs")  # control characters, among them those that turn the direction of text
 PERCENT = "\N{NO-BREAK SPACE}%"
+POINTS = "\N{NO-BREAK SPACE}points"  # percentage points
 JOINERS = "\u200c\u200d"  # which Persian and emoji need
 
 
@@ -55,6 +56,15 @@ def percent(share) -> str:
     """A share in 0..1 as a percentage with one decimal."""
     share = finite(share)
     return MISSING if share is None else _minus(f"{100 * share:.1f}\N{NO-BREAK SPACE}%")
+
+
+def points(share) -> str:
+    """The difference of two shares in percentage points, with one decimal and its sign."""
+    share = finite(share)
+    if share is None:
+        return MISSING
+    text = _minus(f"{100 * share:.1f}")
+    return f"{'+' * (share > 0 and text.strip('0.') != '')}{text}{POINTS}"
 
 
 def aligned(values: list, *, percent: bool = False, finest=None) -> list[str]:

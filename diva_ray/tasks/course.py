@@ -69,6 +69,10 @@ def take_weights(session: Session, config: TrainConfig, given: Given) -> Tally:
     if given.flags and adopted["n_flagged"] == adopted["n"]:
         raise InputError(f"flag: some row must be left, got every row flagged in {config.weights}. Change `flag`.")
     runner.engine.tell(step=STEP, factor=1.0)
+    log.info(
+        "weights: %s of %s changed, %s rows flagged", f"{adopted['n_changed']:,}", f"{adopted['n']:,}",
+        f"{adopted['n_flagged']:,}",
+    )  # fmt: skip
     return adopted
 
 

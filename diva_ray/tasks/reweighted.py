@@ -194,6 +194,19 @@ def error_words(summary: dict[str, Any]) -> tuple[str, Callable]:
     return "squared error", words.number
 
 
+def gap_words(summary: dict[str, Any]) -> Callable:
+    """Return how differences of the errors of a task are written: of shares in percentage points."""
+    return words.points if error_words(summary)[1] is words.percent else words.number
+
+
+def loss_words(name: str) -> str:
+    """Return what a loss is called, with its unit where it has one."""
+    return {
+        "cross_entropy": "cross-entropy (nats)", "logistic": "logistic loss (nats)", "squared": "squared error",
+        "cosine": "1 - cosine",
+    }.get(name, "loss")  # fmt: skip
+
+
 def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally) -> list[Any]:
     error, shape = error_words(s)
     plain, chosen = s["method"] == "paper", session.config.ridge == "auto"

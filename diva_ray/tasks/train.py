@@ -53,10 +53,10 @@ def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -
 
     Args:
         data: as for `diva_ray.score`.
-        test: path, Arrow table, DataFrame or mapping of arrays with the same columns.
+        test: as `data`, with the same columns.
         quiet: no progress.
-        **options: columns and fields of `TrainConfig`; `weights` is the folder of a reweight or score run (or `auto`),
-            `module` a callable (n_features, n_outputs) -> torch.nn.Module.
+        **options: columns and fields of `TrainConfig`; `weights` is the result of `reweight` or `score`, or the folder
+            of such a run (or `auto`), `module` a callable (n_features, n_outputs) -> torch.nn.Module.
 
     Returns:
         A `Result`; `.samples` has a row for every model: arm, seed, error.
@@ -85,9 +85,13 @@ def run(
     config.weights = None if config.weights == "none" else config.weights
     check(config, loss)
     build = choose_module(config, build)
+    folder = None
+    if type(test_rows).__module__.startswith("ray.data"):
+        folder = open_folder(config)
+        test_rows = from_dataset(test_rows, folder, "test", plan=config.plan)
     data, test = open_both(config, data, test_rows)
     given = look_ahead(config, data, loss, test)
-    folder = open_folder(config)
+    folder = folder or open_folder(config)
     if type(data).__module__.startswith("ray.data") and not config.plan:
         # Read once, for the weights and for training: its order may be another each time.
         config.data.path = data = from_dataset(data, folder, "table", plan=False)

@@ -11,6 +11,7 @@ import torch
 from diva_ray.config import TrainConfig
 from diva_ray.core.compare import Interval, RowSums, mean_interval
 from diva_ray.engine.course import Course
+from diva_ray.engine.given import SAME
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import EVALUATION, checkpoint
@@ -18,7 +19,7 @@ from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
 from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts
-from diva_ray.tasks.reweighted import error_words
+from diva_ray.tasks.reweighted import error_words, loss_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
 
@@ -85,6 +86,8 @@ def figures(session: Session, config: TrainConfig, course: Course, trained: Trai
         "weights": config.weights,
         "n_flagged": None if trained.adopted is None else int(trained.adopted["n_flagged"]),
         "n_zero": None if trained.adopted is None else int(trained.adopted["n_zero"]),
+        "n_changed": None if trained.adopted is None else int(trained.adopted["n_changed"]),
+        "weights_alike": None if trained.adopted is None else alike(trained.adopted),
         "module": config.module or "linear",
         "n_seeds": len(course.seeds),
         "epochs": course.epochs,
@@ -93,6 +96,34 @@ def figures(session: Session, config: TrainConfig, course: Course, trained: Trai
         "and high over seeds, rows_low and rows_high over test rows; an arm is lower or higher when no interval that "
         "is known holds 0.",
     }
+
+
+def alike(adopted: Tally) -> bool:
+    """Return whether every row has the same weight, so that the weighted arm is that of uniform weights."""
+    least, most = -adopted["max_minus"], adopted["max_weight"]
+    return most - least <= SAME * most
+
+
+def same_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return which arms are the same training as uniform weights; nothing where all differ or no run gave weights."""
+    said = []
+    if summary["weights_alike"]:
+        said.append(
+            "Every row has the same weight, so `weighted` and `uniform` are the same rows with the same weights: their "
+            "errors say nothing of weights."
+        )
+    if summary["n_flagged"] == 0 and any(arm["name"] == "without_flagged" for arm in summary["arms"]):
+        said.append("No row is flagged, so `without_flagged` and `uniform` are the same rows.")
+    return said
+
+
+def given_in_words(summary: dict[str, Any]) -> str:
+    """Return how many weights the run changed, and how many rows it flagged."""
+    s = summary
+    return (
+        f"{s['n_changed']:,} of {words.counted(s['n_samples'], 'weight', 'weights')} changed, {s['n_zero']:,} zero; "
+        f"{words.counted(s['n_flagged'], 'row', 'rows')} flagged"
+    )
 
 
 def _columns(course: Course, arm: str) -> list[int]:
@@ -153,12 +184,14 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"{s['n_samples']:,} samples, {s['n_test']:,} test rows, {s['n_seeds']} seed(s) of {s['epochs']} epochs, "
         f"module {s['module']}"
     ]
+    if s["n_changed"] is not None:
+        lines.append(f"weights: {given_in_words(s)}")
     for arm in s["arms"]:
         spread = "" if arm["standard_error"] is None else f" +- {arm['standard_error']:.4f}"
         line = f"{arm['name']:<16} test {kind} {arm['error']:.4f}{spread}"
         gap = arm["difference_to_uniform"]
         lines.append(line if gap is None else f"{line}; to uniform {gap['mean']:+.4f}, {arm['verdict']}")
-    return lines
+    return lines + [f"note: {said}" for said in same_in_words(s)]
 
 
 def sheet_of(session: Session, course: Course, summary: dict[str, Any]) -> Sheet:
@@ -166,15 +199,19 @@ def sheet_of(session: Session, course: Course, summary: dict[str, Any]) -> Sheet
     s, (error, shape) = summary, error_words(summary)
     first, uniform = s["arms"][0], next(arm for arm in s["arms"] if arm["name"] == "uniform")
     headline = [f"Test {error} {shape(first['error'])} with {first['words']}."]
-    if first is not uniform:
+    if first is not uniform and s["weights_alike"]:
+        headline.append(
+            f"{'No weight was changed' if not s['n_changed'] else 'Every row has the same weight'}: this is the same "
+            "training as with every row alike, and nothing is compared."
+        )
+    elif first is not uniform:
         seen = {"lower": "lower than", "higher": "higher than"}.get(first["verdict"], "not clearly different from")
         headline.append(f"That is {seen} the {shape(uniform['error'])} of training with every row alike.")
-    tiles = [
-        Tile(arm["name"].replace("_", " "), shape(arm["error"]), arm["verdict"] or "", _tone(arm)) for arm in s["arms"]
-    ]
+    tiles = [Tile(arm["name"].replace("_", " "), shape(arm["error"]), _seen(arm, s), _tone(arm)) for arm in s["arms"]]
     facts = [
         *run_facts(session, s), ("Test rows", f"{course.test.name} ({s['n_test']:,})"),
-        ("Weights", str(s["weights"] or session.columns.weight or "none")), ("Module", s["module"]),
+        ("Weights", str(s["weights"] or session.columns.weight or "none")),
+        *([("Changed", given_in_words(s))] if s["n_changed"] is not None else []), ("Module", s["module"]),
         ("Training", f"SGD, {s['n_seeds']} seed(s), {s['epochs']} epochs, batches of {course.batch_size}, rate "
          f"{course.learning_rate:g}, momentum {course.momentum:g}, weight decay {course.weight_decay:g}"),
     ]  # fmt: skip
@@ -183,11 +220,19 @@ def sheet_of(session: Session, course: Course, summary: dict[str, Any]) -> Sheet
         "checkpoints/: every arm and seed, with its training loss",
         "errors/: test error of every arm and seed", "summary.json: every figure of this page",
     ]  # fmt: skip
+    if s["weights"] == "auto":
+        files.append("reweight/: the run that found the weights; reweight/report.html shows what it tried")
     return Sheet(
         "What the weights are worth to a trained model", headline, tiles, _parts(course, s), facts,
         session.runner.seconds, notes=notes_of(session, s), downloads=files,
         footer="Test rows take no part in training; nor in the weights, unless the run that made them saw these rows.",
     )  # fmt: skip
+
+
+def _seen(arm: dict[str, Any], summary: dict[str, Any]) -> str:
+    """Return how an arm compares with uniform weights, in words."""
+    same = {"weighted": summary["weights_alike"], "without_flagged": summary["n_flagged"] == 0}
+    return "the same training as uniform" if same.get(arm["name"]) else arm["verdict"] or ""
 
 
 def _tone(arm: dict[str, Any]) -> str:
@@ -203,7 +248,7 @@ def _parts(course: Course, s: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
     gaps = [
         {"label": name, "value": arm["difference_to_uniform"]["mean"],
-         "error": arm["difference_to_uniform"]["rows_standard_error"], "detail": arm["verdict"],
+         "error": arm["difference_to_uniform"]["rows_standard_error"], "detail": _seen(arm, s),
          "strong": arm is s["arms"][0]} for arm, name in named if arm["difference_to_uniform"]
     ]  # fmt: skip
     rows = [
@@ -218,13 +263,13 @@ def _parts(course: Course, s: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
     return [
         Bars(f"Test {error} by arm", bars, "Mean over seeds, with one standard error over seeds.",
-             percent=percent),
+             "" if percent else error, percent=percent),
         Bars("Difference to uniform", gaps, "Below 0: better. One standard error over test rows, row against row.",
-             percent=percent),
+             "" if percent else error, points=percent),
         Table("By seed", [("seed", "Seed", "label"), *((arm["name"], name, kind) for arm, name in named)], rows),
         Lines("Training loss", [float(k + 1) for k in range(s["epochs"])], losses,
               "Of each arm on its own rows under its own weights, so the curves are not to be compared.", "epoch",
-              "loss"),
+              loss_words(s["loss_function"])),
     ]  # fmt: skip
 
 

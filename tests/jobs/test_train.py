@@ -240,6 +240,7 @@ def test_weights_by_default_come_from_reweighting_first():
     result = run(config, quiet=True)
     assert result.summary["n_test"] == 359 and result.summary["n_samples"] == 1438
     assert {"samples", "summary.json"} <= set(result.folder.names("reweight"))
+    assert "reweight/report.html" in result.folder.read("report.html").decode()
     assert result.summary["ridge"] == result.folder.read_json("reweight/summary.json")["ridge"]
     assert all(arm["error"] < 0.25 for arm in result.summary["arms"])
 
@@ -281,6 +282,21 @@ def on_two_workers(known, output, monkeypatch):
     where = {"kind": "ray", "workers": 2}
     options = {"weights": folder, "epochs": 4, "seeds": 1, "quiet": True, "output": str(output)}
     return diva_ray.train(data, test, cluster=where, module=Halves, **options)
+
+
+@pytest.mark.ray
+@pytest.mark.long  # by the same way into a table as `data` and `pool`
+def test_a_ray_dataset_may_be_the_test_table(ray_cluster, tmp_path):
+    import pyarrow as pa
+    import ray
+
+    data, test, _ = noisy(300)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(test["features"].reshape(-1)), 12)
+    rows = ray.data.from_arrow(pa.table({"features": lists, "label": test["label"]}))
+    options = {"cluster": INLINE, **QUICK}
+    found = diva_ray.train(data, rows, output=str(tmp_path / "run"), **options)
+    assert found.summary["n_test"] == 1000
+    assert found.summary["arms"] == diva_ray.train(data, test, **options).summary["arms"]
 
 
 @pytest.mark.ray
@@ -404,6 +420,36 @@ def test_a_run_on_rows_in_another_order_is_refused_and_relabelled_rows_are_told(
     diva_ray.train({**data, "label": mended}, test, weights=scored, cluster=INLINE, **QUICK)
     assert f"in that run {flagged.sum()} rows at the table's ends have another label: relabelled since?" in caplog.text
     assert flagged.sum() > 20
+
+
+def test_weights_that_are_all_alike_are_no_comparison_and_the_page_says_so(tmp_path, caplog):
+    data, test, wrong = noisy(300)
+    flagged = np.arange(300) < 7
+    with caplog.at_level("INFO", logger="diva_ray"):
+        folder = run_of(tmp_path / "same", np.ones(300), flagged)
+        result = diva_ray.train(data, test, weights=folder, cluster=INLINE, **QUICK)
+    s, page = result.summary, result.folder.read("report.html").decode()
+    assert (s["n_changed"], s["n_flagged"], s["weights_alike"]) == (0, 7, True)
+    assert by_name(result)["weighted"]["per_seed"] == by_name(result)["uniform"]["per_seed"]
+    assert "No weight was changed: this is the same training" in page and "not clearly different from" not in page
+    assert "0 of 300 weights changed, 0 zero; 7 rows flagged" in page
+    assert any("0 of 300 weights changed" in line for line in result.lines())
+    assert "weights: 0 of 300 changed, 7 rows flagged" in caplog.text
+    folder = run_of(tmp_path / "some", 1.0 - 0.5 * wrong, np.zeros(300, bool))
+    result = diva_ray.train(data, test, weights=folder, cluster=INLINE, **QUICK)
+    s, page = result.summary, result.folder.read("report.html").decode()
+    assert (s["n_changed"], s["n_flagged"], s["weights_alike"]) == (wrong.sum(), 0, False)
+    assert "No weight was changed" not in page and "the same training as uniform" in page, "nothing was left out"
+    scaled = {**data, "w": np.full(300, 2.0)}
+    result = diva_ray.train(scaled, test, weight="w", weights=folder, cluster=INLINE, **QUICK)
+    assert result.summary["n_changed"] == 300, "held against the table's own"
+
+
+def test_differences_of_errors_are_percentage_points_and_losses_have_a_unit(trained):
+    page = trained.folder.read("report.html").decode()
+    gaps = page[page.index("Difference to uniform") : page.index("By seed")]
+    assert "points" in gaps and "%</td>" not in gaps
+    assert "cross-entropy (nats)" in page and "in %" in page
 
 
 def test_a_ridge_relative_to_other_features_is_not_taken():
