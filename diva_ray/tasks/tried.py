@@ -51,7 +51,7 @@ def explained(names: list[str], ridge: float, chosen: bool, things: str = "sourc
         )
     if found := re.search(r"plain step of ([\d.e+-]+)", every):
         told.append(f"Plain step of {found[1]}: weight less {found[1]} times its derivative, not below 0.")
-    if found := re.search(r"ridge / (\d+)", every):
+    if found := re.search(r"ridge\s/\s(\d+)", every):
         told.append(f"ridge / {found[1]}: fitted with {part_of(float(found[1]))} of {_first(ridge, chosen)}.")
     return " ".join(told)
 
@@ -62,7 +62,8 @@ def trial_bars(trials: list[dict[str, Any]], error: str, shape: Callable, *, pla
     moved = any(trial["gain"] for trial in trials[:1])  # another ridge does better for the weights as they are
     return [
         {
-            "label": row["weights"], "value": row["gain_over_given"], "error": row["gain_over_given_standard_error"],
+            "label": row["weights"].replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}"),
+            "value": row["gain_over_given"], "error": row["gain_over_given_standard_error"],
             "detail": f"{error} {shape(row['error'])}" + (_beyond_ridge(row) if moved else ""), "strong": row["taken"],
         }
         for row in rows

@@ -132,7 +132,7 @@ def test_the_chart_counts_from_the_weights_and_the_ridge_as_they_are():
     for trial in s["trials"]:
         assert trial["gain_over_given"] == pytest.approx(loss[0] - trial["loss"], abs=1e-12)
     bars = trial_bars(s["trials"], "error", str, plain=False)
-    assert {"weights as they are", "weights as they are; ridge / 9"} <= {bar["label"] for bar in bars}
+    assert {"weights as they are", "weights as they are; ridge / 9"} <= {" ".join(bar["label"].split()) for bar in bars}
     assert next(bar["value"] for bar in bars if bar["label"] == "weights as they are") == 0
     assert "Gain in loss over the weights and the ridge as they are" in page.text
     assert "ridge / 9: fitted with a ninth of the" in page.text and "that leave-one-out chose." in page.text
