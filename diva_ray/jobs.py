@@ -82,6 +82,7 @@ def job(task: str) -> None:
     try:
         chosen, folder, rest = _chosen(name, words)
         own = _own_table(name, chosen, words)
+        _check_outputs(words)
         if not any(word.startswith("-") for word in rest):
             _compose(name, chosen, folder, [*own, *rest])
     except InputError as error:
@@ -137,6 +138,16 @@ def _own_table(name: str, chosen: str, words: list[str]) -> list[str]:
     keys = {word.partition("=")[0].lstrip("+") for word in words}
     own = chosen == name and "data.path" in keys and "data" not in keys and hasattr(SCHEMAS[name](), "data")
     return ["data=table"] if own else []
+
+
+def _check_outputs(words: list[str]) -> None:
+    """Raise where several runs would write to one folder: the second would fail after the first was computed."""
+    given = next((word.partition("=")[2] for word in words if word.startswith("output=")), None)
+    if given is not None and {"-m", "--multirun"} & set(words) and "${" not in given and "," not in given:
+        raise InputError(
+            f"output: every run of --multirun must have a folder of its own, got {given} for all. Leave it out, or put "
+            "what varies in it: 'output=runs/${ridge}'."
+        )
 
 
 def _compose(name: str, chosen: str, folder: str | None, overrides: list[str]) -> None:

@@ -348,6 +348,7 @@ def test_a_config_of_ones_own_is_checked_as_the_jobs_is(tmp_path):
         ([*mine[:1], "--config-name", "nine"], "score: options must be .* Cannot find primary config 'nine'.*"),
         ([f"--config-dir={tmp_path}/no", mine[1]], "--config-dir: a folder must be there, got nothing at .*/no.*"),
         ([mine[0], "-cn", "other"], "--config-name: a config of jobs/score.py .* got one of jobs/tune.py. Run that."),
+        (["-m", "ridge=1,2", f"output={tmp_path}/x"], "output: every run of --multirun .*/x for all.*"),
         ([mine[0], "-cn", "bare"], "--config-name: .* got one without `score_schema` in its `defaults`."),
     ):
         found = job(*words)
