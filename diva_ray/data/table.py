@@ -228,7 +228,8 @@ def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "d
     """Return a table whose rows are in memory already; nothing is copied."""
     if not table.num_rows:
         said = "data" if option == "data.path" else option
-        raise InputError(f"{said}: the table must have rows, got 0 in {name}. Give at least two samples.")
+        least = "two samples" if option == "data.path" else "one row"
+        raise InputError(f"{said}: the table must have rows, got 0 in {name}. Give at least {least}.")
     check_names(table.schema, name, option)
     if any(pa.types.is_run_end_encoded(kind) for kind in table.schema.types):
         table = pa.table({key: _decoded(column) for key, column in zip(table.column_names, table.columns, strict=True)})

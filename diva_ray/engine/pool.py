@@ -278,21 +278,22 @@ def core_error(shard: Shard, known: Known) -> Tally:
 
 
 def compare_errors(shard: Shard, known: Known) -> Tally:
-    """Return by how much the left-out errors of a resident shard's rows are above those under `known["least"]`, summed
-    with the rows' validation weights, and over units (rows, or groups that leave together) their number and the sum of
-    their squares. 2 n p^2 operations."""
+    """Return by how much the left-out errors of a resident shard's rows under the first of the `known["compared"]` fits
+    are above those under each other, summed with the rows' validation weights, and over units (rows, or groups that
+    leave together) their number and the sums of their squares. n p^2 operations a fit."""
     several, codes = known["setup"].task == "multilabel", group_codes(shard, known)
-    total = torch.zeros(3, dtype=torch.float64)
+    fits = known["compared"]
+    difference, square = torch.zeros(2, len(fits) - 1, dtype=torch.float64)
+    units = 0
     for b in blocks(shard, known):
-        now = _left_out(shard, b, spare(b.Z), known["solution"])
-        least = _left_out(shard, b, b.Z, known["least"])
-        after, before = (losses.errors(outputs, b.Y, several=several) for outputs in (now, least))
-        difference = (b.v.double() * (after - before).double()).cpu()
+        outputs = (_left_out(shard, b, spare(b.Z), fit) for fit in fits)
+        after, *others = (losses.errors(one, b.Y, several=several) for one in outputs)
+        above = torch.stack([b.v.double() * (after - one).double() for one in others], 1).cpu()
         heard = b.v.cpu() > 0
         names, unit = torch.unique(codes[b.start : b.stop][heard], return_inverse=True)
-        by_unit = torch.zeros(len(names), dtype=torch.float64).index_add_(0, unit, difference[heard])
-        total += torch.stack([by_unit.sum(), by_unit.square().sum(), torch.tensor(len(names)).double()])
-    return Tally(difference=total[0], square=total[1], units=total[2])
+        by_unit = torch.zeros(len(names), len(others), dtype=torch.float64).index_add_(0, unit, above[heard])
+        difference, square, units = difference + by_unit.sum(0), square + by_unit.square().sum(0), units + len(names)
+    return Tally(difference=difference, square=square, units=units)
 
 
 def _left_out(shard: Shard, b: Block, Z: Tensor, solution: Mapping[str, Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of
 from diva_ray.engine.reduce import Rows, Tally
+from diva_ray.engine.samples import differ
 from diva_ray.engine.setup import Setup
 
 NOTHING = {"row": np.zeros(0, np.int64)} | {
@@ -59,13 +60,17 @@ def rank_stretch(shard: Shard, known: Known) -> int:
 
 
 def write_selected(shard: Shard, known: Known) -> Tally:
-    """Write a shard's rows chosen in the rounds that are kept, with their rank; return how many and their classes."""
+    """Write a shard's rows chosen in the rounds that are kept, with their rank; return how many and their classes,
+    and where the truth is known how many labels are wrong, in the pool (its rows with a weight) and among them."""
     import pyarrow as pa
 
     setup: Setup = known["setup"]
     parts, by_class = [], setup.task == "classification"
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
     counts = torch.zeros(setup.outputs if by_class else 1, dtype=torch.int64)
+    wrong, wrong_chosen = None, 0  # labels that are not the true ones
+    if shard.truth is not None:
+        wrong = torch.from_numpy(differ(shard.label, shard.truth, numbers=setup.task == "regression"))
     for k in range(max(known["rounds"], 1)):
         facts = known["store"].read_arrays(_file("chosen", shard, k)) if k < known["rounds"] else None
         if facts is None and (k or shard.extent.start):  # the first shard tells the columns, should none be chosen
@@ -81,9 +86,13 @@ def write_selected(shard: Shard, known: Known) -> Tally:
         parts.append(pa.table(columns))
         if len(counts) > 1:
             counts += torch.bincount(codes_of(shard, setup)[torch.from_numpy(at)], minlength=len(counts))
+        wrong_chosen += 0 if wrong is None else int(wrong[torch.from_numpy(at)].sum())
     if parts:
         known["folder"].write_table(f"selected/{part_name(shard.extent.index)}.parquet", pa.concat_tables(parts))
-    return Tally(n=sum(len(part) for part in parts), classes=counts)
+    found = Tally(n=sum(len(part) for part in parts), classes=counts)
+    if wrong is not None:
+        found |= {"wrong": int((wrong & (shard.weight > 0)).sum()), "wrong_chosen": wrong_chosen}
+    return found
 
 
 def _chosen_keys(shard: Shard, known: Known) -> Tensor:

@@ -58,13 +58,14 @@ def percent(share) -> str:
     return MISSING if share is None else _minus(f"{100 * share:.1f}\N{NO-BREAK SPACE}%")
 
 
-def points(share) -> str:
-    """The difference of two shares in percentage points, with one decimal and its sign."""
-    share = finite(share)
+def points(share, error=None) -> str:
+    """The difference of two shares in percentage points, with one decimal, its sign and its standard error."""
+    share, error = finite(share), finite(error)
     if share is None:
         return MISSING
     text = _minus(f"{100 * share:.1f}")
-    return f"{'+' * (share > 0 and text.strip('0.') != '')}{text}{POINTS}"
+    sign, spread = "+" * (share > 0 and text.strip("0.") != ""), "" if error is None else f" ± {100 * error:.1f}"
+    return f"{sign}{text}{spread}{POINTS}"
 
 
 def aligned(values: list, *, percent: bool = False, finest=None) -> list[str]:

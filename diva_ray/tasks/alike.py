@@ -83,6 +83,18 @@ def note_shared(session: Session, role: str, rows: int, found: Tally, *, quiet: 
         log.warning("%s", said)
 
 
+def few_shared_in_words(shared: dict[str, dict[str, int]], trained: int) -> list[str]:
+    """Return how many rows of a pool are in the table too, where they are too few for a warning; nothing at none."""
+    one = shared.get("pool", {"rows": 0, "known": 0})
+    if not one["known"] or shared_in_words(shared, trained, ("pool",)):
+        return []
+    about = "About " if trained > LOOKED else ""
+    return [
+        f"{about}{one['known']:,} of the pool's {one['rows']:,} rows have the very features of rows of the table. A "
+        "copy predicts its original when that is left out, so copies look helpful."
+    ]
+
+
 def shared_in_words(shared: dict[str, dict[str, int]], trained: int, roles: tuple[str, ...] = ()) -> list[str]:
     """Return what is to be said of rows of other tables (of all, or of some `roles`) that are in this one, or in the
     validation table, too; nothing where they are few."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
@@ -19,7 +19,7 @@ COLUMNS = tuple(
 
 
 def configure(
-    schema: type[Config], data: Any, options: Mapping[str, Any], *, call: str | None = None
+    schema: type[Config], data: Any, options: Mapping[str, Any], *, call: str | None = None, more: Sequence[str] = ()
 ) -> tuple[Config, Any, Callable | None]:
     """Return (config, data, loss) of a call: `data` is None when it is a path, `loss` the callable if it is one.
 
@@ -30,6 +30,7 @@ def configure(
             `cluster` (a kind or fields of `ClusterConfig`), `loss`, and any other field of the schema; a nested group
             as a mapping. A `Result` stands for the folder of its run.
         call: name of the call, where it is another than the schema's.
+        more: names that the call takes beside, for the list of an error.
 
     Raises:
         InputError: an unknown name.
@@ -52,7 +53,7 @@ def configure(
         elif name == "loss" and not isinstance(value, str):
             values[name], loss = "callable", cast(Callable, value)  # what is none is refused with the other options
         elif name not in known or name == "data":
-            allowed = sorted({*COLUMNS, *known} - {"data"})
+            allowed = sorted({*COLUMNS, *known, *more} - {"data"})
             near = get_close_matches(name, allowed, 1)
             meant = f"Did you mean `{near[0]}`? " if near else ""
             raise InputError(

@@ -51,11 +51,7 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
                 f"data.truth: labels must be one value a row to be held against the truth, got {label} in "
                 f"`{columns.label}`. Leave `data.truth` out."
             )
-        if _comparable(label) != _comparable(truth) or is_list(truth):
-            raise InputError(
-                f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}. Change "
-                "`data.truth`."
-            )
+        check_truth(table, columns)
     if isinstance(config, ScoreConfig) and config.curate != "none":
         check_copied(table)
     if isinstance(config, ScoreConfig) and config.export == "datacomp":
@@ -66,6 +62,16 @@ def check_task(config: FitConfig, table: Table, columns: Columns, task: str) -> 
                 f"{'row positions' if kind is None else f'{kind} in `{columns.id}`'}. Change `data.id`, or leave "
                 "`export` out."
             )
+
+
+def check_truth(table: Table, columns: Columns, place: str = "") -> None:
+    """Raise unless the true labels of a table can be held against its labels."""
+    label, truth = (table.schema.field(name).type for name in (columns.label, columns.truth))
+    if _comparable(label) != _comparable(truth) or is_list(truth):
+        raise InputError(
+            f"data.truth: column `{columns.truth}` must hold what the label holds, got {truth} for {label}{place}. "
+            "Change `data.truth`."
+        )
 
 
 def _comparable(kind: pa.DataType) -> str:
@@ -123,6 +129,8 @@ def check_columns(table: Table, other: Table, columns: Columns, task: str, role:
             f"{other.option}: the table must have the same columns, got no `{missing[0]}` at "
             f"{other.partly.get(missing[0], other.name)}. Fix the table or `{other.option}`."
         )
+    if role == "pool" and columns.truth in other.schema.names:
+        check_truth(other, columns, f" in {other.option}")
     if task not in ("classification", "multilabel"):
         return
     kinds = [family(t.schema.field(columns.label).type) for t in (table, other)]

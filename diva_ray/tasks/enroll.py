@@ -83,6 +83,9 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
         log.warning("column `id` of the pool is not read, as the table has none: ids are positions")
     if session.columns.id is not None and session.columns.id not in session.tables[-1].schema.names:
         log.warning("column `%s` is not in the pool: ids of its rows are their positions", session.columns.id)
+    truth = session.columns.truth
+    if truth is not None and truth not in session.tables[-1].schema.names:
+        log.warning("column `%s` (data.truth) is not in the pool: what is chosen is not compared with it", truth)
     found: Scan = runner.run(scan, "scan pool", extents, again=True)
     rows = int(found.counts["rows"])
     note_shared(session, "pool", rows, found.counts)

@@ -68,7 +68,7 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
     path = path_of(pool)
     if path is not None:
         options["pool"]["path"], pool = path, None
-    config, data, loss = configure(ExtendConfig, data, options)
+    config, data, loss = configure(ExtendConfig, data, options, more=("new_classes",))
     return run(config, data, loss=loss, quiet=quiet, pool_rows=pool)
 
 
@@ -78,6 +78,10 @@ def run(
 ) -> Result | Plan:
     """Return the result of an extension as its config says (`jobs/extend.py`); see `extend`."""
     check(config)
+    if data is None and config.data.path is None and (config.pool.path is not None or pool_rows is not None):
+        raise InputError(
+            "data.path: a table of one's own must be named beside a pool of one's own, got none. Set `data.path`."
+        )
     session = begin(config, data, loss, quiet=quiet, pool=pool_rows)
     if isinstance(session, Plan):
         return session
@@ -280,6 +284,6 @@ def _finish(work: Extension) -> Result:
     session, folder = work.session, work.session.folder
     work.runner.engine.tell(folder=folder, rounds=work.kept["rounds"])
     written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
-    summary = figures(session, work, written)
+    summary = figures(session, work, written, work.gauge.differences(work.kept))
     conclude(session, summary, render_sheet(sheet_of(session, work, summary)))
     return Result(summary, folder, session.plan.kind != "inline", told(summary), "selected")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Lines, Sheet, Table, Tile
-from diva_ray.tasks.alike import shared_in_words
+from diva_ray.tasks.alike import few_shared_in_words, shared_in_words
 from diva_ray.tasks.page import run_facts
-from diva_ray.tasks.reweighted import error_words
+from diva_ray.tasks.planted import right_in_words, right_of_chosen
+from diva_ray.tasks.reweighted import error_words, gap_words, loss_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
 
@@ -17,15 +18,20 @@ if TYPE_CHECKING:
     from diva_ray.tasks.extend import Extension
 
 
-def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]:
-    """Return the figures of summary.json."""
+LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with one decimal
+CLEAR = 1.96  # standard errors beyond which a difference is told as one
+
+
+def figures(session: Session, work: Extension, written: Tally, differences: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of summary.json; `differences` are those of the kept step, as its gauge gives them."""
     config, setup = work.config, work.setup
+    pool, by = int(work.pool_counts.sum()), session.config.data.truth
     steps, kept = work.gauge.steps, work.kept
     names = setup.classes.to_pylist() if setup.classes is not None and len(written["classes"]) > 1 else []
     return {
         **common_figures(session, setup, kept["ridge"]),
         "method": config.method,
-        "n_pool": int(work.pool_counts.sum()),
+        "n_pool": pool,
         "n_pool_without_features": work.bare,
         "n_selected": int(written["n"]),
         "n_helpful": kept["helpful"],
@@ -35,6 +41,8 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         "single_shot": work.was_blind,
         "error_before": steps[0]["error"],
         "error_after": kept["error"],
+        "error_difference": differences,
+        **({"planted": right_of_chosen(written, pool, by)} if "wrong" in written else {}),
         "best_budget": work.best["chosen"],
         "error_by_budget": steps,
         "selected_by_class": [
@@ -70,16 +78,64 @@ def told(summary: dict[str, Any]) -> list[str]:
     s = summary
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
     first, last = s["error_by_budget"][0], kept_step(s)
-    notes = [f"note: {words}" for words in notes_on_error(s)]
+    few = few_shared_in_words(s["shared"], s["n_samples"])
+    notes = [*against_random(s), *right_in_words(s), *(f"note: {words}" for words in [*notes_on_error(s), *few])]
     helpful = "with labels that are likely right" if rows_by_label(s) else "that help"
     return [
         f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}; chose {s['n_selected']:,} "
         f"({s['n_helpful']:,} {helpful}); {s['stopped']}",
         f"left-out {kind} on the table: {s['error_before']:.4f} before, {s['error_after']:.4f} after, "
-        f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random; loss "
-        f"{first['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}",
-        *notes,
+        f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random"
+        + ("" if loss_is_error(s) else f"; loss {first['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}"),
+        *map(plain, change(s)),
+        *map(plain, notes),
     ]
+
+
+def plain(line: str) -> str:
+    """Return a line of a page for a terminal, which may know no signs but ASCII."""
+    for sign, instead in (("±", "+-"), ("\N{MINUS SIGN}", "-"), ("\N{NO-BREAK SPACE}", " ")):
+        line = line.replace(sign, instead)
+    return line
+
+
+def loss_is_error(summary: dict[str, Any]) -> bool:
+    """Return whether the loss is the error itself: the squared error of numbers."""
+    return summary["loss_function"] == "squared" and summary["task"] in ("regression", "vector")
+
+
+def clear(gap: dict[str, float] | None) -> str:
+    """Return whether an error is lower or higher beyond chance; nothing where it is neither, or not known."""
+    if not gap or abs(gap["difference"]) <= CLEAR * gap["standard_error"]:
+        return ""
+    return "lower" if gap["difference"] < 0 else "higher"
+
+
+def gap_of(summary: dict[str, Any], name: str) -> str:
+    """Return a difference of the chosen rows' error with its standard error."""
+    gap = summary["error_difference"][name]
+    return gap_words(summary, gap["difference"], gap["standard_error"])
+
+
+def change(summary: dict[str, Any]) -> list[str]:
+    """Return by how much the error has changed with the chosen rows, and whether that is beyond chance."""
+    if not summary["error_difference"]:
+        return []
+    beyond = {"lower": "a fall beyond chance", "higher": "a rise beyond chance"}
+    seen = beyond.get(clear(summary["error_difference"]["to_before"]), "no more than chance")
+    return [f"with the chosen rows the left-out error changed by {gap_of(summary, 'to_before')}: {seen}"]
+
+
+def against_random(summary: dict[str, Any]) -> list[str]:
+    """Return whether choosing was better than as many rows at random."""
+    if not summary["error_difference"]:
+        return []
+    if summary["n_selected"] == summary["n_pool"]:
+        return ["all of the pool was chosen, so this is what random choice would have come to"]
+    beat = {"lower": "choosing beat random choice", "higher": "random choice was better than choosing"}
+    seen = beat.get(clear(summary["error_difference"]["to_uniform"]), "choosing did not clearly beat random choice")
+    rows = words.counted(kept_step(summary)["uniform_chosen"], "row", "rows")
+    return [f"{seen}: {gap_of(summary, 'to_uniform')} against {rows} chosen at random"]
 
 
 def kept_step(summary: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +180,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         Lines(
             f"Left-out {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
             f"On {_validated(s)}; the pool's own labels are not asked. At random: about as many rows, counted in "
-            "summary.json.",
+            "summary.json. Standard errors are known of the rows that are kept alone (above): between other points "
+            "small steps may be chance.",
             "rows added", error, percent_y=error == "error",
         )
     ]  # fmt: skip
@@ -134,23 +191,25 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
     tiles = [
         Tile("rows chosen", f"{s['n_selected']:,}", f"of {s['n_pool']:,} in the pool"),
         Tile(f"{error} before", shape(s["error_before"]), _validated(s)),
-        Tile(
-            f"{error} after",
-            shape(s["error_after"]),
-            f"at random: {shape(kept['error_uniform'])}",
-            "good" if s["error_after"] < s["error_before"] else "",
-        ),
-        Tile(
-            "left-out loss after",
-            words.number(kept["loss"], 4),
-            f"before {words.number(steps[0]['loss'], 4)}, at random {words.number(kept['loss_uniform'], 4)}",
-            "good" if kept["loss"] < steps[0]["loss"] else "",
-        ),
+        _after(s),
+        _at_random(s),
     ]
-    if s["pool_noise_estimate"] is not None:
-        share = words.percent(s["pool_noise_estimate"])
-        tiles.append(Tile("of the pool's labels wrong", share, "estimated", "issue"))
-    notes = shared_in_words(s["shared"], s["n_samples"])
+    if not loss_is_error(s):
+        tiles.append(
+            Tile(
+                f"left-out {loss_words(s['loss_function'])} after", words.number(kept["loss"], 4),
+                f"before {words.number(steps[0]['loss'], 4)}, at random {words.number(kept['loss_uniform'], 4)}; "
+                "standard error not known",
+            )
+        )  # fmt: skip
+    tiles += _noise(s)
+    if "planted" in s:
+        p, both = s["planted"], [("rows", "Rows", "count"), ("wrong", "Wrong", "count"), ("right", "Right", "percent")]
+        pool = {"of": "the pool", "rows": s["n_pool"], "wrong": p["n_planted"], "right": p["right_in_pool"]}
+        ours = {"of": "chosen", "rows": s["n_selected"], "wrong": p["n_chosen"], "right": p["right_among_chosen"]}
+        intro = f"By {p['by'] or 'what was planted'}, which choosing did not see."
+        parts.append(Table("Labels that are right", [("of", "Labels of", "label"), *both], [ours, pool], intro))
+    notes = shared_in_words(s["shared"], s["n_samples"]) + few_shared_in_words(s["shared"], s["n_samples"])
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(
             "Most rows of the table were the only ones of their class, which left out cannot be predicted: nothing "
@@ -158,12 +217,41 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
             "class, or a validation table, would tell more."
         )
     notes += notes_on_error(s)
+    chose = f"chose {s['n_selected']:,} of {s['n_pool']:,} rows: {s['stopped']}"
     return Sheet(
         "Which rows of the pool to add",
-        [f"Chose {s['n_selected']:,} of {s['n_pool']:,} rows: {s['stopped']}."],
+        [f"{line[0].upper()}{line[1:]}." for line in (chose, *change(s), *against_random(s))],
         tiles, parts, [*run_facts(session, s), ("Pool", session.tables[-1].name), ("Method", s["method"])],
         session.runner.seconds, notes=notes,
         downloads=["selected/: id, rank, round, derivative and z of every chosen row", "summary.json: every figure"],
-        footer="Rows of weight 0 have a derivative too: what their weight would do to the table's left-out loss (DIVA, "
-        "ICLR 2022, section 4).",
+        footer="The derivative of a pool row says what happens to the table's left-out loss if the row is added with a "
+        "small weight: below 0 the loss falls (DIVA, ICLR 2022, section 4).",
     )  # fmt: skip
+
+
+def _after(s: dict[str, Any]) -> Tile:
+    """Return the error with the chosen rows; coloured where it has changed beyond chance."""
+    error, shape = error_words(s)
+    if not s["error_difference"]:
+        return Tile(f"{error} after", shape(s["error_after"]), "nothing was added")
+    seen = clear(s["error_difference"]["to_before"])
+    detail = f"{gap_of(s, 'to_before')}, {'beyond' if seen else 'within'} chance"
+    return Tile(f"{error} after", shape(s["error_after"]), detail, {"lower": "good", "higher": "hurts"}.get(seen, ""))
+
+
+def _at_random(s: dict[str, Any]) -> Tile:
+    """Return the error with as many rows chosen at random."""
+    (error, shape), kept = error_words(s), kept_step(s)
+    rows = words.counted(kept["uniform_chosen"], "row", "rows")
+    gap = f"; chosen less random {gap_of(s, 'to_uniform')}" if s["error_difference"] else ""
+    return Tile(f"{error} at random", shape(kept["error_uniform"]), f"{rows}{gap}")
+
+
+def _noise(s: dict[str, Any]) -> list[Tile]:
+    """Return the estimate of the pool's wrong labels; of none that stands apart it is not known that none is wrong."""
+    share = s["pool_noise_estimate"]
+    if share is None:
+        return []
+    if share < LEAST_SHARE:
+        return [Tile("of the pool's labels stands apart", "none", "which does not say that all are right")]
+    return [Tile("of the pool's labels wrong", words.percent(share), "estimated", "issue")]

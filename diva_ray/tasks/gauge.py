@@ -24,6 +24,9 @@ log = logging.getLogger("diva_ray")
 BEYOND_CHANCE = 3.0  # standard errors by which the left-out error must rise: the least of ten is so partly by luck
 
 
+Fit = dict[str, torch.Tensor]  # W and whiten: what left-out predictions take of a solution
+
+
 class Gauge:
     """What is known after every round.
 
@@ -43,7 +46,9 @@ class Gauge:
         self.steps: list[dict[str, Any]] = []
         self.solution: Solution
         self.left: Partial
-        self._best: dict[str, torch.Tensor]
+        self._first: Fit  # to the table alone
+        self._now: list[Fit]  # the fit to table and chosen rows, and to as many chosen at random
+        self._best: list[Fit]  # the same of the step with the least error
 
     def add(self, rounds: int, sums: FitSums, chosen: int, helpful: int) -> None:
         """Add rows chosen in the last of so many rounds, of which `helpful` help."""
@@ -67,6 +72,7 @@ class Gauge:
         if fitted is None:
             return self._measure_in_double()
         tell_solution(self.runner, fitted[0], self.setup.dtype)
+        uniform = fitted[0]
         beside: Tally = self.runner.run(pool.core_error, "uniform")
         fitted = self._fit(self.sums)
         if fitted is None:
@@ -81,10 +87,17 @@ class Gauge:
             "loss": tally["loss"] / v, "uniform_chosen": self.uniform_chosen,
             "error_uniform": float(beside["wrong"]) / v, "loss_uniform": float(beside["loss"]) / v, "ridge": ridge,
         })  # fmt: skip
+        self._now = [self._of(one) for one in (self.solution, uniform)]
+        if len(self.steps) == 1:
+            self._first = self._now[0]
         if self.least is self.steps[-1]:
-            W, Linv = (one.to(self.setup.dtype) for one in (self.solution.W, self.solution.Linv))
-            self._best = {"W": W, "whiten": Linv.T.contiguous()}
+            self._best = self._now
         return None
+
+    def _of(self, solution: Solution) -> Fit:
+        """Return what left-out predictions take of a fit."""
+        W, Linv = (one.to(self.setup.dtype) for one in (solution.W, solution.Linv))
+        return {"W": W, "whiten": Linv.T.contiguous()}
 
     def rises(self) -> bool:
         """Return whether the left-out error is higher than the least before, beyond chance: row by row (group by group)
@@ -92,12 +105,32 @@ class Gauge:
         alone."""
         if self.steps[-1] is self.least:
             return False
-        self.runner.engine.tell(least={name: value.to(self.setup.dtype) for name, value in self._best.items()})
+        (total, error), *_ = self._compare([self._now[0], self._best[0]])
+        return total > BEYOND_CHANCE * error
+
+    def differences(self, kept: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """Return by how much the left-out error of a step, the last or the least, is above that of the table alone and
+        of as many rows chosen at random, each with its standard error over rows (or groups): one look at the table,
+        3 n p^2 operations. Nothing where nothing was chosen."""
+        if not kept["chosen"]:
+            return {}
+        ours, uniform = self._now if kept is self.steps[-1] else self._best
+        v = self.session.scan.counts["validation"]
+        found = self._compare([ours, self._first, uniform])
+        return {
+            name: {"difference": total / v, "standard_error": error / v}
+            for name, (total, error) in zip(("to_before", "to_uniform"), found, strict=True)
+        }
+
+    def _compare(self, fits: list[Fit]) -> list[tuple[float, float]]:
+        """Return by how much the summed left-out error of the first fit is above that of every other, with its standard
+        error."""
+        compared = [{name: value.to(self.setup.dtype) for name, value in fit.items()} for fit in fits]
+        self.runner.engine.tell(compared=compared)
         found: Tally = self.runner.run(pool.compare_errors, "compare")
-        self.runner.engine.forget("least")
-        total = float(found["difference"])
-        variance = float(found["square"]) - total**2 / float(found["units"])
-        return total > BEYOND_CHANCE * max(variance, 0.0) ** 0.5
+        self.runner.engine.forget("compared")
+        pairs = zip(found["difference"].tolist(), found["square"].tolist(), strict=True)
+        return [(total, max(square - total**2 / found["units"], 0.0) ** 0.5) for total, square in pairs]
 
     def _fit(self, sums: FitSums) -> tuple[Solution, float] | None:
         """Return the fit, and the ridge with the least left-out squared error on the table; None where float32 sums

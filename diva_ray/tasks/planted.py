@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from diva_ray.report import words
 
 
 def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
@@ -33,6 +36,35 @@ def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
         if not bool(margin.isnan().any()):
             result["auc_margin"] = float(roc_auc_score(wrong, -margin))
     return result
+
+
+def planted_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return what was found against what is known; nothing where nothing is known."""
+    if "planted" not in summary:
+        return []
+    p, n = summary["planted"], summary["planted"]["n_planted"]
+    known = f"{n:,} labels differ from `{p['by']}`" if p["by"] else f"planted {n:,} wrong labels"
+    return [f"{known}, found {p['n_found']:,}: {found_in_words(p)}"]
+
+
+def right_of_chosen(written: Mapping[str, Any], pool: int, by: str | None) -> dict[str, Any]:
+    """Return how many labels of a pool are wrong, how many of those that were chosen, and the shares that are right."""
+    n, wrong, among = int(written["n"]), int(written["wrong"]), int(written["wrong_chosen"])
+    return {
+        "n_planted": wrong, "n_chosen": among, "right_in_pool": 1 - wrong / pool if pool else None,
+        "right_among_chosen": 1 - among / n if n else None, "by": by,
+    }  # fmt: skip
+
+
+def right_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return which share of the chosen rows' labels is right, beside the pool's; nothing where it is not known."""
+    if "planted" not in summary:
+        return []
+    p, s = summary["planted"], summary
+    by = f"by `{p['by']}`" if p["by"] else "as they were planted"
+    pool = f"{words.percent(p['right_in_pool'])} ({p['n_planted']:,} of {s['n_pool']:,} wrong)"
+    chosen = f"{words.percent(p['right_among_chosen'])} ({p['n_chosen']:,} of {s['n_selected']:,} wrong)"
+    return [f"labels that are right, {by}: {pool} in the pool, {chosen} among the chosen"]
 
 
 def found_in_words(planted: dict[str, Any]) -> str:

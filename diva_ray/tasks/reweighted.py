@@ -15,6 +15,7 @@ from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
 from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts, shown, weight_histogram, weights_by_class
+from diva_ray.tasks.planted import planted, planted_in_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures, dependence_in_words
 from diva_ray.tasks.tried import at_ridge, explained, trial_bars
@@ -81,8 +82,13 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         }
         for k, arm in enumerate(weighed.arms)
     ]  # fmt: skip
+    known = {}
+    if "planted" in written:
+        known["planted"] = planted(written["planted"], written["ranked"].joined()[0])
+        known["planted"]["by"] = session.config.data.truth
     return {
         **common_figures(session, weighed.setup, weighed.ridge),
+        **known,
         "ridge_uniform": weighed.ridge_before,
         "ridge_compared": weighed.ridge_before * weighed.arms[base if stepped else 0].ridge,
         "method": config.method,
@@ -118,6 +124,7 @@ def told(summary: dict[str, Any]) -> list[str]:
             f"{first}; no weight changed: no step gained more than one standard error",
             f"on folds that took no part: {as_given}" + lower_ridge(s, f"{s['error_reweighted']:.4f}"),
             *warnings,
+            *planted_in_words(s),
         ]
     return [
         f"{first}; " + ("taken, not tested, as method=paper says" if s["method"] == "paper" else "accepted"),
@@ -125,6 +132,7 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
         f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
         *warnings,
+        *planted_in_words(s),
     ]
 
 
@@ -149,9 +157,10 @@ def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], writte
             Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero", "hurts"),
             Tile("effective samples", words.count(s["effective_samples"]), f"of {s['n_samples']:,}"),
         ]
+    told_first = headline(s) + [f"Of the flags in samples/: {said}." for said in planted_in_words(s)]
     files = ["samples/: weight, derivative, z and verdicts of every row", "summary.json: every figure of this page"]
     return Sheet(
-        "Which weights the samples should have", headline(s), tiles, _parts(session, weighed, s, written),
+        "Which weights the samples should have", told_first, tiles, _parts(session, weighed, s, written),
         run_facts(session, s), session.runner.seconds, notes=notes_of(session, s), downloads=files,
         footer="Weights are judged on folds that took no part in the derivative they follow (DIVA, ICLR 2022, eq. 14).",
     )  # fmt: skip
@@ -194,9 +203,11 @@ def error_words(summary: dict[str, Any]) -> tuple[str, Callable]:
     return "squared error", words.number
 
 
-def gap_words(summary: dict[str, Any]) -> Callable:
-    """Return how differences of the errors of a task are written: of shares in percentage points."""
-    return words.points if error_words(summary)[1] is words.percent else words.number
+def gap_words(summary: dict[str, Any], difference: float, error: float) -> str:
+    """Return the difference of two errors of a task with its standard error: of shares in percentage points."""
+    if error_words(summary)[1] is words.percent:
+        return words.points(difference, error)
+    return f"{words.number(difference)} ± {words.number(error)}"
 
 
 def loss_words(name: str) -> str:

@@ -18,7 +18,7 @@ from diva_ray.report.words import counted
 from diva_ray.tasks.alike import alike_in_words, alike_of, shared_in_words
 from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
 from diva_ray.tasks.judge import TELLS_NOTHING, label_entropy
-from diva_ray.tasks.planted import found_in_words, planted
+from diva_ray.tasks.planted import planted, planted_in_words
 from diva_ray.tasks.remarks import missing_of
 from diva_ray.tasks.session import Session
 
@@ -160,15 +160,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     lines += [f"note: {note}" for note in verdict_notes(s)]
     if "curated" in s:
         lines.append(curated_in_words(s["curated"]))
-    if "planted" in s:
-        p = s["planted"]
-        what = (
-            f"{p['n_planted']:,} labels differ from `{p['by']}`"
-            if p["by"]
-            else f"planted {p['n_planted']:,} wrong labels"
-        )
-        lines.append(f"{what}, found {p['n_found']:,}: {found_in_words(p)}")
-    return lines
+    return lines + planted_in_words(s)
 
 
 def verdict_notes(summary: dict[str, Any]) -> list[str]:

@@ -207,11 +207,13 @@ def sheet_of(session: Session, course: Course, summary: dict[str, Any]) -> Sheet
     elif first is not uniform:
         seen = {"lower": "lower than", "higher": "higher than"}.get(first["verdict"], "not clearly different from")
         headline.append(f"That is {seen} the {shape(uniform['error'])} of training with every row alike.")
+    if s["n_changed"] is not None:
+        headline.append(f"By the run that gave them, {given_in_words(s)}.")
     tiles = [Tile(arm["name"].replace("_", " "), shape(arm["error"]), _seen(arm, s), _tone(arm)) for arm in s["arms"]]
     facts = [
         *run_facts(session, s), ("Test rows", f"{course.test.name} ({s['n_test']:,})"),
         ("Weights", str(s["weights"] or session.columns.weight or "none")),
-        *([("Changed", given_in_words(s))] if s["n_changed"] is not None else []), ("Module", s["module"]),
+        ("Module", s["module"]),
         ("Training", f"SGD, {s['n_seeds']} seed(s), {s['epochs']} epochs, batches of {course.batch_size}, rate "
          f"{course.learning_rate:g}, momentum {course.momentum:g}, weight decay {course.weight_decay:g}"),
     ]  # fmt: skip

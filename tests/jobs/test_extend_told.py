@@ -3,10 +3,13 @@
 import logging
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import diva_ray
 from diva_ray.errors import InputError
+from diva_ray.tasks import extended
+from tests.forks import run_job
 
 INLINE = {"kind": "inline", "threads": 1}
 CENTERS = 1.5 * np.random.default_rng(0).standard_normal((4, 8))
@@ -119,3 +122,106 @@ def test_rows_of_the_pool_without_any_band_are_not_chosen_and_counted(method, ca
     assert not chosen & set(range(0, 1000, 10)) and chosen & set(range(5, 1000, 10))
     assert result.summary["n_pool_without_features"] == 100 and result.summary["n_pool"] == 900
     assert any("100 of 1,000 rows of the pool have no features" in record.message for record in caplog.records)
+
+
+def left_out(table, rows, chosen):
+    """Return which left-out predictions of the first rows are wrong under a fit to them and to what was chosen."""
+    X, y = np.r_[table["features"], chosen["features"][rows]], np.r_[table["label"], chosen["label"][rows]]
+    Y, n, found = np.eye(4)[y], len(table["label"]), []
+    for row in range(n):
+        keep = np.arange(len(y)) != row
+        W = np.linalg.solve(X[keep].T @ X[keep] + np.eye(8), X[keep].T @ Y[keep])
+        found.append((X[row] @ W).argmax() != y[row])
+    return np.array(found, float)
+
+
+def test_the_change_of_the_error_has_the_standard_error_of_refits():
+    core, pool = blobs(150, 1), blobs(600, 2, 0.4)
+    exact = {"ridge": 1.0, "standardize": "none", "intercept": False, "precision": "float64"}
+    result = run(core, pool, budget=200, rounds=2, **exact)
+    rows = result.samples["id"].to_numpy()
+    change = left_out(core, rows, pool) - left_out(core, rows[:0], pool)
+    gaps = result.summary["error_difference"]
+    assert gaps["to_before"]["difference"] == pytest.approx(change.mean(), abs=1e-12)
+    assert gaps["to_before"]["standard_error"] == pytest.approx(change.std() / np.sqrt(150), rel=1e-9)
+    last = result.summary["error_by_budget"][-1]
+    assert gaps["to_uniform"]["difference"] == pytest.approx(last["error"] - last["error_uniform"], abs=1e-12)
+    nothing = run({**core, "w": np.ones(150)}, {**pool, "w": np.zeros(600)}, weight="w").summary
+    assert nothing["error_difference"] == {}
+
+
+def test_a_fall_of_the_error_is_green_and_choice_called_better_only_beyond_chance():
+    def told(before, uniform, error=0.01, pool=1000):
+        gaps = {"to_before": (before, error), "to_uniform": (uniform, error)}
+        names = ("difference", "standard_error")
+        known = {name: dict(zip(names, gap, strict=True)) for name, gap in gaps.items()}
+        step = {"chosen": 100, "uniform_chosen": 101, "error_uniform": 0.3}
+        s = {"error_difference": known, "n_selected": 100, "n_pool": pool, "task": "classification",
+             "error_by_budget": [step], "error_after": 0.25}  # fmt: skip
+        return extended._after(s).tone, extended.change(s)[0], extended.against_random(s)[0]
+
+    tone, change, random = told(-0.015, -0.015)
+    assert tone == "" and "no more than chance" in change and "did not clearly beat random choice" in random
+    tone, change, random = told(-0.03, -0.03)
+    assert tone == "good" and "a fall beyond chance" in change and random.startswith("choosing beat random choice")
+    assert "points" in change and "%" not in change
+    assert told(0.03, 0.03)[0] == "hurts" and "random choice was better" in told(0.03, 0.03)[2]
+    assert "all of the pool was chosen" in told(-0.03, 0.0, pool=100)[2]
+
+
+def test_numbers_are_told_once_and_none_that_stands_apart_is_no_zero():
+    result = run(numbers(200, 1), numbers(300, 2))
+    page = result.folder.read("report.html").decode()
+    assert result.summary["pool_noise_estimate"] == 0
+    assert "labels wrong" not in page and "which does not say that all are right" in page
+    assert "left-out squared error after" not in page and "left-out loss after" not in page
+    assert "; loss" not in result.lines()[1]
+    assert "cross-entropy (nats) after" in run(blobs(200, 1), blobs(300, 2)).folder.read("report.html").decode()
+    assert "Rows of weight 0" not in page
+
+
+def test_what_was_chosen_is_held_against_the_truth(caplog):
+    core, pool = blobs(200, 1), blobs(1000, 2, 0.4)
+    core["real"], pool["real"] = core["label"], blobs(1000, 2)["label"]
+    wrong = pool["label"] != pool["real"]
+    pool["w"], core["w"] = 1.0 * (np.arange(1000) < 800), np.ones(200)
+    result = run(core, pool, truth="real", weight="w")
+    p, ids = result.summary["planted"], result.samples["id"].to_numpy()
+    assert (p["n_planted"], p["n_chosen"], p["by"]) == (wrong[:800].sum(), wrong[ids].sum(), "real")
+    assert p["right_in_pool"] == pytest.approx(1 - wrong[:800].mean())
+    assert p["right_among_chosen"] == pytest.approx(1 - wrong[ids].mean())
+    assert any(line.startswith("labels that are right, by `real`") for line in result.lines())
+    assert "Labels that are right" in result.folder.read("report.html").decode()
+    with pytest.raises(InputError, match=r"data.truth: column `real` must hold what the label holds, got string"):
+        run(core, {**pool, "real": pool["real"].astype(str)}, truth="real", weight="w")
+    assert not caplog.records
+    del pool["real"]
+    assert "planted" not in run(core, pool, truth="real", weight="w").summary
+    assert "column `real` (data.truth) is not in the pool" in caplog.text
+
+
+def test_few_copies_of_the_table_in_a_pool_are_a_note():
+    core, pool = blobs(400, 1), blobs(1000, 2)
+    pool = {name: np.r_[values, core[name][:3]] for name, values in pool.items()}
+    result = run(core, pool, budget=20)
+    said = "3 of the pool's 1,003 rows have the very features of rows of the table"
+    assert result.summary["shared"]["pool"]["known"] == 3
+    assert any(line.startswith(f"note: {said}") for line in result.lines())
+    assert said in result.folder.read("report.html").decode().replace("&#39;", "'")
+    assert not any("very features" in line for line in run(core, blobs(1000, 2), budget=20).lines())
+
+
+def test_mistakes_are_told_in_the_right_words():
+    core, pool = blobs(50, 1), blobs(50, 2)
+    with pytest.raises(InputError, match=r"pool.path: the table must have rows, got 0 in .* Give at least one row\."):
+        run(core, {name: values[:0] for name, values in pool.items()})
+    with pytest.raises(InputError, match=r"Did you mean `budget`\? Choose from .* new_classes,"):
+        run(core, pool, bugdet=5)
+
+
+@pytest.mark.jobs
+def test_a_pool_of_ones_own_needs_a_table_of_ones_own(tmp_path):
+    pq.write_table(diva_ray.score(blobs(50, 1), cluster=INLINE, quiet=True).samples, tmp_path / "pool.parquet")
+    done = run_job("jobs/extend.py", f"pool.path={tmp_path / 'pool.parquet'}", f"output={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("beside a pool of one's own, got none. Set `data.path`.")
