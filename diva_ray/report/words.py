@@ -9,6 +9,7 @@ from itertools import pairwise
 MISSING = "\N{EN DASH}"
 HIDDEN = ("Cc", "Cf", "Cs")  # control characters, among them those that turn the direction of text
 PERCENT = "\N{NO-BREAK SPACE}%"
+PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 POINTS = "\N{NO-BREAK SPACE}points"  # percentage points
 JOINERS = "\u200c\u200d"  # which Persian and emoji need
 
@@ -64,7 +65,10 @@ def points(share, error=None) -> str:
     if share is None:
         return MISSING
     text = _minus(f"{100 * share:.1f}")
-    sign, spread = "+" * (share > 0 and text.strip("0.") != ""), "" if error is None else f" ± {100 * error:.1f}"
+    sign, spread = (
+        "+" * (share > 0 and text.strip("0.") != ""),
+        "" if error is None else f"{PLUS_MINUS}{100 * error:.1f}",
+    )
     return f"{sign}{text}{spread}{POINTS}"
 
 

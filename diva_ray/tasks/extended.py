@@ -208,7 +208,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         pool = {"of": "the pool", "rows": s["n_pool"], "wrong": p["n_planted"], "right": p["right_in_pool"]}
         ours = {"of": "chosen", "rows": s["n_selected"], "wrong": p["n_chosen"], "right": p["right_among_chosen"]}
         intro = f"By {p['by'] or 'what was planted'}, which choosing did not see."
-        parts.append(Table("Labels that are right", [("of", "Labels of", "label"), *both], [ours, pool], intro))
+        parts.insert(1, Table("Labels that are right", [("of", "Labels of", "label"), *both], [ours, pool], intro))
     notes = shared_in_words(s["shared"], s["n_samples"]) + few_shared_in_words(s["shared"], s["n_samples"])
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(

@@ -207,7 +207,7 @@ def gap_words(summary: dict[str, Any], difference: float, error: float) -> str:
     """Return the difference of two errors of a task with its standard error: of shares in percentage points."""
     if error_words(summary)[1] is words.percent:
         return words.points(difference, error)
-    return f"{words.number(difference)} ± {words.number(error)}"
+    return f"{words.number(difference)}{words.PLUS_MINUS}{words.number(error)}"
 
 
 def loss_words(name: str) -> str:

@@ -47,6 +47,18 @@ def test_safe_weights_close_much_of_the_gap_to_the_truth_on_noisy_labels(share):
     assert alpha[right].mean() > 1.05 > 0.6 > alpha[~right].mean()
 
 
+def test_flags_are_held_against_the_truth_as_by_score():
+    X, y, truth, _, _ = digits_split(0.2)
+    result = run(X, y, steps=1, folds=2)
+    assert "planted" not in result.summary
+    data = {"features": X, "label": y, "real": truth}
+    result = diva_ray.reweight(data, truth="real", steps=1, folds=2, cluster=INLINE, quiet=True)
+    p, issue = result.summary["planted"], result.samples["is_label_issue"].to_numpy(zero_copy_only=False)
+    assert (p["n_planted"], p["n_found"], p["by"]) == ((y != truth).sum(), (issue & (y != truth)).sum(), "real")
+    assert any("labels differ from `real`, found" in line for line in result.lines())
+    assert "labels differ from `real`" in result.folder.read("report.html").decode()
+
+
 def test_clean_labels_are_left_alone():
     X, y, _, _, _ = digits_split(0.0)
     result = run(X, y)
