@@ -65,10 +65,8 @@ def points(share, error=None) -> str:
     if share is None:
         return MISSING
     text = _minus(f"{100 * share:.1f}")
-    sign, spread = (
-        "+" * (share > 0 and text.strip("0.") != ""),
-        "" if error is None else f"{PLUS_MINUS}{100 * error:.1f}",
-    )
+    sign = "+" * (share > 0 and text.strip("0.") != "")
+    spread = "" if error is None else f"{PLUS_MINUS}{100 * error:.1f}"
     return f"{sign}{text}{spread}{POINTS}"
 
 

@@ -282,8 +282,9 @@ class Extension:
 def _finish(work: Extension) -> Result:
     """Write the chosen rows, and describe."""
     session, folder = work.session, work.session.folder
+    differences = work.gauge.differences(work.kept)  # before rows are written: the pass that ends the run
     work.runner.engine.tell(folder=folder, rounds=work.kept["rounds"])
     written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
-    summary = figures(session, work, written, work.gauge.differences(work.kept))
+    summary = figures(session, work, written, differences)
     conclude(session, summary, render_sheet(sheet_of(session, work, summary)))
     return Result(summary, folder, session.plan.kind != "inline", told(summary), "selected")

@@ -369,12 +369,3 @@ def test_a_ray_dataset_validates(ray_cluster, tmp_path):
     on_ray = {"cluster": {"kind": "ray", "workers": 2}, "output": str(tmp_path / "out")}
     found = score(table, validation=ray.data.from_arrow(forms[3]), **on_ray)
     assert found.folder.read_table("samples").equals(score(table, validation=forms[3]).samples)
-
-
-@pytest.mark.ray
-def test_a_ray_dataset_does_not_test(ray_cluster, tmp_path):
-    import ray
-
-    table, forms = held_out_forms(tmp_path)
-    with pytest.raises(InputError, match="test.path: must be a path, .*got a Ray Dataset. Write it to Parquet"):
-        diva_ray.train(table, ray.data.from_arrow(forms[3]), cluster=INLINE, quiet=True)
