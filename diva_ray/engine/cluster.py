@@ -15,6 +15,7 @@ from diva_ray.data.table import Table
 from diva_ray.engine import device
 from diva_ray.engine.autoscale import await_workers, check_resources
 from diva_ray.engine.context import Kernel
+from diva_ray.engine.inline import solve_here
 from diva_ray.engine.meter import Meter
 from diva_ray.engine.metrics import PassMetrics
 from diva_ray.engine.reduce import add_in_order, sections
@@ -120,7 +121,7 @@ class Cluster:
     def solve(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return function(*args), on the GPU of the first worker if there is one and the matrices are large."""
         if not self.gpus or not device.is_large(args):
-            return function(*args)
+            return solve_here(function, args)
         try:
             return fetch(self.actors[0].solve.remote(function, *args), self.pass_timeout)
         except ray.exceptions.RayTaskError as error:

@@ -175,11 +175,16 @@ def row_bytes(width: int, outputs: int, itemsize: int, draws: int = 0) -> int:
     return itemsize * (COPIES * width + 14 * outputs + 3 * draws)
 
 
-def is_large(args: Any) -> bool:
-    """Return whether a solve has square sums of so many columns that a device is worth the way."""
+def side_of(args: Any) -> int:
+    """Return of how many columns the square sums of a solve are."""
     sides = [0]
     mapped(args, Tensor, lambda x: sides.append(x.shape[0]) if x.ndim == 2 and x.shape[0] == x.shape[1] else None)
-    return max(sides) >= LARGE
+    return max(sides)
+
+
+def is_large(args: Any) -> bool:
+    """Return whether a solve has square sums of so many columns that a device is worth the way."""
+    return side_of(args) >= LARGE
 
 
 def solve_on(device: torch.device, function: Any, args: Any) -> Any:

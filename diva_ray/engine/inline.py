@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from diva_ray.data.shards import Columns, Extent, Shard
 from diva_ray.data.table import Table
@@ -16,6 +17,8 @@ from diva_ray.engine.context import Kernel
 from diva_ray.engine.meter import Counted, Meter
 from diva_ray.engine.reduce import add_in_order, sections
 from diva_ray.engine.shelf import IN_MEMORY, Keeping, Shelf
+
+SMALL = 512  # columns up to which a second thread gains nothing in a solve
 
 
 class Inline:
@@ -96,7 +99,7 @@ class Inline:
     def solve(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return function(*args), on the device if there is one and the matrices are large."""
         if self.device == device.CPU or not device.is_large(args):
-            return function(*args)
+            return solve_here(function, args)
         return device.solve_on(self.device, function, args)
 
     def duplicate(self, field: str, *, pool: bool = False) -> int | None:
@@ -117,6 +120,24 @@ class Inline:
         self.known = {"device": self.device}
         self.shelf.close()
         self.threads.restore()
+
+
+def solve_here(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Return function(*args), with one thread of BLAS where matrices are small.
+
+    OpenBLAS's threads gain nothing there, and wait for each other after every product: on two idle cores solves took up
+    to ten times as long with two, and sixty times where other programs kept the cores busy (RESULTS.md).
+    """
+    if device.side_of(args) > SMALL:
+        return function(*args)
+    with _libraries().limit(limits=1, user_api="blas"):
+        return function(*args)
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Return the BLAS libraries of this process, which take a while to find."""
+    return ThreadpoolController()
 
 
 class Threads:

@@ -21,7 +21,7 @@ from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
 from diva_ray.core.leave_out import leave_out
 from diva_ray.core.ridge import FitAccumulator, solve
-from diva_ray.engine import context, pairs, passes, shelf
+from diva_ray.engine import context, inline, pairs, passes, shelf
 from diva_ray.engine import device as devices
 from diva_ray.engine import pool as pools
 from diva_ray.errors import InputError
@@ -258,6 +258,23 @@ def test_solves_on_a_device_are_those_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", lambda A: (A[0] / 0, A))  # a GPU's may find no numbers and not say so
     with Simulated(), pytest.raises(ValueError, match=r"sums must be finite, got eigenvalues that are not. Scale"):
         factors.eigen_(torch.eye(4, dtype=torch.float64).to(DEVICE))
+
+
+def test_a_small_solve_takes_one_thread_and_gives_the_others_back():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads(*_):
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    def fails(A):
+        raise ValueError("not positive definite")
+
+    with threadpool_limits(2, user_api="blas"):
+        assert inline.solve_here(threads, (torch.zeros(inline.SMALL, inline.SMALL),)) == {1}
+        assert inline.solve_here(threads, (torch.zeros(inline.SMALL + 1, inline.SMALL + 1),)) == {2}
+        with pytest.raises(ValueError, match="definite"):
+            inline.solve_here(fails, (torch.zeros(40, 40),))
+        assert threads() == {2}
 
 
 def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
