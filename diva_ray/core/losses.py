@@ -132,7 +132,7 @@ def _told(call: Callable[[], Any]) -> Any:
     """Return what the user's code does; say of what it raises that it is theirs."""
     try:
         return call()
-    except Exception as error:
+    except Exception as error:  # the user's code raises what it likes
         told = " ".join(str(error).split())
         raise ValueError(
             f"loss: the callable must work on outputs and targets, got {type(error).__name__} ({told[:300]}). Change "
