@@ -28,9 +28,11 @@ from diva_ray.engine.context import (
     group_codes,
     keep_weights,
     targets,
+    validation_weights,
     weights_after,
 )
 from diva_ray.engine.left_out import leverage_error
+from diva_ray.engine.passes import leave_one_out, left_out_rows
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
@@ -265,44 +267,59 @@ def sum_again(shard: Shard, known: Known) -> Tally:
     return Tally({name: total.sums() for name, total in sums.items()})
 
 
+def leave_table_out(shard: Shard, known: Known) -> Partial:
+    """The adjoint pass over a resident shard; its rows' left-out errors are kept under the name `known["errors"]`."""
+    found = leave_one_out(shard, known)
+    _keep_errors(shard, known, left_out_rows(shard, known).wrong)
+    return found
+
+
 def core_error(shard: Shard, known: Known) -> Tally:
-    """Return loss and errors of the left-out predictions of a resident shard, nothing else: n p^2 operations."""
+    """Return loss and errors of the left-out predictions of a resident shard, nothing else: n p^2 operations; its rows'
+    errors are kept under the name `known["errors"]`."""
     setup: Setup = known["setup"]
-    loss = setup.loss_function()
+    loss, several = setup.loss_function(), setup.task == "multilabel"
     total = torch.zeros(2, dtype=torch.float64, device=device_of(known))
+    every = torch.empty(len(shard), dtype=torch.float64)
     for b in blocks(shard, known):
-        outputs = _left_out(shard, b, b.Z, known["solution"])
-        wrong = losses.errors(outputs, b.Y, several=setup.task == "multilabel")
+        outputs = _left_out(shard, b, known["solution"])
+        wrong = losses.errors(outputs, b.Y, several=several)
         total += torch.stack([b.v.double() @ loss(outputs, b.Y)[0].double(), b.v.double() @ wrong])
+        every[b.start : b.stop] = wrong
+    _keep_errors(shard, known, every)
     return Tally(loss=total[0], wrong=total[1])
 
 
+def _keep_errors(shard: Shard, known: Known, wrong: Tensor) -> None:
+    known["store"].write_arrays(_errors_file(shard, known["errors"]), {"wrong": wrong.float().numpy()})
+
+
+def _errors_file(shard: Shard, name: str) -> str:
+    return f"weights/errors-{name}-{shard.extent.index:05d}.npz"
+
+
 def compare_errors(shard: Shard, known: Known) -> Tally:
-    """Return by how much the left-out errors of a resident shard's rows under the first of the `known["compared"]` fits
-    are above those under each other, summed with the rows' validation weights, and over units (rows, or groups that
-    leave together) their number and the sums of their squares. n p^2 operations a fit."""
-    several, codes = known["setup"].task == "multilabel", group_codes(shard, known)
-    fits = known["compared"]
-    difference, square = torch.zeros(2, len(fits) - 1, dtype=torch.float64)
-    units = 0
-    for b in blocks(shard, known):
-        outputs = (_left_out(shard, b, spare(b.Z), fit) for fit in fits)
-        after, *others = (losses.errors(one, b.Y, several=several) for one in outputs)
-        above = torch.stack([b.v.double() * (after - one).double() for one in others], 1).cpu()
-        heard = b.v.cpu() > 0
-        names, unit = torch.unique(codes[b.start : b.stop][heard], return_inverse=True)
-        by_unit = torch.zeros(len(names), len(others), dtype=torch.float64).index_add_(0, unit, above[heard])
-        difference, square, units = difference + by_unit.sum(0), square + by_unit.square().sum(0), units + len(names)
-    return Tally(difference=difference, square=square, units=units)
+    """Return, for every pair of `known["compared"]` names, by how much the first's kept left-out errors of a resident
+    shard's rows are above the second's, summed with the rows' validation weights, and over units (rows, or groups that
+    leave together) their number and the sums of their squares."""
+    pairs, v = known["compared"], validation_weights(shard, known)
+    heard = v > 0
+    files = {name: known["store"].read_arrays(_errors_file(shard, name)) for pair in pairs for name in pair}
+    errors = {name: v[heard] * torch.from_numpy(file["wrong"]).double()[heard] for name, file in files.items()}
+    names, unit = torch.unique(group_codes(shard, known)[heard], return_inverse=True)
+    by_unit = torch.zeros(len(pairs), len(names), dtype=torch.float64)
+    for k, (one, other) in enumerate(pairs):
+        by_unit[k].index_add_(0, unit, errors[one] - errors[other])
+    return Tally(difference=by_unit.sum(1), square=by_unit.square().sum(1), units=len(names))
 
 
-def _left_out(shard: Shard, b: Block, Z: Tensor, solution: Mapping[str, Tensor]) -> Tensor:
-    """Return what a fit without each row of a block predicts for it; Z, the block's rows, is overwritten."""
-    F = Z @ solution["W"]
+def _left_out(shard: Shard, b: Block, solution: Mapping[str, Tensor]) -> Tensor:
+    """Return what a fit without each row of a block predicts for it; the block's rows are overwritten."""
+    F = b.Z @ solution["W"]
     F = F if b.offset is None else F + b.offset
     r = losses.subtract_from_targets(b.Y, F)
     try:
-        left = leave_out(multiply_triangular_(Z, solution["whiten"], upper=True), r, b.alpha, b.group_rows)
+        left = leave_out(multiply_triangular_(b.Z, solution["whiten"], upper=True), r, b.alpha, b.group_rows)
     except LeverageError as error:
         raise leverage_error(shard, b.start + error.row, error.leverage) from error
     return F + r - left.e

@@ -32,7 +32,7 @@ from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
-FORMAT = 7  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 8  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 

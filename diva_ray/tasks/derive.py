@@ -16,7 +16,7 @@ from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.engine import check, passes
 from diva_ray.engine.context import ValidationRows
-from diva_ray.engine.reduce import Partial
+from diva_ray.engine.reduce import Partial, Rows
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError, LostLeverageError
 from diva_ray.tasks.derived import (
@@ -163,9 +163,7 @@ def score_rows(runner: Runner, setup: Setup, solution: Solution, left: Partial) 
     """Return dL/dLambda of every column and the score pass: derivative and standard error stay with the shards."""
     found, penalty = runner.timed("solve", solve_adjoint, solution, left.sums, setup.inputs)
     runner.engine.tell(adjoint=found.to(setup.dtype), score_files=runner.files("score"))
-    runner.engine.tell(
-        validation=None if left.rows is None else validation_rows(solution, left.rows.joined(), setup.dtype)
-    )
+    runner.engine.tell(validation=None if left.rows is None else validation_rows(solution, left.rows, setup.dtype))
     return penalty, runner.run(passes.score, "score")
 
 
@@ -251,10 +249,11 @@ def tell_solution(runner: Runner, solution: Solution, dtype: torch.dtype, residu
     )
 
 
-def validation_rows(solution: Solution, rows: tuple[Tensor, ...], dtype: torch.dtype) -> ValidationRows:
+def validation_rows(solution: Solution, rows: Rows, dtype: torch.dtype) -> ValidationRows:
     """Return what exact standard errors need of every validation row, for broadcast."""
-    U, t, moved, codes = rows
+    U, t, moved, codes = rows.joined()
     known, group = torch.unique(codes, return_inverse=True)
-    return ValidationRows(
-        multiply(U.double(), solution.Linv).T.to(dtype).contiguous(), Validation(t, moved, group), known
-    )
+    reach = torch.empty(U.shape[1], len(U), dtype=dtype)
+    for part, into in zip(U.split(1024), reach.split(1024, 1), strict=True):  # few of them in float64 at a time
+        into.copy_(multiply(part.double(), solution.Linv).T)
+    return ValidationRows(reach, Validation(t, moved, group), known)

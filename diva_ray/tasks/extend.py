@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diva_ray.config import ExtendConfig
 from diva_ray.core import choose, loss_verdict, verdict
-from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.data.shards import Extent
 from diva_ray.engine import pool, selected
 from diva_ray.engine.reduce import Partial
@@ -21,7 +20,6 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of
-from diva_ray.tasks.derive import validation_rows
 from diva_ray.tasks.enroll import enroll, losses_on_another_scale
 from diva_ray.tasks.extended import figures, sheet_of, told
 from diva_ray.tasks.gauge import Gauge
@@ -193,16 +191,13 @@ class Extension:
     def score(self, k: int, batch: int, total: int) -> None:
         """Score the pool in one read; fit the rule for its labels; add this round's slice to the uniform choice."""
         engine = self.runner.engine
+        self.gauge.tell_derivative()
         left, self.setup = self.gauge.left, self.gauge.setup
-        adjoint, _ = self.runner.timed("solve", solve_adjoint, self.gauge.solution, left.sums)
-        engine.tell(adjoint=adjoint.to(self.setup.dtype))
-        if left.rows is not None:
-            engine.tell(validation=validation_rows(self.gauge.solution, left.rows.joined(), self.setup.dtype))
         self.find_lonely()
-        calibrated = calibrate(self.runner, self.setup, left.tally, self.session.scored())
+        calibrated = calibrate(self.runner, self.setup, left, self.session.scored())
         engine.forget("pool")
         if self.setup.task == "classification":
-            engine.tell(new=hardly_known(left.tally["class_n"]))
+            engine.tell(new=hardly_known(left["class_n"]))
         row = self.setup.scale.width * self.setup.dtype.itemsize
         # Of the random order in which helping rows are taken, the part that this round will probably reach; however
         # many workers there are, as quotas follow what is in it.
@@ -216,12 +211,12 @@ class Extension:
         classes = 2 if self.setup.task == "multilabel" else self.setup.outputs  # rows with a slip, and without
         histogram = found.tally["evidence"]
         if self.setup.task in ("classification", "multilabel"):
-            told = tells_of_classes(calibrated, left.tally["levels"], self.setup.outputs)
+            told = tells_of_classes(calibrated, left["levels"], self.setup.outputs)
             rule = verdict.fit_verdict(histogram, classes, shows=told)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)
         numbers = self.setup.task in ("regression", "vector")
-        if numbers and k == 0 and (far := losses_on_another_scale(histogram, left.tally, self.session.scan.counts)):
+        if numbers and k == 0 and (far := losses_on_another_scale(histogram, left, self.session.scan.counts)):
             log.warning("%s", far)
         self.noise_rate = rule.noise_rate if k == 0 else self.noise_rate
         engine.tell(pool_verdict=rule)
@@ -231,7 +226,7 @@ class Extension:
         they are most rows, rows are chosen by the derivative alone."""
         if self.setup.task != "classification" or self.session.validation != "leave-one-out":
             return
-        rows = self.gauge.left.tally["class_n"]
+        rows = self.gauge.left["class_n"]
         lonely = (rows == 1) & (self.taken == 0 if self._by_class else True)
         self.blind = bool(rows[lonely].sum() > rows.sum() / 2)
         self.was_blind |= self.blind
@@ -282,9 +277,9 @@ class Extension:
 def _finish(work: Extension) -> Result:
     """Write the chosen rows, and describe."""
     session, folder = work.session, work.session.folder
-    differences = work.gauge.differences(work.kept)  # before rows are written: the pass that ends the run
+    work.gauge.compare()  # before rows are written: the pass that ends the run
     work.runner.engine.tell(folder=folder, rounds=work.kept["rounds"])
     written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
-    summary = figures(session, work, written, differences)
+    summary = figures(session, work, written)
     conclude(session, summary, render_sheet(sheet_of(session, work, summary)))
     return Result(summary, folder, session.plan.kind != "inline", told(summary), "selected")

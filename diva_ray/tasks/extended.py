@@ -22,8 +22,8 @@ LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with o
 CLEAR = 1.96  # standard errors beyond which a difference is told as one
 
 
-def figures(session: Session, work: Extension, written: Tally, differences: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of summary.json; `differences` are those of the kept step, as its gauge gives them."""
+def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]:
+    """Return the figures of summary.json."""
     config, setup = work.config, work.setup
     pool, by = int(work.pool_counts.sum()), session.config.data.truth
     steps, kept = work.gauge.steps, work.kept
@@ -41,7 +41,7 @@ def figures(session: Session, work: Extension, written: Tally, differences: dict
         "single_shot": work.was_blind,
         "error_before": steps[0]["error"],
         "error_after": kept["error"],
-        "error_difference": differences,
+        "error_difference": {name: kept[name] for name in ("to_before", "to_uniform") if name in kept},
         **({"planted": right_of_chosen(written, pool, by)} if "wrong" in written else {}),
         "best_budget": work.best["chosen"],
         "error_by_budget": steps,
@@ -174,14 +174,17 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
     """Return the contents of report.html."""
     s, (error, shape) = summary, error_words(summary)
     steps, kept = s["error_by_budget"], kept_step(s)
-    ours = {"name": "chosen", "y": [step["error"] for step in steps], "strong": True}
+    ours: dict[str, Any] = {"name": "chosen", "y": [step["error"] for step in steps], "strong": True}
+    for end, sign in (("low", -1), ("high", 1)):
+        errors = (step["to_uniform"]["standard_error"] if step["chosen"] else 0.0 for step in steps)
+        ours[end] = [step["error"] + sign * CLEAR * error for step, error in zip(steps, errors, strict=True)]
     beside = {"name": "at random", "y": [step["error_uniform"] for step in steps]}
     parts: list[Any] = [
         Lines(
             f"Left-out {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
             f"On {_validated(s)}; the pool's own labels are not asked. At random: about as many rows, counted in "
-            "summary.json. Standard errors are known of the rows that are kept alone (above): between other points "
-            "small steps may be chance.",
+            "summary.json. The band is the 95 % interval of the difference between the two, row by row: where the line "
+            "at random leaves it, choosing differs from it beyond chance.",
             "rows added", error, percent_y=error == "error",
         )
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.data.shards import Extent
@@ -15,7 +16,7 @@ from diva_ray.engine import passes, pool
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
-from diva_ray.tasks.derive import fit_with_room, tell_solution
+from diva_ray.tasks.derive import fit_with_room, tell_solution, validation_rows
 from diva_ray.tasks.derived import MOST_CONDITION, best_ridge, penalty_pattern
 from diva_ray.tasks.session import Session
 
@@ -24,16 +25,13 @@ log = logging.getLogger("diva_ray")
 BEYOND_CHANCE = 3.0  # standard errors by which the left-out error must rise: the least of ten is so partly by luck
 
 
-Fit = dict[str, torch.Tensor]  # W and whiten: what left-out predictions take of a solution
-
-
 class Gauge:
     """What is known after every round.
 
     Attributes:
         setup: its dtype is that of the sums, float64 from where float32 would lose the fit.
         steps: after so many rounds: rows chosen, of them `helpful`, error, loss, the same of uniform choice, ridge.
-        solution: of the fit to the table and all chosen rows; `left`: what leaving the table's rows out of it found.
+        left: what leaving the table's rows out of the fit to the table and all chosen rows has found.
     """
 
     def __init__(self, session: Session, setup: Setup, ridge: float | str, extents: list[Extent]) -> None:
@@ -44,11 +42,8 @@ class Gauge:
         self.uniform_sums = self.sums
         self.rounds = self.chosen = self.helpful = self.uniform_chosen = 0
         self.steps: list[dict[str, Any]] = []
-        self.solution: Solution
-        self.left: Partial
-        self._first: Fit  # to the table alone
-        self._now: list[Fit]  # the fit to table and chosen rows, and to as many chosen at random
-        self._best: list[Fit]  # the same of the step with the least error
+        self.left: Tally
+        self._derivative: tuple[Solution, Partial] | None = None  # what it follows from, until it is told
 
     def add(self, rounds: int, sums: FitSums, chosen: int, helpful: int) -> None:
         """Add rows chosen in the last of so many rounds, of which `helpful` help."""
@@ -68,69 +63,68 @@ class Gauge:
         """Fit to the table and what was chosen; note the left-out error on the table, beside that of uniform choice."""
         if self.steps and self.steps[-1]["chosen"] == self.chosen:
             return
+        self._derivative = None
+        self.runner.engine.forget("adjoint", "validation")  # no p x p beside those of a fit but the sums
         fitted = self._fit(self.uniform_sums)
         if fitted is None:
             return self._measure_in_double()
         tell_solution(self.runner, fitted[0], self.setup.dtype)
-        uniform = fitted[0]
+        self.runner.engine.tell(errors=_uniform(self.rounds))
+        del fitted  # a p x p that the next fit need not lie beside
         beside: Tally = self.runner.run(pool.core_error, "uniform")
         fitted = self._fit(self.sums)
         if fitted is None:
             return self._measure_in_double()
-        self.solution, ridge = fitted
-        tell_solution(self.runner, self.solution, self.setup.dtype)
+        solution, ridge = fitted
+        tell_solution(self.runner, solution, self.setup.dtype)
+        self.runner.engine.tell(errors=_chosen(self.rounds))
         self.runner.engine.forget("rows")
-        self.left = self.runner.run(passes.leave_one_out, "leave-out")
-        tally, v = self.left.tally, self.session.scan.counts["validation"]
+        left: Partial = self.runner.run(pool.leave_table_out, "leave-out")
+        self._derivative, self.left = (solution, left), left.tally
+        tally, v = left.tally, self.session.scan.counts["validation"]
         self.steps.append({
             "rounds": self.rounds, "chosen": self.chosen, "helpful": self.helpful, "error": tally["wrong"] / v,
             "loss": tally["loss"] / v, "uniform_chosen": self.uniform_chosen,
             "error_uniform": float(beside["wrong"]) / v, "loss_uniform": float(beside["loss"]) / v, "ridge": ridge,
         })  # fmt: skip
-        self._now = [self._of(one) for one in (self.solution, uniform)]
-        if len(self.steps) == 1:
-            self._first = self._now[0]
-        if self.least is self.steps[-1]:
-            self._best = self._now
         return None
 
-    def _of(self, solution: Solution) -> Fit:
-        """Return what left-out predictions take of a fit."""
-        W, Linv = (one.to(self.setup.dtype) for one in (solution.W, solution.Linv))
-        return {"W": W, "whiten": Linv.T.contiguous()}
+    def tell_derivative(self) -> None:
+        """Make known from what the derivative of pool rows follows, and give up the sums that took."""
+        assert self._derivative is not None
+        (solution, left), self._derivative = self._derivative, None
+        adjoint, _ = self.runner.timed("solve", solve_adjoint, solution, left.sums)
+        self.runner.engine.tell(adjoint=adjoint.to(self.setup.dtype))
+        if left.rows is not None:
+            self.runner.engine.tell(validation=validation_rows(solution, left.rows, self.setup.dtype))
 
     def rises(self) -> bool:
-        """Return whether the left-out error is higher than the least before, beyond chance: row by row (group by group)
-        under both fits, 2 n p^2 operations, where it is higher at all. Not the loss: cross-entropy rises with the ridge
-        alone."""
-        if self.steps[-1] is self.least:
+        """Return whether the left-out error is higher than the least before, beyond chance, row by row (group by
+        group). Not the loss: cross-entropy rises with the ridge alone."""
+        now, least = self.steps[-1], self.least
+        if now is least:
             return False
-        (total, error), *_ = self._compare([self._now[0], self._best[0]])
-        return total > BEYOND_CHANCE * error
+        ((rise, error),) = self._compare([(_chosen(now["rounds"]), _chosen(least["rounds"]))])
+        return rise > BEYOND_CHANCE * error
 
-    def differences(self, kept: dict[str, Any]) -> dict[str, dict[str, float]]:
-        """Return by how much the left-out error of a step, the last or the least, is above that of the table alone and
-        of as many rows chosen at random, each with its standard error over rows (or groups): one look at the table,
-        3 n p^2 operations. Nothing where nothing was chosen."""
-        if not kept["chosen"]:
-            return {}
-        ours, uniform = self._now if kept is self.steps[-1] else self._best
-        v = self.session.scan.counts["validation"]
-        found = self._compare([ours, self._first, uniform])
-        return {
-            name: {"difference": total / v, "standard_error": error / v}
-            for name, (total, error) in zip(("to_before", "to_uniform"), found, strict=True)
-        }
+    def compare(self) -> None:
+        """Note of every step by how much its left-out error is above that of the table alone and of as many rows chosen
+        at random, each with its standard error over rows (or groups)."""
+        steps = [step for step in self.steps if step["chosen"]]
+        pairs = [(_chosen(s["rounds"]), other) for s in steps for other in (_chosen(0), _uniform(s["rounds"]))]
+        found = iter(self._compare(pairs) if pairs else ())
+        for step in steps:
+            for name in ("to_before", "to_uniform"):
+                step[name] = dict(zip(("difference", "standard_error"), next(found), strict=True))
 
-    def _compare(self, fits: list[Fit]) -> list[tuple[float, float]]:
-        """Return by how much the summed left-out error of the first fit is above that of every other, with its standard
-        error."""
-        compared = [{name: value.to(self.setup.dtype) for name, value in fit.items()} for fit in fits]
-        self.runner.engine.tell(compared=compared)
-        found: Tally = self.runner.run(pool.compare_errors, "compare")
-        self.runner.engine.forget("compared")
-        pairs = zip(found["difference"].tolist(), found["square"].tolist(), strict=True)
-        return [(total, max(square - total**2 / found["units"], 0.0) ** 0.5) for total, square in pairs]
+    def _compare(self, pairs: list[tuple[str, str]]) -> list[tuple[float, float]]:
+        """Return by how much the mean of the first of each pair of kept left-out errors is above the second's, with its
+        standard error."""
+        self.runner.engine.tell(compared=pairs)
+        found: Tally = self.runner.run(pool.compare_errors, "compare", features=False)
+        sums = zip(found["difference"].tolist(), found["square"].tolist(), strict=True)
+        units, v = found["units"], self.session.scan.counts["validation"]
+        return [(total / v, max(square - total**2 / units, 0.0) ** 0.5 / v) for total, square in sums]
 
     def _fit(self, sums: FitSums) -> tuple[Solution, float] | None:
         """Return the fit, and the ridge with the least left-out squared error on the table; None where float32 sums
@@ -161,3 +155,13 @@ class Gauge:
         found: Tally = self.runner.run(pool.sum_again, "fit", self.extents)
         self.sums, self.uniform_sums = table + found["chosen"], table + found["uniform"]
         self.measure()
+
+
+def _chosen(rounds: int) -> str:
+    """Return the name of the left-out errors under the fit to the table and what was chosen in so many rounds."""
+    return f"chosen{rounds}"
+
+
+def _uniform(rounds: int) -> str:
+    """Return the same of as many rows chosen at random."""
+    return f"uniform{rounds}"

@@ -62,6 +62,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     state = cost.state()
     if isinstance(config, TuneConfig):  # fit sums of every fold
         state += 8 * p * p * 3 * config.folds
+    elif isinstance(config, ExtendConfig):  # those beside uniform choice, and of a round's slice of it
+        state += 8 * p * p * 2
     extents = split(table, replace(opened.columns, group=None))
     row = sum(width * size for width, size in widths)
     fewest = min(costs, key=lambda one: one.vectors)  # both directions of pairs take as many

@@ -198,7 +198,7 @@ def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(tmp_path, simulated,
     for task, data, options, table in runs:
         first = task(*data, cluster=HERE, quiet=True, **options)
         agree(first, simulated(task, *data, **options), table=table)
-    assert len(compared) >= 4, "the rise, and what the page says of the end"
+    assert len(compared) >= 4, "the rise, and what the page says of every step"
 
 
 def test_several_labels_on_a_device_are_judged_as_on_a_cpu(simulated):

@@ -144,8 +144,14 @@ def test_the_change_of_the_error_has_the_standard_error_of_refits():
     gaps = result.summary["error_difference"]
     assert gaps["to_before"]["difference"] == pytest.approx(change.mean(), abs=1e-12)
     assert gaps["to_before"]["standard_error"] == pytest.approx(change.std() / np.sqrt(150), rel=1e-9)
-    last = result.summary["error_by_budget"][-1]
-    assert gaps["to_uniform"]["difference"] == pytest.approx(last["error"] - last["error_uniform"], abs=1e-12)
+    start, first, last = result.summary["error_by_budget"]
+    assert "to_before" not in start and last["to_before"] == gaps["to_before"]
+    change = left_out(core, rows[: first["chosen"]], pool) - left_out(core, rows[:0], pool)
+    assert first["to_before"]["difference"] == pytest.approx(change.mean(), abs=1e-12)
+    assert first["to_before"]["standard_error"] == pytest.approx(change.std() / np.sqrt(150), rel=1e-9)
+    for step in (first, last):
+        gap = step["error"] - step["error_uniform"]
+        assert step["to_uniform"]["difference"] == pytest.approx(gap, abs=1e-12)
     nothing = run({**core, "w": np.ones(150)}, {**pool, "w": np.zeros(600)}, weight="w").summary
     assert nothing["error_difference"] == {}
 

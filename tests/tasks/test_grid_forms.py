@@ -53,7 +53,7 @@ def test_fewer_rows_than_columns_have_the_same_grid_in_either_form(tiles):
     expected, reduced = diva_ray.score(few, **options), tiles()
     found = diva_ray.score(few, **options)
     assert found.summary["form"] == "dual" and reduced == [15]
-    np.testing.assert_allclose(grid_of(found), grid_of(expected), rtol=1e-9)
+    np.testing.assert_allclose(grid_of(found), grid_of(expected), rtol=1e-7)  # conditions up to 1e8
 
 
 @pytest.mark.parametrize("rows", [25, 40])  # on the space that the rows span, and on the columns themselves
