@@ -85,11 +85,7 @@ def run(
     config.weights = None if config.weights == "none" else config.weights
     check(config, loss)
     build = choose_module(config, build)
-    folder = None
-    if type(test_rows).__module__.startswith("ray.data"):
-        folder = open_folder(config)
-        test_rows = from_dataset(test_rows, folder, "test", plan=config.plan)
-    data, test = open_both(config, data, test_rows)
+    data, test, folder = open_both(config, data, test_rows)
     given = look_ahead(config, data, loss, test)
     folder = folder or open_folder(config)
     if type(data).__module__.startswith("ray.data") and not config.plan:
@@ -154,9 +150,10 @@ def choose_module(config: TrainConfig, given: Callable | None) -> Callable[..., 
     return build
 
 
-def open_both(config: TrainConfig | TuneConfig, data: Any, test: Any) -> tuple[Any, Table]:
-    """Return the table (a Ray Dataset as it is) and the test table; the built-in digits are split by themselves."""
-    named = config.test.path if test is None else test
+def open_both(config: TrainConfig | TuneConfig, data: Any, test: Any) -> tuple[Any, Table, Folder | None]:
+    """Return the table (a Ray Dataset as it is) and the test table, and the output folder where a Ray Dataset of test
+    rows was written there; the built-in digits are split by themselves."""
+    named, folder = config.test.path if test is None else test, None
     builtin = data is None and config.data.path is None and config.data.builtin == "digits"
     if named is None and builtin:
         rows = digits(config.data.noise, config.seed)
@@ -167,19 +164,16 @@ def open_both(config: TrainConfig | TuneConfig, data: Any, test: Any) -> tuple[A
         apart = apart.set_column(label, "label", apart["true_label"])
         config.data.truth = config.data.truth or "true_label"
         name = f"scikit-learn's digits, {config.data.noise:.0%} of the labels flipped"
-        return from_arrow(rest, name), from_arrow(apart, "a fifth of scikit-learn's digits", "test.path")
+        return from_arrow(rest, name), from_arrow(apart, "a fifth of scikit-learn's digits", "test.path"), None
     if named is None:
         raise InputError("test.path: a table of test rows must be named, got none. Set `test.path`.")
     table = open_data(
         data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
     )
-    found = open_data(named, None, 0.0, 0, "test.path")
-    if not isinstance(found, Table):
-        raise InputError(
-            "test.path: must be a path, an Arrow table, a DataFrame or a mapping of arrays, got a Ray Dataset. Write "
-            "it to Parquet, and give its path."
-        )
-    return table, found
+    if type(named).__module__.startswith("ray.data"):
+        folder = open_folder(config)
+        named = from_dataset(named, folder, "test", plan=config.plan)
+    return table, open_data(named, None, 0.0, 0, "test.path"), folder
 
 
 def look_ahead(config: TrainConfig, data: Any, loss: Callable | None, test: Table) -> Given | None:

@@ -74,8 +74,8 @@ def tune(
         data: as for `diva_ray.score`.
         space: of every name that varies, {"choice": [...]}, {"loguniform": [low, high]}, {"uniform": [low, high]} or
             one value; see `TuneConfig`.
-        test: path, Arrow table, DataFrame or mapping of arrays with the same columns, on which the best trial alone is
-            judged, fitted to all rows.
+        test: path, Arrow table, DataFrame, Ray Dataset or mapping of arrays with the same columns, on which the best
+            trial alone is judged, fitted to all rows.
         quiet: no progress.
         **options: columns and fields of `TuneConfig`.
 
@@ -108,11 +108,11 @@ def run(
     check_options(config)
     space = check(config)
     builtin = data is None and config.data.path is None and config.data.builtin == "digits"
-    test = test_rows
+    test, folder = test_rows, None
     if config.test.path or test_rows is not None or builtin:
-        data, test = open_both(config, data, test_rows)
+        data, test, folder = open_both(config, data, test_rows)
     look_ahead(config, data, loss, test, space)
-    session = begin(config, data, loss, quiet=quiet, pool=test)
+    session = begin(config, data, loss, quiet=quiet, pool=test, folder=folder)
     if isinstance(session, Plan):
         return session
     try:

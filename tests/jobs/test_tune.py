@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 
 import diva_ray
@@ -151,12 +153,16 @@ def test_optuna_searches_too_and_the_seed_decides(ray_cluster):
 
 
 @pytest.mark.ray
-def test_every_row_of_a_test_table_counts_whatever_it_weighs_in_validation(ray_cluster):
+def test_every_row_of_a_test_table_a_ray_dataset_too_counts_whatever_it_weighs_in_validation(ray_cluster, tmp_path):
     table, test, space = two_bands(200), two_bands(100, seed=1), {"ridge": 1.0}
     v = np.random.default_rng(2).choice([0.0, 1.0], 100)
     table, test = {**table, "v": np.ones(200)}, {**test, "v": v}
-    found = run(table, space, test=test, validation_weight="v", trials=1, folds=2)
+    lists = {name: list(test[name]) for name in ("image", "text")}
+    rows = ray.data.from_arrow(pa.table({**test, **lists}))
+    options = {"validation_weight": "v", "trials": 1, "folds": 2}
+    found = run(table, space, test=rows, output=str(tmp_path / "run"), **options)
     assert found.summary["test_error"]["rows"] == 100
+    assert found.summary["test_error"] == run(table, space, test=test, **options).summary["test_error"]
 
 
 @pytest.mark.ray
