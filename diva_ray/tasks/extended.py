@@ -183,8 +183,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         Lines(
             f"Left-out {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
             f"On {_validated(s)}; the pool's own labels are not asked. At random: about as many rows, counted in "
-            "summary.json. The band is the 95 % interval of the difference between the two, row by row: where the line "
-            "at random leaves it, choosing differs from it beyond chance.",
+            "summary.json. The band is the 95\N{NO-BREAK SPACE}% interval of the difference between the two, row by "
+            "row: where the line at random leaves it, choosing differs from it beyond chance.",
             "rows added", error, percent_y=error == "error",
         )
     ]  # fmt: skip

@@ -288,7 +288,7 @@ def _by_value(name: str, kind: str, rows: list[dict[str, Any]], error: str, shap
             key: [row[source] for row in whole] for key, source in (("y", "error"), ("low", "low"), ("high", "high"))
         }
         series = [{"name": error, "strong": True, "apart": True, **ends}]
-        intro = "Every whole trial with its 95 % interval over rows; other options vary too."
+        intro = "Every whole trial with its 95\N{NO-BREAK SPACE}% interval over rows; other options vary too."
         percent = shape is words.percent
         return Lines(f"{error.capitalize()} by {name}", at, series, intro, f"log10 {name}", error, percent_y=percent)
     values: dict[str, list[dict[str, Any]]] = {}
