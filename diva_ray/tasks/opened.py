@@ -41,6 +41,9 @@ from diva_ray.tasks.space import tuning_work
 from diva_ray.threads import blas_environment
 
 TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
+# Operations of all passes up to which this process takes one thread: more gain a second at the most, and wait for each
+# other where other programs keep the cores busy (RESULTS.md). Of sizes alone, so that bits are the same on every day.
+ONE_THREAD = 2e11
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
 
@@ -72,13 +75,14 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
     sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS, dataset=False)
-    threads = config.cluster.threads or (torch.get_num_threads() if kind == "inline" else 1)
+    times, notes = more_work(config, opened)
+    little = times * sum(one.operations() for one in costs) < ONE_THREAD
+    threads = config.cluster.threads or (1 if little or kind != "inline" else torch.get_num_threads())
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
     workers = 1 if kind == "inline" else max(1, min(asked, len(extents)))
     rate = planning.product_rate(threads)
     spent = [one.seconds(rate) for one in costs]
     passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
-    times, notes = more_work(config, opened)
     seconds, alone = (times * sum(part) for part in zip(*spent, strict=True))
     if isinstance(config, TrainConfig):
         passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["train"]

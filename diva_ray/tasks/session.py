@@ -193,7 +193,8 @@ def start(
     if plan.kind == "inline":
         from diva_ray.engine.inline import Inline
 
-        return Runner(Inline(tables, columns, extents, config.cluster.threads, plan.keeping), quiet)
+        threads = config.cluster.threads or (1 if plan.threads == 1 else None)  # None: as the process has them
+        return Runner(Inline(tables, columns, extents, threads, plan.keeping), quiet)
     from diva_ray.engine.cluster import Cluster
     from diva_ray.engine.connect import memory_per_worker
 

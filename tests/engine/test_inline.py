@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import diva_ray
 from diva_ray.engine import context, passes
 from diva_ray.tasks import derive as deriving
+from diva_ray.tasks import opened as planned
 from diva_ray.tasks.derive import derive, fit_ridge
 from tests.engine.runs import begun, opened, small_task
 
@@ -167,7 +168,7 @@ def test_results_lost_by_a_worker_are_computed_again():
     assert torch.equal(passes.left_out_rows(shard, runner.engine.known).r, rows.r)
 
 
-def test_threads_are_those_asked_for_while_a_run_lasts_and_no_longer():
+def test_threads_are_those_asked_for_while_a_run_lasts_and_no_longer(monkeypatch):
     def counts():
         return {
             torch.get_num_threads(),
@@ -188,5 +189,10 @@ def test_threads_are_those_asked_for_while_a_run_lasts_and_no_longer():
             diva_ray.score(data, loss=loss, ridge=1.0, cluster={"kind": "inline", "threads": 1}, quiet=True)
             assert seen and all(found == {1} for found in seen)
             assert counts() == {2}
+            for least, threads in ((0.0, 2), (1e12, 1)):  # one where the work is little; where it is not, as they are
+                seen.clear()
+                monkeypatch.setattr(planned, "ONE_THREAD", least)
+                diva_ray.score(data, loss=loss, ridge=1.0, cluster="inline", quiet=True)
+                assert seen and all(found == {threads} for found in seen)
     finally:
         torch.set_num_threads(before)
