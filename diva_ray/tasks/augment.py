@@ -164,7 +164,6 @@ def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], T
     engine.forget("final")
     engine.tell(ungrouped=True)
     alone = _looked(walk)
-    heard = engine.known.get("heard_source")
     engine.tell(heard_source=None)
     plain = replace(walk, path=Path(Step("plain", config.eta)), setup=with_errors(walk.setup, 0, "none"))
     sums = plain.begin(None)
@@ -173,7 +172,6 @@ def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], T
     engine.tell(final=(f"{plain.name}-{plain.at}", 1.0))
     weights: Tensor = walk.runner.run(copies.weights_by_source, "weigh")
     engine.forget("ungrouped")
-    engine.tell(heard_source=heard)
     return alone, torch.as_tensor(weights)
 
 

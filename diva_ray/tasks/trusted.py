@@ -62,9 +62,8 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     setup = replace(session.setup, dtype=torch.float64) if few else session.setup
     setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
     setup, ridge, _, grid = fit_with_room(runner, setup, config.ridge, fit)
-    store = session.folder if session.plan.kind != "inline" else None
     runner.engine.tell(trust=TRUST)
-    walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), store)
+    walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), session.folder)
     sums, before = walk.begin(None), []
     for _ in range(PASSES):
         before.append(walk.look(walk.solve(sums)).tally)

@@ -63,7 +63,8 @@ class Walk:
     Attributes:
         ridge: fixed: scaling all weights is a change of ridge in disguise, so their mean is kept.
         path: which steps are taken.
-        store: folder that keeps the weights for a worker that takes another's place; None inline.
+        store: folder that keeps the weights for a worker that takes another's place, or for a run that is resumed; None
+            where neither can be.
     """
 
     runner: Runner

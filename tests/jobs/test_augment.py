@@ -47,6 +47,13 @@ def test_flips_of_digits_get_less_weight_than_the_identity_and_probabilities_add
         assert "taken on outer folds)" in page.text and "(chosen by leave-one-out)" not in page.text
 
 
+@pytest.mark.ray
+def test_workers_find_what_this_process_finds(ray_cluster):
+    table, options = copies(120), {"folds": 2, "steps": 1}
+    found = run(table, cluster={"kind": "ray", "workers": 2}, **options).summary
+    assert found["augmentations"] == run(table, **options).summary["augmentations"]
+
+
 def test_where_no_copy_leaks_nothing_warns():
     generator = np.random.default_rng(0)
     X, label = generator.standard_normal((400, 8)), np.arange(200).repeat(2) % 2

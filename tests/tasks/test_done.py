@@ -43,6 +43,9 @@ RUNS = {
     "score": lambda **o: diva_ray.score(table(), source="source", **o),
     "groups": lambda **o: diva_ray.score(copies(), group="group", source="source", **o),
     "reweight": lambda **o: diva_ray.reweight(table(), folds=2, steps=2, **o),
+    "trusted": lambda **o: diva_ray.score(
+        {**table(), "v": (np.arange(1300) % 3 == 0) * 1.0}, validation_weight="v", method="trusted", **o
+    ),
     "paper": lambda **o: diva_ray.reweight(table(), method="paper", folds=2, steps=2, **o),
     "extend": lambda **o: diva_ray.extend(table(), table(1300, 1), rounds=3, budget=500, **o),
     "aggregate": lambda **o: diva_ray.aggregate(
