@@ -10,5 +10,9 @@ class InputError(ValueError):
     """
 
 
+class NotDefiniteError(InputError):
+    """A matrix that is not positive definite, perhaps by rounding only; more digits may help."""
+
+
 class LostLeverageError(InputError):
     """A leverage that products in this precision cannot tell from 1; more digits may."""

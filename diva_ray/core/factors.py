@@ -11,6 +11,7 @@ from scipy.linalg import eigh, lapack
 from torch import Tensor
 
 from diva_ray.core.products import copy_double, mirror_, safe_threads, symmetric
+from diva_ray.errors import NotDefiniteError
 
 
 def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], float]:
@@ -18,7 +19,7 @@ def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], floa
     2 p^3 / 3 operations.
 
     Raises:
-        ValueError: A is not positive definite in float64.
+        NotDefiniteError: A is not positive definite in float64.
     """
     norm = max(float(rows.abs().sum(1).max()) for rows in A.split(512))  # A is symmetric
     if not A.is_cpu:
@@ -41,7 +42,7 @@ def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], floa
 
 def _check_pivots(info: int) -> None:
     if info:
-        raise ValueError(
+        raise NotDefiniteError(
             f"solve: the normal matrix must be positive definite, got a pivot <= 0 at column {info - 1}. "
             "Increase `ridge`."
         )

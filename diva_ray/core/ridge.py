@@ -95,7 +95,7 @@ def solve(sums: FitSums, penalty: Float[Tensor, " p"]) -> Solution:
         penalty: Lambda of every column, >= 0; 0 on the intercept.
 
     Raises:
-        ValueError: A is not positive definite (penalty too small for these features).
+        NotDefiniteError: A is not positive definite (penalty too small for these features).
 
     References:
         Dukler et al. 2022, eq. 3 and 4.

@@ -31,6 +31,7 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
+PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
 FORMAT = 8  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
@@ -131,6 +132,8 @@ def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_mem
     folder.write_json("summary.json", summary)
     folder.write_config(config)
     folder.write_json("manifest.json", manifest(session, session.started, now()))
+    for name in PARTS:
+        folder.sweep(name)
     for name in (PLACE, "weights", "uids"):  # what only an unfinished run needs; steps first, they need the others
         folder.drop(name)
 

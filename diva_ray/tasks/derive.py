@@ -18,7 +18,7 @@ from diva_ray.engine import check, passes
 from diva_ray.engine.context import ValidationRows
 from diva_ray.engine.reduce import Partial, Rows
 from diva_ray.engine.setup import Setup
-from diva_ray.errors import InputError, LostLeverageError
+from diva_ray.errors import LostLeverageError, NotDefiniteError
 from diva_ray.tasks.derived import (
     MOST_CONDITION,
     MOST_CONDITION_FITTED,
@@ -177,31 +177,50 @@ def fit_ridge(
 ) -> tuple[Setup, float, Solution, list]:
     """Return the solution, with the ridge chosen by leave-one-out if it is `auto`; two passes then, else one."""
     runner.engine.tell(setup=setup)
-    sums = (fit or sum_all)(runner, setup)
-    pattern, grid = penalty_pattern(setup), []
+    sums, grid = (fit or sum_all)(runner, setup), []
     if ridge == "auto":
-        many = not setup.keeps_outputs and setup.outputs >= setup.scale.width
-        rotation = runner.timed("solve", rotate, sums, pattern, None if many else runner.rows)
-        ridges = default_ridges(rotation, runner.rows)
-        family = runner.timed("solve", rotation.at, ridges, setup.dtype)
-        factor = runner.timed("solve", outputs_factor, family) if many else None
-        runner.engine.tell(family=family, outputs_factor=factor)
-        grid = list(zip(ridges.tolist(), runner.run(passes.grid, "ridge").tolist(), strict=True))
-        runner.engine.forget("family", "outputs_factor")
+        grid = ridge_grid(runner, setup, sums)
         ridge = best_ridge(grid)
-    single, solution = setup.dtype == torch.float32, None
-    try:
-        solution = runner.timed("solve", solve, sums, float(ridge) * pattern)
-    except InputError:  # not positive definite, perhaps by rounding only
-        if not single:
-            raise
-    if solution is None or (single and solution.condition > MOST_CONDITION):
-        found = "beyond float32" if solution is None else f"{solution.condition:.1e}"
-        log.info("condition number %s: fitted again with float64 products", found)
+    solution = solve_in_range(runner, setup, sums, float(ridge) * penalty_pattern(setup))
+    if solution is None:
         setup, solution = raise_precision(runner, setup, float(ridge), fit)
         return setup, float(ridge), solution, grid
     tell_solution(runner, solution, setup.dtype)
     return setup, float(ridge), solution, grid
+
+
+def ridge_grid(
+    runner: Runner, setup: Setup, sums: FitSums, run: Callable[[Callable, str], Tensor] | None = None
+) -> list[tuple[float, float]]:
+    """Return the ridges of the default grid with their leave-one-out squared errors: p^3 operations, and one pass, by
+    `run` if it is given."""
+    many = not setup.keeps_outputs and setup.outputs >= setup.scale.width
+    rotation = runner.timed("solve", rotate, sums, penalty_pattern(setup), None if many else runner.rows)
+    ridges = default_ridges(rotation, runner.rows)
+    family = runner.timed("solve", rotation.at, ridges, setup.dtype)
+    factor = runner.timed("solve", outputs_factor, family) if many else None
+    runner.engine.tell(family=family, outputs_factor=factor)
+    losses = (run or runner.run)(passes.grid, "ridge")
+    runner.engine.forget("family", "outputs_factor")
+    return list(zip(ridges.tolist(), losses.tolist(), strict=True))
+
+
+def solve_in_range(runner: Runner, setup: Setup, sums: FitSums, penalty: Tensor) -> Solution | None:
+    """Return the solution; None where float32 sums lose it: the condition number is too high for them, or the matrix
+    not positive definite, perhaps by rounding only."""
+    single = setup.dtype == torch.float32
+    try:
+        solution: Solution = runner.timed("solve", solve, sums, penalty)
+        if not (single and solution.condition > MOST_CONDITION):
+            return solution
+        found = f"{solution.condition:.1e}"
+    except NotDefiniteError:
+        if not single:
+            raise
+        found = "beyond float32"
+    if not runner.quiet:
+        log.info("condition number %s: products in float64 from here", found)
+    return None
 
 
 def fit_with_room(

@@ -19,13 +19,20 @@ import numpy as np
 
 from diva_ray.engine.packed import pack, unpack
 from diva_ray.engine.row_files import RowFiles
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, LostLeverageError
 from diva_ray.tasks.folder import Folder
 
 log = logging.getLogger("diva_ray")
 PLACE = "steps"
 DEAR = 10.0  # seconds of passes that are kept together: what a killed driver may lose besides the pass that ran
 MOST_WAITING = 32 << 20  # bytes of results that wait to be kept
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a pass led to that met a leverage which its precision cannot tell from 1."""
+
+    told: str
 
 
 @dataclass
@@ -47,19 +54,33 @@ class Done:
     @staticmethod
     def open(folder: Folder, mark: dict[str, Any], *, resume: bool) -> Done:
         """Return what an earlier attempt has kept, up to the first pass that is missing."""
-        names = sorted(name.removesuffix(".json") for name in folder.names(PLACE) if name.endswith(".json"))
+        names = [name.removesuffix(".json") for name in folder.names(PLACE) if name.endswith(".json")]
+        names.sort(key=lambda name: (len(name.partition("-")[0]), name))  # 10000-fit comes after 9999-fit
         whole = [name for k, name in enumerate(names) if name.startswith(f"{k:04d}-")]
         found = whole[: next((k for k, name in enumerate(whole) if name != names[k]), len(whole))]
         return Done(folder, mark, found if resume else [])
 
     def once(self, label: str, kernel: str, rows: int, go: Callable[[], Any]) -> Any:
-        """Return what a pass leads to: kept, or run now."""
+        """Return what a pass leads to: kept, or run now.
+
+        Raises:
+            LostLeverageError: as the pass did. That is kept too: a caller may go on from it with more digits, and so
+                must the run that is resumed.
+        """
         taken = self._kept(label, kernel, rows)
         self.count += 1
-        if taken is not None:
-            return taken[0]
+        value = self._run(label, kernel, rows, go) if taken is None else taken[0]
+        if isinstance(value, Lost):
+            raise LostLeverageError(value.told)
+        return value
+
+    def _run(self, label: str, kernel: str, rows: int, go: Callable[[], Any]) -> Any:
+        """Return what a pass leads to, and keep it."""
         start = time.perf_counter()
-        value = go()
+        try:
+            value = go()
+        except LostLeverageError as error:
+            value = Lost(str(error))
         told = {"step": self.count - 1, "pass": label, "kernel": kernel, "rows": rows}
         told |= {"seconds": round(time.perf_counter() - start, 4), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         arrays = pack(value)

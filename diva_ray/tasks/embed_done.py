@@ -40,7 +40,8 @@ def conclude(
     What was written stays, so that the run can be resumed.
     """
     job, folder = prepared.job, prepared.job.folder
-    _clean(prepared)
+    for inside in ("features", "quarantine"):
+        prepared.job.folder.sweep(inside)
     rows, failed = (sum(one[key] for one in done) for key in ("rows", "failed"))
     cut = len(job.source.units) - len(done)  # units that were not read any more, since too many had been refused
     if failed > config.most_failed * (rows + failed) or cut or not rows:
@@ -119,15 +120,6 @@ def _workers(fresh: list[dict[str, Any]]) -> dict[str, Any]:
         number = numbers.setdefault((one["host"], one["process"]), len(numbers))
         meter.add(number, Work(one["rows"], one["bytes"], one["seconds"], one["memory"], 0, one["host"]))
     return meter.summary()
-
-
-def _clean(prepared: Prepared) -> None:
-    """Delete what workers that died have left half written."""
-    folder = prepared.job.folder
-    for inside in ("features", "quarantine"):
-        for name in folder.names(inside):
-            if name.startswith(".") and name.endswith(".part"):
-                folder.filesystem.delete_file(f"{folder.base}/{inside}/{name}")
 
 
 def _pace(prepared: Prepared, fresh: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:

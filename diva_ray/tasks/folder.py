@@ -68,7 +68,17 @@ class Folder:
             ) from error
 
     def names(self, inside: str) -> list[str]:
-        """Return the names in a sub-folder ('' for the folder itself); none in a file."""
+        """Return the names in a sub-folder ('' for the folder itself) but those of files that are half written; none in
+        a file."""
+        return [name for name in self._names(inside) if not _is_half(name)]
+
+    def sweep(self, inside: str) -> None:
+        """Delete the files in a sub-folder that workers which died have left half written."""
+        for name in self._names(inside):
+            if _is_half(name):
+                self.filesystem.delete_file(self._full(f"{inside}/{name}"))
+
+    def _names(self, inside: str) -> list[str]:
         if self.filesystem.get_file_info(self._full(inside)).type == pyarrow.fs.FileType.File:
             return []
         selector = pyarrow.fs.FileSelector(self._full(inside), allow_not_found=True)
@@ -234,6 +244,10 @@ class Folder:
         for name in self.names(new):  # Arrow moves no folder of an object store
             self.filesystem.move(self._full(f"{new}/{name}"), self._full(f"{old}/{name}"))
         self.drop(new)
+
+
+def _is_half(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".part")
 
 
 def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -9,15 +9,21 @@ from typing import Any
 import torch
 
 from diva_ray.core.adjoint import solve_adjoint
-from diva_ray.core.grid import default_ridges, rotate
-from diva_ray.core.ridge import FitSums, Solution, solve
+from diva_ray.core.ridge import FitSums, Solution
 from diva_ray.data.shards import Extent
 from diva_ray.engine import passes, pool
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
-from diva_ray.errors import InputError
-from diva_ray.tasks.derive import fit_with_room, tell_solution, validation_rows
-from diva_ray.tasks.derived import MOST_CONDITION, best_ridge, penalty_pattern
+from diva_ray.tasks.derive import (
+    fit_with_room,
+    ridge_grid,
+    solve_in_range,
+    sum_all,
+    tell_solution,
+    validation_rows,
+)
+from diva_ray.tasks.derived import best_ridge, penalty_pattern
+from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
 
 log = logging.getLogger("diva_ray")
@@ -36,9 +42,15 @@ class Gauge:
 
     def __init__(self, session: Session, setup: Setup, ridge: float | str, extents: list[Extent]) -> None:
         self.session, self.runner, self.ridge, self.extents = session, session.runner, ridge, extents
+        self.sums: FitSums
+
+        def fit(runner: Runner, setup: Setup) -> FitSums:
+            self.sums = sum_all(runner, setup)
+            return self.sums
+
         # In the precision that the table takes; its rows alone.
-        self.setup, _, _, _ = fit_with_room(self.runner, setup, ridge)
-        self.sums: FitSums = self.runner.run(passes.fit, "fit")
+        self.setup, chosen, solution, _ = fit_with_room(self.runner, setup, ridge, fit)
+        self._start: tuple[Solution, float] | None = (solution, chosen)
         self.uniform_sums = self.sums
         self.rounds = self.chosen = self.helpful = self.uniform_chosen = 0
         self.steps: list[dict[str, Any]] = []
@@ -65,14 +77,10 @@ class Gauge:
             return
         self._derivative = None
         self.runner.engine.forget("adjoint", "validation")  # no p x p beside those of a fit but the sums
-        fitted = self._fit(self.uniform_sums)
+        beside, fitted, self._start = None, self._start, None
         if fitted is None:
-            return self._measure_in_double()
-        tell_solution(self.runner, fitted[0], self.setup.dtype)
-        self.runner.engine.tell(errors=_uniform(self.rounds))
-        del fitted  # a p x p that the next fit need not lie beside
-        beside: Tally = self.runner.run(pool.core_error, "uniform")
-        fitted = self._fit(self.sums)
+            beside = self._measure_uniform()
+            fitted = None if beside is None else self._fit(self.sums)
         if fitted is None:
             return self._measure_in_double()
         solution, ridge = fitted
@@ -82,12 +90,24 @@ class Gauge:
         left: Partial = self.runner.run(pool.leave_table_out, "leave-out")
         self._derivative, self.left = (solution, left), left.tally
         tally, v = left.tally, self.session.scan.counts["validation"]
+        beside = tally if beside is None else beside  # nothing is chosen yet
         self.steps.append({
             "rounds": self.rounds, "chosen": self.chosen, "helpful": self.helpful, "error": tally["wrong"] / v,
             "loss": tally["loss"] / v, "uniform_chosen": self.uniform_chosen,
             "error_uniform": float(beside["wrong"]) / v, "loss_uniform": float(beside["loss"]) / v, "ridge": ridge,
         })  # fmt: skip
         return None
+
+    def _measure_uniform(self) -> Tally | None:
+        """Return error and loss beside as many rows chosen at random; None where float32 sums lose the fit."""
+        fitted = self._fit(self.uniform_sums)
+        if fitted is None:
+            return None
+        tell_solution(self.runner, fitted[0], self.setup.dtype)
+        self.runner.engine.tell(errors=_uniform(self.rounds))
+        del fitted  # a p x p that the next fit need not lie beside
+        found: Tally = self.runner.run(pool.core_error, "uniform")
+        return found
 
     def tell_derivative(self) -> None:
         """Make known from what the derivative of pool rows follows, and give up the sums that took."""
@@ -129,21 +149,11 @@ class Gauge:
     def _fit(self, sums: FitSums) -> tuple[Solution, float] | None:
         """Return the fit, and the ridge with the least left-out squared error on the table; None where float32 sums
         lose it."""
-        pattern, ridge, single = penalty_pattern(self.setup), self.ridge, self.setup.dtype == torch.float32
+        ridge = self.ridge
         if ridge == "auto":
-            rotation = self.runner.timed("solve", rotate, sums, pattern, self.runner.rows)
-            ridges = default_ridges(rotation, self.runner.rows)
-            self.runner.engine.tell(family=self.runner.timed("solve", rotation.at, ridges, self.setup.dtype))
-            losses = self.runner.run(passes.grid, "ridge").tolist()
-            ridge = best_ridge(list(zip(ridges.tolist(), losses, strict=True)), warn=not self.steps)
-            self.runner.engine.forget("family")
-        try:
-            solution: Solution = self.runner.timed("solve", solve, sums, float(ridge) * pattern)
-        except InputError:  # not positive definite, perhaps by rounding only
-            if not single:
-                raise
-            return None
-        return None if single and solution.condition > MOST_CONDITION else (solution, float(ridge))
+            ridge = best_ridge(ridge_grid(self.runner, self.setup, sums), warn=False)
+        solution = solve_in_range(self.runner, self.setup, sums, float(ridge) * penalty_pattern(self.setup))
+        return None if solution is None else (solution, float(ridge))
 
     def _measure_in_double(self) -> None:
         """Sum table, chosen rows and those of uniform choice again in float64: two reads, one of the pool."""

@@ -126,6 +126,8 @@ class Runner:
         start = time.perf_counter()
         try:
             result = self.engine.solve(function, *args)
+        except InputError:
+            raise
         except ValueError as error:  # core says which option to change
             raise InputError(str(error)) from error
         self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start

@@ -17,8 +17,8 @@ from diva_ray.core.ridge import FitSums, solve
 from diva_ray.engine import bands, passes
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
-from diva_ray.tasks.derive import run_with_room, tell_solution
-from diva_ray.tasks.derived import MOST_CONDITION, by_band
+from diva_ray.tasks.derive import run_with_room, solve_in_range, tell_solution
+from diva_ray.tasks.derived import by_band
 from diva_ray.tasks.runner import Runner
 
 log = logging.getLogger("diva_ray")
@@ -83,22 +83,14 @@ class Search:
         return self.seen[key]
 
     def _evaluate(self, penalties: Tensor) -> tuple[float, Tensor]:
-        runner, single = self.runner, self.setup.dtype == torch.float32
-        solution = None
-        try:
-            solution = runner.timed("solve", solve, self.sums, self.columns(penalties))
-        except InputError:  # not positive definite, perhaps by rounding only
-            if not single:
-                raise
-        if solution is not None and not (single and solution.condition > MOST_CONDITION):
+        runner = self.runner
+        solution = solve_in_range(runner, self.setup, self.sums, self.columns(penalties))
+        if solution is not None:
             tell_solution(runner, solution, self.setup.dtype)
             left = run_with_room(runner, self.setup, passes.leave_one_out, "leave-out")
             if left is not None:
                 _, gradient = runner.timed("solve", solve_adjoint, solution, left.sums)
                 return left.tally["loss"] / self.total, by_band(self.setup, gradient) / self.total
-        elif not runner.quiet:
-            found = "beyond float32" if solution is None else f"{solution.condition:.1e}"
-            log.info("condition number %s: products in float64 from here", found)
         self.setup = replace(self.setup, dtype=torch.float64)
         self._begin()
         self.sums = self.runner.run(passes.fit, "fit")

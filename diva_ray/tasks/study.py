@@ -18,20 +18,18 @@ from torch import Tensor
 
 from diva_ray.config import TuneConfig
 from diva_ray.core.bands import band_slices, shares_of
-from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.reweight import Step
-from diva_ray.core.ridge import FitSums, Solution, solve
+from diva_ray.core.ridge import FitSums
 from diva_ray.core.subspace import expand, projections, rescale, restrict
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent
-from diva_ray.engine import bands, passes, tuning
+from diva_ray.engine import bands, tuning
 from diva_ray.engine.context import Fold, Kernel
 from diva_ray.engine.reduce import Tally, add_in_order
 from diva_ray.engine.setup import Setup
-from diva_ray.errors import InputError
 from diva_ray.tasks.checks import features_take_double
-from diva_ray.tasks.derive import with_errors
-from diva_ray.tasks.derived import MOST_CONDITION, best_ridge, penalty_pattern
+from diva_ray.tasks.derive import ridge_grid, solve_in_range, with_errors
+from diva_ray.tasks.derived import best_ridge, penalty_pattern
 from diva_ray.tasks.options import DEFAULT
 from diva_ray.tasks.session import Session, make_scale
 from diva_ray.tasks.shares import Search, aggregate_bands
@@ -105,24 +103,13 @@ class Study:
         if choice.shares == "auto" and len(choice.bands) > 1:
             setup, sums, choice = self._share(choice, setup, sums, fold)
         ridge = self._ridge(choice, setup, sums, fold)
-        solution = self._solve(sums, ridge, setup)
+        solution = solve_in_range(self.session.runner, setup, sums, ridge * penalty_pattern(setup))
         if solution is None:
             again = asked if asked.shares == "auto" else replace(asked, ridge=ridge)
             return self.train(again, fold, torch.float64)
         W = solution.W if choice.rule == "none" else self._weigh(choice, setup, sums, ridge, fold)
         plain = replace(setup.scale, project=())
         return Trained(expand(W, _projected(setup.scale)), plain, setup, ridge)
-
-    def _solve(self, sums: FitSums, ridge: float, setup: Setup) -> Solution | None:
-        """Return the solution; None where float32 sums would lose it."""
-        single = setup.dtype == torch.float32
-        try:
-            found: Solution = self.session.runner.timed("solve", solve, sums, ridge * penalty_pattern(setup))
-        except InputError:  # not positive definite, perhaps by rounding only
-            if single:
-                return None
-            raise
-        return None if single and found.condition > MOST_CONDITION else found
 
     def setup(self, choice: Choice, dtype: torch.dtype | None = None) -> Setup:
         """Return how the rows enter the fit of a choice, and its loss."""
@@ -199,14 +186,9 @@ class Study:
         bare = replace(choice.canonical(), rule="none", loss="").canonical()
         key = (bare.key(), setup.dtype, fold)
         if key not in self.ridges:
-            runner = self.session.runner
-            rotation = runner.timed("solve", rotate, sums, penalty_pattern(setup), runner.rows)
-            ridges = default_ridges(rotation, runner.rows)
             self._tell(setup, fold)
-            self.session.engine.tell(family=runner.timed("solve", rotation.at, ridges, setup.dtype))
-            losses = self._pass(passes.grid, "ridge")
-            self.session.engine.forget("family")
-            self.ridges[key] = best_ridge(list(zip(ridges.tolist(), losses.tolist(), strict=True)), warn=False)
+            grid = ridge_grid(self.session.runner, setup, sums, self._pass)
+            self.ridges[key] = best_ridge(grid, warn=False)
         return self.ridges[key]
 
     def _weigh(self, choice: Choice, setup: Setup, sums: FitSums, ridge: float, fold: int | None) -> Tensor:

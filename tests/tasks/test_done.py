@@ -14,7 +14,7 @@ from diva_ray.engine.inline import Inline
 from diva_ray.engine.packed import pack, unpack
 from diva_ray.engine.reduce import Partial, Rows, Tally
 from diva_ray.engine.steps import Each
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, LostLeverageError
 from diva_ray.tasks import done
 from diva_ray.tasks.folder import Folder
 
@@ -129,6 +129,38 @@ def test_a_damaged_step_is_run_again_and_a_run_that_went_another_way_is_refused(
         InputError, match=r"resume: the run must go the way it went, got `fit` over 5 rows where steps/"
     ):
         done.Done.open(folder, {}, resume=True).once("fit", "kernel", 5, pytest.fail)
+
+
+def test_a_pass_that_raised_for_more_digits_raises_again_and_those_after_it_are_kept(tmp_path, monkeypatch):
+    folder = Folder(str(tmp_path / "run"))
+    monkeypatch.setattr(done, "DEAR", 0.0)
+    taken = []
+
+    def lost():
+        taken.append("lost")
+        raise LostLeverageError("ridge: leverage must be below 1")
+
+    for resume in (False, True):
+        run = done.Done.open(folder, {}, resume=resume)
+        with pytest.raises(LostLeverageError, match="must be below 1"):
+            run.once("leave-out", "kernel", 5, lost)
+        assert run.once("fit", "kernel", 5, lambda: taken.append("fit") or 3) == 3
+    assert taken == ["lost", "fit"]
+
+
+def test_passes_are_found_in_their_order_however_many_there_are(tmp_path, monkeypatch):
+    names = [f"{k:04d}-fit.json" for k in range(10_002)]
+    monkeypatch.setattr(Folder, "names", lambda *_: sorted(names))
+    assert len(done.Done.open(Folder(str(tmp_path)), {}, resume=True).found) == len(names)
+
+
+def test_files_that_a_dead_worker_left_half_written_are_nobodys_and_deleted(tmp_path):
+    folder = Folder(str(tmp_path))
+    folder.write("samples/part-0.parquet", b"whole")
+    (tmp_path / "samples" / ".part-0.parquet.4711.part").write_bytes(b"ha")
+    assert folder.names("samples") == ["part-0.parquet"]
+    folder.sweep("samples")
+    assert [file.name for file in (tmp_path / "samples").iterdir()] == ["part-0.parquet"]
 
 
 def test_results_come_back_as_they_were():

@@ -16,6 +16,8 @@ from diva_ray.core.subspace import gaussian_projection
 from diva_ray.errors import InputError
 from diva_ray.tasks import study as study_module
 from diva_ray.tasks.begin import begin
+from diva_ray.tasks.derive import solve_in_range
+from diva_ray.tasks.derived import penalty_pattern
 from diva_ray.tasks.space import parse_space
 from diva_ray.tasks.study import EVALUATIONS, STARTS, Study
 from diva_ray.tasks.trials import SUMS, Record, error_figures, error_of_choosing
@@ -285,8 +287,9 @@ def test_sums_that_float32_makes_indefinite_are_made_again(tmp_path):
     single.session.setup = replace(single.session.setup, dtype=torch.float32)
     choice = replace(parse_space(double.config).base, ridge=1e-9, standardize="none")
     setup = single.setup(choice)
+    sums, double_setup = single._fit_sums(choice, setup, 0), replace(setup, dtype=torch.float64)
     with pytest.raises(InputError, match="positive definite"):
-        double._solve(single._fit_sums(choice, setup, 0), 1e-9, replace(setup, dtype=torch.float64))
+        solve_in_range(double.session.runner, double_setup, sums, 1e-9 * penalty_pattern(setup))
     assert dict(single.judge(choice, 0)) == dict(double.judge(choice, 0))
 
 
