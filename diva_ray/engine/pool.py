@@ -16,7 +16,7 @@ from diva_ray.core import choose, levels, loss_verdict, losses, multilabel, verd
 from diva_ray.core import derivative as dd
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply_triangular_, row_dot, spare
-from diva_ray.core.ridge import FitAccumulator
+from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
     Block,
@@ -84,10 +84,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     n, given = len(shard), shard.weight.to(setup.dtype)
     derivative, evidence = torch.empty(n), torch.empty(n)
     slice_sums, Y = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device), targets(shard, setup)
-    draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
-    low, high = known["uniform_slice"]
-    in_slice = (draw >= low) & (draw < high)
-    close = is_near(shard, known)
+    in_slice, close = in_uniform_slice(shard, known), is_near(shard, known)
     free, near, reference = ~taken(shard, known), [], []
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
@@ -121,6 +118,13 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     else:
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
     return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int((in_slice & (given > 0)).sum())))
+
+
+def in_uniform_slice(shard: Shard, known: Known) -> Tensor:
+    """Return which rows this round adds to those that stand for uniform choice."""
+    draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
+    low, high = known["uniform_slice"]
+    return (draw >= low) & (draw < high)
 
 
 def is_near(shard: Shard, known: Known) -> Tensor:
@@ -253,11 +257,21 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor, o
     remember_chosen(shard, known, facts)
 
 
+def sum_uniform(shard: Shard, known: Known) -> Partial:
+    """Return the fit sums of the slice that stands for uniform choice, and how many rows it has."""
+    mine = in_uniform_slice(shard, known)
+    sums: FitSums = _sums_of(shard, known, {"uniform": mine})["uniform"]
+    return Partial(sums, Tally(uniform=int((mine & (shard.weight > 0)).sum())))
+
+
 def sum_again(shard: Shard, known: Known) -> Tally:
     """Return the fit sums of all rows chosen so far, and of those that stand for uniform choice; n p^2 operations."""
-    setup, device = known["setup"], device_of(known)
     draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
-    found = {"chosen": taken(shard, known), "uniform": draw < known["uniform_slice"][1]}
+    return _sums_of(shard, known, {"chosen": taken(shard, known), "uniform": draw < known["uniform_slice"][1]})
+
+
+def _sums_of(shard: Shard, known: Known, found: dict[str, Tensor]) -> Tally:
+    setup, device = known["setup"], device_of(known)
     sums = {name: FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) for name in found}
     for b in blocks(shard, known):
         for name, mine in found.items():
@@ -300,17 +314,19 @@ def _errors_file(shard: Shard, name: str) -> str:
 
 def compare_errors(shard: Shard, known: Known) -> Tally:
     """Return, for every pair of `known["compared"]` names, by how much the first's kept left-out errors of a resident
-    shard's rows are above the second's, summed with the rows' validation weights, and over units (rows, or groups that
-    leave together) their number and the sums of their squares."""
+    shard's rows are above the second's, summed with the rows' validation weights; and over units (rows, or groups that
+    leave together) the sums of the squares of that, of it times the unit's weight, and of the weight's square."""
     pairs, v = known["compared"], validation_weights(shard, known)
     heard = v > 0
     files = {name: known["store"].read_arrays(_errors_file(shard, name)) for pair in pairs for name in pair}
     errors = {name: v[heard] * torch.from_numpy(file["wrong"]).double()[heard] for name, file in files.items()}
     names, unit = torch.unique(group_codes(shard, known)[heard], return_inverse=True)
+    weight = torch.zeros(len(names), dtype=torch.float64).index_add_(0, unit, v[heard])
     by_unit = torch.zeros(len(pairs), len(names), dtype=torch.float64)
     for k, (one, other) in enumerate(pairs):
         by_unit[k].index_add_(0, unit, errors[one] - errors[other])
-    return Tally(difference=by_unit.sum(1), square=by_unit.square().sum(1), units=len(names))
+    products = {"square": by_unit.square().sum(1), "product": by_unit @ weight, "weight_square": float(weight @ weight)}
+    return Tally(difference=by_unit.sum(1), **products)
 
 
 def _left_out(shard: Shard, b: Block, solution: Mapping[str, Tensor]) -> Tensor:

@@ -33,6 +33,7 @@ from diva_ray.tasks.session import Session
 log = logging.getLogger("diva_ray")
 
 RARE = 0.1  # of the rows of a class of middling size: of labels with fewer the fit and its calibration can say nothing
+SLACK = 0.05  # of rows chosen at random by which they may be more than those chosen
 NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
 
@@ -46,8 +47,8 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
     derivatives (Dukler et al. 2022, section 4). Without `budget` it ends when no remaining row is likely right (paper:
     has a negative derivative); `balanced` also when the left-out error of the table has risen beyond chance: the rounds
     since it was least are then given back.
-    A round costs one derivative of the table and one read of the pool, n p^2 operations; a shard is read again only
-    when a chosen row's features were not kept. The pool's features are never all in memory.
+    A round costs one derivative of the table and one read of the pool, n p^2 operations (two reads where it finds fewer
+    rows than it sought); a shard is read again only when a chosen row's features were not kept. The pool's features are never all in memory.
 
     Args:
         data: the table, as for `diva_ray.score`.
@@ -167,9 +168,10 @@ class Extension:
             self.gauge.measure()
             if gives_back and self.gauge.rises():
                 break
-            self.score(k, batch, total)
+            drawn = self.score(k, batch, total)
             if not self.choose(k, batch):
                 break
+            self.add_uniform(drawn, batch, total)
         self.gauge.measure()
         self.kept = self.gauge.steps[-1]
         self.best = self.gauge.least if self.gauge.rises() else self.kept
@@ -188,8 +190,8 @@ class Extension:
     def _by_class(self) -> bool:
         return self.setup.task == "classification" and self.config.method == "balanced"
 
-    def score(self, k: int, batch: int, total: int) -> None:
-        """Score the pool in one read; fit the rule for its labels; add this round's slice to the uniform choice."""
+    def score(self, k: int, batch: int, total: int) -> Partial:
+        """Score the pool in one read; fit the rule for its labels; return this round's slice of the uniform choice."""
         engine = self.runner.engine
         self.gauge.tell_derivative()
         left, self.setup = self.gauge.left, self.gauge.setup
@@ -203,11 +205,9 @@ class Extension:
         # many workers there are, as quotas follow what is in it.
         share = min(2.5 * batch / max(self.helping, 1), 1.0, NEAR_BYTES / (row * total))
         near = (self.reached, self.reached + share) if self.config.method == "balanced" else (0.0, 0.0)
-        low, high = self.uniform_to, max(self.uniform_to, (self.gauge.chosen + batch) / total)
-        self.uniform_to = high
-        engine.tell(uniform_slice=(low, high), near=near, round=k, next_step=f"chosen{k + 1}")
+        ends = self.uniform_to, (self.gauge.chosen + batch) / total
+        engine.tell(uniform_slice=ends, near=near, round=k, next_step=f"chosen{k + 1}")
         found: Partial = self.runner.run(pool.score_pool, "score pool", self.extents)
-        self.gauge.add_uniform(found.sums, found.tally["uniform"])
         classes = 2 if self.setup.task == "multilabel" else self.setup.outputs  # rows with a slip, and without
         histogram = found.tally["evidence"]
         if self.setup.task in ("classification", "multilabel"):
@@ -220,6 +220,19 @@ class Extension:
             log.warning("%s", far)
         self.noise_rate = rule.noise_rate if k == 0 else self.noise_rate
         engine.tell(pool_verdict=rule)
+        return found
+
+    def add_uniform(self, drawn: Partial, batch: int, total: int) -> None:
+        """Add as many rows chosen at random as this round has chosen: the slice that was drawn as the pool was scored,
+        or, where fewer were chosen than the batch that was sought, a smaller one from another read."""
+        before = self.gauge.steps[-1]["chosen"]
+        end = (before + batch) / total
+        if batch > (1 + SLACK) * (self.gauge.chosen - before):
+            end = self.gauge.chosen / total
+            self.runner.engine.tell(uniform_slice=(self.uniform_to, end))
+            drawn = self.runner.run(pool.sum_uniform, "uniform", self.extents)
+        self.gauge.add_uniform(drawn.sums, drawn.tally["uniform"])
+        self.uniform_to = max(self.uniform_to, end)
 
     def find_lonely(self) -> None:
         """Tell the shards which classes vanish with their only row: left out, they say nothing of labels. Where

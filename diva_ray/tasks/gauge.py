@@ -139,12 +139,13 @@ class Gauge:
 
     def _compare(self, pairs: list[tuple[str, str]]) -> list[tuple[float, float]]:
         """Return by how much the mean of the first of each pair of kept left-out errors is above the second's, with its
-        standard error."""
+        standard error over units: that of a ratio, as units may weigh differently."""
         self.runner.engine.tell(compared=pairs)
         found: Tally = self.runner.run(pool.compare_errors, "compare", features=False)
-        sums = zip(found["difference"].tolist(), found["square"].tolist(), strict=True)
-        units, v = found["units"], self.session.scan.counts["validation"]
-        return [(total / v, max(square - total**2 / units, 0.0) ** 0.5 / v) for total, square in sums]
+        v = self.session.scan.counts["validation"]
+        mean = found["difference"] / v
+        variance = found["square"] - 2 * mean * found["product"] + mean.square() * found["weight_square"]
+        return list(zip(mean.tolist(), (variance.clamp_min(0.0).sqrt() / v).tolist(), strict=True))
 
     def _fit(self, sums: FitSums) -> tuple[Solution, float] | None:
         """Return the fit, and the ridge with the least left-out squared error on the table; None where float32 sums

@@ -1,6 +1,7 @@
 """What a pool lacks, holds too much of, or says in other words than the table."""
 
 import logging
+from itertools import pairwise
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -154,6 +155,30 @@ def test_the_change_of_the_error_has_the_standard_error_of_refits():
         assert step["to_uniform"]["difference"] == pytest.approx(gap, abs=1e-12)
     nothing = run({**core, "w": np.ones(150)}, {**pool, "w": np.zeros(600)}, weight="w").summary
     assert nothing["error_difference"] == {}
+
+
+def test_the_standard_error_of_a_change_follows_the_weights_of_rows_that_validate():
+    core, pool = blobs(150, 1), blobs(600, 2, 0.4)
+    v = np.random.default_rng(3).integers(0, 4, 150).astype(float)
+    exact = {"ridge": 1.0, "standardize": "none", "intercept": False, "precision": "float64"}
+    result = run({**core, "v": v}, {**pool, "v": np.ones(600)}, validation_weight="v", budget=200, rounds=2, **exact)
+    rows = result.samples["id"].to_numpy()
+    change = left_out(core, rows, pool) - left_out(core, rows[:0], pool)
+    mean = (v @ change) / v.sum()
+    found = result.summary["error_difference"]["to_before"]
+    assert found["difference"] == pytest.approx(mean, abs=1e-12)
+    error = np.sqrt((v**2 * (change - mean) ** 2).sum()) / v.sum()  # of a ratio of sums
+    assert found["standard_error"] == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["balanced", "paper"])
+def test_random_choice_has_as_many_rows_where_a_round_finds_fewer_than_it_sought(method):
+    core, pool = blobs(150, 1), blobs(900, 2, 0.6)
+    steps = run(core, pool, method=method, rounds=3).summary["error_by_budget"]
+    short = [b["chosen"] - a["chosen"] for a, b in pairwise(steps)]
+    assert min(short) < 250, "a round was short"
+    for step in steps[1:]:
+        assert abs(step["uniform_chosen"] - step["chosen"]) < 4 * step["chosen"] ** 0.5  # a row is in by its own draw
 
 
 def test_a_fall_of_the_error_is_green_and_choice_called_better_only_beyond_chance():
