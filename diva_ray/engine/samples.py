@@ -17,7 +17,7 @@ from diva_ray.core import multilabel, verdict
 from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, codes_of, weights_after
+from diva_ray.engine.context import Known, codes_of, validation_weights, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
 from diva_ray.engine.meter import peak_memory
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows
@@ -52,7 +52,7 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
     counts = Tally(max_memory=peak_memory())
     counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
     z, issue, alpha = facts["z"], facts["issue"], facts["weight"]
-    lowered = alpha < known.get("final", (None, 1.0))[1] * shard.weight * (1 - 1e-6)  # but for the common factor
+    lowered = alpha < known.get("common", 1.0) * shard.weight * (1 - 1e-6)  # but for what keeps the mean of all steps
     kinds = ((alpha == 0) & (shard.weight > 0)).double(), lowered.double(), alpha, alpha.square()
     counts["weights"] = torch.stack([kind.sum() for kind in kinds])
     size = len(WEIGHT_EDGES)
@@ -130,11 +130,14 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
 
 
 def facts_of(shard: Shard, known: Known, z: Tensor, label_score: Tensor) -> dict[str, Tensor]:
-    """Return what is decided of every row."""
+    """Return what is decided of every row; labels that are trusted are taken for right."""
     rule: verdict.Verdict = known["verdict"]
+    issue = label_score < rule.label.value
+    if known.get("trust"):
+        issue &= validation_weights(shard, known) <= 0
     return {
         "z": z, "label_score": label_score.float(), "weight": final_weights(shard, known),
-        "issue": label_score < rule.label.value, "detrimental": verdict.is_detrimental(z, rule),
+        "issue": issue, "detrimental": verdict.is_detrimental(z, rule),
         "margin": torch.full_like(z, torch.nan),
     }  # fmt: skip
 

@@ -48,7 +48,8 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
     has a negative derivative); `balanced` also when the left-out error of the table has risen beyond chance: the rounds
     since it was least are then given back.
     A round costs one derivative of the table and one read of the pool, n p^2 operations (two reads where it finds fewer
-    rows than it sought); a shard is read again only when a chosen row's features were not kept. The pool's features are never all in memory.
+    rows than it sought); a shard is read again only when a chosen row's features were not kept. The pool's features are
+    never all in memory.
 
     Args:
         data: the table, as for `diva_ray.score`.

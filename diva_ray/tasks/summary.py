@@ -21,6 +21,7 @@ from diva_ray.tasks.judge import TELLS_NOTHING, label_entropy
 from diva_ray.tasks.planted import planted, planted_in_words
 from diva_ray.tasks.remarks import missing_of
 from diva_ray.tasks.session import Session
+from diva_ray.tasks.trusted import TRUST
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
 DOUBTFUL = 0.6  # estimated precision below which a reader is warned
@@ -40,8 +41,9 @@ RULES = {
     "errors of the labellers. Wrong if the outcome depends on chance, or the features do not show the class",
 }
 TRUSTED = {
-    "method": "trusted: rows are judged, and written, under weights lowered to suit the trusted ones; loss and error "
-    "are those before, because the same trusted rows cannot judge weights that follow them",
+    "method": f"trusted: trusted rows weigh {TRUST:g} times as much in the fit, and their labels are taken for right; "
+    "rows are judged, and written, under weights lowered to suit them; loss and error are those before any weight was "
+    "lowered, because the same trusted rows cannot judge weights that follow them",
 }
 
 
@@ -76,6 +78,7 @@ def summarise(
         **common_figures(session, setup, derived.ridge),
         "ridge_derivative": float(derived.band_derivatives.sum()),
         "band_penalty_derivative": bands,
+        "mean_weight": float(written["weights"][2]) / counts["rows"],  # as they are written
         "loss": derived.tally["loss"] / counts["validation"],
         **error_figures(session, derived.tally["wrong"]),
         **verdict_figures(rule, written),

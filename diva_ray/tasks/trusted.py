@@ -69,7 +69,7 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
         before.append(walk.look(walk.solve(sums)).tally)
         (sums,), (factor,) = walk.propose(sums, (SHRINK,), kept=0)
         walk.go(factor)
-    runner.engine.tell(final=(f"{walk.name}-{walk.at}", factor))
+    runner.engine.tell(final=(f"{walk.name}-{walk.at}", factor), common=walk.grown)
     solution = walk.solve(sums)
     tally = Tally({**walk.look(solution).tally, **{name: before[0][name] for name in ("loss", "wrong")}})
     kind = "exact" if setup.collect else "estimate"

@@ -87,9 +87,17 @@ def lost_of(choice: Choice) -> list[str]:
             lost.append(f"rule={choice.rule}: jobs/aggregate.py takes the steps of method=safe (weights=joint)")
             return lost
     if choice.rule == "drop_detrimental":
-        lost.append("rule=drop_detrimental: drop the rows of samples/ in which `is_detrimental` is true, and fit again")
+        times = "" if choice.steps == 1 else f", {choice.steps} times (steps={choice.steps})"
+        lost.append(
+            f"rule=drop_detrimental: drop the rows of samples/ in which `is_detrimental` is true, and fit again{times}"
+        )
     if choice.rule == "drop_label_issues" and choice.steps > 1:
         lost.append(f"steps={choice.steps}: curate=drop drops what looks wrong once")
+    if choice.rule in ("drop_detrimental", "drop_label_issues"):
+        lost.append(
+            "ridge: it was judged with the mean weight kept, so a fit to the rows that are left takes it times their "
+            "share of all rows"
+        )
     if choice.rule == "shrink":
         lost.append("rule=shrink: method=safe tries other steps too, and takes none that does not pay on its folds")
     return lost

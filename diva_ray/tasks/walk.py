@@ -201,7 +201,7 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
         factor = 1.0 if step.kind == "plain" else factor
         if k == len(arm.steps) - 1 and (walk.moved or step.kind == "plain"):
             walk.final = (f"{walk.name}-{walk.at + 1}", factor)
-            walk.runner.engine.tell(final=walk.final)
+            walk.runner.engine.tell(final=walk.final, common=walk.grown * factor)
         if k == len(arm.steps) - 1:
             return left
         walk.go(factor)

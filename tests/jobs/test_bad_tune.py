@@ -135,6 +135,8 @@ TARGETS = {
         ({"rule": "paper", "steps": 2}, None),
         ({"shares": "auto", "ridge": 0.01}, "ridge=0.01: jobs/aggregate.py finds the ridge itself"),
         ({"rule": "drop_detrimental"}, "drop the rows of samples/ in which `is_detrimental` is true"),
+        ({"rule": "drop_detrimental", "steps": 2}, "and fit again, 2 times (steps=2)"),
+        ({"rule": "drop_label_issues"}, "to the rows that are left takes it times their share of all rows"),
         ({"rule": "drop_label_issues", "steps": 2}, "steps=2: curate=drop drops what looks wrong once"),
         ({"rule": "shrink"}, "rule=shrink: method=safe tries other steps too"),
         ({"shares": "auto", "rule": "paper"}, "rule=paper: jobs/aggregate.py takes the steps of method=safe"),

@@ -167,7 +167,9 @@ def test_labels_that_are_trusted_stay(action):
     X = mean[truth] + generator.standard_normal((900, 8))
     data = {"features": X, "label": given, "v": trusted * 1.0}
     result = diva_ray.curate(data, action, validation_weight="v", method="trusted", cluster=INLINE, quiet=True)
-    assert result.folder.read_table("samples")["is_label_issue"].to_numpy()[trusted].any(), "some look wrong"
+    samples, most = result.folder.read_table("samples"), result.summary["label_threshold"]
+    assert (samples["label_score"].to_numpy()[trusted] < most).any(), "some look wrong"
+    assert not samples["is_label_issue"].to_numpy()[trusted].any(), "but are taken for right"
     kept, changes = result.samples, result.folder.read_table("changes")
     assert kept["label"].to_numpy()[:100].tolist() == given[:100].tolist() and changes.num_rows > 50
     assert min(changes["id"].to_pylist()) >= 100

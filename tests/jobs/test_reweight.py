@@ -59,6 +59,30 @@ def test_flags_are_held_against_the_truth_as_by_score():
     assert "labels differ from `real`" in result.folder.read("report.html").decode()
 
 
+def test_weights_that_any_step_has_lowered_are_counted():
+    X, y, _, _, _ = digits_split(0.4)
+    result = run(X, y, ridge=0.5)
+    alpha, s = weights(result), result.summary
+    assert s["accepted"] and s["chosen"].count("then") == 2, "several steps"
+    assert s["n_lowered"] == (alpha < alpha.max() * (1 - 1e-5)).sum()
+
+
+def test_labels_that_are_trusted_are_no_issues_and_the_mean_weight_is_that_of_what_is_written():
+    X, y, truth, _, _ = digits_split(0.3)
+    v = np.zeros(900)
+    for k in range(10):
+        v[np.flatnonzero(truth == k)[:3]] = 1
+    label = np.where(v > 0, truth, y)
+    one = np.flatnonzero(v)[0]
+    label[one] = (truth[one] + 1) % 10  # wrong, but trusted
+    data = {"features": X, "label": label, "v": v}
+    result = diva_ray.score(data, method="trusted", validation_weight="v", cluster=INLINE, quiet=True)
+    s, flagged = result.summary, result.samples["is_label_issue"].to_numpy(zero_copy_only=False)
+    assert np.array(result.samples["label_score"])[one] < s["label_threshold"]
+    assert not flagged[v > 0].any() and flagged.any() and s["n_label_issues"] == flagged.sum()
+    assert s["mean_weight"] == pytest.approx(weights(result).mean(), rel=1e-6) != 1
+
+
 def test_clean_labels_are_left_alone():
     X, y, _, _, _ = digits_split(0.0)
     result = run(X, y)
