@@ -252,6 +252,8 @@ def _cell(value, kind: str) -> dict:
 def _gallery(part: Gallery) -> dict:
     """Samples with the figures they have: weight, z and loss on each card, more in a table."""
     rows = [frame.known(row) for row in part.rows]
+    if all(row.get("weight", 1) == 1 for row in rows):  # which says nothing
+        rows = [{key: value for key, value in row.items() if key != "weight"} for row in rows]
     has = lambda *keys: any(row.get(key) is not None for row in rows for key in keys)  # noqa: E731
     columns = {key for key in ("weight", "z", "derivative", "margin", "loss", "label_score") if has(key)}
     columns |= {"labels"} if has("label", "predicted_label") else set()

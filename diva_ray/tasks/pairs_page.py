@@ -92,6 +92,23 @@ def told(summary: dict[str, Any]) -> list[str]:
     return [*lines, *planted_in_words(s)]
 
 
+def headline(summary: dict[str, Any]) -> list[str]:
+    """Return the verdict in whole sentences, and then what it rests on."""
+    s, pairs = summary, words.counted(summary["n_samples"], "pair", "pairs")
+    n, hurt = s["n_label_issues"], s["n_detrimental"]
+    first = f"None of {pairs} is flagged as mismatched"
+    if n:
+        first = f"{n:,} of {pairs} probably {'does' if n == 1 else 'do'} not belong together ({estimates(s)})"
+    second = f"{hurt:,} {'hurts' if hurt == 1 else 'hurt'}" if hurt else "none hurts"
+    clearly = "tells" if s["aligned"] else "does not tell"
+    return [
+        f"{first}; {second} (z > {s['threshold']:.2f}).",
+        *(f"{said[0].upper()}{said[1:]}." for said in planted_in_words(s)),
+        f"The cosine of the two sides {clearly} partners from others; left-out squared error "
+        f"{s['error']['forward']:.3f} forward, {s['error']['backward']:.3f} backward.",
+    ]
+
+
 def planted_in_words(summary: dict[str, Any]) -> list[str]:
     """Return what was found of what is known to be wrong, if it is known."""
     if "planted" not in summary:
@@ -112,12 +129,13 @@ def page_of(
         {"label": name, "value": one["gain"], "detail": f"weight {one['weight']:.2f}", "strong": one["weight"] > 0.3}
         for name, one in s["similarities"].items()
     ]
+    title = "Probably mismatched" if s["n_label_issues"] else "Least probable pairs (none is flagged)"
+    called, turned = closer(session, worst, "better_second"), swapped(session, worst)
     parts: list[Any] = [
-        Gallery(f"Probably mismatched: what {first} calls for", closer(session, worst, "better_second"),
+        Gallery(f"{title}: what {first} calls for", called,
                 f"Each pair as it is, least probable first; below it, what suits {first} better among sampled pairs.",
                 "closer"),
-        Gallery(f"The same pairs: what {second} calls for", swapped(session, worst),
-                f"The {second} of each, beside the {first} of the sampled pair that suits it best.", "closer"),
+        Gallery(f"The same pairs: what {second} calls for", turned, swapped_in_words(turned, first, second), "closer"),
         Gallery(words.hurting("Pairs that hurt most", s["n_detrimental"]), [{**row, **NAMES} for row in hurting],
                 "By z, of the summed loss of predicting either side from the other."),
         Bars("What each similarity tells", gains,
@@ -139,7 +157,7 @@ def page_of(
         Tile("towers", "aligned" if s["aligned"] else "not aligned", f"z {s['alignment']:.1f} of their cosine"),
     ]
     sheet = Sheet(
-        "Which pairs belong together", [*told(s)[:2], *planted_in_words(s)], tiles, parts, run_facts_of(session, s),
+        "Which pairs belong together", headline(s), tiles, parts, run_facts_of(session, s),
         session.runner.seconds,
         notes=notes_of(s), downloads=[*downloads(bool(sources), "curated" in s), *exported(s)],
         footer="Each derivative is of the left-out loss of predicting either side from the other (DIVA, ICLR 2022).",
@@ -201,6 +219,16 @@ def swapped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]
             {**as_card(row), **pictured, **text, "closer": f"picture of {told}" if pictured else f"suits {told}"}
         )
     return found
+
+
+def swapped_in_words(rows: list[dict[str, Any]], first: str, second: str) -> str:
+    """Return what `swapped` could show: a picture, else the text, else the row of the pair that suits best."""
+    best = f"the sampled pair whose {first} suits this {second} best"
+    if any("picture" in row for row in rows):
+        return f"The {second} of each, beside the picture of {best}."
+    if any("text" in row for row in rows):
+        return f"The text of each; below it, the text of {best}. No picture was given to show (`data.show`)."
+    return f"Each pair with the row of {best}. Nothing was given to show (`data.show`)."
 
 
 def as_card(row: dict[str, Any]) -> dict[str, Any]:

@@ -317,3 +317,9 @@ def test_a_weight_has_a_line_of_its_own_on_every_card():
     ]
     spans = sheet_of(Gallery("t", rows)).all("span")
     assert [span.get("class") for span in spans if span.get("class") in ("line", "soft")].count("line") == 2
+
+
+def test_weights_that_are_all_1_are_not_shown():
+    rows = [{"id": k, "label": "a", "text": "t", "weight": weight} for k, weight in enumerate([1.0, 1.0])]
+    assert "weight" not in sheet_of(Gallery("t", rows)).text
+    assert "weight 1" in sheet_of(Gallery("t", [*rows, {**rows[0], "weight": 0.5}])).text

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import diva_ray
-from diva_ray.tasks.pairs_page import told
+from diva_ray.tasks.pairs_page import headline, swapped_in_words, told
 from tests.report.test_page import Page
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -250,3 +250,35 @@ def test_one_pair_is_told_as_one():
     assert one.startswith("1 pair probably does not belong together (") and one.endswith("; 1 pair hurts (z > 2.00)")
     none = told({**known, "n_label_issues": 0, "n_detrimental": 0})[1]
     assert none == "0 pairs probably do not belong together; 0 pairs hurt (z > 2.00)"
+
+
+@pytest.mark.parametrize("noise", [0.3, 9.0])
+def test_the_page_promises_what_it_shows(noise):
+    data = shuffled(made(400, (10, 12), noise=noise), 0.2)
+    data["caption"] = [f"caption {k}" for k in range(400)]
+    result = score(data, show="caption")
+    page = Page(result.folder.read("report.html").decode()).text
+    flagged = noise < 1
+    assert bool(result.summary["n_label_issues"]) == flagged
+    assert ("Probably mismatched: what image calls for" in page) == flagged
+    assert ("Least probable pairs (none is flagged): what image calls for" in page) != flagged
+    assert "the text of the sampled pair whose image suits this text best. No picture" in page
+    assert "weight 1" not in page
+
+
+def test_the_second_gallery_names_what_there_is_to_show():
+    words = swapped_in_words([{"picture": b"", "text": "a"}], "image", "text")
+    assert words == "The text of each, beside the picture of the sampled pair whose image suits this text best."
+    assert "Nothing was given to show" in swapped_in_words([{"id": 1}], "image", "text")
+
+
+def test_the_verdict_comes_first_in_whole_sentences():
+    known = {"n_samples": 900, "aligned": True, "error": {"forward": 0.1, "backward": 0.2}, "n_label_issues": 1,
+             "label_issue_precision": 0.9, "label_issue_recall": 0.8, "n_detrimental": 1, "threshold": 2.0,
+             "planted": {"n_planted": 1, "by": "belongs", "n_found": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0},
+             }  # fmt: skip
+    found, nothing = headline(known), headline({**known, "n_label_issues": 0, "n_detrimental": 0})
+    assert found[0].startswith("1 of 900 pairs probably does not belong together (") and "; 1 hurts (z" in found[0]
+    assert nothing[0] == "None of 900 pairs is flagged as mismatched; none hurts (z > 2.00)."
+    assert found[1].startswith("1 pair does not belong together by `belongs`") and "squared error" in found[-1]
+    assert all(sentence.endswith(".") for sentence in found)
