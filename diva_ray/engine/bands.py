@@ -91,12 +91,23 @@ def write(shard: Shard, known: Known) -> Tally:
             in_order = values if shard.order is None else values.take(pa.array(np.argsort(shard.order)))
             table = table.append_column(f"{kind}_{name}", in_order)
     counts = write_rows(shard, known, table, facts)
-    every = torch.stack(told)
-    for m, name in enumerate(names):
-        others = torch.cat([every[:m], every[m + 1 :]]).nan_to_num(-torch.inf).amax(0)
-        gap = (others - every[m]).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    gaps = against(torch.stack(told), known["telling"], classes=known["setup"].task == "classification")
+    for name, gap in zip(names, gaps, strict=True):
         counts[f"against_{name}"] = examples(shard, table, gap, "gap")
     return counts
+
+
+def against(says: Tensor, telling: list[bool], *, classes: bool) -> Tensor:
+    """Return by how much the best other band says each label better than this one, (bands, n); -inf where it does not,
+    where either lacks the row, or, of margins, where it is not itself for the label or this band is not against it.
+    Bands that are not `telling`, as they predict no better than guessing, support nothing."""
+    heard = says.nan_to_num(-torch.inf).masked_fill(~torch.tensor(telling)[:, None], -torch.inf)
+    gaps = torch.full_like(says, -torch.inf)
+    for m in range(len(says)):
+        others = torch.cat([heard[:m], heard[m + 1 :]]).amax(0)
+        stands = (others > 0) & (says[m] < 0) if classes else others > says[m]
+        gaps[m] = torch.where(stands, others - says[m], -torch.inf).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+    return gaps
 
 
 def _said(shard: Shard, known: Known, fit: Alone, band: int) -> tuple[Tensor, dict[str, pa.Array]]:

@@ -14,7 +14,7 @@ from diva_ray.engine import bands
 from diva_ray.engine.reduce import Tally
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, told
+from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, telling, told
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.checks import check_bands
@@ -106,7 +106,9 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     runner.engine.forget("rows", "scored", "targets")
     derived = derive(runner, final, ridge, rows, counts["heard"], config.standard_errors)
     ridges = [fit.ridge for fit in found.alone]
-    runner.engine.tell(alone=search.alone(names, ridges, shares))
+    runner.engine.tell(
+        alone=search.alone(names, ridges, shares), telling=telling(session, found.alone, derived.tally.get("class_n"))
+    )
     session.folder.write_json("state.json", session.mark)
     summary, written, sources = write_rows(session, derived, kernel=bands.write)
     summary.update(figures(session, found, joint))

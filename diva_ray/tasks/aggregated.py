@@ -13,6 +13,7 @@ from diva_ray.core.reweight import TrialSums
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Gallery, Lines, Pulls, Sheet, Table, Tile
+from diva_ray.tasks.chance import CLEAR
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.options import UNDER
@@ -37,8 +38,9 @@ MEANING = {
 }
 SHOWN = 12  # samples of a band on the page
 AGAINST = (
-    "The given label suits another band, but not this one: this side of the sample may be bad or belong elsewhere. By "
-    "how much better the other band's own fit predicts the label (columns margin_... or loss_... of samples/)."
+    "The given label suits another band, which alone predicts better than guessing, but not this one: this side of the "
+    "sample may be bad or belong elsewhere. By how much better the other band's own fit predicts the label (columns "
+    "margin_... or loss_... of samples/)."
 )
 
 
@@ -158,6 +160,25 @@ def best_alone(summary: dict[str, Any]) -> str:
     return min(summary["bands"], key=lambda name: summary["bands"][name]["squared_error_alone"])
 
 
+def telling(session: Session, alone: list[Any], rows: Tensor | None) -> list[bool]:
+    """Return which bands alone predict better than guessing, by the rows of every class: the most frequent class,
+    beyond chance; of numbers their mean. Of several labels all are taken to."""
+    errors = [error_of(session, fit.wrong) for fit in alone]
+    if session.task == "classification" and rows is not None:
+        guessing, heard = 1 - float(rows.max() / rows.sum()), _rows_heard(session)
+        return [error + CLEAR * _spread(error, heard) < guessing for error in errors]
+    return [session.task == "multilabel" or error > 0 for error in errors]
+
+
+def _rows_heard(session: Session) -> float:
+    """Return how many rows of one weight would tell as much as those that validate (Kish 1965)."""
+    return session.scan.counts["validation"] ** 2 / session.scan.counts["validation_squares"]
+
+
+def _spread(error: float, rows: float) -> float:
+    return float(np.sqrt(max(error * (1 - error), 0) / rows))
+
+
 def by_chance(session: Session, summary: dict[str, Any]) -> str:
     """Return why a band that tells nothing may err more than guessing would, where one does."""
     guessing = 1 - 1 / session.setup.outputs
@@ -172,11 +193,8 @@ def sheet_of(
     """Return the contents of report.html."""
     s, alone, word = summary, best_alone(summary), error_word(summary)
     show = words.percent if word == "error" else words.fixed
-    total = session.scan.counts["validation"]
-    # As many rows of one weight would tell as much (Kish 1965); of several labels none says how much a row tells.
-    rows_heard = total**2 / session.scan.counts["validation_squares"]
-    one_label = s["task"] == "classification"
-    spread = (lambda e: float(np.sqrt(max(e * (1 - e), 0) / rows_heard))) if one_label else (lambda e: None)
+    one_label, heard = s["task"] == "classification", _rows_heard(session)  # of several, none says how much a row tells
+    spread = (lambda e: _spread(e, heard)) if one_label else (lambda e: None)
     bars = [("all bands, shares found", s["error"], True), ("all bands, one ridge", s["error_concatenated"], False)]
     bars += [(f"{name} alone", band["error_alone"], False) for name, band in s["bands"].items()]
     if len(s["bands"]) > 2:

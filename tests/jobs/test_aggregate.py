@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from scipy.optimize import minimize
 
 import diva_ray
 from diva_ray.data.sources import digits_bands
+from diva_ray.engine.bands import against
 from diva_ray.errors import InputError
 from tests.forks import run_job
 
@@ -169,6 +171,25 @@ def test_numbers_are_told_with_the_loss_of_each_band():
     assert np.array(result.samples["loss_signal"]) == pytest.approx((left - y) ** 2, abs=1e-6)
     page = result.folder.read("report.html").decode()
     assert "Where random stands alone" in page
+
+
+def test_a_band_stands_alone_only_where_another_that_tells_is_for_the_label():
+    says = torch.tensor([[-1.0, -1.0, 0.5, torch.nan], [0.4, -0.1, 0.9, 0.9], [0.8, 0.8, 0.8, 0.8]])
+    gaps = against(says, [True, True, False], classes=True)
+    assert gaps[0].tolist() == pytest.approx([1.4, -np.inf, -np.inf, -np.inf])  # the third band guesses
+    assert gaps[2].tolist() == [-np.inf] * 4 and not (gaps[1] > 0).any()
+    nothing = against(says, [False, False, False], classes=True)
+    assert (nothing == -torch.inf).all()
+    losses = against(-says.abs(), [True, True, False], classes=False)
+    assert losses[0].tolist() == pytest.approx([0.6, 0.9, -np.inf, -np.inf])
+
+
+def test_nothing_is_said_to_stand_alone_beside_bands_that_guess():
+    data = table(120)
+    result = run(data, ["signal", "random"], precision="float64")
+    page = result.folder.read("report.html").decode()
+    assert result.summary["bands"]["random"]["error_alone"] > 0.5
+    assert "Where random stands alone" in page and "Where signal stands alone" not in page
 
 
 def test_rows_of_a_group_leave_together():
