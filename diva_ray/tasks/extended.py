@@ -8,6 +8,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Lines, Sheet, Table, Tile
 from diva_ray.tasks.alike import few_shared_in_words, shared_in_words
+from diva_ray.tasks.chance import CLEAR, TONES, clear
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.planted import right_in_words, right_of_chosen
 from diva_ray.tasks.reweighted import error_words, gap_words, loss_words
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 
 LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with one decimal
-CLEAR = 1.96  # standard errors beyond which a difference is told as one
 
 
 def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]:
@@ -104,13 +104,6 @@ def loss_is_error(summary: dict[str, Any]) -> bool:
     return summary["loss_function"] == "squared" and summary["task"] in ("regression", "vector")
 
 
-def clear(gap: dict[str, float] | None) -> str:
-    """Return whether an error is lower or higher beyond chance; nothing where it is neither, or not known."""
-    if not gap or abs(gap["difference"]) <= CLEAR * gap["standard_error"]:
-        return ""
-    return "lower" if gap["difference"] < 0 else "higher"
-
-
 def gap_of(summary: dict[str, Any], name: str) -> str:
     """Return a difference of the chosen rows' error with its standard error."""
     gap = summary["error_difference"][name]
@@ -122,7 +115,7 @@ def change(summary: dict[str, Any]) -> list[str]:
     if not summary["error_difference"]:
         return []
     beyond = {"lower": "a fall beyond chance", "higher": "a rise beyond chance"}
-    seen = beyond.get(clear(summary["error_difference"]["to_before"]), "no more than chance")
+    seen = beyond.get(clear(**summary["error_difference"]["to_before"]), "no more than chance")
     return [f"with the chosen rows the left-out error changed by {gap_of(summary, 'to_before')}: {seen}"]
 
 
@@ -133,7 +126,7 @@ def against_random(summary: dict[str, Any]) -> list[str]:
     if summary["n_selected"] == summary["n_pool"]:
         return ["all of the pool was chosen, so this is what random choice would have come to"]
     beat = {"lower": "choosing beat random choice", "higher": "random choice was better than choosing"}
-    seen = beat.get(clear(summary["error_difference"]["to_uniform"]), "choosing did not clearly beat random choice")
+    seen = beat.get(clear(**summary["error_difference"]["to_uniform"]), "choosing did not clearly beat random choice")
     rows = words.counted(kept_step(summary)["uniform_chosen"], "row", "rows")
     return [f"{seen}: {gap_of(summary, 'to_uniform')} against {rows} chosen at random"]
 
@@ -237,9 +230,9 @@ def _after(s: dict[str, Any]) -> Tile:
     error, shape = error_words(s)
     if not s["error_difference"]:
         return Tile(f"{error} after", shape(s["error_after"]), "nothing was added")
-    seen = clear(s["error_difference"]["to_before"])
+    seen = clear(**s["error_difference"]["to_before"])
     detail = f"{gap_of(s, 'to_before')}, {'beyond' if seen else 'within'} chance"
-    return Tile(f"{error} after", shape(s["error_after"]), detail, {"lower": "good", "higher": "hurts"}.get(seen, ""))
+    return Tile(f"{error} after", shape(s["error_after"]), detail, TONES.get(seen, ""))
 
 
 def _at_random(s: dict[str, Any]) -> Tile:

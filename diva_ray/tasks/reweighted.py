@@ -14,6 +14,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
 from diva_ray.tasks.alike import shared_in_words
+from diva_ray.tasks.chance import TONES, clear
 from diva_ray.tasks.page import run_facts, shown, weight_histogram, weights_by_class
 from diva_ray.tasks.planted import planted, planted_in_words
 from diva_ray.tasks.session import Session
@@ -148,7 +149,7 @@ def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], writte
     s, (error, shape) = summary, error_words(summary)
     rows = f"{s['n_judged']:,} rows, {s['folds']} folds; ridge {words.number(s['ridge_compared'], 4)}"
     name = f"{error} reweighted" if s["accepted"] else f"{error} under another ridge"
-    same = f"on the same rows; ridge {words.number(s['ridge'], 4)}"
+    same = f"on the same rows; ridge {words.number(s['ridge'], 4)}; {gain_words(s)}"
     tiles = [Tile(f"{error} as given", shape(s["error_uniform"]), rows)]
     if s["accepted"] or s["ridge"] != s["ridge_uniform"]:
         tiles.append(Tile(name, shape(s["error_reweighted"]), same, tone_of(s)))
@@ -189,11 +190,18 @@ def turned(change: float) -> str:
 
 
 def tone_of(summary: dict[str, Any]) -> str:
-    """Return the colour of the error that was reached: good where it fell, bad where steps nobody tested raised it."""
+    """Return the colour of the error that was reached, where it and the loss, row against row, went the same way and
+    the loss beyond chance."""
     change = summary["error_reweighted"] - summary["error_uniform"]
-    if summary["method"] == "paper" and change > 0:
-        return "hurts"
-    return "good" if change < 0 < summary["gain"] else ""
+    seen = clear(-summary["gain"], summary["gain_standard_error"])
+    return TONES[seen] if seen == ("lower" if change < 0 else "higher") and change else ""
+
+
+def gain_words(summary: dict[str, Any]) -> str:
+    """Return the gain in loss with its standard error, row against row, and whether it is beyond chance."""
+    gain, error = summary["gain"], summary["gain_standard_error"]
+    told = f"{words.number(gain)}{words.PLUS_MINUS}{words.number(error, 2)}"
+    return f"loss gain {told}, {'beyond' if clear(-gain, error) else 'within'} chance"
 
 
 def error_words(summary: dict[str, Any]) -> tuple[str, Callable]:

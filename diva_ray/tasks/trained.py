@@ -18,6 +18,7 @@ from diva_ray.engine.training import EVALUATION, checkpoint
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
 from diva_ray.tasks.alike import shared_in_words
+from diva_ray.tasks.chance import TONES
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words, loss_words
 from diva_ray.tasks.session import Session
@@ -30,6 +31,12 @@ WORDS = {
     "without_flagged": "SGD without the flagged rows",
     CLOSED: "ridge solution under the weights",
 }
+
+CALLED = (
+    "Below 0: better. One standard error over test rows, row against row. Called lower or higher where no "
+    "95\N{NO-BREAK SPACE}% interval that is known holds 0: over test rows (1.96 standard errors), nor, of several "
+    "seeds, over seeds (Student's)."
+)
 
 
 @dataclass(frozen=True)
@@ -238,7 +245,7 @@ def _seen(arm: dict[str, Any], summary: dict[str, Any]) -> str:
 
 
 def _tone(arm: dict[str, Any]) -> str:
-    return {"lower": "good", "higher": "hurts"}.get(arm["verdict"], "")
+    return TONES.get(arm["verdict"], "")
 
 
 def _parts(course: Course, s: dict[str, Any]) -> list[Any]:
@@ -266,7 +273,7 @@ def _parts(course: Course, s: dict[str, Any]) -> list[Any]:
     return [
         Bars(f"Test {error} by arm", bars, "Mean over seeds, with one standard error over seeds.",
              "" if percent else error, percent=percent),
-        Bars("Difference to uniform", gaps, "Below 0: better. One standard error over test rows, row against row.",
+        Bars("Difference to uniform", gaps, CALLED,
              "" if percent else error, points=percent),
         Table("By seed", [("seed", "Seed", "label"), *((arm["name"], name, kind) for arm, name in named)], rows),
         Lines("Training loss", [float(k + 1) for k in range(s["epochs"])], losses,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from math import log10
 from typing import Any
 
 import yaml
 
 from diva_ray.config import DataConfig, TuneConfig
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
+from diva_ray.report.sheet import Sheet, Tile
 from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
@@ -20,6 +19,7 @@ from diva_ray.tasks.space import NAMES, Choice, Space, short
 from diva_ray.tasks.study import Study
 from diva_ray.tasks.summary import common_figures
 from diva_ray.tasks.trials import Record, Trials, error_of_choosing
+from diva_ray.tasks.tuned_plots import parts_of
 
 RULE = (
     "error: mean over the rows of all outer folds, each judged by a model whose ridge, weights and fit never saw it; "
@@ -191,7 +191,12 @@ def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list
         f"{shape(s['high'])}); the least of many is a little too good.",
     ]
     tiles = [
-        Tile(f"{error} of the best", shape(s["error"]), f"{shape(s['low'])} to {shape(s['high'])}, over rows", "good"),
+        Tile(
+            f"{error} of the best",
+            shape(s["error"]),
+            f"{shape(s['low'])} to {shape(s['high'])}, over rows; trials "
+            "are not compared row by row, so not known to be beyond chance",
+        ),
         Tile("trials", str(s["n_trials"]), f"{s['n_stopped']} stopped, {s['n_failed']} failed"),
     ]
     if s["error_of_choosing"] is not None:
@@ -220,7 +225,7 @@ def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list
         "summary.json: every figure of this page",
     ]
     return Sheet(
-        "Which options do best", headline, tiles, _parts(space, s, rows), facts, session.runner.seconds,
+        "Which options do best", headline, tiles, parts_of(space, s, rows), facts, session.runner.seconds,
         notes=[*shared_in_words(session.shared, s["n_samples"]), *_notes(s, rows)], downloads=files,
         footer="Each row is judged by a model for which ridge, weights and fit never saw its fold.",
     )  # fmt: skip
@@ -239,6 +244,7 @@ def _notes(s: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     if close:
         others = words.counted(close, "other whole trial is", "other whole trials are")
         notes.append(f"{others} within a standard error of the best.")
+    notes += level_in_words(s, whole)
     if s["test_error"] and not s["test_error"]["low"] <= s["error"] <= s["test_error"]["high"]:
         notes.append(
             "The search judges by the table's own labels, wrong ones included, and the test table by its own: their "
@@ -249,64 +255,18 @@ def _notes(s: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _parts(space: Space, s: dict[str, Any], rows: list[dict[str, Any]]) -> list[Any]:
-    """Return the plots: errors by trial, and by the values of every name; and the table."""
-    error, shape = error_words(s)
-    known = [row for row in rows if row["error"] is not None]
-    bars = [
-        {
-            "label": ", ".join(short(row[name]) if name != "ridge" else _ridge(row) for name in space.dimensions),
-            "value": row["error"], "error": row["standard_error"], "strong": row["trial"] == s["best"]["trial"],
-            "detail": f"trial {row['trial']}" + (f", stopped after {row['folds']} folds" if row["stopped"] else ""),
-        }
-        for row in sorted(known, key=lambda row: (row["stopped"], row["error"]))
-    ]  # fmt: skip
-    early = " Stopped trials come last: fewer rows judged them, so no error of theirs is compared." * bool(
-        s["n_stopped"]
-    )
-    kind = "percent" if shape is words.percent else "number"
-    columns = [("trial", "Trial", "count"), *((name, name, "label") for name in space.dimensions),
-               ("error", error, kind), ("low", "low", kind), ("high", "high", kind), ("folds", "folds", "count"),
-               ("seconds", "seconds", "fixed")]  # fmt: skip
-    shown = [{**row, **{name: short(row[name]) for name in space.dimensions if name != "ridge"}, "ridge": _ridge(row)}
-             for row in rows]  # fmt: skip
-    return [
-        Bars(
-            f"{error.capitalize()} by trial",
-            bars,
-            f"{', '.join(space.dimensions)}; one standard error over rows.{early}",
-            percent=shape is words.percent,
-        ),
-        *(_by_value(name, one.kind, known, error, shape) for name, one in space.dimensions.items()),
-        Table("Trials", columns, shown),
-    ]
-
-
-def _ridge(row: dict[str, Any]) -> str:
-    used = "-" if row["ridge_used"] is None else f"{row['ridge_used']:.3g}"
-    return f"auto ({used})" if row["ridge"] is None else f"{row['ridge']:.3g}"
-
-
-def _by_value(name: str, kind: str, rows: list[dict[str, Any]], error: str, shape: Any) -> Any:
-    """Return a plot of the errors against the values of one name."""
-    whole = [row for row in rows if not row["stopped"] and not row["failed"]]
-    if kind != "choice":
-        at = [log10(row[name]) for row in whole]
-        ends = {
-            key: [row[source] for row in whole] for key, source in (("y", "error"), ("low", "low"), ("high", "high"))
-        }
-        series = [{"name": error, "strong": True, "apart": True, **ends}]
-        intro = "Every whole trial with its 95\N{NO-BREAK SPACE}% interval over rows; other options vary too."
-        percent = shape is words.percent
-        return Lines(f"{error.capitalize()} by {name}", at, series, intro, f"log10 {name}", error, percent_y=percent)
-    values: dict[str, list[dict[str, Any]]] = {}
-    for row in whole:
-        values.setdefault("auto" if name == "ridge" and row[name] is None else short(row[name]), []).append(row)
-    best = {value: min(found, key=lambda row: row["error"]) for value, found in values.items()}
-    bars = [
-        {"label": value, "value": row["error"], "error": row["standard_error"], "strong": row is min(
-            best.values(), key=lambda one: one["error"]), "detail": f"the best of {len(values[value])}"}
-        for value, row in sorted(best.items(), key=lambda item: item[1]["error"])
-    ]  # fmt: skip
-    intro = "The best whole trial with each value; other options vary too."
-    return Bars(f"{error.capitalize()} by {name}", bars, intro, percent=shape is words.percent)
+def level_in_words(s: dict[str, Any], whole: list[dict[str, Any]]) -> list[str]:
+    """Return why the best trial won, where others have the same error as it is written."""
+    shape, best = error_words(s)[1], s["best"]["trial"]
+    alike = [row for row in whole if row["trial"] != best and shape(row["error"]) == shape(s["error"])]
+    if not alike:
+        return []
+    same = [row for row in alike if row["error"] == s["error"]]
+    named = ", ".join(str(row["trial"]) for row in sorted(alike, key=lambda row: (row["error"], row["trial"]))[:5])
+    why = "its error is less in further digits, which says nothing of another sample of rows"
+    if same:
+        why = (
+            "of the same error a trial that changes no weights is taken, of those one with fewest bands, then the first"
+        )
+    most = " among them" if len(alike) > 5 else ""
+    return [f"Trial {best} was taken, though {shape(s['error'])} is the error of trial {named} too{most}: {why}."]

@@ -1,0 +1,36 @@
+"""What is coloured as a gain is beyond chance, and what wins among equals says why."""
+
+import pytest
+
+from diva_ray.tasks import reweighted, tuned
+from diva_ray.tasks.chance import clear
+
+DIFFERENCES = [(-1.97, "lower"), (-1.95, ""), (0.0, ""), (1.95, ""), (1.97, "higher")]
+
+
+@pytest.mark.parametrize(("difference", "seen"), DIFFERENCES)
+def test_a_difference_is_told_beyond_two_standard_errors(difference, seen):
+    assert clear(difference, 1.0) == seen
+    assert clear(difference, float("inf")) == "" and clear(0.0, 0.0) == ""
+
+
+@pytest.mark.parametrize("method", ["safe", "paper"])
+def test_an_error_is_coloured_only_where_the_loss_went_its_way_beyond_chance(method):
+    def tone(error, gain):
+        s = {"method": method, "error_uniform": 0.25, "error_reweighted": error, "gain": gain}
+        return reweighted.tone_of({**s, "gain_standard_error": 0.01})
+
+    assert tone(0.24, 0.03) == "good" and tone(0.26, -0.03) == "hurts"
+    assert tone(0.24, 0.015) == tone(0.26, -0.015) == tone(0.26, 0.03) == tone(0.24, -0.03) == tone(0.25, 0.03) == ""
+    words = reweighted.gain_words({"gain": 0.015, "gain_standard_error": 0.01})
+    assert words.startswith("loss gain 0.015") and words.endswith("within chance")
+
+
+def test_the_trial_that_wins_among_equals_says_why():
+    s = {"task": "classification", "error": 0.2587, "best": {"trial": 7}}
+    rows = [{"trial": 7, "error": 0.2587}, {"trial": 3, "error": 0.25874}, {"trial": 4, "error": 0.3}]
+    (further,) = tuned.level_in_words(s, rows)
+    assert "25.9" in further and "of trial 3 too: its error is less in further digits" in further
+    (same,) = tuned.level_in_words(s, [*rows, {"trial": 9, "error": 0.2587}])
+    assert "of trial 9, 3 too: of the same error a trial that changes no weights" in same
+    assert tuned.level_in_words(s, rows[::2]) == []
