@@ -79,7 +79,11 @@ def told(summary: dict[str, Any]) -> list[str]:
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
     first, last = s["error_by_budget"][0], kept_step(s)
     few = few_shared_in_words(s["shared"], s["n_samples"])
-    notes = [*against_random(s), *right_in_words(s), *(f"note: {words}" for words in [*notes_on_error(s), *few])]
+    notes = [
+        *against_random(s),
+        *right_in_words(s),
+        *(f"note: {words}" for words in [*missed_in_words(s), *notes_on_error(s), *few]),
+    ]
     helpful = "with labels that are likely right" if rows_by_label(s) else "that help"
     return [
         f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}; chose {s['n_selected']:,} "
@@ -155,6 +159,22 @@ def notes_on_error(summary: dict[str, Any]) -> list[str]:
     return []
 
 
+def wrong_in_pool(summary: dict[str, Any]) -> float:
+    """Return the share of the pool's labels that is known to be wrong."""
+    return summary["planted"]["n_planted"] / summary["n_pool"]
+
+
+def missed_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return what is to be said where most of the labels known to be wrong were not estimated to be."""
+    share, known = summary["pool_noise_estimate"], "planted" in summary and summary["n_pool"]
+    if share is None or not known or wrong_in_pool(summary) < LEAST_SHARE or 2 * share >= wrong_in_pool(summary):
+        return []
+    return [
+        f"The estimate missed most of the pool's wrong labels: it says {words.percent(share)}, and "
+        f"{words.percent(wrong_in_pool(summary))} are wrong. Many of the chosen rows may be, too."
+    ]
+
+
 def _validated(summary: dict[str, Any]) -> str:
     """Return on which rows errors are measured."""
     n = f"{summary['n_validation']:,} rows"
@@ -212,7 +232,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
             "was known of the pool's labels, and rows were chosen by their derivative alone. A second row of each "
             "class, or a validation table, would tell more."
         )
-    notes += notes_on_error(s)
+    notes += [*missed_in_words(s), *notes_on_error(s)]
     chose = f"chose {s['n_selected']:,} of {s['n_pool']:,} rows: {s['stopped']}"
     return Sheet(
         "Which rows of the pool to add",
@@ -246,6 +266,11 @@ def _at_random(s: dict[str, Any]) -> Tile:
 def _noise(s: dict[str, Any]) -> list[Tile]:
     """Return the estimate of the pool's wrong labels; of none that stands apart it is not known that none is wrong."""
     share = s["pool_noise_estimate"]
+    if "planted" in s and s["n_pool"]:
+        p, true = s["planted"], wrong_in_pool(s)
+        guessed = "not estimated" if share is None else f"{words.percent(share)} estimated"
+        by = f"by {p['by']}" if p["by"] else "as planted"
+        return [Tile("of the pool's labels wrong", words.percent(true), f"{by}; {guessed}", "issue" * (true > 0))]
     if share is None:
         return []
     if share < LEAST_SHARE:

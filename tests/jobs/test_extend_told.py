@@ -231,6 +231,18 @@ def test_what_was_chosen_is_held_against_the_truth(caplog):
     assert "column `real` (data.truth) is not in the pool" in caplog.text
 
 
+@pytest.mark.parametrize(("estimate", "missed"), [(0.02, True), (0.0, True), (0.15, False), (None, False)])
+def test_the_share_of_wrong_labels_is_the_true_one_where_it_is_known(estimate, missed):
+    s = {"pool_noise_estimate": estimate, "n_pool": 1000, "planted": {"n_planted": 200, "by": "real"}}
+    (tile,) = extended._noise(s)
+    assert tile.value.startswith("20.0") and tile.detail.startswith("by real; ") and "estimated" in tile.detail
+    notes = extended.missed_in_words(s)
+    assert len(notes) == missed and all("20.0" in note and "missed most" in note for note in notes)
+    right = {**s, "planted": {"n_planted": 0, "by": "real"}}
+    assert extended._noise(right)[0].tone == "" and extended.missed_in_words(right) == []
+    assert extended.missed_in_words({"pool_noise_estimate": 0.02, "n_pool": 1000}) == []
+
+
 def test_few_copies_of_the_table_in_a_pool_are_a_note():
     core, pool = blobs(400, 1), blobs(1000, 2)
     pool = {name: np.r_[values, core[name][:3]] for name, values in pool.items()}
