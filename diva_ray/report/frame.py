@@ -3,12 +3,13 @@
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from diva_ray.report import words
 from diva_ray.report.pictures import thumbnail
@@ -28,8 +29,19 @@ def template(name: str):
         environment.filters[shape.__name__] = shape
     environment.filters["clip"] = lambda text, length=280: words.clip(str(text), length)
     environment.filters["bare"] = lambda value: "" if words.finite(value) is None else f"{words.finite(value):.9g}"
+    environment.filters |= {"marked": marked, "breakable": breakable}
     environment.globals["plural"] = words.plural
     return environment.get_template(name)
+
+
+def marked(text) -> Markup:
+    """A text with what stands between backticks set as code; all of it is escaped first."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(str(text)))))
+
+
+def breakable(text) -> Markup:
+    """A name that may break after underscores, rather than within a word; it is escaped first."""
+    return Markup(str(escape(str(text))).replace("_", "_<wbr>"))
 
 
 def frame(*styles: str) -> dict:

@@ -107,7 +107,8 @@ def _tiles(report: ScoreReport) -> list[dict]:
          "estimated" if known.get("noise_estimate") else "none that could be told from hard samples", ""),
     ]  # fmt: skip
     keys = ("key", "name", "value", "detail", "tone")
-    return [dict(zip(keys, tile, strict=True)) for tile in tiles if words.finite(known.get(tile[0])) is not None]
+    found = [dict(zip(keys, tile, strict=True)) for tile in tiles if words.finite(known.get(tile[0])) is not None]
+    return [tile | {"tone": tile["tone"] if known[tile["key"]] else ""} for tile in found]  # none has no colour
 
 
 def _shape(known: dict) -> str:

@@ -1,12 +1,14 @@
 """A page made of parts that any job can fill: figures, bars, lines, histograms, tables and samples."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from diva_ray.report import charts, frame, words
 
 MAX_BARS = 60
 TONES = ("hurts", "helps", "issue", "good")
+NOUGHT = r"0(\.0*)?\s?%?"  # of what hurts or looks wrong none was found, which has no colour
 KINDS = {
     "text": lambda value: words.clip(str(value), 280),
     "label": words.label,
@@ -28,6 +30,12 @@ class Tile:
     value: str
     detail: str = ""
     tone: str = ""
+
+
+class Inform(str):
+    """A note that informs and warns of nothing: it is shown more quietly."""
+
+    informs = True
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,8 @@ def render_sheet(sheet: Sheet) -> str:
 def _tile(tile: Tile) -> dict:
     """A figure with only the colours there are."""
     tone = tile.tone if tile.tone in TONES else ""
+    if tone in ("hurts", "issue") and re.fullmatch(NOUGHT, str(tile.value)):
+        tone = ""
     value, detail = words.clip(str(tile.value), 40), words.clip(str(tile.detail), 120)
     return {"name": words.clip(str(tile.name), 60), "value": value, "detail": detail, "tone": tone}
 

@@ -88,9 +88,9 @@ def few_shared_in_words(shared: dict[str, dict[str, int]], trained: int) -> list
     one = shared.get("pool", {"rows": 0, "known": 0})
     if not one["known"] or shared_in_words(shared, trained, ("pool",)):
         return []
-    about = "About " if trained > LOOKED else ""
+    about, have = "About " if trained > LOOKED else "", "has" if one["known"] == 1 else "have"
     return [
-        f"{about}{one['known']:,} of the pool's {one['rows']:,} rows have the very features of rows of the table. A "
+        f"{about}{one['known']:,} of the pool's {one['rows']:,} rows {have} the very features of rows of the table. A "
         "copy predicts its original when that is left out, so copies look helpful."
     ]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
-from diva_ray.report.sheet import Lines, Sheet, Table, Tile
+from diva_ray.report.sheet import Inform, Lines, Sheet, Table, Tile
 from diva_ray.tasks.alike import few_shared_in_words, shared_in_words
 from diva_ray.tasks.chance import CLEAR, TONES, clear
 from diva_ray.tasks.page import run_facts
@@ -203,7 +203,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
     ]  # fmt: skip
     if s["selected_by_class"]:
         columns = [("label", "Class", "label"), ("n", "Chosen", "count"), ("of", "In the pool", "count")]
-        parts.append(Table("Classes", columns, sorted(s["selected_by_class"], key=lambda row: -row["n"])))
+        rows = sorted(s["selected_by_class"], key=lambda row: -row["n"])
+        parts.append(Table("Classes", columns, rows, "Most chosen first."))
     tiles = [
         Tile("rows chosen", f"{s['n_selected']:,}", f"of {s['n_pool']:,} in the pool"),
         Tile(f"{error} before", shape(s["error_before"]), _validated(s)),
@@ -225,7 +226,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         ours = {"of": "chosen", "rows": s["n_selected"], "wrong": p["n_chosen"], "right": p["right_among_chosen"]}
         intro = f"By {p['by'] or 'what was planted'}, which choosing did not see."
         parts.insert(1, Table("Labels that are right", [("of", "Labels of", "label"), *both], [ours, pool], intro))
-    notes = shared_in_words(s["shared"], s["n_samples"]) + few_shared_in_words(s["shared"], s["n_samples"])
+    notes = shared_in_words(s["shared"], s["n_samples"])
+    notes += map(Inform, few_shared_in_words(s["shared"], s["n_samples"]))
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(
             "Most rows of the table were the only ones of their class, which left out cannot be predicted: nothing "

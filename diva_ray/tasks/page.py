@@ -11,6 +11,7 @@ from diva_ray.engine.samples import WEIGHT_EDGES, Z_EDGES
 from diva_ray.engine.setup import Setup
 from diva_ray.report import words
 from diva_ray.report.page import ScoreReport
+from diva_ray.report.sheet import Inform
 from diva_ray.tasks.derived import Derived, may_lie_further
 from diva_ray.tasks.manifest import versions
 from diva_ray.tasks.session import Session
@@ -181,7 +182,15 @@ def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
 
 def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the figures."""
-    notes = [*warnings_of(summary), *verdict_notes(summary)]
+    notes: list[str] = [*warnings_of(summary), *map(Inform, verdict_notes(summary))]
+    if may_lie_further(derived.grid):
+        notes.append("The chosen ridge lies at the end of the grid; set `ridge` to look further.")
+    return notes + [Inform(note) for note in _informing(session, derived, summary)]
+
+
+def _informing(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:
+    """Return what was done, and why, that warns of nothing."""
+    notes = []
     if "r2" in summary:
         notes.append(
             "A number is flagged where it looks like another row's, or lies far from any prediction (a gross outlier), "
@@ -205,8 +214,6 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
         )
     if derived.form == "dual":
         notes.append("Fewer rows than columns: solved in its n x n form.")
-    if may_lie_further(derived.grid):
-        notes.append("The chosen ridge lies at the end of the grid; set `ridge` to look further.")
     if summary["precision"] == "float64" and session.config.precision != "float64":
         far = "" if derived.setup.classes is not None else ", or the numbers lie far from 0 or close together"
         notes.append(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Gallery, Pulls, Sheet, Table, Tile, render_sheet
+from diva_ray.report.sheet import Bars, Gallery, Inform, Pulls, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.derived import Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.planted import found_in_words, planted
@@ -186,9 +186,9 @@ def notes_of(summary: dict[str, Any]) -> list[str]:
             "needed) to say which share is mismatched: nothing is flagged. label_score and log_odds still rank pairs."
         )
     elif not summary["n_label_issues"]:
-        notes.append("The share of mismatched pairs could not be told from none.")
+        notes.append(Inform("The share of mismatched pairs could not be told from none."))
     if summary["standard_errors"] != "exact":
-        notes.append(f"Standard errors are estimated from {summary['standard_errors']}.")
+        notes.append(Inform(f"Standard errors are estimated from {summary['standard_errors']}."))
     return notes
 
 

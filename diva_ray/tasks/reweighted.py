@@ -12,7 +12,7 @@ from diva_ray.core.reweight import TrialSums
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Columns, Gallery, Sheet, Table, Tile
+from diva_ray.report.sheet import Bars, Columns, Gallery, Inform, Sheet, Table, Tile
 from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.chance import TONES, clear
 from diva_ray.tasks.page import run_facts, shown, weight_histogram, weights_by_class
@@ -274,7 +274,7 @@ def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
             "Plain steps are taken whatever the folds say; they often raise the error. `method=safe` asks first."
         )
     if summary["folds"].split(" of ")[0] != summary["folds"].split(" of ")[1]:
-        notes.append("Not every fold was asked: the answer was clear before.")
+        notes.append(Inform("Not every fold was asked: the answer was clear before."))
     if session.config.data.validation_weight:
-        notes.append("Only rows with a validation weight were heard, in the derivative and on the folds.")
+        notes.append(Inform("Only rows with a validation weight were heard, in the derivative and on the folds."))
     return notes

@@ -10,7 +10,7 @@ import yaml
 
 from diva_ray.config import DataConfig, TuneConfig
 from diva_ray.report import words
-from diva_ray.report.sheet import Sheet, Tile
+from diva_ray.report.sheet import Inform, Sheet, Tile
 from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
@@ -226,7 +226,7 @@ def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list
     ]
     return Sheet(
         "Which options do best", headline, tiles, parts_of(space, s, rows), facts, session.runner.seconds,
-        notes=[*shared_in_words(session.shared, s["n_samples"]), *_notes(s, rows)], downloads=files,
+        notes=[*shared_in_words(session.shared, s["n_samples"]), *map(Inform, _notes(s, rows))], downloads=files,
         footer="Each row is judged by a model for which ridge, weights and fit never saw its fold.",
     )  # fmt: skip
 

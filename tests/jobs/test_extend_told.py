@@ -10,6 +10,7 @@ import pytest
 import diva_ray
 from diva_ray.errors import InputError
 from diva_ray.tasks import extended
+from diva_ray.tasks.alike import few_shared_in_words
 from tests.forks import run_job
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -268,3 +269,10 @@ def test_a_pool_of_ones_own_needs_a_table_of_ones_own(tmp_path):
     done = run_job("jobs/extend.py", f"pool.path={tmp_path / 'pool.parquet'}", f"output={tmp_path / 'run'}")
     assert done.returncode == 2
     assert done.stderr.strip().endswith("beside a pool of one's own, got none. Set `data.path`.")
+
+
+def test_one_copy_is_told_as_one():
+    said = [few_shared_in_words({"pool": {"rows": 1000, "known": n}}, 400)[0] for n in (1, 2)]
+    assert said[0].startswith("1 of the pool's 1,000 rows has") and said[1].startswith(
+        "2 of the pool's 1,000 rows have"
+    )

@@ -330,3 +330,9 @@ def test_short_words_of_tables_stay_whole():
     assert '<th scope="row"><code><bdi>train_0012<' in html
     assert words.number(1.56e-5) == "1.56e\N{MINUS SIGN}05", "no hyphen, after which a line may break"
     assert words.number(-1.56e-5) == "\N{MINUS SIGN}1.56e\N{MINUS SIGN}05"
+
+
+def test_no_sample_that_hurts_has_no_colour():
+    summary = {"n_samples": 9, "n_detrimental": 0, "n_label_issues": 1, "label_issue_precision": 1.0}
+    page = Page(render_score_page(ScoreReport("t", summary=summary)))
+    assert {"class": "hurts"} not in page.all("div") and {"class": "issue"} in page.all("div")

@@ -6,7 +6,20 @@ import re
 import numpy as np
 import pytest
 
-from diva_ray.report import Bars, Columns, Gallery, Lines, Pulls, Sheet, Table, Tile, charts, render_sheet, words
+from diva_ray.report import (
+    Bars,
+    Columns,
+    Gallery,
+    Inform,
+    Lines,
+    Pulls,
+    Sheet,
+    Table,
+    Tile,
+    charts,
+    render_sheet,
+    words,
+)
 from tests.report.test_page import EVIL, Page, fetches, png
 
 MINUS, PERCENT = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}%"
@@ -323,3 +336,40 @@ def test_weights_that_are_all_1_are_not_shown():
     rows = [{"id": k, "label": "a", "text": "t", "weight": weight} for k, weight in enumerate([1.0, 1.0])]
     assert "weight" not in sheet_of(Gallery("t", rows)).text
     assert "weight 1" in sheet_of(Gallery("t", [*rows, {**rows[0], "weight": 0.5}])).text
+
+
+def test_nothing_found_has_no_colour():
+    tiles = [Tile("a", value, "", tone) for value in ("0", f"0.0{PERCENT}") for tone in ("hurts", "issue")]
+    assert {"class": "hurts"} not in sheet_of(tiles=tiles).all("div")
+    assert {"class": "issue"} not in sheet_of(tiles=tiles).all("div")
+    assert {"class": "hurts"} in sheet_of(tiles=[Tile("a", "10", "", "hurts")]).all("div")
+    assert {"class": "good"} in sheet_of(tiles=[Tile("error", f"0.0{PERCENT}", "", "good")]).all("div")
+
+
+def test_notes_that_inform_are_quieter_than_warnings():
+    boxes = sheet_of(notes=["take care", Inform("it was so")]).all("aside")
+    assert [box["class"] for box in boxes] == ["box warn", "box inform"]
+    assert [box["class"] for box in sheet_of(notes=[Inform(EVIL)]).all("aside")] == ["box inform"]
+
+
+def test_what_stands_between_backticks_is_code_and_escaped():
+    html = render_sheet(Sheet("t", [f"set `{EVIL}` now"], [], [], notes=["`ridge` and ` alone"]))
+    assert "<code>ridge</code> and ` alone" in html and "<code>&lt;" in html and html.count("<script>") == 1
+
+
+def test_names_break_after_underscores():
+    html = render_sheet(Sheet("t", [], [], [Table("t", [("a", "A", "label")], [{"a": "drop_label_<issues"}])]))
+    assert "drop_<wbr>label_<wbr>&lt;issues" in html
+
+
+@pytest.mark.parametrize("phases", [8, 9])
+def test_many_times_are_folded(phases):
+    page = sheet_of(run=[("data", "digits")], seconds={f"pass {k}": 1.0 for k in range(phases - 1)} | {"total": 9.0})
+    assert len(page.all("details")) == (phases > 8) and "pass 3 1 s" in page.text
+    assert ("9 times, 9 s in total" in page.text) == (phases > 8)
+
+
+def test_narrow_pages_keep_the_ends_of_an_axis_on_one_line_and_show_that_tables_scroll():
+    html = render_sheet(Sheet("t", [], [], []))
+    assert re.search(r"@media \(max-width: 560px\) \{[^@]*\.ends span \{ order: -1; flex-basis: 100%", html)
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto;[^}]*no-repeat local[^}]*no-repeat scroll", html)
