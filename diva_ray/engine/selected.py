@@ -5,6 +5,8 @@ Neither the driver nor a worker holds more of a round's order than one stretch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from diva_ray.core import choose
 from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of
+from diva_ray.engine.extremes import EXAMPLES, Examples
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.samples import differ
 from diva_ray.engine.setup import Setup
@@ -65,7 +68,7 @@ def write_selected(shard: Shard, known: Known) -> Tally:
     import pyarrow as pa
 
     setup: Setup = known["setup"]
-    parts, by_class = [], setup.task == "classification"
+    parts, places, by_class = [], [], setup.task == "classification"
     identifier = shard.id if shard.id is not None else pa.array(shard.positions())
     counts = torch.zeros(setup.outputs if by_class else 1, dtype=torch.int64)
     wrong, wrong_chosen = None, 0  # labels that are not the true ones
@@ -87,12 +90,24 @@ def write_selected(shard: Shard, known: Known) -> Tally:
         if len(counts) > 1:
             counts += torch.bincount(codes_of(shard, setup)[torch.from_numpy(at)], minlength=len(counts))
         wrong_chosen += 0 if wrong is None else int(wrong[torch.from_numpy(at)].sum())
+        places.append(shard.positions()[np.asarray(at, np.int64)])
+    found = Tally(n=sum(len(part) for part in parts), classes=counts, first=Examples([], [], "first"))
     if parts:
-        known["folder"].write_table(f"selected/{part_name(shard.extent.index)}.parquet", pa.concat_tables(parts))
-    found = Tally(n=sum(len(part) for part in parts), classes=counts)
+        table = pa.concat_tables(parts)
+        known["folder"].write_table(f"selected/{part_name(shard.extent.index)}.parquet", table)
+        found["first"] = first_chosen(table, np.concatenate(places))
     if wrong is not None:
         found |= {"wrong": int((wrong & (shard.weight > 0)).sum()), "wrong_chosen": wrong_chosen}
     return found
+
+
+def first_chosen(table: Any, places: np.ndarray) -> Examples:
+    """Return the rows chosen first, as a page shows them, with their place in the pool."""
+    ranks = table["rank"].to_numpy()
+    at = np.argsort(ranks)[:EXAMPLES]
+    rows = table.take(at).to_pylist()
+    found = [{**row, "first": -row["rank"], "row": int(place)} for row, place in zip(rows, places[at], strict=True)]
+    return Examples(found, [], "first")
 
 
 def _chosen_keys(shard: Shard, known: Known) -> Tensor:

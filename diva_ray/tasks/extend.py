@@ -21,7 +21,7 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of
 from diva_ray.tasks.enroll import enroll, losses_on_another_scale
-from diva_ray.tasks.extended import figures, sheet_of, told
+from diva_ray.tasks.extended import chosen_first, figures, sheet_of, told
 from diva_ray.tasks.gauge import Gauge
 from diva_ray.tasks.judge import calibrate, tells_of_classes
 from diva_ray.tasks.plan import Plan
@@ -295,5 +295,5 @@ def _finish(work: Extension) -> Result:
     work.runner.engine.tell(folder=folder, rounds=work.kept["rounds"])
     written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
     summary = figures(session, work, written)
-    conclude(session, summary, render_sheet(sheet_of(session, work, summary)))
+    conclude(session, summary, render_sheet(sheet_of(session, work, summary, chosen_first(session, written))))
     return Result(summary, folder, session.plan.kind != "inline", told(summary), "selected")

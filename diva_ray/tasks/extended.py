@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
-from diva_ray.report.sheet import Inform, Lines, Sheet, Table, Tile
+from diva_ray.report.sheet import Gallery, Inform, Lines, Sheet, Table, Tile
 from diva_ray.tasks.alike import few_shared_in_words, shared_in_words
 from diva_ray.tasks.chance import CLEAR, TONES, clear
-from diva_ray.tasks.page import run_facts
+from diva_ray.tasks.page import run_facts, seen_in
 from diva_ray.tasks.planted import right_in_words, right_of_chosen
 from diva_ray.tasks.reweighted import error_words, gap_words, loss_words
 from diva_ray.tasks.session import Session
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diva_ray.tasks.extend import Extension
 
 
+SHOWN = 24  # of the rows chosen first, on the page
 LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with one decimal
 
 
@@ -183,8 +184,19 @@ def _validated(summary: dict[str, Any]) -> str:
     return f"{n} that validate"
 
 
-def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Sheet:
-    """Return the contents of report.html."""
+def chosen_first(session: Session, written: Tally) -> list[dict[str, Any]]:
+    """Return the rows chosen first with their picture or text, read from the pool one by one."""
+    pool = session.tables[-1]
+    show = [name for name in session.show if name in pool.schema.names]
+    kept = ("id", "label", "z", "label_score")  # the score is NaN where labels are not judged
+    return [
+        {name: row[name] for name in kept if name in row} | seen_in(pool, show, row["row"])
+        for row in written["first"].worst[:SHOWN]
+    ]
+
+
+def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: list[dict[str, Any]]) -> Sheet:
+    """Return the contents of report.html; `first`: the rows chosen first."""
     s, (error, shape) = summary, error_words(summary)
     steps, kept = s["error_by_budget"], kept_step(s)
     ours: dict[str, Any] = {"name": "chosen", "y": [step["error"] for step in steps], "strong": True}
@@ -205,6 +217,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any]) -> Shee
         columns = [("label", "Class", "label"), ("n", "Chosen", "count"), ("of", "In the pool", "count")]
         rows = sorted(s["selected_by_class"], key=lambda row: -row["n"])
         parts.append(Table("Classes", columns, rows, "Most chosen first."))
+    if first:
+        parts.append(Gallery("Chosen first", first, "The rows of the pool in the order in which they were chosen."))
     tiles = [
         Tile("rows chosen", f"{s['n_selected']:,}", f"of {s['n_pool']:,} in the pool"),
         Tile(f"{error} before", shape(s["error_before"]), _validated(s)),

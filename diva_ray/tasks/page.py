@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from diva_ray.data.table import Table
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.samples import WEIGHT_EDGES, Z_EDGES
 from diva_ray.engine.setup import Setup
@@ -122,11 +123,16 @@ def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def seen(session: Session, at: int) -> dict[str, Any]:
     """Return the picture and the text of one row of the table as it was given, as far as there are columns to show."""
+    return seen_in(session.original or session.tables[0], list(session.show), at)
+
+
+def seen_in(table: Table, show: list[str], at: int) -> dict[str, Any]:
+    """Return the picture and the text of one row of any table, from the columns to show."""
     found: dict[str, Any] = {}
-    if not session.show:
+    if not show:
         return found
-    values = (session.original or session.tables[0]).reader().read(at, at + 1, list(session.show))
-    for name in session.show:
+    values = table.reader().read(at, at + 1, show)
+    for name in show:
         value = values[name][0].as_py()
         if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a picture as Hugging Face keeps it
             value = value["bytes"]

@@ -276,3 +276,19 @@ def test_one_copy_is_told_as_one():
     assert said[0].startswith("1 of the pool's 1,000 rows has") and said[1].startswith(
         "2 of the pool's 1,000 rows have"
     )
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_the_rows_chosen_first_are_shown_as_the_pool_has_them(rounds):
+    core, pool = blobs(200, 1), blobs(600, 2, 0.3)
+    core["note"], pool["note"] = ["of the table"] * 200, [f"row {k} of the pool" for k in range(600)]
+    pool["note"][5] = "<b>bold</b>"
+    result = run(core, pool, show="note", budget=100, rounds=rounds, block_rows=64)
+    ranked = result.samples.sort_by("rank")
+    ids = ranked["id"].to_pylist()[: extended.SHOWN]
+    page = result.folder.read("report.html").decode()
+    assert page.count(" of the pool</blockquote>") + page.count("&lt;b&gt;bold") == len(ids)
+    at = [page.index(pool["note"][k] if k != 5 else "&lt;b&gt;bold") for k in ids]
+    assert "Chosen first" in page and at == sorted(at) and "<b>bold" not in page and "of the table</" not in page
+    del pool["note"]
+    assert "Chosen first" in run(core, pool, show="note", budget=20).folder.read("report.html").decode()
