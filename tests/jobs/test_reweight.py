@@ -56,7 +56,7 @@ def test_flags_are_held_against_the_truth_as_by_score():
     p, issue = result.summary["planted"], result.samples["is_label_issue"].to_numpy(zero_copy_only=False)
     assert (p["n_planted"], p["n_found"], p["by"]) == ((y != truth).sum(), (issue & (y != truth)).sum(), "real")
     assert any("labels differ from `real`, found" in line for line in result.lines())
-    assert "labels differ from `real`" in result.folder.read("report.html").decode()
+    assert "labels differ from <code>real</code>" in result.folder.read("report.html").decode()
 
 
 def test_weights_that_any_step_has_lowered_are_counted():
