@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from diva_ray.data.columns import to_matrix
 from diva_ray.data.given import Given
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent, prepare, read_shard
@@ -144,7 +145,8 @@ class Share:
 
     def _own(self, start: int, stop: int) -> Tensor:
         name = str(self.course.columns.weight)
-        return torch.from_numpy(self.reader.read(start, stop, [name])[name].to_numpy().astype("float64"))
+        values, _ = to_matrix(self.reader.read(start, stop, [name])[name], name, "", "data.weight")
+        return torch.from_numpy(values[:, 0].astype("float64"))  # a list of one number is one, too
 
     def window(self, start: int, stop: int) -> Rows:
         """Return the rows of a window."""

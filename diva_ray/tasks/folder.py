@@ -24,6 +24,7 @@ from diva_ray.data.table import Table, open_parquet
 from diva_ray.errors import InputError
 
 WRITTEN = {"samples", "selected", "errors", "curated", "changes", "features", "report.html", "summary.json"}  # by runs
+BEGUN = {"state.json", "steps", "sums", "weights", "reweight"}  # what a run writes first; it can be resumed from there
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit say
 
 
@@ -46,7 +47,7 @@ class Folder:
         if info.type == pyarrow.fs.FileType.File:
             raise InputError(f"output: must be a folder, got a file at {self.path}. Change `output`.")
         inside = self.names("") if info.type == pyarrow.fs.FileType.Directory else []
-        begun = "state.json" in inside
+        begun = bool(BEGUN & set(inside))
         if inside and not resume:
             cure = ", or use `resume=true` to finish the run there" if begun and "summary.json" not in inside else ""
             listed = ", ".join(sorted(inside)[:3]) + (", ..." if len(inside) > 3 else "")
@@ -55,7 +56,7 @@ class Folder:
                 f"`output`{cure}."
             )
         others = sorted(WRITTEN & set(inside))
-        if others and not begun:
+        if others and "state.json" not in inside:
             raise InputError(
                 f"resume: the folder must hold a run that was begun there, got {others[0]} without state.json at "
                 f"{self.path}. Change `output`."

@@ -61,6 +61,17 @@ def test_byte_ranges_cut_no_line_and_lose_none(tmp_path, monkeypatch, size):
     assert len({row["id"] for row in found}) == 60 and (size > 5000 or len(lengths) > 1)
 
 
+def test_units_of_lines_have_as_many_rows_as_are_asked_for_but_are_not_too_many(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"line {k:04d}"}) + "\n" for k in range(1000)))
+
+    def units(rows):
+        return len(find_raw(str(tmp_path), "auto", id=None, label="label", unit_rows=rows).units)
+
+    assert units(2048) == 1 and 10 <= units(100) <= 12 and 40 <= units(25) <= 48
+    monkeypatch.setattr(lines, "MOST_UNITS", 20)
+    assert units(25) in (20, 21)
+
+
 def test_packed_files_are_read(tmp_path):
     for form in ("jsonl", "csv"):
         (tmp_path / form).mkdir()

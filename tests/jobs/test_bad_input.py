@@ -135,6 +135,8 @@ def test_an_output_in_use_is_left_as_it_is(tmp_path):
         base(),
         output=str(out.parent / "begun"),
     )
+    (tmp_path / "early" / "steps" / "0004-left").mkdir(parents=True)  # all that a run killed in its first pass leaves
+    refuses(r"or use `resume=true` to finish", base(), output=str(tmp_path / "early"))
     (tmp_path / "foreign" / "samples").mkdir(parents=True)
     refuses(r"resume: the folder must hold a run that was begun there, got samples without state.json at .*foreign. Ch",
             base(), output=str(tmp_path / "foreign"), resume=True)  # fmt: skip

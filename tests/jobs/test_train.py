@@ -181,7 +181,7 @@ def test_other_targets(task):
         "multilabel": [[name for name, on in zip("ab", row, strict=True) if on] for row in Y > 1000],
     }[task]  # fmt: skip
     weight = generator.random(1500)
-    rows = {"features": X[:1000], "label": label[:1000], "w": weight[:1000]}
+    rows = {"features": X[:1000], "label": label[:1000], "w": weight[:1000, None]}  # a list of one is a number, too
     test = {"features": X[1000:], "label": label[1000:]}
     result = diva_ray.train(rows, test, weight="w", cluster=INLINE, epochs=15, seeds=2, quiet=True)
     arms = by_name(result)

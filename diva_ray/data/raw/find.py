@@ -67,7 +67,7 @@ def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int, 
         return tar.find(path, filesystem, base, infos, label, id, peek)
     if kind == "huggingface":
         return saved.find(path, filesystem, infos, id, unit_rows)
-    return lines.find(path, kind, filesystem, base, infos, id, peek)
+    return lines.find(path, kind, filesystem, base, infos, id, unit_rows, peek)
 
 
 def kind_of(path: str, files: Iterable[pyarrow.fs.FileInfo]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import math
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -35,7 +36,8 @@ from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
 
-RANGE = 64 << 20  # bytes of a unit of JSON lines
+RANGE = 64 << 20  # bytes of a unit of JSON lines, at most
+MOST_UNITS = 10_000  # units that `unit_rows` may make of a table of lines: more rows each beyond
 PEEKED = 1000  # first lines, which tell the columns
 READ_ROWS = 256
 TOO_LONG = b"<too long>"
@@ -51,18 +53,15 @@ def find(
     base: str,
     infos: list[pyarrow.fs.FileInfo],
     id: str | None,
+    unit_rows: int,
     peek: int | None,
 ) -> Source:
-    """Return byte ranges of JSON lines (a packed file is one), or CSV files, as units."""
-    units: list[Unit] = []
-    for info in infos:
-        packed = not info.path.lower().endswith((".jsonl", ".ndjson"))
-        step = max(info.size, 1) if kind == "csv" or packed else RANGE
-        for start in range(0, max(info.size, 1), step):
-            stop = min(start + step, info.size)
-            units.append(Unit(len(units), info.path, start, stop, None, stop - start, mark_of(info)))
-    peek = peek or PEEKED
+    """Return byte ranges of JSON lines (a packed file is one), of about `unit_rows` lines, or CSV files, as units."""
+    units, peek = _ranges(infos, None), peek or PEEKED
     found, estimate = _csv_schema(filesystem, units[0]) if kind == "csv" else _json_schema(filesystem, units, peek)
+    if kind != "csv":
+        size = sum(info.size for info in infos)
+        units = _ranges(infos, min(RANGE, math.ceil(max(unit_rows * estimate, size / MOST_UNITS, 1))))
     key = key_of(found, id)
     schema, other = with_id(found, key, pa.string())
     total = sum(unit.bytes for unit in units) * _unpacked(filesystem, units[0].path)
@@ -73,6 +72,18 @@ def find(
     return Source(
         kind, path, schema, tuple(units), None, filesystem, reader, root, key, about, other_id=other, more=more
     )
+
+
+def _ranges(infos: list[pyarrow.fs.FileInfo], step: int | None) -> list[Unit]:
+    """Return files in ranges of so many bytes as units; packed ones, and all without a step, whole."""
+    units: list[Unit] = []
+    for info in infos:
+        plain = info.path.lower().endswith((".jsonl", ".ndjson"))
+        size = step if step and plain else max(info.size, 1)
+        for start in range(0, max(info.size, 1), size):
+            stop = min(start + size, info.size)
+            units.append(Unit(len(units), info.path, start, stop, None, stop - start, mark_of(info)))
+    return units
 
 
 def _unpacked(filesystem: pyarrow.fs.FileSystem, path: str) -> float:
