@@ -80,11 +80,7 @@ def job(task: str) -> None:
             _hear_no_more()
         return
     try:
-        chosen, folder, rest = _chosen(name, words)
-        own = _own_table(name, chosen, words)
-        _check_outputs(words)
-        if not any(word.startswith("-") for word in rest):
-            _compose(name, chosen, folder, [*own, *rest])
+        chosen, folder, rest, own = checked(name, words)
     except InputError as error:
         _leave(error)
     # Before the user's overrides, which win; argparse wants them side by side, wherever the flags are.
@@ -92,6 +88,20 @@ def job(task: str) -> None:
     flags += [word for word in rest if not _overrides(word)]
     sys.argv[1:] = [*flags, *QUIET, *own, *(word for word in rest if _overrides(word))]
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(lambda cfg: _run(task, cfg))()
+
+
+def checked(name: str, words: list[str]) -> tuple[str, str | None, list[str], list[str]]:
+    """Return (config, folder in which it lies, all other words, overrides before them) of a command line that composes.
+
+    Raises:
+        InputError: an option that is not known or not of its type; outputs of several runs in one folder.
+    """
+    chosen, folder, rest = _chosen(name, words)
+    own = _own_table(name, chosen, words)
+    _check_outputs(words)
+    if not any(word.startswith("-") for word in rest):
+        _compose(name, chosen, folder, [*own, *rest])
+    return chosen, folder, rest, own
 
 
 def quoted(word: str) -> str:

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 import diva_ray
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+OTHERS = ("flowers", "caltech101")  # pictures as dtd's are
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason="real feature sets are not part of the project: no ../shared/data"
 )
@@ -30,7 +31,12 @@ def planted(name, share, seed):
 
 
 @pytest.mark.parametrize(
-    ("name", "auc", "f1"), [("flowers", 0.99, 0.93), ("caltech101", 0.99, 0.93), ("dtd", 0.97, 0.83)]
+    ("name", "auc", "f1"),
+    [
+        pytest.param("flowers", 0.99, 0.93, marks=pytest.mark.long),
+        pytest.param("caltech101", 0.99, 0.93, marks=pytest.mark.long),
+        ("dtd", 0.97, 0.83),
+    ],
 )
 def test_a_fifth_of_wrong_labels_is_found(name, auc, f1):
     summary = diva_ray.score(planted(name, 0.2, 3), truth="truth", cluster="inline", quiet=True).summary
@@ -42,14 +48,21 @@ def test_a_fifth_of_wrong_labels_is_found(name, auc, f1):
     assert abs(summary["label_issue_recall"] - found["recall"]) < 0.1
 
 
-@pytest.mark.parametrize("name", ["flowers", "caltech101", "dtd"])
+@pytest.mark.parametrize("name", ["dtd", *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
 def test_clean_labels_are_left_alone(name):
     summary = diva_ray.score(planted(name, 0.0, 0), cluster="inline", quiet=True).summary
     assert summary["n_label_issues"] <= 0.03 * summary["n_samples"]
     assert summary["n_detrimental"] <= 0.06 * summary["n_samples"]
 
 
-@pytest.mark.parametrize(("name", "f1"), [("flowers", 0.78), ("caltech101", 0.74), ("dtd", 0.6)])
+@pytest.mark.parametrize(
+    ("name", "f1"),
+    [
+        pytest.param("flowers", 0.78, marks=pytest.mark.long),
+        pytest.param("caltech101", 0.74, marks=pytest.mark.long),
+        ("dtd", 0.6),
+    ],
+)
 def test_classes_that_flip_into_their_nearest_are_found(name, f1):
     table = pq.read_table(DATA / name / "train.parquet")
     classes, truth = np.unique(table["label"].to_numpy(zero_copy_only=False), return_inverse=True)

@@ -1,24 +1,33 @@
 """The meter of processor seconds, and the sixteen trials it is read around."""
 
+import os
 import subprocess
 import sys
-import time
 
 from diva_ray.bench.tune import BANDS, ProcessorSeconds, space
 from diva_ray.config import TuneConfig
 from diva_ray.tasks.space import parse_space
 
-BURN = "import time\nwhile time.process_time() < 1.2: pass\ntime.sleep(0.6)"
+BURN = "import time\nwhile time.process_time() < 0.2: pass\ntime.sleep(0.4)"
+
+
+def spent():
+    """Return the processor seconds of this process and of the children that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def test_the_meter_counts_this_process_and_its_children_and_no_sleep():
+    outside = spent()
     with ProcessorSeconds() as meter:
+        inside = start = spent()
         child = subprocess.Popen([sys.executable, "-c", BURN])
-        start = time.process_time()
-        while time.process_time() < start + 0.5:
+        while spent() < start + 0.1:
             pass
         child.wait()
-    assert 1.6 < meter.spent < 2.4 and meter.seconds > 1.7
+        inside = spent() - inside
+    assert inside > 0.3
+    assert inside <= meter.spent + 0.05 and meter.spent <= spent() - outside + 0.05
+    assert meter.seconds > 0.45
 
 
 def test_sixteen_trials():

@@ -103,9 +103,11 @@ SCORES = {
     "pairs": {"features": ["x", "c"], "task": "pairs", "source": "source"},
     "trusted": {"features": "x", "validation_weight": "few", "method": "trusted"},
 }
+COVERED = ("plain", "estimated", "trusted")  # the others run the same code on a device
+EVERY = [pytest.param(name, marks=[pytest.mark.long] * (name in COVERED)) for name in SCORES]
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", EVERY)
 def test_scores_on_a_device_are_those_on_a_cpu(path, simulated, name):
     options = {**SCORES[name], "precision": "float64"}
     agree(diva_ray.score(path, cluster=HERE, quiet=True, **options), simulated(diva_ray.score, path, **options))
@@ -295,7 +297,7 @@ def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
     torch.testing.assert_close(found.W, solve(sums, torch.ones(13, dtype=torch.float64)).W, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("inputs", ["tf32", "bf16"])
+@pytest.mark.parametrize("inputs", ["tf32", pytest.param("bf16", marks=pytest.mark.long)])
 def test_low_precision_is_checked_on_some_rows_and_given_up_where_it_fails(path, simulated, monkeypatch, inputs):
     from diva_ray.tasks import derive
 

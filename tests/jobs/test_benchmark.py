@@ -119,15 +119,30 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     ("task", "noise", "heads"),
     [
         ("detect", 0.2, ["AUC label_score", "AUC cleanlab", "AUC Data-OOB", "F1 KNN-Shapley", "F1 derivative > 0"]),
-        ("reweight", 0.4, ["uniform", "ours", "paper", "dropped", "chang", "ren", "ridge", "cleaned"]),
-        ("extend", 0.4, ["core", "ours 10%", "paper 80%", "uniform 40%", "whole", "stop"]),
+        pytest.param(
+            "reweight",
+            0.4,
+            ["uniform", "ours", "paper", "dropped", "chang", "ren", "ridge", "cleaned"],
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "extend",
+            0.4,
+            ["core", "ours 10%", "paper 80%", "uniform 40%", "whole", "stop"],
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             "augment",
             0.0,
             ["originals", "alike", "ours", "paper", "p identity", "paper vflip", "loo", "lgo"],
             marks=pytest.mark.long,
         ),
-        ("pairs", 0.2, ["AUC label_score", "AUC cosine", "F1 is_label_issue", "F1 forward", "precision", "share"]),
+        pytest.param(
+            "pairs",
+            0.2,
+            ["AUC label_score", "AUC cosine", "F1 is_label_issue", "F1 forward", "precision", "share"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_task_is_measured_on_a_set(task: str, noise: float, heads: list[str], tmp_path: Path) -> None:
