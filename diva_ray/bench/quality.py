@@ -18,11 +18,12 @@ from diva_ray.bench import aggregate, augment, detect, extend, multimodal, pairs
 from diva_ray.bench.sets import NAMES, RealSet, found_sets, read_set
 from diva_ray.bench.tables import Results, Table
 from diva_ray.config import BenchmarkConfig
+from diva_ray.data.folder import Folder
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Sheet, render_sheet
 from diva_ray.tasks.begin import now
-from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.manifest import described
+from diva_ray.tasks.saved_config import write_config
 
 log = logging.getLogger("diva_ray")
 
@@ -177,7 +178,7 @@ def open_folder(config: BenchmarkConfig) -> tuple[Folder, str]:
     """Open the output with the config in it; return it and the time."""
     folder = Folder(config.output)
     folder.open_new(resume=False)
-    folder.write_config(config)
+    write_config(folder, config)
     return folder, now()
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.derivative import splitmix
+from diva_ray.core.hashing import splitmix
 
 LATE = -(1 << 63)  # the sign bit: keys are compared as unsigned numbers
 BYTES = 8  # of a key, most significant first

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diva_ray.core.adjoint import Adjoint
 from diva_ray.core.folding import Folding
+from diva_ray.core.hashing import splitmix
 from diva_ray.core.leave_out import LeftOut, own_moves, rows_by_group_size
 from diva_ray.core.products import multiply, multiply_triangular_, row_dot, spare
 from diva_ray.core.second_order import Moments
@@ -173,16 +174,3 @@ def random_signs(keys: Int[Tensor, " n"], vectors: int, seed: int) -> Float[Tens
     bits = splitmix(keys + splitmix(torch.full_like(keys[:1], 1_000_003 * (seed + 1))))
     columns = torch.arange(vectors, dtype=torch.int64, device=keys.device)  # each takes a bit of its own
     return 1.0 - 2.0 * ((bits[:, None] >> columns) & 1).double()
-
-
-def splitmix(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-    """Return 64 well-mixed bits of every number: splitmix64 (Steele, Lea, Flood 2014) in wrapping int64."""
-    return mixed(x * -7046029254386353131)
-
-
-def mixed(x: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-    """Return the last step of splitmix64, a bijection that keeps 0."""
-    # `>>` is arithmetic, so the sign extension is masked off.
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * -4658895280553007687
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * -7723592293110705685
-    return x ^ ((x >> 31) & ((1 << 33) - 1))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from diva_ray.core.derivative import mixed
+from diva_ray.core.hashing import mixed
 from diva_ray.errors import InputError
 
 LISTS = pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray

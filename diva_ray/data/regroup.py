@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from diva_ray.data.columns import one_chunk, row_keys, take_rows
 from diva_ray.data.files import part_name
+from diva_ray.data.folder import Folder
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, from_arrow
-from diva_ray.tasks.folder import Folder
 
 POSITION = "__row__"  # position in the original table
 GROUP = "__group__"  # 64-bit key of the group, the order of the copy

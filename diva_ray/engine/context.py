@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs, splitmix
+from diva_ray.core.derivative import Validation, pairwise_contributions, random_signs
+from diva_ray.core.hashing import splitmix
 from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.core.products import multiply, multiply_triangular_, spare
 from diva_ray.data.columns import encode, is_list

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from diva_ray.data.columns import to_matrix
+from diva_ray.data.folder import Folder
 from diva_ray.data.given import Given
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent, prepare, read_shard
@@ -44,7 +44,7 @@ class Course:
     test: Table
     columns: Columns
     given: Given | None
-    folder: Any
+    folder: Folder
     task: str
     scale: Scale
     classes: pa.Array | None

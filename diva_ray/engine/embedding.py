@@ -21,6 +21,7 @@ import torch
 from diva_ray.config import EncoderConfig
 from diva_ray.data.decode import NO_FILE, NOT_READABLE, Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
+from diva_ray.data.folder import Folder
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
 from diva_ray.engine.batch_size import own_gpu
@@ -64,7 +65,7 @@ class Job:
     bands: tuple[Band, ...]
     kept: dict[str, str]
     schema: pa.Schema
-    folder: Any  # diva_ray.tasks.folder.Folder
+    folder: Folder
     picture: str | None
     thumbnail: int
     root: str

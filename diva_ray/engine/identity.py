@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from diva_ray.core.derivative import splitmix
+from diva_ray.core.hashing import splitmix
 from diva_ray.data.columns import is_list, one_chunk, row_keys
 from diva_ray.data.shards import Shard
 from diva_ray.data.targets import number_targets

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import zipfile
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from diva_ray.data.folder import Folder
 from diva_ray.data.shards import Shard
 
 log = logging.getLogger("diva_ray")
@@ -20,11 +20,11 @@ class RowFiles:
     """Results of the rows of one pass, a file for every shard.
 
     Attributes:
-        folder: where files are whole or absent, see `tasks.folder`.
+        folder: where files are whole or absent, see `data.folder`.
         name: of the pass, among all of a run: a resumed one gives it the same.
     """
 
-    folder: Any
+    folder: Folder
     name: str
 
     def keep(self, shard: Shard, **columns: Tensor) -> None:

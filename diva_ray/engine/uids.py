@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from diva_ray.data.files import part_name
+from diva_ray.data.folder import Folder
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known
 from diva_ray.engine.reduce import Tally
@@ -49,7 +49,7 @@ def in_order(uids: np.ndarray) -> np.ndarray:
     return uids[np.lexsort((uids["f1"], uids["f0"]))]
 
 
-def write_uids(shard: Shard, folder: Any, kept: Tensor) -> None:
+def write_uids(shard: Shard, folder: Folder, kept: Tensor) -> None:
     """Write the sorted uids of the shard's kept rows into `uids/`, where the driver merges them."""
     assert shard.id is not None
     stream = io.BytesIO()

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from diva_ray.core.bands import share_derivatives, shares_of
 from diva_ray.core.reweight import TrialSums
+from diva_ray.data.folder import Folder
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Gallery, Lines, Pulls, Sheet, Table, Tile
 from diva_ray.tasks.chance import CLEAR
 from diva_ray.tasks.derived import Derived
-from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.options import UNDER
 from diva_ray.tasks.page import histogram, notes_of, run_facts, shown
 from diva_ray.tasks.session import Session

@@ -17,17 +17,18 @@ from typing import Any, ParamSpec, TypeVar
 import pyarrow as pa
 
 from diva_ray.config import FitConfig, TrainConfig, TuneConfig, ValidationConfig
+from diva_ray.data.folder import Folder
 from diva_ray.data.table import Table
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import PLACE, Done
-from diva_ray.tasks.folder import Folder, differing_options
 from diva_ray.tasks.kept import PLACE as SUMS
 from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
 from diva_ray.tasks.opened import make_plan
 from diva_ray.tasks.options import check_options, chosen_shares
 from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.saved_config import differing_options, write_config
 from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
@@ -130,7 +131,7 @@ def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_mem
     summary["workers"] = meter.summary()
     folder.write("report.html", page.encode())
     folder.write_json("summary.json", summary)
-    folder.write_config(config)
+    write_config(folder, config)
     folder.write_json("manifest.json", manifest(session, session.started, now()))
     for name in PARTS:
         folder.sweep(name)

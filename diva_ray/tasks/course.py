@@ -11,6 +11,7 @@ import torch
 
 from diva_ray.config import TrainConfig
 from diva_ray.core.ridge import Solution
+from diva_ray.data.folder import Folder
 from diva_ray.data.given import Given
 from diva_ray.data.shards import Columns
 from diva_ray.engine.course import Course
@@ -22,7 +23,6 @@ from diva_ray.engine.training import MODULE
 from diva_ray.errors import InputError
 from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.derive import fit_ridge
-from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.options import chosen_shares
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import Trained

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from diva_ray.data.folder import Folder
 from diva_ray.engine.packed import pack, unpack
 from diva_ray.engine.row_files import RowFiles
 from diva_ray.errors import InputError, LostLeverageError
-from diva_ray.tasks.folder import Folder
 
 log = logging.getLogger("diva_ray")
 PLACE = "steps"

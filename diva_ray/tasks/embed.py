@@ -16,6 +16,7 @@ import torch
 
 from diva_ray.config import EmbedConfig
 from diva_ray.data.files import part_name
+from diva_ray.data.folder import Folder
 from diva_ray.data.raw import tables
 from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import Source, Unit
@@ -31,7 +32,6 @@ from diva_ray.tasks.begin import from_dataset, now, open_folder, tidy
 from diva_ray.tasks.embed_done import conclude, told
 from diva_ray.tasks.embed_plan import EmbedPlan, make_plan
 from diva_ray.tasks.embed_prepare import Prepared, prepare
-from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.result import Result
 

@@ -20,6 +20,7 @@ from diva_ray.report.sheet import Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.report.words import counted
 from diva_ray.tasks.begin import now
 from diva_ray.tasks.manifest import described
+from diva_ray.tasks.saved_config import write_config
 
 if TYPE_CHECKING:
     from diva_ray.tasks.embed_prepare import Prepared
@@ -72,7 +73,7 @@ def conclude(
     }  # fmt: skip
     folder.write("report.html", render_sheet(_page(config, prepared, summary)).encode())
     folder.write_json("summary.json", summary)
-    folder.write_config(config)
+    write_config(folder, config)
     folder.write_json("manifest.json", _manifest(prepared, done, started))
     if job.source.more.get("temporary"):  # rows that were in memory
         folder.drop("raw")

@@ -12,12 +12,13 @@ import torch
 
 from diva_ray.config import EmbedConfig
 from diva_ray.data.encoders.build import PLAIN
+from diva_ray.data.folder import Folder
 from diva_ray.data.raw.units import Source, Unit
 from diva_ray.engine.embedding import DROPPED, FAILED, NULLS, UNIT, UNREAD, Job
 from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.tasks import embed_setup as setup
-from diva_ray.tasks.folder import Folder, differing_options
+from diva_ray.tasks.saved_config import differing_options
 
 FREE = ("output", "resume", "plan", "cluster", "most_failed")  # options that a resumed run may change
 MOST_THREADS = 16  # of a worker with a GPU, for decoding

@@ -6,8 +6,8 @@ import io
 
 import numpy as np
 
+from diva_ray.data.folder import Folder
 from diva_ray.engine.uids import UID, in_order
-from diva_ray.tasks.folder import Folder
 
 CHUNK = 4_000_000  # uids merged at a time, 64 MB
 MARKS = 256  # of every part, by which ranges are chosen

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from diva_ray.config import ClusterConfig, FitConfig, ScoreConfig
+from diva_ray.data.folder import Folder
 from diva_ray.errors import InputError
-from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.memory import parse_bytes
 
 FITTING = {  # losses, and the tasks they are for; the first of a task is its default

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.special import softmax
 
 from diva_ray.data.columns import to_matrix
+from diva_ray.data.folder import Folder
 from diva_ray.errors import InputError
-from diva_ray.tasks.folder import Folder
 
 
 @dataclass(repr=False)

@@ -11,6 +11,7 @@ import torch
 
 from diva_ray.config import AggregateConfig, FitConfig, ScoreConfig
 from diva_ray.core.subspace import projections
+from diva_ray.data.folder import Folder, stored
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
@@ -25,7 +26,6 @@ from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies
 from diva_ray.tasks.checks import check_scan, features_take_double, reach_takes_double
-from diva_ray.tasks.folder import Folder, stored
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import APART, Opened

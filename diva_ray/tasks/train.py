@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from diva_ray.config import FitConfig, ReweightConfig, TrainConfig, TuneConfig
+from diva_ray.data.folder import Folder
 from diva_ray.data.given import FLAGS, Given
 from diva_ray.data.sources import digits, open_data
 from diva_ray.data.table import Table, from_arrow
@@ -25,12 +26,12 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, from_dataset, open_folder, tidy
 from diva_ray.tasks.calls import configure, path_of
 from diva_ray.tasks.course import REWEIGHTED, prepare_course, workers_of
-from diva_ray.tasks.folder import Folder, differing_options
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, import_code
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
+from diva_ray.tasks.saved_config import differing_options
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import CLOSED, Trained, figures, sheet_of, told, write_model
 from diva_ray.tasks.weights import check_classes, open_given

@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from diva_ray.config import TrainConfig
 from diva_ray.data.columns import one_chunk
+from diva_ray.data.folder import Folder
 from diva_ray.data.given import FLAGS, MOST_OTHERS, Given
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.data.targets import label_values
 from diva_ray.engine.scan import merge_values
 from diva_ray.errors import InputError
-from diva_ray.tasks.folder import Folder
 
 log = logging.getLogger("diva_ray")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from diva_ray.config import ClusterConfig, ScoreConfig
 from diva_ray.core.reweight import Step
-from diva_ray.tasks.folder import Folder
+from diva_ray.data.folder import Folder
 from diva_ray.tasks.opened import make_plan
 from diva_ray.tasks.session import open_session
 from diva_ray.tasks.walk import Path, Walk

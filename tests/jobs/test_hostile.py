@@ -23,10 +23,10 @@ from PIL import Image
 import diva_ray
 from diva_ray.bench.peers import memory_above, reset_memory
 from diva_ray.data.decode import Form, Pictures, RefusedError
+from diva_ray.data.folder import Folder
 from diva_ray.data.raw import lines, tar, units
 from diva_ray.errors import InputError
 from diva_ray.jobs import plain
-from diva_ray.tasks.folder import Folder
 from tests.data import raw_sets
 from tests.forks import run_job
 from tests.report.test_page import EVIL, Page, fetches

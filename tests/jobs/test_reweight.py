@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import diva_ray
-from diva_ray.core.derivative import splitmix
+from diva_ray.core.hashing import splitmix
 from diva_ray.tasks.reweighted import headline, tone_of
 from diva_ray.tasks.tried import trial_bars
 from tests.forks import run_job

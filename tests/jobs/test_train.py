@@ -18,9 +18,9 @@ import torch
 import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, TrainConfig
 from diva_ray.core.compare import RowSums, mean_interval
+from diva_ray.data.folder import Folder
 from diva_ray.engine import training
 from diva_ray.errors import InputError
-from diva_ray.tasks.folder import Folder
 from diva_ray.tasks.train import run
 from tests.forks import run_job
 from tests.jobs.problems import Halves, digits_split

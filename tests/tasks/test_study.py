@@ -11,7 +11,7 @@ import torch
 
 import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
-from diva_ray.core.derivative import splitmix
+from diva_ray.core.hashing import splitmix
 from diva_ray.core.subspace import gaussian_projection
 from diva_ray.errors import InputError
 from diva_ray.tasks import study as study_module

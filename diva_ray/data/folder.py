@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import yaml
 
-from diva_ray.config import SCHEMAS
 from diva_ray.data.files import part_name
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.errors import InputError
@@ -205,15 +203,6 @@ class Folder:
         """Write indented JSON."""
         self.write(name, (json.dumps(value, indent=2, default=str, allow_nan=False) + "\n").encode())
 
-    def write_config(self, config: Any) -> None:
-        """Write config.yaml, with which the job runs again: `--config-dir=FOLDER --config-name=config output=NEW`."""
-        job = next(name for name, schema in SCHEMAS.items() if type(config) is schema)
-        heads: list[Any] = [f"{job}_schema", "_self_"]
-        if hasattr(config, "cluster"):
-            heads.append({"optional cluster": config.cluster.kind})  # a group, so that cluster=local takes its place
-        value = {"defaults": heads, **asdict(config), "output": self.path}
-        self.write("config.yaml", yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
-
     def read_config(self) -> dict[str, Any]:
         """Return the options in config.yaml."""
         return yaml.safe_load(self.read("config.yaml"))
@@ -249,18 +238,6 @@ class Folder:
 
 def _is_half(name: str) -> bool:
     return name.startswith(".") and name.endswith(".part")
-
-
-def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the options that were different, those inside a section with its name and a dot."""
-    found = []
-    for name, value in now.items():
-        other = before.get(name)
-        if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
-            found += [f"{name}.{inside}" for inside in differing_options(other, value)]
-        elif other != value:
-            found.append(name)
-    return found
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
