@@ -21,27 +21,50 @@ def open_data(data: Any, builtin: str | None, noise: float, seed: int, option: s
     """Return the table of a path, Arrow table, DataFrame, mapping of arrays or built-in; a Ray Dataset as it is."""
     if data is None:
         return open_builtin(builtin, noise, seed, option)
+    check_given(data, option)
     if isinstance(data, str) or hasattr(data, "__fspath__"):
         return open_parquet(str(data), option)
-    kind = f"{type(data).__module__}.{type(data).__qualname__}"
+    kind = _kind(data)
     if isinstance(data, Mapping) and not kind.startswith("datasets."):
         return from_arrays(dict(data), option=option)
     if isinstance(data, Table) or kind.startswith("ray.data."):
         return data
     if isinstance(data, pa.Table):
         return from_arrow(data, "the given Arrow table", option)
-    rows = None
-    if kind.startswith("datasets."):
-        rows = _from_hugging_face(data, kind)
-    elif isinstance(data, pa.RecordBatch) or (hasattr(data, "columns") and hasattr(data, "__arrow_c_stream__")):
-        rows = _from_frame(data)
-    if rows is not None:
-        return from_arrow(rows, f"the given {type(data).__name__}", option)
+    rows = _from_hugging_face(data, kind) if kind.startswith("datasets.") else _from_frame(data)
+    return from_arrow(rows, f"the given {type(data).__name__}", option)
+
+
+def check_given(data: Any, option: str = "data.path", *, raw: bool = False) -> None:
+    """Raise unless `data` is something that `open_data` opens, with what to give instead; `raw`: to be embedded."""
+    kind = _kind(data)
+    if isinstance(data, (str, Mapping, Table, pa.Table, pa.RecordBatch)) or hasattr(data, "__fspath__"):
+        return
+    lazy = type(data).__qualname__ == "LazyFrame"  # polars warns whoever asks it for its columns
+    if kind.startswith(("datasets.", "ray.data.")) or (
+        not lazy and hasattr(data, "columns") and hasattr(data, "__arrow_c_stream__")
+    ):
+        return
+    first = data[0] if isinstance(data, (list, tuple)) and data else None
+    words = isinstance(first, str) or getattr(getattr(data, "dtype", None), "kind", "") == "U"
+    if lazy:
+        hint = "Call `.collect()` first."
+    elif isinstance(first, Mapping):
+        hint = "Rows go in as pandas.DataFrame(rows) or pyarrow.Table.from_pylist(rows)."
+    elif raw and words:
+        hint = 'Texts go in as {"text": [...]}.'
+    elif raw:
+        hint = 'Pictures go in as {"image": [...]}, texts as {"text": [...]}.'
+    else:
+        hint = 'Arrays go in as {"features": X, "label": y}.'
     raise InputError(
         f"{'data' if option == 'data.path' else option}: must be a path, a Ray or Hugging Face Dataset, an Arrow "
-        f"table, a DataFrame or a mapping of arrays, got {kind}. "
-        "Arrays go in as {'features': X, 'label': y}."
+        f"table, a DataFrame or a mapping of arrays, got {kind}. {hint}"
     )
+
+
+def _kind(data: Any) -> str:
+    return f"{type(data).__module__}.{type(data).__qualname__}"
 
 
 def _from_hugging_face(data: Any, kind: str) -> pa.Table:

@@ -16,7 +16,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, telling, told
 from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure
+from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.checks import check_bands
 from diva_ray.tasks.derive import derive, fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
@@ -32,6 +32,7 @@ from diva_ray.tasks.walk import SAMPLES, Walk, walk_to
 log = logging.getLogger("diva_ray")
 
 
+@takes_table
 def aggregate(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return the penalty and share of every band, and the dataset derivative of every sample under them.
 

@@ -18,7 +18,7 @@ from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Sheet, Table, Tile, render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure
+from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.derive import fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
 from diva_ray.tasks.options import check_range
@@ -42,6 +42,7 @@ RULE = (
 )
 
 
+@takes_table
 def augment(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return the probability of every transform: p_k = sum of the weights of its copies over all weights.
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, TypeVar, cast
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar, cast
 
 from diva_ray.config import DataConfig, FitConfig, ValidationConfig
+from diva_ray.data.sources import check_given
 from diva_ray.errors import InputError
 from diva_ray.tasks.options import check_types, cluster_options
 from diva_ray.tasks.result import Result
 
 Config = TypeVar("Config", bound=FitConfig)
+P = ParamSpec("P")
+R = TypeVar("R")
+ARRAYS = 'Arrays go in as {"features": X, "label": y}'
 COLUMNS = tuple(
     field.name for field in fields(DataConfig) if field.name not in ("path", "builtin", "noise")
 )  # features, label, id, ...
+SEVERAL = ("features", "show")  # those that may be lists
 
 
 def configure(
@@ -69,6 +76,48 @@ def configure(
     if path is not None:
         config.data.path, data = path, None
     return config, data, loss
+
+
+def takes_table(call: Callable[P, R]) -> Callable[P, R]:
+    """Return a call whose first argument is a table, which says in one line how arrays go in where others are given:
+    people try `score(X, y)` first, as elsewhere, and Python's own words would not help them."""
+    name, parameters = call.__name__, list(signature(call).parameters.values())
+    places = [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    needed = [one.name for one in places if one.default is one.empty]
+
+    @wraps(call)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        check_columns(options)
+        if len(args) > len(places):
+            raise InputError(
+                f"{name}: one table must be given, and options by their names, got {len(args)} arguments without "
+                f"names. {ARRAYS}."
+            )
+        given = dict(zip([one.name for one in places], args, strict=False)) | options
+        data = given.get(places[0].name)
+        if data is None and needed:
+            raise InputError(f"{name}: a table must be given first, got none. Give a path or rows. {ARRAYS}.")
+        missing = [other for other in needed if other not in given]
+        if missing:
+            raise InputError(f"{name}: a {missing[0]} must be given too, got none. Give a path or rows.")
+        if data is not None and path_of(data) is None:
+            check_given(data, raw=name == "embed")
+        return call(*args, **options)
+
+    return checked
+
+
+def check_columns(options: Mapping[str, Any]) -> None:
+    """Raise where an array stands in place of a column's name."""
+    for name, value in options.items():
+        array = hasattr(value, "shape") and getattr(getattr(value, "dtype", None), "kind", "") != "U"
+        numbers = isinstance(value, (list, tuple)) and value and not isinstance(value[0], str)
+        if name in COLUMNS and (array or numbers):
+            raise InputError(
+                f"data.{name}: must be a column's name{' or a list of names' * (name in SEVERAL)}, got a "
+                f"{type(value).__name__}. Put the array into the mapping and name its column: "
+                f'{{"features": X, "label": y, "{name}": array}}, {name}="{name}".'
+            )
 
 
 def path_of(data: Any) -> str | None:

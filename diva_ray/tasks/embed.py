@@ -29,6 +29,7 @@ from diva_ray.engine.progress import Progress
 from diva_ray.errors import InputError
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.begin import from_dataset, now, open_folder, tidy
+from diva_ray.tasks.calls import takes_table
 from diva_ray.tasks.embed_done import conclude, told
 from diva_ray.tasks.embed_plan import EmbedPlan, make_plan
 from diva_ray.tasks.embed_prepare import Prepared, prepare
@@ -40,6 +41,7 @@ EARLY = 1000  # refused samples after which a run with too many ends at once
 MARGIN = 2  # by which units not yet read may be larger than those that were, for that
 
 
+@takes_table
 def embed(data: Any = None, *, quiet: bool = False, **options: Any) -> Result | EmbedPlan:
     """Return features of raw pictures and texts, written file by file as they are made.
 

@@ -19,7 +19,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure, path_of
+from diva_ray.tasks.calls import configure, path_of, takes_table
 from diva_ray.tasks.enroll import enroll, losses_on_another_scale
 from diva_ray.tasks.extended import chosen_first, figures, sheet_of, told
 from diva_ray.tasks.gauge import Gauge
@@ -37,6 +37,7 @@ SLACK = 0.05  # of rows chosen at random by which they may be more than those ch
 NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
 
+@takes_table
 def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = False, **options: Any) -> Result | Plan:
     """Return which rows of a pool to add to a table, ranked, with the error that every amount leads to.
 

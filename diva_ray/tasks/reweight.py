@@ -19,7 +19,7 @@ from diva_ray.engine.steps import Trials, fold_counts
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure
+from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.derive import fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
 from diva_ray.tasks.options import check_range
@@ -37,6 +37,7 @@ CLEAR = 4.0  # standard errors beyond which no further fold is asked,
 CLEAR_ROWS = 5_000  # once so many rows have spoken
 
 
+@takes_table
 def reweight(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return sample weights with less validation error than uniform ones, or the table's own weights.
 

@@ -16,7 +16,7 @@ from diva_ray.engine.uids import check_uids
 from diva_ray.errors import InputError
 from diva_ray.report.page import render_score_page
 from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure
+from diva_ray.tasks.calls import ARRAYS, configure, takes_table
 from diva_ray.tasks.derive import Fit, derive
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.increment import Keeper, figures_of
@@ -31,6 +31,7 @@ from diva_ray.tasks.trusted import derive_trusted
 from diva_ray.tasks.written import finish_copies, write_samples
 
 
+@takes_table
 def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return the dataset derivative of every sample, with its standard error and verdicts.
 
@@ -127,6 +128,7 @@ def write_rows(
     return summary, written, sources
 
 
+@takes_table
 def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return a copy of a table, all columns, in which labels that look wrong are dropped, weighted or relabelled.
 
@@ -141,8 +143,9 @@ def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: A
         action: drop, weight or relabel; also by the job's name for it, `curate`.
     """
     options = {"curate": action, **options}
-    if options["curate"] == "none":
-        raise InputError("curate: must be drop, weight or relabel, got none. Change `action`.")
+    if not isinstance(options["curate"], str) or options["curate"] == "none":
+        got = options["curate"] if isinstance(options["curate"], str) else type(options["curate"]).__name__
+        raise InputError(f"curate: must be drop, weight or relabel, got {got}. Change `action`. {ARRAYS}.")
     config, data, loss = configure(ScoreConfig, data, options, call="curate")
     result = run(config, data, loss=loss, quiet=quiet)
     return replace(result, rows="curated") if isinstance(result, Result) else result

@@ -24,7 +24,7 @@ from diva_ray.engine.training import Alone, checkpoint, linear, train_all
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, from_dataset, open_folder, tidy
-from diva_ray.tasks.calls import configure, path_of
+from diva_ray.tasks.calls import configure, path_of, takes_table
 from diva_ray.tasks.course import REWEIGHTED, prepare_course, workers_of
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import open_tables
@@ -42,6 +42,7 @@ TEST_SHARE = 0.2  # of the built-in digits
 ERRORS = pa.schema([("arm", pa.string()), ("seed", pa.int64()), ("error", pa.float64())])
 
 
+@takes_table
 def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return the test error of a module trained by SGD under weights, beside three others, with intervals.
 

@@ -19,7 +19,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure, path_of
+from diva_ray.tasks.calls import configure, path_of, takes_table
 from diva_ray.tasks.checks import check_columns_held
 from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, choose_loss
@@ -55,6 +55,7 @@ class Tuned(Result):
         return self.trials
 
 
+@takes_table
 def tune(
     data: Any, space: Mapping[str, Any] | None = None, *, test: Any = None, quiet: bool = False, **options: Any
 ) -> Tuned | Plan:

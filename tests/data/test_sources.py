@@ -252,6 +252,44 @@ def test_other_things_are_told_apart(data, told):
         open_data(data, None, 0.2, 0)
 
 
+ARRAYS, HERE = 'Arrays go in as {"features": X, "label": y}.', {"features": X, "label": Y}
+
+
+class LazyFrame:
+    """As polars' own, which warns whoever asks it for its columns."""
+
+    @property
+    def columns(self):
+        raise AssertionError("asked for its columns")
+
+
+@pytest.mark.parametrize("call", ["score", "reweight", "extend", "augment", "aggregate", "train", "tune", "curate"])
+def test_every_call_says_how_arrays_go_in(call):
+    for given in ((X, Y), (X, Y, X, Y), (HERE, Y, X, Y), (None, Y), ()):
+        with pytest.raises(InputError, match=f"{re.escape(ARRAYS)}$") as caught:
+            getattr(diva_ray, call)(*given)
+        assert str(caught.value).count("\n") == 0 and ", got " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call,data,told",
+    [
+        ("curate", (HERE, Y), "curate: must be drop, weight or relabel, got ndarray."),
+        ("extend", (HERE,), "extend: a pool must be given too, got none."),
+        ("score", (None,), "score: a table must be given first, got none."),
+        ("score", ([{"features": [1.0], "label": 0}],), "pandas.DataFrame(rows) or pyarrow.Table.from_pylist(rows)."),
+        ("score", (LazyFrame(),), "Call `.collect()` first."),
+        ("embed", (["a text", "another"],), 'Texts go in as {"text": [...]}.'),
+        ("embed", (np.array(["a text"]),), 'Texts go in as {"text": [...]}.'),
+        ("embed", (np.zeros((2, 8, 8)),), 'Pictures go in as {"image": [...]}'),
+        ("embed", (X, Y), "embed: one table must be given"),
+    ],
+)
+def test_what_is_no_table_is_told_how_it_becomes_one(call, data, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        getattr(diva_ray, call)(*data)
+
+
 def test_digits_are_seeded_and_know_the_truth():
     table, again, other = digits(0.2, 0), digits(0.2, 0), digits(0.2, 1)
     assert table.equals(again) and not table.equals(other)

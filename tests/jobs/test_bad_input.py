@@ -381,10 +381,17 @@ def test_the_job_ends_quickly_when_no_cluster_answers(tmp_path):
 
 def test_arrays_in_place_of_names():
     refuses(
-        r"data.features: must be a column's name or a list of names, got a ndarray. Arrays go in", base(), features=X
+        r"data.features: must be a column's name or a list of names, got a ndarray. Put the array into the mapping",
+        base(),
+        features=X,
     )
     refuses(r"data.show: must be a column's name or a list of names, got a ndarray", base(), show=X)
-    refuses(r"data.weight: must be str or None, got array\(.*\.\.\. \(ndarray\)", base(), weight=np.ones(N))
+    refuses(
+        r'data.weight: must be a column.s name, got a ndarray. Put the array .*, "weight": array}, weight="weight".',
+        base(),
+        weight=np.ones(N),
+    )
+    refuses(r"data.label: must be a column's name, got a list. Put the array into the mapping", X, label=[0] * N)
     refuses(
         r"validation.path: must be a path, a Ray or Hugging Face Dataset, .*, a DataFrame or .*, got builtins.list",
         base(),
