@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diva_ray.threads import wait_briefly
 
 if TYPE_CHECKING:
+    __version__: str
     from diva_ray.bench.benchmark import benchmark as benchmark
     from diva_ray.data.transforms import augmented as augmented
     from diva_ray.errors import InputError as InputError
@@ -55,11 +56,15 @@ wait_briefly()
 
 def __dir__() -> list[str]:
     """Return the public names, before they are imported too."""
-    return __all__
+    return ["__version__", *__all__]
 
 
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used: `import diva_ray` is quick, and loads neither torch nor ray."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("diva_ray")
     if name not in HOMES:
         raise AttributeError(f"module 'diva_ray' has no attribute {name!r}")
     return getattr(import_module(HOMES[name]), name)

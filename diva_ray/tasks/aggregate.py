@@ -47,7 +47,8 @@ def aggregate(data: Any, *, quiet: bool = False, **options: Any) -> Result | Pla
     Args:
         data: as for `diva_ray.score`.
         quiet: no progress.
-        **options: columns and fields of `AggregateConfig`.
+        **options: `weights`, `starts`, `evaluations`, `steps`, `folds`, `outputs`. Columns and all others are as
+            for `diva_ray.score`; with types and defaults: `python jobs/aggregate.py --help`.
 
     Returns:
         A `Result`; `.summary["bands"]` has penalty, share, error_alone and error_without of every band.

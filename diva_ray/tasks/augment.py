@@ -55,7 +55,8 @@ def augment(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     Args:
         data: as for `diva_ray.score`; `diva_ray.augmented` makes such a table from pictures.
         quiet: no progress.
-        **options: columns (`source` and `group` are needed) and fields of `AugmentConfig`.
+        **options: `source` and `group`, which are needed; `identity`, `steps`, `eta`, `folds`. Columns and all others
+            are as for `diva_ray.score`; with types and defaults: `python jobs/augment.py --help`.
 
     Returns:
         A `Result`; `.summary["augmentations"]` maps every transform to its figures.

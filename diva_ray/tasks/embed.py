@@ -47,17 +47,18 @@ def embed(data: Any = None, *, quiet: bool = False, **options: Any) -> Result | 
 
     Every unit of input (row groups of Parquet, a tar, a run of files, lines or record batches) becomes one file of
     features, whole or absent, so `resume=True` computes only what is missing, and gives the same bits. Samples that
-    cannot
-    be decoded go to `quarantine/` with the reason.
+    cannot be decoded go to `quarantine/` with the reason.
 
     Args:
         data: path or URI of Parquet, an image folder (one folder a class), WebDataset tars, JSON lines, CSV or a saved
             Hugging Face dataset; or an Arrow table, DataFrame, Ray Dataset, or mapping of arrays such as
             {"image": pictures, "label": y}. None: the built-in digits.
         quiet: no progress.
-        **options: encoder (a name in configs/encoder, fields of `EncoderConfig`, a torch module or a function that
-            returns one; {"module": net, "layer": ...} names a layer), encoders (several), columns by the names of
-            `RawConfig` (id, label, keep, root, kind), and the fields of `EmbedConfig`: output, cluster, dtype, ...
+        **options: `encoder` (a name in configs/encoder, a mapping such as {"name": "timm", "model": ...}, a torch
+            module or a function that returns one; {"module": net, "layer": ...} names a layer), `encoders` (several);
+            of the raw rows: `id`, `label`, `keep`, `root`, `kind`, `peek`; `device`, `precision`, `dtype`, `thumbnail`,
+            `unit_rows`, `most_pixels`, `most_failed`, `seed`, `output`, `cluster`, `resume`, `plan`, `trust_code`. With
+            types and defaults: `python jobs/embed.py --help`.
 
     Returns:
         A `Result` whose `.samples` has `id`, the kept columns, and a float16 tensor column for every encoder; an

@@ -6,6 +6,8 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,13 @@ class Result:
 
     def __repr__(self) -> str:
         return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        """Return the same for a notebook, with a link to the report."""
+        report = self.folder.location("report.html")
+        address = Path(report).as_uri() if self.folder.local else report
+        told = "".join(f"<li>{escape(line)}</li>" for line in self.told)
+        return f'<ul>{told}</ul><p>report: <a href="{escape(address)}">{escape(report)}</a></p>'
 
     def lines(self) -> list[str]:
         """Return the run in a few lines, for a terminal or a notebook."""

@@ -54,7 +54,9 @@ def reweight(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan
     Args:
         data: as for `diva_ray.score`.
         quiet: no progress.
-        **options: columns and fields of `ReweightConfig`.
+        **options: `method`, `level` (a weight for every row, or one for every `source`), `steps`, `eta`, `folds`,
+            `outputs`. Columns and all others are as
+            for `diva_ray.score`; with types and defaults: `python jobs/reweight.py --help`.
 
     Returns:
         A `Result`; `.samples` has the new weights in `weight`, next to the derivative and z that led to them: those

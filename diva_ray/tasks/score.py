@@ -43,12 +43,15 @@ def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
         data: Parquet path, folder, glob or URI; Ray Dataset; Arrow table; DataFrame; or a mapping of arrays such as
             {"features": X (n, d), "label": y (n,)}; the `Result` of `embed` or `curate`: its rows.
         quiet: no progress.
-        **options: columns, by the names of `DataConfig`: features (one or several bands), label, id, weight,
-            validation_weight, group, source, offset, show, truth; and the fields of `ScoreConfig`: validation (a
-            separate table, as `data`; then there is no leave-one-out), loss (a name, or a callable (outputs (n, c),
-            targets) -> values (n,)), cluster (auto, inline, local, ray, or fields of `ClusterConfig`), output (folder
-            or URI, new or empty; by default a temporary one, which stays), task, ridge, precision, outputs, seed, plan,
-            resume, ... Where an option names a run (`update`, `shares`), its `Result` may stand.
+        **options: names of columns: `features` (one or several bands), `label`, `id`, `weight`, `validation_weight`,
+            `group`, `source`, `offset`, `show`, `truth`. Of the fit: `task`, `loss` (a name, or a callable
+            (outputs (n, c), targets) -> values (n,)), `ridge`, `shares`, `intercept`, `standardize`, `projection`,
+            `precision`, `standard_errors`, `seed`, `validation` (a separate table, as `data`; then there is no
+            leave-one-out). Of the run: `output` (folder or URI, new or empty; by default a temporary one, which stays),
+            `cluster` (auto, inline, local, ray, or a mapping such as {"kind": "local", "workers": 2}), `plan`,
+            `resume`, `trust_code`. Of scoring: `method`, `outputs`, `curate`, `labeller_doubt`, `export`, `update`,
+            `keep_sums`. Where one names a run (`update`, `shares`), its `Result` may stand. With types and defaults:
+            `python jobs/score.py --help`.
 
     Returns:
         A `Result` with `.samples`, `.summary` and `.write(folder)`; a `Plan` if `plan=True`.
@@ -134,9 +137,8 @@ def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: A
 
     `drop`: rows whose label looks wrong are left out; `weight`: a column of weights, the probability that the label is
     right; `relabel`: such labels are replaced by the left-out prediction, of several labels only those that are more
-    likely wrong than right. Written by the workers, file by file, into
-    `curated/`, with a list of what changed in `changes/`. Deleting what a detector flags can hurt:
-    `diva_ray.reweight` asks first.
+    likely wrong than right. Written by the workers, file by file, into `curated/`, with a list of what changed in
+    `changes/`. Deleting what a detector flags can hurt: `diva_ray.reweight` asks first.
 
     Args:
         data, quiet, options: as for `diva_ray.score`.

@@ -57,8 +57,10 @@ def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -
         data: as for `diva_ray.score`.
         test: as `data`, with the same columns.
         quiet: no progress.
-        **options: columns and fields of `TrainConfig`; `weights` is the result of `reweight` or `score`, or the folder
-            of such a run (or `auto`), `module` a callable (n_features, n_outputs) -> torch.nn.Module.
+        **options: `weights`, the result of `reweight` or `score`, or the folder of such a run (or auto); `module`, a
+            callable (n_features, n_outputs) -> torch.nn.Module; `flag`, `epochs`, `batch_size`, `learning_rate`,
+            `momentum`, `weight_decay`, `seeds`, `window`. Columns and all others are as
+            for `diva_ray.score`; with types and defaults: `python jobs/train.py --help`.
 
     Returns:
         A `Result`; `.samples` has a row for every model: arm, seed, error.

@@ -74,11 +74,12 @@ def tune(
     Args:
         data: as for `diva_ray.score`.
         space: of every name that varies, {"choice": [...]}, {"loguniform": [low, high]}, {"uniform": [low, high]} or
-            one value; see `TuneConfig`.
+            one value; names are bands, shares, ridge, loss, intercept, standardize, projection, rule, steps, eta.
         test: path, Arrow table, DataFrame, Ray Dataset or mapping of arrays with the same columns, on which the best
             trial alone is judged, fitted to all rows.
         quiet: no progress.
-        **options: columns and fields of `TuneConfig`.
+        **options: `search`, `scheduler`, `trials`, `reduction`, `folds`, `rule`, `steps`, `eta`. Columns and all others
+            are as for `diva_ray.score`; with types and defaults: `python jobs/tune.py --help`.
 
     Returns:
         A `Tuned`; `diva_ray.score(data, **result.best)` uses what won (the call that `.summary["target"]` names;
