@@ -31,6 +31,10 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
 INTERRUPTED, TERMINATED = 130, 143  # the exit codes of what Ctrl-C and SIGTERM ended, as shells know them
+FLAGS = (  # Hydra's
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",
+)  # fmt: skip
 # Lines of a message that say nothing about the user's word.
 UNTOLD = ("To append", "full_key", "object_type", "reference", "Config search path", "provider=")
 
@@ -96,6 +100,7 @@ def checked(name: str, words: list[str]) -> tuple[str, str | None, list[str], li
     Raises:
         InputError: an option that is not known or not of its type; outputs of several runs in one folder.
     """
+    _check_flags(name, words)
     chosen, folder, rest = _chosen(name, words)
     own = _own_table(name, chosen, words)
     _check_outputs(words)
@@ -134,6 +139,26 @@ def _overrides(word: str) -> bool:
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
 
+def _check_flags(name: str, words: list[str]) -> None:
+    """Raise for an option that is written like a flag, which argparse would answer with a page, and for no flag."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        key = flag.lstrip("-").replace("-", "_")
+        if not word.startswith("--") or (flag in FLAGS and not (equals and flag == "--help")):
+            continue
+        if flag == "--help":
+            instead = flag
+        elif _known(name, key, [str(CONFIGS)]):
+            apart = "VALUE" if "=" in after or after.startswith("-") or not after else after
+            instead = f"{key}={value if equals else apart}"
+        else:
+            near = get_close_matches(key, _options(SCHEMAS[name]()), 1)
+            instead = f"{near[0]}={value if equals else 'VALUE'}" if near else "--help"
+        raise InputError(
+            f"{name}: options must be written as KEY=VALUE, without dashes, got {word}. Write `{instead}`."
+        )
+
+
 def _chosen(name: str, words: list[str]) -> tuple[str, str | None, list[str]]:
     """Return (config, folder in which it lies, all other words) of a command line."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -166,6 +191,15 @@ def _compose(name: str, chosen: str, folder: str | None, overrides: list[str]) -
     if bare is not None:
         instead = f"data.path={bare}" if hasattr(SCHEMAS[name](), "data") else f"KEY={bare}"
         raise InputError(f"{name}: options must be written as KEY=VALUE, got {bare}. Write `{instead}`.")
+    sections = [one.name for one in fields(SCHEMAS[name])]
+    for word in overrides:
+        key = word.partition("=")[0]
+        if (CONFIGS / key).is_dir() and key not in sections:  # Hydra: Could not override
+            if key == "experiment" and name == "tune":
+                raise InputError(f"experiment: must be added to the config, got {word}. Write `+{word}`.")
+            raise InputError(
+                f"{name}: options must be those of this job, got {word}, which it does not have. Leave `{key}` out."
+            )
     places = [str(CONFIGS)]
     if folder is not None:
         if not os.path.isdir(folder):
@@ -197,10 +231,13 @@ def _hints(name: str, overrides: list[str], places: list[str]) -> list[str]:
     for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
         group = CONFIGS / key
-        if f"{key}.path" in options and not (group / f"{value}.yaml").exists():
-            names = [] if re.search("[./]", value) else [path.stem for path in group.glob("*.yaml")]  # a path has those
-            near = get_close_matches(value, names, 1)
-            found.append(f"Did you mean `{key}={near[0]}`?" if near else f"Set `{key}.path`")
+        names = [] if re.search("[./]", value) else [path.stem for path in group.glob("*.yaml")]  # a path has those
+        loose = (2, 0.4) if key == "encoder" else (1, 0.6)  # encoders' names are longer than what people call them
+        near = [] if value in names else get_close_matches(value, names, *loose)
+        if near:
+            found.append(f"Did you mean {' or '.join(f'`{key}={one}`' for one in near)}?")
+        elif f"{key}.path" in options and value not in names:
+            found.append(f"Set `{key}.path`")
         elif key == "space" or key.startswith("space."):
             found.append("Names are added to those of a file: `space=none +space.ridge.choice=[0.1,1]`")
         elif key == "data.label" and value.startswith("["):

@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,10 @@ def choose_loss(config: FitConfig, task: str, given: Callable | None) -> str | C
         return _callable(import_code("loss", config.loss, trusted=config.trust_code), config.loss)
     if task not in FITTING.get(config.loss, ()):
         fitting = [name for name, tasks in FITTING.items() if task in tasks]
+        near = get_close_matches(config.loss, fitting, 1)
+        meant = f"Did you mean `{near[0]}`? " if near else ""
         raise InputError(
-            f"loss: must fit {task} ({', '.join(fitting)}, module:function), got {config.loss}. Change `loss`."
+            f"loss: must fit {task} ({', '.join(fitting)}, module:function), got {config.loss}. {meant}Change `loss`."
         )
     return config.loss
 

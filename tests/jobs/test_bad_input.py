@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"stadardize": "none"}, r"options must be columns or fields of ScoreConfig, got 'stadardize'. Did you mean `"),
         ({"cluster": {"wrokers": 2}}, r"cluster: options must be fields of ClusterConfig, got 'wrokers'"),
         ({"loss": "hinge"}, r"loss: must fit classification \(cross_entropy, squared, module:function\), got hinge"),
+        ({"loss": "cross-entropy"}, r"loss: must .* got cross-entropy. Did you mean `cross_entropy`\? Change `loss`."),
         ({"loss": "cosine"}, r"loss: must fit classification .* got cosine"),
         ({"loss": 3}, r"loss: must be a function .* got 3"),
         ({"task": "clustering"}, r"task: must be auto, classification, .* got clustering"),

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from diva_ray.jobs import CONFIGS, quoted, register
+from diva_ray.errors import InputError
+from diva_ray.jobs import CONFIGS, _check_flags, _compose, quoted, register
 
 PATHS = [
     "~/table", "/data/k=1/year=2024", "part-[0-9].parquet", "straße/学", "it's", 'a "b"', "(1)", "#1", "{a}", "a b",
@@ -35,6 +36,51 @@ def test_a_path_reaches_its_option_as_it_is(path):
 )
 def test_other_words_stay(word):
     assert quoted(word) == word
+
+
+DASHES = "score: options must be written as KEY=VALUE, without dashes, got "
+
+
+@pytest.mark.parametrize(
+    "words,told",
+    [
+        (["--output=foo"], f"{DASHES}--output=foo. Write `output=foo`."),
+        (["--output", "foo"], f"{DASHES}--output. Write `output=foo`."),
+        (["--output", "seed=1"], f"{DASHES}--output. Write `output=VALUE`."),
+        (["seed=1", "--data.path=x"], f"{DASHES}--data.path=x. Write `data.path=x`."),
+        (["--block-rows=9"], f"{DASHES}--block-rows=9. Write `block_rows=9`."),
+        (["--cluster=inline"], f"{DASHES}--cluster=inline. Write `cluster=inline`."),
+        (["--ouput=x"], f"{DASHES}--ouput=x. Write `output=x`."),
+        (["--help=x"], f"{DASHES}--help=x. Write `--help`."),
+        (["--nothing-like-it"], f"{DASHES}--nothing-like-it. Write `--help`."),
+    ],
+)
+def test_an_option_with_dashes_is_told_how_it_is_written(words, told):
+    with pytest.raises(InputError) as caught:
+        _check_flags("score", words)
+    assert str(caught.value) == told
+
+
+def test_hydras_own_flags_pass():
+    _check_flags("score", ["--cfg", "job", "--config-dir=a", "--config-name", "b", "-m", "--multirun", "ridge=1,2"])
+
+
+@pytest.mark.parametrize(
+    "name,word,told",
+    [
+        ("embed", "encoder=dino", "Did you mean `encoder=dinov2_small`"),
+        ("embed", "encoder=edge", "Did you mean `encoder=edges`"),
+        ("tune", "space=band", "Did you mean `space=bands`?"),
+        ("score", "cluster=lokal", "Did you mean `cluster=local`?"),
+        ("tune", "experiment=weights", "Write `+experiment=weights`."),
+        ("benchmark", "cluster=inline", "got cluster=inline, which it does not have. Leave `cluster` out."),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_told(name, word, told):
+    register()
+    with pytest.raises(InputError) as caught:
+        _compose(name, name, None, [word])
+    assert told in str(caught.value) and "Could not override" not in str(caught.value)
 
 
 def test_a_job_reads_and_writes_under_any_name(tmp_path):
