@@ -34,6 +34,7 @@ from diva_ray.tasks.session import Session, join, open_session
 log = logging.getLogger("diva_ray")
 PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
+RAW = "raw"  # rows in memory that are to be embedded
 FORMAT = 8  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,26 +100,46 @@ def open_folder(config: Any) -> Folder:
 
 def tidy(run: Callable[P, R]) -> Callable[P, R]:
     """Return the run of a task, which takes its config first, so that a mistake leaves nothing behind that stands in
-    the way of the next try: neither sums of the fit in a folder that was new, nor an empty temporary one."""
+    the way of the next try: neither sums of the fit nor rows to be embedded in a folder that was new, and no empty
+    folder that was not there."""
 
     @wraps(run)
     def tidied(*args: P.args, **options: P.kwargs) -> R:
         config: Any = args[0]
-        named = config.output
+        named = _local(config.output)
         new = not named or not os.path.isdir(named) or not os.listdir(named)
+        absent = _absent(named)
         try:
             return run(*args, **options)
         except BaseException as error:
-            made = config.output
+            made = _local(config.output)
             if not (made and new and os.path.isdir(made)):  # nothing was made, or it is somewhere else
                 raise
-            if isinstance(error, InputError) and os.listdir(made) == [SUMS]:
-                shutil.rmtree(os.path.join(made, SUMS))
-            if not named and not os.listdir(made):
-                os.rmdir(made)
+            if isinstance(error, InputError) and set(os.listdir(made)) <= {SUMS, RAW}:
+                for name in os.listdir(made):
+                    shutil.rmtree(os.path.join(made, name))
+            for folder in absent if named else [made]:
+                try:
+                    os.rmdir(folder)
+                except OSError:  # it holds something
+                    break
             raise
 
     return tidied
+
+
+def _local(output: str) -> str:
+    """Return the path of an output folder on this machine, '' for none and for a URI."""
+    return os.path.abspath(os.path.expanduser(output)) if output and "://" not in output else ""
+
+
+def _absent(folder: str) -> list[str]:
+    """Return a folder and those above it that are not there, the innermost first."""
+    found = []
+    while folder and not os.path.lexists(folder):
+        found.append(folder)
+        folder = os.path.dirname(folder)
+    return found
 
 
 def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_memory: float = 0) -> None:

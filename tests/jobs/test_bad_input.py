@@ -206,6 +206,22 @@ def test_a_mistake_that_is_found_late_leaves_no_unnamed_folder_but_what_was_writ
     assert score(base()).path.startswith(str(tmp_path / "diva_ray-"))
 
 
+def test_a_mistake_leaves_no_empty_folder_that_was_not_there(tmp_path):
+    numbers = {"features": X, "label": np.arange(N) / 7.0}
+    late, out = "curate: relabel is for classes", tmp_path / "outputs/score/today"
+    refuses(late, numbers, curate="relabel", output=str(out))
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "outputs/score/yesterday").mkdir(parents=True)
+    refuses(late, numbers, curate="relabel", output=str(out))
+    assert os.listdir(tmp_path / "outputs/score") == ["yesterday"]
+    out.mkdir()
+    refuses(late, numbers, curate="relabel", output=str(out))
+    assert out.is_dir(), "it was there before"
+    with pytest.raises(InputError, match="edges"):
+        diva_ray.embed({"text": ["a"]}, encoder="edges", quiet=True, cluster=INLINE, output=str(tmp_path / "emb"))
+    assert os.listdir(tmp_path) == ["outputs"]
+
+
 def test_more_workers_than_this_machine_has_cpus():
     start = time.perf_counter()
     refuses(r"cluster.workers: (this machine|the cluster) must have 5000 x 1 CPUs, got \d+.* Lower `cluster.workers`",
@@ -313,7 +329,7 @@ def test_what_only_rows_can_tell_is_one_line_too(tmp_path):
     (line,) = found.stderr.splitlines()
     assert found.returncode == 2 and line.startswith("data.features: column `features` must be finite, got nan at ")
     assert re.search("rows +30 in 1 shards", found.stdout), "the plan is no mistake"
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.jobs
