@@ -20,7 +20,13 @@ from diva_ray import config
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 WIDTH, INDENT = 110, 4
-OWN_TABLE = "Values are those of a run on the built-in table; with data.path, columns are as data=table has them."
+OWN_TABLE = (
+    "Without data.path it runs on a built-in table; the values below are those of that run. With data.path=TABLE, no "
+    "column is named but those that data.features and data.label name: `features` and `label` by default."
+)
+RAW_DATA = "Without data.path it runs on built-in pictures; the values below are those of that run."
+GENERAL = "General options"
+LATE = ("data", "validation", "cluster")  # sections after a job's own
 FLAGS = {
     "--cfg job": "print the whole config as it would run, and stop",
     "--multirun, -m": "run once for every value of `OPTION=A,B`",
@@ -31,10 +37,23 @@ FLAGS = {
 
 def job_help(name: str) -> str:
     """Return the help page of a job, from the schema of its config, with the values that its own config sets."""
-    schema = config.SCHEMAS[name]
+    schema, configured = config.SCHEMAS[name], _configured(name)
     lines = [f"python jobs/{name}.py [OPTION=VALUE ...]"]
-    lines += [OWN_TABLE, ""] if "data" in {one.name for one in fields(schema)} else [""]
-    lines += _section(schema, "", _configured(name))
+    every = fields(schema)
+    if "data" in {one.name for one in every}:
+        lines += textwrap.wrap(RAW_DATA if name == "embed" else OWN_TABLE, WIDTH)
+        shared = {one.name for one in fields(config.FitConfig)}
+    else:
+        shared = set()
+    plain = [one for one in every if _nested(one) is None]
+    inner = {one.name: one for one in every if _nested(one) is not None}
+    own = [one for one in plain if one.name not in shared]
+    lines += ["", f"Options of jobs/{name}.py itself", *_options(schema, own, "", configured), ""]
+    for key in [*(key for key in inner if key not in LATE), *(key for key in LATE[:2] if key in inner)]:
+        lines += _inner(inner[key], "", configured)
+    general = [one for one in plain if one.name in shared]
+    lines += [GENERAL, *_options(schema, general, "", configured), ""] if general else []
+    lines += _inner(inner["cluster"], "", configured) if "cluster" in inner else []
     lines += ["Flags"]
     for flag, words in FLAGS.items():
         lines += [f"  {flag}", *_wrapped(words)]
@@ -61,20 +80,24 @@ def _flat(values: dict[str, Any] | None, before: str) -> dict[str, Any]:
     return found
 
 
-def _section(schema: type, before: str, configured: dict[str, Any]) -> list[str]:
-    """Return the lines of a section's own options, then those of the sections in it."""
-    lines, inner = [], []
-    for one in fields(schema):
-        kind = _nested(one)
-        if kind is not None:
-            about = inspect.getdoc(kind) or ""
-            more = _section(kind, f"{before}{one.name}.", configured)
-            inner += [f"{before}{one.name}: {about.partition('.')[0]}.", *more]
-            continue
+def _inner(one: Field, before: str, configured: dict[str, Any]) -> list[str]:
+    """Return the lines of a section: what it is about, its options, and the sections in it."""
+    kind = _nested(one)
+    assert kind is not None
+    name, every = f"{before}{one.name}", fields(kind)
+    lines = [f"{name}: {(inspect.getdoc(kind) or '').partition('.')[0]}."]
+    lines += [*_options(kind, [each for each in every if _nested(each) is None], f"{name}.", configured), ""]
+    return [*lines, *(line for each in every if _nested(each) for line in _inner(each, f"{name}.", configured))]
+
+
+def _options(schema: type, some: list[Field], before: str, configured: dict[str, Any]) -> list[str]:
+    """Return the lines of some options of a section: name, value, type, and what they do."""
+    lines = []
+    for one in some:
         value = configured.get(before + one.name, _default(one))
         lines += [f"  {before}{one.name}={_shown(value)}  ({_type(one)})"]
         lines += _wrapped(explained(schema).get(one.name, ""))
-    return [*lines, "", *inner] if lines else inner
+    return lines
 
 
 def _wrapped(words: str) -> list[str]:

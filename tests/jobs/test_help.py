@@ -7,8 +7,8 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from diva_ray.config import SCHEMAS
-from diva_ray.help import explained, job_help
+from diva_ray.config import SCHEMAS, FitConfig
+from diva_ray.help import GENERAL, explained, job_help
 
 
 def options(section, before=""):
@@ -35,7 +35,23 @@ def test_defaults_are_those_of_the_jobs_own_config():
     pages = {name: job_help(name) for name in SCHEMAS}
     assert "  weights=auto  " in pages["train"] and "  space=small  " in pages["tune"]
     assert "  data.builtin=digits  " in pages["score"] and "  data.builtin=digits_bands  " in pages["aggregate"]
-    assert "columns are as data=table has them" in pages["score"] and "data=table" not in pages["benchmark"]
+    assert "it runs on a built-in table" in pages["score"] and "data.path" not in pages["benchmark"]
+    assert "built-in pictures" in pages["embed"] and "data=table" not in "".join(pages.values())
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_jobs_own_options_come_first_then_data_then_general_ones(name):
+    found = [line.strip().partition("=")[0] for line in job_help(name).splitlines() if line.startswith("  ")]
+    found = [one for one in found if one in dict((key, 0) for key, _, _ in options(SCHEMAS[name]()))]
+    common = {one.name for one in fields(FitConfig)} if name != "benchmark" else set()
+
+    def rank(option):
+        first = option.partition(".")[0]
+        return {"data": 1, "validation": 2, "cluster": 4}.get(first, 3 if first in common else 0)
+
+    assert list(map(rank, found)) == sorted(map(rank, found))
+    assert name != "extend" or found[0] == "budget"
+    assert (GENERAL in job_help(name)) == (name != "benchmark")
 
 
 def test_help_is_printed_at_once_and_nothing_runs(tmp_path):
