@@ -11,7 +11,7 @@ import pytest
 
 import diva_ray
 from diva_ray.config import SCHEMAS, DataConfig, FitConfig, RawConfig
-from diva_ray.tasks.folder import Folder
+from diva_ray.data.folder import Folder
 from diva_ray.tasks.result import Result
 
 OWN = {"score", "reweight", "extend", "augment", "aggregate", "train", "tune", "embed"}
