@@ -27,6 +27,7 @@ from diva_ray.engine.uids import write_uids
 from diva_ray.engine.verdicts import label_scores, nearness, several_outputs, z_of
 
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
+LIKELY = 0.5  # label_score beyond which a label is likelier right than wrong
 DECADES = (0.005, 0.05, 0.5, 5.0)  # widths of the cells of weights below 4, 40, 400 and 4,000 mean weights
 WEIGHT_EDGES = torch.cat(  # lower ends; the last cell holds all above
     [width * torch.arange(80 if k else 0, 800 + (width == 5.0), dtype=torch.float64) for k, width in enumerate(DECADES)]
@@ -72,6 +73,8 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
         write_uids(shard, folder, ~issue & (alpha > 0))
     if setup.task == "classification":
         Y = codes_of(shard, setup)
+        right = (facts["predicted"] == Y) & (facts["label_score"] > LIKELY)
+        counts["n_detrimental_right"] = int((facts["detrimental"] & right).sum())
         for key, chosen in (("class_detrimental", facts["detrimental"]), ("class_issues", issue)):
             counts[key] = torch.bincount(Y[chosen], minlength=setup.outputs)
         counts["class_n"] = torch.bincount(Y, minlength=setup.outputs)

@@ -35,7 +35,7 @@ log = logging.getLogger("diva_ray")
 PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
 RAW = "raw"  # rows in memory that are to be embedded
-FORMAT = 8  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 9  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -36,7 +36,7 @@ def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return the dataset derivative of every sample, with its standard error and verdicts.
 
     The derivative is dL/dalpha of L = sum_i v_i loss_i, the leave-one-out loss of a ridge fit to the features: > 0
-    means that more weight on the sample raises the validation error. Exact (closed form), 4 n p^2 operations. Standard
+    means that more weight on the sample raises the validation loss. Exact (closed form), 4 n p^2 operations. Standard
     errors are exact up to 10,000 validation rows and estimated from 8 to 32 sign vectors beyond.
 
     Args:

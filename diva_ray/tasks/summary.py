@@ -28,7 +28,9 @@ DOUBTFUL = 0.6  # estimated precision below which a reader is warned
 MANY_MISSED = 0.05  # error from which a run that calls no label wrong says what that means
 RULES = {
     "error": "share of left-out predictions that are wrong; of numbers R2, greater when better, which is `r2` too",
-    "is_detrimental": "z > threshold: more weight on this sample raises the validation error, beyond chance",
+    "is_detrimental": "z > threshold: more weight on this sample raises the validation loss, beyond chance",
+    "n_detrimental_right": "of classes: detrimental samples that are predicted right when left out, label_score > 0.5: "
+    "they raise the loss, not the count of errors",
     "is_label_issue": "label_score < label_threshold: the cut with the best expected F1 against wrong labels; "
     "precision and recall are estimated from calibrated left-out probabilities, without knowing the truth",
     "class_dependence": "about which share of the suspected labels keeps to one wrong class per true class: 0 for "
@@ -132,6 +134,7 @@ def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:
     return {
         "threshold": rule.z.value,
         "n_detrimental": int(written["n_detrimental"]),
+        **({key: int(written[key])} if (key := "n_detrimental_right") in written else {}),
         "detrimental_precision": rule.z.precision if flagged else None,
         "detrimental_recall": rule.z.recall if flagged else None,
         "label_threshold": rule.label.value,
@@ -168,18 +171,26 @@ def told(summary: dict[str, Any]) -> list[str]:
 
 def verdict_notes(summary: dict[str, Any]) -> list[str]:
     """Return what kind of wrong labels show among several, and what is to be said where none is called wrong, though
-    many are not predicted."""
+    many are not predicted; and that deleting what hurts may not help."""
+    right, hurt = summary.get("n_detrimental_right", 0), summary.get("n_detrimental", 0)
+    spared = (
+        f"{right:,} of {hurt:,} that hurt are predicted right without themselves: they raise the loss, not the count "
+        "of errors; deleting them is unlikely to help."
+    )
+    found = [spared] if hurt > 1 and 2 * right > hurt else []
     if summary.get("missing_labels") is not None:
         return [
+            *found,
             f"About {summary['missing_labels']:.2%} of the classes that belong to a sample are missing from its "
-            f"labels, and {summary['added_labels']:.2%} of those that do not are among them."
+            f"labels, and {summary['added_labels']:.2%} of those that do not are among them.",
         ]
     classes = summary["task"] in ("classification", "multilabel")
     if not classes or summary["n_label_issues"] or summary["error"] < MANY_MISSED or tells_nothing(summary):
-        return []
+        return found
     return [
+        *found,
         f"No label is called wrong, though {summary['error']:.1%} are not predicted: hard samples explain it too. "
-        "Wrong labels that look like them cannot be told from them; those with the least label_score are likeliest."
+        "Wrong labels that look like them cannot be told from them; those with the least label_score are likeliest.",
     ]
 
 

@@ -206,3 +206,24 @@ def test_a_run_is_run_again_from_its_config(digits, tmp_path):
     assert again.equals(first)
     used = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (output, tmp_path / "again")]
     assert {**used[0], "output": str(tmp_path / "again")} == used[1]
+
+
+def test_what_hurts_though_it_is_predicted_right_is_counted_and_told():
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    options = {"quiet": True, "cluster": {"kind": "inline", "threads": 1}, "ridge": 0.5}
+    result = diva_ray.score({"features": X[:600], "label": y[:600]}, **options)
+    rows = result.samples.to_pandas()
+    right = rows["is_detrimental"] & (rows["predicted_label"] == rows["label"]) & (rows["label_score"] > 0.5)
+    n, hurt = result.summary["n_detrimental_right"], result.summary["n_detrimental"]
+    assert n == right.sum() > hurt / 2
+    told = (
+        f"{n} of {hurt} that hurt are predicted right without themselves: they raise the loss, not the count of errors"
+    )
+    assert f"note: {told}; deleting them is unlikely to help." in result.lines()
+    page = result.folder.read("report.html").decode()
+    assert told in page and "raises the error" not in page
+    noisy = np.where(np.arange(600) % 5 == 0, (y[:600] + 1 + np.arange(600) % 9) % 10, y[:600])
+    other = diva_ray.score({"features": X[:600], "label": noisy}, **options)
+    assert not any("deleting them" in line for line in other.lines())
