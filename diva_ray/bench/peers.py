@@ -53,12 +53,12 @@ def sustained_rate(rows: int, p: int, seconds: float) -> float:
     return done * rows * p**2 / spent
 
 
-def triangular_rates(rows: int, p: int, repeats: int = 5) -> tuple[float, float]:
+def triangular_rates(rows: int, p: int) -> tuple[float, float]:
     """Return the rates of SSYRK and STRMM on blocks (rows, p), counting rows p^2 operations each."""
     Z = np.random.default_rng(0).standard_normal((rows, p), dtype=np.float32)
     gram, T = np.zeros((p, p), np.float32), np.eye(p, dtype=np.float32)
-    syrk = seconds_of(lambda: blas.ssyrk(1.0, Z.T, beta=1.0, c=gram.T, lower=1, overwrite_c=1), repeats)
-    trmm = seconds_of(lambda: blas.strmm(1.0, T.T, Z.T, lower=1, overwrite_b=1), repeats)
+    syrk = seconds_of(lambda: blas.ssyrk(1.0, Z.T, beta=1.0, c=gram.T, lower=1, overwrite_c=1), 5)
+    trmm = seconds_of(lambda: blas.strmm(1.0, T.T, Z.T, lower=1, overwrite_b=1), 5)
     return rows * p * p / syrk, rows * p * p / trmm
 
 

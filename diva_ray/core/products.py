@@ -25,6 +25,7 @@ from torch import Tensor
 ROWS_PER_FLUSH = 16_384
 SUMS = 1_024  # of rows by code that run side by side, but on a CPU
 ONE_THREAD = 96 << 10  # bytes of a column of a square matrix beyond which it is worked on by one thread of OpenBLAS
+ADDED = 128  # rows of a triangle that are added at a time
 PANEL = 1_024  # columns of a triangular or symmetric product worked on at a time, but on a CPU
 
 
@@ -91,7 +92,7 @@ def copy_double(x: Tensor) -> Tensor:
     return x.to(torch.float64, copy=True)
 
 
-def add_upper_(into: Float[Tensor, "p p"], other: Float[Tensor, "p p"], tile: int = 128) -> Float[Tensor, "p p"]:
+def add_upper_(into: Float[Tensor, "p p"], other: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
     """Add the upper triangle of another matrix, perhaps of lower precision, in place; what lies below is undefined.
 
     On a CPU by numpy, which casts a stretch at a time: torch took two to five times as long for float32 into float64.
@@ -99,9 +100,9 @@ def add_upper_(into: Float[Tensor, "p p"], other: Float[Tensor, "p p"], tile: in
     if not into.is_cpu:
         return into.add_(other)
     total, more = into.numpy(), other.numpy()
-    for i in range(0, len(total), tile):
-        rows = total[i : i + tile, i:]
-        np.add(rows, more[i : i + tile, i:], out=rows)
+    for i in range(0, len(total), ADDED):
+        rows = total[i : i + ADDED, i:]
+        np.add(rows, more[i : i + ADDED, i:], out=rows)
     return into
 
 

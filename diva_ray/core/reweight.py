@@ -171,25 +171,25 @@ def trial_sums(
     )  # fmt: skip
 
 
-def best_trial(sums: TrialSums, standard_errors: float = 1.0) -> int:
-    """Return the model that gains most over every base, less `standard_errors` standard errors of the gain; 0, the
-    first base, if none gains more than that.
+def best_trial(sums: TrialSums) -> int:
+    """Return the model that gains most over every base, less a standard error of the gain; 0, the first base, if
+    none gains more than that.
 
     A one-standard-error rule (Breiman et al. 1984) on paired, smooth losses: cautious among many, and never a step for
     its own sake.
     """
-    bound = (sums.gain - standard_errors * sums.gain_error).amin(0)
+    bound = (sums.gain - sums.gain_error).amin(0)
     bound[: len(sums.gain_v)] = 0.0
     best = int(bound.argmax())
     return best if float(bound[best]) > 0 else 0
 
 
-def best_base(sums: TrialSums, standard_errors: float = 3.0) -> int:
+def best_base(sums: TrialSums) -> int:
     """Return the base to go on with where no model is taken: 0, the first, unless another's loss is lower by more than
-    `standard_errors`; then the nearest to the first of those within one standard error of the best."""
+    three standard errors; then the nearest to the first of those within one standard error of the best."""
     bases = len(sums.gain_v)
     best = int(sums.loss[:bases].argmin())
-    if not float(sums.gain[0, best]) > standard_errors * float(sums.gain_error[0, best]):
+    if not float(sums.gain[0, best]) > 3 * float(sums.gain_error[0, best]):
         return 0
     within = sums.gain[:, best] <= sums.gain_error[:, best]
     return int(within.nonzero()[0])

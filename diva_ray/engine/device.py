@@ -33,7 +33,6 @@ ON_DEVICE = (
     "trials",
     "model",
     "scales",
-    "compared",
 )
 ALLOCATIONS = ("ALLOC_FAILED", "CUDA error: out of memory")  # which libraries make outside of torch's own memory
 RESIDENT = 0.8  # of a worker's share of the device's memory that its rows, sums and blocks may take

@@ -27,11 +27,6 @@ METRICS = {
 KINDS = {"counter": metrics.Counter, "gauge": metrics.Gauge}
 
 
-def prometheus_name(name: str) -> str:
-    """Return the name of a metric on the endpoint."""
-    return f"ray_{name}" + ("_total" if METRICS[name][0] == "counter" else "")
-
-
 class Told:
     """The metrics of one process."""
 

@@ -250,14 +250,12 @@ def scan(shard: Shard, known: Known) -> Scan:
     sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))
     counts = Tally(
         rows=len(shard) if trains else 0,
-        held_out=0 if trains else len(shard),
         positive=int((shard.weight > 0).sum()),
         weight=float(shard.weight.sum()),
         validation=float(v.sum()),
         validation_squares=float(v.square().sum()),
         heard=int((v > 0).sum()),
         groups=len(shard) if shard.group_keys is None else len(shard.group_keys),
-        coupled=int(((shard.weight > 0) & (v > 0)).sum()),
         max_labels=lengths[1],
         max_less_labels=-lengths[0],
         shared_trained=0,

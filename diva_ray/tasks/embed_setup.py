@@ -306,7 +306,7 @@ def units_mark(units: tuple[Unit, ...]) -> str:
 
 def where_to_run(config: EmbedConfig) -> tuple[str, str]:
     """Return (inline, local or ray) and why: without a cluster this process does, with all its cores."""
-    kind, why = choose_kind(config.cluster, 0, dataset=False)
+    kind, why = choose_kind(config.cluster, 0)
     if kind == "inline" and config.cluster.kind == "auto":
         why = "no Ray cluster is in reach, and this process can use every core"
     return kind, why

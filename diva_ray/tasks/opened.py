@@ -74,7 +74,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     distant = [t for t in opened.tables if t.pieces and not isinstance(t.filesystem, pyarrow.fs.LocalFileSystem)]
     groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
     sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
-    kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS, dataset=False)
+    kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS)
     times, notes = more_work(config, opened)
     little = times * sum(one.operations() for one in costs) < ONE_THREAD
     threads = config.cluster.threads or (1 if little or kind != "inline" else torch.get_num_threads())

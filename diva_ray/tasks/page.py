@@ -19,6 +19,7 @@ from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import errors_of, verdict_notes, warnings_of
 from diva_ray.tasks.tried import ridge_in_words
 
+BINS, WEIGHT_BINS = 60, 40  # bars of z, and at most of weights
 SUSPECTS = 30  # labels that look most wrong, on the page
 
 
@@ -85,19 +86,19 @@ def page_of(session: Session, derived: Derived, summary: dict[str, Any], written
     )
 
 
-def histogram(written: Tally, bins: int = 60) -> tuple[list[float], list[int], list[int]]:
+def histogram(written: Tally) -> tuple[list[float], list[int], list[int]]:
     """Return edges, counts and counts of label issues of z in even bins; a thousandth of either tail is in the last."""
     counts, issues = written["z_counts"].numpy(), written["z_issue_counts"].numpy()
     centers = (Z_EDGES[1:] + Z_EDGES[:-1]).numpy() / 2
     share = counts.cumsum() / max(counts.sum(), 1)
     low = min(centers[int((share < 0.001).sum())], -1.0)
     high = max(centers[min(int((share < 0.999).sum()), len(centers) - 1)], 1.0)
-    edges = np.linspace(low, high, bins + 1)
+    edges = np.linspace(low, high, BINS + 1)
     both = [np.histogram(centers.clip(low, high), edges, weights=c)[0].astype(int).tolist() for c in (counts, issues)]
     return edges.tolist(), both[0], both[1]
 
 
-def weight_histogram(counts: np.ndarray, mean: float, bins: int = 40) -> tuple[list[float], list[int]]:
+def weight_histogram(counts: np.ndarray, mean: float) -> tuple[list[float], list[int]]:
     """Return edges and counts of all weights, given by cells of mean weights; those far above most are in the last."""
     left, there = WEIGHT_EDGES.numpy(), np.flatnonzero(counts)
     right = left[1:]
@@ -108,7 +109,7 @@ def weight_histogram(counts: np.ndarray, mean: float, bins: int = 40) -> tuple[l
     room = max(20 * cell - (high - low), 0) / 2  # weights that are all alike are one bar in the middle
     low, high = max(low - room, 0), min(high + room, left[-1])
     steps = (k * 10**e for e in range(4) for k in (1, 2, 4, 5))
-    width = cell * next(k for k in steps if k * cell * bins >= high - low)
+    width = cell * next(k for k in steps if k * cell * WEIGHT_BINS >= high - low)
     edges = (width * np.arange(np.floor(low / width + 1e-6), np.ceil(high / width - 1e-6) + 1)).round(6)
     at = np.searchsorted(edges * (1 - 1e-9), left, side="right") - 1
     found = np.bincount(at[there].clip(0), counts[there], len(edges)).astype(int).tolist()

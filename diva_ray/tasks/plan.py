@@ -93,7 +93,7 @@ class Plan:
         ]
 
 
-def choose_kind(cluster: ClusterConfig, need: int, *, dataset: bool) -> tuple[str, str]:
+def choose_kind(cluster: ClusterConfig, need: int) -> tuple[str, str]:
     """Return where to run (`inline`, `local` or `ray`) and why."""
     if cluster.kind not in ("auto", "inline", "local", "ray"):
         raise InputError(f"cluster: must be auto, inline, local or ray, got {cluster.kind}. Change `cluster`.")
@@ -101,8 +101,6 @@ def choose_kind(cluster: ClusterConfig, need: int, *, dataset: bool) -> tuple[st
         return cluster.kind, f"cluster={cluster.kind}"
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") or _ray_is_running():
         return "ray", "a Ray cluster is in reach of this process"
-    if dataset:
-        return "local", "a Ray Dataset needs Ray"
     budget = parse_bytes(cluster.memory)
     room = budget if budget is not None else psutil.virtual_memory().available // 2
     source = "cluster.memory" if budget is not None else "half of this machine's free memory"

@@ -45,11 +45,16 @@ def until(port, holds, seconds=20.0):
     return found
 
 
+def prometheus_name(name, kind, *_):
+    """Return the name of a metric on the endpoint."""
+    return f"ray_{name}" + ("_total" if kind == "counter" else "")
+
+
 @pytest.mark.ray
 def test_prometheus_sees_rows_bytes_seconds_memory_steps_and_restarts(ray_cluster):
     import ray
 
-    from diva_ray.engine.metrics import METRICS, prometheus_name
+    from diva_ray.engine.metrics import METRICS
 
     runner, setup = opened(small_task(ROWS, WIDTH), "ray", workers=2)
     runner.engine.tell(setup=setup)
@@ -63,7 +68,7 @@ def test_prometheus_sees_rows_bytes_seconds_memory_steps_and_restarts(ray_cluste
         runner.run(passes.fit, "metered again")
     runner.engine.close()
 
-    restarted = prometheus_name("diva_ray_restarts")
+    restarted = prometheus_name("diva_ray_restarts", *METRICS["diva_ray_restarts"])
     found = until(
         ray_cluster,
         lambda found: (
@@ -72,7 +77,7 @@ def test_prometheus_sees_rows_bytes_seconds_memory_steps_and_restarts(ray_cluste
             and total(found, "ray_diva_ray_rows_per_second", **{"pass": "metered again"}) > 0
         ),
     )
-    assert found.keys() == {prometheus_name(name) for name in METRICS}
+    assert found.keys() == {prometheus_name(name, *METRICS[name]) for name in METRICS}
     job = {"JobId": ray.get_runtime_context().get_job_id()}
     mine, again = ({**job, "pass": name} for name in ("metered", "metered again"))
     owned = sum(e.stop - e.start for e in runner.engine.extents if runner.engine.owner[e.index] == 1)
@@ -151,7 +156,7 @@ def test_a_value_never_ends_its_line_nor_begins_another_key(text):
 
 
 def test_the_dashboard_asks_only_for_metrics_that_there_are():
-    from diva_ray.engine.metrics import METRICS, prometheus_name
+    from diva_ray.engine.metrics import METRICS
 
     board = json.loads((ROOT / "configs" / "grafana" / "diva_ray.json").read_text())
     assert board["uid"] and board["title"] and board["schemaVersion"] >= 36
@@ -165,4 +170,6 @@ def test_the_dashboard_asks_only_for_metrics_that_there_are():
         assert all('JobId=~"$job"' in target["expr"] for target in panel["targets"])
     text = json.dumps(board)
     asked = set(re.findall(r"ray_diva_ray_\w+", text))
-    assert asked == {prometheus_name(name) for name in METRICS}, "each is shown, and nothing else is asked for"
+    assert asked == {prometheus_name(name, *METRICS[name]) for name in METRICS}, (
+        "each is shown, and nothing else is asked for"
+    )
