@@ -130,7 +130,8 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
 
 def _local(output: str) -> str:
     """Return the path of an output folder on this machine, '' for none and for a URI."""
-    return os.path.abspath(os.path.expanduser(output)) if output and "://" not in output else ""
+    named = str(output or "")  # a pathlib.Path, too
+    return os.path.abspath(os.path.expanduser(named)) if named and "://" not in named else ""
 
 
 def _absent(folder: str) -> list[str]:

@@ -113,7 +113,9 @@ def test_what_cannot_be_decoded_is_put_aside_with_the_reason(tmp_path):
     assert reasons["5"] == "400 x 300 pixels, more than most_pixels=100000"
     assert result.samples["id"].to_pylist() == [0, *range(6, raw_sets.N)]
     page = result.folder.read("report.html").decode()
-    assert "not decodable" in page and "more than most_pixels" in page
+    assert "not decodable" in page and "more than most_pixels" in page.replace(
+        "<wbr>", ""
+    )  # names break at underscores
 
 
 def test_a_sample_without_an_id_is_put_aside():
