@@ -93,7 +93,10 @@ def test_the_config_that_a_run_writes_composes_into_the_same(job, tmp_path):
 
 
 def test_configs_that_comments_and_the_readme_name_are_there():
-    texts = [path.read_text() for path in [ROOT / "README.md", *(ROOT / "configs").rglob("*.yaml")]]
+    texts = [
+        path.read_text()
+        for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    ]
     named = {found for text in texts for found in re.findall(r"[ +](experiment|encoder|space)=([a-z]\w*)", text)}
     named.discard(("encoder", "encode"))  # an argument of a Python call
     assert len(named) > 6
@@ -134,3 +137,17 @@ def test_threads_do_not_wait_actively_for_long(entry, tmp_path):
             cwd=ROOT,
         )
         assert found.stdout.splitlines()[0] == expected
+
+
+PAGES = [*(ROOT / name for name in ("README.md", "RESULTS.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_inside_the_project_leads_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        led = (page.parent / name).resolve() if name else page
+        assert led.exists(), target
+        titles = re.findall(r"^#+ (.*)$", led.read_text(), re.MULTILINE) if heading else []
+        slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+        assert not heading or heading in slugs, f"{target}: {slugs}"
