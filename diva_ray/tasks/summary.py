@@ -91,7 +91,7 @@ def summarise(
         "standard_errors": errors_of(derived),
         "standard_error_check": derived.agreement,
         "form": derived.form,
-        "condition": derived.condition,
+        "condition": float(f"{derived.condition:.6g}"),  # LAPACK estimates it; its last digits vary from run to run
         "max_leverage": derived.tally["max_leverage"],
         "precision": precision_of(derived),
         "ridge_grid": [
