@@ -11,6 +11,7 @@ import sys
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -141,7 +142,7 @@ def _overrides(word: str) -> bool:
 
 def _check_flags(name: str, words: list[str]) -> None:
     """Raise for an option that is written like a flag, which argparse would answer with a page, and for no flag."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         flag, equals, value = word.partition("=")
         key = flag.lstrip("-").replace("-", "_")
         if not word.startswith("--") or (flag in FLAGS and not (equals and flag == "--help")):

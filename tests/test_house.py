@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from diva_ray.config import SCHEMAS
 from diva_ray.data.folder import Folder
-from diva_ray.jobs import register
+from diva_ray.jobs import checked, register
 from diva_ray.tasks.saved_config import write_config
 from diva_ray.threads import better_coretype
 
@@ -151,3 +151,9 @@ def test_every_link_inside_the_project_leads_somewhere(page):
         titles = re.findall(r"^#+ (.*)$", led.read_text(), re.MULTILINE) if heading else []
         slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
         assert not heading or heading in slugs, f"{target}: {slugs}"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_takes_no_option_at_all(job):
+    register()
+    assert checked(job, []) == (job, None, [], [])

@@ -227,3 +227,13 @@ def test_what_hurts_though_it_is_predicted_right_is_counted_and_told():
     noisy = np.where(np.arange(600) % 5 == 0, (y[:600] + 1 + np.arange(600) % 9) % 10, y[:600])
     other = diva_ray.score({"features": X[:600], "label": noisy}, **options)
     assert not any("deleting them" in line for line in other.lines())
+
+
+def test_the_first_command_of_the_readme_has_no_options(tmp_path):
+    command = [sys.executable, ROOT / "jobs" / "score.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()[-4:]
+    assert told[0].startswith("1,797 samples, leave-one-out error 0.2571") and told[2].startswith("planted 359 wrong")
+    (folder,) = (tmp_path / "outputs" / "score").iterdir()
+    assert told[3] == f"report: {folder / 'report.html'}" and (folder / "report.html").exists()
