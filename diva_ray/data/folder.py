@@ -6,7 +6,9 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,8 @@ import yaml
 from diva_ray.data.files import part_name
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.errors import InputError
+
+log = logging.getLogger("diva_ray")
 
 WRITTEN = {"samples", "selected", "errors", "curated", "changes", "features", "report.html", "summary.json"}  # by runs
 BEGUN = {"state.json", "steps", "sums", "weights", "reweight"}  # what a run writes first; it can be resumed from there
@@ -170,6 +174,14 @@ class Folder:
             return None
         with np.load(io.BytesIO(self.read(name)), allow_pickle=False) as found:
             return dict(found)
+
+    def read_whole(self, name: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a file, or None if there is none, or a damaged one, of which a warning tells."""
+        try:
+            return self.read_arrays(name)
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            log.warning("%s is damaged (%s): what it held is computed again", self.location(name), error)
+            return None
 
     def read(self, name: str) -> bytes:
         """Return the bytes of one file."""

@@ -20,6 +20,7 @@ from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.data.targets import SeveralClasses, class_codes, number_targets
 from diva_ray.engine.device import CPU, block_rows, row_bytes
 from diva_ray.engine.setup import Setup
+from diva_ray.errors import InputError
 
 # Entries of a slice of pairwise contributions, of which half a dozen are held: in the cache of a CPU, and within what a
 # device keeps free for a block.
@@ -159,7 +160,13 @@ def weights_after(shard: Shard, known: Known, step: str | None, factor: float) -
     kept = shard.state.setdefault("weights", {})
     assert isinstance(kept, dict)
     if step not in kept:
-        kept[step] = torch.from_numpy(known["store"].read_arrays(weights_file(shard, step))["weights"])
+        found = known["store"].read_whole(weights_file(shard, step))
+        if found is None:
+            raise InputError(
+                f"output: weights of the run must stay while it runs, got no whole {weights_file(shard, step)} in "
+                f"{known['store'].path}. Begin the run again in a new `output`."
+            )
+        kept[step] = torch.from_numpy(found["weights"])
         shard.state["weights"] = kept
     return kept[step] * factor
 

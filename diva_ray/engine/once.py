@@ -16,8 +16,9 @@ def once(shard: Shard, known: Known, *, kernel: Kernel) -> Any:
     """Return what a kernel reports that writes a shard's part of `samples/`, from storage if an interrupted run has
     written both."""
     part, folder = part_name(shard.extent.index), known["folder"]
-    if f"{part}.parquet" in known["written"] and f"{part}.npz" in known["told"]:
-        return unpack(folder.read_arrays(f"{TOLD}/{part}.npz"))
+    whole = f"{part}.parquet" in known["written"] and f"{part}.npz" in known["told"]
+    if whole and (told := folder.read_whole(f"{TOLD}/{part}.npz")) is not None:
+        return unpack(told)
     found = kernel(shard, known)
     folder.write_arrays(f"{TOLD}/{part}.npz", pack(found))
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import zipfile
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +9,6 @@ from torch import Tensor
 
 from diva_ray.data.folder import Folder
 from diva_ray.data.shards import Shard
-
-log = logging.getLogger("diva_ray")
 
 
 @dataclass(frozen=True)
@@ -33,11 +29,7 @@ class RowFiles:
 
     def find(self, shard: Shard) -> dict[str, Tensor] | None:
         """Return what the pass found of a shard's rows, or None if there is no file, or a damaged one."""
-        try:
-            found = self.folder.read_arrays(self._file(shard))
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            log.warning("%s is damaged (%s): its rows are computed again", self._file(shard), error)
-            return None
+        found = self.folder.read_whole(self._file(shard))
         return None if found is None else {name: torch.from_numpy(values) for name, values in found.items()}
 
     def _file(self, shard: Shard) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 
 import numpy as np
@@ -161,6 +162,35 @@ def test_files_that_a_dead_worker_left_half_written_are_nobodys_and_deleted(tmp_
     assert folder.names("samples") == ["part-0.parquet"]
     folder.sweep("samples")
     assert [file.name for file in (tmp_path / "samples").iterdir()] == ["part-0.parquet"]
+
+
+def test_weights_that_were_damaged_are_one_line_and_what_parts_told_is_worked_out_again(tmp_path, monkeypatch):
+    whole, output = Inline.each, str(tmp_path / "run")
+    monkeypatch.setattr(done, "DEAR", 0.0)
+
+    def each(self, kernel, *rest):
+        yield from whole(self, kernel, *rest)
+        if getattr(kernel, "__name__", "") == dies_after:
+            raise DriverDied
+
+    def run(**options):
+        return RUNS["paper"](cluster="inline", quiet=True, **options)
+
+    monkeypatch.setattr(Inline, "each", each)
+    dies_after = "write"
+    with pytest.raises(DriverDied):
+        run(output=output)
+    for file in (tmp_path / "run" / "steps" / "write").glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:50])
+    dies_after = "no kernel"
+    shutil.copytree(output, tmp_path / "again")
+    found, expected = run(output=str(tmp_path / "again"), resume=True), run(output=str(tmp_path / "undisturbed"))
+    assert found.summary["n_lowered"] == expected.summary["n_lowered"]
+    assert found.samples.equals(expected.samples)
+    for file in (tmp_path / "run" / "weights").glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"output: weights of the run must stay while it runs, got no whole weights/"):
+        run(output=output, resume=True)
 
 
 def test_results_come_back_as_they_were():
