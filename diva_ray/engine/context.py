@@ -160,15 +160,24 @@ def weights_after(shard: Shard, known: Known, step: str | None, factor: float) -
     kept = shard.state.setdefault("weights", {})
     assert isinstance(kept, dict)
     if step not in kept:
-        found = known["store"].read_whole(weights_file(shard, step))
-        if found is None:
-            raise InputError(
-                f"output: weights of the run must stay while it runs, got no whole {weights_file(shard, step)} in "
-                f"{known['store'].path}. Begin the run again in a new `output`."
-            )
-        kept[step] = torch.from_numpy(found["weights"])
+        kept[step] = torch.from_numpy(found_in_store(known, weights_file(shard, step))["weights"])
         shard.state["weights"] = kept
     return kept[step] * factor
+
+
+def found_in_store(known: Known, name: str) -> dict[str, np.ndarray]:
+    """Return the arrays that an earlier pass has left in storage, where nothing else has them.
+
+    Raises:
+        InputError: the file is gone, or damaged.
+    """
+    found = known["store"].read_whole(name)
+    if found is None:
+        raise InputError(
+            f"output: what a run has written must stay while it runs, got no whole {name} in {known['store'].path}. "
+            "Begin the run again in a new `output`."
+        )
+    return found
 
 
 def keep_weights(shard: Shard, known: Known, alpha: Tensor, step: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.ridge import FitSums, Solution
 from diva_ray.data.shards import Extent
-from diva_ray.engine import passes, pool
+from diva_ray.engine import passes, pool, table_left_out
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.derive import (
@@ -87,7 +87,7 @@ class Gauge:
         tell_solution(self.runner, solution, self.setup.dtype)
         self.runner.engine.tell(errors=_chosen(self.rounds))
         self.runner.engine.forget("rows")
-        left: Partial = self.runner.run(pool.leave_table_out, "leave-out")
+        left: Partial = self.runner.run(table_left_out.leave_table_out, "leave-out")
         self._derivative, self.left = (solution, left), left.tally
         tally, v = left.tally, self.session.scan.counts["validation"]
         beside = tally if beside is None else beside  # nothing is chosen yet
@@ -106,7 +106,7 @@ class Gauge:
         tell_solution(self.runner, fitted[0], self.setup.dtype)
         self.runner.engine.tell(errors=_uniform(self.rounds))
         del fitted  # a p x p that the next fit need not lie beside
-        found: Tally = self.runner.run(pool.core_error, "uniform")
+        found: Tally = self.runner.run(table_left_out.core_error, "uniform")
         return found
 
     def tell_derivative(self) -> None:
@@ -141,7 +141,7 @@ class Gauge:
         """Return by how much the mean of the first of each pair of kept left-out errors is above the second's, with its
         standard error over units: that of a ratio, as units may weigh differently."""
         self.runner.engine.tell(compared=pairs)
-        found: Tally = self.runner.run(pool.compare_errors, "compare", features=False)
+        found: Tally = self.runner.run(table_left_out.compare_errors, "compare", features=False)
         v = self.session.scan.counts["validation"]
         mean = found["difference"] / v
         variance = found["square"] - 2 * mean * found["product"] + mean.square() * found["weight_square"]

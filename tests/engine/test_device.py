@@ -21,9 +21,8 @@ from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
 from diva_ray.core.leave_out import leave_out
 from diva_ray.core.ridge import FitAccumulator, solve
-from diva_ray.engine import context, inline, pairs, passes, shelf
+from diva_ray.engine import context, inline, pairs, passes, shelf, table_left_out
 from diva_ray.engine import device as devices
-from diva_ray.engine import pool as pools
 from diva_ray.errors import InputError
 from diva_ray.tasks.gauge import Gauge
 from tests.engine.runs import opened, small_task
@@ -186,8 +185,8 @@ def test_float32_scores_on_a_device_are_near_those_on_a_cpu(path, simulated):
 def test_other_tasks_on_a_device_say_what_they_say_on_a_cpu(tmp_path, simulated, monkeypatch):
     monkeypatch.setattr(Gauge, "least", property(lambda gauge: gauge.steps[0]))  # so that errors are compared by rows
     compared = []
-    whole = pools.compare_errors
-    monkeypatch.setattr(pools, "compare_errors", lambda *given: compared.append(1) or whole(*given))
+    whole = table_left_out.compare_errors
+    monkeypatch.setattr(table_left_out, "compare_errors", lambda *given: compared.append(1) or whole(*given))
     few = {"features": "x", "precision": "float64"}
     pq.write_table(pa.table(ROWS).slice(0, 300), tmp_path / "core.parquet")
     pq.write_table(pa.table(ROWS).slice(300, 400), tmp_path / "pool.parquet")

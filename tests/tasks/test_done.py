@@ -189,7 +189,7 @@ def test_weights_that_were_damaged_are_one_line_and_what_parts_told_is_worked_ou
     assert found.samples.equals(expected.samples)
     for file in (tmp_path / "run" / "weights").glob("*.npz"):
         file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(InputError, match=r"output: weights of the run must stay while it runs, got no whole weights/"):
+    with pytest.raises(InputError, match=r"output: what a run has written must stay .*, got no whole weights/"):
         run(output=output, resume=True)
 
 

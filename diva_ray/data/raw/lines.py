@@ -1,20 +1,16 @@
-"""Raw samples in JSON lines and CSV."""
+"""Raw samples in lines: JSON, and where CSV files are cut."""
 
 from __future__ import annotations
 
-import codecs
-import logging
 import math
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs
-from pyarrow import csv
 
-from diva_ray.data.columns import check_names
+from diva_ray.data.raw.delimited import csv_schema, read_csv
 from diva_ray.data.raw.tables import key_of, stored_columns, stored_types, to_rows, with_id
 from diva_ray.data.raw.units import (
     MOST_BYTES,
@@ -27,14 +23,11 @@ from diva_ray.data.raw.units import (
     loaded,
     mark_of,
     misfit,
-    name_of,
     note_unknown,
     rechunk,
     root_of,
 )
 from diva_ray.errors import InputError
-
-log = logging.getLogger("diva_ray")
 
 RANGE = 64 << 20  # bytes of a unit of JSON lines, at most
 MOST_UNITS = 10_000  # units that `unit_rows` may make of a table of lines: more rows each beyond
@@ -42,8 +35,6 @@ PEEKED = 1000  # first lines, which tell the columns
 READ_ROWS = 256
 TOO_LONG = b"<too long>"
 RATIO_BYTES = 4 << 20  # unpacked bytes by which a packed file's rows are estimated
-NULLS = csv.ConvertOptions().null_values  # what stands for no number, date or truth value: nothing, NA, NULL, ...
-LEADING_ZERO = "^-?0[0-9]"
 
 
 def find(
@@ -58,7 +49,7 @@ def find(
 ) -> Source:
     """Return byte ranges of JSON lines (a packed file is one), of about `unit_rows` lines, or CSV files, as units."""
     units, peek = _ranges(infos, None), peek or PEEKED
-    found, estimate = _csv_schema(filesystem, units[0]) if kind == "csv" else _json_schema(filesystem, units, peek)
+    found, estimate = csv_schema(filesystem, units[0]) if kind == "csv" else _json_schema(filesystem, units, peek)
     if kind != "csv":
         size = sum(info.size for info in infos)
         units = _ranges(infos, min(RANGE, math.ceil(max(unit_rows * estimate, size / MOST_UNITS, 1))))
@@ -183,149 +174,3 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
             number += len(good)
 
     return rechunk(parts(), rows, lambda k: f"{name} byte {offsets[k]}", unknown)
-
-
-def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, skipped: Any) -> csv.CSVStreamingReader:
-    """Return a reader of the columns of `kinds`, values as it says, of which only an empty one is null; or of all, of
-    what types they look like.
-
-    A text or a class may be NA or null: of types that are not text `_cast` makes nulls of such words.
-    """
-    nulls = NULLS if kinds is None else [""]
-    delimiter = "\t" if ".tsv" in name_of(path).lower() else ","
-    return csv.open_csv(
-        filesystem.open_input_stream(path, compression="detect"),
-        read_options=csv.ReadOptions(use_threads=False, block_size=1 << 20),
-        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skipped),
-        convert_options=csv.ConvertOptions(
-            include_columns=None if kinds is None else kinds.names,
-            column_types=kinds,
-            null_values=nulls,
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-        ),
-    )
-
-
-def _check_encoding(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
-    """Raise for UTF-16, as spreadsheets save "Unicode text"."""
-    with filesystem.open_input_stream(path, compression="detect") as stream:
-        if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise InputError(f"data.path: a CSV file must be UTF-8, got UTF-16 at {path}. Save it as UTF-8.")
-
-
-def _check_header(schema: pa.Schema, path: str) -> None:
-    """Raise for two columns of one name, and for a line of names that another separator parts."""
-    check_names(schema, path)
-    name = schema.names[0]
-    if len(schema.names) == 1 and any(sign in name for sign in ";\t|"):
-        raise InputError(
-            f"data.path: values must be separated by commas (in .tsv by tabs), got one column {name[:80]!r} at {path}. "
-            "Save it with commas."
-        )
-
-
-def _csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
-    """Return (columns, bytes of a row) of the first megabyte; numbers written as 007 are texts. A column without a
-    name, as pandas writes its index, is left out."""
-    _check_encoding(filesystem, unit.path)
-    try:
-        with _csv(filesystem, unit.path, None, lambda row: "skip") as reader:
-            batch = reader.read_next_batch()
-        _check_header(batch.schema, unit.path)
-        written = pa.schema([(field.name, pa.binary()) for field in batch.schema if pa.types.is_integer(field.type)])
-        with _csv(filesystem, unit.path, written, lambda row: "skip") as reader:
-            first = reader.read_next_batch()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"data.path: the names in a CSV file must be UTF-8, got other bytes at {unit.path}. Save it as UTF-8."
-        ) from error
-    except StopIteration as error:
-        raise InputError(
-            f"data.path: a CSV file must have rows, got none at {unit.path}. Change `data.path`."
-        ) from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"data.path: files must be CSV with a first line of names, got {str(error).splitlines()[0][:200]} at "
-            f"{unit.path}. Change `data.path`."
-        ) from error
-    codes = {name for name in written.names if pc.any(pc.match_substring_regex(first[name], LEADING_ZERO)).as_py()}
-    kept = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_date, pa.types.is_timestamp)
-    fields = [
-        field if field.name not in codes and any(is_kind(field.type) for is_kind in kept) else (field.name, pa.string())
-        for field in batch.schema
-        if field.name
-    ]
-    if len(fields) < len(batch.schema):
-        log.info("a column without a name is left out at %s", unit.path)
-    return pa.schema(fields), min(unit.bytes, 1 << 20) / max(1, batch.num_rows)
-
-
-def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
-    """Yield the file's rows; one with too many or too few values, or a value of another type, is a failure."""
-    name = below(source.more["base"], unit.path)
-    known = stored_types(source)
-    kinds = {name: known.field(name).type for name in stored_columns(source, columns)}
-    skipped: list[Failure] = []
-    numbers: list[int] = []  # of the rows that fit, as the file has them
-
-    def skip(row: Any) -> str:
-        reason = f"{row.expected_columns} values must be there, got {row.actual_columns}"
-        skipped.append(Failure(name, f"{name}: {(row.text or '')[:60]!r}", "", reason))
-        return "skip"
-
-    def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
-        read, good = 0, 0
-        try:
-            with _csv(source.filesystem, unit.path, pa.schema([(c, pa.binary()) for c in kinds]), skip) as reader:
-                for batch in reader:
-                    fits, wrong = _typed(pa.Table.from_batches([batch]).select(list(kinds)), kinds)
-                    failed, at = skipped[:], [read + k for k in range(batch.num_rows) if k not in wrong]
-                    del skipped[: len(failed)]
-                    failed += [
-                        Failure(f"{name}:{read + k}", f"{name} row {read + k}", *what) for k, what in wrong.items()
-                    ]
-                    numbers.extend(at)
-                    made = pa.array([f"{name}:{number}" for number in at], pa.string())
-                    yield to_rows(fits, source, columns, good, made), good, failed
-                    read, good = read + batch.num_rows, good + len(at)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(
-                f"data.path: every file must be CSV of the same columns, got {str(error).splitlines()[0][:200]} at "
-                f"{unit.path}. Fix the file or leave it out."
-            ) from error
-
-    return rechunk(parts(), rows, lambda k: f"{name} row {numbers[k]}")
-
-
-def _typed(written: pa.Table, kinds: dict[str, pa.DataType]) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
-    """Return the rows whose values are of these types, and (column, reason) of the others by row."""
-    wrong: dict[int, tuple[str, str]] = {}
-    for name, kind in kinds.items():
-        for k in _unfit(written[name], kind, 0):
-            shown = (written[name][k].as_py() or b"")[:60].decode("utf-8", "replace")
-            wrong.setdefault(k, (name, f"value does not fit: {kind} must be there, got {shown!r}"))
-    if wrong:
-        written = written.filter(pa.array([k not in wrong for k in range(written.num_rows)]))
-    return pa.table({name: _cast(written[name], kind) for name, kind in kinds.items()}), wrong
-
-
-def _unfit(written: pa.ChunkedArray, kind: pa.DataType, first: int) -> list[int]:
-    """Return the rows, counted from `first`, whose values are not of a type, by halving."""
-    try:
-        _cast(written, kind)
-        return []
-    except pa.ArrowException:
-        half = len(written) // 2
-        if not half:
-            return [first]
-        return [*_unfit(written.slice(0, half), kind, first), *_unfit(written.slice(half), kind, first + half)]
-
-
-def _cast(written: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Return bytes of UTF-8 as values of a type; of what is no text, blanks around it do not count."""
-    texts = written.cast(pa.string())
-    if pa.types.is_string(kind):
-        return texts
-    bare = pc.utf8_trim_whitespace(texts)
-    return pc.if_else(pc.is_in(bare, pa.array(NULLS)), None, bare).cast(kind)
