@@ -254,7 +254,8 @@ def on_ray(s: Sizes) -> Iterator[Figure]:
         table, columns = open_parquet(folder), Columns(("features",), "label")
         extents = split(table, columns)
         environment = {name: os.environ[name] for name in (*THREADS, "OPENBLAS_CORETYPE") if name in os.environ}
-        runner = Runner(Cluster([table], columns, extents, workers=2, threads=1, environment=environment), quiet=True)
+        cluster = Cluster([table], columns, extents, workers=2, threads=1, environment=environment)
+        runner = Runner(cluster, quiet=True)
         runner.load()
         ready = time.perf_counter() - start - connected
         same = bool(torch.equal(penalty, derivative_of(runner, setup)))
@@ -263,7 +264,7 @@ def on_ray(s: Sizes) -> Iterator[Figure]:
             for _ in range(2 * s.repeats - 1)
         ]
         inline, seconds = np.median(turns, 0).tolist()
-        alone, beside = cores_beside(runner.engine.actors, min(s.n, 2_500), s.p + 1)
+        alone, beside = cores_beside(cluster.actors, min(s.n, 2_500), s.p + 1)
         runner.engine.close()
     note = f"{inline:.2f} s / {seconds:.2f} s after start-up, medians of {len(turns)} in turns"
     yield Figure("2 Ray workers: speed-up over inline", inline / seconds, "x", 1.75, True, note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -256,9 +257,10 @@ def row_keys(column: pa.Array, seed: int = 0) -> np.ndarray:
         if seed:
             keys = mixed(keys ^ torch.from_numpy(np.array(seed * 0x9E3779B97F4A7C15 % 2**64, np.uint64).view(np.int64)))
         return keys.numpy().view(np.uint64)
-    import pandas as pd  # a quarter of a second, which tables of numbers are spared in every process
+    from pandas import util  # a quarter of a second, which tables of numbers are spared in every process
 
-    return pd.util.hash_array(column.to_numpy(zero_copy_only=False), hash_key=f"diva_ray{seed:08d}")
+    hash_array: Any = util.hash_array
+    return hash_array(column.to_numpy(zero_copy_only=False), hash_key=f"diva_ray{seed:08d}")
 
 
 def encode(column: pa.Array, known: pa.Array) -> np.ndarray:

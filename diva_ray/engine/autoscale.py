@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # pyright: ignore[reportAttributeAccessIssue]
 from ray.experimental.internal_kv import internal_kv_get_gcs_client
 
 from diva_ray.errors import InputError

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table

@@ -104,8 +104,8 @@ class UnitEncoder:
         self.job, self.encoders = job, encoders
         self.pictures = Pictures(job.root, job.most_pixels)
         self.pool = ThreadPoolExecutor(max(1, job.threads), thread_name_prefix="decode")
-        read = dict.fromkeys([*job.kept, *(band.column for band in job.bands), *([job.picture] if job.picture else [])])
-        self.columns: list[str] = [name for name in read if name != "id"]
+        read = [*job.kept, *(band.column for band in job.bands), *([job.picture] if job.picture else [])]
+        self.columns: list[str] = [name for name in dict.fromkeys(read) if name != "id"]
 
     def close(self) -> None:
         """End the threads."""

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from diva_ray.engine.connect import connect
 from diva_ray.errors import InputError

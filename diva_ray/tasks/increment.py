@@ -152,12 +152,14 @@ class Keeper:
         return [g for g in (self.kept.groups if self.kept else []) if g.dtype == "float64" or dtype == torch.float32]
 
     def _check_widths(self, frame: Frame) -> None:
+        if self.kept is None:
+            return
         widths = [len(mean) for mean in frame.means]
-        for old in self.kept.frames if self.kept else []:
-            if [len(mean) for mean in old.means] != widths:
+        for old in self.kept.frames:
+            if (wide := [len(mean) for mean in old.means]) != widths:
                 raise InputError(
-                    f"update: bands must be as wide as they were, got {[len(mean) for mean in old.means]} in "
-                    f"{self.session.config.update} and {widths} here. Score without `update`."
+                    f"update: bands must be as wide as they were, got {wide} in {self.kept.folder.path} and "
+                    f"{widths} here. Score without `update`."
                 )
 
     def _write_index(self, writer: Writer, sums: _Sums) -> None:

@@ -82,7 +82,7 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
         fit = keeper.fit if keeper else None
         derived = derive_trusted(session, fit) if config.method == "trusted" else derive_all(session, fit)
         session.folder.write_json("state.json", session.mark)
-        return _finish(session, derived, keeper)
+        return _finish(session, config, derived, keeper)
     finally:
         session.engine.close()
 
@@ -106,9 +106,9 @@ def derive_all(session: Session, fit: Fit | None = None) -> Derived:
     return derive(session.runner, session.setup, config.ridge, rows, heard, config.standard_errors, fit=fit)
 
 
-def _finish(session: Session, derived: Derived, keeper: Keeper | None) -> Result:
+def _finish(session: Session, config: ScoreConfig, derived: Derived, keeper: Keeper | None) -> Result:
     """Judge, write and describe."""
-    summary, written, sources = write_rows(session, derived, doubt=session.config.labeller_doubt)
+    summary, written, sources = write_rows(session, derived, doubt=config.labeller_doubt)
     summary |= figures_of(keeper, session)
     finish_copies(session, summary)
     page = page_of(session, derived, summary, written, sources)

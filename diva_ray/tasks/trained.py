@@ -201,7 +201,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     return lines + [f"note: {said}" for said in same_in_words(s)]
 
 
-def sheet_of(session: Session, course: Course, summary: dict[str, Any]) -> Sheet:
+def sheet_of(session: Session, config: TrainConfig, course: Course, summary: dict[str, Any]) -> Sheet:
     """Return the contents of report.html."""
     s, (error, shape) = summary, error_words(summary)
     first, uniform = s["arms"][0], next(arm for arm in s["arms"] if arm["name"] == "uniform")
@@ -233,7 +233,7 @@ def sheet_of(session: Session, course: Course, summary: dict[str, Any]) -> Sheet
         files.append("reweight/: the run that found the weights; reweight/report.html shows what it tried")
     return Sheet(
         "What the weights are worth to a trained model", headline, tiles, _parts(course, s), facts,
-        session.runner.seconds, notes=notes_of(session, s), downloads=files,
+        session.runner.seconds, notes=notes_of(session, config, s), downloads=files,
         footer="Test rows take no part in training; nor in the weights, unless the run that made them saw these rows.",
     )  # fmt: skip
 
@@ -282,14 +282,13 @@ def _parts(course: Course, s: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
+def notes_of(session: Session, config: TrainConfig, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the figures."""
     notes = shared_in_words(summary["shared"], summary["n_samples"])
     if summary["n_seeds"] == 1:
         notes.append("One seed: nothing tells how much the errors depend on chance in training.")
     if summary["weights"] is None and session.columns.weight is None:
         notes.append("No weights were given: `weights` names the run whose weights are to be tried, or `auto`.")
-    data, test = session.config.data, session.config.test
-    if data.builtin and data.path is None and test.path is None:
+    if config.data.builtin and config.data.path is None and config.test.path is None:
         notes.append("Test labels are the true ones; a share of the training labels was flipped.")
     return notes

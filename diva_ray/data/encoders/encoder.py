@@ -104,7 +104,7 @@ def exact(device: str) -> Iterator[None]:
     if device != "cuda":
         yield
         return
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     wanted: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
     if _one_switch(cudnn):
         wanted.append((cudnn, "allow_tf32", False))  # first: it sets those below, too

@@ -70,7 +70,7 @@ def word_encoder(config: Any, device: str, precision: str) -> Encoder:
     from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    vectorizer = HashingVectorizer(
+    vectorizer: Any = HashingVectorizer(
         analyzer="char_wb", ngram_range=GRAMS, n_features=BUCKETS, alternate_sign=False, norm="l2", binary=True,
         dtype=np.float32,  # type: ignore[arg-type]
     )  # fmt: skip
