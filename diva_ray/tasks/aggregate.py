@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from diva_ray.config import AggregateConfig
@@ -116,8 +117,8 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     summary.update(figures(session, found, joint))
     session.folder.write_json("bands.json", bands_of(summary))
     page = render_sheet(sheet_of(session, derived, found, summary, written, sources))
-    conclude(session, summary, page, worker_memory=written["max_memory"])
-    return Result(summary, session.folder, session.plan.kind != "inline", told(summary, session.folder))
+    where = session.folder.location("bands.json")
+    return conclude(session, summary, page, partial(told, where=where), worker_memory=written["max_memory"])
 
 
 def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggregated) -> Joint:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from diva_ray.core.bands import share_derivatives, shares_of
 from diva_ray.core.reweight import TrialSums
-from diva_ray.data.folder import Folder
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Gallery, Lines, Pulls, Sheet, Table, Tile
@@ -127,8 +126,8 @@ def bands_of(summary: dict[str, Any]) -> dict[str, Any]:
     return summary["bands"]
 
 
-def told(summary: dict[str, Any], folder: Folder) -> list[str]:
-    """Return an aggregation in a few lines, for a terminal."""
+def told(summary: dict[str, Any], where: str) -> list[str]:
+    """Return an aggregation in a few lines, for a terminal; `where` is its bands.json."""
     s, word = summary, error_word(summary)
     use = "use them, with the weights in samples/" if s.get("weights", {}).get("accepted") else "use them"
     alone, first = best_alone(summary), next(iter(summary["bands"].values()))
@@ -136,7 +135,7 @@ def told(summary: dict[str, Any], folder: Folder) -> list[str]:
         f"{s['n_samples']:,} samples, {len(s['bands'])} bands: left-out {word} {s['error']:.4f}; all under one ridge "
         f"{s['error_concatenated']:.4f}, best alone {s['bands'][alone]['error_alone']:.4f} ({alone})",
         "shares: " + ", ".join(f"{name} {band['share']:.3g}" for name, band in s["bands"].items()),
-        f"{use}: ridge={s['ridge']:.6g} shares={folder.location('bands.json')}"
+        f"{use}: ridge={s['ridge']:.6g} shares={where}"
         + "".join(f" {name}={first[name]}" for name in ("projection", "seed") if first.get(name) is not None),
         *([] if s["error"] < s["error_concatenated"] else ["note: one ridge for all bands does as well"]),
     ]

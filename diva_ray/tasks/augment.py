@@ -194,8 +194,7 @@ def _finish(
     folder.write_table(
         "transforms/part-00000.parquet", pa.Table.from_pylist([{"transform": k, **v} for k, v in found.items()])
     )
-    conclude(session, summary, render_sheet(sheet_of(session, summary)))
-    return Result(summary, folder, session.plan.kind != "inline", told(summary), "transforms")
+    return conclude(session, summary, render_sheet(sheet_of(session, summary)), told, "transforms")
 
 
 def told(summary: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import pyarrow as pa
 
@@ -25,19 +25,29 @@ from diva_ray.tasks.done import PLACE, Done
 from diva_ray.tasks.kept import PLACE as SUMS
 from diva_ray.tasks.kept import expect_sums
 from diva_ray.tasks.manifest import fingerprint, manifest
-from diva_ray.tasks.opened import make_plan
+from diva_ray.tasks.opened import Opened, make_plan
 from diva_ray.tasks.options import check_options, chosen_shares
 from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.result import Result
 from diva_ray.tasks.saved_config import differing_options, write_config
 from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
+NEEDED = (PLACE, "weights", "uids")  # only by an unfinished run; steps first, they need the others
 PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
 RAW = "raw"  # rows in memory that are to be embedded
-FORMAT = 9  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 10  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Finished(Exception):  # noqa: N818: no error
+    """Ends a task whose run, which was to be resumed, had finished: `tidy` returns what came of it."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.path)
+        self.result = result
 
 
 def begin(
@@ -54,6 +64,9 @@ def begin(
 
     `pool` are rows of a pool or of a test table; `folder` is the output, where it is open already; `beside` are tables
     that options name, which a resumed run must find as they were.
+
+    Raises:
+        Finished: the run to be resumed had; no cluster is asked then.
     """
     started = now()
     check_options(config)
@@ -72,15 +85,15 @@ def begin(
     plan = plan.settle(plan.workers, plan.budget, config.cluster.cache)
     if config.plan:
         return join(plan, config) if plan.kind == "ray" else plan
+    mark = _mark(config, opened, folder, beside or {})
+    # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
+    by_steps = loss is None and not isinstance(config, TrainConfig | TuneConfig)
+    if by_steps and config.resume:
+        _look_finished(folder, on_ray=plan.kind != "inline")
     session = open_session(config, plan, opened, folder, quiet=quiet, cut_bits=cut_bits, kept=kept)
-    try:
-        session.started, session.mark = started, _mark(session, beside or {})
-        # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
-        if loss is None and not isinstance(config, TrainConfig | TuneConfig):
-            session.runner.done = Done.open(folder, session.mark, resume=config.resume)
-    except BaseException:
-        session.engine.close()
-        raise
+    session.started, session.mark = started, mark
+    if by_steps:
+        session.runner.done = Done.open(folder, mark, resume=config.resume)
     return session
 
 
@@ -111,6 +124,8 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
         absent = _absent(named)
         try:
             return run(*args, **options)
+        except Finished as finished:
+            return cast(R, finished.result)
         except BaseException as error:
             made = _local(config.output)
             if not (made and new and os.path.isdir(made)):  # nothing was made, or it is somewhere else
@@ -143,8 +158,19 @@ def _absent(folder: str) -> list[str]:
     return found
 
 
-def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_memory: float = 0) -> None:
-    """Write what every run writes: report.html, summary.json (with seconds, memory, workers), config and manifest."""
+def conclude(
+    session: Session,
+    summary: dict[str, Any],
+    page: str,
+    told: Callable[[dict[str, Any]], list[str]],
+    rows: str = "samples",
+    *,
+    worker_memory: float = 0,
+) -> Result:
+    """Write what every run writes: report.html, summary.json (with seconds, memory, workers), config and manifest.
+
+    `told` says in a few lines what came out; `rows` is the sub-folder of the run's rows.
+    """
     config, folder = session.config, session.folder
     driver, meter = peak_memory(), session.engine.meter
     summary["peak_memory_bytes"] = int(max(driver, worker_memory, meter.memory))
@@ -154,42 +180,64 @@ def conclude(session: Session, summary: dict[str, Any], page: str, *, worker_mem
     folder.write("report.html", page.encode())
     folder.write_json("summary.json", summary)
     write_config(folder, config)
-    folder.write_json("manifest.json", manifest(session, session.started, now()))
     for name in PARTS:
         folder.sweep(name)
-    for name in (PLACE, "weights", "uids"):  # what only an unfinished run needs; steps first, they need the others
+    result = Result(summary, folder, session.plan.kind != "inline", told(summary), rows)
+    written = {name: len(folder.names(name)) for name in folder.names("") if name not in NEEDED}
+    came = {"told": result.told, "rows": rows, "written": written}
+    folder.write_json("manifest.json", manifest(session, session.started, now()) | came)  # the last: the run is whole
+    _clear(folder)
+    return result
+
+
+def _clear(folder: Folder) -> None:
+    for name in NEEDED:
         folder.drop(name)
 
 
-def _mark(session: Session, beside: dict[str, Table]) -> dict[str, Any]:
+def _look_finished(folder: Folder, *, on_ray: bool) -> None:
+    """Raise `Finished` if the run in a folder is whole: what it wrote is all there."""
+    came = folder.read_json("manifest.json") or {}
+    summary = folder.read_json("summary.json")
+    if summary is None or "written" not in came:
+        return
+    missing = [name for name, files in came["written"].items() if len(folder.names(name)) < files]
+    missing += sorted(set(came["written"]) - set(folder.names("")))
+    if missing:
+        log.info("resume: the run in %s had finished, but not all of %s is there", folder.path, ", ".join(missing))
+        return
+    log.info("resume: the run in %s had finished: nothing is left to do", folder.path)
+    _clear(folder)
+    raise Finished(Result(summary, folder, on_ray, came["told"], came["rows"]))
+
+
+def _mark(config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, Table]) -> dict[str, Any]:
     """Return what tells this run from others; raise if the folder to resume holds another one."""
-    config = asdict(session.config)
+    options = asdict(config)
     for name in ("output", "resume", "plan", "cluster"):
-        config.pop(name)
-    shares = chosen_shares(session.config, session.columns.features)  # themselves, not where they are read
-    config["shares"] = shares and dict(zip(session.columns.features, shares, strict=True))
-    tables = [session.original or session.tables[0], *session.tables[1:]]
-    mark = {"data": [fingerprint(table) for table in tables], "config": config, "format": FORMAT}
+        options.pop(name)
+    features = opened.columns.features
+    shares = chosen_shares(config, features)  # themselves, not where they are read
+    options["shares"] = shares and dict(zip(features, shares, strict=True))
+    mark = {"data": [fingerprint(table) for table in opened.tables], "config": options, "format": FORMAT}
     mark |= {"beside": {name: fingerprint(table) for name, table in beside.items()}} if beside else {}
     mark = json.loads(json.dumps(mark, default=str))
-    found = session.folder.read_json("state.json")
-    if session.config.resume and found is not None and found.get("format") != FORMAT:
+    found = folder.read_json("state.json")
+    if config.resume and found is not None and found.get("format") != FORMAT:
         raise InputError(
-            f"resume: the run in {session.folder.path} must have been begun by this version of diva_ray, got another "
-            "one's. Use a new `output`."
+            f"resume: the run in {folder.path} must have been begun by this version of diva_ray, got another one's. "
+            "Use a new `output`."
         )
-    if session.config.resume and found is not None and found != mark:
+    if config.resume and found is not None and found != mark:
         differing = differing_options(found["config"], mark["config"])
         changed = [name for name, table in mark.get("beside", {}).items() if found.get("beside", {}).get(name) != table]
-        pairs = zip(session.roles, mark["data"], found["data"], strict=False)
+        pairs = zip(opened.roles, mark["data"], found["data"], strict=False)
         differing = differing or changed or [PATHS[role] for role, now, then in pairs if now != then] or ["data.path"]
         changed = [] if found["config"] != mark["config"] else [" (its files have changed)"]
         raise InputError(
-            f"resume: the run in {session.folder.path} must have the same data and options, got another "
+            f"resume: the run in {folder.path} must have the same data and options, got another "
             f"{', '.join(differing)}{''.join(changed)}. Use the same options, or a new `output`."
         )
-    if session.config.resume and found is not None and session.folder.read_json("summary.json") is not None:
-        log.info("resume: the run in %s had finished; it is computed again", session.folder.path)
     return mark
 
 

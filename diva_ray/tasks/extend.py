@@ -297,5 +297,5 @@ def _finish(work: Extension) -> Result:
     work.runner.engine.tell(folder=folder, rounds=work.kept["rounds"])
     written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
     summary = figures(session, work, written)
-    conclude(session, summary, render_sheet(sheet_of(session, work, summary, chosen_first(session, written))))
-    return Result(summary, folder, session.plan.kind != "inline", told(summary), "selected")
+    page = render_sheet(sheet_of(session, work, summary, chosen_first(session, written)))
+    return conclude(session, summary, page, told, "selected")

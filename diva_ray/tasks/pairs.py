@@ -159,5 +159,4 @@ def _finish(session: Session, derived: dict[str, Derived], by_source: Tensor, ju
         session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
     finish_copies(session, summary)
     page = page_of(session, derived, summary, written, sources)
-    conclude(session, summary, page, worker_memory=written["max_memory"])
-    return Result(summary, session.folder, session.plan.kind != "inline", told(summary))
+    return conclude(session, summary, page, told, worker_memory=written["max_memory"])

@@ -191,5 +191,4 @@ def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Resul
         ]
         folder.write_table("sources.parquet", pa.Table.from_pylist(summary["sources"]))
     page = render_sheet(sheet_of(session, weighed, summary, written))
-    conclude(session, summary, page, worker_memory=written["max_memory"])
-    return Result(summary, folder, session.plan.kind != "inline", told(summary))
+    return conclude(session, summary, page, told, worker_memory=written["max_memory"])

@@ -112,8 +112,7 @@ def _finish(session: Session, config: ScoreConfig, derived: Derived, keeper: Kee
     summary |= figures_of(keeper, session)
     finish_copies(session, summary)
     page = page_of(session, derived, summary, written, sources)
-    conclude(session, summary, render_score_page(page), worker_memory=written["max_memory"])
-    return Result(summary, session.folder, session.plan.kind != "inline", told(summary))
+    return conclude(session, summary, render_score_page(page), told, worker_memory=written["max_memory"])
 
 
 def write_rows(

@@ -267,5 +267,5 @@ def _finish(session: Session, config: TrainConfig, course: Course, trained: Trai
         for seed, error in zip([None] if arm["name"] == CLOSED else course.seeds, arm["per_seed"], strict=True)
     ]
     folder.write_table("errors/part-00000.parquet", pa.Table.from_pylist(errors, ERRORS))
-    conclude(session, summary, render_sheet(sheet_of(session, config, course, summary)))
-    return Result(summary, folder, False, told(summary), "errors")
+    page = render_sheet(sheet_of(session, config, course, summary))
+    return replace(conclude(session, summary, page, told, "errors"), on_ray=False)

@@ -211,9 +211,9 @@ def _finish(study: Study, space: Space, trials: Trials, records: list[Record]) -
     folder.write("best.yaml", best_yaml(session, config, best.choice).encode())
     folder.drop("weights")
     summary = figures(study, space, trials, records, best, test)
-    conclude(session, summary, render_sheet(sheet_of(session, space, summary, rows)))
+    result = conclude(session, summary, render_sheet(sheet_of(session, space, summary, rows)), told)
     log.info("what every fold said stays in %s", folder.location(FOLDS))
-    return Tuned(summary, folder, False, told(summary), best=best_options(config, best.choice))
+    return Tuned(summary, folder, False, result.told, best=best_options(config, best.choice))
 
 
 SCHEMA = pa.schema([

@@ -158,10 +158,31 @@ def test_resume_keeps_finished_parts_and_refuses_another_run(tmp_path, task, cap
         diva_ray.score(task, cluster="inline", output=output, resume=True, ridge=3.0, quiet=True)
     with caplog.at_level("INFO", "diva_ray"):
         again = diva_ray.score(task, cluster="inline", output=output, resume=True, quiet=True)
-    assert any("had finished; it is computed again" in line for line in caplog.messages)
+    assert any("had finished, but not all of samples is there" in line for line in caplog.messages)
     assert again.folder.read_table("samples").equals(whole.samples)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "samples").iterdir()}
     assert {name for name in before if before[name] != after[name]} == {gone}
+
+
+def test_a_finished_run_that_is_resumed_is_not_computed_again(tmp_path, monkeypatch, caplog):
+    output, options = str(tmp_path / "run"), {"cluster": {"kind": "inline", "threads": 1}, "quiet": True}
+    data = {"features": np.random.default_rng(0).standard_normal((60, 3)), "label": np.arange(60) % 2}
+    first = diva_ray.score(data, output=output, **options)
+    (tmp_path / "run" / "steps").mkdir()  # killed while it cleared away what only an unfinished run needs
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    monkeypatch.setattr("diva_ray.tasks.begin.open_session", None)  # no table is read, no cluster asked
+    with caplog.at_level("INFO", "diva_ray"):
+        again = diva_ray.score(data, output=output, resume=True, **options)
+    assert any("had finished: nothing is left to do" in line for line in caplog.messages)
+    assert again.samples.equals(first.samples)
+    assert (again.told, json.dumps(again.summary)) == (first.told, json.dumps(first.summary))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == times
+    assert not (tmp_path / "run" / "steps").exists()
+    with pytest.raises(InputError, match="same data and options, got another seed"):
+        diva_ray.score(data, output=output, resume=True, seed=3, **options)
+    data["features"][0, 0] += 1.0
+    with pytest.raises(InputError, match="same data and options, got another data.path"):
+        diva_ray.score(data, output=output, resume=True, **options)
 
 
 def test_a_notebook_shows_results_and_plans_as_a_terminal_does():
