@@ -179,14 +179,6 @@ def _drawable(value) -> float | None:
     return None if value is None or abs(value) > 1e150 else 0.0 if abs(value) < 1e-150 else value
 
 
-def cautious_error(error: float, n: int) -> float:
-    """Lower end of Wilson's interval (one standard error): small classes are not called worst by chance."""
-    if not n:
-        return 0.0
-    spread = math.sqrt(max(error * (1 - error), 0) / n + 1 / (4 * n * n))
-    return (error + 1 / (2 * n) - spread) / (1 + 1 / n)
-
-
 def _finite_edges(edges: list[float]) -> list[float] | None:
     """`edges` with an open first or last bin given the width of its neighbour."""
     edges = [float(edge) for edge in edges]

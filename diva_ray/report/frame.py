@@ -1,8 +1,7 @@
-"""What every page shares: the template environment, the policy, galleries and the times of phases."""
+"""What is around the parts of a page: the template, the policy and the times of phases."""
 
 import base64
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -12,15 +11,13 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from diva_ray.report import words
-from diva_ray.report.pictures import thumbnail
 
-MAX_CARDS = 60
-MAX_ROWS = 200
+TONED = r"\[(hurts|helps|issue|strong): ([^]<]+)\]"
 
 
 @cache  # compiling takes longer than all else of a small run
-def template(name: str):
-    """A template of this folder; escaping is on for everything, the formats of `words` are its filters."""
+def template():
+    """The template of a page; escaping is on for everything, the formats of `words` are its filters."""
     environment = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -31,12 +28,13 @@ def template(name: str):
     environment.filters["bare"] = lambda value: "" if words.finite(value) is None else f"{words.finite(value):.9g}"
     environment.filters |= {"marked": marked, "breakable": breakable}
     environment.globals["plural"] = words.plural
-    return environment.get_template(name)
+    return environment.get_template("sheet.html.j2")
 
 
 def marked(text) -> Markup:
-    """A text with what stands between backticks set as code; all of it is escaped first."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(str(text)))))
+    """A text with `...` set as code, and `[hurts: ...]` in bold of that tone; all of it is escaped first."""
+    coded = re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(str(text))))
+    return Markup(re.sub(TONED, r'<b class="\1">\2</b>', coded))
 
 
 def breakable(text) -> Markup:
@@ -44,30 +42,15 @@ def breakable(text) -> Markup:
     return Markup(str(escape(str(text))).replace("_", "_<wbr>"))
 
 
-def frame(*styles: str) -> dict:
+def frame() -> dict:
     """Style, script and policy of a page that fetches nothing and runs its own script only."""
     script = _read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {
-        "style": Markup("".join(map(_read, styles))),
+        "style": Markup(_read("page.css")),
         "script": Markup(script),
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     }
-
-
-def known(figures: Mapping) -> dict:
-    """The figures that there are: neither None nor NaN."""
-    return {k: v for k, v in figures.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
-
-
-def gallery(samples: list[dict], columns: set[str]) -> dict:
-    """Cards where the table had pictures or texts, else rows of `columns`, plus what rows are known to have."""
-    cards = any(row.get("picture") is not None or row.get("text") is not None for row in samples)
-    shown = samples[: MAX_CARDS if cards else MAX_ROWS]
-    rows = [row | {"thumbnail": None if row.get("picture") is None else thumbnail(row["picture"])} for row in shown]
-    rows = [{"caption": "", "figures": []} | row for row in rows]
-    extra = {key for key in ("true_label", "source") if any(row.get(key) is not None for row in rows)}
-    return {"rows": rows, "cards": cards, "left_out": len(samples) - len(shown), "columns": columns | extra}
 
 
 def phases(seconds) -> list[dict]:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 from diva_ray.report import charts, frame, words
+from diva_ray.report.gallery import gallery
 
 MAX_BARS = 60
 TONES = ("hurts", "helps", "issue", "good")
@@ -14,12 +15,16 @@ KINDS = {
     "label": words.label,
     "number": words.number,
     "fixed": words.fixed,
+    "fixed3": lambda value: words.fixed(value, 3),
     "count": words.count,
     "percent": words.percent,
     "z": lambda value: words.fixed(value, 1),
     "bar": words.percent,
+    "wrong": words.percent,
+    "most": words.count,
 }
-RIGHT = ("number", "fixed", "count", "percent", "z")  # kinds that line up at the right
+RIGHT = ("number", "fixed", "fixed3", "count", "percent", "z")  # kinds that line up at the right
+BARRED = ("bar", "wrong", "most")  # kinds with a bar
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Pulls:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by columns (key, heading, kind); kinds: text, label, number, fixed, count, percent, z, bar (a share)."""
+    """Rows by columns (key, heading, kind); kinds: text, label, number, fixed, fixed3 (decimals), count, percent, z,
+    bar (a share), wrong (a share of errors), most (a count beside the largest)."""
 
     title: str
     columns: list[tuple[str, str, str]]
@@ -104,13 +110,33 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What words of the page mean; rows: term, its tag ("", "hurts", "helps" or "issue"), text."""
+
+    title: str
+    rows: list[tuple[str, str, str]]
+    intro: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A few figures in a box; rows: name, value."""
+
+    title: str
+    rows: list[tuple[str, str]]
+    intro: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Gallery:
-    """Samples as on the score page: id, label, predicted_label, z, weight, picture, text, as far as known."""
+    """Samples: id, label, predicted_label, z, weight, picture, text, as far as known."""
 
     title: str
     rows: list[dict]
     intro: str = ""
     caption: str = ""  # key of a value shown on each card
+    filters: bool = False  # buttons that leave only what hurts or only labels that look wrong, where there are both
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,7 @@ class Sheet:
     title: str
     headline: list[str]
     tiles: list[Tile]
-    parts: list[Bars | Lines | Columns | Pulls | Table | Gallery]
+    parts: list[Bars | Lines | Columns | Pulls | Table | Terms | Facts | Gallery]
     run: list[tuple[str, str]] = field(default_factory=list)  # what was run: (name, value)
     seconds: dict = field(default_factory=dict)  # per phase; `total` comes last
     memory: float | None = None  # peak, in bytes
@@ -132,22 +158,23 @@ class Sheet:
 def render_sheet(sheet: Sheet) -> str:
     """One self-contained HTML page: no network, readable without scripts.
 
-    Every string is taken as hostile and escaped, pictures are decoded and encoded again, and the page's own
-    policy allows only its own script. Missing numbers (None, NaN) are a dash or left out.
+    Every string is taken as hostile and escaped, pictures are decoded, shrunk and encoded again
+    (`diva_ray.report.pictures`), and the page's own policy allows only its own script. Missing
+    numbers (None, NaN) are a dash or left out.
     Cost: proportional to what is shown, at most 60 bars, 60 cards and `most` rows a part.
 
     Raises:
         ValueError: a column's kind is unknown.
         TypeError: a part is none of the kinds above.
     """
-    return frame.template("sheet.html.j2").render(
+    return frame.template().render(
         sheet=sheet,
         tiles=[_tile(tile) for tile in sheet.tiles],
         headline=[words.clip(str(sentence), 400) for sentence in sheet.headline],
-        parts=[_shown(part) for part in sheet.parts],
+        parts=[_shown(part) | {"name": f"part-{k}"} for k, part in enumerate(sheet.parts)],
         phases=frame.phases(sheet.seconds),
         memory=words.finite(sheet.memory),
-        **frame.frame("page.css", "sheet.css"),
+        **frame.frame(),
     )
 
 
@@ -171,14 +198,22 @@ def _shown(part) -> dict:
             shown = {"drawn": charts.columns(part.edges, part.counts), "x_name": part.x_name, "y_name": part.y_name}
         case Pulls():
             drawn = charts.histogram(part.edges, part.counts, part.issues, part.threshold)
-            shown = {"drawn": drawn, "part": part, "threshold": words.number(part.threshold)}
+            shown = {"drawn": drawn, "threshold": words.number(part.threshold), "above": part.above,
+                     "things": part.things, "looks": part.looks}  # fmt: skip
         case Table():
             shown = _table(part)
+        case Terms():
+            shown = {"rows": part.rows}
+        case Facts():
+            shown = {"rows": part.rows, "note": part.note}
         case Gallery():
-            shown = _gallery(part)
+            shown = gallery(part.rows, part.caption)
+            both = all(any(row.get(key) for row in shown["rows"]) for key in ("is_label_issue", "is_detrimental"))
+            shown["filters"] = part.filters and both
         case _:
             raise TypeError(
-                f"render_sheet: parts must be Bars, Lines, Columns, Pulls, Table or Gallery, got {type(part)}."
+                f"render_sheet: parts must be Bars, Lines, Columns, Pulls, Table, Terms, Facts or Gallery, got "
+                f"{type(part)}."
             )
     shown |= {"kind": type(part).__name__, "title": words.clip(str(part.title), 160), "intro": part.intro}
     return shown | {"empty": not (shown["drawn"] if "drawn" in shown else shown["rows"])}
@@ -242,48 +277,24 @@ def _table(part: Table) -> dict:
     unknown = [kind for _, _, kind in part.columns if kind not in KINDS]
     if unknown:
         raise ValueError(f"Table: a column's kind must be one of {', '.join(KINDS)}, got {unknown[0]!r}.")
-    heads = [{"name": words.label(name), "kind": kind, "right": kind in RIGHT} for _, name, kind in part.columns]
-    rows = [[_cell(row.get(key), kind) for key, _, kind in part.columns] for row in part.rows[: part.most]]
+    heads = [{"name": words.label(name), "right": kind in RIGHT, "barred": kind in BARRED}
+             for _, name, kind in part.columns]  # fmt: skip
+    largest = {key: max((words.finite(row.get(key)) or 0 for row in part.rows), default=0)
+               for key, _, kind in part.columns if kind == "most"}  # fmt: skip
+    rows = [[_cell(row.get(key), kind, largest.get(key)) for key, _, kind in part.columns]
+            for row in part.rows[: part.most]]  # fmt: skip
     return {"heads": heads, "rows": rows if heads else [], "left_out": max(len(part.rows) - part.most, 0)}
 
 
-def _cell(value, kind: str) -> dict:
-    """A value as its column writes it."""
+def _cell(value, kind: str, largest: float | None = None) -> dict:
+    """A value as its column writes it; the bar of a count is its share of the `largest`."""
     number = words.finite(value)
-    cell = {"kind": kind, "text": KINDS[kind](value), "tone": "", "sort": "" if number is None else f"{number:.9g}"}
+    cell = {"bar": None, "text": KINDS[kind](value), "tone": "", "sort": "" if number is None else f"{number:.9g}"}
     if kind in ("text", "label"):
         missing = value is None or (isinstance(value, float) and math.isnan(value))
         return cell | {"text": words.MISSING if missing else cell["text"], "sort": None}
     if kind == "z" and number:
         cell["tone"] = "hurts" if number > 0 else "helps"
-    return cell | {"bar": number if kind == "bar" else None}
-
-
-def _gallery(part: Gallery) -> dict:
-    """Samples with the figures they have: weight, z and loss on each card, more in a table."""
-    rows = [frame.known(row) for row in part.rows]
-    if all(row.get("weight", 1) == 1 for row in rows):  # which says nothing
-        rows = [{key: value for key, value in row.items() if key != "weight"} for row in rows]
-    has = lambda *keys: any(row.get(key) is not None for row in rows for key in keys)  # noqa: E731
-    columns = {key for key in ("weight", "z", "derivative", "margin", "loss", "label_score") if has(key)}
-    columns |= {"labels"} if has("label", "predicted_label") else set()
-    columns |= {"found"} if has("is_label_issue", "is_detrimental") else set()
-    columns |= {"caption"} if part.caption and has(part.caption) else set()
-    rows = [row | {"caption": _caption(row, part.caption), "figures": _figures(row)} for row in rows]
-    return frame.gallery(rows, columns)
-
-
-def _caption(row: dict, key: str) -> str:
-    """The value of `key` on a card; a number has its name before it."""
-    value = row.get(key)
-    if value is None or not key:
-        return ""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{words.clip(key.replace('_', ' '), 40)} {words.number(value)}"
-    return words.label(value, 160)
-
-
-def _figures(row: dict) -> list[str]:
-    """`weight 0.25`, `z 4.1`, `loss 2.50`, as far as known."""
-    known = {"weight": lambda weight: words.number(weight, 2), "z": lambda z: words.fixed(z, 1), "loss": words.fixed}
-    return [f"{name} {shape(row[name])}" for name, shape in known.items() if words.finite(row.get(name)) is not None]
+    if kind in BARRED:
+        cell |= {"bar": (number or 0) / (largest or 1), "tone": "hurts" if kind == "wrong" else ""}
+    return cell

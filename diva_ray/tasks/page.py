@@ -1,4 +1,4 @@
-"""What the page of a scoring run shows, and what the pages of other tasks share with it."""
+"""What the pages of several tasks share: what was run, the histograms, samples as the table has them, notes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from diva_ray.data.table import Table
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.samples import WEIGHT_EDGES, Z_EDGES
 from diva_ray.engine.setup import Setup
-from diva_ray.report import words
-from diva_ray.report.page import ScoreReport
+from diva_ray.report import sheet, words
 from diva_ray.report.sheet import Inform
 from diva_ray.tasks.derived import Derived, may_lie_further
 from diva_ray.tasks.manifest import versions
@@ -20,7 +19,6 @@ from diva_ray.tasks.summary import errors_of, verdict_notes, warnings_of
 from diva_ray.tasks.tried import ridge_in_words
 
 BINS, WEIGHT_BINS = 60, 40  # bars of z, and at most of weights
-SUSPECTS = 30  # labels that look most wrong, on the page
 
 
 def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -58,34 +56,6 @@ def _busy(session: Session) -> list[tuple[str, str]]:
     return [("Slowest worker", told + (f"; {found['restarts']} restart(s)" if found["restarts"] else ""))]
 
 
-def page_of(session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list) -> ScoreReport:
-    """Return the contents of report.html."""
-    setup = derived.setup
-    more = [("Standard errors", summary["standard_errors"]), ("Precision", summary["precision"])]
-    z_edges, z_counts, z_issue_counts = histogram(written)
-    worst, best = shown(session, written["examples"].worst), shown(session, written["examples"].best[:12])
-    suspects = [row for row in written["suspects"].worst if row["is_label_issue"]][:SUSPECTS]
-    return ScoreReport(
-        title="What each sample is worth",
-        task=session.task,
-        run=[*run_facts(session, summary), *more],
-        summary=summary,
-        z_edges=z_edges,
-        z_counts=z_counts,
-        z_issue_counts=z_issue_counts,
-        classes=classes_of(setup, derived, written),
-        confused=confused(setup, written),
-        worst=worst,
-        best=best,
-        suspects=shown(session, suspects),
-        sources=sources,
-        planted=summary.get("planted"),
-        notes=notes_of(session, derived, summary),
-        downloads=downloads(bool(sources), "curated" in summary),
-        validation="leave-one-out" if session.validation == "leave-one-out" else "validation",
-    )
-
-
 def histogram(written: Tally) -> tuple[list[float], list[int], list[int]]:
     """Return edges, counts and counts of label issues of z in even bins; a thousandth of either tail is in the last."""
     counts, issues = written["z_counts"].numpy(), written["z_issue_counts"].numpy()
@@ -118,8 +88,19 @@ def weight_histogram(counts: np.ndarray, mean: float) -> tuple[list[float], list
 
 
 def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with their picture or text, read from the table one by one."""
+    """Return the rows with their picture or text, read from the table one by one; of several labels those that were
+    corrected, in one order, since theirs means nothing."""
+    if session.task == "multilabel":
+        rows = [in_order(row) for row in rows]
     return [{**row, **seen(session, row.get("__row__", row["row"]))} for row in rows]
+
+
+def in_order(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its lists of labels sorted; the corrected ones stand for the predicted."""
+    corrected = row.get("corrected_label")
+    row = row if corrected is None else {**row, "predicted_label": corrected}
+    lists = {key: row.get(key) for key in ("label", "predicted_label")}
+    return {**row, **{key: sorted(found, key=str) for key, found in lists.items() if isinstance(found, list)}}
 
 
 def seen(session: Session, at: int) -> dict[str, Any]:
@@ -145,22 +126,6 @@ def seen_in(table: Table, show: list[str], at: int) -> dict[str, Any]:
     return found
 
 
-def classes_of(setup: Any, derived: Derived, written: Tally) -> list[dict[str, Any]]:
-    """Return every class with its left-out error and counts."""
-    if setup.task != "classification":
-        return []
-    t = derived.tally
-    return [
-        {
-            "label": str(label), "n": int(t["class_n"][k]),
-            "error": float(t["class_wrong"][k] / max(t["class_n"][k], 1)),
-            "loss": float(t["class_loss"][k] / max(t["class_n"][k], 1)),
-            "n_detrimental": int(written["class_detrimental"][k]), "n_label_issues": int(written["class_issues"][k]),
-        }
-        for k, label in enumerate(setup.classes.to_pylist())
-    ]  # fmt: skip
-
-
 def weights_by_class(setup: Setup, written: Tally) -> list[dict[str, Any]]:
     """Return every class with its rows and their mean weight, the most lowered first."""
     if "class_weight" not in written or setup.classes is None:
@@ -170,21 +135,14 @@ def weights_by_class(setup: Setup, written: Tally) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["weight"])
 
 
-def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
-    """Return pairs of classes by how often one was predicted for the other."""
-    if "pairs" not in written:
-        return []
-    names = setup.classes.to_pylist()
-    pairs = sorted(written["pairs"].items(), key=lambda item: -item[1][0])
-    return [
-        {
-            "given": str(names[code // len(names)]),
-            "predicted": str(names[code % len(names)]),
-            "n": n,
-            "n_label_issues": i,
-        }
-        for code, (n, i) in pairs[:100]
-    ]
+def sources_table(sources: list[dict[str, Any]], things: str, wrong: str) -> list[sheet.Table]:
+    """Return the table of sources, of largest z first, where there are any."""
+    columns = [("source", "Source", "label"), ("n", things, "count"), ("z", "z", "z"),
+               ("derivative", "Derivative", "number"), ("standard_error", "Standard error", "number"),
+               ("n_detrimental", "Hurt", "count"), ("n_label_issues", wrong, "count")]  # fmt: skip
+    intro = "Derivatives summed over each source: above 0, more weight on the whole source raises the loss."
+    rows = sorted(sources, key=lambda row: -row["z"])
+    return [sheet.Table("Sources", columns, rows, intro)] if rows else []
 
 
 def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Gallery, Inform, Pulls, Sheet, Table, Tile, render_sheet
+from diva_ray.report.sheet import Bars, Gallery, Inform, Pulls, Sheet, Tile, render_sheet
 from diva_ray.tasks.derived import Derived, precision_of
-from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown
+from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown, sources_table
 from diva_ray.tasks.planted import found_in_words, planted
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import (
@@ -143,11 +143,7 @@ def page_of(
         Pulls("Which way the pairs pull", edges, counts, issues, s["threshold"], s["n_detrimental"], "Pairs by z.",
               ("pair", "pairs"), "looks mismatched"),
     ]  # fmt: skip
-    if sources:
-        columns = [("source", "Source", "label"), ("n", "Pairs", "count"), ("derivative", "Derivative", "number"),
-                   ("z", "z", "z"), ("n_detrimental", "Hurt", "count"),
-                   ("n_label_issues", "Mismatched", "count")]  # fmt: skip
-        parts.append(Table("Sources", columns, sorted(sources, key=lambda row: -row["z"])))
+    parts += sources_table(sources, "Pairs", "Mismatched")
     rule = estimates(s)
     tiles = [
         Tile("pairs", f"{s['n_samples']:,}", f"{s['n_outputs']:,} numbers each"),

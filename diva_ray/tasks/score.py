@@ -14,17 +14,17 @@ from diva_ray.engine.context import Kernel
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.uids import check_uids
 from diva_ray.errors import InputError
-from diva_ray.report.page import render_score_page
+from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import ARRAYS, configure, takes_table
 from diva_ray.tasks.derive import Fit, derive
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.increment import Keeper, figures_of
 from diva_ray.tasks.judge import judge
-from diva_ray.tasks.page import page_of
 from diva_ray.tasks.pairs import score_pairs
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
+from diva_ray.tasks.scored import sheet_of
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import sources_of, summarise, told
 from diva_ray.tasks.trusted import derive_trusted
@@ -111,8 +111,8 @@ def _finish(session: Session, config: ScoreConfig, derived: Derived, keeper: Kee
     summary, written, sources = write_rows(session, derived, doubt=config.labeller_doubt)
     summary |= figures_of(keeper, session)
     finish_copies(session, summary)
-    page = page_of(session, derived, summary, written, sources)
-    return conclude(session, summary, render_score_page(page), told, worker_memory=written["max_memory"])
+    page = render_sheet(sheet_of(session, derived, summary, written, sources))
+    return conclude(session, summary, page, told, worker_memory=written["max_memory"])
 
 
 def write_rows(

@@ -8,7 +8,7 @@ from PIL import Image
 import diva_ray
 from diva_ray.data.transforms import TRANSFORMS
 from diva_ray.errors import InputError
-from tests.report.test_page import Page
+from tests.pages import Page
 
 INLINE = {"kind": "inline", "threads": 1}
 

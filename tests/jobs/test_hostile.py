@@ -29,7 +29,7 @@ from diva_ray.errors import InputError
 from diva_ray.jobs import plain
 from tests.data import raw_sets
 from tests.forks import run_job
-from tests.report.test_page import EVIL, Page, fetches
+from tests.pages import EVIL, Page, fetches
 
 ROOT = Path(__file__).resolve().parents[2]
 INLINE = {"kind": "inline", "threads": 1}

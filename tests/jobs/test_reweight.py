@@ -17,7 +17,7 @@ from diva_ray.tasks.reweighted import headline, tone_of
 from diva_ray.tasks.tried import trial_bars
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
-from tests.report.test_page import Page
+from tests.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INLINE = {"kind": "inline", "threads": 1}

@@ -103,6 +103,7 @@ def test_the_page_shows_pictures_and_needs_no_network(digits):
     assert len(pictures) >= 20
     assert all(value.startswith("data:image/") for value in pictures)
     assert not [v for _, name, v in found if name in ("src", "href") and str(v).startswith(("http", "//"))]
+    assert ("table", "aria-label", "time and memory") in found
 
 
 @pytest.mark.jobs

@@ -9,18 +9,19 @@ import pytest
 from diva_ray.report import (
     Bars,
     Columns,
+    Facts,
     Gallery,
     Inform,
     Lines,
     Pulls,
     Sheet,
     Table,
+    Terms,
     Tile,
     charts,
     render_sheet,
-    words,
 )
-from tests.report.test_page import EVIL, Page, fetches, png
+from tests.pages import EVIL, Page, fetches, png
 
 MINUS, PERCENT = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}%"
 NOTHING = "There is nothing to show here."
@@ -45,8 +46,11 @@ def full_parts(word: str = "arm", picture=None) -> list:
         Pulls(word, [0, 1, 2], [7, 31], [0, 2], 1.2, 3, word, (word, word), word),
         Table(word, [("a", word, "label"), ("b", word, "text"), ("c", word, "z")], [{"a": word, "b": word, "c": 1}],
               word),
+        Terms(word, [(word, "hurts", word)], word),
+        Facts(word, [(word, word)], word, word),
         Gallery(word, [{"id": word, "label": word, "predicted_label": word, "why": word, "source": word,
-                        "true_label": word, "text": word, "picture": picture, "z": 4.06, "weight": 0.25}], word, "why"),
+                        "true_label": word, "text": word, "picture": picture, "z": 4.06, "weight": 0.25,
+                        "is_label_issue": True, "is_detrimental": True}], word, "why", filters=True),
         Gallery(word, [{"id": word, "label": word, "why": word, "source": word}], word, "why"),
     ]  # fmt: skip
 
@@ -114,19 +118,6 @@ def test_points_that_are_apart_have_whiskers_and_no_line():
     sheet_of(Lines("t", [3, 1, 2], series))
 
 
-def test_negative_bars_grow_to_the_left_and_whiskers_stay_inside():
-    drawn = charts.bars([{"value": 2.0, "error": 0.5}, {"value": -1.0, "error": 3.0}, {"value": 0.0, "error": 0.0}])
-    up, down, none = drawn["rows"]
-    assert up["bar"]["x"] == pytest.approx(drawn["zero"])
-    assert down["bar"]["x"] + down["bar"]["width"] == pytest.approx(drawn["zero"])
-    assert none["bar"]["width"] == 0
-    assert none["whisker"] is None
-    for bar, middle in ((up, up["bar"]["x"] + up["bar"]["width"]), (down, down["bar"]["x"])):
-        whisker = bar["whisker"]
-        assert 0 <= whisker["x"] <= whisker["x"] + whisker["width"] <= 100
-        assert whisker["x"] + whisker["width"] / 2 == pytest.approx(middle)
-
-
 @pytest.mark.parametrize("gap", GAPS)
 def test_missing_numbers_in_bars(gap):
     page = sheet_of(Bars("t", [{"label": "a", "value": gap, "error": gap}, {"label": "b", "value": 1, "error": gap}]))
@@ -157,21 +148,6 @@ def test_a_line_breaks_where_a_number_is_missing(gap):
     assert [len(points.split()) for points in curve["bands"]] == [4, 4]
     assert [dot is not None for dot in curve["dots"]] == [True, True, False, True, False, True, True]
     sheet_of(Lines("t", list(range(7)), [{"name": "a", "y": y, "low": y, "high": y}]))
-
-
-def test_a_lonely_point_of_a_long_line_has_a_dot():
-    y = [1.0] * 50 + [None, 2.0, None] + [1.0] * 50
-    (curve,) = charts.lines(list(range(len(y))), [{"y": y}])["series"]
-    assert [k for k, dot in enumerate(curve["dots"]) if dot] == [51]
-
-
-def test_lines_are_ordered_by_x_and_stay_in_their_frame():
-    drawn = charts.lines([3, None, 1, 2], [{"y": [0.3, 9, 0.1, 0.25], "low": [0.2], "high": [0.4]}])
-    assert drawn["order"] == [2, 3, 0]
-    spots = [tuple(map(float, spot.split(","))) for spot in drawn["series"][0]["lines"][0].split()]
-    assert spots == sorted(spots)
-    assert all(0 <= number <= 100 for spot in spots for number in spot)
-    assert spots[0][1] > spots[1][1] > spots[2][1]
 
 
 @pytest.mark.parametrize(
@@ -222,26 +198,29 @@ def test_pulls_show_the_threshold_and_what_looks_wrong():
     [Bars("t", []), Lines("t", [], []), Lines("t", [1, 2], []), Lines("t", [1], [{"name": "a", "y": [None]}]),
      Lines("t", [None], [{"name": "a", "y": [1]}]), Columns("t", [], []), Columns("t", [0, None], [3]),
      Columns("t", [0, 1], [0]), Columns("t", [0, 1], [math.nan]), Columns("t", [0, 1], [-3]),
-     Pulls("t", [], [], [], None), Table("t", [], [{"a": 1}]), Table("t", [("a", "A", "text")], []), Gallery("t", [])],
+     Pulls("t", [], [], [], None), Table("t", [], [{"a": 1}]), Table("t", [("a", "A", "text")], []), Terms("t", []),
+     Facts("t", []), Gallery("t", [])],
 )  # fmt: skip
 def test_nothing_to_show_says_so(part):
     assert NOTHING in sheet_of(part).text
 
 
 def test_cells_of_every_kind():
-    kinds = ["text", "label", "number", "fixed", "count", "percent", "z", "bar"]
-    row = {"text": "a text", "label": 3, "number": 0.01234, "fixed": 2, "count": 1797, "percent": 0.123, "z": -4.06,
-           "bar": 0.5}  # fmt: skip
-    page = sheet_of(Table("t", [(kind, kind, kind) for kind in kinds], [row, dict.fromkeys(kinds), {}]))
-    assert f"a text 3 0.0123 2.00 1,797 12.3 % {MINUS}4.1 50.0 %" in page.text
+    kinds = ["text", "label", "number", "fixed", "fixed3", "count", "percent", "z", "bar", "wrong", "most"]
+    row = {"text": "a text", "label": 3, "number": 0.01234, "fixed": 2, "fixed3": 2, "count": 1797, "percent": 0.123,
+           "z": -4.06, "bar": 0.5, "wrong": 0.25, "most": 30}  # fmt: skip
+    page = sheet_of(Table("t", [(kind, kind, kind) for kind in kinds], [row, dict.fromkeys(kinds), {"most": 40}]))
+    assert f"a text 3 0.0123 2.00 2.000 1,797 12.3 % {MINUS}4.1 50.0 % 25.0 % 30" in page.text
     assert {"class": "helps"} in page.all("b")
-    assert [cell["data-v"] for cell in page.all("td") if "data-v" in cell][:6] == [
-        "0.01234", "2", "1797", "0.123", "-4.06", "0.5"]  # fmt: skip
+    assert [cell["data-v"] for cell in page.all("td") if "data-v" in cell][:9] == [
+        "0.01234", "2", "2", "1797", "0.123", "-4.06", "0.5", "0.25", "30"]  # fmt: skip
+    bars = [(bar["class"], bar["style"]) for bar in page.all("i")]
+    assert bars[:3] == [("", "width:50.0%"), ("hurts", "width:25.0%"), ("", "width:75.0%")]
     assert {"class": "sortable"} in page.all("table")
 
 
 @pytest.mark.parametrize("gap", GAPS)
-@pytest.mark.parametrize("kind", ["number", "fixed", "count", "percent", "z", "bar"])
+@pytest.mark.parametrize("kind", ["number", "fixed", "fixed3", "count", "percent", "z", "bar", "wrong", "most"])
 def test_missing_cells_are_dashes(kind, gap):
     cells = [cell for cell in sheet_of(Table("t", [("a", "A", kind)], [{"a": gap}])).all("td") if "data-v" in cell]
     assert [cell["data-v"] for cell in cells] == [""]
@@ -279,41 +258,6 @@ def test_gallery_without_pictures_is_a_table_of_what_is_known():
                                   "thumbnail": EVIL}])  # fmt: skip
 def test_odd_samples(row):
     sheet_of(Gallery("t", [row], caption="nowhere"))
-
-
-@pytest.mark.parametrize(("made", "wanted"), [
-    (words.aligned([12.3, 0.5, None]), ["12.3", "0.5", "\N{EN DASH}"]),
-    (words.aligned([0.912, 0.0004], finest=0.0004), ["0.9120", "0.0004"]),
-    (words.aligned([0.0345], percent=True), [f"3.45{PERCENT}"]),
-    (words.aligned([0.0, math.nan]), ["0", "\N{EN DASH}"]),
-    (words.ticks([0.998, 0.9985, 0.999]), ["0.9980", "0.9985", "0.9990"]),
-    (words.ticks([0.0, 0.1, 0.2], percent=True), [f"0{PERCENT}", f"10{PERCENT}", f"20{PERCENT}"]),
-    (words.ticks([0.0, 20_000.0, 40_000.0]), ["0", "20k", "40k"]),
-    (words.ticks([]), []),
-])  # fmt: skip
-def test_words(made, wanted):
-    assert made == wanted
-
-
-def test_the_axis_line_lies_below_all_data_and_whole_numbers_have_whole_ticks():
-    for y in ([0.21, 0.33, 0.97], [2200.0, 2900.0, 3401.0], [0.62, 1.02], [-3.1, 0.4, 5.2], [88.0, 91.0, 93.0, 99.3]):
-        ticks = charts.lines(list(range(1, len(y) + 1)), [{"y": y}])["y_ticks"]
-        assert ticks[0][0] == pytest.approx(0), "the first tick is the axis line, which is the bottom of the plot"
-        assert ticks[-1][0] == pytest.approx(100)
-    assert [text for _, text in charts.lines([1, 2, 3], [{"y": [1, 2, 3]}])["x_ticks"]] == ["1", "2", "3"]
-    assert [text for _, text in charts.lines([1], [{"y": [1]}])["x_ticks"]] == ["1"]
-
-
-@pytest.mark.parametrize("values", [[4e-8, -1.6e-7], [1.5e-11, 1e-12], [-0.012345, 0.00001], [123456.0, -99999.0]])
-def test_ticks_of_bars_do_not_touch(values):
-    ticks = charts.bars([{"value": value} for value in values])["ticks"]
-    (first, _), (second, _) = ticks[:2]
-    longest = max(len(text) for _, text in ticks)
-    assert longest < 10 and (second - first) / 100 * charts.ROOM > longest, ticks
-
-
-def test_tiny_ticks_are_powers_of_ten():
-    assert words.ticks([-1e-7, -5e-8, 0.0]) == [f"{MINUS}1e{MINUS}7", f"{MINUS}5e{MINUS}8", "0"]
 
 
 def test_the_last_column_may_be_open_and_counts_have_a_name():
@@ -357,6 +301,19 @@ def test_what_stands_between_backticks_is_code_and_escaped():
     assert "<code>ridge</code> and ` alone" in html and "<code>&lt;" in html and html.count("<script>") == 1
 
 
+def test_what_hurts_or_helps_is_set_in_its_colour_and_escaped():
+    html = render_sheet(Sheet("t", [], [], [Terms("t", [("z", "", "[hurts: it <rises>] [other: x] [helps: `a] b`]")])]))
+    assert '<b class="hurts">it &lt;rises&gt;</b> [other: x] [helps: <code>a] b</code>]' in html
+    assert not Page(html).open
+
+
+@pytest.mark.parametrize("hurts", [True, False])
+def test_a_gallery_is_filtered_where_it_holds_both(hurts):
+    rows = [{"id": 0, "is_label_issue": True}, {"id": 1, "is_detrimental": hurts}]
+    assert len(sheet_of(Gallery("t", rows, filters=True)).all("button")) == 3 * hurts
+    assert not sheet_of(Gallery("t", rows)).all("button")
+
+
 def test_names_break_after_underscores():
     html = render_sheet(Sheet("t", [], [], [Table("t", [("a", "A", "label")], [{"a": "drop_label_<issues"}])]))
     assert "drop_<wbr>label_<wbr>&lt;issues" in html
@@ -373,3 +330,14 @@ def test_narrow_pages_keep_the_ends_of_an_axis_on_one_line_and_show_that_tables_
     html = render_sheet(Sheet("t", [], [], []))
     assert re.search(r"@media \(max-width: 560px\) \{[^@]*\.ends span \{ order: -1; flex-basis: 100%", html)
     assert re.search(r"\.scroll \{[^}]*overflow-x: auto;[^}]*no-repeat local[^}]*no-repeat scroll", html)
+
+
+def test_short_words_of_tables_stay_whole():
+    name = "a-name-of-many-words-without-any-room"
+    html = render_sheet(Sheet("t", [], [], [Gallery("t", [{"id": "train_0012"}])], [("Features", "x"), (name, "x")]))
+    wide = html.split("@media (max-width")[0].replace("}", "}\n")
+    rules = {rule.split("{")[0].strip(): rule for rule in wide.splitlines()}
+    assert "overflow-wrap: break-word" in rules["tbody th"] and "inherit" in rules["tbody th code"]
+    assert "overflow-wrap: anywhere" in rules["tbody .long"], "more exact than `tbody th`, so that it wins"
+    assert '<th scope="row">Features</th>' in html and f'<th scope="row" class="long">{name}</th>' in html
+    assert '<th scope="row"><code><bdi>train_0012<' in html

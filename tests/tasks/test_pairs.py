@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 import diva_ray
 from diva_ray.tasks.pairs_page import headline, swapped_in_words, told
-from tests.report.test_page import Page
+from tests.pages import Page
 
 INLINE = {"kind": "inline", "threads": 1}
 
