@@ -90,6 +90,8 @@ def without_views(schema: pa.Schema) -> pa.Schema:
 def _without_views(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_list(kind) and kind.value_type in VIEWS:
         return pa.list_(kind.value_field.with_type(VIEWS[kind.value_type]))
+    if pa.types.is_dictionary(kind) and kind.value_type in VIEWS:  # what polars calls categorical
+        return pa.dictionary(kind.index_type, VIEWS[kind.value_type], kind.ordered)
     return VIEWS.get(kind, kind)
 
 

@@ -42,7 +42,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Finished(Exception):  # noqa: N818: no error
+class Finished(Exception):  # noqa: N818 (no error)
     """Ends a task whose run, which was to be resumed, had finished: `tidy` returns what came of it."""
 
     def __init__(self, result: Result) -> None:

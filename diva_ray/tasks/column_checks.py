@@ -90,7 +90,7 @@ def check_copied(table: Table) -> None:
         )
     for field in table.schema:
         try:
-            pq.write_table(pa.schema([field]).empty_table(), pa.BufferOutputStream())
+            pq.write_table(pa.Table.from_batches([], schema=pa.schema([field])), pa.BufferOutputStream())
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"curate: every column must be of a type that Parquet can hold, got {field.type} in `{field.name}`. "

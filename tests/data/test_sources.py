@@ -209,6 +209,22 @@ def test_sources_groups_and_ids_of_every_kind(kind, tmp_path):
         assert sources["n"].to_pylist() == [45, 45] and len(set(sources["source"].to_pylist())) == 2
 
 
+@pytest.mark.parametrize("option", ["id", "group", "source", "label"])
+def test_categories_of_polars_are_strings(option):
+    """A dictionary of string views, in chunks whose dictionaries differ."""
+    given = pa.array([f"{k:03d}" for k in range(len(Y))] if option == "id" else [f"k{k}" for k in Y])
+    parts = [
+        pa.DictionaryArray.from_arrays(part.indices.cast(pa.uint32()), part.dictionary.cast(pa.string_view()))
+        for part in (given[:40].dictionary_encode(), given[40:].dictionary_encode())
+    ]
+    name = "label" if option == "label" else "key"
+    rows = TABLE.drop_columns("label") if option == "label" else TABLE
+    plain, categories = rows.append_column(name, given), rows.append_column(name, pa.chunked_array(parts))
+    wanted, found = (score(data, **{option: name}).samples for data in (plain, categories))
+    assert found["derivative"].equals(wanted["derivative"])
+    assert found[option].to_pylist() == wanted[option].to_pylist()
+
+
 def test_a_path_may_be_a_path(tmp_path):
     pq.write_table(TABLE, tmp_path / "a.parquet")
     result = score(tmp_path / "a.parquet", output=tmp_path / "out")

@@ -42,6 +42,19 @@ def test_dropping_keeps_every_column_and_lists_what_went(table):
     assert wrong.mean() > 0.85
 
 
+def test_tensors_that_name_the_order_of_their_axes_are_copied(tmp_path):
+    """As `from_numpy_ndarray` makes them, in most tables of tensors."""
+    X, y, _, _, _ = digits_split(0.2)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(X.astype(np.float32))
+    assert tensors.type.permutation
+    pq.write_table(pa.table({"features": tensors, "label": y}), tmp_path / "table.parquet")
+    result = diva_ray.curate(tmp_path / "table.parquet", "drop", cluster=INLINE, quiet=True)
+    kept = ~result.folder.read_table("samples")["is_label_issue"].to_numpy()
+    found = result.samples["features"].combine_chunks()
+    assert found.type == tensors.type
+    assert np.array_equal(found.to_numpy_ndarray(), X.astype(np.float32)[kept])
+
+
 def test_relabelling_changes_only_flagged_labels_to_the_left_out_prediction(table):
     path, rows = table
     result = diva_ray.curate(path, "relabel", cluster=INLINE, quiet=True)
