@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 log = logging.getLogger("diva_ray")
 LOG_EVERY = 10.0  # seconds between lines when nobody watches a terminal
+WORTH_A_LINE = 1.0  # seconds of a pass that leaves one on a terminal: a hundred shorter ones would hide what came out
 
 
 class Progress:
@@ -50,9 +51,9 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         rate = self.done / max(seconds, 1e-9)
-        if self.bar is not None:
+        if self.bar is not None and seconds >= WORTH_A_LINE:
             log.info("%-10s %s rows in %.2f s  (%s rows/s)", self.label, f"{self.done:,}", seconds, f"{rate:,.0f}")
-        elif not self.quiet:
+        elif self.bar is None and not self.quiet:
             told = {"rows": self.done, "seconds": round(seconds, 4), "rows_per_second": round(rate), **figures}
             log.info("%s", key_values({"pass": self.label, **told}))
         return seconds
