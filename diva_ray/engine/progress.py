@@ -39,6 +39,12 @@ class Progress:
             share = self.done / self.rows
             log.info("%-10s %4.0f %%  %s rows/s  %.0f s left", self.label, 100 * share, f"{rate:,.0f}", left)
 
+    def begin(self) -> None:
+        """Let the rate be that from now on: what was waited for until here says nothing of the rows."""
+        self.start = self.last = time.perf_counter()
+        if self.bar is not None:
+            self.bar.reset()
+
     def skip(self, rows: float) -> None:
         """Take rows that will not be asked for out of what is left."""
         self.rows = max(self.rows - round(rows), self.done)

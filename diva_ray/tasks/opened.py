@@ -13,11 +13,9 @@ import pyarrow.fs
 import torch
 
 from diva_ray.config import (
-    AggregateConfig,
     AugmentConfig,
     ExtendConfig,
     FitConfig,
-    ReweightConfig,
     ScoreConfig,
     TrainConfig,
     TuneConfig,
@@ -37,7 +35,7 @@ from diva_ray.tasks.derived import takes_dual
 from diva_ray.tasks.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
-from diva_ray.tasks.space import tuning_work
+from diva_ray.tasks.work import work_of
 from diva_ray.threads import blas_environment
 
 TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
@@ -75,21 +73,22 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
     sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS)
-    times, notes = more_work(config, opened)
-    little = times * sum(one.operations() for one in costs) < ONE_THREAD
+    pool = opened.tables[-1] if isinstance(config, ExtendConfig) else None
+    work, notes = work_of(config, costs, [width for width, _ in widths], opened.columns.features, pool)
+    little = sum(times * one.operations() for times, one in work) < ONE_THREAD
     threads = config.cluster.threads or (1 if little or kind != "inline" else torch.get_num_threads())
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
     workers = 1 if kind == "inline" else max(1, min(asked, len(extents)))
     rate = planning.product_rate(threads)
-    spent = [one.seconds(rate) for one in costs]
-    passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else []), "leave-out", "score", "verdicts"]
-    seconds, alone = (times * sum(part) for part in zip(*spent, strict=True))
+    spent = [[times * part for part in one.seconds(rate)] for times, one in work]
+    seconds, alone = (sum(part) for part in zip(*spent, strict=True))
+    if config.cluster.workers and kind != "inline" and workers < config.cluster.workers:
+        notes.append(
+            f"cluster.workers={config.cluster.workers}: {len(extents)} shard(s) keep no more than {workers} busy"
+        )
     if isinstance(config, TrainConfig):
-        passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["train"]
         notes.append("the time is that of the closed form: training logs its own rate and time left")
-    elif isinstance(config, TuneConfig):
-        passes = [name for name in passes if name not in ("leave-out", "score", "verdicts")] + ["judge"]
-    elif fewest.vectors:
+    elif not isinstance(config, TuneConfig) and fewest.vectors:
         notes.append(f"standard errors are estimated from {fewest.errors()}")
     more = _cost(replace(config, precision="float64"), rows, p, outputs, opened.task).state() - cost.state()
     notes += products_in_words(config, more)
@@ -98,11 +97,19 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     doubts = doubts_of_task(label) if label is not None and config.task == "auto" else []
     plan = planning.Plan(
         table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
-        Keeping(gpus=config.cluster.gpus_per_worker), None, passes, seconds, alone, notes,
+        Keeping(gpus=config.cluster.gpus_per_worker), None, passes_of(config), seconds, alone, notes,
         task_in_words(opened.task, outputs), doubts,
     )  # fmt: skip
     budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
     return plan.settle(workers, budget, config.cluster.cache), opened
+
+
+def passes_of(config: FitConfig) -> list[str]:
+    """Return the kinds of passes that a run takes, in order."""
+    passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else [])]
+    if isinstance(config, TrainConfig):
+        return [*passes, "train"]
+    return [*passes, "judge"] if isinstance(config, TuneConfig) else [*passes, "leave-out", "score", "verdicts"]
 
 
 def products_in_words(config: FitConfig, more: int) -> list[str]:
@@ -130,32 +137,6 @@ def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str) -> Cost
     gpus, errors = bool(config.cluster.gpus_per_worker), config.standard_errors
     dual = isinstance(config, ScoreConfig) and takes_dual(rows, p, config.ridge)
     return cost_of(rows, p, outputs, task, errors=errors, double=double, auto=auto, gpus=gpus, dual=dual)
-
-
-def more_work(config: FitConfig, opened: Opened) -> tuple[float, list[str]]:
-    """Return how many derivatives of the table a task takes, and what to say of it."""
-    if isinstance(config, ReweightConfig | AugmentConfig):
-        folds, steps = config.folds, config.steps
-        count = steps * folds  # the folds together leave out every row once, and all rows are walked once more
-        return float(count), [
-            f"about {count} derivatives: {steps} step(s) on {folds} folds, then on all rows; fewer if the answer is "
-            "clear before"
-        ]
-    if isinstance(config, AggregateConfig):
-        most = config.starts * config.evaluations
-        return 1 + most / 6, [
-            f"about {most // 3} evaluations of the penalties, {most} at most ({config.starts} descents), half a "
-            "derivative each"
-        ]
-    if isinstance(config, ExtendConfig):
-        pool = opened.tables[-1]
-        return float(config.rounds), [
-            f"pool of {pool.rows:,} rows ({pool.bytes / 2**30:.2f} GiB): read once to check it, and once in each of at "
-            f"most {config.rounds} rounds; never in memory as a whole"
-        ]
-    if isinstance(config, TuneConfig):
-        return tuning_work(config)
-    return 1.0, []
 
 
 @dataclass

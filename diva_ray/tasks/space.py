@@ -293,28 +293,3 @@ def _shares(value: Any, place: str, features: tuple[str, ...]) -> Any:
         f"shares: must be none, auto, or a number > 0 for each of {', '.join(features)}, got {value!r} at {place}. "
         f"Change `{place}`."
     )
-
-
-def tuning_work(config: TuneConfig) -> tuple[float, list[str]]:
-    """Return how many derivatives' worth of passes a tuning run takes at most, and what to say of it."""
-    space = parse_space(config)
-    points = space.points(config.search, config.trials, config.seed)
-    trials = config.trials if points is None else len(points)
-    auto = "auto" in space.values("ridge")
-    distinct = prod(len(space.values(name)) for name in ("bands", "intercept", "standardize", "projection"))
-    fits, grids = len(space.values("standardize")), config.folds * min(distinct, trials) * auto
-    descents = distinct * ("auto" in space.values("shares"))
-    rules, steps = space.values("rule"), space.values("steps")
-    share = sum(rule != "none" for rule in rules) / len(rules) * sum(steps) / len(steps)
-    derivatives = round(trials * config.folds * share)
-    notes = [
-        f"{trials} trials of {config.folds} folds, one after another on all workers; search={config.search}, "
-        f"scheduler={config.scheduler}"
-        + (": the fewer folds, the earlier a trial is stopped" if config.scheduler == "asha" else ""),
-        f"shared by all trials: one load, {fits} pass(es) for the fit sums of every fold, at most {grids} passes for "
-        f"ridges; about {derivatives} derivatives for weights; at most "
-        f"{config.folds * descents} descents for shares; each fold of a trial reads its own rows once more",
-        "Ray Tune needs Ray, some 10 s to start: with cluster=inline a small one on this machine for the trials' "
-        "processes, while the data stay in this one; each trial takes another 0.1 s or so beside its passes",
-    ]
-    return (fits + 2 * grids + 40 * config.folds * descents) / 22 + derivatives + 0.02 * trials, notes

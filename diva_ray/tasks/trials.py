@@ -124,6 +124,8 @@ class Trials:
 
     def evaluate(self, name: str, point: dict[str, Any], fold: int) -> dict[str, Any]:
         """Return a trial's error after one more fold, and whether it has failed."""
+        if not self.records and self.progress is not None:
+            self.progress.begin()
         if name not in self.records:
             self._tell_last()
             choice = self.space.choice(point)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -186,12 +187,13 @@ def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Rec
     progress = Progress("trials", int(rows), quiet=quiet)
     same = config.resume and not callable(study.session.loss)  # of a function nothing tells whether it is the same one
     trials = Trials(study, space, config.folds, same, progress=progress)
-    runner.quiet = True
+    runner.quiet, start = True, time.perf_counter()
     with connected(study.session.plan.kind):
         run_trials(order, trials.evaluate)
     records = trials.end()
     runner.quiet = quiet
-    runner.seconds["trials"] = progress.close()
+    runner.seconds["trials"] = time.perf_counter() - start
+    progress.close()
     return trials, records
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import diva_ray
+from diva_ray.config import TuneConfig
 from diva_ray.core import reduction
 from diva_ray.tasks.cost import Cost, cost_of
 from diva_ray.tasks.derived import may_lie_further
+from diva_ray.tasks.work import tuning_work
 
 
 def cost(p: int, outputs: int = 10, *, gpus: bool = False) -> Cost:
@@ -80,3 +82,35 @@ def test_a_grid_is_only_too_short_where_the_loss_still_falls_at_its_end():
     found = [may_lie_further(list(zip(ridges, losses, strict=True))) for losses in (falls, settled, inside, alone)]
     assert found == [True, False, False, True]
     assert not may_lie_further([(1.0, 2.0)]) and not may_lie_further([])
+
+
+def tuning_seconds(space: dict, **options) -> tuple[float, str]:
+    """Seconds that a search over bands of 1,280 and 384 columns is said to take, and what is said of it."""
+    one = cost_of(1200, 1665, 10, "classification", errors="auto", double=False, auto=True, gpus=False)
+    config = TuneConfig(space={name: {"choice": values} for name, values in space.items()}, **options)
+    config.data.features = ["image", "text"]
+    work, notes = tuning_work(config, one, [1280, 384], ("image", "text"))
+    return sum(times * sum(part.seconds(1e11)) for times, part in work), notes[1]
+
+
+def test_a_search_costs_what_its_choices_cost():
+    """Neither a grid where the ridge is given, nor all columns where they are projected, nor folds of trials that
+    asha stops: each was reckoned as a whole derivative of all bands."""
+    given, _ = tuning_seconds({"ridge": [0.1, 1.0, 10.0], "rule": ["none", "shrink"]}, search="grid")
+    chosen, told = tuning_seconds({"ridge": ["auto"], "rule": ["none", "shrink"]}, search="grid")
+    assert given < chosen and "at most 5 passes for ridges" in told
+    narrow, _ = tuning_seconds(
+        {"ridge": [0.1, 1.0, 10.0], "projection": [16], "rule": ["none", "shrink"]}, search="grid"
+    )
+    assert narrow < given / 5
+    space = {"ridge": [0.1, 1.0], "rule": ["none", "shrink"], "shares": ["auto"]}
+    (whole, told), (stopped, less) = (tuning_seconds(space, search="grid", scheduler=one) for one in ("none", "asha"))
+    assert "at most 5 descents" in told and "at most 2 descents" in less and stopped < 0.6 * whole
+
+
+def test_a_plan_says_where_workers_that_were_asked_for_have_nothing_to_do():
+    data = {"features": np.random.default_rng(0).standard_normal((300, 4)), "label": np.arange(300) % 2}
+    told = diva_ray.score(data, plan=True, cluster={"kind": "local", "workers": 2}, quiet=True).lines()
+    assert "note       cluster.workers=2: 1 shard(s) keep no more than 1 busy" in told
+    told = diva_ray.score(data, plan=True, cluster={"kind": "local", "workers": 1}, quiet=True).lines()
+    assert not any("busy" in line for line in told)
