@@ -64,7 +64,7 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
     """Weigh every row by the probability that its label is right; where that is no probability, flagged rows by 0."""
     name = known["weight_column"]
     score = one_chunk(facts["label_score"]).to_numpy(zero_copy_only=False).astype(np.float64)
-    if known["setup"].task not in ("classification", "multilabel", "pairs"):
+    if known["task"] not in ("classification", "multilabel", "pairs"):
         score = 1.0 - _flags(facts).to_numpy(zero_copy_only=False)
     before, at = np.ones(len(score)), rows.schema.get_field_index(name)
     if at >= 0:
@@ -98,7 +98,7 @@ def _relabel(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, p
 
 def _likelier(known: Known) -> str:
     """Return the column that says what a flagged label should be."""
-    return "corrected_label" if known["setup"].task == "multilabel" else "predicted_label"
+    return "corrected_label" if known["task"] == "multilabel" else "predicted_label"
 
 
 def _as_stored(label: pa.Array, kind: pa.DataType) -> pa.Array:

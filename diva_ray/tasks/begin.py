@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import pyarrow as pa
 
-from diva_ray.config import FitConfig, TrainConfig, TuneConfig, ValidationConfig
+from diva_ray.config import FitConfig, ScoreConfig, TrainConfig, TuneConfig, ValidationConfig
 from diva_ray.data.folder import Folder
 from diva_ray.data.table import Table
 from diva_ray.engine.meter import peak_memory
@@ -88,10 +88,13 @@ def begin(
     mark = _mark(config, opened, folder, beside or {})
     # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
     by_steps = loss is None and not isinstance(config, TrainConfig | TuneConfig)
-    if by_steps and config.resume:
-        _look_finished(folder, on_ray=plan.kind != "inline")
+    finished = _finished(folder, on_ray=plan.kind != "inline") if by_steps and config.resume else None
+    if finished and not _lacks_copy(config, finished.summary):
+        log.info("resume: the run in %s had finished: nothing is left to do", folder.path)
+        _clear(folder)
+        raise Finished(finished)
     session = open_session(config, plan, opened, folder, quiet=quiet, cut_bits=cut_bits, kept=kept)
-    session.started, session.mark = started, mark
+    session.started, session.mark, session.finished = started, mark, finished
     if by_steps:
         session.runner.done = Done.open(folder, mark, resume=config.resume)
     return session
@@ -182,10 +185,15 @@ def conclude(
     write_config(folder, config)
     for name in PARTS:
         folder.sweep(name)
-    result = Result(summary, folder, session.plan.kind != "inline", told(summary), rows)
+    return seal(Result(summary, folder, session.plan.kind != "inline", told(summary), rows), session)
+
+
+def seal(result: Result, session: Session) -> Result:
+    """Write the manifest, the last file of a run, which says that it is whole, and delete what is not needed now."""
+    folder = result.folder
     written = {name: len(folder.names(name)) for name in folder.names("") if name not in NEEDED}
-    came = {"told": result.told, "rows": rows, "written": written}
-    folder.write_json("manifest.json", manifest(session, session.started, now()) | came)  # the last: the run is whole
+    came = {"told": result.told, "rows": result.rows, "written": written}
+    folder.write_json("manifest.json", manifest(session, session.started, now()) | came)
     _clear(folder)
     return result
 
@@ -195,20 +203,23 @@ def _clear(folder: Folder) -> None:
         folder.drop(name)
 
 
-def _look_finished(folder: Folder, *, on_ray: bool) -> None:
-    """Raise `Finished` if the run in a folder is whole: what it wrote is all there."""
+def _finished(folder: Folder, *, on_ray: bool) -> Result | None:
+    """Return what came of the run in a folder if it is whole: what it wrote is all there."""
     came = folder.read_json("manifest.json") or {}
     summary = folder.read_json("summary.json")
     if summary is None or "written" not in came:
-        return
+        return None
     missing = [name for name, files in came["written"].items() if len(folder.names(name)) < files]
     missing += sorted(set(came["written"]) - set(folder.names("")))
     if missing:
         log.info("resume: the run in %s had finished, but not all of %s is there", folder.path, ", ".join(missing))
-        return
-    log.info("resume: the run in %s had finished: nothing is left to do", folder.path)
-    _clear(folder)
-    raise Finished(Result(summary, folder, on_ray, came["told"], came["rows"]))
+        return None
+    return Result(summary, folder, on_ray, came["told"], came["rows"])
+
+
+def _lacks_copy(config: FitConfig, summary: dict[str, Any]) -> bool:
+    """Return whether a finished run is asked for a curated copy that it has not made."""
+    return isinstance(config, ScoreConfig) and config.curate != "none" and "curated" not in summary
 
 
 def _mark(config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, Table]) -> dict[str, Any]:
@@ -223,6 +234,8 @@ def _mark(config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, T
     mark |= {"beside": {name: fingerprint(table) for name, table in beside.items()}} if beside else {}
     mark = json.loads(json.dumps(mark, default=str))
     found = folder.read_json("state.json")
+    if isinstance(config, ScoreConfig) and found is not None and found.get("config", {}).get("curate") == "none":
+        found["config"]["curate"] = config.curate  # a copy may be asked for later: no figure depends on it
     if config.resume and found is not None and found.get("format") != FORMAT:
         raise InputError(
             f"resume: the run in {folder.path} must have been begun by this version of diva_ray, got another one's. "

@@ -28,7 +28,7 @@ from diva_ray.tasks.scored import sheet_of
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import sources_of, summarise, told
 from diva_ray.tasks.trusted import derive_trusted
-from diva_ray.tasks.written import finish_copies, write_samples
+from diva_ray.tasks.written import add_copy, finish_copies, write_samples
 
 
 @takes_table
@@ -74,6 +74,8 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
     if isinstance(session, Plan):
         return session
     try:
+        if session.finished is not None:
+            return add_copy(session, session.finished, config.curate)
         if config.export == "datacomp":
             session.runner.run(check_uids, "check uids", session.scored())
         if session.task == "pairs":
@@ -137,7 +139,8 @@ def curate(data: Any, action: str = "drop", *, quiet: bool = False, **options: A
     `drop`: rows whose label looks wrong are left out; `weight`: a column of weights, the probability that the label is
     right; `relabel`: such labels are replaced by the left-out prediction, of several labels only those that are more
     likely wrong than right. Written by the workers, file by file, into `curated/`, with a list of what changed in
-    `changes/`. Deleting what a detector flags can hurt: `diva_ray.reweight` asks first.
+    `changes/`. With the options and the `output` of a finished `score`, and `resume=True`, only the copy is made: look
+    at its page first. Deleting what a detector flags can hurt: `diva_ray.reweight` asks first.
 
     Args:
         data, quiet, options: as for `diva_ray.score`.

@@ -37,6 +37,7 @@ from diva_ray.tasks.remarks import (
     tell_placeholder,
     tell_units,
 )
+from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Engine, Runner
 from diva_ray.threads import blas_environment, of_worker
 
@@ -66,6 +67,7 @@ class Session:
     kept: Kept | None = None  # the sums of the run that this one updates
     shared: dict[str, dict[str, int]] = field(default_factory=dict)  # rows of other tables, and those also in this one
     validated: Rows | None = None  # hashes of the validation table's rows
+    finished: Result | None = None  # what came of the run that is resumed, if only a copy is left to be made
 
     @property
     def engine(self) -> Engine:

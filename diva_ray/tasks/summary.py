@@ -17,7 +17,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.report.words import counted
 from diva_ray.tasks.alike import alike_in_words, alike_of, shared_in_words
 from diva_ray.tasks.derived import Derived, errors_in_words, precision_of
-from diva_ray.tasks.judge import TELLS_NOTHING, label_entropy
+from diva_ray.tasks.judge import TELLS_ALL, TELLS_NOTHING, label_entropy
 from diva_ray.tasks.planted import planted, planted_in_words
 from diva_ray.tasks.remarks import missing_of
 from diva_ray.tasks.session import Session
@@ -199,6 +199,14 @@ def tells_nothing(summary: dict[str, Any]) -> bool:
     return summary.get("information", math.inf) < TELLS_NOTHING * summary.get("label_entropy", 0.0)
 
 
+def tells_all(summary: dict[str, Any]) -> bool:
+    """Return whether left-out predictions are the labels, as where one of the features holds them."""
+    if summary.get("r2") is not None:
+        return summary["r2"] > TELLS_ALL
+    entropy = summary.get("label_entropy") or math.inf
+    return summary["error"] == 0 and (summary.get("information") or 0.0) > TELLS_ALL * entropy
+
+
 def curated_in_words(curated: dict[str, Any]) -> str:
     """Return what a curated copy is."""
     done = {"drop": "dropped", "relabel": "relabelled", "weight": "of a changed weight"}[curated["kind"]]
@@ -286,6 +294,11 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
         found.append(
             f"Left-out predictions tell next to nothing of the numbers (R2 {summary['r2']:.3f}): look for numbers that "
             "stand for something else, such as -999, or for other features."
+        )
+    if tells_all(summary):
+        found.append(
+            "Left-out predictions leave no doubt of a single label. Real features seldom do: look for one that holds "
+            "the label, or was made of it."
         )
     if summary["labeller_doubt"] > 0:
         found.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial, update_wrapper
 from itertools import chain, count
 from typing import Any
@@ -12,8 +13,12 @@ from diva_ray.data.table import open_parquet
 from diva_ray.engine import curate as curating
 from diva_ray.engine.once import TOLD, once
 from diva_ray.engine.reduce import Tally
+from diva_ray.tasks.begin import seal
 from diva_ray.tasks.export import merge_uids
+from diva_ray.tasks.result import Result
+from diva_ray.tasks.saved_config import write_config
 from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import curated_in_words
 
 MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
 
@@ -50,6 +55,17 @@ def finish_copies(session: Session, summary: dict[str, Any]) -> None:
         summary["exported"] = {"format": "datacomp", "file": "subset.npy", "rows": kept}
 
 
+def add_copy(session: Session, finished: Result, action: str) -> Result:
+    """Return a run that had finished without a curated copy, with one: only the pass that copies is taken."""
+    folder, told = session.folder, [*finished.told]
+    folder.write_json("state.json", session.mark)
+    copied = write_curated(session, action)
+    folder.write_json("summary.json", finished.summary | {"curated": copied})
+    write_config(folder, session.config)
+    told.append(curated_in_words(copied))
+    return seal(replace(finished, summary=finished.summary | {"curated": copied}, told=told), session)
+
+
 def write_curated(session: Session, action: str) -> dict[str, Any]:
     """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed, and the column of
     weights that was written: the table's own, or the first name that no column has."""
@@ -60,7 +76,7 @@ def write_curated(session: Session, action: str) -> dict[str, Any]:
     trusted = session.columns.validation_weight if session.config.method == "trusted" else None
     session.engine.tell(
         trusted=trusted, curate=action, table=table, scores=open_parquet(folder.location("samples")),
-        weight_column=name,
+        weight_column=name, task=session.task, folder=folder,
     )  # fmt: skip
     found = session.runner.run(curating.curate, "curate", session.scored(), features=False, again=True)
     told = {"weight_column": name} if action == "weight" else {}

@@ -324,3 +324,51 @@ def test_relabelling_keeps_categories(form, table, tmp_path):
 def test_a_misspelt_option_is_told_of_curate():
     with pytest.raises(InputError, match="^curate: options must be columns or fields of ScoreConfig, got 'how'"):
         diva_ray.curate({"features": np.eye(4), "label": [0, 1, 0, 1]}, how="drop")
+
+
+def forms_of_table(form):
+    """Rows and options of a table whose copies are made in another way each."""
+    generator = np.random.default_rng(0)
+    X, y = generator.standard_normal((300, 6)), np.arange(300) % 3
+    X[:, :3] += 3 * np.eye(3)[y]
+    y[:20] = (y[:20] + 1) % 3
+    if form == "numbers":
+        return {"features": X, "label": X @ np.ones(6) + np.where(np.arange(300) < 15, 30.0, 0.1 * X[:, 0])}, {}
+    if form == "several":
+        sets = [[name for k, name in enumerate("abc") if row[k] > 1] for row in X[:, :3]]
+        sets[:20] = [[name for name in "abc" if name not in one] for one in sets[:20]]
+        return {"features": X, "label": sets}, {}
+    if form == "pairs":
+        both = {"image": X, "text": X @ generator.standard_normal((6, 6))}
+        both["text"][:30] = both["text"][generator.permutation(30)]
+        return both, {"task": "pairs", "features": ["image", "text"]}
+    if form == "trusted":
+        heard = np.where((np.arange(300) > 200) & (np.arange(300) % 2 == 0), 1.0, 0.0)
+        return {"features": X, "label": y, "heard": heard}, {"method": "trusted", "validation_weight": "heard"}
+    return {"features": X, "label": y, "key": np.arange(300) % 100}, {"group": "key"}
+
+
+@pytest.mark.parametrize(
+    ("form", "action"),
+    [("groups", "drop"), ("groups", "weight"), ("groups", "relabel"), ("numbers", "drop"), ("several", "relabel"),
+     ("pairs", "weight"), ("trusted", "drop")],
+)  # fmt: skip
+def test_a_copy_may_be_asked_for_when_the_scores_have_been_seen(form, action, tmp_path, monkeypatch):
+    """Only the pass that copies is taken then; the copy is that of a run which was asked for it at first."""
+    data, options = forms_of_table(form)
+    options |= {"cluster": INLINE, "quiet": True}
+    at_once = diva_ray.curate(data, action, output=tmp_path / "at_once", **options)
+    scored = diva_ray.score(data, output=tmp_path / "run", **options)
+    assert "curated" not in scored.summary and at_once.summary["curated"]["changed"] > 0
+    with monkeypatch.context() as patched:
+        for name in ("derive_all", "score_pairs", "derive_trusted"):
+            patched.setattr(f"diva_ray.tasks.score.{name}", None)
+        later = diva_ray.curate(data, action, output=tmp_path / "run", resume=True, **options)
+    assert later.samples.equals(at_once.samples)
+    assert later.folder.read_table("changes").equals(at_once.folder.read_table("changes"))
+    assert later.told == at_once.told and later.summary["curated"] == at_once.summary["curated"]
+    assert later.folder.read_table("samples").equals(scored.samples)
+    again = diva_ray.curate(data, action, output=tmp_path / "run", resume=True, **options)
+    assert again.samples.equals(later.samples) and again.told == later.told
+    with pytest.raises(InputError, match="same data and options, got another curate"):
+        diva_ray.score(data, output=tmp_path / "run", resume=True, **options)

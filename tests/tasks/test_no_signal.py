@@ -32,6 +32,15 @@ def test_no_label_is_called_wrong_and_curating_keeps_all_rows(labels):
     assert noted == (labels == "chance") and any("which 5 % pass at most" in line for line in result.lines())
 
 
+@pytest.mark.parametrize("labels", ["rare", "numbers"])
+def test_a_feature_that_holds_the_label_is_told(labels):
+    y = LABELS[labels]
+    near = y + 0.3 * GENERATOR.normal(size=800)
+    for features, leaks in ((np.c_[X, y], True), (np.c_[X, near], False)):
+        lines = diva_ray.score({"features": features, "label": y}, cluster=INLINE, quiet=True).lines()
+        assert any("look for one that holds the label" in line for line in lines) == leaks
+
+
 @pytest.mark.parametrize(("rows", "classes", "share"), [(400, 3, 0.07), (3000, 3, 0.07), (600, 2, 0.15)])
 def test_wrong_labels_are_found_where_classes_lie_far_apart(rows, classes, share):
     generator = np.random.default_rng(rows)
