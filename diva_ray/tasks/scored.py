@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from diva_ray.core.verdict import MOST_DETRIMENTAL
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Facts, Gallery, Pulls, Sheet, Table, Terms, Tile
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.page import downloads, histogram, notes_of, run_facts, shown, sources_table
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import estimates, heard
+from diva_ray.tasks.summary import estimates, heard, hurt_by_loss_alone, tells_nothing
 
-SUSPECTS, BEST = 30, 12  # labels that look most wrong, and samples that help most, on the page
+SUSPECTS, BEST = 30, 12  # labels that look most wrong, and samples that help most (or are doubtful), on the page
 CLASSES, CONFUSED = 30, 25  # rows of their tables
 ARROW = "Given label → prediction without the sample."
 FIGURES = [("precision", "precision"), ("recall", "recall"), ("f1", "F1"), ("auc_label_score", "AUC label score"),
@@ -23,7 +24,10 @@ FIGURES = [("precision", "precision"), ("recall", "recall"), ("f1", "F1"), ("auc
 def sheet_of(session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list) -> Sheet:
     """Return the contents of report.html."""
     s, (edges, counts, issues) = summary, histogram(written)
-    suspects = [row for row in written["suspects"].worst if row["is_label_issue"]][:SUSPECTS]
+    doubtful = written["suspects"].worst
+    suspects = [row for row in doubtful if row["is_label_issue"]][:SUSPECTS]
+    if not suspects and not tells_nothing(s):
+        suspects = doubtful[:BEST]
     worst, best = written["examples"].worst, written["examples"].best[:BEST]
     parts: list[Any] = [
         reading(s),
@@ -61,9 +65,10 @@ def headline(summary: dict[str, Any]) -> list[str]:
     n, hurt = s["n_label_issues"], s["n_detrimental"]
     wrong = words.plural(n, "label looks", "labels look").capitalize() + " wrong"
     wrong += f" (estimated precision {words.fixed(s['label_issue_precision'])})" if n else ""
+    mostly = ", most of them by the loss alone: they are predicted right" if hurt_by_loss_alone(s) else ""
     return [
         f"{words.plural(s['n_samples'], 'sample', 'samples')}, {left_out(s)} {name} {error}{heard(s)}.",
-        f"{wrong}, {words.plural(hurt, 'sample hurts', 'samples hurt')}.",
+        f"{wrong}, {words.plural(hurt, 'sample hurts', 'samples hurt')}{mostly}.",
     ]
 
 
@@ -75,7 +80,8 @@ def tiles(summary: dict[str, Any]) -> list[Tile]:
     return [
         Tile("samples", words.count(s["n_samples"]), f"{features}, {outputs}"),
         Tile(f"{left_out(s)} {name}", error, f"mean loss {words.number(s['loss'])}"),
-        Tile("samples hurt", words.count(s["n_detrimental"]), hurting_in_words(s), "hurts"),
+        Tile("samples hurt", words.count(s["n_detrimental"]), hurting_in_words(s),
+             "" if hurt_by_loss_alone(s) else "hurts"),
         Tile("labels look wrong", words.count(s["n_label_issues"]), estimates(s) if s["n_label_issues"] else "",
              "issue"),
         Tile("of all labels wrong", words.percent(s["noise_estimate"]), noise),
@@ -97,7 +103,11 @@ def hurting_in_words(summary: dict[str, Any]) -> str:
 def reading(summary: dict[str, Any]) -> Terms:
     """Return what the figures mean, and what to do before anything is deleted."""
     s, precision = summary, summary["label_issue_precision"]
-    chance = "" if s["noise_estimate"] else ", which at most 5 in 100 pass, since no wrong labels show"
+    cut = ", the cut that finds most of the wrong labels for the fewest right ones"
+    if not s["noise_estimate"]:
+        cut = ", which at most 5 in 100 pass, since no wrong labels show"
+    elif (s["detrimental_precision"] or 0) < 0.5 and s["n_detrimental"] <= MOST_DETRIMENTAL * s["n_samples"]:
+        cut = ", which at most 5 in 100 pass: z tells few of the wrong labels here"
     right = f" About {100 * precision:.0f} in 100 of the flagged labels should really be wrong." if precision else ""
     return Terms("How to read this", [
         ("Derivative, in loss per unit of weight", "",
@@ -105,7 +115,7 @@ def reading(summary: dict[str, Any]) -> Terms:
          "rises: the sample hurts.] [helps: Below\N{NO-BREAK SPACE}0 it falls: the sample helps.]"),
         ("z, without unit", "hurts",
          "The derivative divided by its standard error: how sure its sign is. A sample counts as [hurts: hurting] when "
-         f"z is above {words.number(s['threshold'])}{chance}."),
+         f"z is above {words.number(s['threshold'])}{cut}."),
         ("Label looks wrong", "issue",
          "The prediction made without the sample contradicts its label. The label score runs from 0, probably "
          f"[issue: wrong], to 1.{right}"),
@@ -142,7 +152,13 @@ def galleries(summary: dict[str, Any], suspects: list, worst: list, best: list) 
     hint = " The table had no column of pictures or texts to show; `data.show` names one." if bare else ""
     worst_title = words.hurting("The samples that hurt most", summary["n_detrimental"])
     found = [
-        Gallery("The labels that look most wrong", suspects, f"Least label score first. {ARROW}"),
+        Gallery(
+            "The labels that look most wrong"
+            if summary["n_label_issues"]
+            else "Most doubtful labels (none is called wrong)",
+            suspects,
+            f"Least label score first. {ARROW}",
+        ),
         Gallery(worst_title, worst, ARROW + hint, filters=True),
         Gallery("The samples that help most", best),
     ]

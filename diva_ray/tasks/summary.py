@@ -172,12 +172,12 @@ def told(summary: dict[str, Any]) -> list[str]:
 def verdict_notes(summary: dict[str, Any]) -> list[str]:
     """Return what kind of wrong labels show among several, and what is to be said where none is called wrong, though
     many are not predicted; and that deleting what hurts may not help."""
-    right, hurt = summary.get("n_detrimental_right", 0), summary.get("n_detrimental", 0)
-    spared = (
-        f"{right:,} of {hurt:,} that hurt are predicted right without themselves: they raise the loss, not the count "
-        "of errors; deleting them is unlikely to help."
-    )
-    found = [spared] if hurt > 1 and 2 * right > hurt else []
+    found = []
+    if hurt_by_loss_alone(summary):
+        found.append(
+            f"{summary['n_detrimental_right']:,} of {summary['n_detrimental']:,} that hurt are predicted right without "
+            "themselves: they raise the loss, not the count of errors; deleting them is unlikely to help."
+        )
     if summary.get("missing_labels") is not None:
         return [
             *found,
@@ -192,6 +192,12 @@ def verdict_notes(summary: dict[str, Any]) -> list[str]:
         f"No label is called wrong, though {summary['error']:.1%} are not predicted: hard samples explain it too. "
         "Wrong labels that look like them cannot be told from them; those with the least label_score are likeliest.",
     ]
+
+
+def hurt_by_loss_alone(summary: dict[str, Any]) -> bool:
+    """Return whether most samples that hurt are predicted right without themselves."""
+    hurt = summary.get("n_detrimental", 0)
+    return hurt > 1 and 2 * summary.get("n_detrimental_right", 0) > hurt
 
 
 def tells_nothing(summary: dict[str, Any]) -> bool:

@@ -246,9 +246,13 @@ def test_what_hurts_though_it_is_predicted_right_is_counted_and_told():
     assert f"note: {told}; deleting them is unlikely to help." in result.lines()
     page = result.folder.read("report.html").decode()
     assert told in page and "raises the error" not in page
+    assert "most of them by the loss alone: they are predicted right." in page
+    assert result.summary["n_label_issues"] == 0 and "Most doubtful labels (none is called wrong)" in page
     noisy = np.where(np.arange(600) % 5 == 0, (y[:600] + 1 + np.arange(600) % 9) % 10, y[:600])
     other = diva_ray.score({"features": X[:600], "label": noisy}, **options)
     assert not any("deleting them" in line for line in other.lines())
+    page = other.folder.read("report.html").decode()
+    assert "by the loss alone" not in page and "The labels that look most wrong" in page and "Most doubtful" not in page
 
 
 def test_the_first_command_of_the_readme_has_no_options(tmp_path):
