@@ -44,7 +44,8 @@ def test_numbers_are_on_the_page():
     page = page_of(worst=[SAMPLE, {**SAMPLE, "id": "b-8", "text": "a text", "true_label": 8}], best=[best],
                    planted=PLANTED)  # fmt: skip
     for shown in ("1,797 samples, leave-one-out error 12.3 %. 178 labels look wrong (estimated precision 0.95), 203 "
-                  "samples hurt.", "64 features, 10 outputs", "19.6 %", "when z is above 2.31, the cut that finds most", "31.0 %", "0.900",
+                  "samples hurt.", "64 features, 10 outputs", "19.6 %",
+                  "when z is above 2.31, the cut that finds most", "31.0 %", "0.900",
                   "eight one 13 9", "About 95 in 100", "359 labels in this table were made wrong on purpose. The rule "
                   "found 341 of them, and 97.0 % of all labels it flagged were planted.", "AUC label score 0.996",
                   "z 4.1", "\N{MINUS SIGN}5.50", "robot 900 4.0 0.4 0.1", "truth: 8"):  # fmt: skip
