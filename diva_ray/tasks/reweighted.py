@@ -40,6 +40,7 @@ PLAIN_RULE = (
     "took no part in any derivative, tell what they did, beside the weights as they are under the same ridge, which is "
     f"kept; {LOSS}"
 )
+SOURCES = 5  # of the least and of the largest weight in one line
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,20 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"on folds that took no part: {as_given}, {s['error_reweighted']:.4f} reweighted{at_ridge(s, 'ridge')}; "
         f"loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
         f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
+        *sources_in_words(s),
         *warnings,
         *planted_in_words(s),
     ]
+
+
+def sources_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return the mean weight of every source, the least first; of the least and the largest where they are many."""
+    found = sorted(summary.get("sources", []), key=lambda row: row["weight"])
+    if not (summary["accepted"] and found):
+        return []
+    shown = [f"{words.clip(str(row['source']), 40)} {words.number(row['weight'])}" for row in found]
+    some = shown if len(shown) <= 2 * SOURCES else [*shown[:SOURCES], "...", *shown[-SOURCES:]]
+    return [f"mean weight by source: {', '.join(some)}"]
 
 
 def lower_ridge(summary: dict[str, Any], error: str) -> str:
@@ -158,7 +170,8 @@ def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], writte
             Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero", "hurts"),
             Tile("effective samples", words.count(s["effective_samples"]), f"of {s['n_samples']:,}"),
         ]
-    told_first = headline(s) + [f"Of the flags in samples/: {said}." for said in planted_in_words(s)]
+    told_first = headline(s) + [f"{said[0].upper()}{said[1:]}." for said in sources_in_words(s)]
+    told_first += [f"Of the flags in samples/: {said}." for said in planted_in_words(s)]
     files = ["samples/: weight, derivative, z and verdicts of every row", "summary.json: every figure of this page"]
     return Sheet(
         "Which weights the samples should have", told_first, tiles, _parts(session, weighed, s, written),
@@ -252,13 +265,13 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
     ]  # fmt: skip
     if not s["accepted"]:
         return parts
-    parts += [
-        Columns("The new weights", edges, counts, kept + far, "weight"),
-        Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight."),
-    ]
     rest = [("n", "Samples", "count"), ("weight", "Mean weight", "fixed")]
     if s.get("sources"):
-        parts.append(Table("Sources", [("source", "Source", "label"), *rest], s["sources"]))
+        of_sources = sorted(s["sources"], key=lambda row: row["weight"])
+        parts.append(Table("Sources", [("source", "Source", "label"), *rest], of_sources, "Least weight first."))
+    parts.append(Columns("The new weights", edges, counts, kept + far, "weight"))
+    if s["level"] == "sample":  # else rows of a source are lowered alike
+        parts.append(Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight."))
     classes = weights_by_class(weighed.setup, written)
     if classes:
         intro = "Most lowered first: a class that loses much of its weight deserves a look."

@@ -33,7 +33,7 @@ def part_of(times: float) -> str:
 def at_ridge(summary: dict[str, Any], key: str) -> str:
     """Return under which ridge an error stands, where not all stand under that for the weights as they are."""
     alike = summary["ridge"] == summary["ridge_compared"] == summary["ridge_uniform"]
-    return "" if alike else f" (ridge {words.number(summary[key], 4)})"
+    return "" if alike else f" (at its best ridge, {words.number(summary[key], 4)})"
 
 
 def explained(names: list[str], ridge: float, chosen: bool, things: str = "sources") -> str:

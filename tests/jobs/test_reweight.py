@@ -179,11 +179,11 @@ def test_an_error_as_given_says_under_which_ridge_it_stands():
          "error_uniform": 0.28, "error_reweighted": 0.27, "gain": 0.1, "gain_standard_error": 0.01, "ridge": 0.5,
          "ridge_compared": 1.5, "ridge_uniform": 4.5}  # fmt: skip
     assert (
-        "28.0\N{NO-BREAK SPACE}% as given (ridge 1.5) and 27.0\N{NO-BREAK SPACE}% reweighted (ridge 0.5)."
-        in (headline(s)[1])
+        "28.0\N{NO-BREAK SPACE}% as given (at its best ridge, 1.5) and 27.0\N{NO-BREAK SPACE}% reweighted (at its best "
+        "ridge, 0.5)." in headline(s)[1]
     )
     alike = s | {"ridge": 4.5, "ridge_compared": 4.5}
-    assert "(ridge" not in headline(alike)[1]
+    assert "ridge" not in headline(alike)[1]
     assert tone_of(s) == "good" and tone_of(s | {"error_reweighted": 0.29}) == ""
 
 
@@ -209,6 +209,11 @@ def test_a_bad_source_loses_its_weight():
     found = {row["source"]: row["weight"] for row in result.summary["sources"]}
     assert result.summary["accepted"]
     assert found["farm"] < 0.8 < 1.1 < min(found["clean"], found["crawl"])
+    (line,) = [line for line in result.lines() if line.startswith("mean weight by source: ")]
+    told = dict(part.split() for part in line.removeprefix("mean weight by source: ").split(", "))
+    assert list(told) == sorted(found, key=found.get) and float(told["farm"]) == pytest.approx(found["farm"], abs=0.01)
+    page = Page(result.folder.read("report.html").decode())
+    assert f"M{line[1:]}." in page.text and "Lowered most" not in page.text
     uniform = weighted_error(X, y, np.ones(900), result.summary["ridge_uniform"], X_test, y_test)
     assert weighted_error(X, y, weights(result), result.summary["ridge"], X_test, y_test) < uniform
     with pytest.raises(diva_ray.InputError, match=r"at least two sources must be there .*, got 1 \(clean\) in column"):
