@@ -276,6 +276,8 @@ def _run(task: str, cfg: Any) -> None:
                 f"--config-name: a config of jobs/{name}.py must be named, got "
                 + (f"one of jobs/{other}.py. Run that." if other else f"one without `{name}_schema` in its `defaults`.")
             )
+        from diva_ray.tasks.next_steps import next_steps  # after the signals are heard, as all that takes long
+
         result = import_module(task).run(config)
     except InputError as error:
         _leave(error)
@@ -285,7 +287,7 @@ def _run(task: str, cfg: Any) -> None:
         code = TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED
         _leave(f"{name}: interrupted.{resumed}", code)
     try:
-        print("\n".join(plain(line) for line in result.lines()), flush=True)
+        print("\n".join(plain(line) for line in [*result.lines(), *next_steps(config, result)]), flush=True)
     except BrokenPipeError:
         _hear_no_more()
 

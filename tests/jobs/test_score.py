@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -259,7 +260,14 @@ def test_the_first_command_of_the_readme_has_no_options(tmp_path):
     command = [sys.executable, ROOT / "jobs" / "score.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()[-4:]
+    told = done.stdout.splitlines()[-5:]
     assert told[0].startswith("1,797 samples, leave-one-out error 0.2571") and told[2].startswith("planted 359 wrong")
     (folder,) = (tmp_path / "outputs" / "score").iterdir()
+    words = re.findall(r"\w+=\S+", told[4])
+    assert words == [f"output={folder}", "resume=true", "curate=drop"]
+    again = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert (
+        again.stdout.splitlines()[-2].startswith("curated copy: 1,436 rows, 361 dropped") and "next" not in again.stdout
+    )
     assert told[3] == f"report: {folder / 'report.html'}" and (folder / "report.html").exists()
