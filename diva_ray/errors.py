@@ -16,3 +16,8 @@ class NotDefiniteError(InputError):
 
 class LostLeverageError(InputError):
     """A leverage that products in this precision cannot tell from 1; more digits may."""
+
+
+def first_line(error: object, most: int = 200) -> str:
+    """Return the first line of what an error says, in at most so many characters."""
+    return next(iter(str(error).strip().splitlines()), "no message")[:most]

@@ -10,8 +10,7 @@ import re
 import pyarrow as pa
 import pyarrow.fs
 
-from diva_ray.data.reader import first_line
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 
 def part_name(index: int) -> str:

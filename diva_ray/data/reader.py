@@ -11,7 +11,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from diva_ray.data.hive import append
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from diva_ray.data.table import Piece, Table
@@ -144,8 +144,3 @@ class _Stream:
 def mark_of(info: pyarrow.fs.FileInfo) -> tuple[int, int]:
     """Return what changes with a file: its size and time of change, in nanoseconds."""
     return info.size or 0, info.mtime_ns or 0
-
-
-def first_line(error: object) -> str:
-    """Return the first line of what an error says."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"

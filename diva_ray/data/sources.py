@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diva_ray.data.reader import first_line
 from diva_ray.data.table import Table, from_arrays, from_arrow, open_parquet
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 CORE = 300  # digits in the built-in table that is extended by the others
 

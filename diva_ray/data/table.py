@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from diva_ray.data.columns import check_names, element_type, in_one_chunk, is_list, storage_type, without_views
 from diva_ray.data.files import list_files
 from diva_ray.data.hive import Value, folder_values
-from diva_ray.data.reader import Reader, first_line, mark_of
-from diva_ray.errors import InputError
+from diva_ray.data.reader import Reader, mark_of
+from diva_ray.errors import InputError, first_line
 
 
 @dataclass(frozen=True)

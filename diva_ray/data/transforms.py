@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from diva_ray.config import EmbedConfig
 from diva_ray.data.decode import Pictures, RefusedError, upright
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 IDENTITY = "identity"
@@ -132,7 +132,7 @@ def _labels(pictures: Sequence[Any], labels: Sequence[Any]) -> pa.Array:
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(
             "augmented: labels must be of one kind, numbers, strings or lists of them, got "
-            f"{str(error).splitlines()[0]}. Change `labels`."
+            f"{first_line(error)}. Change `labels`."
         ) from error
 
 

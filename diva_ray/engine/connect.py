@@ -9,7 +9,7 @@ import socket
 
 import ray
 
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 from diva_ray.signals import hear_again
 
 CONNECT_TIMEOUT = 10.0  # seconds until a cluster must answer
@@ -43,7 +43,7 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise InputError(
             f"cluster: a Ray cluster must answer, got {type(error).__name__} "
-            f"({str(error).strip().splitlines()[0][:200]}) at "
+            f"({first_line(error)}) at "
             f"{os.environ.get('RAY_ADDRESS', 'the default address')}. Start it, fix RAY_ADDRESS, or use "
             "`cluster=local`."
         ) from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diva_ray.core.products import float32_products
 from diva_ray.data.cache import mapped
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 log = logging.getLogger("diva_ray")
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def _checked(device: torch.device, where: str) -> torch.device:
         except RuntimeError as error:
             raise InputError(
                 f"cluster.gpus_per_worker: the GPU must be free to use and of a kind that torch {torch.__version__} "
-                f"has code for, got `{str(error).strip().splitlines()[0]}` at {where}. See `nvidia-smi` there, install "
+                f"has code for, got `{first_line(error)}` at {where}. See `nvidia-smi` there, install "
                 "another build of torch, or leave `cluster.gpus_per_worker` out."
             ) from error
         return device
@@ -268,7 +268,7 @@ class Lane:
             self.slab, self.used = torch.empty(size, dtype=torch.uint8, pin_memory=True), 0
         except RuntimeError as error:  # no OutOfMemoryError: that is of a device's own memory
             self.refused = True
-            told = str(error).strip().splitlines()[0]
+            told = first_line(error)
             log.warning(
                 "%s: no more page-locked memory (%s): features reach the GPU from ordinary memory, at a slower rate",
                 socket.gethostname(), told,

@@ -20,13 +20,12 @@ from diva_ray.data.folder import Folder
 from diva_ray.data.raw import tables
 from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import Source, Unit
-from diva_ray.data.reader import first_line
 from diva_ray.data.sources import open_data
 from diva_ray.data.table import Table, from_arrow
 from diva_ray.data.transforms import pictures_as_bytes
 from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.begin import from_dataset, now, open_folder, tidy
 from diva_ray.tasks.calls import takes_table
@@ -124,7 +123,7 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
             pq.write_table(content.slice(start, 1 << 16), sink, row_group_size=config.unit_rows)
         except pa.ArrowNotImplementedError as error:
             raise InputError(
-                f"data: every column must be one that Parquet can hold, got {first_line(error)[:200]} in {table.name}. "
+                f"data: every column must be one that Parquet can hold, got {first_line(error)} in {table.name}. "
                 "Convert the column or leave it out."
             ) from error
         folder.write(f"raw/{part_name(k)}.parquet", sink.getvalue().to_pybytes())

@@ -20,10 +20,9 @@ from diva_ray.core.carry import Frame, pack, unpack
 from diva_ray.core.ridge import FitSums
 from diva_ray.core.subspace import projections
 from diva_ray.data.folder import Folder
-from diva_ray.data.reader import first_line
 from diva_ray.data.table import Table
 from diva_ray.engine.reduce import SECTIONS, UNIT
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 from diva_ray.tasks.opened import Opened
 from diva_ray.tasks.plan import Plan
 

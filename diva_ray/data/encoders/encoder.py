@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diva_ray.core.products import float32_products
 from diva_ray.data.decode import Form
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 IMAGE, TEXT = "image", "text"
 
@@ -70,7 +70,7 @@ def need(module: str, extra: str) -> Any:
     except ImportError as error:
         missing = error.name or module
         raise InputError(
-            f"encoder.kind: {extra} must be installed, got no module {missing} ({str(error).splitlines()[0][:120]}). "
+            f"encoder.kind: {extra} must be installed, got no module {missing} ({first_line(error, 120)}). "
             f'Install it with `pip install -e ".[{extra}]"`, or change `encoder`.'
         ) from error
 

@@ -23,7 +23,7 @@ from diva_ray.data.raw.units import (
     name_of,
     rechunk,
 )
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 log = logging.getLogger("diva_ray")
 
@@ -92,7 +92,7 @@ def csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema
         ) from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"data.path: files must be CSV with a first line of names, got {str(error).splitlines()[0][:200]} at "
+            f"data.path: files must be CSV with a first line of names, got {first_line(error)} at "
             f"{unit.path}. Change `data.path`."
         ) from error
     codes = {name for name in written.names if pc.any(pc.match_substring_regex(first[name], LEADING_ZERO)).as_py()}
@@ -137,7 +137,7 @@ def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Itera
                     read, good = read + batch.num_rows, good + len(at)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise InputError(
-                f"data.path: every file must be CSV of the same columns, got {str(error).splitlines()[0][:200]} at "
+                f"data.path: every file must be CSV of the same columns, got {first_line(error)} at "
                 f"{unit.path}. Fix the file or leave it out."
             ) from error
 

@@ -15,7 +15,7 @@ from diva_ray.data.files import check_named
 from diva_ray.data.raw import folder, lines, saved, tables, tar
 from diva_ray.data.raw.listing import Listing, under
 from diva_ray.data.raw.units import PICTURE_SUFFIXES, Source, name_of, suffix_of
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 SUFFIXES = {
     "parquet": ("parquet", "pq"), "webdataset": ("tar", "tgz"), "jsonl": ("jsonl", "ndjson"), "csv": ("csv", "tsv"),
@@ -104,7 +104,7 @@ def list_files(path: str) -> tuple[pyarrow.fs.FileSystem, str, Listing]:
             files = Listing(under(filesystem, base), base)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
-                f"data.path: must be within reach, got {type(error).__name__} ({str(error).splitlines()[0][:200]}) at "
+                f"data.path: must be within reach, got {type(error).__name__} ({first_line(error)}) at "
                 f"{path}. Change `data.path`."
             ) from error
     else:

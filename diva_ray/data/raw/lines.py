@@ -27,7 +27,7 @@ from diva_ray.data.raw.units import (
     rechunk,
     root_of,
 )
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 RANGE = 64 << 20  # bytes of a unit of JSON lines, at most
 MOST_UNITS = 10_000  # units that `unit_rows` may make of a table of lines: more rows each beyond
@@ -159,7 +159,7 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
                     if not isinstance(row, dict):
                         raise ValueError(f"not an object but {type(row).__name__}")
                 except ValueError as error:
-                    wrong = "", f"line does not fit: {str(error).splitlines()[0][:160]}"
+                    wrong = "", f"line does not fit: {first_line(error, 160)}"
                 else:
                     wrong = misfit(row, kinds.items())
                 if wrong:

@@ -11,7 +11,7 @@ from diva_ray.data.columns import storage_type
 from diva_ray.data.raw.classes import class_names, with_names
 from diva_ray.data.raw.tables import key_of, to_rows, with_id
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit, loaded, mark_of, name_of, rechunk, root_of, suffix_of
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 
 def find(
@@ -86,9 +86,7 @@ def _open(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.RecordBatchStreamR
         return pa.ipc.open_stream(pa.memory_map(path) if local else filesystem.open_input_stream(path))
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"data.path: every file must be an Arrow stream, got {str(error).splitlines()[0][:200]} at {path}. Save "
-            "the "
-            "dataset again."
+            f"data.path: every file must be an Arrow stream, got {first_line(error)} at {path}. Save the dataset again."
         ) from error
 
 

@@ -27,7 +27,7 @@ from diva_ray.data.raw.units import (
     note_unknown,
     rechunk,
 )
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 EmptyHeaderError, TruncatedHeaderError = tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
 MOST_MEMBERS = 1000  # of a sample
@@ -85,7 +85,7 @@ def _tried(members: dict[str, bytes | None], label: str, reasons: list[str]) -> 
     try:
         return row_of(members, label)
     except ValueError as error:
-        reasons.append(str(error).splitlines()[0][:160])
+        reasons.append(first_line(error, 160))
         return {}
 
 
@@ -144,7 +144,7 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
     except (tarfile.TarError, OSError, EOFError, pa.ArrowException) as error:
         raise InputError(
             f"data.path: every file must be a whole tar, got {type(error).__name__} "
-            f"({(str(error).splitlines() or ['no message'])[0][:200]}) at {path}. Replace the file or leave it out."
+            f"({first_line(error)}) at {path}. Replace the file or leave it out."
         ) from error
     if key is not None:
         yield key, members, stored
@@ -208,7 +208,7 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
                 seen.add(hash(key))
                 row = {"id": prefix + key, **row_of(members, source.more["label"])}
             except ValueError as error:
-                wrong = "", f"members do not fit: {str(error).splitlines()[0][:160]}"
+                wrong = "", f"members do not fit: {first_line(error, 160)}"
             else:
                 wrong = misfit(row, ((field.name, field.type) for field in fields[1:]))
             if wrong:

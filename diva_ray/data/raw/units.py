@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from diva_ray.data.files import part_name
+from diva_ray.errors import first_line
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 MOST_BYTES = 64 << 20  # of one sample as stored
@@ -199,7 +200,7 @@ def misfit(row: dict[str, Any], kinds: Iterable[tuple[str, pa.DataType]]) -> tup
         try:
             pa.array([row.get(column)], kind)
         except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
-            return column, f"value does not fit: {str(error).splitlines()[0][:160]}; `data.peek` looks at more samples"
+            return column, f"value does not fit: {first_line(error, 160)}; `data.peek` looks at more samples"
     return None
 
 
