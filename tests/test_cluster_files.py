@@ -122,7 +122,7 @@ def test_the_ray_job_runs_a_job_that_is_there_with_options_that_compose(ray_job)
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from diva_ray.jobs import register
+    from diva_ray.command_line import register
 
     python, job, *options = ray_job["spec"]["entrypoint"].split()
     assert python == "python"

@@ -11,9 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from diva_ray.command_line import checked, register
 from diva_ray.config import SCHEMAS
 from diva_ray.data.folder import Folder
-from diva_ray.jobs import checked, register
 from diva_ray.tasks.saved_config import write_config
 from diva_ray.threads import better_coretype
 

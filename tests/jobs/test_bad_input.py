@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import diva_ray
+from diva_ray.command_line import checked, quoted, register
 from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig
 from diva_ray.errors import InputError
-from diva_ray.jobs import checked, plain, quoted, register
+from diva_ray.jobs import plain
 from diva_ray.tasks.score import run
 from tests.forks import run_job
 

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import diva_ray
+from diva_ray.command_line import register
 from diva_ray.config import SCHEMAS, TuneConfig
 from diva_ray.errors import InputError
-from diva_ray.jobs import register
 from diva_ray.tasks import aggregate, reweight, score, tune
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.options import check_options, chosen_shares

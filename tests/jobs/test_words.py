@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from diva_ray.command_line import CONFIGS, check_flags, compose, quoted, register
 from diva_ray.errors import InputError
-from diva_ray.jobs import CONFIGS, _check_flags, _compose, quoted, register
 
 PATHS = [
     "~/table", "/data/k=1/year=2024", "part-[0-9].parquet", "straße/学", "it's", 'a "b"', "(1)", "#1", "{a}", "a b",
@@ -57,12 +57,12 @@ DASHES = "score: options must be written as KEY=VALUE, without dashes, got "
 )
 def test_an_option_with_dashes_is_told_how_it_is_written(words, told):
     with pytest.raises(InputError) as caught:
-        _check_flags("score", words)
+        check_flags("score", words)
     assert str(caught.value) == told
 
 
 def test_hydras_own_flags_pass():
-    _check_flags("score", ["--cfg", "job", "--config-dir=a", "--config-name", "b", "-m", "--multirun", "ridge=1,2"])
+    check_flags("score", ["--cfg", "job", "--config-dir=a", "--config-name", "b", "-m", "--multirun", "ridge=1,2"])
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_hydras_own_flags_pass():
 def test_a_name_that_is_nearly_right_is_told(name, word, told):
     register()
     with pytest.raises(InputError) as caught:
-        _compose(name, name, None, [word])
+        compose(name, name, None, [word])
     assert told in str(caught.value) and "Could not override" not in str(caught.value)
 
 
