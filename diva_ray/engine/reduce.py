@@ -34,9 +34,11 @@ def add_in_order(partials: Iterable[Any]) -> Any:
 
 
 class Tally(dict[str, Any]):
-    """Named sums; `+` adds them key by key, and keeps the larger of values named `max_...`."""
+    """Named sums; `+` adds them key by key, and keeps the larger of values named `max_...`. Both have the same."""
 
     def __add__(self, other: Mapping[str, Any]) -> Tally:
+        if self.keys() != other.keys():  # else what one shard alone has told would be lost, or not, by its place
+            raise KeyError(f"sums must have the same names, got {sorted(self.keys() ^ other.keys())} in one only")
         return Tally({k: max(v, other[k]) if k.startswith("max_") else v + other[k] for k, v in self.items()})
 
 

@@ -83,7 +83,8 @@ class Scan:
     validation_labels: pa.Array | None = None
     extremes: Extremes | None = None
 
-    def __add__(self, other: Scan) -> Scan:
+    def check_widths(self, other: Scan) -> None:
+        """Raise where another table's bands, targets or offsets are not as long as this one's."""
         if any(a != b and a and b for a, b in zip(self.widths, other.widths, strict=True)):  # 0: no row has the band
             raise InputError(
                 f"data.features: vectors of a band must have equal length, got {list(self.widths)} at {self.place} and "
@@ -99,6 +100,9 @@ class Scan:
                 f"data.offset: offsets must have equal length, got {self.offset_width} at {self.place} and "
                 f"{other.offset_width} at {other.place}. Fix the table or choose `data.offset`."
             )
+
+    def __add__(self, other: Scan) -> Scan:
+        self.check_widths(other)
         return Scan(
             self.place,
             tuple(map(max, self.widths, other.widths)),

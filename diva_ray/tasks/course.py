@@ -41,7 +41,7 @@ def prepare_course(
     extents = [extent for extent in session.engine.extents if extent.pool]
     found: Scan = runner.run(scan, "scan test", extents)
     note_shared(session, "test", sum(e.stop - e.start for e in extents), found.counts)
-    _ = replace(session.scan, place="the table") + replace(found, place="the test table")  # raises where widths differ
+    replace(session.scan, place="the table").check_widths(replace(found, place="the test table"))
     if sum(table.rows for table in session.tables) < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)
     adopted = None if given is None else take_weights(session, config, given)

@@ -89,7 +89,7 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     found: Scan = runner.run(scan, "scan pool", extents, again=True)
     rows = int(found.counts["rows"])
     note_shared(session, "pool", rows, found.counts)
-    _ = replace(core, place="the table") + replace(found, place="the pool")  # raises where widths differ
+    replace(core, place="the table").check_widths(replace(found, place="the pool"))
     setup = session.setup
     if core.labels is not None and found.labels is not None:
         classes = merge_values(core.labels, found.labels)

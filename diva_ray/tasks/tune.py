@@ -167,7 +167,7 @@ def _scan_test(session: Session) -> None:
     extents = [extent for extent in session.engine.extents if extent.pool]
     if extents:
         found: Scan = session.runner.run(scan, "scan test", extents)
-        _ = replace(session.scan, place="the table") + replace(found, place="the test table")  # raises: other widths
+        replace(session.scan, place="the table").check_widths(replace(found, place="the test table"))
         note_shared(session, "test", sum(extent.stop - extent.start for extent in extents), found.counts)
 
 
