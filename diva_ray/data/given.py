@@ -31,10 +31,12 @@ class Given:
     Attributes:
         table: its samples, in the order of the table.
         flags: columns that flag a row.
+        factor: what the run multiplied every weight by, lowered or not, so that their mean is kept.
     """
 
     table: Table
     flags: tuple[str, ...]
+    factor: float = 1.0
 
     def weights(self, reader: Reader, start: int, stop: int) -> Tensor:
         """Return the weights of rows [start, stop), float64."""

@@ -50,10 +50,10 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
         write_with_outputs(shard, known, name, table)
     else:
         folder.write_table(name, table)
-    counts = Tally(max_memory=peak_memory())
+    counts = Tally(max_memory=peak_memory(), max_common=float(known.get("common", 1.0)))
     counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
     z, issue, alpha = facts["z"], facts["issue"], facts["weight"]
-    lowered = alpha < known.get("common", 1.0) * shard.weight * (1 - 1e-6)  # but for what keeps the mean of all steps
+    lowered = alpha < counts["max_common"] * shard.weight * (1 - 1e-6)  # but for what keeps the mean of all steps
     kinds = ((alpha == 0) & (shard.weight > 0)).double(), lowered.double(), alpha, alpha.square()
     counts["weights"] = torch.stack([kind.sum() for kind in kinds])
     size = len(WEIGHT_EDGES)

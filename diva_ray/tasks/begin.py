@@ -37,7 +37,7 @@ NEEDED = (PLACE, "weights", "uids")  # only by an unfinished run; steps first, t
 PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
 RAW = "raw"  # rows in memory that are to be embedded
-FORMAT = 10  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 11  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -108,6 +108,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         "n_judged": sums.rows,
         "n_lowered": int(lowered),
         "n_zero": int(zero),
+        "weight_factor": written["max_common"],  # of every weight, so that their mean is kept where some are lowered
         "effective_samples": total**2 / squares if squares > 0 else 0.0,
         "rule": PLAIN_RULE if plain else RULE,
         "trials": trials,

@@ -81,6 +81,7 @@ def summarise(
         "ridge_derivative": float(derived.band_derivatives.sum()),
         "band_penalty_derivative": bands,
         "mean_weight": float(written["weights"][2]) / counts["rows"],  # as they are written
+        "weight_factor": written["max_common"],  # of every weight, so that their mean is kept where some are lowered
         "loss": derived.tally["loss"] / counts["validation"],
         **error_figures(session, derived.tally["wrong"]),
         **verdict_figures(rule, written),

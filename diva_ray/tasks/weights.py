@@ -47,7 +47,8 @@ def open_given(config: TrainConfig, table: Table | None = None, columns: Columns
                 f"weights: samples/ must have column `{name}`, got {', '.join(samples.schema.names)} at "
                 f"{samples.name}. Change `weights`{' or `flag`' if name in flags else ''}."
             )
-    given = Given(samples, tuple(name for name in flags if name in samples.schema.names))
+    present = tuple(name for name in flags if name in samples.schema.names)
+    given = Given(samples, present, (told or {}).get("weight_factor", 1.0))
     if table is not None and columns is not None:
         _compare(given, table, columns)
     return given
