@@ -30,7 +30,8 @@ def mean_interval(values: list[float]) -> Interval:
     k, mean = len(values), float(np.mean(values))
     if k < 2:
         return Interval(mean, None, None, None)
-    error = float(np.std(values, ddof=1)) / k**0.5
+    alike = min(values) == max(values)  # whose mean may differ from them by rounding
+    error = 0.0 if alike else float(np.std(values, ddof=1)) / k**0.5
     reach = float(student.ppf(0.5 + CONFIDENCE / 2, k - 1)) * error
     return Interval(mean, error, mean - reach, mean + reach)
 

@@ -53,6 +53,7 @@ class Bars:
     unit: str = ""  # written after each value
     percent: bool = False  # values are shares, written as percentages
     points: bool = False  # values are differences of shares, written as percentage points
+    most: int | None = None  # decimals, where what was measured cannot tell more; None: as the values ask for
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _bars(part: Bars) -> dict:
     drawn = charts.bars(rows)
     errors = [row["error"] for row in drawn["rows"]]
     finest = min((error for error in errors if error), default=None)
-    texts = words.aligned([row["value"] for row in drawn["rows"]] + errors, finest=finest)
+    texts = words.aligned([row["value"] for row in drawn["rows"]] + errors, finest=finest, most=part.most)
     words_of = zip(rows, drawn["rows"], texts[: len(rows)], texts[len(rows) :], strict=True)
     shown = [
         place | {"label": words.label(row.get("label"), 120), "detail": row.get("detail") or "", "text": text,

@@ -70,8 +70,9 @@ def points(share, error=None) -> str:
     return f"{sign}{text}{spread}{POINTS}"
 
 
-def aligned(values: list, *, percent: bool = False, finest=None) -> list[str]:
-    """Numbers of one column with the same decimals: three digits for the largest, and one for `finest`."""
+def aligned(values: list, *, percent: bool = False, finest=None, most: int | None = None) -> list[str]:
+    """Numbers of one column with the same decimals: three digits for the largest, and one for `finest`; `most` such
+    decimals where no more can be told."""
     factor, unit = (100, PERCENT) if percent else (1, "")
     known = [finite(value) for value in values]
     top = max((factor * abs(value) for value in known if value is not None), default=0.0)
@@ -80,6 +81,7 @@ def aligned(values: list, *, percent: bool = False, finest=None) -> list[str]:
         least = finite(finest)
         if least:
             places = max(places, min(-math.floor(math.log10(factor * abs(least))), places + 3))
+        places = places if most is None else min(places, most)
         return [MISSING if value is None else fixed(factor * value, places) + unit for value in known]
     return [MISSING if value is None else number(factor * value) + unit for value in known]
 
