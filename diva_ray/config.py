@@ -186,7 +186,9 @@ class TrainConfig(FitConfig):
     flag: str = "is_label_issue"  # rows that `without_flagged` deletes: is_label_issue | is_detrimental | either
     epochs: int = 30  # passes over the table
     batch_size: int = 128  # rows of a step, of all workers together
-    learning_rate: float = 1.0  # at the start; it falls to 0 along half a cosine
+    # at the start; it falls to 0 along half a cosine. A number > 0 | auto: stable by the curvature of the linear head's
+    # loss, at most 1 for classes; for a `module`, of which nothing is known, 0.1 or the linear head's if that is less
+    learning_rate: Any = "auto"
     momentum: float = 0.9  # of SGD
     weight_decay: float = 0.0  # of SGD, on all parameters
     seeds: int = 3  # models of every arm: initial weights and order of rows differ

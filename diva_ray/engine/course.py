@@ -38,6 +38,7 @@ class Course:
         batch_size: rows of a step, of all workers together.
         window: rows that a worker holds and shuffles at a time.
         unused: whether a step leaves some parameter without a gradient.
+        closed: closed forms, by their files in model/, that are tested beside the models.
     """
 
     table: Table
@@ -62,6 +63,7 @@ class Course:
     window: int
     threads: int
     unused: bool = False
+    closed: tuple[str, ...] = ()
 
     @property
     def models(self) -> list[tuple[str, int]]:

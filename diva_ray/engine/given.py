@@ -1,10 +1,12 @@
-"""The pass that gives every row the weight of an earlier run."""
+"""The passes over weights that a model is trained under: those of an earlier run, and what they make of the rows."""
 
 from __future__ import annotations
 
+import torch
+
 from diva_ray.data.given import Given
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, keep_weights
+from diva_ray.engine.context import Known, blocks, keep_weights, weights
 from diva_ray.engine.reduce import Tally
 
 STEP = "given"  # name of the weights, for `known["step"]`
@@ -20,8 +22,22 @@ def adopt(shard: Shard, known: Known) -> Tally:
     alpha = given.weights(reader, low, int(rows.max()) + 1)[rows - low]
     flagged = given.flagged(reader, low, int(rows.max()) + 1)[rows - low] if given.flags else alpha < 0
     keep_weights(shard, known, alpha, STEP)
-    changed = (alpha - shard.weight).abs() > SAME * shard.weight.abs()
+    kept = given.factor * shard.weight  # what a row has whose weight the run neither lowered nor raised
     return Tally(
         n=len(alpha), weight=float(alpha.sum()), n_zero=int((alpha == 0).sum()), n_flagged=int(flagged.sum()),
-        n_changed=int(changed.sum()), max_weight=float(alpha.max()), max_minus=float(-alpha.min()),
+        n_lowered=int((alpha < kept * (1 - SAME)).sum()), n_raised=int((alpha > kept * (1 + SAME)).sum()),
+    )  # fmt: skip
+
+
+def row_sizes(shard: Shard, known: Known) -> Tally:
+    """Return what the step of SGD follows from: rows that take part, their weights alpha, and the sums of alpha |z|^2
+    and alpha^2 |z|^4; also the least (`max_minus`: less it) and the largest weight of all rows."""
+    alpha = weights(shard, known)
+    sizes = torch.zeros(2, dtype=torch.float64)
+    for block in blocks(shard, known):
+        size = block.Z.double().square().sum(1).cpu() * alpha[block.start : block.stop]
+        sizes += torch.stack([size.sum(), size.square().sum()])
+    return Tally(
+        taken=int((alpha > 0).sum()), weight=float(alpha.sum()), sizes=sizes, max_weight=float(alpha.max()),
+        max_minus=float(-alpha.min()),
     )  # fmt: skip

@@ -72,9 +72,9 @@ def train_all(course: Course, crew: Crew) -> None:
     with torch.random.fork_rng(devices=[]):
         for k, (arm, seed) in enumerate(course.models):
             train_one(course, share, crew, arm, seed, before=k * course.epochs)
-    n, total, products = evaluate(course, crew)
+    found = evaluate(course, crew)
     if crew.rank == 0:
-        course.folder.write_arrays(EVALUATION, {"n": n.numpy(), "total": total.numpy(), "products": products.numpy()})
+        course.folder.write_arrays(EVALUATION, {name: value.numpy() for name, value in found.items()})
 
 
 def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, before: int) -> None:
@@ -109,7 +109,7 @@ def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, bef
         if not math.isfinite(history[-1]):
             raise DivergedError(
                 f"learning_rate: the training loss must stay finite, got {history[-1]} in epoch {epoch + 1} of arm "
-                f"{arm}, seed {seed}. Lower `learning_rate`, with a new `output`."
+                f"{arm}, seed {seed}. Lower `learning_rate` ({course.learning_rate:g} now), with a new `output`."
             )
         if crew.rank == 0:
             save(course, arm, seed, model, history, optimizer)
@@ -191,24 +191,55 @@ def restore(course: Course, arm: str, seed: int) -> tuple[torch.nn.Module, list[
     return model, found["loss"].tolist(), momentum
 
 
-def evaluate(course: Course, crew: Crew) -> tuple[Tensor, Tensor, Tensor]:
-    """Return over all test rows: n, sum e, sum e e' of the errors e of every model, the closed form last; one read."""
+def evaluate(course: Course, crew: Crew) -> dict[str, Tensor]:
+    """Return over all test rows n, `total` sum e and `products` sum e e' of the errors e of every model, the closed
+    forms last, and the error of a model that `learns_nothing`; one read."""
     crew.add(torch.zeros(1))  # every checkpoint is written
     models = [restore(course, arm, seed)[0].eval() for arm, seed in course.models]
-    closed = course.folder.read_arrays("model/closed_form.npz") or {}
-    weight, bias = (torch.from_numpy(closed[name]) for name in ("weight", "bias"))
-    K = len(models) + 1
-    sums, reader = torch.zeros(1 + K + K * K, dtype=torch.float64), course.test.reader()
+    closed = [_closed(course, name) for name in course.closed]
+    K, reader = len(models) + len(closed), course.test.reader()
+    sums = torch.zeros(1 + K + K * K + course.outputs, dtype=torch.float64)
     pieces = cut(0, course.test.rows, BLOCK)
     with torch.no_grad():
         for a, b in pieces[len(pieces) * crew.rank // crew.world : len(pieces) * (crew.rank + 1) // crew.world]:
             rows = course.read(course.test, reader, a, b)
             errors = [row_errors(course, outputs(model, rows), rows.Y, 0.0) for model in models]
-            found = rows.Z.double() @ weight.T + bias
-            found = found if rows.offset is None else found + rows.offset
-            if course.classes is None:
-                found = (found - course.target_mean) / course.target_scale
-            E = torch.stack([*errors, row_errors(course, found, rows.Y, 0.5)], 1)
-            sums += torch.cat([torch.tensor([float(b - a)]), E.sum(0), (E.T @ E).reshape(-1)])
-    sums = crew.add(sums)
-    return sums[0], sums[1 : 1 + K], sums[1 + K :].reshape(K, K)
+            errors += [row_errors(course, predict(rows), rows.Y, 0.5) for predict in closed]
+            E = torch.stack(errors, 1)
+            sums += torch.cat([torch.tensor([float(b - a)]), E.sum(0), (E.T @ E).reshape(-1), _idle(course, rows)])
+    n, total, products, idle = crew.add(sums).split([1, K, K * K, course.outputs])
+    return {
+        "n": n[0], "total": total, "products": products.reshape(K, K), "idle": learns_nothing(course, float(n), idle)
+    }  # fmt: skip
+
+
+def _closed(course: Course, name: str) -> Callable[[Rows], Tensor]:
+    """Return the outputs of a closed form for rows, in the units of their targets."""
+    found = course.folder.read_arrays(f"model/{name}.npz") or {}
+    weight, bias = (torch.from_numpy(found[key]) for key in ("weight", "bias"))
+
+    def predict(rows: Rows) -> Tensor:
+        F = rows.Z.double() @ weight.T + bias
+        if course.classes is None:
+            return (F - course.target_mean) / course.target_scale
+        return F if rows.offset is None else F + rows.offset
+
+    return predict
+
+
+def _idle(course: Course, rows: Rows) -> Tensor:
+    """Return what `learns_nothing` follows from (c,): rows of every class, or (numbers, offsets) errors."""
+    found = torch.zeros(course.outputs, dtype=torch.float64)
+    if course.classes is None or rows.offset is not None:
+        still = torch.zeros(len(rows.Z), course.outputs) if rows.offset is None else rows.offset
+        found[0] = row_errors(course, still, rows.Y, 0.0).sum()
+        return found
+    return torch.bincount(rows.Y, minlength=course.outputs).double() if rows.Y.ndim == 1 else rows.Y.double().sum(0)
+
+
+def learns_nothing(course: Course, n: float, idle: Tensor) -> Tensor:
+    """Return the test error of always predicting the table's mean, or the class that is commonest in the test rows (of
+    several: each as most rows have it); with offsets, of those alone."""
+    if course.classes is None or course.columns.offset:
+        return idle[0] / n
+    return 1 - idle.max() / n if course.task == "classification" else torch.minimum(idle, n - idle).mean() / n

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from diva_ray.config import TrainConfig
-from diva_ray.core.ridge import Solution
-from diva_ray.data.folder import Folder
 from diva_ray.data.given import Given
 from diva_ray.data.shards import Columns
 from diva_ray.engine.course import Course
@@ -22,22 +19,21 @@ from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import MODULE
 from diva_ray.errors import InputError
 from diva_ray.tasks.alike import note_shared
-from diva_ray.tasks.derive import fit_ridge
-from diva_ray.tasks.options import chosen_shares
+from diva_ray.tasks.closed import CLOSED, EVEN, rate_of, solve_both
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.trained import Trained
+from diva_ray.tasks.trained import Trained, given_in_words, weight_figures
 
 log = logging.getLogger("diva_ray")
 
-REWEIGHTED = "reweight"  # folder of the run that weights=auto makes
-OF_FEATURES = ("standardize", "intercept", "shares", "projection")  # what a ridge is relative to, beside the columns
-
 
 def prepare_course(
-    session: Session, config: TrainConfig, given: Given | None, build: Callable
+    session: Session, config: TrainConfig, given: Given | None, build: Callable, *, own: bool
 ) -> tuple[Course, Trained]:
-    """Check the test rows, give every row its weight, solve the closed form; return what the workers are told."""
-    runner, setup, counts = session.runner, session.setup, session.scan.counts
+    """Check the test rows, give every row its weight, solve the closed forms; return what the workers are told.
+
+    `own`: the module is not the linear head.
+    """
+    runner, setup = session.runner, session.setup
     extents = [extent for extent in session.engine.extents if extent.pool]
     found: Scan = runner.run(scan, "scan test", extents)
     note_shared(session, "test", sum(e.stop - e.start for e in extents), found.counts)
@@ -45,18 +41,16 @@ def prepare_course(
     if sum(table.rows for table in session.tables) < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)
     adopted = None if given is None else take_weights(session, config, given)
-    ridge = config.ridge
-    if ridge == "auto" and given is not None:
-        ridge = ridge_of(config, session)
-    setup, ridge, solution, _ = fit_ridge(runner, setup, ridge)
+    closed, even = solve_both(session, config, setup, given=given is not None)
     session.folder.drop("weights")
-    save_closed_form(session.folder, setup, solution)
+    rate = rate_of(config, session.task, [one for one in (closed, even) if one], own_module=own)
     arms = ("weighted", "uniform", "without_flagged") if given is not None and given.flags else ("weighted", "uniform")
     arms = arms if given is not None or session.columns.weight else ("uniform",)
-    course = course_of(session, config, setup, given, arms, build)
+    course = course_of(session, config, closed.setup, given, arms, build, rate)
+    course = replace(course, closed=(CLOSED,) if even is None else (CLOSED, EVEN))
     workers = 1 if session.plan.kind == "inline" else workers_of(session, course)
     course = check_module(course, workers)
-    return course, Trained(setup, float(ridge), adopted, int(counts["rows"]))
+    return course, Trained(closed, even, adopted, 1.0 if given is None else given.factor)
 
 
 def take_weights(session: Session, config: TrainConfig, given: Given) -> Tally:
@@ -69,47 +63,14 @@ def take_weights(session: Session, config: TrainConfig, given: Given) -> Tally:
     if given.flags and adopted["n_flagged"] == adopted["n"]:
         raise InputError(f"flag: some row must be left, got every row flagged in {config.weights}. Change `flag`.")
     runner.engine.tell(step=STEP, factor=1.0)
-    log.info(
-        "weights: %s of %s changed, %s rows flagged", f"{adopted['n_changed']:,}", f"{adopted['n']:,}",
-        f"{adopted['n_flagged']:,}",
-    )  # fmt: skip
+    log.info("weights: %s", given_in_words(weight_figures(adopted, given.factor)))
     return adopted
 
 
-def ridge_of(config: TrainConfig, session: Session) -> float | str:
-    """Return the ridge of the weights' run, if it says one and was of the same features."""
-    folder = Folder(session.folder.location(REWEIGHTED) if config.weights == "auto" else str(config.weights))
-    if "config.yaml" in folder.names(""):
-        theirs, ours = folder.read_config(), asdict(config)
-        if found := folder.read_json("bands.json"):  # of an aggregation, which finds them
-            theirs["shares"] = {band: figures["share"] for band, figures in found.items()}
-        if not isinstance(theirs["shares"], str):
-            shares = chosen_shares(config, session.columns.features)
-            ours["shares"] = shares and dict(zip(session.columns.features, shares, strict=True))
-        pairs = [(name, theirs.get(name), ours[name]) for name in OF_FEATURES]
-        pairs.append(("data.features", listed(theirs["data"]["features"]), listed(ours["data"]["features"])))
-        differ = [name for name, their, our in pairs if their != our]
-        if differ:
-            log.info("weights: that run had another %s, so that the ridge is chosen anew", ", ".join(differ))
-            return "auto"
-    return (folder.read_json("summary.json") or {}).get("ridge", "auto")
-
-
-def listed(names: Any) -> list[str]:
-    """Return one name as a list of one."""
-    return [names] if isinstance(names, str) else list(names)
-
-
-def save_closed_form(folder: Folder, setup: Setup, solution: Solution) -> None:
-    """Write the ridge solution as weight (c, p) and bias (c,)."""
-    W, first = solution.W.double(), int(setup.scale.intercept)
-    bias = W[0] if first else torch.zeros(W.shape[1], dtype=torch.float64)
-    folder.write_arrays("model/closed_form.npz", {"weight": W[first:].T.contiguous().numpy(), "bias": bias.numpy()})
-
-
 def course_of(
-    session: Session, config: TrainConfig, setup: Setup, given: Given | None, arms: tuple[str, ...], build: Callable
-) -> Course:
+    session: Session, config: TrainConfig, setup: Setup, given: Given | None, arms: tuple[str, ...], build: Callable,
+    rate: float,
+) -> Course:  # fmt: skip
     """Return what the workers are told; rows are read in the table's own order, whatever their groups."""
     mean, spread = torch.zeros(setup.outputs, dtype=torch.float64), 1.0
     if setup.classes is None:
@@ -126,7 +87,7 @@ def course_of(
         Columns(known.features, known.label, weight=known.weight, offset=known.offset), given, session.folder,
         session.task, replace(setup.scale, intercept=False), setup.classes, setup.outputs, mean, spread, arms,
         tuple(range(config.seed, config.seed + config.seeds)), build, config.epochs, config.batch_size,
-        config.learning_rate, config.momentum, config.weight_decay, config.window,
+        rate, config.momentum, config.weight_decay, config.window,
         config.cluster.threads or (torch.get_num_threads() if session.plan.kind == "inline" else 1),
     )  # fmt: skip
 

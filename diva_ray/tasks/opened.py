@@ -87,7 +87,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
             f"cluster.workers={config.cluster.workers}: {len(extents)} shard(s) keep no more than {workers} busy"
         )
     if isinstance(config, TrainConfig):
-        notes.append("the time is that of the closed form: training logs its own rate and time left")
+        notes.append(time_of_training(config))
     elif not isinstance(config, TuneConfig) and fewest.vectors:
         notes.append(f"standard errors are estimated from {fewest.errors()}")
     more = _cost(replace(config, precision="float64"), rows, p, outputs, opened.task).state() - cost.state()
@@ -108,8 +108,14 @@ def passes_of(config: FitConfig) -> list[str]:
     """Return the kinds of passes that a run takes, in order."""
     passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else [])]
     if isinstance(config, TrainConfig):
-        return [*passes, "train"]
+        return [*passes, "sizes", "train"]
     return [*passes, "judge"] if isinstance(config, TuneConfig) else [*passes, "leave-out", "score", "verdicts"]
+
+
+def time_of_training(config: TrainConfig) -> str:
+    """Return what is to be said of the time of a plan for training."""
+    twice = ", which weights that differ from row to row take twice" if config.weights or config.data.weight else ""
+    return f"the time is that of the closed form{twice}: training logs its own rate and time left"
 
 
 def products_in_words(config: FitConfig, more: int) -> list[str]:

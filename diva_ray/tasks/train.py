@@ -25,7 +25,8 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, from_dataset, open_folder, tidy
 from diva_ray.tasks.calls import configure, path_of, takes_table
-from diva_ray.tasks.course import REWEIGHTED, prepare_course, workers_of
+from diva_ray.tasks.closed import REWEIGHTED
+from diva_ray.tasks.course import prepare_course, workers_of
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import open_tables
 from diva_ray.tasks.options import check_options, import_code
@@ -33,7 +34,8 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.saved_config import differing_options
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.trained import CLOSED, Trained, figures, sheet_of, told, write_model
+from diva_ray.tasks.trained import Trained, figures, told, write_model
+from diva_ray.tasks.trained_page import sheet_of
 from diva_ray.tasks.weights import check_classes, open_given
 from diva_ray.threads import blas_environment, of_worker
 
@@ -47,8 +49,11 @@ def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -
     """Return the test error of a module trained by SGD under weights, beside three others, with intervals.
 
     Arms: `weighted`; `uniform`, every row alike; `without_flagged`, uniform without the rows that the run flagged; each
-    trained `seeds` times. `closed_form` is the ridge solution under the weights, with the run's ridge. Differences to
-    uniform are paired: seed against seed (Student's t), and test row against test row.
+    trained `seeds` times. `closed_form` is the ridge solution under the weights, with the run's ridge, and
+    `closed_form_uniform` the one with every row alike, with the ridge that the run compared it under; where no run
+    tells them, both ridges are chosen by leave-one-out. Differences are like to like, SGD to uniform SGD and closed
+    form to closed form, and paired: seed against seed (Student's t), and test row against test row. Nothing is
+    compared where the weights are alike. `summary["warnings"]` says where training did not converge.
     A row of weight w adds w times its loss to its step; weights are brought to mean 1 over the rows that take part.
     `data.offset` is added to the module's outputs (of classes: to its logits), and to those of the closed form.
     Workers read their own rows, and write a checkpoint after every epoch from which a killed run goes on.
@@ -88,6 +93,7 @@ def run(
     check_options(config)
     config.weights = None if config.weights == "none" else config.weights
     check(config, loss)
+    own = build is not None or config.module is not None
     build = choose_module(config, build)
     data, test, folder = open_both(config, data, test_rows)
     given = look_ahead(config, data, loss, test)
@@ -106,7 +112,7 @@ def run(
     if isinstance(session, Plan):
         return session
     try:
-        course, trained = prepare_course(session, config, given, build)
+        course, trained = prepare_course(session, config, given, build, own=own)
         folder.write_json("state.json", session.mark)  # not before: test rows may be mended, and the run resumed
         session.engine.close()
         go(session, course, quiet=quiet)
@@ -133,8 +139,12 @@ def check(config: TrainConfig, loss: Callable | None) -> None:
             f"projection: must be none for a module, which takes features as they are, got {config.projection}. Leave "
             "`projection` out."
         )
-    if not 0 < config.learning_rate < math.inf:
-        raise InputError(f"learning_rate: must be > 0 and finite, got {config.learning_rate}. Change `learning_rate`.")
+    rate = config.learning_rate
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if rate != "auto" and not (number and 0 < rate < math.inf):
+        raise InputError(
+            f"learning_rate: must be auto or a number > 0 and finite, got {rate!r}. Change `learning_rate`."
+        )
     if not config.weight_decay < math.inf:
         raise InputError(f"weight_decay: must be finite, got {config.weight_decay}. Change `weight_decay`.")
     if not 0 <= config.momentum < 1:
@@ -264,7 +274,7 @@ def _finish(session: Session, config: TrainConfig, course: Course, trained: Trai
     errors = [
         {"arm": arm["name"], "seed": seed, "error": error}
         for arm in summary["arms"]
-        for seed, error in zip([None] if arm["name"] == CLOSED else course.seeds, arm["per_seed"], strict=True)
+        for seed, error in zip([None] if arm["name"] in course.closed else course.seeds, arm["per_seed"], strict=True)
     ]
     folder.write_table("errors/part-00000.parquet", pa.Table.from_pylist(errors, ERRORS))
     page = render_sheet(sheet_of(session, config, course, summary))

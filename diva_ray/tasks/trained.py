@@ -1,4 +1,4 @@
-"""What a training run says of itself: the model's files, summary, a few lines, and the page."""
+"""What a training run says of itself: the model's files, summary, and a few lines."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from diva_ray.core.compare import Interval, RowSums, mean_interval
 from diva_ray.engine.course import Course
 from diva_ray.engine.given import SAME
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import EVALUATION, checkpoint
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Lines, Sheet, Table, Tile
-from diva_ray.tasks.alike import shared_in_words
-from diva_ray.tasks.chance import TONES
-from diva_ray.tasks.page import run_facts
-from diva_ray.tasks.reweighted import error_words, loss_words
+from diva_ray.tasks.closed import CLOSED, EVEN, Closed
+from diva_ray.tasks.converged import error_text, settle
+from diva_ray.tasks.reweighted import error_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
 
-CLOSED = "closed_form"  # the arm that has no seed
 WORDS = {
     "weighted": "SGD on the weighted rows",
     "uniform": "SGD, every row alike",
     "without_flagged": "SGD without the flagged rows",
     CLOSED: "ridge solution under the weights",
+    EVEN: "ridge solution, every row alike",
 }
 
-CALLED = (
-    "Below 0: better. One standard error over test rows, row against row. Called lower or higher where no "
-    "95\N{NO-BREAK SPACE}% interval that is known holds 0: over test rows (1.96 standard errors), nor, of several "
-    "seeds, over seeds (Student's)."
-)
+COMPARED = {"weighted": "uniform", "without_flagged": "uniform", CLOSED: EVEN}  # like with like: nothing but weights
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is known before training: the passes' setup, the ridge, and what the weights add up to."""
+    """What is known before training: the closed forms, what a run's weights add up to, and the factor of all."""
 
-    setup: Setup
-    ridge: float
+    closed: Closed
+    even: Closed | None
     adopted: Tally | None
-    rows: int
+    factor: float
+
+
+RULE = (
+    "error: mean over seeds, with Student's 95 % interval over seeds. difference_to_uniform is paired, and to the arm "
+    "that compared_to names, of which nothing differs but the weights: of closed_form the closed form with every row "
+    "alike (the ridge of both chosen by one rule). low and high are over seeds, rows_low and rows_high over test "
+    "rows; an arm is lower or higher when no interval that is known holds 0. difference_to_closed_form: SGD beside "
+    "the closed form of its weights. learns_nothing: error of always predicting the mean or the commonest class "
+    "(offsets: those alone)"
+)
 
 
 def write_model(session: Session, config: TrainConfig, course: Course) -> None:
@@ -70,8 +73,8 @@ def write_model(session: Session, config: TrainConfig, course: Course) -> None:
         "n_outputs": course.outputs, "classes": None if course.classes is None else course.classes.to_pylist(),
         "offset": offset,
         "use": "x = (features - mean) * scale, bands side by side, 0 where one is missing (scale.npz); "
-        f"module(x) with the arrays of model.npz; outputs are {meaning}. closed_form.npz: x @ weight.T + bias, in "
-        "units of the target." + (added if offset else ""),
+        f"module(x) with the arrays of model.npz; outputs are {meaning}. closed_form.npz (and, under uniform weights, "
+        "closed_form_uniform.npz): x @ weight.T + bias, in units of the target." + (added if offset else ""),
     }  # fmt: skip
     folder.write_json("model/model.json", known)
 
@@ -82,33 +85,38 @@ def figures(session: Session, config: TrainConfig, course: Course, trained: Trai
     found = session.folder.read_arrays(EVALUATION) or {}
     n, total, products = (torch.from_numpy(np.asarray(found[name])) for name in ("n", "total", "products"))
     sums = RowSums(float(n), total, products)
-    per_seed = {arm: _per_seed(course, sums, arm) for arm in (*course.arms, CLOSED)}
-    arms = [_arm(course, sums, per_seed, name) for name in per_seed]
-    common = common_figures(session, trained.setup, trained.ridge)
+    per_seed = {arm: _per_seed(course, sums, arm) for arm in (*course.arms, *course.closed)}
+    common = common_figures(session, trained.closed.setup, trained.closed.ridge)
     common["loss_function"] = losses.get(course.task, "squared")
     common["validation"] = "separate table" if config.validation.given else "leave-one-out"
-    return {
+    adopted = trained.adopted
+    summary = {
         **common,
+        "ridge_uniform": None if trained.even is None else trained.even.ridge,
         "n_test": course.test.rows,
         "weights": config.weights,
-        "n_flagged": None if trained.adopted is None else int(trained.adopted["n_flagged"]),
-        "n_zero": None if trained.adopted is None else int(trained.adopted["n_zero"]),
-        "n_changed": None if trained.adopted is None else int(trained.adopted["n_changed"]),
-        "weights_alike": None if trained.adopted is None else alike(trained.adopted),
+        **dict.fromkeys(("n_flagged", "n_zero", "n_lowered", "n_raised", "n_changed", "weight_factor")),
+        **({} if adopted is None else weight_figures(adopted, trained.factor)),
+        "weights_alike": trained.closed.alike if "weighted" in course.arms else None,
         "module": config.module or "linear",
+        "offset": course.columns.offset,
         "n_seeds": len(course.seeds),
         "epochs": course.epochs,
-        "arms": arms,
-        "rule": "error: mean over seeds, with Student's 95 % interval over seeds. difference_to_uniform is paired: low "
-        "and high over seeds, rows_low and rows_high over test rows; an arm is lower or higher when no interval that "
-        "is known holds 0.",
+        "learning_rate": course.learning_rate,
+        "learns_nothing": float(found["idle"]),
+        "rule": RULE,
     }
+    summary["arms"] = [_arm(course, sums, per_seed, name, summary) for name in per_seed]
+    settle(summary)
+    return summary
 
 
-def alike(adopted: Tally) -> bool:
-    """Return whether every row has the same weight, so that the weighted arm is that of uniform weights."""
-    least, most = -adopted["max_minus"], adopted["max_weight"]
-    return most - least <= SAME * most
+def weight_figures(adopted: Tally, factor: float) -> dict[str, Any]:
+    """Return what a run's weights are beside the table's own, but for the factor that keeps their mean."""
+    names = ("n_flagged", "n_zero", "n_lowered", "n_raised")
+    found = {name: int(adopted[name]) for name in names}
+    return {**found, "n_weights": int(adopted["n"]), "n_changed": found["n_lowered"] + found["n_raised"],
+            "weight_factor": factor}  # fmt: skip
 
 
 def same_in_words(summary: dict[str, Any]) -> list[str]:
@@ -116,27 +124,29 @@ def same_in_words(summary: dict[str, Any]) -> list[str]:
     said = []
     if summary["weights_alike"]:
         said.append(
-            "Every row has the same weight, so `weighted` and `uniform` are the same rows with the same weights: their "
-            "errors say nothing of weights."
+            "Every row has the same weight, so `weighted` and `uniform` are the same rows with the same weights, and "
+            "`closed_form` is that of uniform weights: nothing is compared."
         )
     if summary["n_flagged"] == 0 and any(arm["name"] == "without_flagged" for arm in summary["arms"]):
         said.append("No row is flagged, so `without_flagged` and `uniform` are the same rows.")
     return said
 
 
-def given_in_words(summary: dict[str, Any]) -> str:
-    """Return how many weights the run changed, and how many rows it flagged."""
-    s = summary
+def given_in_words(s: dict[str, Any]) -> str:
+    """Return how many weights the run lowered, and how many rows it flagged."""
+    raised = f", {s['n_raised']:,} raised" if s["n_raised"] else ""
+    kept = abs(s["weight_factor"] - 1) > SAME
+    factor = f"; each times {s['weight_factor']:.4g}, which keeps their mean" if kept else ""
     return (
-        f"{s['n_changed']:,} of {words.counted(s['n_samples'], 'weight', 'weights')} changed, {s['n_zero']:,} zero; "
-        f"{words.counted(s['n_flagged'], 'row', 'rows')} flagged"
+        f"{s['n_lowered']:,} of {words.counted(s['n_weights'], 'weight', 'weights')} lowered, {s['n_zero']:,} to zero"
+        f"{raised}{factor}; {words.counted(s['n_flagged'], 'row', 'rows')} flagged"
     )
 
 
 def _columns(course: Course, arm: str) -> list[int]:
     """Return which models of the evaluation are an arm's."""
-    if arm == CLOSED:
-        return [len(course.models)]
+    if arm in course.closed:
+        return [len(course.models) + course.closed.index(arm)]
     return [k for k, (name, _) in enumerate(course.models) if name == arm]
 
 
@@ -152,27 +162,43 @@ def _contrast(course: Course, sums: RowSums, arm: str, other: str | None) -> Int
     return sums.contrast(weights)
 
 
-def _arm(course: Course, sums: RowSums, per_seed: dict[str, list[float]], name: str) -> dict[str, Any]:
-    """Return an arm's error, its differences to uniform, and the training loss of every epoch."""
-    mine, uniform = per_seed[name], per_seed["uniform"]
-    over_seeds = mean_interval(mine)
+def _arm(
+    course: Course, sums: RowSums, per_seed: dict[str, list[float]], name: str, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Return an arm's error, its difference to what it is compared with, and the training loss of every epoch."""
+    mine = per_seed[name]
+    over_seeds, other = mean_interval(mine), COMPARED.get(name)
+    same = {"weighted": summary["weights_alike"], "without_flagged": summary["n_flagged"] == 0}
+    other = None if same.get(name) or other not in per_seed else other
     known: dict[str, Any] = {
-        "name": name, "words": WORDS[name], "error": over_seeds.mean, "standard_error": over_seeds.standard_error,
+        "name": name, "words": WORDS[EVEN if name == CLOSED and course.arms == ("uniform",) else name],
+        "error": over_seeds.mean, "standard_error": over_seeds.standard_error,
         "low": over_seeds.low, "high": over_seeds.high, "per_seed": mine,
         "rows_standard_error": _contrast(course, sums, name, None).standard_error,
-        "difference_to_uniform": None, "verdict": None,
+        "compared_to": other, "difference_to_uniform": None, "verdict": None,
     }  # fmt: skip
-    if name != CLOSED:
-        losses = [(course.folder.read_arrays(checkpoint(name, seed)) or {"loss": []})["loss"] for seed in course.seeds]
-        known["training_loss"] = np.mean(losses, axis=0).tolist()
-    if name != "uniform":
-        paired = mine if len(mine) == len(uniform) else mine * len(uniform)
-        seeds = mean_interval([a - b for a, b in zip(paired, uniform, strict=True)])
-        rows = _contrast(course, sums, name, "uniform")
-        ends = {"rows_standard_error": rows.standard_error, "rows_low": rows.low, "rows_high": rows.high}
-        known["difference_to_uniform"] = {**asdict(seeds), **ends}
-        known["verdict"] = _verdict(seeds, rows)
+    if other is not None:
+        gap = _difference(course, sums, per_seed, name, other)
+        known["verdict"] = gap.pop("verdict")
+        known["difference_to_uniform"] = gap
+    if name in course.closed:
+        return known
+    losses = [(course.folder.read_arrays(checkpoint(name, seed)) or {"loss": []})["loss"] for seed in course.seeds]
+    known["training_loss"] = np.mean(losses, axis=0).tolist()
+    closed = {"weighted": CLOSED, "uniform": course.closed[-1]}.get(name)
+    known["difference_to_closed_form"] = closed and _difference(course, sums, per_seed, name, closed)
     return known
+
+
+def _difference(
+    course: Course, sums: RowSums, per_seed: dict[str, list[float]], name: str, other: str
+) -> dict[str, Any]:
+    """Return the difference of two arms with its intervals over seeds and over test rows, and whether it is clear."""
+    most = max(len(per_seed[name]), len(per_seed[other]))
+    pairs = zip(*(one * (most // len(one)) for one in (per_seed[name], per_seed[other])), strict=True)
+    seeds, rows = mean_interval([a - b for a, b in pairs]), _contrast(course, sums, name, other)
+    ends = {"rows_standard_error": rows.standard_error, "rows_low": rows.low, "rows_high": rows.high}
+    return {**asdict(seeds), **ends, "verdict": _verdict(seeds, rows)}
 
 
 def _verdict(*intervals: Interval) -> str:
@@ -186,109 +212,22 @@ def _verdict(*intervals: Interval) -> str:
 def told(summary: dict[str, Any]) -> list[str]:
     """Return a training run in a few lines, for a terminal."""
     s = summary
-    kind = error_words(s)[0]
+    kind, several = error_words(s)[0], s["n_seeds"] > 1
     lines = [
         f"{s['n_samples']:,} samples, {s['n_test']:,} test rows, {s['n_seeds']} seed(s) of {s['epochs']} epochs, "
-        f"module {s['module']}"
+        f"module {s['module']}, learning_rate {s['learning_rate']:g}"
     ]
     if s["n_changed"] is not None:
         lines.append(f"weights: {given_in_words(s)}")
     for arm in s["arms"]:
-        spread = "" if arm["standard_error"] is None else f" +- {arm['standard_error']:.4f}"
-        line = f"{arm['name']:<16} test {kind} {arm['error']:.4f}{spread}"
+        spread = "" if arm["standard_error"] is None else f" +- {error_text(s, arm['standard_error'])}"
+        line = f"{arm['name']:<19} test {kind} {error_text(s, arm['error'])}{spread}"
         gap = arm["difference_to_uniform"]
-        lines.append(line if gap is None else f"{line}; to uniform {gap['mean']:+.4f}, {arm['verdict']}")
-    return lines + [f"note: {said}" for said in same_in_words(s)]
-
-
-def sheet_of(session: Session, config: TrainConfig, course: Course, summary: dict[str, Any]) -> Sheet:
-    """Return the contents of report.html."""
-    s, (error, shape) = summary, error_words(summary)
-    first, uniform = s["arms"][0], next(arm for arm in s["arms"] if arm["name"] == "uniform")
-    headline = [f"Test {error} {shape(first['error'])} with {first['words']}."]
-    if first is not uniform and s["weights_alike"]:
-        headline.append(
-            f"{'No weight was changed' if not s['n_changed'] else 'Every row has the same weight'}: this is the same "
-            "training as with every row alike, and nothing is compared."
-        )
-    elif first is not uniform:
-        seen = {"lower": "lower than", "higher": "higher than"}.get(first["verdict"], "not clearly different from")
-        headline.append(f"That is {seen} the {shape(uniform['error'])} of training with every row alike.")
-    if s["n_changed"] is not None:
-        headline.append(f"By the run that gave them, {given_in_words(s)}.")
-    tiles = [Tile(arm["name"].replace("_", " "), shape(arm["error"]), _seen(arm, s), _tone(arm)) for arm in s["arms"]]
-    facts = [
-        *run_facts(session, s), ("Test rows", f"{course.test.name} ({s['n_test']:,})"),
-        ("Weights", str(s["weights"] or session.columns.weight or "none")),
-        ("Module", s["module"]),
-        ("Training", f"SGD, {s['n_seeds']} seed(s), {s['epochs']} epochs, batches of {course.batch_size}, rate "
-         f"{course.learning_rate:g}, momentum {course.momentum:g}, weight decay {course.weight_decay:g}"),
-    ]  # fmt: skip
-    files = [
-        f"model/: {course.arms[0]}, seed {course.seeds[0]}; model.json says how to use it",
-        "checkpoints/: every arm and seed, with its training loss",
-        "errors/: test error of every arm and seed", "summary.json: every figure of this page",
-    ]  # fmt: skip
-    if s["weights"] == "auto":
-        files.append("reweight/: the run that found the weights; reweight/report.html shows what it tried")
-    return Sheet(
-        "What the weights are worth to a trained model", headline, tiles, _parts(course, s), facts,
-        session.runner.seconds, notes=notes_of(session, config, s), downloads=files,
-        footer="Test rows take no part in training; nor in the weights, unless the run that made them saw these rows.",
-    )  # fmt: skip
-
-
-def _seen(arm: dict[str, Any], summary: dict[str, Any]) -> str:
-    """Return how an arm compares with uniform weights, in words."""
-    same = {"weighted": summary["weights_alike"], "without_flagged": summary["n_flagged"] == 0}
-    return "the same training as uniform" if same.get(arm["name"]) else arm["verdict"] or ""
-
-
-def _tone(arm: dict[str, Any]) -> str:
-    return TONES.get(arm["verdict"], "")
-
-
-def _parts(course: Course, s: dict[str, Any]) -> list[Any]:
-    error, shape = error_words(s)
-    named = [(arm, arm["name"].replace("_", " ")) for arm in s["arms"]]
-    bars = [
-        {"label": name, "value": arm["error"], "error": arm["standard_error"], "detail": arm["words"],
-         "strong": arm is s["arms"][0]} for arm, name in named
-    ]  # fmt: skip
-    gaps = [
-        {"label": name, "value": arm["difference_to_uniform"]["mean"],
-         "error": arm["difference_to_uniform"]["rows_standard_error"], "detail": _seen(arm, s),
-         "strong": arm is s["arms"][0]} for arm, name in named if arm["difference_to_uniform"]
-    ]  # fmt: skip
-    rows = [
-        {"seed": str(seed), **{arm["name"]: arm["per_seed"][k % len(arm["per_seed"])] for arm, _ in named}}
-        for k, seed in enumerate(course.seeds)
-    ]
-    percent = shape is words.percent
-    kind = "percent" if percent else "number"
-    losses = [
-        {"name": name, "y": arm["training_loss"], "strong": arm is s["arms"][0]}
-        for arm, name in named if "training_loss" in arm
-    ]  # fmt: skip
-    return [
-        Bars(f"Test {error} by arm", bars, "Mean over seeds, with one standard error over seeds.",
-             "" if percent else error, percent=percent),
-        Bars("Difference to uniform", gaps, CALLED,
-             "" if percent else error, points=percent),
-        Table("By seed", [("seed", "Seed", "label"), *((arm["name"], name, kind) for arm, name in named)], rows),
-        Lines("Training loss", [float(k + 1) for k in range(s["epochs"])], losses,
-              "Of each arm on its own rows under its own weights, so the curves are not to be compared.", "epoch",
-              loss_words(s["loss_function"])),
-    ]  # fmt: skip
-
-
-def notes_of(session: Session, config: TrainConfig, summary: dict[str, Any]) -> list[str]:
-    """Return what a reader should know before trusting the figures."""
-    notes = shared_in_words(summary["shared"], summary["n_samples"])
-    if summary["n_seeds"] == 1:
-        notes.append("One seed: nothing tells how much the errors depend on chance in training.")
-    if summary["weights"] is None and session.columns.weight is None:
-        notes.append("No weights were given: `weights` names the run whose weights are to be tried, or `auto`.")
-    if config.data.builtin and config.data.path is None and config.test.path is None:
-        notes.append("Test labels are the true ones; a share of the training labels was flipped.")
-    return notes
+        compared = "" if gap is None else f"; to {arm['compared_to']} {error_text(s, gap['mean'], sign=True)}"
+        lines.append(f"{line}{compared}{', ' * (gap is not None)}{arm['verdict'] or ''}")
+    error = s["arms"][0]["rows_standard_error"]
+    rows = "" if error is None else f"one standard error over the {s['n_test']:,} test rows is {error_text(s, error)}"
+    parts = ["+- is one standard error over seeds"] * several + [rows] * bool(rows)
+    lines += ["; ".join(parts)] * bool(parts)
+    lines += [f"warning: {said}" for said in s["warnings"]]
+    return lines + [f"note: {said}" for said in (*s["notes"], *same_in_words(s))]
