@@ -37,6 +37,7 @@ from diva_ray.bench.steps import pool_reading, weight_steps
 from diva_ray.bench.tune import tuning
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
+from diva_ray.tasks.option_checks import check_choices
 from diva_ray.tasks.options import check_types
 from diva_ray.threads import blas_environment
 
@@ -107,9 +108,7 @@ class Report:
 
 def sizes_of(config: BenchmarkConfig) -> Sizes:
     """Return the sizes a config asks for."""
-    for name, value, allowed in (("size", config.size, ("full", "small")), ("peers", config.peers, ("sample", "full"))):
-        if value not in allowed:
-            raise InputError(f"{name}: must be {' or '.join(allowed)}, got {value}. Change `{name}`.")
+    check_choices(config, {"size": ("full", "small"), "peers": ("sample", "full")})
     unknown = [name for name in config.only if name not in ENTRIES]
     if unknown:
         raise InputError(f"only: entries must be among {', '.join(ENTRIES)}, got {unknown[0]}. Change `only`.")

@@ -23,6 +23,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import Sheet, render_sheet
 from diva_ray.tasks.begin import now
 from diva_ray.tasks.manifest import described
+from diva_ray.tasks.option_checks import check_least
 from diva_ray.tasks.saved_config import write_config
 
 log = logging.getLogger("diva_ray")
@@ -108,9 +109,7 @@ def check(config: BenchmarkConfig) -> None:
         raise InputError(f"task: must be speed, {', '.join(TASKS)}, got {config.task}. Change `task`.")
     if config.only:
         raise InputError(f"only: must be empty with task={config.task}, got {config.only[0]}. Use `sets`.")
-    for name, least in (("seeds", 1), ("first_seed", 0)):
-        if getattr(config, name) < least:
-            raise InputError(f"{name}: must be at least {least}, got {getattr(config, name)}. Change `{name}`.")
+    check_least(config, {"seeds": 1, "first_seed": 0})
     for share in config.noise:
         if not 0 <= share < 1:
             raise InputError(f"noise: must be at least 0 and below 1, got {share}. Change `noise`.")

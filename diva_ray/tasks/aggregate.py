@@ -21,7 +21,7 @@ from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.checks import check_bands
 from diva_ray.tasks.derive import derive, fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
-from diva_ray.tasks.options import check_range
+from diva_ray.tasks.option_checks import check_choices, check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweight import try_folds
@@ -82,8 +82,7 @@ def run(
 def check(config: AggregateConfig) -> None:
     """Raise for options that no table could make right."""
     check_range(config, starts=(1, 20), evaluations=(1, 1000), steps=(1, 10), folds=(2, 50))
-    if config.weights not in ("given", "joint"):
-        raise InputError(f"weights: must be given or joint, got {config.weights}. Change `weights`.")
+    check_choices(config, {"weights": ("given", "joint")})
     for name, neutral in (("ridge", "auto"), ("shares", None)):
         if getattr(config, name) != neutral:
             raise InputError(

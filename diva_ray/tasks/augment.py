@@ -21,7 +21,7 @@ from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.derive import fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
-from diva_ray.tasks.options import check_range
+from diva_ray.tasks.option_checks import check_range
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result

@@ -21,6 +21,7 @@ from diva_ray.engine.batch_size import find_batch
 from diva_ray.engine.embedding import Band
 from diva_ray.errors import InputError
 from diva_ray.tasks.memory import parse_bytes
+from diva_ray.tasks.option_checks import CLUSTER, check_choices, check_least
 from diva_ray.tasks.options import check_types, cluster_options, import_code
 from diva_ray.tasks.plan import choose_kind
 
@@ -81,20 +82,9 @@ def _split(given: Any) -> tuple[EncoderConfig, Any]:
 def check(config: EmbedConfig) -> None:
     """Raise for options that no data could make right."""
     check_types(config)
-    choices = {"precision": ("auto", "float32"), "dtype": ("float16", "float32")}
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
-    least = {
-        "thumbnail": 0, "unit_rows": 1, "most_pixels": 1, "most_failed": 0, "cluster.workers": 1, "cluster.threads": 1,
-        "cluster.gpus_per_worker": 0, "cluster.start_timeout": 0.001, "cluster.pass_timeout": 0.001,
-    }  # fmt: skip
-    for name, bound in least.items():
-        value = getattr(config.cluster if "." in name else config, name.split(".")[-1])
-        if value is not None and not value >= bound:
-            raise InputError(f"{name}: must be at least {bound:g}, got {value}. Change `{name}`.")
-    if config.data.peek is not None and config.data.peek < 1:
-        raise InputError(f"data.peek: must be at least 1, got {config.data.peek}. Change `data.peek`.")
+    check_choices(config, {"precision": ("auto", "float32"), "dtype": ("float16", "float32")})
+    least = {"thumbnail": 0, "unit_rows": 1, "most_pixels": 1, "most_failed": 0, "data.peek": 1}
+    check_least(config, least | CLUSTER)
     if config.most_failed > 1:
         raise InputError(f"most_failed: must be a share from 0 to 1, got {config.most_failed}. Change `most_failed`.")
     choose_device(config.device if config.device != "cuda" else "auto")

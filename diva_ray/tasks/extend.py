@@ -24,6 +24,7 @@ from diva_ray.tasks.enroll import enroll, losses_on_another_scale
 from diva_ray.tasks.extended import chosen_first, figures, sheet_of, told
 from diva_ray.tasks.gauge import Gauge
 from diva_ray.tasks.judge import calibrate, tells_of_classes
+from diva_ray.tasks.option_checks import check_choices, check_least, check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.rank import rank_chosen
 from diva_ray.tasks.result import Result
@@ -98,15 +99,9 @@ def run(
 
 def check(config: ExtendConfig) -> None:
     """Raise for options that no table could make right."""
-    choices = (("method", config.method, ("balanced", "paper")),
-               ("pool.new_classes", config.pool.new_classes, ("error", "allow")))  # fmt: skip
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise InputError(f"{name}: must be {' or '.join(allowed)}, got {value}. Change `{name}`.")
-    if not 1 <= config.rounds <= 1000:
-        raise InputError(f"rounds: must be 1 to 1000, got {config.rounds}. Change `rounds`.")
-    if config.budget is not None and config.budget < 1:
-        raise InputError(f"budget: must be at least 1, got {config.budget}. Change `budget`.")
+    check_choices(config, {"method": ("balanced", "paper"), "pool.new_classes": ("error", "allow")})
+    check_range(config, rounds=(1, 1000))
+    check_least(config, {"budget": 1})
 
 
 def hardly_known(rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from diva_ray.config import ClusterConfig, FitConfig, ScoreConfig
 from diva_ray.data.folder import Folder
 from diva_ray.errors import InputError
 from diva_ray.tasks.memory import parse_bytes
+from diva_ray.tasks.option_checks import CLUSTER, check_choices, check_least
 
 FITTING = {  # losses, and the tasks they are for; the first of a task is its default
     "cross_entropy": ("classification",),
@@ -36,30 +37,16 @@ KINDS = {
 def check_options(config: FitConfig) -> None:
     """Raise for options that no table could make right."""
     check_types(config)
-    choices = {
-        "standardize": ("auto", "none"),
-        "precision": ("auto", "float32", "float64", "tf32", "bf16"),
+    check_choices(config, {
+        "standardize": ("auto", "none"), "precision": ("auto", "float32", "float64", "tf32", "bf16"),
         "standard_errors": ("auto", "exact", "estimate"),
-        "labeller_doubt": ("auto", "off"),
-        "curate": ("none", "drop", "weight", "relabel"),
-        "export": ("none", "datacomp"),
-    }
-    for name, allowed in choices.items():
-        if getattr(config, name, allowed[0]) not in allowed:
-            raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
+    })  # fmt: skip
     ridge = config.ridge
     if ridge != "auto" and (
         not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge < float("inf")
     ):
         raise InputError(f"ridge: must be auto or a number >= 0, got {ridge!r}. Change `ridge`.")
-    least = {
-        "block_rows": 1, "projection": 1, "cluster.workers": 1, "cluster.threads": 1, "cluster.gpus_per_worker": 0,
-        "cluster.start_timeout": 0.001, "cluster.pass_timeout": 0.001,
-    }  # fmt: skip
-    for name, bound in least.items():
-        value = getattr(config.cluster if "." in name else config, name.split(".")[-1])
-        if value is not None and not value >= bound:
-            raise InputError(f"{name}: must be at least {bound:g}, got {value}. Change `{name}`.")
+    check_least(config, {"block_rows": 1, "projection": 1, **CLUSTER})
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed: must be 0 to {2**32 - 1}, got {config.seed}. Change `seed`.")
     if config.cluster.gpus_per_worker > 1:
@@ -168,13 +155,6 @@ def _callable(loss: Any, named: Any) -> Callable:
     if not callable(loss):
         raise InputError(f"loss: must be a function (outputs, targets) -> values, got {named}. Change `loss`.")
     return loss
-
-
-def check_range(config: Any, **ranges: tuple[int, int]) -> None:
-    """Raise for numbers outside [least, most]."""
-    for name, (least, most) in ranges.items():
-        if not least <= getattr(config, name) <= most:
-            raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
 
 
 def chosen_shares(config: FitConfig, bands: Sequence[str]) -> list[float] | None:

@@ -22,7 +22,7 @@ from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.derive import fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
-from diva_ray.tasks.options import check_range
+from diva_ray.tasks.option_checks import check_choices, check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
@@ -89,9 +89,7 @@ def run(
 
 def check(config: ReweightConfig) -> None:
     """Raise for options that no table could make right."""
-    for name, allowed in (("method", ("safe", "paper", "trusted")), ("level", ("sample", "source"))):
-        if getattr(config, name) not in allowed:
-            raise InputError(f"{name}: must be {', '.join(allowed)}, got {getattr(config, name)}. Change `{name}`.")
+    check_choices(config, {"method": ("safe", "paper", "trusted"), "level": ("sample", "source")})
     check_range(config, steps=(1, 10), folds=(2, 50))
     if not config.eta > 0:
         raise InputError(f"eta: must be > 0, got {config.eta}. Change `eta`.")

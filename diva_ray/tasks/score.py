@@ -21,6 +21,7 @@ from diva_ray.tasks.derive import Fit, derive
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.increment import Keeper, figures_of
 from diva_ray.tasks.judge import judge
+from diva_ray.tasks.option_checks import check_choices
 from diva_ray.tasks.pairs import score_pairs
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -91,8 +92,10 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
 
 def check(config: ScoreConfig) -> None:
     """Raise for options that no table could make right."""
-    if config.method not in ("plain", "trusted"):
-        raise InputError(f"method: must be plain or trusted, got {config.method}. Change `method`.")
+    check_choices(config, {
+        "method": ("plain", "trusted"), "labeller_doubt": ("auto", "off"), "export": ("none", "datacomp"),
+        "curate": ("none", "drop", "weight", "relabel"),
+    })  # fmt: skip
     if config.task == "pairs" and config.method == "trusted":
         raise InputError("method: must be plain for pairs, got trusted. Change `method`.")
     if config.task == "pairs" and config.data.label not in (DataConfig().label, None):

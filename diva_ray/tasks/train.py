@@ -29,6 +29,7 @@ from diva_ray.tasks.closed import REWEIGHTED
 from diva_ray.tasks.course import prepare_course, workers_of
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import open_tables
+from diva_ray.tasks.option_checks import check_choices, check_least
 from diva_ray.tasks.options import check_options, import_code
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -129,11 +130,8 @@ def check(config: TrainConfig, loss: Callable | None) -> None:
             f"several labels, or squared error of numbers, got {config.loss if loss is None else 'a callable'}. Leave "
             "`loss` out."
         )
-    if config.flag not in FLAGS:
-        raise InputError(f"flag: must be {', '.join(FLAGS)}, got {config.flag}. Change `flag`.")
-    for name, least in (("epochs", 1), ("batch_size", 1), ("seeds", 1), ("window", 1), ("weight_decay", 0)):
-        if not getattr(config, name) >= least:
-            raise InputError(f"{name}: must be at least {least}, got {getattr(config, name)}. Change `{name}`.")
+    check_choices(config, {"flag": FLAGS})
+    check_least(config, {"epochs": 1, "batch_size": 1, "seeds": 1, "window": 1, "weight_decay": 0})
     if config.projection is not None:
         raise InputError(
             f"projection: must be none for a module, which takes features as they are, got {config.projection}. Leave "

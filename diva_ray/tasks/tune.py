@@ -23,6 +23,7 @@ from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of, takes_table
 from diva_ray.tasks.checks import check_columns_held
 from diva_ray.tasks.opened import open_tables
+from diva_ray.tasks.option_checks import check_choices, check_range
 from diva_ray.tasks.options import check_options, choose_loss
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -134,13 +135,8 @@ def run(
 
 def check(config: TuneConfig) -> Space:
     """Return the space; raise for options that no table could make right."""
-    allowed = {"search": ("random", "grid", "optuna"), "scheduler": ("none", "asha")}
-    for name, values in allowed.items():
-        if getattr(config, name) not in values:
-            raise InputError(f"{name}: must be {', '.join(values)}, got {getattr(config, name)}. Change `{name}`.")
-    for name, least, most in (("trials", 1, MOST_TRIALS), ("folds", 2, 50), ("reduction", 2, 50)):
-        if not least <= getattr(config, name) <= most:
-            raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
+    check_choices(config, {"search": ("random", "grid", "optuna"), "scheduler": ("none", "asha")})
+    check_range(config, trials=(1, MOST_TRIALS), folds=(2, 50), reduction=(2, 50))
     space = parse_space(config)
     from diva_ray.engine.tuner import check_search
 

@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"loss": "cosine"}, r"loss: must fit classification .* got cosine"),
         ({"loss": 3}, r"loss: must be a function .* got 3"),
         ({"task": "clustering"}, r"task: must be auto, classification, .* got clustering"),
-        ({"standardize": "zscore"}, r"standardize: must be auto, none, got zscore"),
+        ({"standardize": "zscore"}, r"standardize: must be auto or none, got zscore"),
         ({"precision": "half"}, r"precision: must be auto, float32, float64, tf32, bf16, got half"),
         ({"standard_errors": "none"}, r"standard_errors: must be auto, exact, estimate, got none"),
         ({"cluster": "slurm"}, r"cluster: must be auto, inline, local, ray, got slurm|cluster: .* got slurm"),

@@ -94,7 +94,7 @@ def test_options_of_an_extension(options, told):
     ("options", "told"),
     [
         ({"method": "bold"}, r"method: must be safe, paper, trusted, got bold"),
-        ({"level": "class"}, r"level: must be sample, source, got class"),
+        ({"level": "class"}, r"level: must be sample or source, got class"),
         ({"steps": 0}, r"steps: must be 1 to 10, got 0"),
         ({"folds": 1}, r"folds: must be 2 to 50, got 1"),
         ({"eta": 0.0, "method": "paper"}, r"eta: must be > 0, got 0"),

@@ -35,7 +35,7 @@ def refuses(told, data=DATA, **options):
         ({"loss": "cross_entropy"}, r"loss: must fit pairs \(squared, cosine, module:function\), got cross_entropy"),
         ({"method": "trusted"}, r"method: must be plain for pairs, got trusted"),
         ({"curate": "relabel"}, r"curate: relabel is for classes, got task=pairs"),
-        ({"export": "webdataset"}, r"export: must be none, datacomp, got webdataset"),
+        ({"export": "webdataset"}, r"export: must be none or datacomp, got webdataset"),
         ({"export": "datacomp"}, r"data.id: ids must be strings of 32 hexadecimal digits .*, got row positions"),
         ({"export": "datacomp", "id": "group"}, r"data.id: ids must be strings of 32 .*, got int64 in `group`"),
         ({"offset": "extra"}, r"data.offset: pairs must have none, got `extra`"),

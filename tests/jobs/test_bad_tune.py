@@ -76,7 +76,7 @@ def test_values_that_their_name_cannot_take(space, told):
         ({"search": "bayes"}, "^search: must be random, grid, optuna, got bayes"),
         ({"search": "grid"}, r"a grid must have choices only, got loguniform at space\.ridge"),
         ({"search": "grid", "space": HUGE}, r"^space: a grid must have at most 100,000 combinations, got 1,000,000"),
-        ({"scheduler": "median"}, "^scheduler: must be none, asha, got median"),
+        ({"scheduler": "median"}, "^scheduler: must be none or asha, got median"),
         ({"trials": 0}, "^trials: must be 1 to 100000, got 0"),
         ({"folds": 1}, "^folds: must be 2 to 50, got 1"),
         ({"reduction": 1}, "^reduction: must be 2 to 50"),
