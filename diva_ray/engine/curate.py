@@ -72,7 +72,7 @@ def _weight(rows: pa.Table, facts: pa.Table, known: Known) -> tuple[pa.Table, pa
     after = pa.array(before * score)
     field = pa.field(name, after.type, metadata=FOUND)
     curated = rows.set_column(at, field, after) if at >= 0 else rows.append_column(field, after)
-    changed = np.flatnonzero(np.abs(score - 1) > 1e-3)
+    changed = np.flatnonzero(before * np.abs(score - 1) > 1e-3 * before)  # a row of weight 0 keeps it
     changes = facts.select(["id", "label_score"]).append_column("weight", after).take(pa.array(changed))
     return curated, changes.append_column("change", pa.array(["weighted"] * len(changed), pa.string()))
 

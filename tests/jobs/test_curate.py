@@ -116,6 +116,19 @@ def test_weighting_adds_the_probability_that_the_label_is_right(table):
     assert result.summary["curated"]["rows"] == 900
 
 
+def test_a_weight_of_0_that_stays_is_no_change(table):
+    _, rows = table
+    before = np.where(np.arange(900) % 3 == 0, 0.0, 2.0)
+    rows = rows.append_column("w", pa.array(before))
+    result = diva_ray.curate(rows, "weight", weight="w", cluster=INLINE, quiet=True)
+    after, changes = result.samples["w"].to_numpy(), result.folder.read_table("changes")
+    changed = np.abs(after - before) > 1e-3 * before
+    assert (before == 0).sum() == 300 and 50 < changed.sum() <= 600
+    np.testing.assert_array_equal(changes["id"].to_numpy(), 7 * np.flatnonzero(changed))
+    np.testing.assert_allclose(changes["weight"].to_numpy(), after[changed])
+    assert result.summary["curated"]["changed"] == changed.sum()
+
+
 @pytest.mark.ray
 def test_workers_write_the_same_copy_of_a_table_whose_groups_lie_scattered(ray_cluster, table):
     path, rows = table
