@@ -165,11 +165,12 @@ def told(summary: dict[str, Any]) -> list[str]:
     kind = error_words(s)[0]
     choice = ", ".join(f"{name} {short(s['best'][name])}" for name in s["varied"])
     lines = [
-        f"{s['n_trials']} trials ({s['n_complete']} whole, {s['n_stopped']} stopped, {s['n_failed']} failed) of "
+        f"{words.counted(s['n_trials'], 'trial', 'trials')} "
+        f"({s['n_complete']} whole, {s['n_stopped']} stopped, {s['n_failed']} failed) of "
         f"{s['folds']} folds on {s['n_validation']:,} rows; {s['seconds_judging']:.1f} s of judging",
         f"best: {choice}",
-        f"{kind} {s['error']:.4f} +- {s['standard_error']:.4f} ({s['low']:.4f} to {s['high']:.4f}): the "
-        f"least of {s['n_trials']}, so a little too good",
+        f"{kind} {s['error']:.4f} +- {s['standard_error']:.4f} ({s['low']:.4f} to {s['high']:.4f}): "
+        + (f"the least of {s['n_trials']}, so a little too good" if s["n_trials"] > 1 else "of the only trial"),
     ]
     if s["error_of_choosing"] is not None:
         lines.append(f"chosen without the fold that judges: {kind} {s['error_of_choosing']:.4f}")
@@ -186,9 +187,9 @@ def sheet_of(session: Session, space: Space, summary: dict[str, Any], rows: list
     s, (error, shape) = summary, error_words(summary)
     choice = ", ".join(f"{name} {short(s['best'][name])}" for name in s["varied"])
     headline = [
-        f"Best of {s['n_trials']} trials: {choice}.",
+        f"Best of {s['n_trials']} trials: {choice}." if s["n_trials"] > 1 else f"The only trial: {choice}.",
         f"Its {error} on rows that took no part in it is {shape(s['error'])} ({shape(s['low'])} to "
-        f"{shape(s['high'])}); the least of many is a little too good.",
+        f"{shape(s['high'])})" + ("; the least of many is a little too good." if s["n_trials"] > 1 else "."),
     ]
     tiles = [
         Tile(

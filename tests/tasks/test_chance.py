@@ -34,3 +34,13 @@ def test_the_trial_that_wins_among_equals_says_why():
     (same,) = tuned.level_in_words(s, [*rows, {"trial": 9, "error": 0.2587}])
     assert "of trial 9, 3 too: of the same error a trial that changes no weights" in same
     assert tuned.level_in_words(s, rows[::2]) == []
+
+
+@pytest.mark.parametrize(("n", "told"), [(1, "of the only trial"), (7, "the least of 7, so a little too good")])
+def test_an_error_is_too_good_only_where_it_was_chosen_among_several(n, told):
+    s = {"task": "classification", "n_trials": n, "n_complete": n, "n_stopped": 0, "n_failed": 0, "folds": 3,
+         "best": {}, "n_validation": 100, "seconds_judging": 0.1, "varied": [], "error": 0.2, "standard_error": 0.01,
+         "low": 0.18, "high": 0.22, "error_of_choosing": None, "test_error": None, "shared": {"passes": {}},
+         "not_in_best": []}  # fmt: skip
+    lines = tuned.told(s)
+    assert lines[2].endswith(f"(0.1800 to 0.2200): {told}") and lines[0].startswith(f"{n} trial{'s' * (n > 1)} (")
