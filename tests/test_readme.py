@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 import diva_ray
 
@@ -25,3 +27,65 @@ def test_rows_without_a_label_are_left_out_of_what_embed_wrote(tmp_path):
     )
     subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, check=True)
     assert pq.read_table(tmp_path / "labelled").num_rows == 11
+
+
+def chosen_rows(folder, **more):
+    """Extend a table from a pool, in files; return the ids of the core and of the chosen rows."""
+    draw = np.random.default_rng(0)
+    options = {"cluster": {"kind": "inline", "threads": 1}, "quiet": True, "budget": 40}
+    for name, start, n in (("core", 0, 60), ("crawl", 1000, 200)):
+        (folder / name).mkdir()
+        y = draw.integers(0, 3, n)
+        rows = pa.table({"id": start + np.arange(n), "features": list(2 * np.eye(5)[y] + draw.normal(size=(n, 5))),
+                         "label": y, "of the core" if name == "core" else "of the pool": np.ones(n)})  # fmt: skip
+        for k in range(2):
+            pq.write_table(rows.slice(k * n // 2, n // 2), folder / name / f"{k}.parquet")
+    result = diva_ray.extend(
+        str(folder / "core"), str(folder / "crawl"), output=str(folder / "more"), **options, **more
+    )
+    return list(range(60)), result.samples["id"].to_pylist()
+
+
+def recipes():
+    """Return the blocks of Python in docs/extend.md."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/extend.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_core_and_chosen_rows_become_one_table_as_the_documentation_says(tmp_path, monkeypatch):
+    core, chosen = chosen_rows(tmp_path)
+    assert len(chosen) == 40
+    monkeypatch.chdir(tmp_path)
+    exec(recipes()[0], {})
+    both = pq.read_table("both")
+    assert sorted(both["id"].to_pylist()) == core + sorted(chosen)
+    assert both.column_names == ["id", "features", "label"]
+    pool = dict(zip(*(pq.read_table("crawl")[name].to_pylist() for name in ("id", "features")), strict=True))
+    for row in both.to_pylist():
+        assert row["id"] < 1000 or row["features"] == pool[row["id"]]
+    again = diva_ray.score("both", cluster={"kind": "inline", "threads": 1}, quiet=True)
+    assert again.summary["n_samples"] == 100
+
+
+def test_rows_without_an_id_are_taken_by_their_place_as_the_documentation_says(tmp_path, monkeypatch):
+    chosen_rows(tmp_path, id="none")
+    monkeypatch.chdir(tmp_path)
+    code = recipes()[0].replace(
+        'pool.scanner(columns=both, filter=d.field("id").isin(ids))', "pool.take(ids, columns=both)"
+    )
+    exec(code, {})
+    selected, both = pq.read_table("more/selected"), pq.read_table("both")
+    assert both.num_rows == 100
+    expected = [1000 + k for k in selected["id"].to_pylist()]
+    assert [one for one in both["id"].to_pylist() if one >= 1000] == expected
+    assert both.filter(pa.compute.greater_equal(both["id"], 1000))["label"].to_pylist() == selected["label"].to_pylist()
+
+
+@pytest.mark.ray
+def test_ray_data_joins_core_and_chosen_rows_as_the_documentation_says(ray_cluster, tmp_path):
+    core, chosen = chosen_rows(tmp_path)
+    places = {"s3://bucket/core": "core", "s3://bucket/crawl": "crawl", "s3://bucket/more/selected": "more/selected",
+              "s3://bucket/both": "both"}  # fmt: skip
+    code = re.sub(r'"(s3://[^"]*)"', lambda found: repr(str(tmp_path / places[found[1]])), recipes()[1])
+    exec(code, {"__name__": "recipe"})
+    both = diva_ray.score(str(tmp_path / "both"), cluster={"kind": "inline", "threads": 1}, quiet=True)
+    assert sorted(both.samples["id"].to_pylist()) == core + sorted(chosen)

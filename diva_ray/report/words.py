@@ -108,6 +108,13 @@ def exact(values: list, *, percent: bool = False) -> list[str]:
     return [number(100 * value, 6) + PERCENT if percent else number(value, 6) for value in values]
 
 
+def plain(line: str) -> str:
+    """Return a line of a page for a terminal, which may know no signs but ASCII."""
+    for sign, instead in (("±", "+-"), ("\N{MINUS SIGN}", "-"), ("\N{NO-BREAK SPACE}", " ")):
+        line = line.replace(sign, instead)
+    return line
+
+
 def plural(value, one: str, many: str) -> str:
     """`3 samples`, `1 sample`, `no samples`."""
     return counted(value, one, many) if finite(value) else f"no {many}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from diva_ray.tasks.rank import rank_chosen
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import apart
 
 log = logging.getLogger("diva_ray")
 
@@ -174,7 +176,7 @@ class Extension:
         self.kept = self.gauge.steps[-1]
         self.best = self.gauge.least if self.gauge.rises() else self.kept
         if gives_back and self.best is not self.kept:
-            self.kept, self.reason = self.best, "more rows raise the left-out error"
+            self.kept, self.reason = self.best, f"more rows raise the {apart(self.session.validation)} error"
         elif self.gauge.chosen == total or self.used_up:
             self.reason = "the pool is used up"
         elif self.config.budget and self.gauge.chosen == goal:
@@ -293,4 +295,4 @@ def _finish(work: Extension) -> Result:
     written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
     summary = figures(session, work, written)
     page = render_sheet(sheet_of(session, work, summary, chosen_first(session, written)))
-    return conclude(session, summary, page, told, "selected")
+    return conclude(session, summary, page, partial(told, where=folder.location("selected")), "selected")

@@ -13,7 +13,7 @@ from diva_ray.tasks.page import run_facts, seen_in
 from diva_ray.tasks.planted import right_in_words, right_of_chosen
 from diva_ray.tasks.reweighted import error_words, gap_words, loss_words
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures
+from diva_ray.tasks.summary import apart, common_figures
 
 if TYPE_CHECKING:
     from diva_ray.tasks.extend import Extension
@@ -27,6 +27,7 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
     """Return the figures of summary.json."""
     config, setup = work.config, work.setup
     pool, by = int(work.pool_counts.sum()), session.config.data.truth
+    rows = sum(extent.stop - extent.start for extent in work.extents)
     steps, kept = work.gauge.steps, work.kept
     names = setup.classes.to_pylist() if setup.classes is not None and len(written["classes"]) > 1 else []
     return {
@@ -34,6 +35,7 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         "method": config.method,
         "n_pool": pool,
         "n_pool_without_features": work.bare,
+        "n_pool_without_weight": rows - work.bare - pool,
         "n_selected": int(written["n"]),
         "n_helpful": kept["helpful"],
         "budget": config.budget,
@@ -74,8 +76,8 @@ def rule_of(method: str, task: str, *, single_shot: bool) -> str:
     )
 
 
-def told(summary: dict[str, Any]) -> list[str]:
-    """Return an extension in a few lines, for a terminal."""
+def told(summary: dict[str, Any], where: str) -> list[str]:
+    """Return an extension in a few lines, for a terminal; `where` its chosen rows are."""
     s = summary
     kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
     first, last = s["error_by_budget"][0], kept_step(s)
@@ -86,22 +88,26 @@ def told(summary: dict[str, Any]) -> list[str]:
         *(f"note: {words}" for words in [*missed_in_words(s), *notes_on_error(s), *few]),
     ]
     helpful = "with labels that are likely right" if rows_by_label(s) else "that help"
+    error = (
+        f"{kind} on the validation table" if apart(s["validation"]) == "validation" else f"left-out {kind} on the table"
+    )
+    next_step = f"chosen rows: {where} (ids, without features); docs/extend.md makes one table of yours and them"
     return [
-        f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}; chose {s['n_selected']:,} "
+        f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}{never(s)}; chose {s['n_selected']:,} "
         f"({s['n_helpful']:,} {helpful}); {s['stopped']}",
-        f"left-out {kind} on the table: {s['error_before']:.4f} before, {s['error_after']:.4f} after, "
+        f"{error}: {s['error_before']:.4f} before, {s['error_after']:.4f} after, "
         f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random"
         + ("" if loss_is_error(s) else f"; loss {first['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}"),
-        *map(plain, change(s)),
-        *map(plain, notes),
+        *map(words.plain, [*change(s), *notes]),
+        *([next_step] if s["n_selected"] else []),
     ]
 
 
-def plain(line: str) -> str:
-    """Return a line of a page for a terminal, which may know no signs but ASCII."""
-    for sign, instead in (("±", "+-"), ("\N{MINUS SIGN}", "-"), ("\N{NO-BREAK SPACE}", " ")):
-        line = line.replace(sign, instead)
-    return line
+def never(summary: dict[str, Any]) -> str:
+    """Return how many rows of the pool could not be chosen, and why."""
+    kinds = {"n_pool_without_weight": "of weight 0", "n_pool_without_features": "without features"}
+    found = [f"{summary[key]:,} {kind}" for key, kind in kinds.items() if summary[key]]
+    return f" (and {', '.join(found)})" if found else ""
 
 
 def loss_is_error(summary: dict[str, Any]) -> bool:
@@ -121,7 +127,8 @@ def change(summary: dict[str, Any]) -> list[str]:
         return []
     beyond = {"lower": "a fall beyond chance", "higher": "a rise beyond chance"}
     seen = beyond.get(clear(**summary["error_difference"]["to_before"]), "no more than chance")
-    return [f"with the chosen rows the left-out error changed by {gap_of(summary, 'to_before')}: {seen}"]
+    error = f"{apart(summary['validation'])} error"
+    return [f"with the chosen rows the {error} changed by {gap_of(summary, 'to_before')}: {seen}"]
 
 
 def against_random(summary: dict[str, Any]) -> list[str]:
@@ -149,13 +156,13 @@ def rows_by_label(summary: dict[str, Any]) -> bool:
 
 def notes_on_error(summary: dict[str, Any]) -> list[str]:
     """Return what is to be said where the left-out error has risen: since it was least, beyond chance, or at all."""
-    s = summary
+    s, error = summary, f"{apart(summary['validation'])} error"
     if s["best_budget"] < s["n_selected"]:
-        return [f"The left-out error was least with {s['best_budget']:,} rows added, and has risen since."]
+        return [f"The {error} was least with {s['best_budget']:,} rows added, and has risen since."]
     if s["error_after"] > s["error_before"]:
         return [
-            "The left-out error is higher with the chosen rows than without, though not beyond chance: see "
-            "error_by_budget; `budget` would take fewer."
+            f"The {error} is higher with the chosen rows than without, though not beyond chance: see error_by_budget; "
+            f"{'a smaller ' if s['budget'] else ''}`budget` would take fewer."
         ]
     return []
 
@@ -197,7 +204,7 @@ def chosen_first(session: Session, written: Tally) -> list[dict[str, Any]]:
 
 def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: list[dict[str, Any]]) -> Sheet:
     """Return the contents of report.html; `first`: the rows chosen first."""
-    s, (error, shape) = summary, error_words(summary)
+    s, (error, shape), which = summary, error_words(summary), apart(summary["validation"])
     steps, kept = s["error_by_budget"], kept_step(s)
     ours: dict[str, Any] = {"name": "chosen", "y": [step["error"] for step in steps], "strong": True}
     for end, sign in (("low", -1), ("high", 1)):
@@ -206,7 +213,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
     beside = {"name": "at random", "y": [step["error_uniform"] for step in steps]}
     parts: list[Any] = [
         Lines(
-            f"Left-out {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
+            f"{which.capitalize()} {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
             f"On {_validated(s)}; the pool's own labels are not asked. At random: about as many rows, counted in "
             "summary.json. The band is the 95\N{NO-BREAK SPACE}% interval of the difference between the two, row by "
             "row: where the line at random leaves it, choosing differs from it beyond chance.",
@@ -220,7 +227,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
     if first:
         parts.append(Gallery("Chosen first", first, "The rows of the pool in the order in which they were chosen."))
     tiles = [
-        Tile("rows chosen", f"{s['n_selected']:,}", f"of {s['n_pool']:,} in the pool"),
+        Tile("rows chosen", f"{s['n_selected']:,}", f"of {s['n_pool']:,} in the pool{never(s)}"),
         Tile(f"{error} before", shape(s["error_before"]), _validated(s)),
         _after(s),
         _at_random(s),
@@ -228,7 +235,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
     if not loss_is_error(s):
         tiles.append(
             Tile(
-                f"left-out {loss_words(s['loss_function'])} after", words.number(kept["loss"], 4),
+                f"{which} {loss_words(s['loss_function'])} after", words.number(kept["loss"], 4),
                 f"before {words.number(steps[0]['loss'], 4)}, at random {words.number(kept['loss_uniform'], 4)}; "
                 "standard error not known",
             )
@@ -256,8 +263,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
         tiles, parts, [*run_facts(session, s), ("Pool", session.tables[-1].name), ("Method", s["method"])],
         session.runner.seconds, notes=notes,
         downloads=["selected/: id, rank, round, derivative and z of every chosen row", "summary.json: every figure"],
-        footer="The derivative of a pool row says what happens to the table's left-out loss if the row is added with a "
-        "small weight: below 0 the loss falls (DIVA, ICLR 2022, section 4).",
+        footer=f"The derivative of a pool row says what happens to the {which} loss if the row is added with a small "
+        "weight: below 0 the loss falls (DIVA, ICLR 2022, section 4).",
     )  # fmt: skip
 
 

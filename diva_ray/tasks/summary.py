@@ -226,6 +226,11 @@ def heard(summary: dict[str, Any]) -> str:
     return "" if n == summary["n_samples"] else f" of the {n:,} that validate"
 
 
+def apart(validation: str) -> str:
+    """Return the word before `error`, by whether rows of the table are left out or another table validates."""
+    return "left-out" if validation == "leave-one-out" else "validation"
+
+
 def estimates(summary: dict[str, Any]) -> str:
     """Return which precision and recall to expect of the rows that are flagged, in words."""
     precision, recall = summary["label_issue_precision"], summary["label_issue_recall"]

@@ -104,8 +104,43 @@ def test_what_the_pool_lacks_is_told(caplog):
 def test_of_a_pool_without_weight_nothing_is_chosen(budget):
     core, pool = blobs(50, 1), blobs(50, 2)
     core["w"], pool["w"] = np.ones(50), np.zeros(50)
-    summary = run(core, pool, weight="w", budget=budget).summary
+    result = run(core, pool, weight="w", budget=budget)
+    summary = result.summary
     assert summary["n_selected"] == 0 and summary["stopped"] == "the pool is used up"
+    assert summary["n_pool_without_weight"] == 50
+    assert not any(line.startswith("chosen rows:") for line in result.lines())
+
+
+def test_rows_of_the_pool_of_weight_0_are_counted_and_told():
+    core, pool = blobs(100, 1), blobs(300, 2)
+    core["w"], pool["w"] = np.ones(100), (np.arange(300) >= 56) * 1.0
+    pool["features"] = [None if k in (0, 299) else row for k, row in enumerate(pool["features"])]  # one of weight 0 too
+    result = run(core, pool, weight="w", budget=20)
+    s = result.summary
+    assert (s["n_pool"], s["n_pool_without_features"], s["n_pool_without_weight"]) == (243, 2, 55)
+    assert "pool of 243 (and 55 of weight 0, 2 without features); chose 20" in result.lines()[0]
+    assert "of 243 in the pool (and 55 of weight 0, 2 without features)" in result.folder.read("report.html").decode()
+    assert "(and" not in run(blobs(100, 1), blobs(300, 2), budget=20).lines()[0]
+
+
+def test_the_error_is_that_of_the_validation_table_where_there_is_one():
+    result = run(blobs(100, 1), blobs(300, 2), validation=blobs(80, 3), budget=50)
+    said = " ".join(result.lines())
+    assert result.lines()[1].startswith("error on the validation table: ")
+    assert "left-out" not in said and "validation error changed by" in said
+    page = result.folder.read("report.html").decode()
+    assert "Validation error by rows added" in page and "left-out" not in page and "Left-out" not in page
+    own = run(blobs(100, 1), blobs(300, 2), budget=50).lines()
+    assert own[1].startswith("left-out error on the table: ")
+    assert own[-2].startswith("chosen rows: ") and "/selected (ids, without features); docs/extend.md" in own[-2]
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"), [(300, "; a smaller `budget` would"), (None, "; `budget` would take fewer")]
+)
+def test_advice_on_the_budget_fits_a_run_that_has_one(budget, told):
+    s = {"best_budget": 300, "n_selected": 300, "error_before": 0.2, "error_after": 0.21, "budget": budget}
+    assert told in extended.notes_on_error(s | {"validation": "leave-one-out"})[0]
 
 
 @pytest.mark.parametrize("method", ["balanced", "paper"])
@@ -189,7 +224,7 @@ def test_a_fall_of_the_error_is_green_and_choice_called_better_only_beyond_chanc
         known = {name: dict(zip(names, gap, strict=True)) for name, gap in gaps.items()}
         step = {"chosen": 100, "uniform_chosen": 101, "error_uniform": 0.3}
         s = {"error_difference": known, "n_selected": 100, "n_pool": pool, "task": "classification",
-             "error_by_budget": [step], "error_after": 0.25}  # fmt: skip
+             "error_by_budget": [step], "error_after": 0.25, "validation": "leave-one-out"}  # fmt: skip
         return extended._after(s).tone, extended.change(s)[0], extended.against_random(s)[0]
 
     tone, change, random = told(-0.015, -0.015)
