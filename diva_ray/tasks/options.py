@@ -164,7 +164,13 @@ def chosen_shares(config: FitConfig, bands: Sequence[str]) -> list[float] | None
         return None
     if isinstance(given, str):
         folder, _, name = given.rpartition("/") if given.endswith(".json") else (given, "", "bands.json")
-        found = Folder(folder or ".").read_json(name)
+        there = Folder(folder or ".")
+        found = there.read_json(name)
+        if found is None:
+            raise InputError(
+                f"shares: must be an aggregate run's folder or its bands.json, got {given}: there is no file "
+                f"{there.location(name)}. Change `shares`."
+            )
         if not isinstance(found, dict) or not all(isinstance(v, dict) and "share" in v for v in found.values()):
             raise InputError(
                 f"shares: must be an aggregate run's folder or its bands.json, got {given}. Change `shares`."

@@ -392,13 +392,21 @@ def test_bands_that_say_the_same_share_alike():
     [
         ({"signal": 1.0, "faint": 1.0}, r"shares: every band of data.features must have one \(signal, faint, random\)"),
         ({"signal": 1.0, "faint": 0, "random": 1.0}, r"shares: must be numbers > 0, got 0 for `faint`. Leave the band"),
-        ("nowhere/bands.json", "shares: must be an aggregate run.s folder or its bands.json, got nowhere/bands.json"),
+        ("nowhere/bands.json", "got nowhere/bands.json: there is no file .*/nowhere/bands.json. Change `shares`"),
+        ("nowhere", "its bands.json, got nowhere: there is no file .*/nowhere/bands.json. Change `shares`"),
         ([1, 2, 3], r"shares: must be {band: share} or the path of bands.json, got \[1, 2, 3\]"),
     ],
 )
 def test_shares_that_cannot_be_used_are_one_line(shares, told):
     with pytest.raises(InputError, match=told):
         diva_ray.score(table(30), features=BANDS, shares=shares, cluster=INLINE, quiet=True)
+
+
+def test_another_file_than_bands_json_is_told_as_one(tmp_path):
+    (tmp_path / "bands.json").write_text("[1]")
+    told = "shares: must be an aggregate run.s folder or its bands.json, got .*bands.json. Change"
+    with pytest.raises(InputError, match=told):
+        diva_ray.score(table(30), features=BANDS, shares=str(tmp_path / "bands.json"), cluster=INLINE, quiet=True)
 
 
 def test_a_band_of_another_width_in_one_file_is_one_line(tmp_path):
