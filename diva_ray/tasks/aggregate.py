@@ -15,12 +15,13 @@ from diva_ray.engine import bands
 from diva_ray.engine.reduce import Tally
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.aggregated import Joint, bands_of, figures, sheet_of, telling, told
+from diva_ray.tasks.aggregated import bands_of, figures, sheet_of, telling, told
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.checks import check_bands
 from diva_ray.tasks.derive import derive, fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
+from diva_ray.tasks.joint import Joint
 from diva_ray.tasks.option_checks import check_choices, check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -113,7 +114,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     )
     session.folder.write_json("state.json", session.mark)
     summary, written, sources = write_rows(session, derived, kernel=bands.write)
-    summary.update(figures(session, found, joint))
+    summary.update(figures(session, found, joint, summary["error"]))
     session.folder.write_json("bands.json", bands_of(summary))
     page = render_sheet(sheet_of(session, derived, found, summary, written, sources))
     where = session.folder.location("bands.json")

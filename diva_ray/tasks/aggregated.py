@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from diva_ray.core.bands import share_derivatives, shares_of
-from diva_ray.core.reweight import TrialSums
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Gallery, Lines, Pulls, Sheet, Table, Tile
 from diva_ray.tasks.chance import CLEAR
 from diva_ray.tasks.derived import Derived
+from diva_ray.tasks.joint import Joint, moved, tiles_of, verdict_in_words, weights_of
 from diva_ray.tasks.options import UNDER
 from diva_ray.tasks.page import histogram, notes_of, run_facts, shown
+from diva_ray.tasks.reweighted import LOSS, error_words
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.shares import Aggregated, Search
-from diva_ray.tasks.summary import error_of, warnings_of
-from diva_ray.tasks.walk import RIDGES, Arm
+from diva_ray.tasks.shares import Aggregated
+from diva_ray.tasks.summary import apart, error_of, warnings_of
 
 MEANING = {
     "penalty": "ridge on the band's columns, standardised as `standardize` says: common ridge / share",
-    "share": "how freely the band is used, beside the others: ridge / penalty; shares add up to 1",
+    "share": "ridge / penalty; shares add up to 1. How freely the band is used beside the others, not what it adds to "
+    "them: with a share near 0 it may be well in use beside one of hardly any penalty",
+    "error_together": "left-out error of a fit to all bands under their penalties: what error_alone, error_without and "
+    "error_concatenated stand beside; a band adds what error_without is worse by",
     "error_alone": "left-out error of a fit to this band only, under its own best ridge",
     "error_without": "left-out error of a fit to all other bands, under their shares and a ridge of their own",
     "share_derivative": "dL/dshare at a fixed ridge, L the summed left-out squared error, where that is least: "
     "near 0 but for a band that the search has driven out of use; < 0: a larger share would lower L",
     "ridge_multiple": "penalties over those with the least left-out squared error (squared_error): the multiple "
     "nearest to 1 under which classes are wrong no more often than under the best, but for one standard error",
-    "weights": "errors and squared errors of bands, and what follows from them, are those before sample weights moved; "
-    "penalties and shares were found once more under the weights, rows heard as much less as they weigh. Its errors, "
-    "on folds that took no part, are shares of wrong labels, of numbers mean squared errors",
+    "weights": "errors and squared errors of bands, together, alone, without and concatenated, and what follows from "
+    "them, are those under the weights as given and the penalties first found; penalties and shares were found once "
+    "more under the weights accepted, rows heard as much less as they weigh. `error` and `loss` are under those, on "
+    "the rows that chose them: too good. error_uniform and error_reweighted, on folds that took no part, are shares of "
+    "wrong labels, of numbers mean squared errors. gain = loss_uniform - loss_reweighted decides: weights are accepted "
+    f"where it is above one standard error over those given under any of three ridges; {LOSS}. chosen names the ridge "
+    "of its trial too. The best of all that was tried is chosen on these folds: its figures are a little too good",
 }
 SHOWN = 12  # samples of a band on the page
 AGAINST = (
@@ -43,25 +49,8 @@ AGAINST = (
 )
 
 
-@dataclass(frozen=True)
-class Joint:
-    """Sample weights tried under the shares found.
-
-    Attributes:
-        arms, sums, taken: what was tried, how it did on folds set apart, and which was taken.
-        penalties, multiple: see `Aggregated`, found under the weights taken; `search` has the fit sums under them.
-    """
-
-    arms: list[Arm]
-    sums: TrialSums
-    taken: int
-    penalties: Tensor
-    multiple: float
-    search: Search
-
-
-def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[str, Any]:
-    """Return what summary.json says beyond a scoring run."""
+def figures(session: Session, found: Aggregated, joint: Joint | None, error: float) -> dict[str, Any]:
+    """Return what summary.json says beyond a scoring run, in which all bands together have `error`."""
     total, names = session.scan.counts["validation"], session.columns.features
     penalties = found.multiple * found.penalties if joint is None else joint.penalties
     ridge, shares = shares_of(penalties)
@@ -85,9 +74,12 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
         }
         for m, name in enumerate(names)
     }
+    kept = joint is None or not joint.taken
+    word = apart(session.validation)
     result: dict[str, Any] = {
         "ridge": ridge,
         "bands": bands,
+        "error_together": error if kept else error_of(session, found.wrong),
         "squared_error": found.loss,
         "ridge_multiple": found.multiple if joint is None else joint.multiple,
         "squared_error_concatenated": found.together.loss,
@@ -99,26 +91,11 @@ def figures(session: Session, found: Aggregated, joint: Joint | None) -> dict[st
              "penalties": dict(zip(names, one.penalties.tolist(), strict=True))}
             for one in found.descents
         ],
-        "meaning": MEANING,
+        "meaning": {name: said.replace("left-out", word) for name, said in MEANING.items()},
     }  # fmt: skip
     if joint is not None:
-        result["weights"] = _weights(joint)
+        result["weights"] = weights_of(joint)
     return result
-
-
-def _weights(joint: Joint) -> dict[str, Any]:
-    """Return how sample weights did on folds that took no part in them."""
-    sums, taken = joint.sums, joint.taken
-    base = int(sums.loss[: len(RIDGES)].argmin())
-    share = (sums.error / sums.weight).tolist()
-    return {
-        "accepted": taken > 0,
-        "chosen": joint.arms[taken].name,
-        "error_uniform": share[base] if taken else share[0],
-        "error_reweighted": share[taken],
-        "gain": float(sums.gain[base, taken]) if taken else 0.0,
-        "gain_standard_error": float(sums.gain_error[base, taken]) if taken else 0.0,
-    }
 
 
 def bands_of(summary: dict[str, Any]) -> dict[str, Any]:
@@ -129,23 +106,22 @@ def bands_of(summary: dict[str, Any]) -> dict[str, Any]:
 def told(summary: dict[str, Any], where: str) -> list[str]:
     """Return an aggregation in a few lines, for a terminal; `where` is its bands.json."""
     s, word = summary, error_word(summary)
-    use = "use them, with the weights in samples/" if s.get("weights", {}).get("accepted") else "use them"
+    gain = (s["error_concatenated"] - s["error_together"]) * (1 if word == "error" else -1)  # of R2 more is better
+    use, given = ("use them, with the weights in samples/", ", weights as given") if moved(s) else ("use them", "")
     alone, first = best_alone(summary), next(iter(summary["bands"].values()))
+    without = ", ".join(f"{name} {band['error_without']:.4f}" for name, band in s["bands"].items())
     lines = [
-        f"{s['n_samples']:,} samples, {len(s['bands'])} bands: left-out {word} {s['error']:.4f}; all under one ridge "
-        f"{s['error_concatenated']:.4f}, best alone {s['bands'][alone]['error_alone']:.4f} ({alone})",
-        "shares: " + ", ".join(f"{name} {band['share']:.3g}" for name, band in s["bands"].items()),
+        f"{s['n_samples']:,} samples, {len(s['bands'])} bands{given}: {apart(s['validation'])} {word} "
+        f"{s['error_together']:.4f}; all under one ridge {s['error_concatenated']:.4f}, best alone "
+        f"{s['bands'][alone]['error_alone']:.4f} ({alone})",
+        "shares (ridge / penalty): "
+        + ", ".join(f"{name} {band['share']:.3g}" for name, band in s["bands"].items())
+        + f"; what a band adds shows in the {word} without it: {without}",
         f"{use}: ridge={s['ridge']:.6g} shares={where}"
         + "".join(f" {name}={first[name]}" for name in ("projection", "seed") if first.get(name) is not None),
-        *([] if s["error"] < s["error_concatenated"] else ["note: one ridge for all bands does as well"]),
+        *(["note: one ridge for all bands does as well"] if gain <= 0 else []),
+        *map(words.plain, verdict_in_words(s, "{:.4f}".format)),
     ]
-    if "weights" in s:
-        w = s["weights"]
-        verdict = f"accepted: {w['chosen']}" if w["accepted"] else "left as they were"
-        lines.append(
-            f"sample weights {verdict}; on folds that took no part {w['error_uniform']:.4f} as given, "
-            f"{w['error_reweighted']:.4f} with them"
-        )
     return lines + [f"warning: {warning}" for warning in warnings_of(s)]
 
 
@@ -181,7 +157,8 @@ def _spread(error: float, rows: float) -> float:
 def by_chance(session: Session, summary: dict[str, Any]) -> str:
     """Return why a band that tells nothing may err more than guessing would, where one does."""
     guessing = 1 - 1 / session.setup.outputs
-    if summary["task"] != "classification" or max(b["error_alone"] for b in summary["bands"].values()) <= guessing:
+    left_out = summary["task"] == "classification" and summary["validation"] == "leave-one-out"
+    if not left_out or max(b["error_alone"] for b in summary["bands"].values()) <= guessing:
         return ""
     return " A band that tells nothing errs more than guessing: leaving a row out makes its own class the rarer one."
 
@@ -191,70 +168,82 @@ def sheet_of(
 ) -> Sheet:
     """Return the contents of report.html."""
     s, alone, word = summary, best_alone(summary), error_word(summary)
-    show = words.percent if word == "error" else words.fixed
+    show, kind = (words.percent, "percent") if word == "error" else (lambda value: words.fixed(value, 3), "fixed3")
+    which, other = apart(s["validation"]), moved(s)
+    given, under = (", weights as given", "the shares and weights found") if other else ("", "the shares found")
+    how = "Leave-one-out" if which == "left-out" else f"On {s['n_validation']:,} rows of the validation table"
     one_label, heard = s["task"] == "classification", _rows_heard(session)  # of several, none says how much a row tells
     spread = (lambda e: _spread(e, heard)) if one_label else (lambda e: None)
-    bars = [("all bands, shares found", s["error"], True), ("all bands, one ridge", s["error_concatenated"], False)]
+    bars = [
+        ("all bands, shares found", s["error_together"], True),
+        ("all bands, one ridge", s["error_concatenated"], False),
+    ]
     bars += [(f"{name} alone", band["error_alone"], False) for name, band in s["bands"].items()]
     if len(s["bands"]) > 2:
         bars += [(f"without {name}", band["error_without"], False) for name, band in s["bands"].items()]
     rows = [{"band": name, **band} for name, band in s["bands"].items()]
     longest = max(len(one.losses) for one in found.descents)
     headline = [
-        f"{len(rows)} bands together: left-out {word} {show(s['error'])}, against {show(s['error_concatenated'])} "
-        f"under one ridge and {show(s['bands'][alone]['error_alone'])} with {alone} alone."
+        f"{len(rows)} bands together{given}: {which} {word} {show(s['error_together'])}, against "
+        f"{show(s['error_concatenated'])} under one ridge and {show(s['bands'][alone]['error_alone'])} with {alone} "
+        "alone.",
+        *(f"{said[0].upper()}{said[1:]}." for said in verdict_in_words(s, error_words(s)[1])),
     ]
     tiles = [
-        Tile(f"left-out {word}", show(s["error"]), "shares found; not compared row by row, so not known to be beyond "
-             "chance"),
+        Tile(f"{which} {word}", show(s["error_together"]), f"shares found{given}; not compared row by row, so not "
+             "known to be beyond chance"),
+        *tiles_of(s),
         Tile("one ridge for all", show(s["error_concatenated"]), f"ridge {s['ridge_concatenated']:.3g}"),
         Tile("best band alone", show(s["bands"][alone]["error_alone"]), alone),
         Tile("samples hurt", words.count(s["n_detrimental"]), f"z > {s['threshold']:.2f}", "hurts"),
-        Tile("labels look wrong", words.count(s["n_label_issues"]), "under the shares found", "issue"),
+        Tile("labels look wrong", words.count(s["n_label_issues"]), f"under {under}", "issue"),
     ]  # fmt: skip
     edges, counts, issues = histogram(written)
     parts: list[Any] = [
         Bars(
-            f"Left-out {word}", [{"label": n, "value": v, "error": spread(v), "strong": strong}
+            f"{which.capitalize()} {word}", [{"label": n, "value": v, "error": spread(v), "strong": strong}
                                  for n, v, strong in bars],
-            "Leave-one-out, every fit under its own best ridge." + by_chance(session, s), percent=word == "error",
+            f"{how}, every fit under its own best ridge{given}." + by_chance(session, s), percent=word == "error",
         ),
         Table(
             "Bands",
-            [("band", "Band", "label"), ("share", "Share", "bar"), ("penalty", "Penalty", "number"),
+            [("band", "Band", "label"), ("share", "Share", "percent"), ("penalty", "Penalty", "number"),
              ("columns", "Columns", "count"), ("rows", "Rows that have it", "count"),
-             ("error_alone", f"{word} alone", "percent" if word == "error" else "fixed"),
-             ("error_without", f"{word} without", "percent" if word == "error" else "fixed")],
-            rows, "A share says how freely a band is used beside the others. A band whose absence costs nothing can be "
-            "left out.",
+             ("error_alone", f"{word} alone", kind), ("error_without", f"{word} without", kind)],
+            rows, "A share is ridge / penalty: how freely a band is used beside the others, not what it adds to them. "
+            f"That is how much worse than {show(s['error_together'])}, with all bands, the {word} without it is: a "
+            "band whose absence costs nothing can be left out, whatever its share." + (
+                " Errors are under the weights as given, shares and penalties those found under the weights accepted."
+                if other else ""
+            ),
         ),
         Lines(
             "The search", [float(k + 1) for k in range(longest)],
             [{"name": f"from {one.start}", "y": [*one.losses, *[None] * (longest - len(one.losses))],
               "strong": bool((one.penalties == found.penalties).all())} for one in found.descents],
-            "Mean left-out squared error, evaluation by evaluation; starts that end alike found the same shares.",
+            f"Mean {which} squared error, evaluation by evaluation; starts that end alike found the same shares.",
             "evaluation", "squared error",
         ),
         Pulls("Which way the samples pull", edges, counts, issues, s["threshold"], s["n_detrimental"],
-              "Samples by z, under the shares found."),
+              f"Samples by z, under {under}."),
         Gallery(words.hurting("Samples that hurt most", s["n_detrimental"]),
-                shown(session, written["examples"].worst), "By z, under the shares found."),
+                shown(session, written["examples"].worst), f"By z, under {under}."),
     ]  # fmt: skip
     for name in s["bands"]:
-        apart = [row for row in written[f"against_{name}"].worst if row["gap"] > 0][:SHOWN]
-        if apart:
-            parts.append(Gallery(f"Where {name} stands alone", shown(session, apart), AGAINST))
+        against = [row for row in written[f"against_{name}"].worst if row["gap"] > 0][:SHOWN]
+        if against:
+            parts.append(Gallery(f"Where {name} stands alone", shown(session, against), AGAINST))
     if sources:
         parts.append(
             Table("Sources", [("source", "Source", "label"), ("n", "Samples", "count"), ("z", "z", "z")], sources)
         )
     files = [
         "bands.json: penalty, share and errors of every band; other jobs take it as `shares=`",
-        "samples/: derivative, z and verdicts of every sample under the shares found",
+        f"samples/: derivative, z and verdicts of every sample under {under}",
         "summary.json: every figure of this page, and what it means",
     ]
     return Sheet(
         "Which modalities count", headline, tiles, parts, run_facts(session, s), session.runner.seconds,
         notes=notes_of(session, derived, s), downloads=files,
-        footer="Shares are found by the exact gradient of the leave-one-out error (DIVA, ICLR 2022, section 3.4).",
+        footer=f"Shares are found by the exact gradient of the {which} error (DIVA, ICLR 2022, section 3.4).",
     )  # fmt: skip

@@ -24,7 +24,8 @@ from diva_ray.tasks.walk import RIDGES, Arm
 
 LOSS = (
     "the loss is -log likelihood of the given label under the model's own calibration, allowing for wrong labels "
-    "(classes), else the task's"
+    "(classes), else the task's, of numbers no more of a row than where it looks wrong, so not the squared error that "
+    "error_uniform and error_reweighted are then"
 )
 RULE = (
     "accepted when the loss on rows set apart is lower than that of the weights as they are, under any of the ridges "

@@ -60,7 +60,7 @@ class Search:
         self.runner, self.total, self.heard = runner, validation, heard
         self.setup = replace(setup, loss="squared", vectors=0, collect=False)
         self.widths, self.first = setup.scale.widths, int(setup.scale.intercept)
-        self.seen: dict[tuple[float, ...], tuple[float, Tensor]] = {}
+        self.seen: dict[tuple[float, ...], tuple[float, Tensor, float]] = {}
         self._begin()
         self.sums: FitSums = self.runner.run(passes.fit, "fit") if sums is None else sums
 
@@ -77,12 +77,16 @@ class Search:
 
         Products are in float64 from where float32 would lose the answer.
         """
+        return self._known(penalties)[:2]
+
+    def _known(self, penalties: Tensor) -> tuple[float, Tensor, float]:
+        """Return the same, and the summed counted errors."""
         key = tuple(penalties.tolist())
         if key not in self.seen:
             self.seen[key] = self._evaluate(penalties)
         return self.seen[key]
 
-    def _evaluate(self, penalties: Tensor) -> tuple[float, Tensor]:
+    def _evaluate(self, penalties: Tensor) -> tuple[float, Tensor, float]:
         runner = self.runner
         solution = solve_in_range(runner, self.setup, self.sums, self.columns(penalties))
         if solution is not None:
@@ -90,7 +94,8 @@ class Search:
             left = run_with_room(runner, self.setup, passes.leave_one_out, "leave-out")
             if left is not None:
                 _, gradient = runner.timed("solve", solve_adjoint, solution, left.sums)
-                return left.tally["loss"] / self.total, by_band(self.setup, gradient) / self.total
+                tally = left.tally
+                return tally["loss"] / self.total, by_band(self.setup, gradient) / self.total, float(tally["wrong"])
         self.setup = replace(self.setup, dtype=torch.float64)
         self._begin()
         self.sums = self.runner.run(passes.fit, "fit")
@@ -106,21 +111,23 @@ class Search:
             part.family.ridges[torch.isfinite(losses[0])] for part, losses in zip(parts, found, strict=True)
         ]
 
-    def multiple(self, penalties: Tensor) -> float:
+    def multiple(self, penalties: Tensor) -> tuple[float, float]:
         """Return the multiple of the penalties nearest to 1 under which left-out classes are wrong no more often than
-        under the best, but for one standard error; 1 where classes are not the task. One read.
+        under the best, but for one standard error, and the summed counted errors there; 1 where classes are not the
+        task. One read.
 
         Squared error shrinks the outputs of many classes more than their order bears. A one-standard-error rule
         (Breiman et al. 1984): few rows prove nothing.
         """
         if self.setup.task != "classification":
-            return 1.0
+            return 1.0, self._known(penalties)[2]
         (part,), (losses,) = self._tried([list(range(len(self.widths)))], penalties, MULTIPLES)
         wrong, least = losses[1], float(losses[1].min())
         rate = least / self.total
         error = self.total * (rate * max(1 - rate, 0.0) / self.heard) ** 0.5
         alike = torch.nonzero(wrong <= least + error).squeeze(1)
-        return float(part.family.ridges[alike[part.family.ridges[alike].log().abs().argmin()]])
+        taken = alike[part.family.ridges[alike].log().abs().argmin()]
+        return float(part.family.ridges[taken]), float(wrong[taken])
 
     def _tried(
         self, subsets: list[list[int]], penalties: Tensor | None, multiples: Tensor
@@ -176,7 +183,7 @@ class Aggregated:
     Attributes:
         penalties: of every band, (bands,); `gradient`: dL/dLambda there, of the mean loss.
         multiple: of the penalties, under which fewer left-out classes are wrong (`Search.multiple`).
-        loss: mean left-out squared error there.
+        loss: mean left-out squared error there; `wrong`: summed counted errors, under that multiple.
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
         descents: the starts, in the order they were tried.
         ends: bands whose penalty lies at the least that was tried.
@@ -186,6 +193,7 @@ class Aggregated:
     multiple: float
     gradient: Tensor
     loss: float
+    wrong: float
     together: Fitted
     alone: list[Fitted]
     without: list[Fitted]
@@ -227,9 +235,9 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
     without = alone[::-1]  # of two bands, without the one is the other alone
     if count > 2:
         without, _ = search.fits([[k for k in range(count) if k != m] for m in range(count)], best.penalties)
-    multiple = search.multiple(best.penalties)
+    multiple, wrong = search.multiple(best.penalties)
     return Aggregated(
-        best.penalties, multiple, gradient, loss, together, alone, without, descents, len(search.seen), ends
+        best.penalties, multiple, gradient, loss, wrong, together, alone, without, descents, len(search.seen), ends
     )
 
 
@@ -251,7 +259,7 @@ def refine(search: Search, found: Aggregated, evaluations: int) -> tuple[Tensor,
     (together,), (ridges,) = search.fits([list(range(len(found.penalties)))], None)
     low, high = bounds(found.penalties, together, ridges)
     descent = descend(search.evaluate, found.penalties, low, high, evaluations)
-    multiple = search.multiple(descent.penalties)
+    multiple, _ = search.multiple(descent.penalties)
     return multiple * descent.penalties, multiple
 
 

@@ -16,6 +16,7 @@ import diva_ray
 from diva_ray.data.sources import digits_bands
 from diva_ray.engine.bands import against
 from diva_ray.errors import InputError
+from diva_ray.tasks import aggregated, joint
 from tests.forks import run_job
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -294,6 +295,103 @@ def test_sample_weights_are_found_under_the_shares_when_asked_for():
     assert weight.mean() == pytest.approx(1, abs=1e-5) and weight[wrong].mean() < 0.6 < weight[~wrong].mean()
     assert s.summary["ridge"] < given.summary["ridge"], "cleaner data bear less ridge"
     assert (np.array(given.samples["weight"]) == 1).all()
+
+
+def joint_problem(numbers=False):
+    """Return two bands that tell, one that does not, and labels of which a fifth is wrong; a clean table beside it."""
+    draw = np.random.default_rng(5)
+    latent = draw.normal(size=(700, 3))
+    A, B = (latent @ draw.normal(size=(3, p)) + 0.5 * draw.normal(size=(700, p)) for p in (8, 6))
+    label = latent @ np.array([1.0, 2.0, 3.0]) if numbers else latent.argmax(1)
+    wrong = (draw.random(700) < 0.2) & (np.arange(700) < 400)
+    label = np.where(wrong, label[draw.permutation(700)] + 9 * numbers, label)
+    bands = {"a": A, "b": B, "noise": draw.normal(size=(700, 5)), "label": label}
+    return ({name: values[part] for name, values in bands.items()} for part in (slice(0, 400), slice(400, 700)))
+
+
+def error_by_refit(data, validation, penalties, summary):
+    """Return the error on a validation table of the fit under the weights as given."""
+    names = list(penalties)
+    scales = [(data[n].mean(0), np.sqrt(((data[n] - data[n].mean(0)) ** 2).sum(1).mean())) for n in names]
+    Z, V = (
+        np.c_[np.ones(len(one["label"])), *[(one[n] - m) / s for n, (m, s) in zip(names, scales, strict=True)]]
+        for one in (data, validation)
+    )
+    Lambda = np.diag(np.r_[0.0, *[np.full(data[n].shape[1], penalties[n]) for n in names]])
+    y = data["label"]
+    Y = y[:, None] if summary["task"] == "regression" else np.eye(3)[y]
+    F = V @ np.linalg.solve(Z.T @ Z + Lambda, Z.T @ Y)
+    if summary["task"] != "regression":
+        return (F.argmax(1) != validation["label"]).mean()
+    v = validation["label"]
+    return 1 - ((F[:, 0] - v) ** 2).sum() / ((v - v.mean()) ** 2).sum()
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_bands_are_compared_under_the_weights_as_given_and_what_weights_gain_is_told_apart(numbers):
+    data, clean = joint_problem(numbers)
+    options = {"validation": clean, "precision": "float64"}
+    names = ["a", "b", "noise"]
+    given, found = (run(data, names, weights=weights, **options) for weights in ("given", "joint"))
+    s, w, word = found.summary, found.summary["weights"], "R2" if numbers else "error"
+    assert w["accepted"], "or this says little"
+    assert given.summary["error_together"] == given.summary["error"]
+    assert s["error_together"] == pytest.approx(given.summary["error"], abs=1e-12) != s["error"]
+    for name in ("error_alone", "error_without"):
+        assert [band[name] for band in s["bands"].values()] == [band[name] for band in given.summary["bands"].values()]
+    assert w["gain"] == pytest.approx(w["loss_uniform"] - w["loss_reweighted"]) and w["gain"] > w["gain_standard_error"]
+    first = min(s["starts"], key=lambda one: one["squared_error"])["penalties"]
+    first = {name: given.summary["ridge_multiple"] * penalty for name, penalty in first.items()}
+    assert s["error_together"] == pytest.approx(error_by_refit(data, clean, first, s), rel=1e-4)
+    told, page = found.told, found.folder.read("report.html").decode().replace("\N{NO-BREAK SPACE}", " ")
+    assert f"weights as given: validation {word} {s['error_together']:.4f}; all under one ridge" in told[0]
+    figures = f"{w['error_uniform']:.4f} as given, {w['error_reweighted']:.4f} with them; loss gain "
+    assert f"on folds that took no part {'squared error' if numbers else 'error'} {figures}" in told[3]
+    assert numbers == ("(no row counts more than where it looks wrong)" in told[3])
+    assert f"3 bands together, weights as given: validation {word} " in page and "Sample weights accepted: " in page
+    assert "and the weights as given" not in page and "its own best ridge, weights as given" in page
+    assert "Leave-one-out" not in page and "left-out" not in page.split("<footer")[0].replace("loo", "")
+    assert "left-out" not in " ".join([*told, *s["meaning"].values()])
+
+
+def test_a_gain_in_loss_that_decides_is_told_beside_a_worse_error():
+    w = {"accepted": True, "chosen": "labels that look wrong dropped; ridge / 3", "error_uniform": 0.194,
+         "error_reweighted": 0.1948, "gain": 0.00036, "gain_standard_error": 0.00028}  # fmt: skip
+    (said,) = joint.verdict_in_words({"weights": w, "task": "multilabel"}, "{:.4f}".format)
+    assert "0.1940 as given, 0.1948 with them; loss gain 0.00036" in said and "within chance" in said
+    assert "dropped (tried under ridge / 3; penalties were found anew)" in said
+    assert joint.tiles_of({"weights": w, "task": "multilabel"})[0].tone == ""
+    (said,) = joint.verdict_in_words({"weights": w | {"accepted": False}, "task": "regression"}, "{:.4f}".format)
+    assert said.startswith("sample weights left as they were") and "squared error 0.1940" in said and "with" not in said
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "vector"])
+def test_one_ridge_is_said_to_do_as_well_only_where_it_does(task):
+    data = table(90)
+    y = np.array(data["signal"].to_pylist()) + 0.5 * np.random.default_rng(1).standard_normal((90, 8))
+    label = {"classification": data["label"], "regression": y[:, 0], "vector": y[:, :2].astype(np.float32).tolist()}
+    telling = "faint" if task == "classification" else "signal"  # the other would leave no error
+    result = run(data.set_column(0, "label", [label[task]]), [telling, "random"], task=task)
+    s, sign = result.summary, 1 if task == "classification" else -1  # R2: more is better
+    assert sign * (s["error_concatenated"] - s["error_together"]) > 0.01
+    assert not any("does as well" in line for line in result.told)
+    for worse in (0.0, 0.01):
+        found = aggregated.told(s | {"error_concatenated": s["error_together"] - sign * worse}, "bands.json")
+        assert any("does as well" in line for line in found)
+
+
+def test_a_share_near_0_is_no_disuse():
+    """A band of next to no penalty takes nearly all of the shares; the other adds to it all the same."""
+    draw = np.random.default_rng(0)
+    A, B = draw.normal(size=(300, 4)), draw.normal(size=(300, 6))
+    label = 10 * A.sum(1) + 2 * B[:, 0] + 2 * draw.normal(size=300)
+    result = run({"a": A, "b": B, "label": label}, ["a", "b"])
+    bands, page = result.summary["bands"], result.folder.read("report.html").decode()
+    assert bands["a"]["error_without"] < bands["b"]["error_without"] < result.summary["error_together"] - 0.005
+    assert (
+        f"the R2 without it: a {bands['a']['error_without']:.4f}, b {bands['b']['error_without']:.4f}" in result.told[1]
+    )
+    assert "not what it adds to them" in page and "whatever its share" in page
 
 
 @pytest.mark.ray

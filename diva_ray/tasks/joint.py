@@ -1,0 +1,82 @@
+"""Sample weights found beside shares: what they did on folds that took no part, in figures and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diva_ray.core.reweight import TrialSums
+from diva_ray.report.sheet import Tile
+from diva_ray.tasks.reweighted import error_words, gain_words, tone_of
+from diva_ray.tasks.shares import Search
+from diva_ray.tasks.walk import RIDGES, Arm
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Sample weights tried under the shares found.
+
+    Attributes:
+        arms, sums, taken: what was tried, how it did on folds set apart, and which was taken.
+        penalties, multiple: see `Aggregated`, found under the weights taken; `search` has the fit sums under them.
+    """
+
+    arms: list[Arm]
+    sums: TrialSums
+    taken: int
+    penalties: Tensor
+    multiple: float
+    search: Search
+
+
+def weights_of(joint: Joint) -> dict[str, Any]:
+    """Return how sample weights did on folds that took no part in them, beside those given under the best of the
+    ridges tried for them."""
+    sums, taken = joint.sums, joint.taken
+    base = int(sums.loss[: len(RIDGES)].argmin()) if taken else 0
+    error, loss = ((values / sums.weight).tolist() for values in (sums.error, sums.loss))
+    return {
+        "accepted": taken > 0,
+        "chosen": joint.arms[taken].name,
+        "error_uniform": error[base],
+        "error_reweighted": error[taken],
+        "loss_uniform": loss[base],
+        "loss_reweighted": loss[taken],
+        "gain": float(sums.gain[base, taken]),
+        "gain_standard_error": float(sums.gain_error[base, taken]),
+    }
+
+
+def moved(summary: dict[str, Any]) -> bool:
+    """Return whether rows are judged under other weights than those given."""
+    return bool(summary.get("weights", {}).get("accepted"))
+
+
+def verdict_in_words(summary: dict[str, Any], shape: Callable) -> list[str]:
+    """Return whether weights were accepted, and what they did; nothing where none were asked for."""
+    if "weights" not in summary:
+        return []
+    w, error = summary["weights"], error_words(summary)[0]
+    before, after = shape(w["error_uniform"]), shape(w["error_reweighted"])
+    if not w["accepted"]:
+        return [f"sample weights left as they were: no step gained more than one standard error on folds that took no "
+                f"part, {error} {before}"]  # fmt: skip
+    steps, _, part = w["chosen"].partition("; ridge / ")
+    capped = " (no row counts more than where it looks wrong)" if summary["task"] in ("regression", "vector") else ""
+    tried = f" (tried under ridge / {part}; penalties were found anew)" if part else ""
+    return [
+        f"sample weights accepted: {steps}{tried}; on folds that took no part {error} {before} as given, {after} with "
+        f"them; {gain_words(w)}, which decides{capped}: more than one standard error is accepted"
+    ]
+
+
+def tiles_of(summary: dict[str, Any]) -> list[Tile]:
+    """Return the error with the weights that were accepted, beside that of those given, on the same folds."""
+    if not moved(summary):
+        return []
+    w, (error, shape) = summary["weights"], error_words(summary)
+    detail = f"{shape(w['error_uniform'])} as given, on folds that took no part; {gain_words(w)}"
+    return [Tile(f"{error} with the weights", shape(w["error_reweighted"]), detail, tone_of(w))]
