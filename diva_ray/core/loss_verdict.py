@@ -1,6 +1,7 @@
 """Verdicts on rows whose targets are no classes: numbers and vectors.
 
-`loss_sums`, `fit_loss_verdict`, then row by row `loss_scores` and `verdict.is_detrimental`.
+`loss_sums`, `fit_loss_verdict`, then row by row `loss_scores` and `verdict.is_detrimental`. Rows that lack the same
+bands (`core.gaps`) are of one kind, and their losses are measured in a unit of their own: see `_even_out`.
 """
 
 from __future__ import annotations
@@ -9,25 +10,59 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.verdict import LOSS, Cut, Histogram, Verdict, Z, _best_cut, _cell, _count, _edges, _universal_cut
+from diva_ray.core.verdict import (
+    LOSS,
+    Cut,
+    Histogram,
+    Unit,
+    Verdict,
+    Z,
+    _best_cut,
+    _cell,
+    _count,
+    _edges,
+    _universal_cut,
+)
 
 UNDECIDED = 0.45  # errors per wrong label that are left where every row is taken for what it probably is
 WORTH = 0.25  # of log likelihood, a wrong label
 FEWEST = 1.5  # wrong labels expected
 GROSS = 20  # cells, a factor of ten, that gross losses take up at least
+FEW = 50  # rows of a kind: fewer, and its median loss is too rough a unit (a third off at 50, by its standard error)
+SPREAD = (0.5, 0.75, 0.9)  # quantiles
+
+
+class LossSums(dict[int, Histogram]):
+    """Histograms by the kind of the rows; `+` merges them."""
+
+    def __add__(self, other: LossSums) -> LossSums:
+        both = {kind: self[kind] + other[kind] if kind in self else other[kind] for kind in other}
+        return LossSums({**self, **both})
 
 
 def loss_sums(
-    losses: Float[Tensor, " n"], reference: Float[Tensor, "n m"], z: Float[Tensor, " n"], weight: Float[Tensor, " n"]
-) -> Histogram:
-    """Return histograms of the rows' own losses, of losses with wrong labels, and of z, one after another.
+    losses: Float[Tensor, " n"],
+    reference: Float[Tensor, "n m"],
+    z: Float[Tensor, " n"],
+    weight: Float[Tensor, " n"],
+    kinds: Int[Tensor, " n"] | None = None,
+) -> LossSums:
+    """Return histograms of the rows' own losses, of losses with wrong labels, and of z, one after another, by kind.
 
     Losses are of left-out outputs; of one number with the sign of its error, as errors may be skewed, else >= 0.
-    `reference`: with m wrong labels, such as those of other rows, the same m for every block.
+    `reference`: with m wrong labels, such as those of other rows, the same m for every block. `kinds`: 0 where none
+    are given.
     """
+    if kinds is None:
+        return LossSums({0: _sums(losses, reference, z, weight)})
+    each = ((kind, kinds == kind) for kind in kinds.unique().tolist())
+    return LossSums({kind: _sums(losses[at], reference[at], z[at], weight[at]) for kind, at in each})
+
+
+def _sums(losses: Tensor, reference: Tensor, z: Tensor, weight: Tensor) -> Histogram:
     rows, m = weight > 0, reference.shape[1]
     w = weight[rows].double()
     own = _count(_cells(losses[rows]), w, 2 * LOSS[2])
@@ -42,7 +77,45 @@ def _cells(losses: Tensor) -> Tensor:
     return cells + LOSS[2] * (losses < 0)
 
 
-def fit_loss_verdict(sums: Histogram) -> Verdict:
+def _even_out(sums: LossSums) -> tuple[Histogram, dict[int, Unit]]:
+    """Return the histograms of all kinds of rows with their losses in units of their own, and these units.
+
+    A row that lacks a band is predicted worse, and in one histogram with the rest its right label looks wrong. Every
+    kind's losses are made to have the median of the commonest kind's, and where they spread further (their errors may
+    have fewer dimensions, or be of uneven size) no larger ratio of upper quantiles to it; quantiles, as wrong labels
+    are a minority of every kind. A kind of fewer than FEW rows has no unit, which would have to be guessed: its rows
+    shape nothing, and none is called wrong.
+    """
+    totals = {kind: float(one.counts[: 2 * LOSS[2]].sum()) for kind, one in sums.items()}
+    common = max(totals, key=lambda kind: (totals[kind], -kind))
+    kinds = [kind for kind in sorted(sums) if kind == common or sums[kind].rows(totals[kind]) >= FEW]
+    middle, *reach = _quantiles(sums[common])
+    even, units = Histogram(torch.zeros(len(sums[common].counts), dtype=torch.float64), 0.0), {}
+    for kind in kinds:
+        own, *beyond = _quantiles(sums[kind])
+        power = min([1.0, *((a - middle) / (b - own) for a, b in zip(reach, beyond, strict=True) if b > own)])
+        both, beside = sums[kind].counts.cpu().split([4 * LOSS[2], Z[2]])
+        at = (middle + (torch.arange(LOSS[2]) + 0.5 - own) * power).long().clamp(0, LOSS[2] - 1)  # as in `_cell`
+        both = torch.zeros(4, LOSS[2], dtype=both.dtype).index_add_(1, at, both.view(4, -1)).flatten()
+        even = even + Histogram(torch.cat([both, beside]), sums[kind].squares)
+        units[kind] = Unit(_loss_at(own), _loss_at(middle), power)
+    return even, units
+
+
+def _quantiles(sums: Histogram) -> list[float]:
+    """Return the median of the rows' own losses and the quantiles that tell how far they spread, in cells; of no rows
+    the cell of a loss of 1."""
+    own = sums.counts[: 2 * LOSS[2]].view(2, -1).sum(0).cpu().numpy()
+    if not own.sum():
+        return [LOSS[2] / 2] * len(SPREAD)
+    return np.interp(np.array(SPREAD) * own.sum(), np.append(0.0, own.cumsum()), np.arange(LOSS[2] + 1.0)).tolist()
+
+
+def _loss_at(cell: float) -> float:
+    return 10.0 ** (LOSS[0] + cell * (LOSS[1] - LOSS[0]) / LOSS[2])
+
+
+def fit_loss_verdict(sums: LossSums) -> Verdict:
     """Return the cuts for targets that are not classes: numbers and vectors.
 
     Losses of right labels are taken for s F(d1, d2), any s, d1 and d2, for errors of either sign: one hump on the
@@ -57,40 +130,57 @@ def fit_loss_verdict(sums: Histogram) -> Verdict:
     better than a wrong one less than 60 % of the time only gross ones are thought of. The cut on z is the universal one
     of `fit_verdict`.
     """
-    both, others, beside = np.split(sums.counts.cpu().numpy(), [2 * LOSS[2], 4 * LOSS[2]])
+    even, units = _even_out(sums)
+    both, others, beside = np.split(even.counts.numpy(), [2 * LOSS[2], 4 * LOSS[2]])
     both, others = both.reshape(2, -1), others.reshape(2, -1)
     own, other = both.sum(0), others.sum(0)
     total, reference = float(own.sum()), float(other.sum())
-    rows = sums.rows(total)
+    rows = even.rows(total)
     z = _universal_cut(beside, rows)
     if total == 0 or reference == 0:
-        return Verdict(0.0, 0.0, Cut(0.0), z)
+        return Verdict(0.0, 0.0, Cut(0.0), z, units=units)
     edges = 10.0 ** _edges(LOSS)
     middle = float(edges[np.searchsorted(other.cumsum(), reference / 2) + 1])
     fits_better = float((own.cumsum() - own / 2) @ other) / (total * reference)  # half of those that fit alike
     found = _wrong_losses(both / total, others / reference, rows, known=fits_better >= 0.6)
     if found is None:
-        return Verdict(math.log(middle), 0.0, Cut(0.0), z)
+        return Verdict(math.log(middle), 0.0, Cut(0.0), z, units=units)
     believed, likeliest = (own * posterior for posterior in found)
     k, _ = _best_cut(own[::-1], believed[::-1], found[0][::-1] >= 0.5)
     if k == 0:
-        return Verdict(math.log(middle), 0.0, Cut(0.0), z)
+        return Verdict(math.log(middle), 0.0, Cut(0.0), z, units=units)
     # A likelier story that knows of more wrong labels, but not which, says how many of them are not flagged.
     wrong = max(believed, likeliest, key=lambda one: one[-k:].sum())
     flagged, caught, whole = (float(x.sum()) for x in (own[-k:], wrong[-k:], wrong))
     label = Cut(float(middle / (middle + edges[LOSS[2] - k])), caught / flagged, caught / whole, flagged / total)
-    return Verdict(math.log(middle), whole / total, label, z)
+    return Verdict(math.log(middle), whole / total, label, z, units=units)
 
 
-def largest_right(verdict: Verdict) -> float:
-    """Return the loss from which a label looks wrong (`loss_scores` below the cut); infinite where none does."""
-    return math.exp(verdict.offset) * (1 / verdict.label.value - 1) if verdict.label.value > 0 else math.inf
+def largest_right(verdict: Verdict, kinds: Int[Tensor, " n"] | None = None) -> Tensor:
+    """Return the loss from which a label looks wrong (`loss_scores` below the cut), for every row; infinite where none
+    does."""
+    value, (own, middle, power) = verdict.label.value, _units(verdict, kinds)
+    limit = math.exp(verdict.offset) * (1 / value - 1) if value > 0 else math.inf
+    return own * (limit / middle) ** (1 / power)
 
 
-def loss_scores(losses: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, " n"]:
-    """Return s / (s + |loss|), s the median loss with wrong labels; an issue if below the cut."""
-    s = math.exp(verdict.offset)
-    return s / (s + losses.double().nan_to_num(0.0, posinf=1e30, neginf=-1e30).abs())
+def loss_scores(
+    losses: Float[Tensor, " n"], verdict: Verdict, kinds: Int[Tensor, " n"] | None = None
+) -> Float[Tensor, " n"]:
+    """Return s / (s + |loss|), s the median loss with wrong labels; an issue if below the cut. Losses are in the
+    unit of the row's kind; 1 for a kind without one, of which nothing is known."""
+    s, (own, middle, power) = math.exp(verdict.offset), _units(verdict, kinds)
+    even = middle * (losses.double().nan_to_num(0.0, posinf=1e30, neginf=-1e30).abs() / own) ** power
+    return s / (s + even)
+
+
+def _units(verdict: Verdict, kinds: Tensor | None) -> Tensor:
+    """Return the unit of every row's loss, (3, n), or of all; of a kind without one such that all are as good as 0."""
+    at = torch.zeros(1, dtype=torch.int64) if kinds is None else kinds
+    found = torch.tensor([math.inf, 1.0, 1.0], dtype=torch.float64)[:, None].repeat(1, len(at))
+    for kind, unit in verdict.units.items():
+        found[:, at == kind] = torch.tensor(unit, dtype=torch.float64)[:, None]
+    return found
 
 
 def _wrong_losses(

@@ -100,14 +100,20 @@ def label_losses(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], calibration: Cal
 
 
 def trial_losses(
-    F: Tensor, Y: Tensor, calibration: Calibration | None, loss: Loss, *, several: bool = False, most: float = math.inf
+    F: Tensor,
+    Y: Tensor,
+    calibration: Calibration | None,
+    loss: Loss,
+    *,
+    several: bool = False,
+    most: Tensor | float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and the error (`losses.errors`) of outputs on rows set apart.
 
     Classes: `label_losses` under the model's own calibration, which forgives it its scale. Other targets: `loss`, of
-    which no row has more than `most`: one that looks wrong costs every model the same.
+    which no row has more than `most` (one for all, or its own): one that looks wrong costs every model the same.
     """
-    found = loss(F, Y)[0].double().clamp_max(most) if calibration is None else label_losses(F, Y, calibration)
+    found = loss(F, Y)[0].double().clamp(max=most) if calibration is None else label_losses(F, Y, calibration)
     return found, errors(F, Y, several=several)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,6 +70,14 @@ class Cut:
     share: float = 0.0
 
 
+class Unit(NamedTuple):
+    """How losses of one kind of rows compare with those of the commonest: as middle (loss / own)^power."""
+
+    own: float  # median loss of the kind
+    middle: float  # of the commonest
+    power: float  # at most 1
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Cuts fitted to a data set: a label_score below `label.value` is an issue, a z above `z.value` detrimental."""
@@ -79,6 +88,7 @@ class Verdict:
     z: Cut
     class_dependence: float = 0.0  # of the suspected labels, 0 ... 1 (`noise.class_dependence`)
     doubt: float = 0.0  # share of the model's uncertainty that is the labellers' (`labellers.find_doubt`)
+    units: dict[int, Unit] = field(default_factory=dict)  # of the losses of every kind of rows (`core.loss_verdict`)
 
 
 def log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link) -> Float[Tensor, " n"]:

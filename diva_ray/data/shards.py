@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from diva_ray.core.gaps import gap_codes
 from diva_ray.core.products import multiply
 from diva_ray.data.columns import Where, as_words, check_nulls, finite_values, one_chunk, row_keys, take_rows, to_matrix
 from diva_ray.data.scale import Scale
@@ -93,6 +94,7 @@ class Shard:
         group: code of the row's leave-out group inside this shard; None when every row is left out alone.
         offset: (n, c) or None.
         keys: stable 64-bit key of every row.
+        gaps: code of the bands that every row lacks (`core.gaps`); None where no row lacks any.
         order: positions of the rows in the table, relative to start, when they were sorted by group.
         state: per-row results by name; whatever is lost can be computed again.
     """
@@ -104,6 +106,7 @@ class Shard:
     weight: Tensor
     validation: Tensor
     keys: Tensor
+    gaps: Tensor | None = None
     group: Tensor | None = None
     group_keys: np.ndarray | None = None
     group_values: pa.Array | None = None
@@ -170,6 +173,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         weight,
         validation,
         _signed(keys),
+        gap_codes(missing, len(rows)),
         id=ids,
         order=order,
         original=original,

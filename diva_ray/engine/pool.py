@@ -29,7 +29,7 @@ from diva_ray.engine.context import (
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import label_losses, wrong_losses
+from diva_ray.engine.verdicts import gap_kinds, label_losses, wrong_losses
 
 
 @dataclass
@@ -109,7 +109,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     elif setup.task == "multilabel":
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), free.double())
     else:
-        histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double())
+        kinds = gap_kinds(shard, known)
+        histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), free.double(), kinds)
     return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int((in_slice & (given > 0)).sum())))
 
 
@@ -146,7 +147,7 @@ def probabilities(shard: Shard, known: Known) -> Tensor:
         return verdict.label_scores(evidence, rule).masked_fill(unknown, 1 - rule.noise_rate)
     if known["setup"].task == "multilabel":
         return verdict.label_scores(evidence, rule)
-    return (loss_verdict.loss_scores(evidence, rule) >= rule.label.value).double()
+    return (loss_verdict.loss_scores(evidence, rule, gap_kinds(shard, known)) >= rule.label.value).double()
 
 
 def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:

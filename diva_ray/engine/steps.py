@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_ray.core import losses, reweight, verdict
+from diva_ray.core import loss_verdict, losses, reweight, verdict
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
@@ -30,7 +31,7 @@ from diva_ray.engine.context import (
 from diva_ray.engine.passes import scored_rows
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import issue_flags, z_of
+from diva_ray.engine.verdicts import gap_kinds, issue_flags, z_of
 
 
 class Each(tuple[Any, ...]):
@@ -104,7 +105,7 @@ class Trials:
 
     count: int  # folds in all
     solutions: dict[int, Tensor]
-    most: dict[int, float]  # for every fold, the loss from which labels of numbers looked wrong without it
+    rules: dict[int, verdict.Verdict | None]  # for every fold, by which labels of numbers looked wrong without it
     models: int
     bases: int  # the first of them, with which all are compared
 
@@ -148,7 +149,10 @@ def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
     total = reweight.trial_sums(none, none, none[:, 0], torch.zeros(0, dtype=torch.int64), bases)
     codes = group_codes(shard, known)
     for k, b, rows, F in trial_outputs(shard, known):
-        judged, most = calibrations or [None] * models, known["trials"].most[k]
+        judged, most = calibrations or [None] * models, math.inf
+        if (rule := known["trials"].rules[k]) is not None:
+            kinds = gap_kinds(shard, known)
+            most = loss_verdict.largest_right(rule, None if kinds is None else kinds[b.start : b.stop][rows])
         found = [
             reweight.trial_losses(F[:, m], b.Y[rows], judged[m], loss, several=several, most=most)
             for m in range(models)

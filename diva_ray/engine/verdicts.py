@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, levels, loss_verdict, losses, multilabel, noise, verdict
+from diva_ray.core import choose, gaps, levels, loss_verdict, losses, multilabel, noise, verdict
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
@@ -15,6 +15,7 @@ from diva_ray.engine.reduce import add_in_order
 from diva_ray.engine.setup import Setup
 
 ENTRIES = 1_000_000  # of rows x classes that are judged at a time, of several labels
+GAPS = 4096  # rows of which it is asked which bands they lack
 
 
 def z_of(scored: Tensor) -> Tensor:
@@ -96,17 +97,31 @@ def examples_of_targets(shard: Shard, known: Known) -> Drawn:
     return Drawn(draw[kept], Y[kept], known["examples"])
 
 
-def judge(shard: Shard, known: Known) -> verdict.Histogram:
+def examples_of_gaps(shard: Shard, known: Known) -> Drawn:
+    """Return which bands a few rows lack, drawn by the rows' keys, as `core.gaps` codes them."""
+    draw = choose.uniform_draw(shard.keys, known["setup"].seed)
+    return Drawn(draw, torch.zeros_like(shard.keys) if shard.gaps is None else shard.gaps, GAPS)
+
+
+def gap_kinds(shard: Shard, known: Known) -> Tensor | None:
+    """Return which rows are judged side by side, by the bands they lack; None where no row lacks any."""
+    return None if shard.gaps is None else gaps.kinds_of(shard.gaps, known["common_gaps"])
+
+
+def judge(shard: Shard, known: Known) -> verdict.Histogram | loss_verdict.LossSums:
     """Second round: joint histogram of the given label's log-odds and z, or histograms of losses."""
     setup: Setup = known["setup"]
     z, weight = z_of(scored_rows(shard, known)), shaping(shard, known)
     if setup.task in ("classification", "multilabel"):
         return verdict.verdict_sums(given_odds(shard, known), z, weight)
-    Y = targets(shard, setup)
+    Y, kinds = targets(shard, setup), gap_kinds(shard, known)
     return add_in_order(
-        loss_verdict.loss_sums(label_losses(F, Y[rows], setup), wrong_losses(F, known), z[rows], weight[rows])
+        loss_verdict.loss_sums(
+            label_losses(F, Y[rows], setup), wrong_losses(F, known), z[rows], weight[rows],
+            None if kinds is None else kinds[rows],
+        )
         for rows, F in left_out_outputs(shard, known)
-    )
+    )  # fmt: skip
 
 
 def issue_flags(shard: Shard, known: Known) -> Tensor:
@@ -121,7 +136,7 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
     if setup.task in ("classification", "multilabel"):
         return verdict.label_scores(given_odds(shard, known), rule)
     parts = [label_losses(F, Y[rows], setup) for rows, F in left_out_outputs(shard, known)]
-    return loss_verdict.loss_scores(torch.cat(parts), rule)
+    return loss_verdict.loss_scores(torch.cat(parts), rule, gap_kinds(shard, known))
 
 
 def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import ExtendConfig
-from diva_ray.core.verdict import LOSS, Histogram
+from diva_ray.core.loss_verdict import LossSums
+from diva_ray.core.verdict import LOSS
 from diva_ray.data.shards import Extent
 from diva_ray.engine import pool
 from diva_ray.engine.reduce import Tally
@@ -47,10 +48,10 @@ def bands_on_another_scale(names: tuple[str, ...], core: Scan, found: Scan) -> s
     )
 
 
-def losses_on_another_scale(pool: Histogram, left: Tally, counts: Tally) -> str:
+def losses_on_another_scale(pool: LossSums, left: Tally, counts: Tally) -> str:
     """Return what is to be said where the pool's numbers are predicted far worse than the table's left out: their
     median loss is more than FAR times the table's mean. `pool`: as `loss_verdict.loss_sums` gives it."""
-    cells = pool.counts[: 2 * LOSS[2]].view(2, -1).sum(0)
+    cells = torch.stack([one.counts[: 2 * LOSS[2]].view(2, -1).sum(0) for one in pool.values()]).sum(0)
     if not float(cells.sum()):
         return ""
     at = int(torch.searchsorted(cells.cumsum(0), cells.sum() / 2))

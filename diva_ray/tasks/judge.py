@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diva_ray.core import evidence, labellers, levels, loss_verdict, multilabel, noise, verdict
+from diva_ray.core import evidence, gaps, labellers, levels, loss_verdict, multilabel, noise, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.reduce import Tally
@@ -61,7 +61,8 @@ def calibrate(
         return sums
     runner.engine.tell(examples=REFERENCE_TARGETS)
     drawn: verdicts.Drawn = runner.run(verdicts.examples_of_targets, "calibrate", scored, features=False)
-    runner.engine.tell(reference=drawn.rows, link=None)
+    lacking: verdicts.Drawn = runner.run(verdicts.examples_of_gaps, "calibrate", scored, features=False)
+    runner.engine.tell(reference=drawn.rows, link=None, common_gaps=gaps.common_codes(lacking.rows))
     return None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import Step, TrialSums, best_base, best_trial
+from diva_ray.core.verdict import Verdict
 from diva_ray.engine import samples
 from diva_ray.engine.context import Fold
 from diva_ray.engine.setup import Setup
@@ -139,16 +140,16 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
     """Return every arm, how it does on the folds set apart, and how many were asked until the answer was clear."""
     check_folds(walk.runner, walk.setup, folds)
     solutions: dict[int, Tensor] = {}
-    most: dict[int, float] = {}
+    rules: dict[int, Verdict | None] = {}
     for k in range(folds):
         if not walk.runner.quiet:
             log.info("fold %d of %d set apart", k + 1, folds)
         found = walk_arms(walk, Fold(k, folds), steps)
-        arms, solutions[k], most[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype), walk.most
+        arms, solutions[k], rules[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype), walk.first
         last = k + 1 == folds
         if last or walk.runner.rows >= CLEAR_ROWS * folds / (k + 1):
             sums = try_arms(
-                walk.runner, walk.setup, Trials(folds, dict(solutions), dict(most), len(found), len(RIDGES))
+                walk.runner, walk.setup, Trials(folds, dict(solutions), dict(rules), len(found), len(RIDGES))
             )
             if last or _clear(sums):
                 return arms, sums, k + 1

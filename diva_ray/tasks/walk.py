@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diva_ray.core.loss_verdict import largest_right
 from diva_ray.core.reweight import Step, TrialSums, fit_calibration, source_factors
 from diva_ray.core.ridge import FitSums, Solution, solve
+from diva_ray.core.verdict import Verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import passes, steps
 from diva_ray.engine.context import Fold
@@ -77,7 +76,7 @@ class Walk:
     name: str = ""
     moved: int = 0  # weights that were changed, by steps that look at all rows first
     grown: float = 1.0  # what the factors that keep the mean have made of weights that no step but the last changed
-    most: float = math.inf  # loss from which labels of numbers looked wrong at the first look
+    first: Verdict | None = None  # on numbers and vectors, at the first look
     final: tuple[str, float] | None = None  # step and factor of the weights that a walk to an arm ended with
     penalty: Tensor = field(default_factory=lambda: torch.zeros(0))  # dL/dLambda of every column, at the last look
     class_dependence: float = 0.0  # of the labels that look wrong, at the last look
@@ -87,7 +86,7 @@ class Walk:
         """Go back to the table's weights, perhaps without a fold; return the fit sums there (`sums`, if known)."""
         engine = self.runner.engine
         engine.forget("fold", "step", "factor", "weights", "rows", "scored")
-        self.at, self.moved, self.most, self.grown = 0, 0, math.inf, 1.0
+        self.at, self.moved, self.first, self.grown = 0, 0, None, 1.0
         self.name = "all" if fold is None else f"without{fold.k}"
         engine.tell(setup=self.setup, store=self.store, multiplied=self.path.chain.kind == "sources")
         engine.tell(**({} if fold is None else {"fold": fold}))
@@ -109,7 +108,7 @@ class Walk:
         rule, _ = judge(self.runner, self.setup, left.tally, self.scored)
         self.class_dependence = rule.class_dependence
         if self.setup.task in ("regression", "vector") and not self.at:
-            self.most = largest_right(rule)
+            self.first = rule
         self.by_source = scored.tally["sources"]
         if self.path.chain.kind == "sources":
             self._tell_factors(self.by_source)
