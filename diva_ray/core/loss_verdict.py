@@ -56,7 +56,7 @@ def loss_sums(
     `reference`: with m wrong labels, such as those of other rows, the same m for every block. `kinds`: 0 where none
     are given.
     """
-    if kinds is None:
+    if kinds is None or not len(kinds):
         return LossSums({0: _sums(losses, reference, z, weight)})
     each = ((kind, kinds == kind) for kind in kinds.unique().tolist())
     return LossSums({kind: _sums(losses[at], reference[at], z[at], weight[at]) for kind, at in each})
@@ -177,7 +177,8 @@ def loss_scores(
 def _units(verdict: Verdict, kinds: Tensor | None) -> Tensor:
     """Return the unit of every row's loss, (3, n), or of all; of a kind without one such that all are as good as 0."""
     at = torch.zeros(1, dtype=torch.int64) if kinds is None else kinds
-    found = torch.tensor([math.inf, 1.0, 1.0], dtype=torch.float64)[:, None].repeat(1, len(at))
+    none = Unit(math.inf if verdict.units else 1.0, 1.0, 1.0)  # a rule without units takes losses as they are
+    found = torch.tensor(none, dtype=torch.float64)[:, None].repeat(1, len(at))
     for kind, unit in verdict.units.items():
         found[:, at == kind] = torch.tensor(unit, dtype=torch.float64)[:, None]
     return found

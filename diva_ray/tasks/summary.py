@@ -171,8 +171,8 @@ def told(summary: dict[str, Any]) -> list[str]:
 
 
 def verdict_notes(summary: dict[str, Any]) -> list[str]:
-    """Return what kind of wrong labels show among several, and what is to be said where none is called wrong, though
-    many are not predicted; and that deleting what hurts may not help."""
+    """Return what kind of wrong labels show among several, what it means where none is called wrong, and that deleting
+    what hurts may not help."""
     found = []
     if hurt_by_loss_alone(summary):
         found.append(
@@ -183,16 +183,22 @@ def verdict_notes(summary: dict[str, Any]) -> list[str]:
         return [
             *found,
             f"About {summary['missing_labels']:.2%} of the classes that belong to a sample are missing from its "
-            f"labels, and {summary['added_labels']:.2%} of those that do not are among them.",
+            f"labels, and {summary['added_labels']:.2%} of those that do not belong are given.",
         ]
-    classes = summary["task"] in ("classification", "multilabel")
-    if not classes or summary["n_label_issues"] or summary["error"] < MANY_MISSED or tells_nothing(summary):
-        return found
+    return found + unflagged(summary) * (not summary.get("n_label_issues", 1))
+
+
+def unflagged(summary: dict[str, Any]) -> list[str]:
+    """Return what it means that no label is called wrong, where predictions tell something and miss something."""
+    likeliest = "those with the least label_score are likeliest."
+    if summary["task"] in ("classification", "multilabel"):
+        said = f"though {summary['error']:.1%} are not predicted: hard samples explain it too. Wrong labels that look "
+        told = summary["error"] >= MANY_MISSED and not tells_nothing(summary)
+        return [f"No label is called wrong, {said}like them cannot be told from them; {likeliest}"] * told
     return [
-        *found,
-        f"No label is called wrong, though {summary['error']:.1%} are not predicted: hard samples explain it too. "
-        "Wrong labels that look like them cannot be told from them; those with the least label_score are likeliest.",
-    ]
+        "No label is called wrong, though long tails or uneven errors may hide wrong ones, which nothing tells from "
+        f"right ones that are hard to predict; {likeliest}"
+    ] * (summary.get("r2", 0.0) >= TELLS_NOTHING)
 
 
 def hurt_by_loss_alone(summary: dict[str, Any]) -> bool:

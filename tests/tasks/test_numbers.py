@@ -1,6 +1,7 @@
 """Numbers to predict, wherever they lie: far from 0, close together, wide apart."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -297,3 +298,20 @@ def test_numbers_with_ids_are_judged_alike_in_any_order():
         issue = samples["is_label_issue"].to_numpy(zero_copy_only=False)
         flagged.add(tuple(sorted(np.array(samples["id"])[issue].tolist())))
     assert len(flagged) == 1 and len(flagged.pop()) > 10
+
+
+def test_it_is_said_where_wrong_numbers_may_hide_and_that_the_least_scores_are_likeliest():
+    draw = np.random.default_rng(0)
+    Z = draw.standard_normal((500, 6))
+    y, wrong = Z.sum(1) + draw.standard_normal(500), np.arange(500) < 20
+    y[wrong] += 4.5 * draw.choice([-1, 1], 20)
+    result = score(y, {"features": Z})
+    assert result.summary["n_label_issues"] == 0
+    assert np.isin(result.samples["label_score"].to_numpy().argsort()[:20], np.flatnonzero(wrong)).mean() > 0.7
+    note = "No label is called wrong, though long tails"
+    assert [line.startswith(f"note: {note}") and "least label_score" in line for line in result.lines()].count(
+        True
+    ) == 1
+    assert note in Path(result.lines()[-1].removeprefix("report: ")).read_text()
+    y[wrong] += 40
+    assert not any(note in line for line in score(y, {"features": Z}).lines()), "those that stand apart are flagged"
