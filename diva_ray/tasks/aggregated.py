@@ -109,6 +109,7 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
     gain = (s["error_concatenated"] - s["error_together"]) * (1 if word == "error" else -1)  # of R2 more is better
     use, given = ("use them, with the weights in samples/", ", weights as given") if moved(s) else ("use them", "")
     alone, first = best_alone(summary), next(iter(summary["bands"].values()))
+    verdict = verdict_in_words(s, "{:.4f}".format)
     without = ", ".join(f"{name} {band['error_without']:.4f}" for name, band in s["bands"].items())
     lines = [
         f"{s['n_samples']:,} samples, {len(s['bands'])} bands{given}: {apart(s['validation'])} {word} "
@@ -120,7 +121,7 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
         f"{use}: ridge={s['ridge']:.6g} shares={where}"
         + "".join(f" {name}={first[name]}" for name in ("projection", "seed") if first.get(name) is not None),
         *(["note: one ridge for all bands does as well"] if gain <= 0 else []),
-        *map(words.plain, verdict_in_words(s, "{:.4f}".format)),
+        *map(words.plain, ["; ".join(verdict)] if verdict else []),
     ]
     return lines + [f"warning: {warning}" for warning in warnings_of(s)]
 
@@ -187,7 +188,7 @@ def sheet_of(
         f"{len(rows)} bands together{given}: {which} {word} {show(s['error_together'])}, against "
         f"{show(s['error_concatenated'])} under one ridge and {show(s['bands'][alone]['error_alone'])} with {alone} "
         "alone.",
-        *(f"{said[0].upper()}{said[1:]}." for said in verdict_in_words(s, error_words(s)[1])),
+        *(f"{said[0].upper()}{said[1:]}." for said in verdict_in_words(s, error_words(s)[1])[:1]),  # a tile says more
     ]
     tiles = [
         Tile(f"{which} {word}", show(s["error_together"]), f"shares found{given}; not compared row by row, so not "

@@ -56,20 +56,23 @@ def moved(summary: dict[str, Any]) -> bool:
 
 
 def verdict_in_words(summary: dict[str, Any], shape: Callable) -> list[str]:
-    """Return whether weights were accepted, and what they did; nothing where none were asked for."""
+    """Return whether weights were accepted, and then what they did; nothing where none were asked for."""
     if "weights" not in summary:
         return []
     w, error = summary["weights"], error_words(summary)[0]
     before, after = shape(w["error_uniform"]), shape(w["error_reweighted"])
     if not w["accepted"]:
-        return [f"sample weights left as they were: no step gained more than one standard error on folds that took no "
-                f"part, {error} {before}"]  # fmt: skip
+        return [
+            "sample weights left as they were: no step gained more than one standard error",
+            f"on folds that took no part {error} {before}",
+        ]
     steps, _, part = w["chosen"].partition("; ridge / ")
     capped = " (no row counts more than where it looks wrong)" if summary["task"] in ("regression", "vector") else ""
     tried = f" (tried under ridge / {part}; penalties were found anew)" if part else ""
     return [
-        f"sample weights accepted: {steps}{tried}; on folds that took no part {error} {before} as given, {after} with "
-        f"them; {gain_words(w)}, which decides{capped}: more than one standard error is accepted"
+        f"sample weights accepted: {steps}{tried}",
+        f"on folds that took no part {error} {before} as given, {after} with them; {gain_words(w)}, which decides"
+        f"{capped}: more than one standard error is accepted",
     ]
 
 

@@ -129,7 +129,7 @@ def notes_of(session: Session, config: TrainConfig, summary: dict[str, Any]) -> 
     if summary["n_seeds"] == 1:
         notes.append("One seed: nothing tells how much the errors depend on chance in training.")
     if summary["weights"] is None and session.columns.weight is None:
-        notes.append("No weights were given: `weights` names the run whose weights are to be tried, or `auto`.")
+        notes.append(Inform("No weights were given: `weights` names the run whose weights are to be tried, or `auto`."))
     if config.data.builtin and config.data.path is None and config.test.path is None:
-        notes.append("Test labels are the true ones; a share of the training labels was flipped.")
+        notes.append(Inform("Test labels are the true ones; a share of the training labels was flipped."))
     return notes
