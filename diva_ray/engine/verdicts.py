@@ -11,7 +11,7 @@ from diva_ray.core import choose, gaps, levels, loss_verdict, losses, multilabel
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
-from diva_ray.engine.reduce import add_in_order
+from diva_ray.engine.reduce import Tally, add_in_order
 from diva_ray.engine.setup import Setup
 
 ENTRIES = 1_000_000  # of rows x classes that are judged at a time, of several labels
@@ -86,6 +86,11 @@ class Drawn:
 
     def __add__(self, other: Drawn) -> Drawn:
         return Drawn(torch.cat([self.draw, other.draw]), torch.cat([self.rows, other.rows]), self.most)
+
+
+def examples(shard: Shard, known: Known) -> Tally:
+    """Return a few `targets` and `gaps` of rows, from one pass."""
+    return Tally(targets=examples_of_targets(shard, known), gaps=examples_of_gaps(shard, known))
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Drawn:

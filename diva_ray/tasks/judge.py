@@ -60,9 +60,8 @@ def calibrate(
         runner.engine.tell(link=verdict.fit_link(sums, setup.outputs))
         return sums
     runner.engine.tell(examples=REFERENCE_TARGETS)
-    drawn: verdicts.Drawn = runner.run(verdicts.examples_of_targets, "calibrate", scored, features=False)
-    lacking: verdicts.Drawn = runner.run(verdicts.examples_of_gaps, "calibrate", scored, features=False)
-    runner.engine.tell(reference=drawn.rows, link=None, common_gaps=gaps.common_codes(lacking.rows))
+    drawn: Tally = runner.run(verdicts.examples, "calibrate", scored, features=False)
+    runner.engine.tell(reference=drawn["targets"].rows, link=None, common_gaps=gaps.common_codes(drawn["gaps"].rows))
     return None
 
 
