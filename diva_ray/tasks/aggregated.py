@@ -19,7 +19,8 @@ from diva_ray.tasks.page import histogram, notes_of, run_facts, shown
 from diva_ray.tasks.reweighted import LOSS, error_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.shares import Aggregated
-from diva_ray.tasks.summary import apart, error_of, warnings_of
+from diva_ray.tasks.summary import error_of
+from diva_ray.tasks.summary_words import apart, warnings_of
 
 MEANING = {
     "penalty": "ridge on the band's columns, standardised as `standardize` says: common ridge / share",

@@ -31,7 +31,7 @@ from diva_ray.tasks.rank import rank_chosen
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import apart
+from diva_ray.tasks.summary_words import apart
 
 log = logging.getLogger("diva_ray")
 

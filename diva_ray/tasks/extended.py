@@ -13,7 +13,8 @@ from diva_ray.tasks.page import run_facts, seen_in
 from diva_ray.tasks.planted import right_in_words, right_of_chosen
 from diva_ray.tasks.reweighted import error_words, gap_words, loss_words
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import apart, common_figures
+from diva_ray.tasks.summary import common_figures
+from diva_ray.tasks.summary_words import apart
 
 if TYPE_CHECKING:
     from diva_ray.tasks.extend import Extension

@@ -15,7 +15,8 @@ from diva_ray.report.sheet import Inform
 from diva_ray.tasks.derived import Derived, may_lie_further
 from diva_ray.tasks.manifest import versions
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import errors_of, verdict_notes, warnings_of
+from diva_ray.tasks.summary import errors_of
+from diva_ray.tasks.summary_words import verdict_notes, warnings_of
 from diva_ray.tasks.tried import ridge_in_words
 
 BINS, WEIGHT_BINS = 60, 40  # bars of z, and at most of weights

@@ -12,13 +12,8 @@ from diva_ray.tasks.derived import Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown, sources_table
 from diva_ray.tasks.planted import found_in_words, planted
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import (
-    common_figures,
-    curated_in_words,
-    errors_of,
-    estimates,
-    verdict_figures,
-)
+from diva_ray.tasks.summary import common_figures, errors_of, verdict_figures
+from diva_ray.tasks.summary_words import curated_in_words, estimates
 
 if TYPE_CHECKING:
     from diva_ray.tasks.pairs import Judged

@@ -18,7 +18,8 @@ from diva_ray.tasks.chance import TONES, clear
 from diva_ray.tasks.page import run_facts, shown, weight_histogram, weights_by_class
 from diva_ray.tasks.planted import planted, planted_in_words
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures, dependence_in_words
+from diva_ray.tasks.summary import common_figures
+from diva_ray.tasks.summary_words import dependence_in_words
 from diva_ray.tasks.tried import at_ridge, explained, trial_bars
 from diva_ray.tasks.walk import RIDGES, Arm
 

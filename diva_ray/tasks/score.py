@@ -27,7 +27,8 @@ from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.scored import sheet_of
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import sources_of, summarise, told
+from diva_ray.tasks.summary import sources_of, summarise
+from diva_ray.tasks.summary_words import told
 from diva_ray.tasks.trusted import derive_trusted
 from diva_ray.tasks.written import add_copy, finish_copies, write_samples
 

@@ -12,7 +12,7 @@ from diva_ray.report.sheet import Facts, Gallery, Pulls, Sheet, Table, Terms, Ti
 from diva_ray.tasks.derived import Derived
 from diva_ray.tasks.page import downloads, histogram, notes_of, run_facts, shown, sources_table
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import estimates, heard, hurt_by_loss_alone, tells_nothing
+from diva_ray.tasks.summary_words import estimates, heard, hurt_by_loss_alone, tells_nothing
 
 SUSPECTS, BEST = 30, 12  # labels that look most wrong, and samples that help most (or are doubtful), on the page
 CLASSES, CONFUSED = 30, 25  # rows of their tables

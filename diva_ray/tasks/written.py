@@ -18,7 +18,7 @@ from diva_ray.tasks.export import merge_uids
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.saved_config import write_config
 from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import curated_in_words
+from diva_ray.tasks.summary_words import curated_in_words
 
 MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
 
