@@ -6,9 +6,10 @@ A row without a band is predicted worse, by right labels too: its errors are mea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diva_ray.core.hashing import splitmix
@@ -16,6 +17,17 @@ from diva_ray.core.hashing import splitmix
 SHIFT = 48  # bits of a code that tell which bands are missing; those above tell how many
 COMMON = 1 / 64  # of the rows drawn that have the same bands: they are judged by themselves
 MANY = 16  # bands missing, or more
+S = TypeVar("S")  # knows `+`
+
+
+class ByKind(dict[int, S]):
+    """Sums by the kind of the rows; `+` merges them, kind by kind."""
+
+    def __add__(self, other: ByKind[S]) -> ByKind[S]:
+        total: dict[int, Any] = dict(self)
+        for kind, one in other.items():
+            total[kind] = total[kind] + one if kind in total else one
+        return ByKind(total)
 
 
 def gap_codes(missing: Sequence[Bool[Tensor, " n"] | None], n: int) -> Int[Tensor, " n"] | None:
@@ -46,3 +58,11 @@ def kinds_of(codes: Int[Tensor, " n"], common: Int[Tensor, " k"]) -> Int[Tensor,
     So there are at most 64 + MANY + 1 kinds, however many bands there are.
     """
     return torch.where(torch.isin(codes, common), codes, (codes >> SHIFT).clamp_max(MANY))
+
+
+def factors_of(kinds: Int[Tensor, " n"], factors: dict[int, float]) -> Float[Tensor, " n"]:
+    """Return the factor of every row's kind (`core.sureness`); of a kind that was never met the least there is."""
+    found = torch.full((len(kinds),), min(factors.values()), dtype=torch.float64)
+    for kind, factor in factors.items():
+        found[kinds == kind] = factor
+    return found

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diva_ray.core.gaps import ByKind
 from diva_ray.core.verdict import (
     LOSS,
     Cut,
@@ -35,12 +36,7 @@ FEW = 50  # rows of a kind: fewer, and its median loss is too rough a unit (a th
 SPREAD = (0.5, 0.75, 0.9)  # quantiles
 
 
-class LossSums(dict[int, Histogram]):
-    """Histograms by the kind of the rows; `+` merges them."""
-
-    def __add__(self, other: LossSums) -> LossSums:
-        both = {kind: self[kind] + other[kind] if kind in self else other[kind] for kind in other}
-        return LossSums({**self, **both})
+LossSums = ByKind[Histogram]
 
 
 def loss_sums(

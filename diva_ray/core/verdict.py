@@ -106,6 +106,7 @@ def link_sums(
     y: Int[Tensor, " n"],
     weight: Float[Tensor, " n"],
     near: Float[Tensor, " n"] | None = None,
+    scales: tuple[float, ...] = SCALES,
 ) -> Histogram:
     """Return histograms of the given label's log-odds under every link, (scales, sharpness, cells); about 72 n c.
 
@@ -115,12 +116,12 @@ def link_sums(
     if near is not None:
         plain, by_nearness = (link_sums(x, y, weight) for x in (F, F * near.to(F)[:, None]))
         return Histogram(torch.cat([plain.counts, by_nearness.counts]), plain.squares)
-    counts = torch.zeros(len(SCALES), len(SHARPNESS), ODDS[2], dtype=torch.float64, device=F.device)
+    counts = torch.zeros(len(scales), len(SHARPNESS), ODDS[2], dtype=torch.float64, device=F.device)
     rows = (y >= 0) & (weight > 0)
     F, y, w = F[rows], y[rows], weight[rows].double()
     if F.shape[1] < 2:
         counts[:, :, -1] = w.sum()
-    for s, scale in enumerate(SCALES if F.shape[1] > 1 else ()):
+    for s, scale in enumerate(scales if F.shape[1] > 1 else ()):
         own, others = _against_best_other(F, y, scale)
         odds = own.new_empty(len(SHARPNESS), len(own))
         for first in (0, 1):

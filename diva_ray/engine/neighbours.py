@@ -14,7 +14,7 @@ from diva_ray.engine.context import Known, codes_of, device_of, group_codes, row
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, shaping
 from diva_ray.engine.reduce import Rows
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import nearness
+from diva_ray.engine.verdicts import worth
 
 
 def _sampled(shard: Shard, known: Known) -> Tensor:
@@ -27,7 +27,8 @@ def _facts(shard: Shard, known: Known, chosen: Tensor) -> Tensor:
     """Return weight, leverage, nearness (1 under a link without), label and left-out outputs of the chosen rows side
     by side."""
     kept, Y = left_out_rows(shard, known), codes_of(shard, known["setup"])
-    near = nearness(shard, known).double() if known["link"].near else torch.ones(len(Y), dtype=torch.float64)
+    value = worth(shard, known, known["link"])
+    near = torch.ones(len(Y), dtype=torch.float64) if value is None else value.double()
     head = torch.stack([shard.weight.double(), kept.leverage.double(), near, Y.double()], 1)[chosen]
     outputs = [F[chosen[rows]].double() for rows, F in left_out_outputs(shard, known)]
     return torch.cat([head, torch.cat(outputs)], 1)

@@ -24,7 +24,7 @@ from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.uids import write_uids
-from diva_ray.engine.verdicts import label_scores, nearness, several_outputs, z_of
+from diva_ray.engine.verdicts import gap_factors, label_scores, nearness, several_outputs, z_of
 
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
 LIKELY = 0.5  # label_score beyond which a label is likelier right than wrong
@@ -125,6 +125,8 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
     }
     if setup.task == "classification" and known["link"].near:
         columns["nearness"] = nearness(shard, known).float()
+    if setup.task == "classification" and (factors := gap_factors(shard, known)) is not None:
+        columns["gap_factor"] = factors.float()
     if setup.task == "multilabel":
         columns["corrected_label"] = corrected_labels(shard, known, facts["issue"])
     if shard.truth is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, gaps, levels, loss_verdict, losses, multilabel, noise, verdict
+from diva_ray.core import choose, gaps, levels, loss_verdict, losses, multilabel, noise, sureness, verdict
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
@@ -24,6 +24,16 @@ def z_of(scored: Tensor) -> Tensor:
     return torch.where(error > 0, d / error, torch.zeros_like(d))
 
 
+def calibrate_kinds(shard: Shard, known: Known) -> gaps.ByKind[verdict.Histogram]:
+    """Before `calibrate`: likelihood of the given classes under plain softmaxes, by the bands that rows lack."""
+    weight, Y, kinds = shaping(shard, known), codes_of(shard, known["setup"]), gap_kinds(shard, known)
+    plain = {**known, "gap_factors": {}}
+    return add_in_order(
+        sureness.kind_sums(F, Y[rows], weight[rows], None if kinds is None else kinds[rows])
+        for rows, F in levelled(shard, plain, None)
+    )
+
+
 def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
     """First round: likelihood of the given labels under a grid of calibrations; of several labels histograms of
     outputs."""
@@ -38,18 +48,34 @@ def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
     )
 
 
+def worth(shard: Shard, known: Known, link: verdict.Link | None) -> Tensor | None:
+    """Return what every row's levelled outputs are multiplied by, under a link; None for 1."""
+    near = nearness(shard, known) if link is not None and link.near else None
+    factors = gap_factors(shard, known)
+    if near is None or factors is None:
+        return factors if near is None else near
+    return near * factors.to(near)
+
+
+def gap_factors(shard: Shard, known: Known) -> Tensor | None:
+    """Return what the outputs of every row are worth by the bands it lacks; None where that makes no difference."""
+    factors = known["gap_factors"]
+    if not factors:
+        return None
+    kinds = gap_kinds(shard, known)
+    return gaps.factors_of(torch.zeros_like(shard.keys) if kinds is None else kinds, factors)
+
+
 def nearness(shard: Shard, known: Known) -> Tensor:
     """Return how near every row is to the others, 1 for one at the mean distance."""
     return levels.nearness(left_out_rows(shard, known).q, known["mean_q"])
 
 
 def levelled(shard: Shard, known: Known, link: verdict.Link | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows with their left-out outputs, classes and rows evened out, from which probabilities are made; under a
-    link by nearness multiplied by that."""
-    leverage = left_out_rows(shard, known).leverage
-    near = nearness(shard, known) if link is not None and link.near else None
+    """Yield rows with their left-out outputs, classes and rows evened out, from which probabilities are made."""
+    leverage, value = left_out_rows(shard, known).leverage, worth(shard, known, link)
     for rows, outputs in left_out_outputs(shard, known):
-        yield rows, levels.level(outputs, leverage[rows], known["levels"], None if near is None else near[rows])
+        yield rows, levels.level(outputs, leverage[rows], known["levels"], None if value is None else value[rows])
 
 
 def several_outputs(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor, Tensor]]:

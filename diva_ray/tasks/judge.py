@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diva_ray.core import evidence, gaps, labellers, levels, loss_verdict, multilabel, noise, verdict
+from diva_ray.core import evidence, gaps, labellers, levels, loss_verdict, multilabel, noise, sureness, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.reduce import Tally
@@ -28,37 +28,60 @@ def judge(
 
     `doubt`: also ask, by two more reads, whether the labellers' own doubt explains what the model misses.
     """
-    calibrated = calibrate(runner, setup, tally, scored, by_nearness=True)
-    if isinstance(calibrated, verdict.Histogram):
-        rule, calibration = _judge_classes(runner, setup, tally["levels"], scored, calibrated, doubt=doubt)
+    calibration: verdict.Link | multilabel.Slips | None
+    if setup.task == "classification":
+        rule, calibration = _judge_classes(runner, setup, tally, scored, doubt=doubt)
     else:
-        sums, calibration = runner.run(verdicts.judge, "judge", scored, features=False), calibrated
-        if calibrated is None:
+        calibration = _calibrate_others(runner, setup, tally, scored)
+        sums = runner.run(verdicts.judge, "judge", scored, features=False)
+        if calibration is None:
             rule = loss_verdict.fit_loss_verdict(sums)
         else:
-            rule = verdict.fit_verdict(sums, 2, shows=calibrated.shows, flips=True)
+            rule = verdict.fit_verdict(sums, 2, shows=calibration.shows, flips=True)
     runner.engine.tell(verdict=rule)
     return rule, calibration
 
 
 def calibrate(
-    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, by_nearness: bool = False
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]
 ) -> verdict.Histogram | multilabel.Slips | None:
     """Tell how outputs become probabilities of classes, return the sums that say so, or of several labels what they
-    say; of other targets, a few stand for other rows' labels. `by_nearness`: classes may also be told by outputs times
-    the nearness of the row."""
+    say; of other targets, a few stand for other rows' labels."""
+    if setup.task == "classification":
+        return _calibrate_classes(runner, setup, tally, scored, by_nearness=False)[0]
+    return _calibrate_others(runner, setup, tally, scored)
+
+
+def _calibrate_classes(
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, by_nearness: bool
+) -> tuple[verdict.Histogram, dict[int, float]]:
+    """Tell how outputs become probabilities, return the sums that say so, and what outputs of rows that lack bands are
+    worth. `by_nearness`: classes may also be told by outputs times the nearness of the row."""
+    mean_q = reached(tally) if by_nearness else None
+    runner.engine.tell(levels=levels.class_levels(tally["levels"]), link=None, flips=None, mean_q=mean_q)
+    factors = _fit_gap_factors(runner, setup, scored) if len(setup.scale.mean) > 1 else {}
+    runner.engine.tell(gap_factors=factors)
+    sums: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
+    runner.engine.tell(link=verdict.fit_link(sums, setup.outputs))
+    return sums, factors
+
+
+def _fit_gap_factors(runner: Runner, setup: Setup, scored: list[Extent]) -> dict[int, float]:
+    """Return what outputs of rows that lack bands are worth, by kind of rows; {} where that makes no difference."""
+    runner.engine.tell(examples=0)
+    drawn: Tally = runner.run(verdicts.examples, "calibrate", scored, features=False)
+    runner.engine.tell(common_gaps=gaps.common_codes(drawn["gaps"].rows))
+    sums: gaps.ByKind[verdict.Histogram] = runner.run(verdicts.calibrate_kinds, "calibrate", scored, features=False)
+    return sureness.fit_factors(sums, setup.outputs)
+
+
+def _calibrate_others(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> multilabel.Slips | None:
     if setup.task == "multilabel":
         runner.engine.tell(levels=tally["levels"], link=None)
         outputs = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
         slips = runner.timed("calibrate", multilabel.fit_slips, outputs)
         runner.engine.tell(slips=slips, pool_slips=multilabel.even_slips(slips))
         return slips
-    if setup.task == "classification":
-        mean_q = reached(tally) if by_nearness else None
-        runner.engine.tell(levels=levels.class_levels(tally["levels"]), flips=None, mean_q=mean_q)
-        sums: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
-        runner.engine.tell(link=verdict.fit_link(sums, setup.outputs))
-        return sums
     runner.engine.tell(examples=REFERENCE_TARGETS)
     drawn: Tally = runner.run(verdicts.examples, "calibrate", scored, features=False)
     runner.engine.tell(reference=drawn["targets"].rows, link=None, common_gaps=gaps.common_codes(drawn["gaps"].rows))
@@ -86,10 +109,12 @@ def tells_of_classes(calibrated: object, levels: Tensor, outputs: int) -> bool:
 
 
 def _judge_classes(
-    runner: Runner, setup: Setup, own: Tensor, scored: list[Extent], calibrated: verdict.Histogram, *, doubt: bool
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool
 ) -> tuple[verdict.Verdict, verdict.Link]:
-    """Uniform noise first; then flips between classes, or doubt of the labellers, where there is evidence."""
-    classes, divisors = setup.outputs, levels.class_levels(own)
+    """Uniform noise first; then flips between classes, or doubt of the labellers, where there is evidence: none where
+    rows lack bands that tell, as what is missed for want of those looks like it."""
+    calibrated, factors = _calibrate_classes(runner, setup, tally, scored, by_nearness=True)
+    classes, own, divisors = setup.outputs, tally["levels"], levels.class_levels(tally["levels"])
     best = link = verdict.fit_link(calibrated, classes)
     shows = evidence.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum())))
     if not shows and (clear := evidence.fit_clear_link(calibrated, own[1])) is not None:
@@ -111,7 +136,7 @@ def _judge_classes(
         link, flips = replace(found[0], likelihood=best.likelihood, near=link.near), found[1]
         runner.engine.tell(link=link, flips=flips)
         rule = verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored, features=False), classes, flips=True)
-    elif doubt and shows:
+    elif doubt and shows and not factors:
         share = _doubt(runner, scored, facts, link, divisors, rule.noise_rate)
         rule = verdict.fit_verdict(sums, classes, doubt=share) if share else rule
     return replace(rule, class_dependence=noise.dependence_of_suspects(F, y, link, flips, rule)), link

@@ -58,9 +58,10 @@ class Result:
         """Return calibrated out-of-sample class probabilities (n, c), as cleanlab takes them; needs `outputs=True`.
 
         softmax_k(sharpness g((1 - leverage) loo_output_k / level_k)), g(x) = scale asinh(x / scale), under g times the
-        column `nearness` if there is one (features with heavy tails): the calibration of summary.json, the likeliest
-        where a share of the labels is wrong. So these are the probabilities of the true class; the given one agrees
-        less often by that share (`noise_estimate`). Columns are the sorted classes.
+        columns `nearness` (features with heavy tails) and `gap_factor` (rows that lack bands) where they are written:
+        the calibration of summary.json, the likeliest where a share of the labels is wrong. So these are the
+        probabilities of the true class; the given one agrees less often by that share (`noise_estimate`). Columns are
+        the sorted classes.
         """
         if "calibration" not in self.summary:
             raise InputError(
@@ -73,7 +74,8 @@ class Result:
         known = self.summary["calibration"]
         outputs, _ = to_matrix(table["loo_output"], "loo_output", "samples")
         room = 1 - table["leverage"].to_numpy()
-        room = room * table["nearness"].to_numpy() if known["by_nearness"] else room
+        for worth in ("nearness", "gap_factor"):
+            room = room * table[worth].to_numpy() if worth in table.column_names else room
         F = outputs.astype(np.float64) * room[:, None] / np.array(known["levels"])
         logits = known["sharpness"] * (F if known["scale"] is None else known["scale"] * np.arcsinh(F / known["scale"]))
         return softmax(logits, axis=1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from diva_ray.core import evidence, levels
 from diva_ray.core import loss_verdict as loss_rule
 from diva_ray.core import verdict as rule
+from diva_ray.core.gaps import ByKind
 
 
 def class_sums(F, y, weight):
@@ -196,7 +197,7 @@ def test_cutting_into_blocks_changes_nothing(cuts: list[int], seed: int) -> None
         merged = kernel(*(x[blocks[0]] for x in columns))
         for block in blocks[1:]:
             merged = merged + kernel(*(x[block] for x in columns))
-        found, wanted = (dict(x) if isinstance(x, loss_rule.LossSums) else {0: x} for x in (merged, expected))
+        found, wanted = (dict(x) if isinstance(x, ByKind) else {0: x} for x in (merged, expected))
         assert {kind for kind, one in found.items() if one.squares} == {k for k, one in wanted.items() if one.squares}
         for kind, one in wanted.items():
             torch.testing.assert_close(found[kind].counts, one.counts, rtol=1e-12, atol=0)

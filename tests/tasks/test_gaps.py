@@ -1,4 +1,4 @@
-"""Numbers and vectors of rows that lack a band: what they are predicted worse by is no sign of a wrong label."""
+"""Rows that lack a band are predicted worse, which is no sign of a wrong label."""
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,19 @@ def table(seed, wrong=0.0, vectors=False, n=N, lacking=0.1):
     y += 12 * bad[:, None] * draw.choice([-1, 1], y.shape)
     a = pa.array([None if gap else row for gap, row in zip(lacks, A.tolist(), strict=True)], pa.list_(pa.float64()))
     label = pa.array(y.tolist() if vectors else y[:, 0])
+    return pa.table({"a": a, "b": pa.array(B.tolist()), "label": label, "id": np.arange(n)}), bad, lacks
+
+
+def classes(seed, wrong=0.0, lacking=0.3, n=3000, c=4, other=0.3):
+    """Return a table of classes whose band `a` tells most, which labels are wrong and which rows lack `a`."""
+    draw = np.random.default_rng(seed)
+    A, B = draw.normal(size=(n, 20)), draw.normal(size=(n, 12))
+    W = np.random.default_rng(0).normal(size=(32, c))
+    true = (A @ W[:20] + other * B @ W[20:] + 0.5 * draw.gumbel(size=(n, c))).argmax(1)
+    bad, lacks = draw.random(n) < wrong, draw.random(n) < lacking
+    given = np.where(bad, (true + draw.integers(1, c, n)) % c, true)
+    a = pa.array([None if gap else row for gap, row in zip(lacks, A.tolist(), strict=True)], pa.list_(pa.float64()))
+    label = pa.array([f"class {k}" for k in given])
     return pa.table({"a": a, "b": pa.array(B.tolist()), "label": label, "id": np.arange(n)}), bad, lacks
 
 
@@ -66,3 +79,41 @@ def test_rows_of_a_pool_that_lack_what_no_row_of_the_table_lacks_are_chosen():
     chosen = found.samples["id"].to_numpy() if "id" in found.samples.column_names else None
     assert chosen is not None and len(chosen) == 200
     assert pool[1][chosen].mean() < 0.3 * pool[1].mean() and pool[2][chosen].any()
+
+
+@pytest.mark.parametrize("other", [0.3, 1.0])
+def test_no_right_class_looks_wrong_for_want_of_a_band(other):
+    rows, _, lacks = classes(1, lacking=0.1, other=other)
+    assert score(rows).summary["n_label_issues"] == 0 and lacks.sum() > 200
+
+
+@pytest.mark.parametrize("lacking", [0.1, 0.3])
+@pytest.mark.parametrize("other", [0.3, 1.0])
+def test_wrong_classes_are_found_beside_gaps_with_the_precision_told(lacking, other):
+    rows, wrong, lacks = classes(2, 0.05, lacking, other=other)
+    result = score(rows, outputs=True)
+    flagged = result.samples["is_label_issue"].to_numpy()
+    precision = (flagged & wrong).sum() / flagged.sum()
+    assert precision > 0.8 and result.summary["label_issue_precision"] == pytest.approx(precision, abs=0.1)
+    assert flagged[wrong & ~lacks].mean() > 0.7 and flagged[lacks].mean() < 0.05
+    factor, scores = (result.samples[name].to_numpy() for name in ("gap_factor", "label_score"))
+    assert (factor[~lacks] == 1).all() and len({*factor[lacks]}) == 1 and factor[lacks][0] < 0.5
+    given = np.unique(rows["label"], return_inverse=True)[1]
+    within = (scores > 1e-4) & (scores < 1 - 1e-4)
+    p, scores = (one[within].astype(float) for one in (result.pred_probs()[np.arange(len(rows)), given], scores))
+    ratio = scores / (1 - scores) / (p / (1 - p))  # the posterior odds are those of the class times one number
+    assert within.sum() > 1000 and ratio == pytest.approx(np.full(len(ratio), np.median(ratio)), rel=1e-2)
+
+
+def test_classes_with_gaps_are_judged_the_same_whatever_the_blocks():
+    rows = classes(3, 0.1)[0]
+    one, other = (score(rows, precision="float64", block_rows=size).samples for size in (256, 4096))
+    assert other["is_label_issue"] == one["is_label_issue"] and other["gap_factor"] == one["gap_factor"]
+
+
+def test_a_pool_of_rows_that_lack_a_band_is_chosen_by_labels_that_are_right():
+    core, (pool, wrong, lacks) = classes(4, n=600, lacking=0.2)[0].drop_columns("id"), classes(5, 0.3)
+    found = diva_ray.extend(core, pool=pool, features=["a", "b"], cluster=INLINE, quiet=True, budget=600)
+    chosen = found.samples["id"].to_numpy()
+    heard = np.intersect1d(chosen, np.flatnonzero(~lacks))
+    assert len(chosen) == 600 and len(heard) > 200 and wrong[heard].mean() < 0.4 * wrong.mean()
