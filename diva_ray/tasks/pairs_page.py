@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Gallery, Inform, Pulls, Sheet, Tile, render_sheet
+from diva_ray.report.sheet import Bars, Gallery, Inform, Pulls, Sheet, Terms, Tile, render_sheet
 from diva_ray.tasks.derived import Derived, precision_of
 from diva_ray.tasks.page import downloads, histogram, run_facts, seen, shown, sources_table
 from diva_ray.tasks.planted import found_in_words, planted
@@ -83,7 +83,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     if "exported" in s:
         lines.append(f"exported {s['exported']['rows']:,} uids to {s['exported']['file']}")
     if "curated" in s:
-        lines.append(curated_in_words(s["curated"]))
+        lines.append(curated_in_words(s))
     return [*lines, *planted_in_words(s)]
 
 
@@ -139,6 +139,7 @@ def page_of(
               ("pair", "pairs"), "looks mismatched"),
     ]  # fmt: skip
     parts += sources_table(sources, "Pairs", "Mismatched")
+    parts.append(reading(s, first, second))
     rule = estimates(s)
     tiles = [
         Tile("pairs", f"{s['n_samples']:,}", f"{s['n_outputs']:,} numbers each"),
@@ -154,6 +155,31 @@ def page_of(
         footer="Each derivative is of the left-out loss of predicting either side from the other (DIVA, ICLR 2022).",
     )  # fmt: skip
     return render_sheet(sheet)
+
+
+def reading(summary: dict[str, Any], first: str, second: str) -> Terms:
+    """Return what the figures mean, and what to do before anything is dropped."""
+    precision = summary["label_issue_precision"]
+    right = (
+        f" About {100 * precision:.0f} in 100 of the flagged pairs should really be mismatched." if precision else ""
+    )
+    cosine = ", and their cosine where that tells partners from others" if summary["aligned"] else ""
+    return Terms("How to read this", [
+        ("Mismatched", "",
+         f"What is predicted of {second} from {first}, and the other way round, without the pair itself{cosine}, suits "
+         "other partners better than its own. The label score runs from 0, probably [issue: mismatched], to 1, both "
+         f"belong together.{right}"),
+        ("Derivative, in loss per unit of weight", "",
+         "How the left-out loss of predicting either side from the other changes as one pair gets more weight. [hurts: "
+         "Above\N{NO-BREAK SPACE}0 it rises: the pair hurts.] [helps: Below\N{NO-BREAK SPACE}0 it falls: the pair "
+         "helps.]"),
+        ("z, without unit", "hurts",
+         "The derivative divided by its standard error: how sure its sign is. A pair counts as [hurts: hurting] when z "
+         f"is above {words.number(summary['threshold'])}."),
+        ("Before you drop", "",
+         "Two texts that are nearly synonyms, or two pictures of one thing, look like swapped partners. Look at a few "
+         "pairs near the cut first: rank by the label score, not by the derivative, to find mismatches."),
+    ])  # fmt: skip
 
 
 def run_facts_of(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:

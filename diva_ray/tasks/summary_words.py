@@ -35,7 +35,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     lines += [f"warning: {warning}" for warning in warnings_of(s)]
     lines += [f"note: {note}" for note in verdict_notes(s)]
     if "curated" in s:
-        lines.append(curated_in_words(s["curated"]))
+        lines.append(curated_in_words(s))
     return lines + planted_in_words(s)
 
 
@@ -89,10 +89,13 @@ def tells_all(summary: dict[str, Any]) -> bool:
     return summary["error"] == 0 and (summary.get("information") or 0.0) > TELLS_ALL * entropy
 
 
-def curated_in_words(curated: dict[str, Any]) -> str:
-    """Return what a curated copy is."""
+def curated_in_words(summary: dict[str, Any]) -> str:
+    """Return what a curated copy is, and of flagged labels that stay why they do."""
+    curated = summary["curated"]
     done = {"drop": "dropped", "relabel": "relabelled", "weight": "of a changed weight"}[curated["kind"]]
-    return f"curated copy: {curated['rows']:,} rows, {curated['changed']:,} {done}"
+    stay = summary["n_label_issues"] - curated["changed"] if curated["kind"] == "relabel" else 0
+    why = f"; {counted(stay, 'flagged label stays', 'flagged labels stay')}, as none is likelier" if stay else ""
+    return f"curated copy: {curated['rows']:,} rows, {curated['changed']:,} {done}{why}"
 
 
 def heard(summary: dict[str, Any]) -> str:

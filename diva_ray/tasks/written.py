@@ -60,10 +60,11 @@ def add_copy(session: Session, finished: Result, action: str) -> Result:
     folder, told = session.folder, [*finished.told]
     folder.write_json("state.json", session.mark)
     copied = write_curated(session, action)
-    folder.write_json("summary.json", finished.summary | {"curated": copied})
+    summary = finished.summary | {"curated": copied}
+    folder.write_json("summary.json", summary)
     write_config(folder, session.config)
-    told.append(curated_in_words(copied))
-    return seal(replace(finished, summary=finished.summary | {"curated": copied}, told=told), session)
+    told.append(curated_in_words(summary))
+    return seal(replace(finished, summary=summary, told=told), session)
 
 
 def write_curated(session: Session, action: str) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def test_relabelling_several_labels_changes_single_ones_of_flagged_rows(kind):
     assert after == [given if new is None else new for given, new in zip(before, corrected, strict=True)]
     assert changes["id"].to_pylist() == changed and changes["label_after"].to_pylist() == [after[k] for k in changed]
     assert result.summary["curated"]["changed"] == len(changed) > 30
+    stay = sum(flagged) - len(changed)
+    assert any(f"; {stay} flagged label" in line for line in result.lines()) == (stay > 0)
     wrong = [sum(len(set(row) ^ true) for row, true in zip(labels, truth, strict=True)) for labels in (before, after)]
     assert wrong[1] < 0.75 * wrong[0]
     again = diva_ray.curate(result, "weight", task="multilabel", cluster=INLINE, quiet=True)

@@ -263,6 +263,7 @@ def test_the_page_promises_what_it_shows(noise):
     assert bool(result.summary["n_label_issues"]) == flagged
     assert ("Probably mismatched: what image calls for" in page) == flagged
     assert ("Least probable pairs (none is flagged): what image calls for" in page) != flagged
+    assert "How to read this" in page and ("of the flagged pairs should really be mismatched" in page) == flagged
     assert "the text of the sampled pair whose image suits this text best. No picture" in page
     assert "weight 1" not in page
 
