@@ -170,3 +170,9 @@ def class_hashes(label: pa.Array) -> np.ndarray:
 
 def _mix(keys: np.ndarray) -> np.ndarray:
     return splitmix(torch.from_numpy(np.ascontiguousarray(keys).view(np.int64))).numpy().view(np.uint64)
+
+
+def places_of_key(key: int, shard: Shard, known: Known) -> list[tuple[object, str]]:
+    """Return the id and place of the first two rows with this key: a whole shard may have it."""
+    rows = torch.nonzero(shard.keys == np.uint64(key & (2**64 - 1)).astype(np.int64).item()).squeeze(1)[:2].tolist()
+    return [(None if shard.id is None else shard.id[row].as_py(), shard.where(row)) for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -214,43 +215,10 @@ def merge_moments(one: Tensor, other: Tensor) -> Tensor:
 
 def scan(shard: Shard, known: Known) -> Scan:
     """Scan pass: check every value, and learn what standardising and encoding need; 3 n p operations."""
-    names: tuple[str, ...] = known["features"]
     trains = not shard.extent.held_out
-    rows, sums, squares = [], [], []
-    for name, values, absent in zip(names, shard.bands, shard.missing, strict=True):
-        here, total, square = band_moments(values, absent)
-        if known.get("pairs") and absent is not None and bool(absent.any()):
-            raise InputError(
-                f"data.features: every pair must have both sides, got null in `{name}` at "
-                f"{shard.name(int(torch.nonzero(absent)[0]))}. Drop such rows, or fill the column."
-            )
-        if not np.isfinite(float(square.sum() + total @ total)):
-            raise _not_finite(shard, name, values)
-        rows.append(here if trains else 0)
-        sums.append(total if trains else torch.zeros_like(total))
-        squares.append(square if trains else torch.zeros_like(square))
-    width, labels, extremes = 1, None, None
-    target = reach = torch.zeros(3, dtype=torch.float64)
-    v, lengths = validation_weights(shard, known), (0, 0)
-    used = ((shard.weight > 0) | (v > 0)).double()
-    if known["numbers"]:
-        Y = number_targets(shard.label, known["label"], shard.where)
-        width = Y.shape[1]
-        target, parts = moments(Y, v), [Y]
-        if shard.offset is not None and shard.offset.shape == Y.shape:  # others are refused
-            offset = shard.offset.to(Y)
-            parts = [Y, offset, Y - offset]
-        reach = moments(torch.cat(parts, 1), used)
-        if width == 1 and trains:
-            extremes = Extremes() + Extremes(zip(*(x.tolist() for x in Y.unique(return_counts=True)), strict=True))
-    elif known["label"]:
-        if shard.offset is not None:
-            reach = moments(shard.offset.double(), used)
-        lengths = list_lengths(shard.label)
-        labels = merge_values(label_values(shard.label), label_values(shard.label))
-    heard_labels = None
-    if shard.extent.held_out and not shard.extent.pool:
-        labels, heard_labels = None, labels
+    rows, sums, squares = _scan_bands(shard, known)
+    v = validation_weights(shard, known)
+    found = _scan_targets(shard, known, v)
     sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))
     counts = Tally(
         rows=len(shard) if trains else 0,
@@ -260,12 +228,11 @@ def scan(shard: Shard, known: Known) -> Scan:
         validation_squares=float(v.square().sum()),
         heard=int((v > 0).sum()),
         groups=len(shard) if shard.group_keys is None else len(shard.group_keys),
-        max_labels=lengths[1],
-        max_less_labels=-lengths[0],
+        max_labels=found.lengths[1],
+        max_less_labels=-found.lengths[0],
         shared_trained=0,
         shared_validated=0,
     )
-    widths = tuple(values.shape[1] for values in shard.bands)
     looked, known_by = Rows(), None
     if shard.extent.pool:  # of a table beside the one that was scanned before
         counts |= {**shared(shard, known), "bare": int(bare_rows(shard.missing, len(shard)).sum())}
@@ -273,11 +240,65 @@ def scan(shard: Shard, known: Known) -> Scan:
         hashes = feature_hashes(shard)
         looked = alike(shard, known["looked"], hashes)
         known_by = None if known["cut_bits"] is None else fragments(shard, known, known["cut_bits"], hashes)
+    beside = shard.extent.held_out and not shard.extent.pool  # a validation table: its classes may be fewer
+    widths = tuple(values.shape[1] for values in shard.bands)
     return Scan(
-        shard.where(0), widths, tuple(rows), tuple(sums), tuple(squares), labels, sources, width, target, reach,
-        counts, looked, 0 if shard.offset is None else shard.offset.shape[1], known_by, heard_labels,
-        extremes,
+        shard.where(0), widths, rows, sums, squares, None if beside else found.labels, sources, found.width,
+        found.moments, found.reach, counts, looked, 0 if shard.offset is None else shard.offset.shape[1], known_by,
+        found.labels if beside else None, found.extremes,
     )  # fmt: skip
+
+
+def _scan_bands(shard: Shard, known: Known) -> tuple[tuple[int, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return rows, sums and sums of squares of every band, nothing of rows that do not train.
+
+    Raises:
+        InputError: a value that is not finite; of pairs, a side that is missing.
+    """
+    found = []
+    for name, values, absent in zip(known["features"], shard.bands, shard.missing, strict=True):
+        here, total, square = band_moments(values, absent)
+        if known.get("pairs") and absent is not None and bool(absent.any()):
+            raise InputError(
+                f"data.features: every pair must have both sides, got null in `{name}` at "
+                f"{shard.name(int(torch.nonzero(absent)[0]))}. Drop such rows, or fill the column."
+            )
+        if not np.isfinite(float(square.sum() + total @ total)):
+            raise _not_finite(shard, name, values)
+        trains = not shard.extent.held_out
+        found.append((here, total, square) if trains else (0, torch.zeros_like(total), torch.zeros_like(square)))
+    rows, sums, squares = zip(*found, strict=True)
+    return rows, sums, squares
+
+
+class _Targets(NamedTuple):
+    """What a shard's labels and offsets say; `lengths`: fewest and most labels of a row, of several."""
+
+    width: int = 1
+    moments: Tensor = torch.zeros(3, dtype=torch.float64)
+    reach: Tensor = torch.zeros(3, dtype=torch.float64)
+    labels: Any = None
+    lengths: tuple[int, int] = (0, 0)
+    extremes: Extremes | None = None
+
+
+def _scan_targets(shard: Shard, known: Known, validation: Tensor) -> _Targets:
+    """Return moments of targets that are numbers, or which labels there are; and how far targets and offsets reach."""
+    used = ((shard.weight > 0) | (validation > 0)).double()
+    if not known["numbers"]:
+        if not known["label"]:
+            return _Targets()
+        reach = _Targets().reach if shard.offset is None else moments(shard.offset.double(), used)
+        labels = merge_values(label_values(shard.label), label_values(shard.label))
+        return _Targets(reach=reach, labels=labels, lengths=list_lengths(shard.label))
+    Y = number_targets(shard.label, known["label"], shard.where)
+    parts, extremes = [Y], None
+    if shard.offset is not None and shard.offset.shape == Y.shape:  # others are refused
+        offset = shard.offset.to(Y)
+        parts = [Y, offset, Y - offset]
+    if Y.shape[1] == 1 and not shard.extent.held_out:
+        extremes = Extremes() + Extremes(zip(*(x.tolist() for x in Y.unique(return_counts=True)), strict=True))
+    return _Targets(Y.shape[1], moments(Y, validation), moments(torch.cat(parts, 1), used), extremes=extremes)
 
 
 def _not_finite(shard: Shard, name: str, values: Tensor) -> InputError:
@@ -292,9 +313,3 @@ def _not_finite(shard: Shard, name: str, values: Tensor) -> InputError:
         f"data.features: column `{name}` must be {must}, got {values[bad, at].item()} at {shard.where(bad)}{place}. "
         "Fix the table or choose `data.features`."
     )
-
-
-def places_of_key(key: int, shard: Shard, known: Known) -> list[tuple[object, str]]:
-    """Return the id and place of the first two rows with this key: a whole shard may have it."""
-    rows = torch.nonzero(shard.keys == np.uint64(key & (2**64 - 1)).astype(np.int64).item()).squeeze(1)[:2].tolist()
-    return [(None if shard.id is None else shard.id[row].as_py(), shard.where(row)) for row in rows]
