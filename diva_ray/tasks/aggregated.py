@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -169,24 +170,11 @@ def sheet_of(
     session: Session, derived: Derived, found: Aggregated, summary: dict[str, Any], written: Tally, sources: list
 ) -> Sheet:
     """Return the contents of report.html."""
-    s, alone, word = summary, best_alone(summary), error_word(summary)
-    show, kind = (words.percent, "percent") if word == "error" else (lambda value: words.fixed(value, 3), "fixed3")
-    which, other = apart(s["validation"]), moved(s)
-    given, under = (", weights as given", "the shares and weights found") if other else ("", "the shares found")
-    how = "Leave-one-out" if which == "left-out" else f"On {s['n_validation']:,} rows of the validation table"
-    one_label, heard = s["task"] == "classification", _rows_heard(session)  # of several, none says how much a row tells
-    spread = (lambda e: _spread(e, heard)) if one_label else (lambda e: None)
-    bars = [
-        ("all bands, shares found", s["error_together"], True),
-        ("all bands, one ridge", s["error_concatenated"], False),
-    ]
-    bars += [(f"{name} alone", band["error_alone"], False) for name, band in s["bands"].items()]
-    if len(s["bands"]) > 2:
-        bars += [(f"without {name}", band["error_without"], False) for name, band in s["bands"].items()]
-    rows = [{"band": name, **band} for name, band in s["bands"].items()]
-    longest = max(len(one.losses) for one in found.descents)
+    s, alone, word, show = summary, best_alone(summary), error_word(summary), _shown_error(summary)
+    which = apart(s["validation"])
+    given, under = _weights_in_words(s)
     headline = [
-        f"{len(rows)} bands together{given}: {which} {word} {show(s['error_together'])}, against "
+        f"{len(s['bands'])} bands together{given}: {which} {word} {show(s['error_together'])}, against "
         f"{show(s['error_concatenated'])} under one ridge and {show(s['bands'][alone]['error_alone'])} with {alone} "
         "alone.",
         *(f"{said[0].upper()}{said[1:]}." for said in verdict_in_words(s, error_words(s)[1])[:1]),  # a tile says more
@@ -202,30 +190,7 @@ def sheet_of(
     ]  # fmt: skip
     edges, counts, issues = histogram(written)
     parts: list[Any] = [
-        Bars(
-            f"{which.capitalize()} {word}", [{"label": n, "value": v, "error": spread(v), "strong": strong}
-                                 for n, v, strong in bars],
-            f"{how}, every fit under its own best ridge{given}." + by_chance(session, s), percent=word == "error",
-        ),
-        Table(
-            "Bands",
-            [("band", "Band", "label"), ("share", "Share", "percent"), ("penalty", "Penalty", "number"),
-             ("columns", "Columns", "count"), ("rows", "Rows that have it", "count"),
-             ("error_alone", f"{word} alone", kind), ("error_without", f"{word} without", kind)],
-            rows, "A share is ridge / penalty: how freely a band is used beside the others, not what it adds to them. "
-            f"That is how much worse than {show(s['error_together'])}, with all bands, the {word} without it is: a "
-            "band whose absence costs nothing can be left out, whatever its share." + (
-                " Errors are under the weights as given, shares and penalties those found under the weights accepted."
-                if other else ""
-            ),
-        ),
-        Lines(
-            "The search", [float(k + 1) for k in range(longest)],
-            [{"name": f"from {one.start}", "y": [*one.losses, *[None] * (longest - len(one.losses))],
-              "strong": bool((one.penalties == found.penalties).all())} for one in found.descents],
-            f"Mean {which} squared error, evaluation by evaluation; starts that end alike found the same shares.",
-            "evaluation", "squared error",
-        ),
+        _bars_of(session, s), _table_of(s), _search_of(found, s),
         Pulls("Which way the samples pull", edges, counts, issues, s["threshold"], s["n_detrimental"],
               f"Samples by z, under {under}."),
         Gallery(words.hurting("Samples that hurt most", s["n_detrimental"]),
@@ -248,4 +213,71 @@ def sheet_of(
         "Which modalities count", headline, tiles, parts, run_facts(session, s), session.runner.seconds,
         notes=notes_of(session, derived, s), downloads=files,
         footer=f"Shares are found by the exact gradient of the {which} error (DIVA, ICLR 2022, section 3.4).",
+    )  # fmt: skip
+
+
+def _shown_error(summary: dict[str, Any]) -> Callable[[float], str]:
+    """Return how an error is written: in percent, or R2 to three digits."""
+    return words.percent if error_word(summary) == "error" else (lambda value: words.fixed(value, 3))
+
+
+def _weights_in_words(summary: dict[str, Any]) -> tuple[str, str]:
+    """Return under which weights errors are compared, and under which samples are judged."""
+    return (", weights as given", "the shares and weights found") if moved(summary) else ("", "the shares found")
+
+
+def _bars_of(session: Session, summary: dict[str, Any]) -> Bars:
+    """Return the errors of all bands, of each alone and without each, side by side."""
+    s, word, which, heard = summary, error_word(summary), apart(summary["validation"]), _rows_heard(session)
+    how = "Leave-one-out" if which == "left-out" else f"On {s['n_validation']:,} rows of the validation table"
+    bars = [
+        ("all bands, shares found", s["error_together"], True),
+        ("all bands, one ridge", s["error_concatenated"], False),
+        *((f"{name} alone", band["error_alone"], False) for name, band in s["bands"].items()),
+    ]
+    if len(s["bands"]) > 2:
+        bars += [(f"without {name}", band["error_without"], False) for name, band in s["bands"].items()]
+    one_label = s["task"] == "classification"  # of several labels, none says how much a row tells
+    drawn = [
+        {"label": name, "value": value, "error": _spread(value, heard) if one_label else None, "strong": strong}
+        for name, value, strong in bars
+    ]
+    text = f"{how}, every fit under its own best ridge{_weights_in_words(s)[0]}." + by_chance(session, s)
+    return Bars(f"{which.capitalize()} {word}", drawn, text, percent=word == "error")
+
+
+def _table_of(summary: dict[str, Any]) -> Table:
+    """Return share, penalty and errors of every band."""
+    s, word = summary, error_word(summary)
+    kind = "percent" if word == "error" else "fixed3"
+    told = (
+        "A share is ridge / penalty: how freely a band is used beside the others, not what it adds to them. That is "
+        f"how much worse than {_shown_error(s)(s['error_together'])}, with all bands, the {word} without it is: a band "
+        "whose absence costs nothing can be left out, whatever its share."
+    )
+    if moved(s):
+        told += " Errors are under the weights as given, shares and penalties those found under the weights accepted."
+    columns = [
+        ("band", "Band", "label"), ("share", "Share", "percent"), ("penalty", "Penalty", "number"),
+        ("columns", "Columns", "count"), ("rows", "Rows that have it", "count"),
+        ("error_alone", f"{word} alone", kind), ("error_without", f"{word} without", kind),
+    ]  # fmt: skip
+    return Table("Bands", columns, [{"band": name, **band} for name, band in s["bands"].items()], told)
+
+
+def _search_of(found: Aggregated, summary: dict[str, Any]) -> Lines:
+    """Return how the squared error fell, start by start."""
+    longest = max(len(one.losses) for one in found.descents)
+    lines = [
+        {
+            "name": f"from {one.start}",
+            "y": [*one.losses, *[None] * (longest - len(one.losses))],
+            "strong": bool((one.penalties == found.penalties).all()),
+        }
+        for one in found.descents
+    ]
+    return Lines(
+        "The search", [float(k + 1) for k in range(longest)], lines,
+        f"Mean {apart(summary['validation'])} squared error, evaluation by evaluation; starts that end alike found the "
+        "same shares.", "evaluation", "squared error",
     )  # fmt: skip
