@@ -5,7 +5,7 @@ A row without a band is predicted worse, by right labels too: its errors are mea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +58,14 @@ def kinds_of(codes: Int[Tensor, " n"], common: Int[Tensor, " k"]) -> Int[Tensor,
     So there are at most 64 + MANY + 1 kinds, however many bands there are.
     """
     return torch.where(torch.isin(codes, common), codes, (codes >> SHIFT).clamp_max(MANY))
+
+
+def by_kind(kinds: Int[Tensor, " n"] | None, sums_of: Callable[[Any], S]) -> ByKind[S]:
+    """Return the sums of the rows of every kind; `sums_of` takes an index of them. All are of kind 0 where none are
+    given."""
+    if kinds is None or not len(kinds):
+        return ByKind({0: sums_of(slice(None))})
+    return ByKind({kind: sums_of(kinds == kind) for kind in kinds.unique().tolist()})
 
 
 def factors_of(kinds: Int[Tensor, " n"], factors: dict[int, float]) -> Float[Tensor, " n"]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.gaps import ByKind
+from diva_ray.core.gaps import ByKind, by_kind
 from diva_ray.core.verdict import (
     LOSS,
     Cut,
@@ -52,10 +52,7 @@ def loss_sums(
     `reference`: with m wrong labels, such as those of other rows, the same m for every block. `kinds`: 0 where none
     are given.
     """
-    if kinds is None or not len(kinds):
-        return LossSums({0: _sums(losses, reference, z, weight)})
-    each = ((kind, kinds == kind) for kind in kinds.unique().tolist())
-    return LossSums({kind: _sums(losses[at], reference[at], z[at], weight[at]) for kind, at in each})
+    return by_kind(kinds, lambda at: _sums(losses[at], reference[at], z[at], weight[at]))
 
 
 def _sums(losses: Tensor, reference: Tensor, z: Tensor, weight: Tensor) -> Histogram:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.verdict import LIMIT, Histogram, _cell, _count, _edges
@@ -56,6 +56,19 @@ class Slips:
     entropy: float = 0.0
     information: float = 0.0
 
+    def bent(self, u: Tensor) -> Tensor:
+        """Return g(u), the log-odds of outputs at a distance u from the threshold."""
+        below, above = (u if math.isinf(b) else b * torch.asinh(u / b) for b in self.bends)
+        return torch.where(u < 0, below, above)
+
+
+def most_told(either: Float[Tensor, "c 2"]) -> Int[Tensor, " k"]:
+    """Return the classes, at most MOST_JUDGED, with most rows of the rarer kind, without the label or with it, and
+    some of both; in order."""
+    rarer = either.amin(1).cpu()
+    told = rarer.argsort(stable=True)[-MOST_JUDGED:].sort().values
+    return told[rarer[told] > 0]
+
 
 def class_shares(Y: Float[Tensor, "n c"], weight: Float[Tensor, " n"]) -> Float[Tensor, "2 c"]:
     """Return per class the weight of all rows and that of its own; add to merge."""
@@ -68,6 +81,14 @@ def unit_outputs(F: Float[Tensor, "n c"], h: Float[Tensor, " n"], shares: Float[
     share = shares[1] / shares[0].clamp_min(1e-300)
     deviation = (share * (1 - share)).clamp_min(1e-12).sqrt()
     return (F.double() - share) * (1 - h.double())[:, None] / deviation
+
+
+def sharpened(
+    x: Float[Tensor, "n c"], threshold: Float[Tensor, " c"], factors: Float[Tensor, " n"]
+) -> Float[Tensor, "n c"]:
+    """Return unit outputs whose distance from the threshold is multiplied row by row; as they are where there is none
+    (`core.sureness`)."""
+    return torch.where(threshold.isfinite(), torch.lerp(threshold.nan_to_num(0.0, 0.0, 0.0), x, factors[:, None]), x)
 
 
 def output_sums(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], weight: Float[Tensor, " n"]) -> Histogram:
@@ -106,8 +127,7 @@ def fit_slips(sums: Histogram) -> Slips:
     threshold[:] = torch.where(sums.counts[:, 1].sum(1) > 0, -torch.inf, torch.inf)
     if not len(usable):
         return Slips(threshold, sharpness, (math.inf, math.inf), none, none, shows=False)
-    rarer = np.argsort(counts[usable].sum(2).min(1), kind="stable")
-    judged = np.sort(usable[rarer[-MOST_JUDGED:]])
+    judged = most_told(sums.counts.sum(2)).numpy()
     model = _Outputs(counts[judged] * (rows / total))
     right = model.fit_any(model.start())
     plain, least = max(right), math.log(max(rows * len(judged), 2))
@@ -163,9 +183,7 @@ def rows_log_odds(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], slips: Slips
 def _slip_log_odds(x: Tensor, Y: Tensor, slips: Slips) -> Tensor:
     """Return the log-odds that a class is wrongly given or left out, (n, c); -inf for classes that no row has, or every
     row: they count as right."""
-    u = slips.sharpness * (x - slips.threshold)
-    below, above = (u if math.isinf(b) else b * torch.asinh(u / b) for b in slips.bends)
-    u = torch.where(u < 0, below, above)
+    u = slips.bent(slips.sharpness * (x - slips.threshold))
     given = Y > 0.5
     own = torch.where(given, u, -u)  # log-odds of the class as given
     shares = torch.tensor([slips.missing, slips.added], dtype=torch.float64).clamp_min(1e-300)

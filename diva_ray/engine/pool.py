@@ -29,7 +29,7 @@ from diva_ray.engine.context import (
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import gap_kinds, label_losses, worth, wrong_losses
+from diva_ray.engine.verdicts import gap_kinds, label_losses, unit_outputs, worth, wrong_losses
 
 
 @dataclass
@@ -79,7 +79,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     slice_sums, Y = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device), targets(shard, setup)
     in_slice, close = in_uniform_slice(shard, known), is_near(shard, known)
     free, near, reference = ~taken(shard, known), [], []
-    value = worth(shard, known, known["link"]) if setup.task == "classification" else None
+    value = worth(shard, known, known["link"]) if setup.task in ("classification", "multilabel") else None
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
         F = b.Z @ W
@@ -92,7 +92,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
             F = levels.level(F, nothing, known["levels"], None if value is None else value[part])
             evidence[part] = verdict.log_odds(F, Y[part], known["link"]).float()
         elif setup.task == "multilabel":
-            x = multilabel.unit_outputs(F, nothing, known["levels"])
+            x = unit_outputs(F, nothing, known, None if value is None else value[part])
             evidence[part] = multilabel.rows_log_odds(x, Y[part], known["pool_slips"]).float()
         else:
             evidence[part] = label_losses(F, Y[part], setup).float()

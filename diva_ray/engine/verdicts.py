@@ -24,14 +24,22 @@ def z_of(scored: Tensor) -> Tensor:
     return torch.where(error > 0, d / error, torch.zeros_like(d))
 
 
-def calibrate_kinds(shard: Shard, known: Known) -> gaps.ByKind[verdict.Histogram]:
-    """Before `calibrate`: likelihood of the given classes under plain softmaxes, by the bands that rows lack."""
-    weight, Y, kinds = shaping(shard, known), codes_of(shard, known["setup"]), gap_kinds(shard, known)
-    plain = {**known, "gap_factors": {}}
-    return add_in_order(
-        sureness.kind_sums(F, Y[rows], weight[rows], None if kinds is None else kinds[rows])
-        for rows, F in levelled(shard, plain, None)
-    )
+def calibrate_kinds(shard: Shard, known: Known) -> Tally:
+    """Before `calibrate`, `kinds`: by the bands that rows lack, likelihood of the given classes under plain softmaxes;
+    of several labels histograms of outputs, and `whole`, those of all rows."""
+    weight, kinds, plain = shaping(shard, known), gap_kinds(shard, known), {**known, "gap_factors": {}}
+    of = (lambda rows: None) if kinds is None else kinds.__getitem__
+    if known["setup"].task == "multilabel":
+        return add_in_order(
+            Tally(
+                whole=multilabel.output_sums(x, Y, weight[rows]),
+                kinds=sureness.slip_sums(x, Y, weight[rows], known["levels"], of(rows)),
+            )
+            for rows, x, Y in several_outputs(shard, plain)
+        )
+    Y = codes_of(shard, known["setup"])
+    parts = (sureness.kind_sums(F, Y[rows], weight[rows], of(rows)) for rows, F in levelled(shard, plain, None))
+    return Tally(kinds=add_in_order(parts))
 
 
 def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
@@ -81,12 +89,19 @@ def levelled(shard: Shard, known: Known, link: verdict.Link | None) -> Iterator[
 def several_outputs(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield rows, a few at a time, with their unit outputs and several labels."""
     leverage, Y = left_out_rows(shard, known).leverage, targets(shard, known["setup"])
+    factors = gap_factors(shard, known)
     few = max(1, ENTRIES // known["setup"].outputs)
     for rows, outputs in left_out_outputs(shard, known):
         for a in range(rows.start, rows.stop, few):
             part = slice(a, min(a + few, rows.stop))
             F = outputs[part.start - rows.start : part.stop - rows.start]
-            yield part, multilabel.unit_outputs(F, leverage[part], known["levels"]), Y[part]
+            yield part, unit_outputs(F, leverage[part], known, None if factors is None else factors[part]), Y[part]
+
+
+def unit_outputs(F: Tensor, leverage: Tensor, known: Known, factors: Tensor | None) -> Tensor:
+    """Return the unit outputs of some rows, by what they are worth."""
+    x = multilabel.unit_outputs(F, leverage, known["levels"])
+    return x if factors is None else multilabel.sharpened(x, known["gap_thresholds"], factors)
 
 
 def given_odds(shard: Shard, known: Known) -> Tensor:

@@ -59,25 +59,34 @@ def _calibrate_classes(
     worth. `by_nearness`: classes may also be told by outputs times the nearness of the row."""
     mean_q = reached(tally) if by_nearness else None
     runner.engine.tell(levels=levels.class_levels(tally["levels"]), link=None, flips=None, mean_q=mean_q)
-    factors = _fit_gap_factors(runner, setup, scored) if len(setup.scale.mean) > 1 else {}
+    sums = _sums_by_gaps(runner, setup, scored)
+    factors = {} if sums is None else sureness.fit_factors(sums["kinds"], setup.outputs)
     runner.engine.tell(gap_factors=factors)
-    sums: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
-    runner.engine.tell(link=verdict.fit_link(sums, setup.outputs))
-    return sums, factors
+    calibrated: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
+    runner.engine.tell(link=verdict.fit_link(calibrated, setup.outputs))
+    return calibrated, factors
 
 
-def _fit_gap_factors(runner: Runner, setup: Setup, scored: list[Extent]) -> dict[int, float]:
-    """Return what outputs of rows that lack bands are worth, by kind of rows; {} where that makes no difference."""
+def _sums_by_gaps(runner: Runner, setup: Setup, scored: list[Extent]) -> Tally | None:
+    """Return what tells what outputs of rows that lack bands are worth, None where no row lacks any; and tell the
+    shards of which kind their rows are."""
+    if len(setup.scale.mean) < 2:
+        return None
     runner.engine.tell(examples=0)
     drawn: Tally = runner.run(verdicts.examples, "calibrate", scored, features=False)
     runner.engine.tell(common_gaps=gaps.common_codes(drawn["gaps"].rows))
-    sums: gaps.ByKind[verdict.Histogram] = runner.run(verdicts.calibrate_kinds, "calibrate", scored, features=False)
-    return sureness.fit_factors(sums, setup.outputs)
+    sums: Tally = runner.run(verdicts.calibrate_kinds, "calibrate", scored, features=False)
+    return sums if len(sums["kinds"]) > 1 else None
 
 
 def _calibrate_others(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> multilabel.Slips | None:
     if setup.task == "multilabel":
-        runner.engine.tell(levels=tally["levels"], link=None)
+        runner.engine.tell(levels=tally["levels"], link=None, gap_factors={})
+        sums = _sums_by_gaps(runner, setup, scored)
+        if sums is not None:
+            fit, shares = sureness.fit_slip_factors, tally["levels"]
+            factors, thresholds = runner.timed("calibrate", fit, sums["whole"], sums["kinds"], shares)
+            runner.engine.tell(gap_factors=factors, gap_thresholds=thresholds)
         outputs = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
         slips = runner.timed("calibrate", multilabel.fit_slips, outputs)
         runner.engine.tell(slips=slips, pool_slips=multilabel.even_slips(slips))

