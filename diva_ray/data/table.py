@@ -224,12 +224,17 @@ def family(kind: pa.DataType) -> str:
     return f"list of {plain}" if is_list(kind) else plain
 
 
-def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "data.path") -> Table:
-    """Return a table whose rows are in memory already; nothing is copied."""
-    if not table.num_rows:
+def check_rows(rows: int, name: str, option: str) -> None:
+    """Raise unless what was given, other than files, has rows."""
+    if not rows:
         said = "data" if option == "data.path" else option
         least = "two samples" if option == "data.path" else "one row"
         raise InputError(f"{said}: the table must have rows, got 0 in {name}. Give at least {least}.")
+
+
+def from_arrow(table: pa.Table, name: str = "the given arrays", option: str = "data.path") -> Table:
+    """Return a table whose rows are in memory already; nothing is copied."""
+    check_rows(table.num_rows, name, option)
     check_names(table.schema, name, option)
     if any(pa.types.is_run_end_encoded(kind) for kind in table.schema.types):
         table = pa.table({key: _decoded(column) for key, column in zip(table.column_names, table.columns, strict=True)})

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from diva_ray.config import FitConfig, ScoreConfig, TrainConfig, TuneConfig, ValidationConfig
 from diva_ray.data.folder import Folder
-from diva_ray.data.table import Table
+from diva_ray.data.table import Table, check_rows, from_arrow
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 from diva_ray.tasks.done import PLACE, Done
@@ -37,6 +37,8 @@ NEEDED = (PLACE, "weights", "uids")  # only by an unfinished run; steps first, t
 PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
 RAW = "raw"  # rows in memory that are to be embedded
+ON_RAY = "the given Ray Dataset"
+HEAD = 1000  # of its rows, which a plan looks at
 FORMAT = 11  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -255,15 +257,24 @@ def _mark(config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, T
 
 
 def from_dataset(dataset: Any, folder: Folder, name: str, *, plan: bool) -> Any:
-    """Write a Ray Dataset once into shards that survive a restart; return their path, or its first rows for a plan."""
+    """Write a Ray Dataset once into shards that survive a restart; return their path, or a table for a plan.
+
+    That one holds the first rows alone, but counts all: Ray knows how many, or runs what is mapped lazily to count.
+    """
+    option = PATHS["train"] if name in ("table", RAW) else f"{name}.path"
     if plan:
-        return pa.concat_tables(dataset.limit(1000).iter_batches(batch_size=1000, batch_format="pyarrow"))
+        rows = dataset.count()
+        check_rows(rows, ON_RAY, option)
+        head = pa.concat_tables(dataset.limit(HEAD).iter_batches(batch_size=HEAD, batch_format="pyarrow"))
+        table = from_arrow(head, ON_RAY, option)
+        return replace(table, rows=rows, bytes=table.bytes * rows // table.rows)
     if f"{name}.json" in folder.names(""):  # written when all of it is there
         log.info("the rows of the Ray Dataset are those that were written to %s", folder.location(name))
     else:
         log.info("the Ray Dataset is written to %s for the workers", folder.location(name))
         folder.drop(name)
         dataset.write_parquet(folder.location(name))
+        check_rows(len(folder.names(name)), ON_RAY, option)  # no rows, no file
         folder.write_json(f"{name}.json", {"finished": now()})
     return folder.location(name)
 

@@ -160,6 +160,21 @@ def test_a_ray_dataset_is_scored_like_its_rows(ray_cluster, tmp_path):
     plan = diva_ray.score(dataset, cluster="ray", output=str(tmp_path / "plan"), plan=True)
     assert isinstance(plan, Plan)
     assert any("table" in note for note in plan.notes)
+    assert plan.rows == 1500  # not those few that it looked at
+
+
+@pytest.mark.parametrize("options", [{}, {"plan": True}])
+def test_a_ray_dataset_without_rows_is_told_by_its_name(ray_cluster, tmp_path, options):
+    import ray
+
+    data = {"features": small_task()["features"], "label": small_task()["label"]}
+    empty = ray.data.from_items([{"features": [1.0], "label": 0}]).limit(0)
+    where = {"cluster": {"kind": "ray", "workers": 1}, "output": str(tmp_path / "run"), "quiet": True}
+    with pytest.raises(InputError, match=r"^data: the table must have rows, got 0 in the given Ray Dataset\."):
+        diva_ray.score(empty, **where, **options)
+    with pytest.raises(InputError, match=r"^pool\.path: the table must have rows, got 0 in the given Ray Dataset\."):
+        diva_ray.extend(data, empty, **where, **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_kernels_see_tensors_without_a_copy_of_their_own(ray_cluster):
