@@ -42,6 +42,15 @@ def _counts(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind.value_type if is_list(kind) else kind)
 
 
+def without_labels(table: pa.Table) -> pa.Table:
+    """Return the table, ClassLabels still as numbers; one below 0, which stands for no label, becomes null."""
+    for name in class_names(table.schema):
+        column, k = table[name], table.schema.get_field_index(name)
+        if pa.types.is_signed_integer(column.type):
+            table = table.set_column(k, table.schema.field(k), pc.if_else(pc.less(column, 0), None, column))
+    return table
+
+
 def with_names(schema: pa.Schema, classes: dict[str, pa.Array]) -> pa.Schema:
     """Return the schema of the rows after `to_names`."""
     for name in classes:
