@@ -146,8 +146,11 @@ def import_code(option: str, named: str, *, trusted: bool) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
+        first = module.split(".")[0]
+        absent = isinstance(error, ModuleNotFoundError) and error.name == first  # not what it imports
+        where = f"Run it with PYTHONPATH=FOLDER, the one with `{first}` in it, or change" if absent else "Change"
         raise InputError(
-            f"{option}: must be importable as module:function, got {named} ({error}). Change `{option}`."
+            f"{option}: must be importable as module:function, got {named} ({error}). {where} `{option}`."
         ) from error
 
 

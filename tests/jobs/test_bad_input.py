@@ -66,7 +66,10 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"cluster": {**INLINE, "memory": "-2GiB"}}, r"cluster.memory: must be a size"),
         ({"cluster": {**INLINE, "memory": "10kB"}}, r"cluster.memory: a worker's rows and sums must fit .*, got about"),
         ({"loss": "os:system"}, r"loss: code may run only with trust_code=true, .* Add `trust_code=true`"),
-        ({"loss": "no.such:thing", "trust_code": True}, r"loss: must be importable as module:function, got no.such"),
+        (
+            {"loss": "no.such:thing", "trust_code": True},
+            r"loss: must be importable as module:function, got no.such.* PYTHONPATH=FOLDER, the one with `no` in it",
+        ),
         ({"loss": "math:", "trust_code": True}, r"loss: must be importable as module:function, got math:"),
         ({"loss": ":f", "trust_code": True}, r"loss: must be importable"),
         ({"loss": "math:pi", "trust_code": True}, r"loss: must be a function .* got math:pi"),
