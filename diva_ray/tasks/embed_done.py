@@ -246,7 +246,8 @@ def _page(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> S
         seconds={**summary["seconds"], "total": sum(summary["seconds"].values())},
         memory=summary["peak_memory_bytes"],
         notes=[told_dropped(job.source, summary["dropped_columns"])] if summary["dropped_columns"] else [],
-        downloads=["features/*.parquet: the features", "quarantine/*.parquet: what was refused, and why"],
+        downloads=["features/*.parquet: the features",
+                   *(["quarantine/*.parquet: what was refused, and why"] if summary["n_failed"] else [])],
     )  # fmt: skip
 
 

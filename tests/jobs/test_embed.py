@@ -84,8 +84,15 @@ def test_pairs_become_two_bands_and_a_missing_side_is_null():
     assert put_aside == [
         {"id": "9", "where": "part-00000.parquet row 9 of row group 0", "column": "caption", "reason": "empty text"}
     ]
+    assert "quarantine/" in Path(result.path, "report.html").read_text(encoding="utf-8")
     scored = diva_ray.score(result.samples, features=["image", "caption"], quiet=True, cluster=INLINE)
     assert scored.summary["n_samples"] == raw_sets.N - 1
+
+
+def test_the_page_names_no_quarantine_where_nothing_was_put_aside():
+    result = embed(raw_sets.table())
+    page = Path(result.path, "report.html").read_text(encoding="utf-8")
+    assert not Path(result.path, "quarantine").exists() and "quarantine/" not in page
 
 
 def test_what_cannot_be_decoded_is_put_aside_with_the_reason(tmp_path):
