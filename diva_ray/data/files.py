@@ -69,12 +69,22 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
         files = sorted(set(files))
     if not files and is_folder:
         raise InputError(
-            f"{option}: Parquet files must be there, got a folder without any at {path}. Change `{option}`; "
-            "jobs/embed.py makes a table of pictures, texts, CSV or JSON lines."
+            f"{option}: Parquet files must be there, got a folder without any at {path}. {_instead(filesystem, inner)}"
+            f"Change `{option}`; jobs/embed.py makes a table of pictures, texts, CSV or JSON lines."
         )
     if not files:
         raise missing
     return filesystem, files, inner
+
+
+def _instead(filesystem: pyarrow.fs.FileSystem, folder: str) -> str:
+    """Return how a Hugging Face dataset saved by `save_to_disk`, which is Arrow, becomes Parquet; else nothing."""
+    info = filesystem.get_file_info(f"{folder}/dataset_info.json")
+    return (
+        "A dataset saved by `save_to_disk` becomes Parquet by `datasets.load_from_disk(FOLDER).to_parquet(FILE)`. "
+        if info.type == pyarrow.fs.FileType.File
+        else ""
+    )
 
 
 def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> str:

@@ -28,9 +28,11 @@ def test_a_folder_of_other_files(scheme, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.png").write_bytes(b"")
     refuses(
-        r"data.path: Parquet files must be there, got a folder without any at .*photos\. .*jobs/embed.py",
+        r"data.path: Parquet files must be there, got a folder without any at .*photos\. Change .*jobs/embed.py",
         f"{scheme}{tmp_path}/photos",
     )
+    (tmp_path / "photos" / "dataset_info.json").write_text("{}")  # as `save_to_disk` of `datasets` has it
+    refuses(r"data.path: .* by `datasets.load_from_disk\(FOLDER\).to_parquet\(", f"{scheme}{tmp_path}/photos")
 
 
 @pytest.mark.parametrize("uri", ["nothing://bucket/table", "s3a:/x://"])
