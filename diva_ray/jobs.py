@@ -22,6 +22,7 @@ from diva_ray.threads import blas_environment
 
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
 QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+UNPACKED = "/runtime_resources/working_dir_files/"  # where Ray puts `--working-dir` of a submitted job
 INTERRUPTED, TERMINATED = 130, 143  # the exit codes of what Ctrl-C and SIGTERM ended, as shells know them
 
 
@@ -95,6 +96,7 @@ def _run(task: str, cfg: Any) -> None:
                 f"--config-name: a config of jobs/{name}.py must be named, got "
                 + (f"one of jobs/{other}.py. Run that." if other else f"one without `{name}_schema` in its `defaults`.")
             )
+        _tell_own_folder(config)
         from diva_ray.tasks.next_steps import next_steps  # after the signals are heard, as all that takes long
 
         result = import_module(task).run(config)
@@ -109,6 +111,16 @@ def _run(task: str, cfg: Any) -> None:
         print("\n".join(plain(line) for line in [*result.lines(), *next_steps(config, result)]), flush=True)
     except BrokenPipeError:
         _hear_no_more()
+
+
+def _tell_own_folder(config: Any) -> None:
+    """Warn where a submitted job writes into its own copy of the working directory, of which every node has one."""
+    here, output = os.getcwd(), os.path.abspath(os.path.expanduser(config.output or ""))
+    if "://" not in (config.output or "") and UNPACKED in here and output.startswith(here + os.sep):
+        logging.getLogger("diva_ray").warning(
+            "output: `%s` lies in the folder that Ray made for this job, on the head alone and only for a while. Name "
+            "a folder or URI that every node reaches and that stays.", config.output
+        )  # fmt: skip
 
 
 def _hear_no_more() -> None:

@@ -514,3 +514,15 @@ def test_a_mistake_ends_the_process_without_waiting_for_threads_of_readers():
     command = [sys.executable, "-c", code]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert (found.returncode, found.stdout, found.stderr) == (2, "ended\n", "told\n")
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_submitted_job_is_told_where_its_output_does_not_stay(stays, tmp_path):
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    script = tmp_path / "submitted.py"
+    script.write_text(f"import os; os.chdir({str(copy)!r})\nfrom diva_ray.jobs import job; job('diva_ray.tasks.score')")
+    output = f"{tmp_path}/out" if stays else "out"
+    found = run_job(str(script), "cluster=inline", "cluster.threads=1", "keep_sums=false", f"output={output}")
+    assert found.returncode == 0, found.stderr
+    assert ("output: `out` lies in the folder that Ray made for this job" in found.stderr) is not stays
