@@ -130,8 +130,9 @@ class Drawn:
 
 
 def examples(shard: Shard, known: Known) -> Tally:
-    """Return a few `targets` and `gaps` of rows, from one pass."""
-    return Tally(targets=examples_of_targets(shard, known), gaps=examples_of_gaps(shard, known))
+    """Return a few `targets` and `gaps` of rows, and whether any row lacks a band, from one pass."""
+    lacking = int(shard.gaps is not None)
+    return Tally(targets=examples_of_targets(shard, known), gaps=examples_of_gaps(shard, known), max_lacking=lacking)
 
 
 def examples_of_targets(shard: Shard, known: Known) -> Drawn:

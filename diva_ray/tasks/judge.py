@@ -75,6 +75,8 @@ def _sums_by_gaps(runner: Runner, setup: Setup, scored: list[Extent]) -> Tally |
     runner.engine.tell(examples=0)
     drawn: Tally = runner.run(verdicts.examples, "calibrate", scored, features=False)
     runner.engine.tell(common_gaps=gaps.common_codes(drawn["gaps"].rows))
+    if not drawn["max_lacking"]:
+        return None
     sums: Tally = runner.run(verdicts.calibrate_kinds, "calibrate", scored, features=False)
     return sums if len(sums["kinds"]) > 1 else None
 
