@@ -156,3 +156,12 @@ def test_a_pool_of_several_labels_with_gaps_is_chosen_by_labels_that_are_right()
     chosen = found.samples["id"].to_numpy()
     heard = np.intersect1d(chosen, np.flatnonzero(~lacks))
     assert len(chosen) > 300 and len(heard) > 200 and wrong[heard].mean() < 0.5 * wrong.mean()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("made", [classes, several])
+def test_workers_judge_rows_with_gaps_as_one_process_does(ray_cluster, made):
+    rows = made(6, 0.1, 0.2)[0]
+    inline = score(rows).samples
+    found = score(rows, cluster={"kind": "ray", "workers": 2, "threads": 1})
+    assert found.folder.read_table("samples").equals(inline), "the same bits"
