@@ -66,12 +66,13 @@ class Table:
     host: str = ""
 
     def where(self, row: int) -> str:
-        """Return where a row lies, for a person."""
+        """Return where a row lies, for a person: two tables may have files of one name."""
+        which = "" if self.option == "data.path" else f"{self.option} "
         if self.memory is not None:
-            return f"row {row}" if self.option == "data.path" else f"{self.option} row {row}"
+            return f"{which}row {row}"
         piece = self.pieces[self._piece_of(row)]
         first = next(other.start for other in self.pieces if other.file == piece.file)
-        return f"{os.path.basename(piece.file)} row {row - first}"
+        return f"{which}{os.path.basename(piece.file)} row {row - first}"
 
     def _piece_of(self, row: int) -> int:
         return bisect_right([piece.start for piece in self.pieces], row) - 1

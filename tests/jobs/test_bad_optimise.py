@@ -58,6 +58,15 @@ def test_a_pool_must_match_the_table(pool, told):
     refused(told, diva_ray.extend, table(), pool)
 
 
+def test_files_of_one_name_are_told_apart_by_their_table(tmp_path):
+    paths = [str(tmp_path / name / "part-0.parquet") for name in ("core", "pool")]
+    for path, start in zip(paths, (0, 30), strict=True):
+        Path(path).parent.mkdir()
+        pq.write_table(pa.table({**table(start), "features": X.tolist()}), path)
+    told = r"ids must be unique, got \d+ twice at part-0.parquet row \d+ and pool.path part-0.parquet row \d+"
+    refused(told, diva_ray.extend, *paths)
+
+
 def test_labels_of_a_pool_may_need_a_wider_type():
     given = table()
     core = {**given, "label": np.asarray(given["label"]).astype(np.int8)}

@@ -256,11 +256,11 @@ def test_a_validation_table_must_match(tmp_path):
     )
     narrow = pa.table({"features": X[:, 0], "label": Y})
     refuses(
-        r"data.features: .* equal length, got \[4\] at row 0 and \[1\] at v.parquet row 0",
+        r"data.features: .* equal length, got \[4\] at row 0 and \[1\] at validation.path v.parquet row 0",
         table(),
         validation=held_out(narrow),
     )
-    refuses(r"data.label: column `label` must hold no null, got one at v.parquet row 2",
+    refuses(r"data.label: column `label` must hold no null, got one at validation.path v.parquet row 2",
             table(), validation=held_out(table().set_column(1, "label", pa.array(spoilt(Y, 2, None)))))  # fmt: skip
 
 
