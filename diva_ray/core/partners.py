@@ -151,12 +151,13 @@ def fit_weights(
     others = torch.isfinite(cross[0])
     from scipy.optimize import minimize
 
-    null = cross.masked_fill(~others, 0.0).flatten(1)[:, others.flatten()]
+    # In float64: rounding of float32 sums ends the search early, where the number of threads says.
+    null = cross.masked_fill(~others, 0.0).flatten(1)[:, others.flatten()].double()
     count = null.shape[1] + own.shape[1]
 
     def odds(weights: Tensor) -> tuple[Tensor, Tensor]:
         mine = weights @ own
-        rest = (weights.to(null) @ null).logsumexp(0).double()
+        rest = (weights @ null).logsumexp(0)
         level = math.log(count) - torch.logaddexp(rest, mine.logsumexp(0))
         return mine + level, level
 

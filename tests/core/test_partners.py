@@ -95,6 +95,19 @@ def test_fits_find_the_share_and_prefer_what_tells_more(wrong):
     np.testing.assert_allclose(float(every.exp().mean()), 1.0, rtol=1e-5)
 
 
+def test_the_order_of_sums_moves_no_weight():
+    """Threads add in another order: the search must not end elsewhere."""
+    first, second, _ = (x.float() for x in map(torch.as_tensor, sides(700, 9, 0.1, noise=1.0)))
+    codes, at = torch.arange(700), torch.arange(512)
+    others, order = codes[:, None] != codes[at][None], torch.randperm(512, generator=torch.Generator().manual_seed(0))
+    own, rows, columns = cosines(first, second, at)
+    alone = partners.fit_sharpness(own, rows, columns, others)
+    mine = partners.margin_odds(own, rows, columns, others, alone.sharpness)[None]
+    cross = partners.cross_odds(rows, columns[at], others, others[at], alone.sharpness)[None]
+    one, other = (partners.fit_weights([alone], mine, x, 700) for x in (cross, cross[:, :, order]))
+    np.testing.assert_allclose(one.similarities[0].weight, other.similarities[0].weight, rtol=1e-9)
+
+
 def test_what_tells_nothing_gets_no_weight():
     draw = np.random.default_rng(0)
     own, cross = torch.from_numpy(draw.standard_normal((2, 300))), torch.from_numpy(draw.standard_normal((2, 300, 50)))
