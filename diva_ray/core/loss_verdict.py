@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.gaps import ByKind, by_kind
+from diva_ray.core.loss_stories import wrong_losses
 from diva_ray.core.verdict import (
     LOSS,
     Cut,
@@ -28,10 +29,6 @@ from diva_ray.core.verdict import (
     _universal_cut,
 )
 
-UNDECIDED = 0.45  # errors per wrong label that are left where every row is taken for what it probably is
-WORTH = 0.25  # of log likelihood, a wrong label
-FEWEST = 1.5  # wrong labels expected
-GROSS = 20  # cells, a factor of ten, that gross losses take up at least
 FEW = 50  # rows of a kind: fewer, and its median loss is too rough a unit (a third off at 50, by its standard error)
 SPREAD = (0.5, 0.75, 0.9)  # quantiles
 
@@ -114,8 +111,9 @@ def fit_loss_verdict(sums: LossSums) -> Verdict:
     Losses of right labels are taken for s F(d1, d2), any s, d1 and d2, for errors of either sign: one hump on the
     scale of logarithms, whose tails may be long (errors of uneven size; a model that is not quite linear). Of wrong
     labels some are like those of `reference`, whose losses are known, and some gross, of either sign: as likely
-    anywhere from the median of those to the largest loss there is. The likeliest shares of all, of some or of none are
-    taken, less log(rows) / 2 for each, and the log of how many stories are told (BIC). They are believed if they stand
+    anywhere from the median of those to the largest loss there is; or mostly from a larger one (`_start`), as they may
+    all be of one size. The likeliest shares of all, of some or of none are taken, less log(rows) / 2 for each and for
+    where gross ones begin, and the log of how many stories are told (BIC). They are believed if they stand
     apart: at most UNDECIDED errors a wrong label are left where every row is taken for what it probably is, and each
     wrong label makes the losses likelier by WORTH. Long tails alone, which nothing tells from wrong labels, do
     neither. A likelier story that is not believed, but finds those that are flagged no less wrong, tells precision,
@@ -135,7 +133,7 @@ def fit_loss_verdict(sums: LossSums) -> Verdict:
     edges = 10.0 ** _edges(LOSS)
     middle = float(edges[np.searchsorted(other.cumsum(), reference / 2) + 1])
     fits_better = float((own.cumsum() - own / 2) @ other) / (total * reference)  # half of those that fit alike
-    found = _wrong_losses(both / total, others / reference, rows, known=fits_better >= 0.6)
+    found = wrong_losses(both / total, others / reference, rows, known=fits_better >= 0.6)
     if found is None:
         return Verdict(math.log(middle), 0.0, Cut(0.0), z, units=units)
     believed, likeliest = (own * posterior for posterior in found)
@@ -175,89 +173,3 @@ def _units(verdict: Verdict, kinds: Tensor | None) -> Tensor:
     for kind, unit in verdict.units.items():
         found[:, at == kind] = torch.tensor(unit, dtype=torch.float64)[:, None]
     return found
-
-
-def _wrong_losses(
-    own: np.ndarray, other: np.ndarray, rows: float, *, known: bool
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the posteriors of a wrong label in every cell, rising with the loss, by the likeliest story that is
-    believed and by the likeliest of all; None if none is believed. Histograms (2, cells) add to 1; `known`: whether
-    wrong labels like those of `other` are thought of."""
-    from scipy.optimize import isotonic_regression  # 0.4 s to load, which no other run pays
-
-    whole = own.sum(0)
-    seen, sides = np.flatnonzero(whole), own.sum(1) > 0
-    spread = np.stack([np.convolve(side, np.full(5, 0.2), "same") for side in other]) + 1e-12  # few of them leave gaps
-    first = int(np.searchsorted(other.sum(0).cumsum(), 0.5))
-    likely = [np.log(spread)] * known
-    gross: list[np.ndarray] = []
-    for side in np.flatnonzero(sides).tolist():
-        flat = np.zeros_like(own)
-        flat[side, first : max(int(seen[-1]), first + GROSS) + 1] = 1
-        gross.append(np.log(np.maximum(flat / flat.sum(), 1e-300)))
-    right, _ = _fit_losses(own, [])
-    stories = [likely] * known + [[kind] for kind in gross] + [gross] * (len(gross) - 1)
-    stories += [likely + gross] * known
-    believed, best = None, (0.0, np.zeros(len(whole)))
-    for chosen in stories:
-        likelihood, wrong = _fit_losses(own, chosen)
-        wrong = (own * wrong).sum(0)[seen] / whole[seen]
-        wrong = np.interp(np.arange(len(whole)), seen, isotonic_regression(wrong, weights=whole[seen]).x)
-        expected, gain = float(whole @ wrong), likelihood - right
-        better = rows * gain - len(chosen) * math.log(max(rows, 2)) / 2 - math.log(len(stories))
-        apart = whole @ np.minimum(wrong, 1 - wrong) <= UNDECIDED * expected and gain >= WORTH * expected
-        best = max(best, (better, wrong), key=lambda one: one[0])
-        if apart and better > (believed[0] if believed else 0.0) and rows * expected >= FEWEST:
-            believed = better, wrong
-    return None if believed is None else (believed[1], best[1])
-
-
-def _fit_losses(own: np.ndarray, kinds: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """Return the mean log likelihood of the losses (2, cells), and the posterior of wrong ones in every cell.
-
-    Right ones: s F(d1, d2) in logarithms, for either sign; wrong ones: log probabilities of every kind.
-    """
-    from scipy.optimize import minimize
-    from scipy.special import betaln, digamma, expit
-
-    edges = _edges(LOSS) * math.log(10)
-    middles, width, sides = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0], np.flatnonzero(own.sum(1))
-    seen, n, wrong = np.flatnonzero(own.sum(0)), len(sides), len(kinds)
-    counts, kinds = own[sides][:, seen], [kind[sides] for kind in kinds]
-
-    def log_parts(x: np.ndarray, at: np.ndarray | slice) -> tuple[np.ndarray, ...]:
-        place, log_a, log_b = x[: 3 * n].reshape(3, n, 1)
-        (a, b), u = np.exp([log_a, log_b]), middles[at] - place + log_a - log_b
-        bent = np.logaddexp(0, u)
-        shares = np.concatenate([[0.0], x[3 * n :]])  # of right ones of the first sign, every kind, the other sign
-        shares -= np.logaddexp.reduce(shares)
-        right = a * u - (a + b) * bent - betaln(a, b) + math.log(width)
-        right += np.concatenate([shares[:1], shares[wrong + 1 :]])[:, None]
-        parts = np.stack([right, *(kind[:, at] + share for kind, share in zip(kinds, shares[1:], strict=False))])
-        return parts, shares, a, b, u, bent
-
-    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        parts, shares, a, b, u, bent = log_parts(x, seen)
-        whole = np.logaddexp.reduce(parts)
-        mass = counts * np.exp(parts - whole)  # of every part
-        by_u = a - (a + b) * expit(u)
-        by_a = a * (u - bent - digamma(a) + digamma(a + b)) + by_u
-        by_b = b * (digamma(a + b) - bent - digamma(b)) - by_u
-        held = np.concatenate([mass[0, :1].sum(1), mass[1:].sum((1, 2)), mass[0, 1:].sum(1)]) - np.exp(shares)
-        slopes = [*((mass[0] * one).sum(1) for one in (-by_u, by_a, by_b)), held[1:]]
-        return -float((counts * whole).sum()), -np.concatenate(slopes)
-
-    bounds = [(None, None)] * n + [(-3, 5)] * n + [(-2, 6)] * n
-    bounds += [(-15, 0)] * wrong + [(-15, 15)] * (n - 1)  # a kind of wrong ones is no more than the right
-    low, middle = np.transpose([np.interp([0.25, 0.5], side.cumsum() / side.sum(), middles) for side in own[sides]])
-    starts = [(middle, -0.7, 0.7), (low + 0.5, -0.7, 3.0), (low, 1.8, 3.0)]  # one number, long or short tails; several
-    rest = [-3.0] * wrong + [0.0] * (n - 1)
-    found = [
-        minimize(loss, [*place, *[a] * n, *[b] * n, *rest], jac=True, method="L-BFGS-B", bounds=bounds)
-        for place, a, b in starts
-    ]
-    best = min(found, key=lambda one: one.fun)
-    parts = log_parts(best.x, slice(None))[0]
-    posterior = np.zeros_like(own)
-    posterior[sides] = 1 - np.exp(parts[0] - np.logaddexp.reduce(parts))
-    return -float(best.fun), posterior

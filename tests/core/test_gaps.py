@@ -38,11 +38,11 @@ def test_common_patterns_are_kinds_and_others_go_by_their_number():
     assert int(gaps.kinds_of(torch.tensor([29 << gaps.SHIFT]), common)) == gaps.MANY
 
 
-def uneven(n=1000, wrong=0.0, seed=0):
+def uneven(n=1000, wrong=0.0, seed=0, size=30):
     """Return errors, those with labels of other rows, kinds (1: the mean is predicted), and which labels are wrong."""
     draw = np.random.default_rng(seed)
     kinds, tells, bad = (draw.random(n) < 0.1).astype(int), 4.5 * draw.standard_normal(n), draw.random(n) < wrong
-    f, y = np.where(kinds, 0, tells), tells + draw.standard_normal(n) + 30 * bad * draw.choice([-1, 1], n)
+    f, y = np.where(kinds, 0, tells), tells + draw.standard_normal(n) + size * bad * draw.choice([-1, 1], n)
     f, y = torch.from_numpy(f), torch.from_numpy(y)
     return f - y, f[:, None] - y[:64], torch.from_numpy(kinds), torch.from_numpy(bad)
 
@@ -62,14 +62,14 @@ def judged(error, others, kinds, parts=1):
 
 def test_larger_errors_of_one_kind_of_rows_are_no_wrong_labels():
     error, others, kinds, _ = uneven()
-    assert judged(error, others, None)[1].sum() > 30, "in one histogram they look wrong"
     verdict, flagged = judged(error, others, kinds)
     assert not flagged.any()
     assert verdict.units[1].own / verdict.units[0].own == pytest.approx(4.5**2 + 1, rel=0.5)
 
 
 def test_wrong_labels_are_found_among_rows_of_every_kind():
-    error, others, kinds, wrong = uneven(wrong=0.06)
+    error, others, kinds, wrong = uneven(wrong=0.06, size=60)
+    assert (judged(error, others, None)[1] & ~wrong).sum() > 30, "in one histogram right ones look wrong"
     verdict, flagged = judged(error, others, kinds)
     for kind in (0, 1):
         assert flagged[wrong & (kinds == kind)].double().mean() > (0.95, 0.6)[kind]
@@ -91,7 +91,7 @@ def test_a_kind_of_few_rows_is_never_called_wrong_and_shapes_nothing():
     few = torch.zeros(len(error), dtype=torch.int64)
     few[: rule.FEW - 1] = 1
     verdict, flagged = judged(error, others, few)
-    assert flagged[few == 0].sum() > 50 and not flagged[few == 1].any() and list(verdict.units) == [0]
+    assert flagged[few == 0].sum() > 40 and not flagged[few == 1].any() and list(verdict.units) == [0]
     rest = few == 0
     assert judged(error[rest], others[rest], None)[0] == verdict
     scores = rule.loss_scores(error.square(), verdict, few)

@@ -400,7 +400,7 @@ def test_mistakes_in_tables(known, tmp_path):
     zero = run_of(tmp_path / "zero", np.zeros(2400))
     refuses(r"weights: some weight must be > 0, got all zero", weights=zero)
     negative = run_of(tmp_path / "negative", np.where(np.arange(2400) == 5, -1.0, 1.0))
-    refuses(r"weights: column `weight` must be >= 0, got -1.0 at part-00000.parquet row 5", weights=negative)
+    refuses(r"weights: column `weight` must be >= 0, got -1.0 at weights part-00000.parquet row 5", weights=negative)
     refuses(
         r"weights: samples/ must have column `is_detrimental`, got id, weight at .*or `flag`", weights=zero,
         flag="is_detrimental",

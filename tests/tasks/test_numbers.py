@@ -315,3 +315,16 @@ def test_it_is_said_where_wrong_numbers_may_hide_and_that_the_least_scores_are_l
     assert note in Path(result.lines()[-1].removeprefix("report: ")).read_text()
     y[wrong] += 40
     assert not any(note in line for line in score(y, {"features": Z}).lines()), "those that stand apart are flagged"
+
+
+@pytest.mark.parametrize(("size", "seed"), [(10, 1), (20, 1), (60, 0), (60, 2), (200, 1)])
+def test_gross_errors_of_one_size_are_found_and_no_right_number_with_them(size, seed):
+    draw = np.random.default_rng(seed)
+    X = draw.normal(size=(900, 9))
+    y = X @ draw.normal(size=9) + 0.3 * draw.normal(size=900)
+    bad = draw.random(900) < 1 / 8
+    y += np.where(bad, size * draw.choice([-1, 1], 900), 0)
+    result = diva_ray.score({"features": X, "label": y}, cluster={"kind": "inline", "threads": 1}, quiet=True)
+    assert (result.samples["is_label_issue"].to_numpy() == bad).all()
+    assert result.summary["label_issue_precision"] > 0.99
+    assert result.summary["noise_estimate"] == pytest.approx(bad.mean(), abs=0.01)

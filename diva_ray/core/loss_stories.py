@@ -1,0 +1,161 @@
+"""Which losses are of wrong labels: the likeliest of a few stories of where right and wrong ones lie.
+
+Losses are histograms in cells of their logarithm, (2, cells): those of errors above and below 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from diva_ray.core.verdict import LOSS, _edges
+
+UNDECIDED = 0.45  # errors per wrong label that are left where every row is taken for what it probably is
+WORTH = 0.25  # of log likelihood, a wrong label
+FEWEST = 1.5  # wrong labels expected
+NARROW = 4  # cells, a factor of 1.6, where they are all of one size
+GROSS = 20  # cells, a factor of ten, that gross losses take up at least
+
+
+def wrong_losses(
+    own: np.ndarray, other: np.ndarray, rows: float, *, known: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the posteriors of a wrong label in every cell, rising with the loss, by the likeliest story that is
+    believed and by the likeliest of all; None if none is believed. Histograms (2, cells) add to 1; `known`: whether
+    wrong labels like those of `other` are thought of."""
+    from scipy.optimize import isotonic_regression  # 0.4 s to load, which no other run pays
+
+    whole = own.sum(0)
+    seen, sides = np.flatnonzero(whole), np.flatnonzero(own.sum(1)).tolist()
+    spread = np.stack([np.convolve(side, np.full(5, 0.2), "same") for side in other]) + 1e-12  # few of them leave gaps
+    first = int(np.searchsorted(other.sum(0).cumsum(), 0.5))
+    last = max(int(seen[-1]), first + GROSS)
+    likely = [np.log(spread)] * known
+    right, _ = _fit_losses(own, [])
+    best, believed = _Story(0.0, np.zeros(len(whole)), 0.0, 0.0, 0.0), []
+    gross = [[side] for side in sides] + [sides] * (len(sides) - 1)
+    told = len(likely) + 2 * len(gross) + 2 * len(likely)  # stories
+
+    def tell(kinds: list[np.ndarray], free: int) -> np.ndarray:
+        """Hear a story with `free` parameters; return the log probabilities of its right losses."""
+        nonlocal best
+        likelihood, parts = _fit_losses(own, kinds)
+        wrong = (own * (1 - np.exp(parts[0] - np.logaddexp.reduce(parts)))).sum(0)[seen] / whole[seen]
+        wrong = np.interp(np.arange(len(whole)), seen, isotonic_regression(wrong, weights=whole[seen]).x)
+        gain, left = likelihood - right, float(whole @ np.minimum(wrong, 1 - wrong))
+        better = rows * gain - free * math.log(max(rows, 2)) / 2 - math.log(told)
+        story = _Story(better, wrong, float(whole @ wrong), left, gain)
+        best = max(best, story, key=lambda one: one.better)
+        if better > 0 and rows * story.expected >= FEWEST and story.stands_apart():
+            believed.append(story)
+        return parts[0]
+
+    if known:
+        tell(likely, 1)
+    for side in gross:
+        wide = [_flat(own.shape, one, first, last) for one in side]
+        start = _start(own, tell(wide, len(side)), side, first, last)
+        narrow = [_flat(own.shape, one, start, last) for one in side]
+        tell(wide + narrow, 2 * len(side) + 1)
+    if known:
+        tell(likely + wide, 1 + len(sides))
+        tell(likely + wide + narrow, 2 + 2 * len(sides))
+    chosen = max(believed, key=lambda one: one.better, default=None)
+    return None if chosen is None else (chosen.wrong, best.wrong)
+
+
+def _flat(shape: tuple[int, ...], side: int, first: int, last: int) -> np.ndarray:
+    """Return log probabilities of losses of one side that are as likely in any cell from the first to the last."""
+    flat = np.full(shape, -690.0)
+    flat[side, first : last + 1] = -math.log(last + 1 - first)
+    return flat
+
+
+def _start(own: np.ndarray, right: np.ndarray, sides: list[int], first: int, last: int) -> int:
+    """Return from which cell on gross losses are likeliest to lie, given those of right labels: they may all be of one
+    size, and a story that spreads them further calls right ones wrong."""
+    starts = np.arange(first, last + 2 - NARROW)
+    counts = own[sides][:, first : last + 1]
+    right = np.exp(right - np.logaddexp.reduce(right, None))[sides][:, first : last + 1]
+    width = last + 1 - starts
+    flat = np.where(np.arange(first, last + 1) >= starts[:, None], 1 / (width[:, None] * len(sides)), 0.0)[:, None]
+    share = np.full((len(starts), 1, 1), max(float(counts.sum()), 1e-12))
+    for _ in range(30):  # EM
+        whole = (1 - share) * right + share * flat + 1e-300
+        share = (counts * share * flat / whole).sum((1, 2), keepdims=True).clip(1e-12, 1 - 1e-12)
+    elsewhere = (1 - own[sides][:, first : last + 1].sum()) * np.log1p(-share[:, 0, 0])
+    return int(starts[((counts * np.log(whole)).sum((1, 2)) + elsewhere).argmax()])
+
+
+@dataclass(frozen=True)
+class _Story:
+    """Which losses are of wrong labels, if some kinds of those are thought of.
+
+    Attributes:
+        better: log likelihood above that of right labels alone, less what its parameters cost.
+        wrong: posterior of a wrong label in every cell.
+        expected, left: share of wrong labels, and of errors where every row is taken for what it probably is.
+        gain: of the mean log likelihood.
+    """
+
+    better: float
+    wrong: np.ndarray
+    expected: float
+    left: float
+    gain: float
+
+    def stands_apart(self) -> bool:
+        """Return whether wrong labels are told from right ones."""
+        return self.left <= UNDECIDED * self.expected and self.gain >= WORTH * self.expected
+
+
+def _fit_losses(own: np.ndarray, kinds: list[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Return the mean log likelihood of the losses (2, cells), and log probabilities of cells: right ones, every kind.
+
+    Right ones: s F(d1, d2) in logarithms, for either sign; wrong ones: log probabilities of every kind.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import betaln, digamma, expit
+
+    edges = _edges(LOSS) * math.log(10)
+    middles, width, sides = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0], np.flatnonzero(own.sum(1))
+    seen, n, wrong = np.flatnonzero(own.sum(0)), len(sides), len(kinds)
+    counts, kinds = own[sides][:, seen], [kind[sides] for kind in kinds]
+
+    def log_parts(x: np.ndarray, at: np.ndarray | slice) -> tuple[np.ndarray, ...]:
+        place, log_a, log_b = x[: 3 * n].reshape(3, n, 1)
+        (a, b), u = np.exp([log_a, log_b]), middles[at] - place + log_a - log_b
+        bent = np.logaddexp(0, u)
+        shares = np.concatenate([[0.0], x[3 * n :]])  # of right ones of the first sign, every kind, the other sign
+        shares -= np.logaddexp.reduce(shares)
+        right = a * u - (a + b) * bent - betaln(a, b) + math.log(width)
+        right += np.concatenate([shares[:1], shares[wrong + 1 :]])[:, None]
+        parts = np.stack([right, *(kind[:, at] + share for kind, share in zip(kinds, shares[1:], strict=False))])
+        return parts, shares, a, b, u, bent
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        parts, shares, a, b, u, bent = log_parts(x, seen)
+        whole = np.logaddexp.reduce(parts)
+        mass = counts * np.exp(parts - whole)  # of every part
+        by_u = a - (a + b) * expit(u)
+        by_a = a * (u - bent - digamma(a) + digamma(a + b)) + by_u
+        by_b = b * (digamma(a + b) - bent - digamma(b)) - by_u
+        held = np.concatenate([mass[0, :1].sum(1), mass[1:].sum((1, 2)), mass[0, 1:].sum(1)]) - np.exp(shares)
+        slopes = [*((mass[0] * one).sum(1) for one in (-by_u, by_a, by_b)), held[1:]]
+        return -float((counts * whole).sum()), -np.concatenate(slopes)
+
+    bounds = [(None, None)] * n + [(-3, 5)] * n + [(-2, 6)] * n
+    bounds += [(-15, 0)] * wrong + [(-15, 15)] * (n - 1)  # a kind of wrong ones is no more than the right
+    low, middle = np.transpose([np.interp([0.25, 0.5], side.cumsum() / side.sum(), middles) for side in own[sides]])
+    starts = [(middle, -0.7, 0.7), (low + 0.5, -0.7, 3.0), (low, 1.8, 3.0)]  # one number, long or short tails; several
+    rest = [-3.0] * wrong + [0.0] * (n - 1)
+    found = [
+        minimize(loss, [*place, *[a] * n, *[b] * n, *rest], jac=True, method="L-BFGS-B", bounds=bounds)
+        for place, a, b in starts
+    ]
+    best = min(found, key=lambda one: one.fun)
+    found_parts = np.full((1 + wrong, *own.shape), -1e300)
+    found_parts[:, sides] = log_parts(best.x, slice(None))[0]
+    return -float(best.fun), found_parts
