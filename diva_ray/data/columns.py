@@ -236,8 +236,8 @@ def finite_values(column: pa.Array, name: str, option: str, where: Where) -> np.
     return values
 
 
-def check_nulls(column: pa.Array, name: str, option: str, where: Where) -> None:
-    """Raise for a null, or a null inside a list of classes."""
+def check_nulls(column: pa.Array, name: str, option: str, where: Where, *, classes: bool = False) -> None:
+    """Raise for a null, or a null inside a list of classes; `classes`: it is a ClassLabel, which has -1 for one."""
     inside = ""
     if is_list(column.type) and not column.null_count and isinstance(column, LISTS):
         parents = pc.list_parent_indices(column)
@@ -245,9 +245,10 @@ def check_nulls(column: pa.Array, name: str, option: str, where: Where) -> None:
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         row = parents[row].as_py() if inside else row
+        stored = " (-1 of a ClassLabel is none)" if classes else ""
         raise InputError(
-            f"{option}: column `{name}` must hold no null, got one{inside} at {where(row)}. Fix the table, copy the "
-            f"rows without nulls (README, Your own table), or change `{option}`."
+            f"{option}: column `{name}` must hold no null, got one{inside} at {where(row)}{stored}. Fix the table, "
+            f"copy the rows without nulls (README, Your own table), or change `{option}`."
         )
 
 

@@ -11,6 +11,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from diva_ray.data.hive import append
+from diva_ray.data.raw.classes import without_labels
 from diva_ray.errors import InputError, first_line
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ BATCH_ROWS = 256, 32_768  # at least and at most
 class Reader:
     """Reads ranges of a table; what is asked in order is decoded once, and no more than a batch is kept.
 
-    Not for several threads at a time.
+    A ClassLabel below 0 is null, which is what it stands for, unless rows are wanted `as_stored`. Not for several
+    threads at a time.
     """
 
-    def __init__(self, table: Table) -> None:
-        self.table = table
+    def __init__(self, table: Table, *, as_stored: bool = False) -> None:
+        self.table, self.as_stored = table, as_stored
         self.stream: _Stream | None = None
         self.name: str | None = None  # of the file that is open
         self.file: pq.ParquetFile | None = None
@@ -40,7 +42,8 @@ class Reader:
             InputError: a file is gone, cut off or damaged.
         """
         if self.table.memory is not None:
-            return self.table.memory.select(columns).slice(start, stop - start)
+            rows = self.table.memory.select(columns).slice(start, stop - start)
+            return rows if self.as_stored else without_labels(rows)
         parts = []
         for piece in self.table.overlapping(start, stop):
             low, high = max(start - piece.start, 0), min(stop - piece.start, piece.rows)
@@ -60,7 +63,7 @@ class Reader:
     def _take(self, piece: Piece, columns: list[str], low: int, high: int) -> Iterator[pa.Table]:
         """Yield rows [low, high) of a row group, from the stream that is open where it has not passed them."""
         if self.stream is None or not self.stream.leads_to(piece, columns, low):
-            self.stream = _Stream(self.table, piece, columns, self._open(piece.file))
+            self.stream = _Stream(self.table, piece, columns, self._open(piece.file), as_stored=self.as_stored)
         yield from self.stream.rows(low, high)
         if high == piece.rows:
             self.stream = None
@@ -109,8 +112,10 @@ class Reader:
 class _Stream:
     """The batches of one row group, in order; the last one is kept for the range that follows."""
 
-    def __init__(self, table: Table, piece: Piece, columns: list[str], file: pq.ParquetFile) -> None:
-        self.piece, self.columns = piece, columns
+    def __init__(
+        self, table: Table, piece: Piece, columns: list[str], file: pq.ParquetFile, *, as_stored: bool
+    ) -> None:
+        self.piece, self.columns, self.as_stored = piece, columns, as_stored
         fewest, most = BATCH_ROWS
         rows = min(most, max(fewest, BATCH_BYTES * table.rows // max(1, table.bytes)))
         self.target = pa.schema([table.schema.field(name).with_nullable(True) for name in columns])
@@ -131,7 +136,9 @@ class _Stream:
                 batch = next(self.batches, None)
                 if batch is None:
                     raise OSError(f"the row group ends after {self.stop} of {self.piece.rows} rows")
-                rows = append(pa.Table.from_batches([batch]), self.columns, self.folders, self.piece.held)
+                rows = pa.Table.from_batches([batch])
+                rows = rows if self.as_stored else without_labels(rows)  # by the file's own metadata
+                rows = append(rows, self.columns, self.folders, self.piece.held)
                 rows = rows.select(self.columns)
                 self.batch = rows if rows.schema.types == self.target.types else rows.cast(self.target)
                 self.start, self.stop = self.stop, self.stop + len(rows)

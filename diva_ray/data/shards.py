@@ -20,6 +20,7 @@ from torch import Tensor
 from diva_ray.core.gaps import gap_codes
 from diva_ray.core.products import multiply
 from diva_ray.data.columns import Where, as_words, check_nulls, finite_values, one_chunk, row_keys, take_rows, to_matrix
+from diva_ray.data.raw.classes import class_names
 from diva_ray.data.scale import Scale
 from diva_ray.data.table import Places, Reader, Table
 from diva_ray.errors import InputError
@@ -162,7 +163,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
     ids = arrays[columns.id] if columns.id else None
     for option in ("id", "label", "group", "truth"):
         if name := getattr(columns, option):
-            check_nulls(arrays[name], name, f"data.{option}", where)
+            check_nulls(arrays[name], name, f"data.{option}", where, classes=name in class_names(table.schema))
     position = np.arange(extent.start, extent.stop) if order is None else extent.start + order
     keys = row_keys(ids, seed=int(extent.held_out)) if ids is not None else row_keys(pa.array(position), extent.table)
     shard = Shard(

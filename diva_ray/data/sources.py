@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diva_ray.data.raw.classes import without_labels
 from diva_ray.data.table import Table, from_arrays, from_arrow, open_parquet
 from diva_ray.errors import InputError, first_line
 
@@ -77,7 +76,7 @@ def _from_hugging_face(data: Any, kind: str) -> pa.Table:
             f"data: a Hugging Face dataset must be in memory or on disk, got {kind}, which streams. Write it to "
             "Parquet and give the path."
         )
-    return without_labels(data.with_format("arrow")[:])
+    return data.with_format("arrow")[:]
 
 
 def _from_frame(data: Any) -> pa.Table:

@@ -85,9 +85,9 @@ class Table:
             if piece.rows:
                 yield piece
 
-    def reader(self) -> Reader:
-        """Return a reader; ranges read in order decode every row once."""
-        return Reader(self)
+    def reader(self, *, as_stored: bool = False) -> Reader:
+        """Return a reader; ranges read in order decode every row once. `as_stored`: -1 of a ClassLabel stays."""
+        return Reader(self, as_stored=as_stored)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def curate(shard: Shard, known: Known) -> Tally:
     """Write the rows of the shard's extent into `curated/`, and what changed into `changes/`; return how many did."""
     start, stop, index = shard.extent.start, shard.extent.stop, shard.extent.index
     table, folder = known["table"], known["folder"]
-    rows = in_one_chunk(table.reader().read(start, stop, table.schema.names))
+    rows = in_one_chunk(table.reader(as_stored=True).read(start, stop, table.schema.names))
     names = [*FACTS, _likelier(known)] if known["curate"] == "relabel" else FACTS
     facts = known["scores"].reader().read(start, stop, names)
     if known["trusted"] is not None:

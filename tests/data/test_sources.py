@@ -1,6 +1,5 @@
 """Whatever a user has: arrays, tensors, frames, tables and files of the same rows give the same bits."""
 
-import json
 import re
 from decimal import Decimal
 
@@ -267,18 +266,6 @@ def test_strings_of_numpy_and_pandas_are_classes():
 def test_other_things_are_told_apart(data, told):
     with pytest.raises(InputError, match=told):
         open_data(data, None, 0.2, 0)
-
-
-def test_a_class_label_of_hugging_face_below_0_is_none():
-    """The library has no other word for a row without a label; plain numbers may be below 0."""
-    features = {"label": {"_type": "ClassLabel", "names": ["a", "b", "c"]}, "sign": {"_type": "Value"}}
-    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    labels = [-1, *Y[1:]]
-    table = pa.table({"features": vectors(X), "label": labels, "sign": labels}).replace_schema_metadata(metadata)
-    read = open_data(Split(table), None, 0.2, 0).memory
-    assert read["label"].to_pylist() == [None, *Y[1:]] and read["sign"].equals(table["sign"])
-    with pytest.raises(InputError, match=r"data.label: column `label` must hold no null, got one at row 0\."):
-        score(Split(table))
 
 
 ARRAYS, HERE = 'Arrays go in as {"features": X, "label": y}.', {"features": X, "label": Y}

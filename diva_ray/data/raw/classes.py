@@ -47,7 +47,8 @@ def without_labels(table: pa.Table) -> pa.Table:
     for name in class_names(table.schema):
         column, k = table[name], table.schema.get_field_index(name)
         if pa.types.is_signed_integer(column.type):
-            table = table.set_column(k, table.schema.field(k), pc.if_else(pc.less(column, 0), None, column))
+            field = table.schema.field(k).with_nullable(True)
+            table = table.set_column(k, field, pc.if_else(pc.less(column, 0), None, column))
     return table
 
 
