@@ -14,7 +14,7 @@ class DataConfig:
     builtin: str | None = None  # digits (a share of labels flipped) | digits_core | digits_bands | digits_augmented
     noise: float = 0.2  # share of the built-in table's labels that are flipped, 0..1
     # a column or a list of columns: each is a band (modality); a pattern ('*', 'x_*') is all columns of numbers that
-    # match it and that no other option names
+    # match it and that no other option names (of true and false only by name)
     features: Any = "features"
     label: str = "label"  # not with task=pairs
     id: str | None = None  # unique key; None: the column `id` if there, else row positions; none: row positions

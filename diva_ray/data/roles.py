@@ -145,8 +145,11 @@ def _matching(asked: list[str], schema: pa.Schema, used: set[str | None]) -> lis
         if name in schema.names or not has_magic(name):
             found.append(name)
             continue
-        free = [one.name for one in schema if is_number(element_type(one.type)) and one.name not in used]
-        free = [one for one in free if one not in found and not one.startswith(INDEX)]
+        kinds = {one.name: element_type(one.type) for one in schema if one.name not in used}
+        free = [one for one, kind in kinds.items() if is_number(kind) and one not in found]
+        free = [one for one in free if not one.startswith(INDEX)]
+        flags = [one for one in free if pa.types.is_boolean(kinds[one]) and fnmatchcase(one, name)]
+        free = [one for one in free if one not in flags]
         told = [one for one in free if fnmatchcase(one, name) and FOUND.items() <= _notes(schema, one).items()]
         if told:
             log.warning(
@@ -158,12 +161,24 @@ def _matching(asked: list[str], schema: pa.Schema, used: set[str | None]) -> lis
         if not matching:
             raise InputError(
                 f"data.features: some column of numbers that no other option uses must match `{name}`, got none "
-                f"among {_listed(name, schema.names)}. Change `data.features`{QUOTES if ',' in name else ''}."
+                f"among {_listed(name, schema.names)}. Change `data.features`{QUOTES if ',' in name else ''}"
+                f"{_left_out(flags)}."
             )
         found += matching
-        shown = ", ".join(matching[:12]) + (", ..." if len(matching) > 12 else "")
-        log.info("data.features: `%s` is %s of %s columns: %s", name, len(matching), len(schema), shown)
+        log.info(
+            "data.features: `%s` is %s of %s columns: %s%s", name, len(matching), len(schema), _few(matching),
+            _left_out(flags),
+        )  # fmt: skip
     return found
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+
+
+def _left_out(flags: list[str]) -> str:
+    """Return that columns of true and false are no numbers to a pattern, where it would match some."""
+    return f"; true or false is no number unless named: {_few(flags)}" if flags else ""
 
 
 def _notes(schema: pa.Schema, name: str) -> dict[str, str]:

@@ -39,7 +39,7 @@ PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path
 RAW = "raw"  # rows in memory that are to be embedded
 ON_RAY = "the given Ray Dataset"
 HEAD = 1000  # of its rows, which a plan looks at
-FORMAT = 11  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 12  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -20,6 +20,8 @@ SCHEMA = pa.schema(
         ("x_2", pa.int32()),
         ("vector", pa.list_(pa.float32())),
         ("texts", pa.list_(pa.string())),
+        ("x_flag", pa.bool_()),
+        ("masks", pa.list_(pa.bool_())),
         ("w", pa.float64()),
         ("[odd]", pa.float64()),
         ("label", pa.int64()),
@@ -37,6 +39,7 @@ SCHEMA = pa.schema(
         (["vector", "x_*"], ("vector", "x_1", "x_2")),
         (["x_*", "*"], ("x_1", "x_2", "vector", "[odd]", "true_label")),
         (["*", "x_1"], ("x_2", "vector", "[odd]", "true_label", "x_1")),
+        (["x_*", "x_flag"], ("x_1", "x_2", "x_flag")),  # of true and false only those that are named
         ("[odd]", ("[odd]",)),  # a column of that very name, though it reads as a pattern of letters
     ],
 )
@@ -53,6 +56,16 @@ def test_id_and_planted_truth_are_never_features():
 def test_pattern_that_nothing_matches_is_one_line():
     with pytest.raises(InputError, match=r"data\.features: some column of numbers .* must match `y_\*`"):
         find_columns(SCHEMA, DataConfig(features="y_*"), builtin=False)
+
+
+def test_columns_of_true_and_false_are_told_to_be_left_out(caplog):
+    with caplog.at_level(logging.INFO, "diva_ray"):
+        find_columns(SCHEMA, DataConfig(features="x_*"), builtin=False)
+    assert caplog.messages == [
+        "data.features: `x_*` is 2 of 13 columns: x_1, x_2; true or false is no number unless named: x_flag"
+    ]
+    with pytest.raises(InputError, match=r"must match `m\*`, .*; true or false is no number unless named: masks\."):
+        find_columns(SCHEMA, DataConfig(features="m*"), builtin=False)
 
 
 def test_column_that_some_files_lack_is_not_matched():
