@@ -31,7 +31,7 @@ SHOWN = (
 INDEX = "__index_level_"  # how pandas names an index in a file
 KEYS = ("data.id", "data.group", "data.source")
 FOUND = {"diva_ray": "found from labels"}  # metadata of a column that tells what the label is: no pattern takes it
-QUOTES = ' (names with signs in them want quotes: `data.features=["a (cm)","b (cm)"]`)'
+QUOTES = ' (names with signs in them want quotes: `\'data.features=["a (cm)","b (cm)"]\'`)'
 NAMED = 20  # columns that an error lists
 
 

@@ -75,7 +75,7 @@ def test_one_label_in_every_row_is_quoted():
 
 def test_a_pattern_that_is_a_list_of_names_with_signs_says_how_to_quote_them():
     with pytest.raises(
-        InputError, match=r"must match `\[a \(cm\),b\]`, .* want quotes: `data\.features=\[\"a \(cm\)\","
+        InputError, match=r"must match `\[a \(cm\),b\]`, .* want quotes: `'data\.features=\[\"a \(cm\)\","
     ):
         diva_ray.score(WINE, features="[a (cm),b]", label="target", **OPTIONS)
 
