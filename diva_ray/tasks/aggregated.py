@@ -66,7 +66,7 @@ def figures(session: Session, found: Aggregated, joint: Joint | None, error: flo
             "share": float(shares[m]),
             "share_derivative": float(derivatives[m]),
             "columns": min(session.scan.widths[m], session.config.projection or session.scan.widths[m]),
-            "rows": float(session.scan.rows[m]),
+            "rows": int(session.scan.rows[m]),
             **under,
             "ridge_alone": found.alone[m].ridge,
             "error_alone": error_of(session, found.alone[m].wrong),
@@ -120,7 +120,7 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
         "shares (ridge / penalty): "
         + ", ".join(f"{name} {band['share']:.3g}" for name, band in s["bands"].items())
         + f"; what a band adds shows in the {word} without it: {without}",
-        f"{use}: ridge={s['ridge']:.6g} shares={where}"
+        f"{use}: jobs/score.py ridge={s['ridge']:.6g} shares={where}"
         + "".join(f" {name}={first[name]}" for name in ("projection", "seed") if first.get(name) is not None),
         *(["note: one ridge for all bands does as well"] if gain <= 0 else []),
         *map(words.plain, ["; ".join(verdict)] if verdict else []),

@@ -67,8 +67,8 @@ def tuning_work(config: TuneConfig, cost: Cost, widths: list[int], features: tup
     share = sum(rule != "none" for rule in rules) / len(rules) * sum(steps) / len(steps)
     derivatives = round(judged * share)
     notes = [
-        f"{trials} trials of {config.folds} folds, one after another on all workers; search={config.search}, "
-        f"scheduler={config.scheduler}"
+        f"{'1 trial' if trials == 1 else f'{trials} trials'} of {config.folds} folds, one after another on all "
+        f"workers; search={config.search}, scheduler={config.scheduler}"
         + (": the fewer folds, the earlier a trial is stopped" if config.scheduler == "asha" else ""),
         f"shared by all trials: one load, {fits} pass(es) for the fit sums of every fold, at most {grids} passes for "
         f"ridges; about {derivatives} derivatives for weights; at most {descents:.0f} descents for shares; each fold "

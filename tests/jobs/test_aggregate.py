@@ -241,6 +241,7 @@ def test_other_jobs_take_the_shares(tmp_path):
     with pytest.raises(InputError, match=r"projection .* found under \(null\), got projection=2 .*`projection=null`"):
         diva_ray.score(data, features=BANDS, shares=str(tmp_path / "run"), projection=2, cluster=INLINE)
     projected = diva_ray.aggregate(data, features=BANDS, projection=2, seed=3, cluster=INLINE, quiet=True)
+    assert projected.told[2].startswith("use them: jobs/score.py ridge=")
     assert projected.told[2].endswith("projection=2 seed=3")
     with pytest.raises(InputError, match=r"seed that they were found under \(3\), got seed=0"):
         diva_ray.score(data, features=BANDS, shares=projected.path, projection=2, cluster=INLINE)
@@ -529,6 +530,7 @@ def test_the_job_writes_what_the_contract_promises(tmp_path):
     assert list(bands) == ["pixels", "strokes", "random"]
     for band in bands.values():
         assert {"penalty", "share", "error_alone", "error_without"} <= band.keys()
+        assert isinstance(band["rows"], int)
     assert {"samples", "report.html", "config.yaml", "manifest.json", "summary.json"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }

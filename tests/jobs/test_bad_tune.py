@@ -35,6 +35,11 @@ def refuses(told, space=None, **options):
     assert "\n" not in line and ", got " in line and line.rstrip().endswith("."), line
 
 
+def test_a_plan_of_one_trial_is_of_one_trial():
+    lines = diva_ray.tune(base(), {"ridge": {"choice": [1.0]}}, trials=1, plan=True, quiet=True, cluster=INLINE).lines()
+    assert any("1 trial of 5 folds" in line for line in lines)
+
+
 def test_an_unknown_name_is_told_with_its_place_and_all_that_are_known():
     refuses(f"^space: names must be among {', '.join(NAMES)}, got 'rigde' at space.rigde", {"rigde": RIDGE})
 
