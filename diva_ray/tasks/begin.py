@@ -36,6 +36,7 @@ log = logging.getLogger("diva_ray")
 NEEDED = (PLACE, "weights", "uids")  # only by an unfinished run; steps first, they need the others
 PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
+MAKING = {"data.builtin", "data.noise", "seed"}  # of which the rows of a built-in table are made
 RAW = "raw"  # rows in memory that are to be embedded
 ON_RAY = "the given Ray Dataset"
 HEAD = 1000  # of its rows, which a plan looks at
@@ -87,10 +88,10 @@ def begin(
     plan = plan.settle(plan.workers, plan.budget, config.cluster.cache)
     if config.plan:
         return join(plan, config) if plan.kind == "ray" else plan
-    mark = _mark(config, opened, folder, beside or {})
     # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
     by_steps = loss is None and not isinstance(config, TrainConfig | TuneConfig)
     finished = _finished(folder, on_ray=plan.kind != "inline") if by_steps and config.resume else None
+    mark = _mark(config, opened, folder, beside or {}, finished=finished is not None)
     if finished and not _lacks_copy(config, finished.summary):
         log.info("resume: the run in %s had finished: nothing is left to do", folder.path)
         _clear(folder)
@@ -224,7 +225,9 @@ def _lacks_copy(config: FitConfig, summary: dict[str, Any]) -> bool:
     return isinstance(config, ScoreConfig) and config.curate != "none" and "curated" not in summary
 
 
-def _mark(config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, Table]) -> dict[str, Any]:
+def _mark(
+    config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, Table], *, finished: bool
+) -> dict[str, Any]:
     """Return what tells this run from others; raise if the folder to resume holds another one."""
     options = asdict(config)
     for name in ("output", "resume", "plan", "cluster"):
@@ -236,8 +239,9 @@ def _mark(config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, T
     mark |= {"beside": {name: fingerprint(table) for name, table in beside.items()}} if beside else {}
     mark = json.loads(json.dumps(mark, default=str))
     found = folder.read_json("state.json")
-    if isinstance(config, ScoreConfig) and found is not None and found.get("config", {}).get("curate") == "none":
-        found["config"]["curate"] = config.curate  # a copy may be asked for later: no figure depends on it
+    copied = (found or {}).get("config", {}).get("curate")
+    if isinstance(config, ScoreConfig) and copied and "none" in (copied, config.curate if finished else copied):
+        found["config"]["curate"] = config.curate  # a copy may be asked for later, and stays: no figure needs it
     if config.resume and found is not None and found.get("format") != FORMAT:
         raise InputError(
             f"resume: the run in {folder.path} must have been begun by this version of diva_ray, got another one's. "
@@ -246,8 +250,11 @@ def _mark(config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, T
     if config.resume and found is not None and found != mark:
         differing = differing_options(found["config"], mark["config"])
         changed = [name for name, table in mark.get("beside", {}).items() if found.get("beside", {}).get(name) != table]
-        pairs = zip(opened.roles, mark["data"], found["data"], strict=False)
-        differing = differing or changed or [PATHS[role] for role, now, then in pairs if now != then] or ["data.path"]
+        pairs = list(zip(opened.roles, mark["data"], found["data"], strict=False))
+        changed += [PATHS[role] for role, now, then in pairs if now != then]
+        if not MAKING.isdisjoint(differing) or len(mark["data"]) != len(found["data"]):
+            changed = []  # which the options explain
+        differing = list(dict.fromkeys([*differing, *changed])) or ["data.path"]
         changed = [] if found["config"] != mark["config"] else [" (its files have changed)"]
         raise InputError(
             f"resume: the run in {folder.path} must have the same data and options, got another "

@@ -385,5 +385,20 @@ def test_a_copy_may_be_asked_for_when_the_scores_have_been_seen(form, action, tm
     assert later.folder.read_table("samples").equals(scored.samples)
     again = diva_ray.curate(data, action, output=tmp_path / "run", resume=True, **options)
     assert again.samples.equals(later.samples) and again.told == later.told
-    with pytest.raises(InputError, match="same data and options, got another curate"):
-        diva_ray.score(data, output=tmp_path / "run", resume=True, **options)
+    first = diva_ray.score(data, output=tmp_path / "run", resume=True, **options)  # the cell of the run, once more
+    assert first.samples.equals(scored.samples) and first.told == later.told
+    assert diva_ray.curate(data, action, output=tmp_path / "run", resume=True, **options).samples.equals(later.samples)
+
+
+def test_another_copy_or_other_data_are_another_run(tmp_path):
+    data, options = forms_of_table("groups")
+    options |= {"cluster": INLINE, "quiet": True, "output": tmp_path / "run"}
+    diva_ray.curate(data, "drop", **options)
+    other = data | {"features": data["features"] + 1}
+    for given, curate, told in (
+        (data, "weight", r"got another curate\. Use"),
+        (other, "none", r"got another data\.path \(its files have changed\)\. Use"),
+        (other, "weight", r"got another curate, data\.path\. Use"),
+    ):
+        with pytest.raises(InputError, match=told):
+            diva_ray.score(given, curate=curate, resume=True, **options)
