@@ -96,10 +96,24 @@ def _from_frame(data: Any) -> pa.Table:
         named = any(name is not None and name not in data.columns for name in data.index.names)
         return pa.Table.from_pandas(data, preserve_index=named)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        told = "; ".join(map(first_line, error.args))
-        raise InputError(
-            f"data: every column must hold one type, got {told} in the DataFrame. Convert it first."
-        ) from error
+        raise InputError(_unconverted(data, error)) from error
+
+
+def _unconverted(data: Any, error: Exception) -> str:
+    """Return the message for a DataFrame that Arrow cannot hold, with the first such column of pandas' and its cure."""
+    for k, name in enumerate(data.columns if hasattr(data, "iloc") else ()):
+        try:
+            pa.Table.from_pandas(data.iloc[:, [k]], preserve_index=False)
+        except (pa.ArrowException, TypeError, ValueError) as found:
+            kind = str(data.dtypes.iloc[k])
+            why = "" if kind.startswith("Sparse") else f" ({first_line(found.args[0])})"
+            cure = "make it dense (`.sparse.to_dense()`)" if kind.startswith("Sparse") else "convert it"
+            return (
+                f"data: every column must hold one type that Arrow has, got {kind}{why} in column `{name}` of the "
+                f"DataFrame. Leave it out where nothing needs it (`df.drop(columns=[{name!r}])`), or {cure}."
+            )
+    told = "; ".join(map(first_line, error.args)).rstrip(".")
+    return f"data: every column must hold one type that Arrow has, got {told} in the DataFrame. Convert it first."
 
 
 def open_builtin(builtin: str | None, noise: float, seed: int, option: str) -> Table:

@@ -256,7 +256,18 @@ def test_strings_of_numpy_and_pandas_are_classes():
         ),
         ({"features": X + 1j, "label": Y}, "`features` must be an array .* complex128"),
         ({"features": X, "label": ["a", 1] * 45}, "`label` must be an array"),
-        (pd.DataFrame({"features": list(X), "label": ["a", 1] * 45}), "data: every column must hold one type"),
+        (
+            pd.DataFrame({"features": list(X), "label": ["a", 1] * 45}),
+            r"data: every column must hold one type that Arrow has, got object \(.*\) in column `label` of the D",
+        ),
+        (
+            pd.DataFrame({"features": list(X), "label": Y, "z": np.full(90, 1j)}),
+            r"got complex128 \(.*\) in column `z` of .*\. Leave it out .*`df.drop\(columns=\['z'\]\)`\), or convert it",
+        ),
+        (
+            pd.DataFrame({"x": pd.arrays.SparseArray(Y), "label": Y}),
+            r"got Sparse\[int64, 0\] in column `x` of the DataFrame\. .* or make it dense \(`\.sparse\.to_dense\(\)`",
+        ),
         (Splits(train=5, test=6), r"data: must be one split of a Hugging Face dataset, got train, test\. .*'train'"),
         (5, "data: must be a path, a Ray or Hugging Face Dataset, an Arrow table, .* got builtins.int"),
         ({"features": X[:0], "label": Y[:0]}, "the table must have rows, got 0"),
