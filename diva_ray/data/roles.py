@@ -68,9 +68,9 @@ def find_columns(
     for name in named["data.features"]:
         kind = element_type(schema.field(name).type)
         if not is_number(kind):
+            got, cure = _nested(kind, name) if is_list(kind) else (schema.field(name).type, "Change `data.features`")
             raise InputError(
-                f"data.features: column `{name}` must hold numbers or lists of numbers, got {schema.field(name).type}. "
-                "Change `data.features`."
+                f"data.features: column `{name}` must hold numbers or lists of numbers, got {got}. {cure}."
             )
     truth = options.truth or ("true_label" if builtin and "true_label" in schema.names else None)
     columns = Columns(
@@ -79,6 +79,18 @@ def find_columns(
     )  # fmt: skip
     unasked = _shown(schema, several=not labelled) if isinstance(options.show, str) and options.show == "auto" else []
     return columns, tuple(named.get("data.show", unasked))
+
+
+def _nested(kind: pa.DataType, name: str) -> tuple[str, str]:
+    """Return what a column of lists within lists holds and what to do: a matrix goes in as one list, row by row."""
+    depth = 2
+    while is_list(kind := element_type(kind)):
+        depth += 1
+    if not is_number(kind):
+        return "lists of " * depth + str(kind), "Change `data.features`"
+    again = ", once more for every further level" if depth > 2 else ""
+    cure = f"Make each one list first, as pandas does by `df[{name!r}] = df[{name!r}].map(numpy.concatenate)`{again}"
+    return "lists of " * depth + str(kind), cure
 
 
 def _check_named(option: str, name: str, schema: pa.Schema, partly: Mapping[str, str], hint: str) -> None:

@@ -3,7 +3,9 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import diva_ray
@@ -56,6 +58,24 @@ def test_id_and_planted_truth_are_never_features():
 def test_pattern_that_nothing_matches_is_one_line():
     with pytest.raises(InputError, match=r"data\.features: some column of numbers .* must match `y_\*`"):
         find_columns(SCHEMA, DataConfig(features="y_*"), builtin=False)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.list_(pa.float64())), pa.list_(pa.list_(pa.int8(), 4), 4)])
+def test_a_matrix_in_every_row_is_told_how_it_becomes_a_list(kind):
+    told = r"got lists of lists of (double|int8)\. Make each .*`df\['x'\] = df\['x'\]\.map\(numpy\.concatenate\)`\."
+    with pytest.raises(InputError, match=told):
+        find_columns(pa.schema([("x", kind), ("label", pa.int64())]), DataConfig(features="x"), builtin=False)
+
+
+def test_what_is_told_of_a_matrix_is_a_way(tmp_path):
+    rng = np.random.default_rng(0)
+    X, file = rng.normal(size=(40, 2, 3)), tmp_path / "nested.parquet"
+    pq.write_table(pa.table({"features": X.tolist(), "label": np.arange(40) % 2}), file)
+    rows = pd.read_parquet(file)
+    rows["features"] = rows["features"].map(np.concatenate)
+    given = {"features": X, "label": np.arange(40) % 2}
+    one, other = (diva_ray.score(data, cluster=INLINE, quiet=True).samples for data in (rows, given))
+    assert one.equals(other)
 
 
 def test_columns_of_true_and_false_are_told_to_be_left_out(caplog):
