@@ -129,16 +129,20 @@ def test_the_papers_choice_is_the_most_negative_derivatives():
         assert value == pytest.approx(expected[key], rel=2e-3)
 
 
-def test_numbers_can_be_extended_too():
-    generator = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_numbers_can_be_extended_too_until_wrong_ones_are_left(seed):
+    generator = np.random.default_rng(seed)
     X = generator.standard_normal((500, 8)).astype(np.float32)
     y = X[:, 0] + 0.1 * generator.standard_normal(500)
     y[200::3] = generator.permutation(y)[200::3] * 5
     core, pool = {"features": X[:100], "label": y[:100]}, {"features": X[100:], "label": y[100:]}
     result = run(core, pool)
-    assert result.summary["n_selected"] > 0
-    last = result.summary["error_by_budget"][-1]
-    assert last["error"] <= last["error_uniform"]
+    chosen = np.isin(np.arange(100, 500), 100 + result.samples["id"].to_numpy())
+    wrong = np.isin(np.arange(100, 500), np.arange(200, 500, 3))
+    assert chosen[~wrong].mean() > 0.8 and chosen[wrong].mean() < 0.1
+    steps = result.summary["error_by_budget"]
+    assert steps[-1]["chosen"] == result.summary["n_selected"], "no round is given back"
+    assert all(one["error"] < 0.2 * one["error_uniform"] for one in steps[1:])
 
 
 def many(pool, copies, path):
