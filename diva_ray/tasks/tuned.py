@@ -94,6 +94,11 @@ def lost_of(choice: Choice) -> list[str]:
     if choice.rule == "drop_label_issues" and choice.steps > 1:
         lost.append(f"steps={choice.steps}: curate=drop drops what looks wrong once")
     if choice.rule in ("drop_detrimental", "drop_label_issues"):
+        if choice.steps > 1:
+            lost.append(
+                "steps: rows that one step dropped, with a weight of 0 in the fit, still validated the next and shaped "
+                "its verdicts, which they do not once they are gone"
+            )
         lost.append(
             "ridge: it was judged with the mean weight kept, so a fit to the rows that are left takes it times their "
             "share of all rows"
