@@ -36,7 +36,7 @@ def wrong_losses(
     right, _ = _fit_losses(own, [])
     best, believed = _Story(0.0, np.zeros(len(whole)), 0.0, 0.0, 0.0), []
     gross = [[side] for side in sides] + [sides] * (len(sides) - 1)
-    told = len(likely) + 2 * len(gross) + 2 * len(likely)  # stories
+    told = 2 * len(gross) + 3 * known  # stories
 
     def tell(kinds: list[np.ndarray], free: int) -> np.ndarray:
         """Hear a story with `free` parameters; return the log probabilities of its right losses."""
@@ -59,7 +59,7 @@ def wrong_losses(
         start = _start(own, tell(wide, len(side)), side, first, last)
         narrow = [_flat(own.shape, one, start, last) for one in side]
         tell(wide + narrow, 2 * len(side) + 1)
-    if known:
+    if known:  # beside gross ones of every side there is, the last that were tried
         tell(likely + wide, 1 + len(sides))
         tell(likely + wide + narrow, 2 + 2 * len(sides))
     chosen = max(believed, key=lambda one: one.better, default=None)

@@ -112,7 +112,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), free.double())
     else:
         kinds = gap_kinds(shard, known)
-        # Rows that were chosen count too: wrong ones, when most of the rest are, would be taken for the right ones.
+        # Rows that were chosen count too, with the losses of a fit that heard them: wrong ones, when most of the rest
+        # are, would be taken for the right ones.
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), torch.ones(n), kinds)
     return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int((in_slice & (given > 0)).sum())))
 
