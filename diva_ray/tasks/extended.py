@@ -9,7 +9,7 @@ from diva_ray.report import words
 from diva_ray.report.sheet import Gallery, Inform, Lines, Sheet, Table, Tile
 from diva_ray.tasks.alike import few_shared_in_words, shared_in_words
 from diva_ray.tasks.chance import CLEAR, TONES, clear
-from diva_ray.tasks.page import run_facts, seen_in
+from diva_ray.tasks.page import run_facts, seen_in, with_names
 from diva_ray.tasks.planted import right_in_words, right_of_chosen
 from diva_ray.tasks.reweighted import error_words, gap_words, loss_words
 from diva_ray.tasks.session import Session
@@ -198,7 +198,7 @@ def chosen_first(session: Session, written: Tally) -> list[dict[str, Any]]:
     show = [name for name in session.show if name in pool.schema.names]
     kept = ("id", "label", "z", "label_score")  # the score is NaN where labels are not judged
     return [
-        {name: row[name] for name in kept if name in row} | seen_in(pool, show, row["row"])
+        with_names(session, {name: row[name] for name in kept if name in row}) | seen_in(pool, show, row["row"])
         for row in written["first"].worst[:SHOWN]
     ]
 
@@ -223,7 +223,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
     ]  # fmt: skip
     if s["selected_by_class"]:
         columns = [("label", "Class", "label"), ("n", "Chosen", "count"), ("of", "In the pool", "count")]
-        rows = sorted(s["selected_by_class"], key=lambda row: -row["n"])
+        by_class = [row | {"label": session.named(row["label"])} for row in s["selected_by_class"]]
+        rows = sorted(by_class, key=lambda row: -row["n"])
         parts.append(Table("Classes", columns, rows, "Most chosen first."))
     if first:
         parts.append(Gallery("Chosen first", first, "The rows of the pool in the order in which they were chosen."))

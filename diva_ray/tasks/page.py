@@ -20,6 +20,7 @@ from diva_ray.tasks.summary_words import verdict_notes, warnings_of
 from diva_ray.tasks.tried import ridge_in_words
 
 BINS, WEIGHT_BINS = 60, 40  # bars of z, and at most of weights
+LABELS = ("label", "predicted_label", "true_label")
 
 
 def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -93,7 +94,12 @@ def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     corrected, in one order, since theirs means nothing."""
     if session.task == "multilabel":
         rows = [in_order(row) for row in rows]
-    return [{**row, **seen(session, row.get("__row__", row["row"]))} for row in rows]
+    return [with_names(session, row) | seen(session, row.get("__row__", row["row"])) for row in rows]
+
+
+def with_names(session: Session, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its classes as a page shows them."""
+    return row | {name: session.named(row[name]) for name in LABELS if name in row}
 
 
 def in_order(row: dict[str, Any]) -> dict[str, Any]:
@@ -127,12 +133,14 @@ def seen_in(table: Table, show: list[str], at: int) -> dict[str, Any]:
     return found
 
 
-def weights_by_class(setup: Setup, written: Tally) -> list[dict[str, Any]]:
+def weights_by_class(session: Session, setup: Setup, written: Tally) -> list[dict[str, Any]]:
     """Return every class with its rows and their mean weight, the most lowered first."""
     if "class_weight" not in written or setup.classes is None:
         return []
     rows = zip(setup.classes.to_pylist(), written["class_n"].tolist(), written["class_weight"].tolist(), strict=True)
-    found = [{"label": str(label), "n": int(n), "weight": total / n if n else 0.0} for label, n, total in rows]
+    found = [
+        {"label": str(session.named(label)), "n": int(n), "weight": total / n if n else 0.0} for label, n, total in rows
+    ]
     return sorted(found, key=lambda row: row["weight"])
 
 

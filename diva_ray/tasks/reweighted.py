@@ -275,7 +275,7 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
     parts.append(Columns("The new weights", edges, counts, kept + far, "weight"))
     if s["level"] == "sample":  # else rows of a source are lowered alike
         parts.append(Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight."))
-    classes = weights_by_class(weighed.setup, written)
+    classes = weights_by_class(session, weighed.setup, written)
     if classes:
         intro = "Most lowered first: a class that loses much of its weight deserves a look."
         parts.append(Table("Classes", [("label", "Class", "label"), *rest], classes, intro))

@@ -34,8 +34,8 @@ def sheet_of(session: Session, derived: Derived, summary: dict[str, Any], writte
         *against_truth(s),
         Pulls("Which way the samples pull", edges, counts, issues, s["threshold"], s["n_detrimental"], "Samples by z."),
         *galleries(s, shown(session, suspects), shown(session, worst), shown(session, best)),
-        *classes_table(classes_of(derived.setup, derived, written)),
-        *confused_table(confused(derived.setup, written)),
+        *classes_table(classes_of(session, derived, written)),
+        *confused_table(confused(session, derived.setup, written)),
         *sources_table(sources, "Samples", "Look wrong"),
     ]  # fmt: skip
     facts = [*run_facts(session, s), ("Standard errors", s["standard_errors"]), ("Precision", s["precision"])]
@@ -165,19 +165,20 @@ def galleries(summary: dict[str, Any], suspects: list, worst: list, best: list) 
     return [part for part in found if part.rows]
 
 
-def classes_of(setup: Any, derived: Derived, written: Tally) -> list[dict[str, Any]]:
+def classes_of(session: Session, derived: Derived, written: Tally) -> list[dict[str, Any]]:
     """Return every class with its left-out error and counts."""
-    if setup.task != "classification":
+    if session.task != "classification":
         return []
-    t = derived.tally
+    t, classes = derived.tally, derived.setup.classes
+    assert classes is not None
     return [
         {
-            "label": str(label), "n": int(t["class_n"][k]),
+            "label": str(session.named(label)), "n": int(t["class_n"][k]),
             "error": float(t["class_wrong"][k] / max(t["class_n"][k], 1)),
             "loss": float(t["class_loss"][k] / max(t["class_n"][k], 1)),
             "n_detrimental": int(written["class_detrimental"][k]), "n_label_issues": int(written["class_issues"][k]),
         }
-        for k, label in enumerate(setup.classes.to_pylist())
+        for k, label in enumerate(classes.to_pylist())
     ]  # fmt: skip
 
 
@@ -201,11 +202,11 @@ def classes_table(classes: list[dict[str, Any]]) -> list[Table]:
     return [Table("Classes", columns, rows, intro, CLASSES)] if rows else []
 
 
-def confused(setup: Any, written: Tally) -> list[dict[str, Any]]:
+def confused(session: Session, setup: Any, written: Tally) -> list[dict[str, Any]]:
     """Return pairs of classes by how often one was predicted for the other."""
     if "pairs" not in written:
         return []
-    names = setup.classes.to_pylist()
+    names = [session.named(label) for label in setup.classes.to_pylist()]
     return [
         {"given": str(names[code // len(names)]), "predicted": str(names[code % len(names)]), "n": n,
          "n_label_issues": issues}

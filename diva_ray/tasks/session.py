@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from diva_ray.config import AggregateConfig, FitConfig, ScoreConfig
 from diva_ray.core.subspace import projections
 from diva_ray.data.folder import Folder, stored
+from diva_ray.data.raw.classes import class_names
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
@@ -78,6 +80,16 @@ class Session:
     def validation(self) -> str:
         """What validates, in words."""
         return "separate table" if any(e.held_out and not e.pool for e in self.engine.extents) else "leave-one-out"
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What to show for a class, by itself, where the table keeps names beside whole numbers (ClassLabel)."""
+        named = class_names((self.original or self.tables[0]).schema).get(self.columns.label, [])
+        return {str(code): f"{name} ({code})" for code, name in enumerate(map(str, named)) if name != str(code)}
+
+    def named(self, label: Any) -> Any:
+        """Return a label, or a list of classes, as a page shows it."""
+        return [self.named(one) for one in label] if isinstance(label, list) else self.names.get(str(label), label)
 
     def scored(self) -> list[Extent]:
         """Return the shards whose rows are scored: all but those of a separate validation table."""

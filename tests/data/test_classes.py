@@ -19,7 +19,7 @@ FEATURES = {"label": {"_type": "ClassLabel", "names": ["a", "b", "c"]}, "sign": 
 NAMES = {b"huggingface": json.dumps({"info": {"features": FEATURES | {"kind": FEATURES["label"]}}}).encode()}
 
 
-def rows(labels, **columns):
+def rows(labels, X=X, **columns):
     """A table as `datasets` has it and writes it."""
     table = {"id": range(len(X)), "features": vectors(X), "label": pa.array(labels, pa.int64()), **columns}
     return pa.table(table).replace_schema_metadata(NAMES)
@@ -71,3 +71,20 @@ def test_a_copy_keeps_what_another_column_holds(tmp_path):
     assert copy.samples["kind"].to_pylist() == [-1] * len(X)
     read = open_parquet(str(tmp_path / "out/curated"))
     assert read.reader().read(0, len(X), ["kind"])["kind"].null_count == len(X)
+
+
+@pytest.mark.parametrize("form", ["dataset", "files"])
+@pytest.mark.parametrize("task", ["score", "reweight", "aggregate", "extend"])
+def test_pages_show_the_names_beside_the_numbers(task, form, tmp_path):
+    """Rows of the output hold the numbers, which is what the table has; people read names."""
+    X, Y = problem(600)
+    table = rows([*(Y[:150] + 1) % 3, *Y[150:]], X, other=vectors(X[:, :2]))
+    bands = {"features": ["features", "other"]} if task == "aggregate" else {}
+    pq.write_table(table, tmp_path / "table.parquet")
+    data = Split(table) if form == "dataset" else str(tmp_path / "table.parquet")
+    more = [rows(Y, X, id=range(1000, 1000 + len(X)))] if task == "extend" else []
+    done = getattr(diva_ray, task)(data, *more, **bands, output=str(tmp_path / "out"), cluster=INLINE, quiet=True)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert {name for name in ("a (0)", "b (1)", "c (2)") if f">{name}<" in page} >= {"a (0)", "b (1)"}
+    label = done.folder.read_table("selected" if task == "extend" else "samples").column("label")
+    assert pa.types.is_int64(label.type)
