@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 
 class InputError(ValueError):
     """Bad input, bad option or too small a machine: one line that says what must hold, what was found, what to change.
@@ -16,6 +18,19 @@ class NotDefiniteError(InputError):
 
 class LostLeverageError(InputError):
     """A leverage that products in this precision cannot tell from 1; more digits may."""
+
+
+def unreadable(option: str, error: Exception, where: str) -> InputError:
+    """Return what to say of a Parquet file that was there when the run began and that a process cannot read."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(
+            f"{option}: every node must find every file, got none on {socket.gethostname()} at {where}. Use a URI, or "
+            "a folder that is mounted on every node, and leave its files there while a run reads them."
+        )
+    return InputError(
+        f"{option}: every file must be readable Parquet, got {type(error).__name__} ({first_line(error)}) at {where}. "
+        "Replace the file or leave it out."
+    )
 
 
 def first_line(error: object, most: int = 200) -> str:

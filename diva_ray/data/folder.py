@@ -8,6 +8,8 @@ import io
 import json
 import logging
 import os
+import socket
+import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ log = logging.getLogger("diva_ray")
 
 WRITTEN = {"samples", "selected", "errors", "curated", "changes", "features", "report.html", "summary.json"}  # by runs
 BEGUN = {"state.json", "steps", "sums", "weights", "reweight"}  # what a run writes first; it can be resumed from there
+TOKEN = ".run"  # what the driver leaves for workers to find: a path may be another folder on another node
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit say
 
 
@@ -42,6 +45,38 @@ class Folder:
                 f"output: must be a folder or URI that can be written, got {path} ({error}). Change `output`."
             ) from error
         self.local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+        self.token = ""  # of this run, where workers of other nodes are to write
+        self.reached = True  # whether this process has found the token
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"reached": not self.token}
+
+    def share(self) -> None:
+        """Leave a token in a folder of a file system of this node, so that what others write is not lost unseen."""
+        if self.local and not self.token:
+            self.write(TOKEN, (token := uuid.uuid4().hex).encode())
+            self.token = token
+
+    def check_reached(self) -> None:
+        """Raise on a node that does not find what the driver has left in the folder.
+
+        Raises:
+            InputError: the path is another folder here, or none.
+        """
+        if self.reached:
+            return
+        token = self.filesystem.get_file_info(self._full(TOKEN))
+        if token.type != pyarrow.fs.FileType.File or self.read(TOKEN).decode() != self.token:
+            raise InputError(
+                f"output: every node must reach the folder of the run, got none or another one on "
+                f"{socket.gethostname()} at {self.path}. Use a URI, or a folder that is mounted on every node."
+            )
+        self.reached = True
+
+    def pass_on(self, rows: pa.Table) -> pa.Table:
+        """Return the rows where the folder that they are to be written to is reached."""
+        self.check_reached()
+        return rows
 
     def open_new(self, *, resume: bool) -> None:
         """Create the folder; raise if it holds files, unless a run there is to be resumed."""
@@ -71,9 +106,9 @@ class Folder:
             ) from error
 
     def names(self, inside: str) -> list[str]:
-        """Return the names in a sub-folder ('' for the folder itself) but those of files that are half written; none in
-        a file."""
-        return [name for name in self._names(inside) if not _is_half(name)]
+        """Return the names in a sub-folder ('' for the folder itself) but those of files that are half written and of a
+        token; none in a file."""
+        return [name for name in self._names(inside) if not _is_half(name) and name != TOKEN]
 
     def sweep(self, inside: str) -> None:
         """Delete the files in a sub-folder that workers which died have left half written."""
@@ -156,6 +191,7 @@ class Folder:
 
     def _places(self, name: str) -> tuple[str, str]:
         """Return where a file will be and where it is written first; its folder is there then."""
+        self.check_reached()
         full = self._full(name)
         self.filesystem.create_dir(os.path.dirname(full), recursive=True)
         if not self.local:

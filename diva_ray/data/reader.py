@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from diva_ray.data.hive import append
 from diva_ray.data.raw.classes import without_labels
-from diva_ray.errors import InputError, first_line
+from diva_ray.errors import InputError, unreadable
 
 if TYPE_CHECKING:
     from diva_ray.data.table import Piece, Table
@@ -54,10 +54,7 @@ class Reader:
                 raise
             except (OSError, ValueError, pa.ArrowException) as error:
                 self._close()
-                raise InputError(
-                    f"{self.table.option}: every file must be readable Parquet, got {type(error).__name__} "
-                    f"({first_line(error)}) at {piece.file}, row group {piece.group}. Replace the file or leave it out."
-                ) from error
+                raise unreadable(self.table.option, error, f"{piece.file}, row group {piece.group}") from error
         return pa.concat_tables(parts, promote_options="permissive")
 
     def _take(self, piece: Piece, columns: list[str], low: int, high: int) -> Iterator[pa.Table]:

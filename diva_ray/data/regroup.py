@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from diva_ray.data.files import part_name
 from diva_ray.data.folder import Folder
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, from_arrow
+from diva_ray.errors import InputError
 
 POSITION = "__row__"  # position in the original table
 GROUP = "__group__"  # 64-bit key of the group, the order of the copy
@@ -36,7 +38,40 @@ def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> None:
     pieces = ray.data.from_items(found, override_num_blocks=len(found))
     read_pieces = partial(_read_pieces, table=table, columns=columns)
     read = pieces.map_batches(read_pieces, batch_size=1, batch_format="pyarrow")
-    read.sort([GROUP, POSITION]).write_parquet(folder.location("grouped"))
+    write_on_ray(read.sort([GROUP, POSITION]), folder, "grouped")
+
+
+def write_on_ray(dataset: Any, folder: Folder, name: str) -> None:
+    """Write a Ray Dataset as Parquet into a sub-folder, from every node that has rows of it.
+
+    Raises:
+        InputError: one of them does not reach the folder.
+    """
+    import ray.exceptions
+
+    if folder.local:  # fused with the write, so it runs where that does
+        dataset = dataset.map_batches(folder.pass_on, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
+    try:
+        dataset.write_parquet(folder.location(name))
+    except ray.exceptions.RayTaskError:
+        folder.drop(name)
+        _check_nodes(folder)  # Ray Data hands on what is wrong as text only, between its own
+        raise
+
+
+def _check_nodes(folder: Folder) -> None:
+    """Raise where a node does not reach the folder."""
+    import ray.exceptions
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    check = ray.remote(Folder.check_reached)
+    there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+    try:
+        ray.get([check.options(num_cpus=0, scheduling_strategy=place).remote(folder) for place in there])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
 
 
 def _read_pieces(batch: pa.Table, table: Table, columns: Columns) -> Iterator[pa.Table]:
@@ -58,7 +93,7 @@ def restore_order(folder: Folder, *, on_ray: bool) -> None:
         import ray
 
         rows = ray.data.read_parquet(folder.location("samples")).sort(POSITION).drop_columns([POSITION])
-        rows.write_parquet(folder.location("samples-in-order"))
+        write_on_ray(rows, folder, "samples-in-order")
     else:
         table = folder.read_table("samples").sort_by(POSITION).drop_columns([POSITION])
         for k, start in enumerate(range(0, len(table), SAMPLES_BLOCK)):

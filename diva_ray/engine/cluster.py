@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from diva_ray.data.folder import Folder
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
 from diva_ray.engine import device
@@ -48,13 +49,14 @@ class Cluster:
         start_timeout: float = 600.0,
         pass_timeout: float = 3600.0,
         useful: int = 1,
+        output: Folder | None = None,
     ) -> None:
         share_tensors()
         self.extents, self.meter = extents, Meter(PassMetrics())
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
         self.asked, self.gpus = workers is not None, gpus_per_worker
-        self.parts = (tables, columns, threads, keep)
+        self.parts = (tables, columns, threads, keep, output)
         self.options = {
             "num_cpus": threads,
             "num_gpus": self.gpus,
@@ -67,12 +69,12 @@ class Cluster:
 
     def _launch(self, workers: int) -> None:
         """Start workers, or ask for them: one that does not fit makes an autoscaler add a node."""
-        tables, columns, threads, keep = self.parts
+        tables, columns, threads, keep, output = self.parts
         self.workers = workers
         self.owner, self.owned = _deal(self.extents, workers)
         actor = ray.remote(Worker).options(**self.options)
         self.actors = [
-            actor.remote(tables, columns, [self.extents[k] for k in mine], threads, keep(workers), number)
+            actor.remote(tables, columns, [self.extents[k] for k in mine], threads, keep(workers), number, output)
             for number, mine in enumerate(self.owned)
         ]
 

@@ -42,6 +42,7 @@ class PoolEncoder:
         self.units: dict[int, Unit] = units
         self.fault: InputError | None = None  # told by the first unit: Ray would start a failing actor again
         try:
+            job.folder.check_reached()
             device = device_of_worker(job.device)
             encoders = [build(band.config, device, job.precision, given.get(band.name)) for band in job.bands]
             self.encoder = UnitEncoder(job, encoders)

@@ -12,6 +12,7 @@ import numpy as np
 import ray
 import torch
 
+from diva_ray.data.folder import Folder
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.table import Table
 from diva_ray.engine import device
@@ -42,7 +43,14 @@ class Worker:
     """
 
     def __init__(
-        self, tables: list[Table], columns: Columns, extents: list[Extent], threads: int, keeping: Keeping, number: int
+        self,
+        tables: list[Table],
+        columns: Columns,
+        extents: list[Extent],
+        threads: int,
+        keeping: Keeping,
+        number: int,
+        output: Folder | None,
     ) -> None:
         torch.set_num_threads(threads)
         share_tensors()
@@ -55,6 +63,8 @@ class Worker:
         try:
             worker = f"worker {number} on {ray.util.get_node_ip_address()}"
             self.device = device.given_device(keeping.gpus, ray.get_gpu_ids(), worker)
+            if output is not None:
+                output.check_reached()
         except InputError as error:  # told by whoever waits for a shard
             self.fault = error
         self.shelf = Shelf(tables, columns, extents, keeping, self.device)

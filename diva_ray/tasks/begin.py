@@ -17,7 +17,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 import pyarrow as pa
 
 from diva_ray.config import FitConfig, ScoreConfig, TrainConfig, TuneConfig, ValidationConfig
-from diva_ray.data.folder import Folder
+from diva_ray.data.folder import TOKEN, Folder
+from diva_ray.data.regroup import write_on_ray
 from diva_ray.data.table import Table, check_rows, from_arrow
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
@@ -136,9 +137,10 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
             made = _local(config.output)
             if not (made and new and os.path.isdir(made)):  # nothing was made, or it is somewhere else
                 raise
-            if isinstance(error, InputError) and set(os.listdir(made)) <= {SUMS, RAW}:
-                for name in os.listdir(made):
+            if isinstance(error, InputError) and set(os.listdir(made)) <= {SUMS, RAW, TOKEN}:
+                for name in {SUMS, RAW} & set(os.listdir(made)):
                     shutil.rmtree(os.path.join(made, name))
+                Folder(made).remove(TOKEN)
             for folder in absent if named else [made]:
                 try:
                     os.rmdir(folder)
@@ -204,6 +206,7 @@ def seal(result: Result, session: Session) -> Result:
 def _clear(folder: Folder) -> None:
     for name in NEEDED:
         folder.drop(name)
+    folder.remove(TOKEN)
 
 
 def _finished(folder: Folder, *, on_ray: bool) -> Result | None:
@@ -280,7 +283,8 @@ def from_dataset(dataset: Any, folder: Folder, name: str, *, plan: bool) -> Any:
     else:
         log.info("the Ray Dataset is written to %s for the workers", folder.location(name))
         folder.drop(name)
-        dataset.write_parquet(folder.location(name))
+        folder.share()
+        write_on_ray(dataset, folder, name)
         check_rows(len(folder.names(name)), ON_RAY, option)  # no rows, no file
         folder.write_json(f"{name}.json", {"finished": now()})
     return folder.location(name)

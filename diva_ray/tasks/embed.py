@@ -96,6 +96,8 @@ def run(
             for line in prepared.lines():
                 log.info("%s", line)
         folder.write_json("state.json", prepared.state)
+        if prepared.kind != "inline":
+            folder.share()
         done, seconds["encode"] = _encode(prepared, quiet)
         summary = conclude(config, prepared, done, seconds, started)
         return Result(summary, folder, prepared.kind != "inline", told(config, prepared, summary), "features")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diva_ray.config import EmbedConfig
+from diva_ray.data.folder import TOKEN
 from diva_ray.data.raw.units import Source
 from diva_ray.engine.embedding import QUARANTINE
 from diva_ray.engine.meter import Meter, Work, peak_memory
@@ -75,6 +76,7 @@ def conclude(
     folder.write_json("summary.json", summary)
     write_config(folder, config)
     folder.write_json("manifest.json", _manifest(prepared, done, started))
+    folder.remove(TOKEN)
     if job.source.more.get("temporary"):  # rows that were in memory
         folder.drop("raw")
     if dropped:

@@ -111,10 +111,11 @@ def open_session(
     tables, roles, columns = list(opened.tables), opened.roles, opened.columns
     if plan.kind != "inline":
         plan = join(plan, config)
+        folder.share()
         tables = [stored(table, folder, f"table-{k}" if k else "table") for k, table in enumerate(tables)]
     for line in plan.lines() if not quiet else ():
         log.log(logging.WARNING if line.startswith(planning.WARNING) else logging.INFO, "%s", line)
-    runner = start(config, plan, tables, roles, columns, quiet)
+    runner = start(config, plan, tables, roles, columns, folder, quiet)
     original = None
     try:
         found = look(runner, roles, columns, opened.task, cut_bits)
@@ -135,7 +136,7 @@ def open_session(
             log.info("groups lie scattered: their rows are brought together first")
             tables[0] = regroup_in_memory(tables[0], columns) if inline else _grouped(tables[0], columns, folder)
             columns = replace(columns, position=POSITION)
-            runner = start(config, plan, tables, roles, columns, quiet)
+            runner = start(config, plan, tables, roles, columns, folder, quiet)
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
         check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
@@ -196,7 +197,13 @@ def _grouped(table: Table, columns: Columns, folder: Folder) -> Table:
 
 
 def start(
-    config: FitConfig, plan: planning.Plan, tables: list[Table], roles: list[str], columns: Columns, quiet: bool
+    config: FitConfig,
+    plan: planning.Plan,
+    tables: list[Table],
+    roles: list[str],
+    columns: Columns,
+    folder: Folder,
+    quiet: bool,
 ) -> Runner:
     """Return a runner whose engine is loading."""
     extents: list[Extent] = []
@@ -223,7 +230,7 @@ def start(
             tables, columns, extents, workers=config.cluster.workers, threads=threads,
             gpus_per_worker=config.cluster.gpus_per_worker, keep=keep, environment=environment,
             start_timeout=config.cluster.start_timeout, pass_timeout=config.cluster.pass_timeout,
-            useful=planning.useful_workers(plan),
+            useful=planning.useful_workers(plan), output=folder,
         ),
         quiet,
     )  # fmt: skip

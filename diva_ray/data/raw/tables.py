@@ -18,7 +18,7 @@ from diva_ray.data.hive import append
 from diva_ray.data.raw.classes import class_names, to_names, with_names
 from diva_ray.data.raw.units import OTHER_ID, Failure, Rows, Source, Unit, mark_of, name_of, rechunk
 from diva_ray.data.table import Piece, open_parquet
-from diva_ray.errors import InputError, first_line
+from diva_ray.errors import InputError, unreadable
 
 log = logging.getLogger("diva_ray")
 READ_ROWS = 256  # rows decoded at a time
@@ -156,10 +156,7 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
                     if not left:
                         return
         except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"data.path: every file must be readable Parquet, got {type(error).__name__} "
-                f"({first_line(error)}) at {unit.path}. Replace the file or leave it out."
-            ) from error
+            raise unreadable("data.path", error, unit.path) from error
 
     return rechunk(
         parts(), rows, lambda k: f"{name_of(unit.path)} row {k - unit.first + unit.skip} of row group {unit.start}"
