@@ -32,7 +32,7 @@ class Started:
         # a short path: Ray's sockets lie in it
         self.folder = tempfile.mkdtemp(prefix="rt")
         self.processes: list[subprocess.Popen] = []
-        self.gcs, self.dashboard = free_ports(2)
+        self.gcs, self.dashboard, self.client = free_ports(3)
 
     def ray_start(self, *options: str, **environment: str) -> None:
         """Start one node."""
@@ -58,10 +58,9 @@ class Started:
 
     def head(self, *options: str, **environment: str) -> None:
         """Start a head that does no work; wait until it answers."""
-        (client,) = free_ports(1)
         self.ray_start(
             "--head", f"--port={self.gcs}", "--num-cpus=0",
-            f"--ray-client-server-port={client}", f"--dashboard-port={self.dashboard}", *options, **environment,
+            f"--ray-client-server-port={self.client}", f"--dashboard-port={self.dashboard}", *options, **environment,
         )  # fmt: skip
         self.wait(lambda: socket.create_connection((self.address.split(":")[0], self.gcs), 1).close())
 

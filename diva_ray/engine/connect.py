@@ -8,6 +8,7 @@ import secrets
 import socket
 
 import ray
+import ray.util.client
 
 from diva_ray.errors import InputError, first_line
 from diva_ray.signals import hear_again
@@ -47,6 +48,19 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
             f"{os.environ.get('RAY_ADDRESS', 'the default address')}. Start it, fix RAY_ADDRESS, or use "
             "`cluster=local`."
         ) from error
+
+
+def check_driver(what: str) -> None:
+    """Raise where the driver is no process of the cluster, and so cannot run Ray Data, which `what` takes.
+
+    Raises:
+        InputError: it speaks to the cluster through Ray Client.
+    """
+    if ray.util.client.ray.is_connected():
+        raise InputError(
+            f"cluster: {what} takes Ray Data, which does not run through Ray Client, got a connection by `ray://`. "
+            "Submit the job (docs/cluster.md), or run it on a node of the cluster, with RAY_ADDRESS=HOST:PORT."
+        )
 
 
 def memory_per_worker(threads: int) -> int | None:

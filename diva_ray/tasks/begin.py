@@ -271,6 +271,9 @@ def from_dataset(dataset: Any, folder: Folder, name: str, *, plan: bool) -> Any:
 
     That one holds the first rows alone, but counts all: Ray knows how many, or runs what is mapped lazily to count.
     """
+    from diva_ray.engine.connect import check_driver
+
+    check_driver("a Ray Dataset")
     option = PATHS["train"] if name in ("table", RAW) else f"{name}.path"
     if plan:
         rows = dataset.count()

@@ -147,7 +147,7 @@ def ray_is_running() -> bool:
 def _on_cluster(config: EmbedConfig, kind: str, units: int, *, networks: bool) -> tuple[int, float, int]:
     """Return (workers, GPUs of each, threads of each) that the cluster can hold."""
     from diva_ray.engine.autoscale import check_resources
-    from diva_ray.engine.connect import connect
+    from diva_ray.engine.connect import check_driver, connect
 
     cpus, workers, threads = os.cpu_count() or 1, config.cluster.workers or 1, config.cluster.threads or 1
     if kind == "local" and workers * threads > cpus and not ray_is_running():
@@ -158,6 +158,7 @@ def _on_cluster(config: EmbedConfig, kind: str, units: int, *, networks: bool) -
     if kind == "local" and config.plan:  # nothing is started for a plan
         return min(config.cluster.workers or cpus // threads, units), config.cluster.gpus_per_worker, threads
     connect(kind)
+    check_driver("embed on a cluster")
     import ray
 
     have = ray.cluster_resources()

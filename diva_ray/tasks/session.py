@@ -188,8 +188,11 @@ def join(plan: planning.Plan, config: FitConfig) -> planning.Plan:
 
 def _grouped(table: Table, columns: Columns, folder: Folder) -> Table:
     """Return the table sorted by group, in files written once: a resumed run finds those it began with."""
+    from diva_ray.engine.connect import check_driver
+
     told = {"of": fingerprint(table), "by": columns.group, "columns": columns.names()}
     if folder.read_json("grouped.json") != told:
+        check_driver("bringing scattered groups together")
         folder.drop("grouped")
         regroup_on_ray(table, columns, folder)
         folder.write_json("grouped.json", told)

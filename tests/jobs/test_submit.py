@@ -1,7 +1,10 @@
 """Jobs submitted to a real head, as `ray job submit --working-dir . -- python jobs/score.py ...` does."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -28,13 +31,29 @@ print(json.dumps([os.listdir(), sum(path.stat().st_size for path in here.rglob("
 """
 
 
+BY_CLIENT = """
+import ray, diva_ray
+ray.init()
+where = {"kind": "ray", "workers": 1}
+for run in (
+    lambda: diva_ray.score(ray.data.from_items([{"features": [0.0], "label": 0}]), cluster=where, quiet=True),
+    lambda: diva_ray.score(ray.data.from_items([{"features": [0.0], "label": 0}]), cluster=where, plan=True),
+    lambda: diva_ray.embed(encoder="edges", cluster=where, quiet=True),
+):
+    try:
+        run()
+    except diva_ray.InputError as error:
+        print(error)
+"""
+
+
 class Submitter:
     """The job client, and what tests ask of it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, port: int) -> None:
         from ray.job_submission import JobSubmissionClient
 
-        self.url, self.client = url, JobSubmissionClient(url)
+        self.url, self.client, self.port = url, JobSubmissionClient(url), port
 
     def submit(self, entrypoint: str) -> str:
         return self.client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(ROOT)})
@@ -59,7 +78,7 @@ def cluster():
         elsewhere = {"PYTHONPATH": ""}
         started.head("--dashboard-host=127.0.0.1", **elsewhere)
         started.ray_start(f"--address={started.address}", "--num-cpus=2", **elsewhere)
-        submitter = started.wait(lambda: Submitter(f"http://127.0.0.1:{started.dashboard}"), 60)
+        submitter = started.wait(lambda: Submitter(f"http://127.0.0.1:{started.dashboard}", started.client), 60)
         started.wait(lambda: 1 / (len(live(submitter, "nodes")) == 2), 60)
         yield submitter
 
@@ -161,3 +180,14 @@ def test_a_stopped_job_leaves_nothing_running_and_no_half_file_and_can_be_resume
     info, logs = cluster.run(f"{command} resume=true")
     assert info.status == "SUCCEEDED", logs
     assert pq.read_table(output / "samples").num_rows == 20_000
+
+
+def test_what_ray_client_cannot_run_is_told_before_anything_runs(cluster):
+    environment = {**os.environ, "RAY_ADDRESS": f"ray://127.0.0.1:{cluster.port}"}
+    run = subprocess.run(
+        [sys.executable, "-c", BY_CLIENT], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    told = [line for line in run.stdout.splitlines() if line.startswith("cluster: ")]
+    assert run.returncode == 0 and len(told) == 3, run.stdout[-2000:] + run.stderr[-2000:]
+    assert all("does not run through Ray Client, got a connection by `ray://`. Submit the job" in one for one in told)
