@@ -16,6 +16,8 @@ UNDECIDED = 0.45  # errors per wrong label that are left where every row is take
 WORTH = 0.25  # of log likelihood, a wrong label
 FEWEST = 1.5  # wrong labels expected
 NARROW = 4  # cells, a factor of 1.6, where they are all of one size
+STARTS = 12  # of gross losses that are tried
+SCALES = (2, 2.5, 3, 3.5, 4, 5, 6.5)  # times larger, as errors of some right labels are, but for the last
 GROSS = 20  # cells, a factor of ten, that gross losses take up at least
 
 
@@ -33,34 +35,40 @@ def wrong_losses(
     first = int(np.searchsorted(other.sum(0).cumsum(), 0.5))
     last = max(int(seen[-1]), first + GROSS)
     likely = [np.log(spread)] * known
-    right, _ = _fit_losses(own, [])
+    right, (shape,) = _fit_losses(own, [])
     best, believed = _Story(0.0, np.zeros(len(whole)), 0.0, 0.0, 0.0), []
     gross = [[side] for side in sides] + [sides] * (len(sides) - 1)
-    told = 2 * len(gross) + 3 * known  # stories
+    told = 3 * len(gross) + 3 * known  # stories
 
-    def tell(kinds: list[np.ndarray], free: int) -> np.ndarray:
-        """Hear a story with `free` parameters; return the log probabilities of its right losses."""
+    def worth(gain: float, free: int) -> float:
+        """Return what a story with `free` parameters and a gain in mean log likelihood is better by than none."""
+        return rows * gain - free * math.log(max(rows, 2)) / 2 - math.log(told)
+
+    def tell(kinds: list[np.ndarray], free: int) -> None:
+        """Hear a story with `free` parameters."""
         nonlocal best
         likelihood, parts = _fit_losses(own, kinds)
-        wrong = (own * (1 - np.exp(parts[0] - np.logaddexp.reduce(parts)))).sum(0)[seen] / whole[seen]
+        posterior = np.exp(parts - np.logaddexp.reduce(parts))
+        wrong = (own * (1 - posterior[0])).sum(0)[seen] / whole[seen]
         wrong = np.interp(np.arange(len(whole)), seen, isotonic_regression(wrong, weights=whole[seen]).x)
         gain, left = likelihood - right, float(whole @ np.minimum(wrong, 1 - wrong))
-        better = rows * gain - free * math.log(max(rows, 2)) / 2 - math.log(told)
+        better = worth(gain, free)
         story = _Story(better, wrong, float(whole @ wrong), left, gain)
         best = max(best, story, key=lambda one: one.better)
-        if better > 0 and rows * story.expected >= FEWEST and story.stands_apart():
+        # More is known of losses like those of `other` than a scale, by which others compete with louder right ones.
+        other_losses = known and kinds[0] is likely[0] and rows * float((own * posterior[1]).sum()) >= FEWEST
+        if better > (0.0 if other_losses else louder) and rows * story.expected >= FEWEST and story.stands_apart():
             believed.append(story)
-        return parts[0]
 
+    louder = max(0.0, worth(_louder(own, shape) - right, 2))
+    for side in gross:
+        wide, narrow = [_flat(own.shape, one, first, last) for one in side], _narrow(own, side, first, last)
+        tell(wide, len(side))
+        tell(narrow, len(side) + 1)
+        tell(wide + narrow, 2 * len(side) + 1)
     if known:
         tell(likely, 1)
-    for side in gross:
-        wide = [_flat(own.shape, one, first, last) for one in side]
-        start = _start(own, tell(wide, len(side)), side, first, last)
-        narrow = [_flat(own.shape, one, start, last) for one in side]
-        tell(wide + narrow, 2 * len(side) + 1)
-    if known:  # beside gross ones of every side there is, the last that were tried
-        tell(likely + wide, 1 + len(sides))
+        tell(likely + wide, 1 + len(sides))  # gross ones of every side there is, the last that were tried
         tell(likely + wide + narrow, 2 + 2 * len(sides))
     chosen = max(believed, key=lambda one: one.better, default=None)
     return None if chosen is None else (chosen.wrong, best.wrong)
@@ -73,20 +81,31 @@ def _flat(shape: tuple[int, ...], side: int, first: int, last: int) -> np.ndarra
     return flat
 
 
-def _start(own: np.ndarray, right: np.ndarray, sides: list[int], first: int, last: int) -> int:
-    """Return from which cell on gross losses are likeliest to lie, given those of right labels: they may all be of one
-    size, and a story that spreads them further calls right ones wrong."""
-    starts = np.arange(first, last + 2 - NARROW)
-    counts = own[sides][:, first : last + 1]
-    right = np.exp(right - np.logaddexp.reduce(right, None))[sides][:, first : last + 1]
-    width = last + 1 - starts
-    flat = np.where(np.arange(first, last + 1) >= starts[:, None], 1 / (width[:, None] * len(sides)), 0.0)[:, None]
-    share = np.full((len(starts), 1, 1), max(float(counts.sum()), 1e-12))
-    for _ in range(30):  # EM
-        whole = (1 - share) * right + share * flat + 1e-300
-        share = (counts * share * flat / whole).sum((1, 2), keepdims=True).clip(1e-12, 1 - 1e-12)
-    elsewhere = (1 - own[sides][:, first : last + 1].sum()) * np.log1p(-share[:, 0, 0])
-    return int(starts[((counts * np.log(whole)).sum((1, 2)) + elsewhere).argmax()])
+def _narrow(own: np.ndarray, sides: list[int], first: int, last: int) -> list[np.ndarray]:
+    """Return gross losses from the cell on that explains best what is there: they may all be of one size, and a story
+    that spreads them further calls right ones wrong. For every start right losses are fitted anew: those beside wide
+    ones lack the tail that these have taken from them, and would make any start look too high."""
+    starts = np.unique(np.linspace(first, last + 1 - NARROW, STARTS).round().astype(int))
+    tried = [[_flat(own.shape, side, start, last) for side in sides] for start in starts.tolist()]
+    return max(tried, key=lambda kinds: _fit_losses(own, kinds, quick=True)[0])
+
+
+def _louder(own: np.ndarray, right: np.ndarray) -> float:
+    """Return the mean log likelihood of the best story in which all labels are right, but errors of some rows are of
+    larger scale, up to five times that of the rest; -inf where a still larger one fits better, which no right ones
+    have. `right` are log probabilities of losses of one scale."""
+    width = (_edges(LOSS)[1] - _edges(LOSS)[0]) / 2  # of a cell, in decades of errors, not of their squares
+    found = []
+    for cells in np.round(np.log10(SCALES) / width).astype(int).tolist():
+        shape, likelihoods = right, []
+        for _ in range(3):  # that of the louder ones is the others', once these are freed of them
+            moved = np.full(shape.shape, -690.0)
+            moved[:, cells:] = shape[:, :-cells]
+            likelihood, (shape, _) = _fit_losses(own, [moved], quick=True)
+            shape -= np.logaddexp.reduce(shape, None)
+            likelihoods.append(likelihood)
+        found.append(max(likelihoods))
+    return -math.inf if found[-1] == max(found) else max(found)
 
 
 @dataclass(frozen=True)
@@ -111,10 +130,11 @@ class _Story:
         return self.left <= UNDECIDED * self.expected and self.gain >= WORTH * self.expected
 
 
-def _fit_losses(own: np.ndarray, kinds: list[np.ndarray]) -> tuple[float, np.ndarray]:
+def _fit_losses(own: np.ndarray, kinds: list[np.ndarray], *, quick: bool = False) -> tuple[float, np.ndarray]:
     """Return the mean log likelihood of the losses (2, cells), and log probabilities of cells: right ones, every kind.
 
-    Right ones: s F(d1, d2) in logarithms, for either sign; wrong ones: log probabilities of every kind.
+    Right ones: s F(d1, d2) in logarithms, for either sign; wrong ones: log probabilities of every kind. `quick`: from
+    one start, for what is fitted again or only compared.
     """
     from scipy.optimize import minimize
     from scipy.special import betaln, digamma, expit
@@ -153,7 +173,7 @@ def _fit_losses(own: np.ndarray, kinds: list[np.ndarray]) -> tuple[float, np.nda
     rest = [-3.0] * wrong + [0.0] * (n - 1)
     found = [
         minimize(loss, [*place, *[a] * n, *[b] * n, *rest], jac=True, method="L-BFGS-B", bounds=bounds)
-        for place, a, b in starts
+        for place, a, b in (starts[1:2] if quick else starts)
     ]
     best = min(found, key=lambda one: one.fun)
     found_parts = np.full((1 + wrong, *own.shape), -1e300)

@@ -69,7 +69,6 @@ def test_larger_errors_of_one_kind_of_rows_are_no_wrong_labels():
 
 def test_wrong_labels_are_found_among_rows_of_every_kind():
     error, others, kinds, wrong = uneven(wrong=0.06, size=60)
-    assert (judged(error, others, None)[1] & ~wrong).sum() > 30, "in one histogram right ones look wrong"
     verdict, flagged = judged(error, others, kinds)
     for kind in (0, 1):
         assert flagged[wrong & (kinds == kind)].double().mean() > (0.95, 0.6)[kind]

@@ -328,3 +328,42 @@ def test_gross_errors_of_one_size_are_found_and_no_right_number_with_them(size, 
     assert (result.samples["is_label_issue"].to_numpy() == bad).all()
     assert result.summary["label_issue_precision"] > 0.99
     assert result.summary["noise_estimate"] == pytest.approx(bad.mean(), abs=0.01)
+
+
+def drawn(noise, rows, seed, columns=8):
+    """Features, and the numbers that they tell but for noise of variance about 1."""
+    generator = np.random.default_rng(seed)
+    features = generator.standard_normal((rows, columns))
+    return generator, features, features @ np.full(columns, columns**-0.5) + noise(generator, rows)
+
+
+@pytest.mark.parametrize(("rows", "share"), [(600, 0.2), (600, 0.05), (3000, 0.2)])
+@pytest.mark.parametrize("tails", ["normal", "skewed"])
+def test_gross_errors_close_to_the_right_ones_take_none_of_their_tail(tails, rows, share):
+    """At 6 standard deviations; a story that spreads them down to the median had called every third flag wrongly."""
+    noise = {
+        "normal": lambda generator, n: generator.standard_normal(n),
+        "skewed": lambda generator, n: (generator.gamma(2, size=n) - 2) / 2**0.5,
+    }[tails]
+    for seed in range(2):
+        generator, features, label = drawn(noise, rows, seed)
+        wrong = np.arange(rows) < share * rows
+        label[wrong] += 6 * generator.choice([-1, 1], wrong.sum())
+        result = diva_ray.score(
+            {"features": features, "label": label}, cluster={"kind": "inline", "threads": 1}, quiet=True
+        )
+        flagged = result.samples["is_label_issue"].to_numpy(zero_copy_only=False)
+        precision, recall = wrong[flagged].mean(), flagged[wrong].mean()
+        assert precision > 0.85 and recall > 0.85
+        assert result.summary["label_issue_precision"] == pytest.approx(precision, abs=0.11)
+
+
+@pytest.mark.parametrize("seed", range(100, 103))
+def test_rows_of_larger_noise_are_no_gross_errors(seed):
+    """Errors of one row in 14 are four times those of the rest: all are right."""
+    noise = lambda generator, n: generator.standard_normal(n) * np.where(generator.random(n) < 0.07, 4, 1)  # noqa: E731
+    _, features, label = drawn(noise, 5000, seed)
+    summary = diva_ray.score(
+        {"features": features, "label": label}, cluster={"kind": "inline", "threads": 1}, quiet=True
+    ).summary
+    assert summary["n_label_issues"] == 0
