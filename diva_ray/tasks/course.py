@@ -22,6 +22,7 @@ from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.closed import CLOSED, EVEN, rate_of, solve_both
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import Trained, given_in_words, weight_figures
+from diva_ray.tasks.weights import check_scanned_classes
 
 log = logging.getLogger("diva_ray")
 
@@ -38,6 +39,7 @@ def prepare_course(
     found: Scan = runner.run(scan, "scan test", extents)
     note_shared(session, "test", sum(e.stop - e.start for e in extents), found.counts)
     replace(session.scan, place="the table").check_widths(replace(found, place="the test table"))
+    check_scanned_classes(session.scan.labels, found.labels, session.tables[-1])
     if sum(table.rows for table in session.tables) < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)
     adopted = None if given is None else take_weights(session, config, given)

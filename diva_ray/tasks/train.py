@@ -102,6 +102,7 @@ def run(
     if type(data).__module__.startswith("ray.data") and not config.plan:
         # Read once, for the weights and for training: its order may be another each time.
         config.data.path = data = from_dataset(data, folder, "table", plan=False)
+        given = look_ahead(config, open_data(data, None, 0.0, config.seed), loss, test)
     if config.weights == "auto" and not config.plan:
         given = reweight_first(config, data, loss, folder, quiet=quiet)
     if config.weights == "auto" and config.plan:

@@ -34,7 +34,7 @@ from diva_ray.tasks.study import Study
 from diva_ray.tasks.train import open_both
 from diva_ray.tasks.trials import FOLDS, Record, Trials, best_of, counts_errors, error_figures
 from diva_ray.tasks.tuned import best_options, best_yaml, figures, sheet_of, told
-from diva_ray.tasks.weights import check_classes
+from diva_ray.tasks.weights import check_classes, check_scanned_classes
 
 log = logging.getLogger("diva_ray")
 TABLE = "trials.parquet"
@@ -164,6 +164,7 @@ def _scan_test(session: Session) -> None:
     if extents:
         found: Scan = session.runner.run(scan, "scan test", extents)
         replace(session.scan, place="the table").check_widths(replace(found, place="the test table"))
+        check_scanned_classes(session.scan.labels, found.labels, session.tables[-1])
         note_shared(session, "test", sum(extent.stop - extent.start for extent in extents), found.counts)
 
 

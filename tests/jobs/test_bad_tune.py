@@ -103,6 +103,25 @@ def test_folds_that_hear_nothing_are_refused_before_any_trial():
     refuses("folds: every outer fold must hear rows", table=base(v=trusted), validation_weight="v")
 
 
+def ray_rows():
+    import pyarrow as pa
+    import ray
+
+    return ray.data.from_arrow(pa.table({"features": list(base()["features"]), "label": base()["label"]}))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("call", ["tune", "train", "train auto"])
+def test_new_classes_of_a_test_table_are_told_where_a_ray_dataset_is_the_table(ray_cluster, call):
+    test = base(label=np.arange(60) % 3 + 1)
+    given = ({"ridge": RIDGE},) if call == "tune" else ()
+    options = {} if call == "tune" else {"weights": "auto" if call == "train auto" else None}
+    with pytest.raises(
+        InputError, match=r"^test\.path: labels must be among the table's 3 classes, got 1 new .* as 3 "
+    ):
+        getattr(diva_ray, call.split()[0])(ray_rows(), *given, test=test, quiet=True, cluster=INLINE, **options)
+
+
 def test_a_module_takes_features_as_they_are():
     with pytest.raises(InputError, match="projection: must be none for a module"):
         diva_ray.train(base(), base(), projection=2, weights=None, cluster=INLINE, quiet=True)
