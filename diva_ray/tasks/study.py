@@ -30,7 +30,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.tasks.checks import features_take_double
 from diva_ray.tasks.derive import ridge_grid, solve_in_range, with_errors
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
-from diva_ray.tasks.options import DEFAULT
+from diva_ray.tasks.options import choose_loss
 from diva_ray.tasks.session import Session, make_scale
 from diva_ray.tasks.shares import Search, aggregate_bands
 from diva_ray.tasks.space import BARE, RULES, Choice
@@ -122,8 +122,9 @@ class Study:
                 self.session.scan, standardized=choice.standardize == "auto", intercept=choice.intercept
             )
             dtype = torch.float64 if double else self.session.setup.dtype
-        loss = self.session.loss if choice.loss in ("", self.config.loss) else choice.loss
-        loss = DEFAULT[self.session.task] if loss == "auto" else loss
+        loss = self.session.loss
+        if choice.loss not in ("", self.config.loss):  # of the space, where it may be code too
+            loss = choose_loss(replace(self.config, loss=choice.loss), self.session.task, None)
         center, near = self.session.scan.center() if loss == "cosine" else (None, 0.0)
         if isinstance(choice.shares, Mapping):
             scale = scale.shared([choice.shares[name] for name in choice.bands])

@@ -120,6 +120,7 @@ def run(
     if isinstance(session, Plan):
         return session
     try:
+        check_losses(config, session.task, space)  # of a Ray Dataset nothing told the task before
         session.folder.write_json("state.json", session.mark)
         check_folds(session.runner, session.setup, config.folds)
         _scan_test(session)
@@ -151,11 +152,16 @@ def look_ahead(config: TuneConfig, data: Any, loss: Callable | None, test: Any, 
     ):  # tells nothing before it is read
         return
     opened = open_tables(config, data, loss, test)
-    for name in space.values("loss"):
-        if name not in (config.loss, "auto"):
-            choose_loss(replace(config, loss=name), opened.task, None)
+    check_losses(config, opened.task, space)
     if isinstance(test, Table) and opened.task in ("classification", "multilabel"):
         check_classes(opened.tables[0], test, opened.columns.label)
+
+
+def check_losses(config: TuneConfig, task: str, space: Space) -> None:
+    """Raise for a loss of the space that does not fit the task, or is code that may not run."""
+    for name in space.values("loss"):
+        if name != config.loss:
+            choose_loss(replace(config, loss=name), task, None)
 
 
 def _scan_test(session: Session) -> None:
@@ -182,7 +188,8 @@ def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Rec
         log.info("%d of %d trials: the space has no more choices that differ", order.trials, config.trials)
     rows = study.session.scan.counts["heard"] * order.trials
     progress = Progress("trials", int(rows), quiet=quiet)
-    same = config.resume and not callable(study.session.loss)  # of a function nothing tells whether it is the same one
+    code = callable(study.session.loss) or any(":" in name for name in space.values("loss"))
+    same = config.resume and not code  # of a function nothing tells whether it is the same one
     trials = Trials(study, space, config.folds, same, progress=progress)
     runner.quiet, start = True, time.perf_counter()
     with connected(study.session.plan.kind):

@@ -32,6 +32,11 @@ def weighted_error(X, y, weight, ridge, X_test, y_test):
     return float(((T @ W).argmax(1) != y_test).mean())
 
 
+def squared(outputs, targets):
+    """Return the squared loss of classes, as a user writes it."""
+    return (outputs - torch.nn.functional.one_hot(targets, outputs.shape[1]).to(outputs)).square().sum(1)
+
+
 class Halves(torch.nn.Module):
     """A module of which a part takes no part in what it returns, and another is frozen."""
 

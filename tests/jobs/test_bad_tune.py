@@ -69,6 +69,7 @@ def test_an_unknown_name_is_told_with_its_place_and_all_that_are_known():
         ({"bands": {"choice": [["features", "features"]]}}, "list of different columns"),
         ({"shares": {"choice": ["some"]}}, "none, auto, or a number > 0 for each of features, got 'some'"),
         ({"shares": {"features": 0}}, "a number > 0 for each of features"),
+        ({"loss": {"choice": ["os:system"]}}, "^loss: code may run only with trust_code=true"),
     ],
 )
 def test_values_that_their_name_cannot_take(space, told):
@@ -120,6 +121,11 @@ def test_new_classes_of_a_test_table_are_told_where_a_ray_dataset_is_the_table(r
         InputError, match=r"^test\.path: labels must be among the table's 3 classes, got 1 new .* as 3 "
     ):
         getattr(diva_ray, call.split()[0])(ray_rows(), *given, test=test, quiet=True, cluster=INLINE, **options)
+
+
+@pytest.mark.ray
+def test_a_loss_of_the_space_that_does_not_fit_is_told_where_a_ray_dataset_is_the_table(ray_cluster):
+    refuses(r"^loss: must fit classification \(.*\), got cosine", {"loss": {"choice": ["cosine"]}}, table=ray_rows())
 
 
 def test_a_module_takes_features_as_they_are():

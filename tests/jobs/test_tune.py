@@ -153,6 +153,15 @@ def test_optuna_searches_too_and_the_seed_decides(ray_cluster):
 
 
 @pytest.mark.ray
+def test_a_loss_of_the_space_may_be_code(ray_cluster):
+    space = {"loss": {"choice": ["tests.jobs.problems:squared", "squared", "cross_entropy"]}, "rule": "paper"}
+    found = run(two_bands(400), {**space, "eta": 1.0}, search="grid", trust_code=True, ridge=1.0)
+    ours, squared, entropy = found.trials["fold_errors"].to_pylist()
+    assert found.summary["n_failed"] == 0
+    assert ours == squared != entropy
+
+
+@pytest.mark.ray
 def test_every_row_of_a_test_table_a_ray_dataset_too_counts_whatever_it_weighs_in_validation(ray_cluster, tmp_path):
     table, test, space = two_bands(200), two_bands(100, seed=1), {"ridge": 1.0}
     v = np.random.default_rng(2).choice([0.0, 1.0], 100)
