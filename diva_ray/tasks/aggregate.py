@@ -25,7 +25,7 @@ from diva_ray.tasks.joint import Joint
 from diva_ray.tasks.option_checks import check_choices, check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
-from diva_ray.tasks.reweight import try_folds
+from diva_ray.tasks.reweight import check_folds, try_folds
 from diva_ray.tasks.score import write_rows
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.shares import Aggregated, Search, aggregate_bands, refine
@@ -95,6 +95,8 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     """Search, score under what was found, and describe."""
     check_bands(session)
     runner, names, counts = session.runner, list(session.columns.features), session.scan.counts
+    if config.weights == "joint":
+        check_folds(runner, session.setup, config.folds)  # before the descents, which take long
     rows = sum(table.rows for table in session.tables)
     setup = for_few_rows(runner, session.setup, rows)
     session.setup = replace(setup, dtype=session.setup.dtype)

@@ -121,12 +121,12 @@ def run(
         return session
     try:
         check_losses(config, session.task, space)  # of a Ray Dataset nothing told the task before
-        session.folder.write_json("state.json", session.mark)
         check_folds(session.runner, session.setup, config.folds)
         _scan_test(session)
         if "none" in space.values("standardize"):
             intercept = True in space.values("intercept")
             check_columns_held(session.columns, session.scan, standardized=False, intercept=intercept)
+        session.folder.write_json("state.json", session.mark)  # not before: what was wrong may be mended
         study = Study(session, config)
         trials, records = search(study, space, quiet=quiet)
         return _finish(study, space, trials, records)

@@ -98,10 +98,17 @@ def test_options_that_cannot_be(options, told):
     refuses(told, **options)
 
 
-def test_folds_that_hear_nothing_are_refused_before_any_trial():
+@pytest.mark.parametrize("call", ["tune", "aggregate"])
+def test_folds_that_hear_nothing_are_refused_before_any_trial_and_leave_nothing_in_the_way(call, tmp_path):
     trusted = np.zeros(60)
     trusted[:2] = 1
-    refuses("folds: every outer fold must hear rows", table=base(v=trusted), validation_weight="v")
+    table, output = base(v=trusted, more=base()["features"] ** 2), tmp_path / "run"
+    options = {"validation_weight": "v", "output": str(output), "quiet": True, "cluster": INLINE}
+    given = ({"ridge": RIDGE},) if call == "tune" else ()
+    options |= {} if call == "tune" else {"features": ["features", "more"], "weights": "joint"}
+    with pytest.raises(InputError, match="folds: every outer fold must hear rows"):
+        getattr(diva_ray, call)(table, *given, **options)
+    assert not output.exists(), "the same command with fewer folds may take the folder"
 
 
 def ray_rows():
