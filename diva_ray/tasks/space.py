@@ -287,7 +287,7 @@ def _shares(value: Any, place: str, features: tuple[str, ...]) -> Any:
     if value == "auto":
         return value
     whole = isinstance(value, Mapping) and set(value) == set(features)
-    if whole and all(_is_number(share) and share > 0 for share in value.values()):
+    if whole and all(_is_number(share) and 0 < share < float("inf") for share in value.values()):
         return {name: float(value[name]) for name in features}
     raise InputError(
         f"shares: must be none, auto, or a number > 0 for each of {', '.join(features)}, got {value!r} at {place}. "

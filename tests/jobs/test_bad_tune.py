@@ -69,6 +69,10 @@ def test_an_unknown_name_is_told_with_its_place_and_all_that_are_known():
         ({"bands": {"choice": [["features", "features"]]}}, "list of different columns"),
         ({"shares": {"choice": ["some"]}}, "none, auto, or a number > 0 for each of features, got 'some'"),
         ({"shares": {"features": 0}}, "a number > 0 for each of features"),
+        (
+            {"shares": {"choice": [{"features": float("inf")}]}},
+            r"a number > 0 for each of features, got \{'features': inf",
+        ),
         ({"loss": {"choice": ["os:system"]}}, "^loss: code may run only with trust_code=true"),
     ],
 )
