@@ -13,6 +13,8 @@ import logging
 import os
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ Evaluate = Callable[[str, dict[str, Any], int], dict[str, Any]]
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }  # fmt: skip
+AGAIN = 0.1  # seconds between questions to a desk that is being started again
 SMALL = 100 << 20  # bytes of object store where only trials talk
 ROOM = {
     "memory": 1.0
@@ -63,23 +66,23 @@ class Desk:
 
     def __init__(self) -> None:
         self.questions: asyncio.Queue = asyncio.Queue()
-        self.asked: dict[int, asyncio.Future] = {}
-        self.count = 0
+        self.asked: dict[str, asyncio.Future] = {}
 
     async def ask(self, trial: str, config: dict[str, Any], fold: int) -> dict[str, Any]:
         """Return what one fold says of a trial, once it has been evaluated."""
-        self.count += 1
-        answer = self.asked[self.count] = asyncio.get_running_loop().create_future()
-        await self.questions.put((self.count, trial, config, fold))
+        ticket = uuid.uuid4().hex  # no number: a desk that was started again would count anew
+        answer = self.asked[ticket] = asyncio.get_running_loop().create_future()
+        await self.questions.put((ticket, trial, config, fold))
         return await answer
 
-    async def next(self) -> tuple[int, str, dict[str, Any], int] | None:
+    async def next(self) -> tuple[str, str, dict[str, Any], int] | None:
         """Return the next question; None when the desk closes."""
         return await self.questions.get()
 
-    async def answer(self, ticket: int, found: dict[str, Any]) -> None:
-        """Answer a question."""
-        self.asked.pop(ticket).set_result(found)
+    async def answer(self, ticket: str, found: dict[str, Any]) -> None:
+        """Answer a question; one that was asked at a desk before this one is asked again."""
+        if ticket in self.asked:
+            self.asked.pop(ticket).set_result(found)
 
     async def close(self) -> None:
         """Send the evaluating thread home."""
@@ -108,12 +111,16 @@ class Server(threading.Thread):
 
     def run(self) -> None:
         """Serve; after a mistake that is not a trial's own, every further answer is that the run has failed."""
-        try:
-            while (question := ray.get(self.desk.next.remote())) is not None:
+        while True:
+            try:
+                if (question := ray.get(self.desk.next.remote())) is None:
+                    return
                 ticket, *asked = question
                 ray.get(self.desk.answer.remote(ticket, self._found(*asked)))
-        except ray.exceptions.RayActorError:  # the desk was taken away: the search has ended
-            return
+            except ray.exceptions.ActorUnavailableError:  # it died, and is started again: trials ask once more
+                time.sleep(AGAIN)
+            except ray.exceptions.RayActorError:  # the desk was taken away: the search has ended
+                return
 
     def _found(self, name: str, config: dict[str, Any], fold: int) -> dict[str, Any]:
         if self.fault is None:
@@ -135,7 +142,7 @@ def run_trials(search: Search, evaluate: Evaluate) -> int:
     Raises:
         InputError, or whatever `evaluate` raised.
     """
-    desk = ray.remote(Desk).options(num_cpus=0).remote()
+    desk = ray.remote(Desk).options(num_cpus=0, max_restarts=-1).remote()
     server = Server(desk, evaluate)
     server.start()
     try:

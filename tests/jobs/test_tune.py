@@ -153,6 +153,23 @@ def test_optuna_searches_too_and_the_seed_decides(ray_cluster):
 
 
 @pytest.mark.ray
+def test_a_dead_desk_between_trials_and_driver_changes_no_bit(ray_cluster, monkeypatch):
+    space, judge, killed = {"ridge": {"choice": [1.0]}}, Study.judge, []
+    calm = run(two_bands(300), space, trials=1)
+
+    def judged(self, choice, fold):
+        if fold == 1 and not killed:
+            (desk,) = [one for one in psutil.Process().children(recursive=True) if "ray::Desk" in one.name()]
+            desk.kill()
+            killed.append(desk.pid)
+        return judge(self, choice, fold)
+
+    monkeypatch.setattr(Study, "judge", judged)
+    result = run(two_bands(300), space, trials=1)
+    assert killed and told(result).equals(told(calm))
+
+
+@pytest.mark.ray
 def test_a_loss_of_the_space_may_be_code(ray_cluster):
     space = {"loss": {"choice": ["tests.jobs.problems:squared", "squared", "cross_entropy"]}, "rule": "paper"}
     found = run(two_bands(400), {**space, "eta": 1.0}, search="grid", trust_code=True, ridge=1.0)
