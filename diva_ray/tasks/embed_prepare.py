@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from diva_ray.engine.embedding import DROPPED, FAILED, NULLS, UNIT, UNREAD, Job
 from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.tasks import embed_setup as setup
+from diva_ray.tasks.plan import check_workers, ray_is_running
 from diva_ray.tasks.saved_config import differing_options
 
 FREE = ("output", "resume", "plan", "cluster", "most_failed")  # options that a resumed run may change
@@ -138,24 +138,15 @@ def _check_same(state: Any, now: dict[str, Any], folder: Folder) -> None:
         )
 
 
-def ray_is_running() -> bool:
-    """Return whether this process has joined a cluster already."""
-    ray = sys.modules.get("ray")
-    return bool(ray and ray.is_initialized())
-
-
 def _on_cluster(config: EmbedConfig, kind: str, units: int, *, networks: bool) -> tuple[int, float, int]:
     """Return (workers, GPUs of each, threads of each) that the cluster can hold."""
     from diva_ray.engine.autoscale import check_resources
     from diva_ray.engine.connect import check_driver, connect
 
-    cpus, workers, threads = os.cpu_count() or 1, config.cluster.workers or 1, config.cluster.threads or 1
-    if kind == "local" and workers * threads > cpus and not ray_is_running():
-        raise InputError(
-            f"cluster.workers: this machine must have {workers} x {threads} CPUs, got {cpus}. Lower "
-            "`cluster.workers` or `cluster.threads`."
-        )
+    threads = config.cluster.threads or 1
+    check_workers(kind, config.cluster.workers or 1, threads)
     if kind == "local" and config.plan:  # nothing is started for a plan
+        cpus = os.cpu_count() or 1
         return min(config.cluster.workers or cpus // threads, units), config.cluster.gpus_per_worker, threads
     connect(kind)
     check_driver("embed on a cluster")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -99,7 +100,7 @@ def choose_kind(cluster: ClusterConfig, need: int) -> tuple[str, str]:
         raise InputError(f"cluster: must be auto, inline, local or ray, got {cluster.kind}. Change `cluster`.")
     if cluster.kind != "auto":
         return cluster.kind, f"cluster={cluster.kind}"
-    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") or _ray_is_running():
+    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") or ray_is_running():
         return "ray", "a Ray cluster is in reach of this process"
     budget = parse_bytes(cluster.memory)
     room = budget if budget is not None else psutil.virtual_memory().available // 2
@@ -109,9 +110,8 @@ def choose_kind(cluster: ClusterConfig, need: int) -> tuple[str, str]:
     return "local", f"{need / 2**30:.2f} GiB do not fit {source} ({room / 2**30:.2f} GiB)"
 
 
-def _ray_is_running() -> bool:
-    import sys
-
+def ray_is_running() -> bool:
+    """Return whether this process has joined a cluster already."""
     ray = sys.modules.get("ray")
     return bool(ray and ray.is_initialized())
 
@@ -130,13 +130,13 @@ def product_rate(threads: int) -> float:
         return 4 * 2 * 1024**3 / (time.perf_counter() - start)
 
 
-def check_workers(plan: Plan, cluster: ClusterConfig) -> None:
+def check_workers(kind: str, workers: int, threads: int) -> None:
     """Raise for more workers than this machine has CPUs, before Ray is started on it."""
     have = os.cpu_count() or 1
-    if plan.kind == "local" and not _ray_is_running() and (cluster.workers or 1) * plan.threads > have:
+    if kind == "local" and workers * threads > have and not ray_is_running():
         raise InputError(
-            f"cluster.workers: this machine must have {cluster.workers or 1} x {plan.threads} CPUs, got {have}. "
-            "Lower `cluster.workers` or `cluster.threads`."
+            f"cluster.workers: this machine must have {workers} x {threads} CPUs, got {have}. Lower `cluster.workers` "
+            "or `cluster.threads`."
         )
 
 

@@ -107,7 +107,7 @@ def open_session(
     kept: Kept | None = None,
 ) -> Session:
     """Return a session with every shard loaded, scanned and checked."""
-    planning.check_workers(plan, config.cluster)
+    planning.check_workers(plan.kind, config.cluster.workers or 1, plan.threads)
     tables, roles, columns = list(opened.tables), opened.roles, opened.columns
     if plan.kind != "inline":
         plan = join(plan, config)
