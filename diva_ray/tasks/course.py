@@ -14,13 +14,11 @@ from diva_ray.data.shards import Columns
 from diva_ray.engine.course import Course
 from diva_ray.engine.given import STEP, adopt
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import MODULE
 from diva_ray.errors import InputError
-from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.closed import CLOSED, EVEN, rate_of, solve_both
-from diva_ray.tasks.session import Session
+from diva_ray.tasks.session import Session, look_beside
 from diva_ray.tasks.trained import Trained, given_in_words, weight_figures
 from diva_ray.tasks.weights import check_scanned_classes
 
@@ -34,12 +32,8 @@ def prepare_course(
 
     `own`: the module is not the linear head.
     """
-    runner, setup = session.runner, session.setup
-    extents = [extent for extent in session.engine.extents if extent.pool]
-    found: Scan = runner.run(scan, "scan test", extents)
-    note_shared(session, "test", sum(e.stop - e.start for e in extents), found.counts)
-    replace(session.scan, place="the table").check_widths(replace(found, place="the test table"))
-    check_scanned_classes(session.scan.labels, found.labels, session.tables[-1])
+    setup = session.setup
+    check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.tables[-1])
     if sum(table.rows for table in session.tables) < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)
     adopted = None if given is None else take_weights(session, config, given)

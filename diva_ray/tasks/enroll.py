@@ -14,14 +14,13 @@ from diva_ray.core.verdict import LOSS
 from diva_ray.data.shards import Extent
 from diva_ray.engine import pool
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.scan import Scan, merge_values, scan
+from diva_ray.engine.scan import Scan, merge_values
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
-from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.checks import check_ids, reach_takes_double
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.remarks import tell_missing
-from diva_ray.tasks.session import Session
+from diva_ray.tasks.session import Session, look_beside
 
 log = logging.getLogger("diva_ray")
 
@@ -79,7 +78,6 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     """Scan the pool; return its shards, the setup with any new classes, its rows by class, and how many have no band
     at all."""
     runner, core = session.runner, session.scan
-    extents = [extent for extent in session.engine.extents if extent.pool]
     if session.columns.id is None and "id" in session.tables[-1].schema.names:
         log.warning("column `id` of the pool is not read, as the table has none: ids are positions")
     if session.columns.id is not None and session.columns.id not in session.tables[-1].schema.names:
@@ -87,11 +85,8 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     truth = session.columns.truth
     if truth is not None and truth not in session.tables[-1].schema.names:
         log.warning("column `%s` (data.truth) is not in the pool: what is chosen is not compared with it", truth)
-    found: Scan = runner.run(scan, "scan pool", extents, again=True)
-    rows = int(found.counts["rows"])
-    note_shared(session, "pool", rows, found.counts)
-    replace(core, place="the table").check_widths(replace(found, place="the pool"))
-    setup = session.setup
+    found, extents = look_beside(session, "pool"), session.beside()
+    rows, setup = int(found.counts["rows"]), session.setup
     if core.labels is not None and found.labels is not None:
         classes = merge_values(core.labels, found.labels)
         assert classes is not None

@@ -26,7 +26,7 @@ from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_blo
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
-from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies
+from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies, note_shared
 from diva_ray.tasks.checks import check_scan, features_take_double, reach_takes_double
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
@@ -94,6 +94,10 @@ class Session:
     def scored(self) -> list[Extent]:
         """Return the shards whose rows are scored: all but those of a separate validation table."""
         return [extent for extent in self.engine.extents if not (extent.held_out or extent.pool)]
+
+    def beside(self) -> list[Extent]:
+        """Return the shards of a pool or a test table."""
+        return [extent for extent in self.engine.extents if extent.pool]
 
 
 def open_session(
@@ -248,6 +252,16 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str, cut_bits
     runner.engine.tell(looked=min(1.0, LOOKED / max(rows, 1)))
     runner.load()
     return runner.run(scan, "scan")
+
+
+def look_beside(session: Session, role: str) -> Scan:
+    """Scan the `pool` or the `test` table, check it against the table, and tell of rows that both have."""
+    extents = session.beside()
+    found: Scan = session.runner.run(scan, f"scan {role}", extents, again=role == "pool")
+    place = "the pool" if role == "pool" else "the test table"
+    replace(session.scan, place="the table").check_widths(replace(found, place=place))
+    note_shared(session, role, sum(extent.stop - extent.start for extent in extents), found.counts)
+    return found
 
 
 def check_many(config: FitConfig, outputs: int, inputs: str) -> None:

@@ -15,10 +15,8 @@ import pyarrow.parquet as pq
 from diva_ray.config import TuneConfig
 from diva_ray.data.table import Table
 from diva_ray.engine.progress import Progress
-from diva_ray.engine.scan import Scan, scan
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.alike import note_shared
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of, takes_table
 from diva_ray.tasks.checks import check_columns_held
@@ -28,7 +26,7 @@ from diva_ray.tasks.options import check_options, choose_loss
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweight import check_folds
-from diva_ray.tasks.session import Session
+from diva_ray.tasks.session import look_beside
 from diva_ray.tasks.space import MOST_TRIALS, Space, parse_space
 from diva_ray.tasks.study import Study
 from diva_ray.tasks.train import open_both
@@ -122,7 +120,8 @@ def run(
     try:
         check_losses(config, session.task, space)  # of a Ray Dataset nothing told the task before
         check_folds(session.runner, session.setup, config.folds)
-        _scan_test(session)
+        if session.beside():
+            check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.tables[-1])
         if "none" in space.values("standardize"):
             intercept = True in space.values("intercept")
             check_columns_held(session.columns, session.scan, standardized=False, intercept=intercept)
@@ -164,16 +163,6 @@ def check_losses(config: TuneConfig, task: str, space: Space) -> None:
             choose_loss(replace(config, loss=name), task, None)
 
 
-def _scan_test(session: Session) -> None:
-    """Check the rows of a test table, if there is one."""
-    extents = [extent for extent in session.engine.extents if extent.pool]
-    if extents:
-        found: Scan = session.runner.run(scan, "scan test", extents)
-        replace(session.scan, place="the table").check_widths(replace(found, place="the test table"))
-        check_scanned_classes(session.scan.labels, found.labels, session.tables[-1])
-        note_shared(session, "test", sum(extent.stop - extent.start for extent in extents), found.counts)
-
-
 def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Record]]:
     """Run every trial; passes are quiet meanwhile, and progress counts the rows on which trials are judged."""
     from diva_ray.engine.tuner import Search, connected, run_trials
@@ -204,7 +193,7 @@ def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Rec
 def _finish(study: Study, space: Space, trials: Trials, records: list[Record]) -> Tuned:
     """Judge the winner on the test table, write, and describe."""
     session, config, best = study.session, study.config, best_of(records)
-    extents = [extent for extent in session.engine.extents if extent.pool]
+    extents = session.beside()
     found = study.test(best.choice, extents) if extents else None
     test = None
     if found is not None:
