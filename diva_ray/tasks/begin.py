@@ -30,7 +30,7 @@ from diva_ray.tasks.opened import Opened, make_plan
 from diva_ray.tasks.options import check_options, chosen_shares
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
-from diva_ray.tasks.saved_config import differing_options, write_config
+from diva_ray.tasks.saved_config import differing_options, refuse_differing, write_config
 from diva_ray.tasks.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
@@ -258,11 +258,8 @@ def _mark(
         if not MAKING.isdisjoint(differing) or len(mark["data"]) != len(found["data"]):
             changed = []  # which the options explain
         differing = list(dict.fromkeys([*differing, *changed])) or ["data.path"]
-        changed = [] if found["config"] != mark["config"] else [" (its files have changed)"]
-        raise InputError(
-            f"resume: the run in {folder.path} must have the same data and options, got another "
-            f"{', '.join(differing)}{''.join(changed)}. Use the same options, or a new `output`."
-        )
+        differing[-1] += "" if found["config"] != mark["config"] else " (its files have changed)"
+        refuse_differing(folder, differing)
     return mark
 
 

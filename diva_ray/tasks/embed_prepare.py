@@ -18,7 +18,7 @@ from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.plan import check_workers, ray_is_running
-from diva_ray.tasks.saved_config import differing_options
+from diva_ray.tasks.saved_config import differing_options, refuse_differing
 
 FREE = ("output", "resume", "plan", "cluster", "most_failed")  # options that a resumed run may change
 MOST_THREADS = 16  # of a worker with a GPU, for decoding
@@ -131,11 +131,7 @@ def _check_same(state: Any, now: dict[str, Any], folder: Folder) -> None:
     differing += ["encoder"] * (state.get("bands") != now["bands"])
     changed = "" if "data.path" in differing else " (its files have changed)"
     differing += [f"data.path{changed}"] * (state.get("units") != now["units"])
-    if differing:
-        raise InputError(
-            f"resume: the run in {folder.path} must have the same data and options, got another "
-            f"{', '.join(dict.fromkeys(differing))}. Use the same options, or a new `output`."
-        )
+    refuse_differing(folder, differing)
 
 
 def _on_cluster(config: EmbedConfig, kind: str, units: int, *, networks: bool) -> tuple[int, float, int]:

@@ -9,6 +9,7 @@ import yaml
 
 from diva_ray.config import SCHEMAS
 from diva_ray.data.folder import Folder
+from diva_ray.errors import InputError
 
 
 def write_config(folder: Folder, config: Any) -> None:
@@ -31,3 +32,12 @@ def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         elif other != value:
             found.append(name)
     return found
+
+
+def refuse_differing(folder: Folder, differing: list[str], what: str = "run") -> None:
+    """Raise if what is in the folder to resume was made of other data or with other options, which are named."""
+    if differing:
+        raise InputError(
+            f"resume: the {what} in {folder.path} must have the same data and options, got another "
+            f"{', '.join(dict.fromkeys(differing))}. Use the same options, or a new `output`."
+        )

@@ -33,7 +33,7 @@ from diva_ray.tasks.option_checks import check_choices, check_least
 from diva_ray.tasks.options import check_options, import_code
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
-from diva_ray.tasks.saved_config import differing_options
+from diva_ray.tasks.saved_config import differing_options, refuse_differing
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.trained import Trained, figures, told, write_model
 from diva_ray.tasks.trained_page import sheet_of
@@ -234,11 +234,7 @@ def _check_same(folder: Folder, now: ReweightConfig, table: Table) -> None:
     differing = differing_options(before, json.loads(json.dumps(wanted, default=str)))
     if not differing and folder.read_json("state.json")["data"][0] != fingerprint(table):
         differing = ["data.path"]
-    if differing:
-        raise InputError(
-            f"resume: the weights in {folder.path} must have been found with the same data and options, got another "
-            f"{', '.join(differing)}. Use the same, or a new `output`."
-        )
+    refuse_differing(folder, differing, "weights")
 
 
 def go(session: Session, course: Course, *, quiet: bool) -> None:
