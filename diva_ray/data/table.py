@@ -70,16 +70,18 @@ class Table:
         which = "" if self.option == "data.path" else f"{self.option} "
         if self.memory is not None:
             return f"{which}row {row}"
-        piece = self.pieces[self._piece_of(row)]
-        first = next(other.start for other in self.pieces if other.file == piece.file)
+        at = self._piece_of(row)
+        piece = self.pieces[at]
+        first = self.pieces[at - piece.group].start  # of the file
         return f"{which}{os.path.basename(piece.file)} row {row - first}"
 
     def _piece_of(self, row: int) -> int:
-        return bisect_right([piece.start for piece in self.pieces], row) - 1
+        return bisect_right(self.pieces, row, key=lambda piece: piece.start) - 1
 
     def overlapping(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield the row groups that hold rows [start, stop)."""
-        for piece in self.pieces[self._piece_of(start) :]:
+        for at in range(self._piece_of(start), len(self.pieces)):
+            piece = self.pieces[at]
             if piece.start >= stop:
                 break
             if piece.rows:
