@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.verdict import LIMIT, ODDS, Histogram, Link, _edges, _noise_rate, _peak, costs_of_links, link_at
+from diva_ray.core.histogram import LIMIT, ODDS, Histogram, edges_of
+from diva_ray.core.verdict import Link, costs_of_links, link_at, noise_rates, peak_of
 
 FEW = 200  # rows: too few to tell wrong labels from hard rows by the likelihood alone; then
 UNDECIDED = 0.05  # errors per wrong label that are left where every row is taken for what it probably is
@@ -95,13 +96,13 @@ def fit_clear_link(sums: Histogram, weight: Float[Tensor, " c"]) -> Link | None:
     if classes < 2 or rows < 2:
         return None
     unit, least = rows / total, math.log(rows) / 2
-    rate, some_wrong, gain = _noise_rate(counts, classes)
+    rate, some_wrong, gain = noise_rates(counts, classes)
     some_wrong, gain = unit * some_wrong - costs_of_links(sums), unit * gain
-    centers, shown = _edges(ODDS)[:-1] + LIMIT / ODDS[2], np.clip(rate, 0.5 / rows, 1 - 0.5 / rows)
+    centers, shown = edges_of(ODDS)[:-1] + LIMIT / ODDS[2], np.clip(rate, 0.5 / rows, 1 - 0.5 / rows)
     offset = np.log(shown / (1 - shown)) - math.log(classes - 1)
     wrong = 1 / (1 + np.exp(centers - offset[..., None]))
     left = (counts * np.minimum(wrong, 1 - wrong)).sum(-1)
-    lead = some_wrong - max(map(_peak, some_wrong - gain))  # of wrong labels over right ones
+    lead = some_wrong - max(map(peak_of, some_wrong - gain))  # of wrong labels over right ones
     clear = (
         (left <= UNDECIDED * (counts * wrong).sum(-1)) & (gain > least) & (lead >= -least - CLEAR_LOSS * rate * rows)
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diva_ray.core.verdict import LOSS, _edges
+from diva_ray.core.histogram import LOSS, edges_of
 
 UNDECIDED = 0.45  # errors per wrong label that are left where every row is taken for what it probably is
 WORTH = 0.25  # of log likelihood, a wrong label
@@ -139,7 +139,7 @@ def _fit_losses(own: np.ndarray, kinds: list[np.ndarray], *, quick: bool = False
     from scipy.optimize import minimize
     from scipy.special import betaln, digamma, expit
 
-    edges = _edges(LOSS) * math.log(10)
+    edges = edges_of(LOSS) * math.log(10)
     middles, width, sides = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0], np.flatnonzero(own.sum(1))
     seen, n, wrong = np.flatnonzero(own.sum(0)), len(sides), len(kinds)
     counts, kinds = own[sides][:, seen], [kind[sides] for kind in kinds]

@@ -14,20 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.gaps import ByKind, by_kind
+from diva_ray.core.histogram import LOSS, Histogram, Z, cell_of, count_cells, edges_of
 from diva_ray.core.loss_stories import wrong_losses
-from diva_ray.core.verdict import (
-    LOSS,
-    Cut,
-    Histogram,
-    Unit,
-    Verdict,
-    Z,
-    _best_cut,
-    _cell,
-    _count,
-    _edges,
-    _universal_cut,
-)
+from diva_ray.core.verdict import Cut, Unit, Verdict, best_cut, universal_cut
 
 FEW = 50  # rows of a kind: fewer, and its median loss is too rough a unit (a third off at 50, by its standard error)
 SPREAD = (0.5, 0.75, 0.9)  # quantiles
@@ -55,15 +44,15 @@ def loss_sums(
 def _sums(losses: Tensor, reference: Tensor, z: Tensor, weight: Tensor) -> Histogram:
     rows, m = weight > 0, reference.shape[1]
     w = weight[rows].double()
-    own = _count(_cells(losses[rows]), w, 2 * LOSS[2])
-    other = _count(_cells(reference[rows]).flatten(), (w / m).repeat_interleave(m), 2 * LOSS[2])
-    beside = _count(_cell(z[rows].double().asinh(), Z), w, Z[2])
+    own = count_cells(_cells(losses[rows]), w, 2 * LOSS[2])
+    other = count_cells(_cells(reference[rows]).flatten(), (w / m).repeat_interleave(m), 2 * LOSS[2])
+    beside = count_cells(cell_of(z[rows].double().asinh(), Z), w, Z[2])
     return Histogram(torch.cat([own, other, beside]), float(w.square().sum()))
 
 
 def _cells(losses: Tensor) -> Tensor:
     """Return the cells of log10 |loss|; those of negative ones come second."""
-    cells = _cell(losses.double().abs().clamp_min(1e-30).log10(), LOSS)
+    cells = cell_of(losses.double().abs().clamp_min(1e-30).log10(), LOSS)
     return cells + LOSS[2] * (losses < 0)
 
 
@@ -85,7 +74,7 @@ def _even_out(sums: LossSums) -> tuple[Histogram, dict[int, Unit]]:
         own, *beyond = _quantiles(sums[kind])
         power = min([1.0, *((a - middle) / (b - own) for a, b in zip(reach, beyond, strict=True) if b > own)])
         both, beside = sums[kind].counts.cpu().split([4 * LOSS[2], Z[2]])
-        at = (middle + (torch.arange(LOSS[2]) + 0.5 - own) * power).long().clamp(0, LOSS[2] - 1)  # as in `_cell`
+        at = (middle + (torch.arange(LOSS[2]) + 0.5 - own) * power).long().clamp(0, LOSS[2] - 1)  # as in `cell_of`
         both = torch.zeros(4, LOSS[2], dtype=both.dtype).index_add_(1, at, both.view(4, -1)).flatten()
         even = even + Histogram(torch.cat([both, beside]), sums[kind].squares)
         units[kind] = Unit(_loss_at(own), _loss_at(middle), power)
@@ -127,17 +116,17 @@ def fit_loss_verdict(sums: LossSums) -> Verdict:
     own, other = both.sum(0), others.sum(0)
     total, reference = float(own.sum()), float(other.sum())
     rows = even.rows(total)
-    z = _universal_cut(beside, rows)
+    z = universal_cut(beside, rows)
     if total == 0 or reference == 0:
         return Verdict(0.0, 0.0, Cut(0.0), z, units=units)
-    edges = 10.0 ** _edges(LOSS)
+    edges = 10.0 ** edges_of(LOSS)
     middle = float(edges[np.searchsorted(other.cumsum(), reference / 2) + 1])
     fits_better = float((own.cumsum() - own / 2) @ other) / (total * reference)  # half of those that fit alike
     found = wrong_losses(both / total, others / reference, rows, known=fits_better >= 0.6)
     if found is None:
         return Verdict(math.log(middle), 0.0, Cut(0.0), z, units=units)
     believed, likeliest = (own * posterior for posterior in found)
-    k, _ = _best_cut(own[::-1], believed[::-1], found[0][::-1] >= 0.5)
+    k, _ = best_cut(own[::-1], believed[::-1], found[0][::-1] >= 0.5)
     if k == 0:
         return Verdict(math.log(middle), 0.0, Cut(0.0), z, units=units)
     # A likelier story that knows of more wrong labels, but not which, says how many of them are not flagged.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.verdict import LIMIT, Histogram, _cell, _count, _edges
+from diva_ray.core.histogram import LIMIT, Histogram, cell_of, count_cells, edges_of
 
 CELLS = (-8.0, 8.0, 200)  # of asinh(FINE x): 0.005 of a class's standard deviation wide at its share
 FINE = 16.0
@@ -97,8 +97,8 @@ def output_sums(x: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], weight: Float[
     rows, c = weight > 0, x.shape[1]
     w = weight[rows].double()
     place = 2 * torch.arange(c) + (Y[rows] > 0.5).long()
-    at = place * CELLS[2] + _cell((x[rows] * FINE).asinh(), CELLS)
-    counts = _count(at.flatten(), w.repeat_interleave(c), c * 2 * CELLS[2])
+    at = place * CELLS[2] + cell_of((x[rows] * FINE).asinh(), CELLS)
+    counts = count_cells(at.flatten(), w.repeat_interleave(c), c * 2 * CELLS[2])
     return Histogram(counts.view(c, 2, CELLS[2]), float(w.square().sum()))
 
 
@@ -212,7 +212,7 @@ class _Outputs:
         self.classes = len(counts)
         self.code, given, cell = np.nonzero(counts)
         self.given = given.astype(bool)
-        edges = _edges(CELLS)
+        edges = edges_of(CELLS)
         self.x = np.sinh((edges[1:] + edges[:-1]) / 2)[cell] / FINE
         self.weight = counts[self.code, given, cell]
         self.sign = np.where(self.given, 1.0, -1.0)

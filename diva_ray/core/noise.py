@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.evidence import confusions_explain
-from diva_ray.core.verdict import LIMIT, SCALES, SHARPNESS, Link, Verdict, label_scores, log_odds
+from diva_ray.core.histogram import LIMIT
+from diva_ray.core.verdict import SCALES, SHARPNESS, Link, Verdict, label_scores, log_odds
 
 LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar classes
 MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would name it?

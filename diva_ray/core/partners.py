@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diva_ray.core.verdict import Cut, Histogram, Verdict, _universal_cut, fit_verdict
+from diva_ray.core.histogram import Histogram
+from diva_ray.core.verdict import Cut, Verdict, fit_verdict, universal_cut
 
 SHARPNESS = (0.1, 400.0)  # beta
 WEIGHTS = (0.005, 5.0)
@@ -212,8 +213,8 @@ def fit_pair_verdict(sums: Histogram, clear: bool = True) -> Verdict:
     z = sums.counts.sum(0).cpu().numpy()
     rows = sums.rows(float(z.sum()))
     if not clear:
-        return Verdict(-math.log(max(2 * rows - 1, 1)), 0.0, Cut(0.0), _universal_cut(z, rows))
-    return replace(fit_verdict(sums, 2, most=MOST_WRONG), z=_universal_cut(z, rows))
+        return Verdict(-math.log(max(2 * rows - 1, 1)), 0.0, Cut(0.0), universal_cut(z, rows))
+    return replace(fit_verdict(sums, 2, most=MOST_WRONG), z=universal_cut(z, rows))
 
 
 def alignment(

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core import verdict
+from diva_ray.core.histogram import Histogram
 from diva_ray.core.losses import Loss, errors
-from diva_ray.core.verdict import Histogram, Link
+from diva_ray.core.verdict import Link
 
 
 @dataclass(frozen=True)

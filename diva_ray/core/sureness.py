@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.gaps import ByKind, by_kind
+from diva_ray.core.histogram import LIMIT, ODDS, Histogram, edges_of
 from diva_ray.core.multilabel import CELLS, FINE, fit_slips, most_told, output_sums
-from diva_ray.core.verdict import LIMIT, ODDS, SCALES, SHARPNESS, Histogram, _edges, link_sums
+from diva_ray.core.verdict import SCALES, SHARPNESS, link_sums
 
 FACTORS = tuple(2.0 ** (k / 2) for k in range(-10, 7))  # of the sharpness of several labels
 SLIPS = tuple(0.5 ** (1 + k / 2) for k in range(18))  # shares of labels left out or given
@@ -58,7 +59,7 @@ def fit_factors(sums: ByKind[Histogram], classes: int) -> dict[int, float]:
         classes: number of them.
     """
     rows, units = _rows(sums, {kind: float(one.counts[0, 0].sum()) for kind, one in sums.items()})
-    centers, others = _edges(ODDS)[:-1] + LIMIT / ODDS[2], max(classes - 1, 1)
+    centers, others = edges_of(ODDS)[:-1] + LIMIT / ODDS[2], max(classes - 1, 1)
     rates = np.append(0.0, np.geomspace(1e-4, others / (others + 1.0), RATES))[:, None]
     told = np.log1p(rates * np.expm1(-centers - math.log(others))) - np.logaddexp(0, -centers)  # (rates, cells)
     likely = {kind: units[kind] * told @ one.counts[0].cpu().numpy().T for kind, one in sums.items()}
@@ -83,7 +84,7 @@ def fit_slip_factors(
     judged = most_told(torch.stack([shares[0] - shares[1], shares[1]], 1))
     known = slips.sharpness[judged] > 0
     judged = judged[known]
-    x = torch.from_numpy(np.sinh((_edges(CELLS)[1:] + _edges(CELLS)[:-1]) / 2) / FINE)
+    x = torch.from_numpy(np.sinh((edges_of(CELLS)[1:] + edges_of(CELLS)[:-1]) / 2) / FINE)
     away = (x - slips.threshold[judged, None]) * slips.sharpness[judged, None]  # (classes, cells)
     slipping = torch.tensor([(0.0, 0.0), *(pair for e in SLIPS for pair in ((e, e), (e, 0.0), (0.0, e)))]).double()
     likely = np.zeros((len(sums), len(slipping), len(FACTORS)))

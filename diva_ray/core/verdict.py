@@ -22,30 +22,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diva_ray.core.histogram import LIMIT, ODDS, Histogram, Z, cell_of, count_cells, edges_of
+
 SCALES = (math.inf, 0.3, 0.1, 0.03)  # delta of the link: inf is the plain softmax
 COUNTED = 200_000  # log-odds whose cells are counted in one call
 SHARPNESS = tuple(2.0 ** (1 + k / 2) for k in range(18))  # beta: 2 ... 724
-LIMIT = 24.0  # of log-odds
-ODDS = (-LIMIT, LIMIT, 160)  # first edge, last edge, cells; of the log-odds,
-Z = (-2.5, 7.5, 125)  # of asinh(z): z from -6 to 904,
-LOSS = (-30.0, 30.0, 1200)  # of log10(loss)
 LEAST_POSTERIOR = 0.2  # no label is an issue with less than one chance in five
 MOST_DETRIMENTAL = 0.05  # share of samples, where few wrong labels are expected
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Weighted counts in fixed cells; `+` merges them. `squares`: sum of the squared weights of the rows."""
-
-    counts: Tensor
-    squares: float
-
-    def __add__(self, other: Histogram) -> Histogram:
-        return Histogram(self.counts + other.counts, self.squares + other.squares)
-
-    def rows(self, total: float) -> float:
-        """Return the effective number of rows behind a total weight, (sum w)^2 / sum w^2."""
-        return total**2 / self.squares if self.squares > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -131,8 +114,8 @@ def link_sums(
                 powers.square_()  # the exponentials of twice the sharpness
         # Of few rows calls are what costs, and many links are counted in one; of many rows memory.
         for links in torch.arange(len(SHARPNESS), device=F.device).split(max(1, COUNTED // max(len(own), 1))):
-            cells = _cell(odds[links], ODDS) + ODDS[2] * torch.arange(len(links), device=F.device)[:, None]
-            found = _count(cells.view(-1), w.repeat(len(links)), len(links) * ODDS[2])
+            cells = cell_of(odds[links], ODDS) + ODDS[2] * torch.arange(len(links), device=F.device)[:, None]
+            found = count_cells(cells.view(-1), w.repeat(len(links)), len(links) * ODDS[2])
             counts[s, links] = found.view(len(links), -1)
     return Histogram(counts, float(w.square().sum()))
 
@@ -148,13 +131,13 @@ def fit_link(sums: Histogram, classes: int, *, right: bool = False) -> Link:
     counts = sums.counts.cpu().numpy()
     total = float(counts[0, 0].sum())
     unit = sums.rows(total) / total if total > 0 else 0.0
-    _, told, gain = (unit * found for found in _noise_rate(counts, classes))
+    _, told, gain = (unit * found for found in noise_rates(counts, classes))
     some_wrong = told - costs_of_links(sums)
     none_wrong = some_wrong - gain
     likelihood = none_wrong if right else some_wrong + np.log(SHARPNESS) / 2
     s, b = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
     mean = float(told[s, b]) / max(sums.rows(total), 1e-300)
-    return link_at(int(s), int(b), mean, float(some_wrong[s, b]) - max(map(_peak, none_wrong)))
+    return link_at(int(s), int(b), mean, float(some_wrong[s, b]) - max(map(peak_of, none_wrong)))
 
 
 def costs_of_links(sums: Histogram) -> np.ndarray:
@@ -168,7 +151,7 @@ def link_at(s: int, b: int, likelihood: float, evidence: float) -> Link:
     return Link(SCALES[s % len(SCALES)], SHARPNESS[b], likelihood, evidence, near=s >= len(SCALES))
 
 
-def _peak(values: np.ndarray) -> float:
+def peak_of(values: np.ndarray) -> float:
     """Return the maximum of the parabola through the largest of evenly spaced values and its neighbours: wrong labels
     must not be made out of a sharpness between two that are tried."""
     k = int(values.argmax())
@@ -182,15 +165,15 @@ def _peak(values: np.ndarray) -> float:
 def noise_rate_at(sums: Histogram, link: Link, classes: int) -> float:
     """Return the likeliest share of wrong labels under one of the links of `link_sums`."""
     cells = sums.counts[SCALES.index(link.scale) + len(SCALES) * link.near, SHARPNESS.index(link.sharpness)]
-    return float(_noise_rate(cells.cpu().numpy(), classes)[0])
+    return float(noise_rates(cells.cpu().numpy(), classes)[0])
 
 
 def verdict_sums(odds: Float[Tensor, " n"], z: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Histogram:
     """Return the joint histogram of the given label's log-odds and z, (160, 125); rows of no label: weight 0."""
     rows = weight > 0
     w = weight[rows].double()
-    at = _cell(odds[rows], ODDS) * Z[2] + _cell(z[rows].double().asinh(), Z)
-    return Histogram(_count(at, w, ODDS[2] * Z[2]).view(ODDS[2], Z[2]), float(w.square().sum()))
+    at = cell_of(odds[rows], ODDS) * Z[2] + cell_of(z[rows].double().asinh(), Z)
+    return Histogram(count_cells(at, w, ODDS[2] * Z[2]).view(ODDS[2], Z[2]), float(w.square().sum()))
 
 
 def fit_verdict(
@@ -222,21 +205,21 @@ def fit_verdict(
     odds_counts, z_counts = counts.sum(1), counts.sum(0)
     total = float(odds_counts.sum())
     rows = sums.rows(total)
-    rate, _, gain = map(float, _noise_rate(odds_counts, classes, most))
+    rate, _, gain = map(float, noise_rates(odds_counts, classes, most))
     shown = max(rate, 0.5 / max(rows, 1))  # keeps the scores in order where no noise is found
     offset = 0.0 if flips else math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
     if total == 0 or not shows or not (flips or doubt or gain * rows / total > math.log(max(rows, 2)) / 2):
-        return Verdict(offset, 0.0, Cut(0.0), _universal_cut(z_counts, rows))
-    posterior = 1 - _right(torch.from_numpy(_edges(ODDS)[:-1] + LIMIT / ODDS[2]), offset, doubt).numpy()
-    k, figures = _best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)
-    label = Cut(float(_right(torch.tensor(_edges(ODDS)[k]), offset, doubt)) if k else 0.0, *figures)
+        return Verdict(offset, 0.0, Cut(0.0), universal_cut(z_counts, rows))
+    posterior = 1 - _right(torch.from_numpy(edges_of(ODDS)[:-1] + LIMIT / ODDS[2]), offset, doubt).numpy()
+    k, figures = best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)
+    label = Cut(float(_right(torch.tensor(edges_of(ODDS)[k]), offset, doubt)) if k else 0.0, *figures)
     wrong = posterior @ counts
     rate = float(wrong.sum() / total) if flips or doubt else rate
     if doubt:
         return Verdict(offset, rate, label, fit_verdict(sums, classes, flips=flips).z, doubt=doubt)
     allowed = z_counts[::-1].cumsum() <= max(2 * wrong.sum(), MOST_DETRIMENTAL * total)
-    k, figures = _best_cut(z_counts[::-1], wrong[::-1], allowed & (_edges(Z)[-2::-1] >= 0))
-    return Verdict(offset, rate, label, Cut(math.sinh(_edges(Z)[Z[2] - k]), *figures))
+    k, figures = best_cut(z_counts[::-1], wrong[::-1], allowed & (edges_of(Z)[-2::-1] >= 0))
+    return Verdict(offset, rate, label, Cut(math.sinh(edges_of(Z)[Z[2] - k]), *figures))
 
 
 def label_scores(odds: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, " n"]:
@@ -265,25 +248,12 @@ def _against_best_other(F: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Ten
     return (own - best).squeeze(1), G.sub_(best)
 
 
-def _cell(x: Tensor, grid: tuple[float, float, int]) -> Tensor:
-    low, high, cells = grid
-    return ((x.double().nan_to_num(0.0) - low) * (cells / (high - low))).clamp_(0, cells - 1).long()
-
-
-def _count(cells: Tensor, w: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.float64, device=w.device).index_add_(0, cells, w)
-
-
-def _edges(grid: tuple[float, float, int]) -> np.ndarray:
-    return np.linspace(grid[0], grid[1], grid[2] + 1)
-
-
-def _noise_rate(
+def noise_rates(
     counts: np.ndarray, classes: int, most: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the likeliest share e <= (c - 1) / c or `most` of wrong labels, the log likelihood, its gain over none:
     each (...,) of histograms (..., cells)."""
-    centers, others = _edges(ODDS)[:-1] + LIMIT / ODDS[2], max(classes - 1, 1)
+    centers, others = edges_of(ODDS)[:-1] + LIMIT / ODDS[2], max(classes - 1, 1)
     ratio = np.expm1(-centers - math.log(others))  # (1 - p) / (c - 1) / p - 1
     low = np.zeros((*counts.shape[:-1], 1))
     high = np.full_like(low, others / (others + 1.0) if most is None else most)
@@ -295,7 +265,7 @@ def _noise_rate(
     return np.asarray(low[..., 0]), np.asarray(gain - counts @ np.logaddexp(0, -centers)), np.asarray(gain)
 
 
-def _best_cut(counts: np.ndarray, wrong: np.ndarray, allowed: np.ndarray) -> tuple[int, tuple[float, ...]]:
+def best_cut(counts: np.ndarray, wrong: np.ndarray, allowed: np.ndarray) -> tuple[int, tuple[float, ...]]:
     """Return how many of the leading cells, most suspect first, to flag for the best expected F1, and its figures."""
     flagged, caught, total = counts.cumsum(), wrong.cumsum(), wrong.sum()
     f1 = np.where(np.cumprod(allowed) > 0, 2 * caught / np.maximum(flagged + total, 1e-300), 0.0)
@@ -305,8 +275,8 @@ def _best_cut(counts: np.ndarray, wrong: np.ndarray, allowed: np.ndarray) -> tup
     return k + 1, (float(caught[k] / flagged[k]), float(caught[k] / total), float(flagged[k] / counts.sum()))
 
 
-def _universal_cut(counts: np.ndarray, rows: float) -> Cut:
+def universal_cut(counts: np.ndarray, rows: float) -> Cut:
     """Return the least cut on z from sqrt(2 log rows) on that at most MOST_DETRIMENTAL of the samples pass."""
     passing = counts[::-1].cumsum()[::-1] / max(counts.sum(), 1e-300)
     k = int(np.argmax(np.append(passing <= MOST_DETRIMENTAL, True)))
-    return Cut(max(math.sqrt(2 * math.log(max(rows, 2))), math.sinh(_edges(Z)[k])))
+    return Cut(max(math.sqrt(2 * math.log(max(rows, 2))), math.sinh(edges_of(Z)[k])))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import partners, verdict
+from diva_ray.core.histogram import Histogram
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, unit_keys
 from diva_ray.engine.pairs import joint_scores, spread, views
@@ -75,7 +76,7 @@ def _margins_of(sides: list[tuple[Tensor, Tensor]], codes: Tensor, known: Known)
     return torch.stack(cosines), partners.log_odds(torch.stack(odds), fitted), torch.stack(nearest[:2])
 
 
-def judge(shard: Shard, known: Known) -> verdict.Histogram:
+def judge(shard: Shard, known: Known) -> Histogram:
     """Return the joint histogram of the log-odds of belonging together and z."""
     return verdict.verdict_sums(margins(shard, known)[1], z_of(joint_scores(shard, known)), shaping(shard, known))
 

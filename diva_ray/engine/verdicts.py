@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import choose, gaps, levels, loss_verdict, losses, multilabel, noise, sureness, verdict
+from diva_ray.core.histogram import Histogram
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
@@ -42,7 +43,7 @@ def calibrate_kinds(shard: Shard, known: Known) -> Tally:
     return Tally(kinds=add_in_order(parts))
 
 
-def calibrate(shard: Shard, known: Known) -> verdict.Histogram:
+def calibrate(shard: Shard, known: Known) -> Histogram:
     """First round: likelihood of the given labels under a grid of calibrations; of several labels histograms of
     outputs."""
     weight = shaping(shard, known)
@@ -155,7 +156,7 @@ def gap_kinds(shard: Shard, known: Known) -> Tensor | None:
     return None if shard.gaps is None else gaps.kinds_of(shard.gaps, known["common_gaps"])
 
 
-def judge(shard: Shard, known: Known) -> verdict.Histogram | loss_verdict.LossSums:
+def judge(shard: Shard, known: Known) -> Histogram | loss_verdict.LossSums:
     """Second round: joint histogram of the given label's log-odds and z, or histograms of losses."""
     setup: Setup = known["setup"]
     z, weight = z_of(scored_rows(shard, known)), shaping(shard, known)

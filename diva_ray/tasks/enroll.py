@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import ExtendConfig
+from diva_ray.core.histogram import LOSS
 from diva_ray.core.loss_verdict import LossSums
-from diva_ray.core.verdict import LOSS
 from diva_ray.data.shards import Extent
 from diva_ray.engine import pool
 from diva_ray.engine.reduce import Tally

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import evidence, gaps, labellers, levels, loss_verdict, multilabel, noise, sureness, verdict
+from diva_ray.core.histogram import Histogram
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.reduce import Tally
@@ -42,9 +43,7 @@ def judge(
     return rule, calibration
 
 
-def calibrate(
-    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]
-) -> verdict.Histogram | multilabel.Slips | None:
+def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> Histogram | multilabel.Slips | None:
     """Tell how outputs become probabilities of classes, return the sums that say so, or of several labels what they
     say; of other targets, a few stand for other rows' labels."""
     if setup.task == "classification":
@@ -54,7 +53,7 @@ def calibrate(
 
 def _calibrate_classes(
     runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, by_nearness: bool
-) -> tuple[verdict.Histogram, dict[int, float]]:
+) -> tuple[Histogram, dict[int, float]]:
     """Tell how outputs become probabilities, return the sums that say so, and what outputs of rows that lack bands are
     worth. `by_nearness`: classes may also be told by outputs times the nearness of the row."""
     mean_q = reached(tally) if by_nearness else None
@@ -62,7 +61,7 @@ def _calibrate_classes(
     sums = _sums_by_gaps(runner, setup, scored)
     factors = {} if sums is None else sureness.fit_factors(sums["kinds"], setup.outputs)
     runner.engine.tell(gap_factors=factors)
-    calibrated: verdict.Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
+    calibrated: Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
     runner.engine.tell(link=verdict.fit_link(calibrated, setup.outputs))
     return calibrated, factors
 
@@ -113,7 +112,7 @@ def label_entropy(levels: Tensor) -> float:
 def tells_of_classes(calibrated: object, levels: Tensor, outputs: int) -> bool:
     """Return whether left-out predictions tell anything of the classes: where they do not, labels of other rows, all as
     unlikely, are no wrong ones. `calibrated` is what `calibrate` returned, `levels` the tally's."""
-    if not isinstance(calibrated, verdict.Histogram):
+    if not isinstance(calibrated, Histogram):
         return True
     entropy = label_entropy(levels)
     return entropy + verdict.fit_link(calibrated, outputs).likelihood >= TELLS_NOTHING * entropy

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diva_ray.core import labellers, noise
 from diva_ray.core import verdict as rule
+from diva_ray.core.histogram import LIMIT
 
 
 def outputs(rows: int, classes: int, seed: int, spread: float = 0.2) -> tuple[Tensor, Tensor, torch.Generator]:
@@ -104,7 +105,7 @@ def test_uniform_flip_rates_give_the_log_odds_of_the_uniform_model() -> None:
         noise.flip_log_odds(F, y, link, flips), (p * (1 - e) / ((1 - p) * e / 4)).log(), rtol=1e-9, atol=1e-12
     )
     y[0] = -1
-    assert noise.flip_log_odds(F, y, link, flips)[0] == rule.LIMIT
+    assert noise.flip_log_odds(F, y, link, flips)[0] == LIMIT
 
 
 @settings(max_examples=20, deadline=None)
