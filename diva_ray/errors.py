@@ -12,11 +12,15 @@ class InputError(ValueError):
     """
 
 
-class NotDefiniteError(InputError):
+class FitError(InputError):
+    """A fit that fails for these columns, this ridge and this precision; with others the same rows may do."""
+
+
+class NotDefiniteError(FitError):
     """A matrix that is not positive definite, perhaps by rounding only; more digits may help."""
 
 
-class LostLeverageError(InputError):
+class LostLeverageError(FitError):
     """A leverage that products in this precision cannot tell from 1; more digits may."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from diva_ray.core.bands import band_slices
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import BUCKETS, Setup
-from diva_ray.errors import InputError
+from diva_ray.errors import FitError
 
 log = logging.getLogger("diva_ray")
 
@@ -99,12 +99,12 @@ def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
     """Return the ridge with the least leave-one-out squared error; warn if a better one may lie beyond the grid."""
     ridge, loss = min(grid, key=lambda pair: pair[1])
     if not loss < float("inf") and not grid[-1][0] > 0:
-        raise InputError(
+        raise FitError(
             "data.features: some column must vary from row to row, got the same values in every row that has a weight. "
             "Change `data.features`."
         )
     if not loss < float("inf"):
-        raise InputError(
+        raise FitError(
             "ridge: some ridge must leave every leverage below 1, got none from "
             f"{grid[0][0]:.3g} to {grid[-1][0]:.3g}. Set `ridge` to a larger number, or add samples."
         )

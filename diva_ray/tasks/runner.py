@@ -11,7 +11,7 @@ from diva_ray.data.shards import Extent
 from diva_ray.engine.meter import Meter
 from diva_ray.engine.progress import Progress
 from diva_ray.engine.row_files import RowFiles
-from diva_ray.errors import InputError
+from diva_ray.errors import FitError, InputError
 from diva_ray.tasks.done import Done
 
 
@@ -129,6 +129,6 @@ class Runner:
         except InputError:
             raise
         except ValueError as error:  # core says which option to change
-            raise InputError(str(error)) from error
+            raise FitError(str(error)) from error
         self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
         return result

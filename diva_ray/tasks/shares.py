@@ -16,7 +16,7 @@ from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, solve
 from diva_ray.engine import bands, passes
 from diva_ray.engine.setup import Setup
-from diva_ray.errors import InputError
+from diva_ray.errors import FitError
 from diva_ray.tasks.derive import run_with_room, solve_in_range, tell_solution
 from diva_ray.tasks.derived import by_band
 from diva_ray.tasks.runner import Runner
@@ -169,7 +169,7 @@ class Search:
     def _best(self, ridges: Tensor, losses: Tensor) -> Fitted:
         k = int(losses[0].argmin())
         if not bool(torch.isfinite(losses[0, k])):
-            raise InputError(
+            raise FitError(
                 f"ridge: some ridge must leave every leverage below 1, got none up to {float(ridges[-1]):.3g}. Add "
                 "samples, or let fewer bands take part (`data.features`)."
             )

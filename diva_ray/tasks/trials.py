@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diva_ray.engine.progress import Progress
-from diva_ray.errors import InputError
+from diva_ray.errors import FitError, InputError
 from diva_ray.tasks.space import Choice, Space, label, short
 from diva_ray.tasks.study import Study
 
@@ -20,10 +20,6 @@ FOLDS = "folds"  # folder of what every fold said
 SUMS = ("rows", "weight", "error", "weight_weight", "weight_error", "error_error")
 FIGURES = ("error", "standard_error", "low", "high")
 NORMAL = 1.959964
-# How errors begin that are the run's: a file that is gone, a worker that does not answer, a full disk. All others are a
-# choice's own, such as too small a ridge; so are columns that say nothing.
-OF_THE_RUN = ("cluster", "loss", "data.", "validation.", "test.", "output")
-CONSTANT = "data.features: some column must vary"
 
 
 @dataclass
@@ -156,9 +152,7 @@ class Trials:
         start = time.perf_counter()
         try:
             found: dict[str, Any] = dict(self.study.judge(choice, fold))
-        except InputError as error:
-            if str(error).startswith(OF_THE_RUN) and not str(error).startswith(CONSTANT):
-                raise
+        except FitError as error:  # others, such as a file that is gone or a full disk, are the run's
             return {"failed": str(error)}
         seconds = time.perf_counter() - start
         self.spent += seconds
