@@ -88,8 +88,9 @@ class Folder:
         if inside and not resume:
             cure = ", or use `resume=true` to finish the run there" if begun and "summary.json" not in inside else ""
             listed = ", ".join(sorted(inside)[:3]) + (", ..." if len(inside) > 3 else "")
+            entries = "1 entry" if len(inside) == 1 else f"{len(inside)} entries"
             raise InputError(
-                f"output: the folder must be new or empty, got {len(inside)} entries ({listed}) at {self.path}. Change "
+                f"output: the folder must be new or empty, got {entries} ({listed}) at {self.path}. Change "
                 f"`output`{cure}."
             )
         others = sorted(WRITTEN & set(inside))

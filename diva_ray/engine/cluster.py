@@ -106,8 +106,9 @@ class Cluster:
                     late = sorted({self.owner[refs[ref].index] for ref in pending})
                     raise InputError(
                         f"cluster: every worker must have loaded its rows within {self.start_timeout:g} s, got none of "
-                        f"the {len(pending)} shards left of worker(s) {late} (free now: {ray.available_resources()}). "
-                        "Free resources, lower `cluster.workers`, or raise `cluster.start_timeout`."
+                        f"the {len(pending)} shard(s) left of worker(s) {late} (free now: "
+                        f"{ray.available_resources()}). Free resources, lower `cluster.workers`, or raise "
+                        "`cluster.start_timeout`."
                     )
                 yield fetch(done[0])
                 deadline = max(deadline, time.monotonic() + self.start_timeout)

@@ -16,6 +16,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import CONSTANT, Scan
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
+from diva_ray.report.words import counted
 from diva_ray.tasks.runner import Runner
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
         new = [label for label in found.validation_labels.to_pylist() if label not in known]
         if new:
             raise InputError(
-                f"validation.path: labels must be among the table's {len(known)} classes, got {len(new)} new ones, "
-                f"such as {new[0]!r}. Fix the validation table or `validation.path`."
+                f"validation.path: labels must be among the table's {len(known)} classes, got "
+                f"{counted(len(new), 'new one', 'new ones')}, such as {new[0]!r}. Fix the validation table "
+                "or `validation.path`."
             )
 
 

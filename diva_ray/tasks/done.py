@@ -21,6 +21,7 @@ from diva_ray.data.folder import Folder
 from diva_ray.engine.packed import pack, unpack
 from diva_ray.engine.row_files import RowFiles
 from diva_ray.errors import InputError, LostLeverageError
+from diva_ray.report.words import counted
 
 log = logging.getLogger("diva_ray")
 PLACE = "steps"
@@ -134,5 +135,6 @@ class Done:
             log.warning("resume: passes from %s on are run again", name)
             del self.found[self.count :]
         elif self.count + 1 == len(self.found):
-            log.info("resume: %d passes are done already, up to `%s` (%s)", self.count + 1, label, told["finished"])
+            passes = counted(self.count + 1, "pass is", "passes are")
+            log.info("resume: %s done already, up to `%s` (%s)", passes, label, told["finished"])
         return value

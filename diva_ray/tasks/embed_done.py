@@ -48,9 +48,10 @@ def conclude(
     cut = len(job.source.units) - len(done)  # units that were not read any more, since too many had been refused
     if failed > config.most_failed * (rows + failed) or cut or not rows:
         noted = next((one["noted"][0] for one in done if one.get("noted")), "")
+        before = f" before the last {counted(cut, 'unit was', 'units were')} read" if cut else ""
         raise InputError(
             f"embed: at most a share of {config.most_failed:.4g} of the samples may be refused, got {failed:,} of "
-            f"{rows + failed:,}{f' before the last {cut:,} units were read' if cut else ''}"
+            f"{rows + failed:,}{before}"
             f"{f' (the first: {noted})' if noted else ''}; all of them with reasons are in "
             f"{folder.location('quarantine')}. Mend the data and use a new `output`, or raise `most_failed` with "
             "`resume=true`, which also reads files again that could not be read."
@@ -162,7 +163,7 @@ def told(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> li
     bands = ", ".join(f"`{one['band']}` ({one['width']:,} by {one['encoder']})" for one in summary["bands"])
     reused = f", {summary['n_reused']:,} of {summary['n_units']:,} files were there" if summary["n_reused"] else ""
     pace = f"; {rate:,.0f} samples/s, the encoder ran {summary['encoder_share']:.0%} of the time" if rate else ""
-    lines = [f"{summary['n_samples']:,} samples: {bands}{pace}{reused}"]
+    lines = [f"{counted(summary['n_samples'], 'sample', 'samples')}: {bands}{pace}{reused}"]
     if summary["n_failed"]:
         lines.append(f"{summary['n_failed']:,} refused, with reasons: {folder.location('quarantine')}")
     lines += _next(config, prepared, summary)
@@ -176,7 +177,7 @@ def _next(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> l
     label = config.data.label if config.data.label in job.schema.names else None
     pairs = not label and len({band.column for band in job.bands}) == len(bands) == 2
     told = [f"`{name}` in {missing[name]:,}" for name in (*bands, label) if name in missing]
-    lines = [f"null of {summary['n_samples']:,} samples: {', '.join(told)}"] if told else []
+    lines = [f"null of {counted(summary['n_samples'], 'sample', 'samples')}: {', '.join(told)}"] if told else []
     needed = [name for name in (bands if pairs else [label]) if name in missing]
     path = f"{job.folder.location('features')}"
     if needed:  # no run scores a row without a label, or a pair without a side

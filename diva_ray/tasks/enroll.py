@@ -17,6 +17,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import Scan, merge_values
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
+from diva_ray.report.words import counted
 from diva_ray.tasks.checks import check_ids, reach_takes_double
 from diva_ray.tasks.derive import with_errors
 from diva_ray.tasks.remarks import tell_missing
@@ -95,8 +96,9 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
             new = [label for label in classes.to_pylist() if label not in known]
             if config.pool.new_classes == "error":
                 raise InputError(
-                    f"pool: labels must be among the table's {len(known)} classes, got {len(new)} new ones, such as "
-                    f"{new[0]!r}. Fix the pool, or set `pool.new_classes=allow`."
+                    f"pool: labels must be among the table's {len(known)} classes, got "
+                    f"{counted(len(new), 'new one', 'new ones')}, such as {new[0]!r}. Fix the pool, or set "
+                    "`pool.new_classes=allow`."
                 )
             setup = replace(setup, classes=classes, outputs=len(classes))
     check_ids(runner, session.columns, pool=True)

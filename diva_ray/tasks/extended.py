@@ -97,7 +97,7 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
         f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}{never(s)}; chose {s['n_selected']:,} "
         f"({s['n_helpful']:,} {helpful}); {s['stopped']}",
         f"{error}: {s['error_before']:.4f} before, {s['error_after']:.4f} after, "
-        f"{last['error_uniform']:.4f} with {last['uniform_chosen']:,} rows chosen at random"
+        f"{last['error_uniform']:.4f} with {words.counted(last['uniform_chosen'], 'row', 'rows')} chosen at random"
         + ("" if loss_is_error(s) else f"; loss {first['loss']:.4f}, {last['loss']:.4f}, {last['loss_uniform']:.4f}"),
         *map(words.plain, [*change(s), *notes]),
         *([next_step] if s["n_selected"] else []),
@@ -159,7 +159,8 @@ def notes_on_error(summary: dict[str, Any]) -> list[str]:
     """Return what is to be said where the left-out error has risen: since it was least, beyond chance, or at all."""
     s, error = summary, f"{apart(summary['validation'])} error"
     if s["best_budget"] < s["n_selected"]:
-        return [f"The {error} was least with {s['best_budget']:,} rows added, and has risen since."]
+        rows = words.counted(s["best_budget"], "row", "rows")
+        return [f"The {error} was least with {rows} added, and has risen since."]
     if s["error_after"] > s["error_before"]:
         return [
             f"The {error} is higher with the chosen rows than without, though not beyond chance: see error_by_budget; "
@@ -258,7 +259,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
             "class, or a validation table, would tell more."
         )
     notes += [*missed_in_words(s), *notes_on_error(s)]
-    chose = f"chose {s['n_selected']:,} of {s['n_pool']:,} rows: {s['stopped']}"
+    chose = f"chose {s['n_selected']:,} of {words.counted(s['n_pool'], 'row', 'rows')}: {s['stopped']}"
     return Sheet(
         "Which rows of the pool to add",
         [f"{line[0].upper()}{line[1:]}." for line in (chose, *change(s), *against_random(s))],

@@ -26,9 +26,10 @@ LABELS = ("label", "predicted_label", "true_label")
 def run_facts(session: Session, summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was run, for a page."""
     plan, chosen = session.plan, session.config.ridge == "auto"
+    columns = words.counted(summary["n_features"], "column", "columns")
     return [
         ("Data", plan.table),
-        ("Features", ", ".join(session.columns.features) + f" ({summary['n_features']:,} columns)"),
+        ("Features", ", ".join(session.columns.features) + f" ({columns})"),
         *([("Missing", missing_in_words(summary))] if summary["missing"] else []),
         *([("Label", session.columns.label)] if session.columns.label else []),
         ("Loss", f"{summary['loss_function']}, {summary['validation']}"),
@@ -43,7 +44,7 @@ def missing_in_words(summary: dict[str, Any]) -> str:
     """Return in how many rows the bands with most gaps are missing."""
     most = sorted(summary["missing"].items(), key=lambda one: -one[1])
     told = ", ".join(f"{name} in {words.plural(count, 'row', 'rows')}" for name, count in most[:10])
-    return told + (f", {len(most) - 10:,} more columns" if len(most) > 10 else "")
+    return told + (f", {words.counted(len(most) - 10, 'more column', 'more columns')}" if len(most) > 10 else "")
 
 
 def _busy(session: Session) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import psutil
 from diva_ray.config import ClusterConfig
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
+from diva_ray.report.words import counted
 from diva_ray.tasks.memory import PROCESS, Sizes, check_fit, choose_place, parse_bytes
 
 WARNING = "warning"  # begins a line of the plan that tells of a doubt
@@ -77,7 +78,8 @@ class Plan:
         gib = 1 << 30
         return [
             f"table      {self.table}",
-            f"rows       {self.rows:,} in {self.shards} shards; {self.features:,} features, {self.outputs:,} outputs",
+            f"rows       {self.rows:,} in {counted(self.shards, 'shard', 'shards')}; "
+            f"{counted(self.features, 'feature', 'features')}, {counted(self.outputs, 'output', 'outputs')}",
             f"task       {self.task}",
             f"features   {self.sizes.rows * self.sizes.features / gib:.3f} GiB as stored",
             f"where      {self.kind}: {self.why}",

@@ -43,7 +43,8 @@ def planted_in_words(summary: dict[str, Any]) -> list[str]:
     if "planted" not in summary:
         return []
     p, n = summary["planted"], summary["planted"]["n_planted"]
-    known = f"{n:,} labels differ from `{p['by']}`" if p["by"] else f"planted {n:,} wrong labels"
+    known = f"planted {words.counted(n, 'wrong label', 'wrong labels')}"
+    known = f"{words.counted(n, 'label differs', 'labels differ')} from `{p['by']}`" if p["by"] else known
     return [f"{known}, found {p['n_found']:,}: {found_in_words(p)}"]
 
 

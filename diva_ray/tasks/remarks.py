@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diva_ray.data.shards import Columns
 from diva_ray.engine.scan import Scan
+from diva_ray.report.words import counted
 
 log = logging.getLogger("diva_ray")
 
@@ -31,7 +32,8 @@ def tell_missing(columns: Columns, found: Scan, whose: str = "") -> None:
         counts = f"{missing[name]:,}", f"{int(found.counts['rows']):,}"
         log.log(level, "%scolumn `%s`: %s of %s missing", whose, name, *counts)
     if len(missing) > TOLD:
-        log.warning("%d more columns have missing rows (`missing` in summary.json)", len(missing) - TOLD)
+        more = counted(len(missing) - TOLD, "more column has", "more columns have")
+        log.warning("%s missing rows (`missing` in summary.json)", more)
 
 
 def tell_units(columns: Columns, found: Scan) -> None:

@@ -29,8 +29,8 @@ def told(summary: dict[str, Any]) -> list[str]:
     if s.get("update"):
         u = s["update"]
         lines.append(
-            f"of the fit, the sums of {u['rows_unchanged']:,} rows were taken from {u['run']}, those of "
-            f"{u['rows_relabelled']:,} but for their labels; {u['rows_computed']:,} were computed"
+            f"of the fit, the sums of {counted(u['rows_unchanged'], 'row', 'rows')} were taken from {u['run']}, those "
+            f"of {u['rows_relabelled']:,} but for their labels; {u['rows_computed']:,} were computed"
         )
     lines += [f"warning: {warning}" for warning in warnings_of(s)]
     lines += [f"note: {note}" for note in verdict_notes(s)]
@@ -95,7 +95,7 @@ def curated_in_words(summary: dict[str, Any]) -> str:
     done = {"drop": "dropped", "relabel": "relabelled", "weight": "of a changed weight"}[curated["kind"]]
     stay = summary["n_label_issues"] - curated["changed"] if curated["kind"] == "relabel" else 0
     why = f"; {counted(stay, 'flagged label stays', 'flagged labels stay')}, as none is likelier" if stay else ""
-    return f"curated copy: {curated['rows']:,} rows, {curated['changed']:,} {done}{why}"
+    return f"curated copy: {counted(curated['rows'], 'row', 'rows')}, {curated['changed']:,} {done}{why}"
 
 
 def heard(summary: dict[str, Any]) -> str:

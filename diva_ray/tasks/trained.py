@@ -214,7 +214,8 @@ def told(summary: dict[str, Any]) -> list[str]:
     s = summary
     kind, several = error_words(s)[0], s["n_seeds"] > 1
     lines = [
-        f"{s['n_samples']:,} samples, {s['n_test']:,} test rows, {s['n_seeds']} seed(s) of {s['epochs']} epochs, "
+        f"{s['n_samples']:,} samples, {words.counted(s['n_test'], 'test row', 'test rows')}, "
+        f"{words.counted(s['n_seeds'], 'seed', 'seeds')} of {words.counted(s['epochs'], 'epoch', 'epochs')}, "
         f"module {s['module']}, learning_rate {s['learning_rate']:g}"
     ]
     if s["n_changed"] is not None:

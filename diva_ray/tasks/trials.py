@@ -12,6 +12,7 @@ import numpy as np
 
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import FitError, InputError
+from diva_ray.report.words import counted
 from diva_ray.tasks.space import Choice, Space, label, short
 from diva_ray.tasks.study import Study
 
@@ -165,7 +166,8 @@ class Trials:
         last = next(reversed(self.records.values()))
         self.progress.skip(sum(fold["rows"] for fold in last.folds) * (self.whole / max(len(last.folds), 1) - 1))
         varied = ", ".join(f"{name} {short(getattr(last.choice, name))[:40]}" for name in self.space.dimensions)
-        ended = last.failed or f"error {last.error:.4f}" + ("" if last.complete else f" after {len(last.folds)} folds")
+        after = "" if last.complete else f" after {counted(len(last.folds), 'fold', 'folds')}"
+        ended = last.failed or f"error {last.error:.4f}{after}"
         done = [one for one in self.records.values() if one.complete]
         best = f"; best {min(one.error for one in done):.4f}" if done else ""
         log.info("trial %d: %s (%s)%s", last.number, ended, varied, best)

@@ -19,7 +19,8 @@ def parts_of(space: Space, s: dict[str, Any], rows: list[dict[str, Any]]) -> lis
         {
             "label": ", ".join(short(row[name]) if name != "ridge" else ridge_of(row) for name in space.dimensions),
             "value": row["error"], "error": row["standard_error"], "strong": row["trial"] == s["best"]["trial"],
-            "detail": f"trial {row['trial']}" + (f", stopped after {row['folds']} folds" if row["stopped"] else ""),
+            "detail": f"trial {row['trial']}"
+            + (f", stopped after {words.counted(row['folds'], 'fold', 'folds')}" if row["stopped"] else ""),
         }
         for row in sorted(known, key=lambda row: (row["stopped"], row["error"], row["trial"] != s["best"]["trial"]))
     ]  # fmt: skip

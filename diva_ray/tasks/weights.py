@@ -16,6 +16,7 @@ from diva_ray.data.table import Table, open_parquet
 from diva_ray.data.targets import label_values
 from diva_ray.engine.scan import merge_values
 from diva_ray.errors import InputError
+from diva_ray.report.words import counted
 
 log = logging.getLogger("diva_ray")
 
@@ -97,8 +98,9 @@ def check_scanned_classes(known: pa.Array | None, found: pa.Array | None, test: 
     new = [value for value in found.to_pylist() if value not in names and value is not None]
     if new:
         raise InputError(
-            f"test.path: labels must be among the table's {len(known)} classes, got {len(new)} new ones, such as "
-            f"{new[0]!r} at {test.name}. Fix the test table or `test.path`."
+            f"test.path: labels must be among the table's {len(known)} classes, got "
+            f"{counted(len(new), 'new one', 'new ones')}, such as {new[0]!r} at {test.name}. Fix the test "
+            "table or `test.path`."
         )
 
 

@@ -8,6 +8,7 @@ from math import prod
 
 from diva_ray.config import AggregateConfig, AugmentConfig, ExtendConfig, FitConfig, ReweightConfig, TuneConfig
 from diva_ray.data.table import Table
+from diva_ray.report.words import counted
 from diva_ray.tasks.cost import Cost
 from diva_ray.tasks.space import Space, parse_space
 
@@ -40,8 +41,8 @@ def work_of(
         ]
     if isinstance(config, ExtendConfig) and pool is not None:
         return [(float(config.rounds), one) for one in costs], [
-            f"pool of {pool.rows:,} rows ({pool.bytes / 2**30:.2f} GiB): read once to check it, and once in each of at "
-            f"most {config.rounds} rounds; never in memory as a whole"
+            f"pool of {counted(pool.rows, 'row', 'rows')} ({pool.bytes / 2**30:.2f} GiB): read once to check it, and "
+            f"once in each of at most {counted(config.rounds, 'round', 'rounds')}; never in memory as a whole"
         ]
     if isinstance(config, TuneConfig):
         return tuning_work(config, costs[0], widths, features)
@@ -67,7 +68,7 @@ def tuning_work(config: TuneConfig, cost: Cost, widths: list[int], features: tup
     share = sum(rule != "none" for rule in rules) / len(rules) * sum(steps) / len(steps)
     derivatives = round(judged * share)
     notes = [
-        f"{'1 trial' if trials == 1 else f'{trials} trials'} of {config.folds} folds, one after another on all "
+        f"{counted(trials, 'trial', 'trials')} of {config.folds} folds, one after another on all "
         f"workers; search={config.search}, scheduler={config.scheduler}"
         + (": the fewer folds, the earlier a trial is stopped" if config.scheduler == "asha" else ""),
         f"shared by all trials: one load, {fits} pass(es) for the fit sums of every fold, at most {grids} passes for "

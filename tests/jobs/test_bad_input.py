@@ -332,7 +332,7 @@ def test_what_only_rows_can_tell_is_one_line_too(tmp_path):
     found = job(f"data.path={tmp_path}/rows.parquet", "cluster=inline", f"output={tmp_path / 'out'}")
     (line,) = found.stderr.splitlines()
     assert found.returncode == 2 and line.startswith("data.features: column `features` must be finite, got nan at ")
-    assert re.search("rows +30 in 1 shards", found.stdout), "the plan is no mistake"
+    assert re.search("rows +30 in 1 shard;", found.stdout), "the plan is no mistake"
     assert not (tmp_path / "out").exists()
 
 

@@ -72,7 +72,7 @@ def test_labels_of_a_pool_may_need_a_wider_type():
     core = {**given, "label": np.asarray(given["label"]).astype(np.int8)}
     pool = {**given, "id": np.arange(N) + N, "label": np.asarray(given["label"]).astype(np.int64)}
     pool["label"][0] = 300
-    with pytest.raises(InputError, match="pool: labels must be among .* got 1 new ones, such as 300. Fix the pool"):
+    with pytest.raises(InputError, match="pool: labels must be among .* got 1 new one, such as 300. Fix the pool"):
         diva_ray.extend(core, pool, **QUIET)
     assert diva_ray.extend(core, pool, new_classes="allow", budget=N, **QUIET).summary["n_selected"] == N
 

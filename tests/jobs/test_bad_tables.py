@@ -335,9 +335,7 @@ def test_classes_that_only_validate(several, tmp_path):
     strange = [*labels[:-1], ["d"] if several else "d"]
     path, rows = tmp_path / "v.parquet", table()
     pq.write_table(rows.set_column(1, "label", pa.array(strange)), path)
-    told = (
-        "validation.path: labels must be among the table's 3 classes, got 1 new ones, such as 'd'. Fix the validation"
-    )
+    told = "validation.path: labels must be among the table's 3 classes, got 1 new one, such as 'd'. Fix the validation"
     refuses(told, base(label=labels), validation=str(path))
     pq.write_table(rows.set_column(1, "label", pa.array(labels)).slice(0, 2), path)
     assert score(base(label=labels), validation=str(path)).summary["n_outputs"] == 3

@@ -385,7 +385,7 @@ def test_mistakes_in_tables(known, tmp_path):
 
     refuses(r"test.path: the table must have the same columns, got no `features`", {"x": [1.0], "label": [0]})
     new = {**test, "label": np.full(1000, 9)}
-    refuses(r"test.path: labels must be among the table's 4 classes, got 1 new ones, such as 9 at", new)
+    refuses(r"test.path: labels must be among the table's 4 classes, got 1 new one, such as 9 at", new)
     refuses(r"test.path: column `label` must hold integer as in the table, got string", {**test, "label": ["a"] * 1000})
     refuses(r"data.features: vectors of a band must have equal length", {**test, "features": test["features"][:, :5]})
     spoilt = test["features"].copy()
