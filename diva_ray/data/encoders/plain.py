@@ -19,7 +19,6 @@ DIRECTIONS = 8
 GRIDS = (8, 4)  # cells along a side
 COLOURS = 8  # likewise
 LUMA = (0.299, 0.587, 0.114)
-EDGE_WIDTH = DIRECTIONS * sum(grid * grid for grid in GRIDS) + 3 * COLOURS * COLOURS
 
 
 def edges(pictures: Sequence[np.ndarray]) -> Tensor:
