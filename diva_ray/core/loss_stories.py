@@ -94,7 +94,7 @@ def _louder(own: np.ndarray, right: np.ndarray) -> float:
     """Return the mean log likelihood of the best story in which all labels are right, but errors of some rows are of
     larger scale, up to five times that of the rest; -inf where a still larger one fits better, which no right ones
     have. `right` are log probabilities of losses of one scale."""
-    width = (_edges(LOSS)[1] - _edges(LOSS)[0]) / 2  # of a cell, in decades of errors, not of their squares
+    width = (edges_of(LOSS)[1] - edges_of(LOSS)[0]) / 2  # of a cell, in decades of errors, not of their squares
     found = []
     for cells in np.round(np.log10(SCALES) / width).astype(int).tolist():
         shape, likelihoods = right, []
