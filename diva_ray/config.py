@@ -102,7 +102,8 @@ class ScoreConfig(FitConfig):
     curate: str = (
         "none"  # none | drop | weight | relabel: also write a copy of the table, changed where labels look wrong
     )
-    # auto: where neighbours do not share what the model misses, part of it is taken for wrong labels | off: never
+    # auto: of 128 columns and more, as encoders have them, part of what the model misses and neighbours do not share is
+    # taken for wrong labels | on: of any | off: never
     labeller_doubt: str = "auto"
     outputs: bool = False  # also write loo_output, the out-of-sample prediction of every row
     export: str = "none"  # none | datacomp: also write subset.npy, the sorted uids of the rows that are no label issue

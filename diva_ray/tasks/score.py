@@ -32,6 +32,8 @@ from diva_ray.tasks.summary_words import told
 from diva_ray.tasks.trusted import derive_trusted
 from diva_ray.tasks.written import add_copy, finish_copies, write_samples
 
+OBJECTS = 128  # columns from which on rows are taken for encoded things that have one class, not outcomes
+
 
 @takes_table
 def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
@@ -94,7 +96,7 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
 def check(config: ScoreConfig) -> None:
     """Raise for options that no table could make right."""
     check_choices(config, {
-        "method": ("plain", "trusted"), "labeller_doubt": ("auto", "off"), "export": ("none", "datacomp"),
+        "method": ("plain", "trusted"), "labeller_doubt": ("auto", "on", "off"), "export": ("none", "datacomp"),
         "curate": ("none", "drop", "weight", "relabel"),
     })  # fmt: skip
     if config.task == "pairs" and config.method == "trusted":
@@ -126,7 +128,8 @@ def write_rows(
 ) -> tuple[dict[str, Any], Tally, list[dict[str, Any]]]:
     """Judge every row and write `samples/` (by the kernel) and `sources.parquet`; return the summary's figures, tallies
     and sources."""
-    asked = derived.form == "primal" and doubt == "auto"
+    wanted = doubt == "on" or (doubt == "auto" and sum(session.scan.widths) >= OBJECTS)
+    asked = derived.form == "primal" and wanted
     rule, calibration = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
     written = write_samples(session, kernel)
     summary = summarise(session, derived, rule, calibration, written)

@@ -81,6 +81,19 @@ def test_probabilities_of_chance_are_as_unsure_as_chance_is():
     assert result.summary["information"] > 0.3 * result.summary["label_entropy"]
 
 
+@pytest.mark.parametrize("seed", [0, 2])
+def test_outcomes_of_few_columns_are_not_the_labellers_doubt(seed):
+    """Neighbours of an outcome share no more than those of a label that was guessed; one in fifty is a true error."""
+    generator = np.random.default_rng(seed)
+    X = generator.normal(size=(2400, 2))
+    likely = 0.02 + 0.96 / (1 + np.exp(-X @ [4.0, 2.0]))
+    data = {"features": X.astype(np.float32), "label": (generator.random(2400) < likely).astype(int)}
+    asked = diva_ray.score(data, labeller_doubt="on", cluster=INLINE, quiet=True).summary
+    assert asked["labeller_doubt"] > 0.5 and asked["n_label_issues"] > 300, "a sixth of the rows, nearly all right"
+    found = diva_ray.score(data, cluster=INLINE, quiet=True).summary
+    assert found["labeller_doubt"] == 0 and found["n_label_issues"] < 100
+
+
 @pytest.mark.parametrize(("share", "seed"), [(0.02, 0), (0.1, 1)])
 def test_classes_that_overlap_are_not_the_labellers_doubt(share, seed):
     """Many columns, so that the nearest row is far: it shares nothing, and that says nothing."""
@@ -91,7 +104,7 @@ def test_classes_that_overlap_are_not_the_labellers_doubt(share, seed):
     given = np.where(wrong, (truth + generator.integers(1, 5, 10_000)) % 5, truth)
     data = {"features": X.astype(np.float32), "label": given, "truth": truth}
     options = {"truth": "truth", "standard_errors": "estimate", "cluster": INLINE, "quiet": True}
-    found = diva_ray.score(data, **options).summary
+    found = diva_ray.score(data, labeller_doubt="on", **options).summary
     assert found["labeller_doubt"] == 0
     assert found["planted"]["precision"] > 0.7 and found["planted"]["recall"] > 0.75
     assert found["label_issue_precision"] == pytest.approx(found["planted"]["precision"], abs=0.15)
