@@ -8,30 +8,25 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from diva_ray.config import AggregateConfig, FitConfig, ScoreConfig
-from diva_ray.core.subspace import projections
 from diva_ray.data.folder import Folder, stored
 from diva_ray.data.raw.classes import class_names
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
-from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.engine.identity import LOOKED
 from diva_ray.engine.reduce import Rows
 from diva_ray.engine.scan import Scan, scan
-from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
+from diva_ray.engine.setup import Setup
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies, note_shared
-from diva_ray.tasks.checks import check_scan, features_take_double, reach_takes_double
+from diva_ray.tasks.checks import check_scan
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import APART, Opened
-from diva_ray.tasks.options import chosen_shares
 from diva_ray.tasks.remarks import (
     tell_hot,
     tell_missing,
@@ -41,6 +36,7 @@ from diva_ray.tasks.remarks import (
 )
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.runner import Engine, Runner
+from diva_ray.tasks.settle import make_setup
 from diva_ray.threads import blas_environment, of_worker
 
 log = logging.getLogger("diva_ray")
@@ -262,60 +258,3 @@ def look_beside(session: Session, role: str) -> Scan:
     replace(session.scan, place="the table").check_widths(replace(found, place=place))
     note_shared(session, role, sum(extent.stop - extent.start for extent in extents), found.counts)
     return found
-
-
-def check_many(config: FitConfig, outputs: int, inputs: str) -> None:
-    """Raise for what does not go with more classes than outputs are kept of."""
-    if inputs != "full":
-        raise InputError(
-            f"precision: must be auto, float32 or float64 with more classes than features (and than {FEW_OUTPUTS}), "
-            f"got {inputs} with {outputs:,} classes. Change `precision`."
-        )
-    if config.cluster.gpus_per_worker:
-        raise InputError(
-            f"cluster.gpus_per_worker: must be 0 with more classes than features (and than {FEW_OUTPUTS}), got "
-            f"{config.cluster.gpus_per_worker:g} with {outputs:,} classes. Leave `cluster.gpus_per_worker` out."
-        )
-
-
-def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
-    """Return the setup of the passes: how bands are scaled, what the targets are, which precision."""
-    classes = found.labels
-    outputs = len(classes) if classes is not None else found.target_width
-    outputs = sum(found.widths) if opened.task == "pairs" else outputs
-    cosine = opened.loss == "cosine" and opened.task == "vector"
-    center, near = found.center() if cosine else (None, 0.0)
-    double = config.precision == "float64"
-    double |= reach_takes_double(opened.task, found.reach, outputs)
-    if features_take_double(
-        found, standardized=config.standardize == "auto", intercept=config.intercept and opened.task != "pairs"
-    ):
-        log.info("features lie far from 0: products in float64; standardize=auto is faster")
-        double = True
-    dtype = torch.float64 if double else torch.float32
-    scale = make_scale(config, found, opened.columns.features)
-    keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows
-    inputs = config.precision if config.precision in ("tf32", "bf16") else "full"
-    if not keeps:
-        check_many(config, outputs, inputs)
-        block_rows = min(block_rows, rows_of_block(outputs, scale.width))
-    return Setup(
-        opened.task, scale, classes, outputs, opened.loss, center, opened.columns.label, dtype,
-        block_rows, config.seed, sources=found.sources, keeps_outputs=keeps, inputs=inputs, near=near,
-    )  # fmt: skip
-
-
-def make_scale(config: FitConfig, found: Scan, names: tuple[str, ...]) -> Scale:
-    """Return how every band enters the fit, from the moments of one scan."""
-    means, scales = [], []
-    for width, rows, total, (spread, _) in zip(found.widths, found.rows, found.sums, found.spreads(), strict=True):
-        mean, scale = torch.zeros(width, dtype=torch.float64), 1.0
-        if config.standardize == "auto" and rows:
-            mean = total / rows
-            scale = spread**-0.5 if spread else 1.0  # a constant band stays at 0
-        means.append(mean)
-        scales.append(scale)
-    project = projections(names, [len(mean) for mean in means], config.projection, config.seed)
-    scale = Scale(tuple(means), tuple(scales), config.intercept, project=project)
-    shares = chosen_shares(config, names)
-    return scale if shares is None else scale.shared(shares)

@@ -31,7 +31,8 @@ from diva_ray.tasks.checks import features_take_double
 from diva_ray.tasks.derive import ridge_grid, solve_in_range, with_errors
 from diva_ray.tasks.derived import best_ridge, penalty_pattern
 from diva_ray.tasks.options import choose_loss
-from diva_ray.tasks.session import Session, make_scale
+from diva_ray.tasks.session import Session
+from diva_ray.tasks.settle import make_scale
 from diva_ray.tasks.shares import Search, aggregate_bands
 from diva_ray.tasks.space import BARE, RULES, Choice
 from diva_ray.tasks.walk import Path, Walk
