@@ -9,6 +9,7 @@ from diva_ray.tasks.chance import CLEAR
 
 ROSE = 1.5  # times the loss of the first epoch, beyond which that of a later one tells of too large steps
 HALFWAY = 0.265  # of the epochs, after which the rates of half a cosine add up to half of their sum
+BLEW_UP = 100.0  # nats of a row of classes, which no model that learnt anything loses
 STILL_FALLING = 0.15  # of the fall of the loss, in the second half of that sum; converged, it was below 0.12
 LEAST_FALL = 0.01  # of the loss, which is worth a word
 FALLS_ON = 0.03  # of the loss of classes, in that second half: it never quite comes to rest
@@ -18,7 +19,7 @@ BEHIND = 0.05  # of the closed form's error, which is worth a word
 def settle(summary: dict[str, Any]) -> None:
     """Add `diverged` (arms whose training went wrong), `warnings` and `notes` to the figures; an arm that diverged, or
     is compared with one that did, has no other verdict."""
-    summary["diverged"] = [arm["name"] for arm in summary["arms"] if lost(arm, summary) or rose(arm)]
+    summary["diverged"] = [arm["name"] for arm in summary["arms"] if lost(arm, summary) or rose(arm, summary)]
     for arm in summary["arms"]:
         if arm["verdict"] is not None and {arm["name"], arm["compared_to"]} & set(summary["diverged"]):
             arm["verdict"] = "did not converge"
@@ -34,10 +35,15 @@ def lost(arm: dict[str, Any], summary: dict[str, Any]) -> bool:
     return "training_loss" in arm and arm["error"] - summary["learns_nothing"] > CLEAR * (error or 0.0)
 
 
-def rose(arm: dict[str, Any]) -> bool:
-    """Return whether the training loss of some epoch was far above that of the first."""
+def rose(arm: dict[str, Any], s: dict[str, Any]) -> bool:
+    """Return whether the training loss of some epoch was far above that of the first, or ended where only outputs that
+    blew up can bring it: errors of classes, which no scale of the outputs changes, do not tell."""
     first, *rest = arm.get("training_loss", [0.0])
-    return bool(rest) and max(rest) > ROSE * first
+    return (bool(rest) and max(rest) > ROSE * first) or _blew_up(arm, s)
+
+
+def _blew_up(arm: dict[str, Any], s: dict[str, Any]) -> bool:
+    return s["task"] in ("classification", "multilabel") and arm.get("training_loss", [0.0])[-1] > BLEW_UP
 
 
 def fell_late(arm: dict[str, Any]) -> bool:
@@ -88,9 +94,14 @@ def _lost(arm: dict[str, Any], s: dict[str, Any]) -> str:
 
 
 def _rose(arm: dict[str, Any], s: dict[str, Any]) -> str:
-    if lost(arm, s) or not rose(arm):
+    if lost(arm, s) or not rose(arm, s):
         return ""
     first, *rest = arm["training_loss"]
+    if _blew_up(arm, s):
+        return (
+            f"{{}}: the training loss was {arm['training_loss'][-1]:.3g} at last, that of outputs which blew up: lower "
+            f"`learning_rate` ({s['learning_rate']:g} now)."
+        )
     return (
         f"{{}}: the training loss rose from {first:.3g} in the first epoch to {max(rest):.3g}: training did not "
         f"converge as it should. Lower `learning_rate` ({s['learning_rate']:g} now)."
@@ -98,7 +109,7 @@ def _rose(arm: dict[str, Any], s: dict[str, Any]) -> str:
 
 
 def _useless(arm: dict[str, Any], s: dict[str, Any]) -> str:
-    if lost(arm, s) or rose(arm) or arm["error"] < s["learns_nothing"]:
+    if lost(arm, s) or rose(arm, s) or arm["error"] < s["learns_nothing"]:
         return ""
     return (
         f"{{}}: no better than {nothing(s)} ({against(s, arm['error'], s['learns_nothing'])}): the features tell "
@@ -107,7 +118,7 @@ def _useless(arm: dict[str, Any], s: dict[str, Any]) -> str:
 
 
 def _short(arm: dict[str, Any], s: dict[str, Any]) -> str:
-    if lost(arm, s) or rose(arm) or not (behind(arm) or fell_late(arm)):
+    if lost(arm, s) or rose(arm, s) or not (behind(arm) or fell_late(arm)):
         return ""
     parts, losses = [], arm["training_loss"]
     if behind(arm):
@@ -131,7 +142,7 @@ def _falls_on(arm: dict[str, Any], s: dict[str, Any]) -> str:
     losses = arm["training_loss"]
     half, last = losses[halfway(losses)], losses[-1]
     classes = s["task"] in ("classification", "multilabel")
-    if not classes or lost(arm, s) or rose(arm) or _short(arm, s) or not half - last > FALLS_ON * half:
+    if not classes or lost(arm, s) or rose(arm, s) or _short(arm, s) or not half - last > FALLS_ON * half:
         return ""
     return (
         f"{{}}: the training loss fell from {half:.3g} in epoch {halfway(losses) + 1} to {last:.3g} at last and would "

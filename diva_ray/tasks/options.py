@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -43,7 +44,7 @@ def check_options(config: FitConfig) -> None:
     })  # fmt: skip
     ridge = config.ridge
     if ridge != "auto" and (
-        not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge < float("inf")
+        not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge <= sys.float_info.max
     ):
         raise InputError(f"ridge: must be auto or a number >= 0, got {ridge!r}. Change `ridge`.")
     check_least(config, {"block_rows": 1, "projection": 1, **CLUSTER})

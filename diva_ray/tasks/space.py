@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, product
@@ -236,7 +237,9 @@ def _listed(given: Mapping[str, Any]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Return whether a value is a number that a float can hold, or inf."""
+    whole = _is_whole(value) and abs(value) <= sys.float_info.max
+    return whole or isinstance(value, float)
 
 
 def _check_value(name: str, value: Any, place: str, features: tuple[str, ...]) -> Any:

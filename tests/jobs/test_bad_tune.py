@@ -54,6 +54,10 @@ def test_an_unknown_name_is_told_with_its_place_and_all_that_are_known():
         ({"ridge": {"loguniform": [1]}}, "must be two numbers"),
         ({"ridge": {"choice": []}}, r"must be listed, got \[\] at space\.ridge\.choice"),
         ({"ridge": {"choice": [1.0, -1]}}, r"^ridge: must be auto or a number >= 0, got -1 at space\.ridge\.choice"),
+        (
+            {"ridge": {"choice": [10**400]}},
+            r"^ridge: must be auto or a number >= 0, got 10{400} at space\.ridge\.choice",
+        ),
         ({"ridge": {"choice": [1.0, 1.0]}}, r"must differ, got 1\.0 twice at space\.ridge\.choice"),
         ({"ridge": "much"}, r"got 'much' at space\.ridge\. "),
         ({"steps": {"uniform": [1, 3]}}, r"only ridge and eta may be drawn between two numbers, got uniform at"),

@@ -191,3 +191,12 @@ def test_weights_are_counted_as_the_run_that_gave_them_counts_them():
     assert s["n_changed"] == told["n_lowered"] and s["weight_factor"] == told["weight_factor"]
     line = f"{told['n_lowered']:,} of {len(y):,} weights lowered, {told['n_zero']:,} to zero; each times 1."
     assert any(line in said for said in result.lines())
+
+
+def test_outputs_that_blew_up_are_told_though_the_classes_are_right():
+    """The largest of ten outputs is the largest at any scale, so the error does not tell."""
+    data, test = noisy(300)[:2]
+    s = trained(data, test, learning_rate=1e30, **QUICK).summary
+    assert "uniform" in s["diverged"]
+    (said,) = s["warnings"]
+    assert "outputs which blew up: lower `learning_rate` (1e+30 now)" in said or "training did not converge" in said
