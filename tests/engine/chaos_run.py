@@ -53,7 +53,7 @@ def write_table(folder: Path) -> str:
 
 def run(verb: str, table: str, output: str, where: dict | None = None, **options):
     """Score or reweight the table."""
-    more = {"folds": 2, "steps": 1} if verb == "reweight" else {}
+    more = {"folds": 2, "steps": 1} if verb == "reweight" else {"labeller_doubt": "on"}
     return getattr(diva_ray, verb)(table, cluster=where or HERE, output=output, quiet=True, **more, **options)
 
 

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.ray
 
 @pytest.mark.long  # one worker and three have them in `test_nodes`, two in most of the tests of jobs
 def test_results_have_the_same_bits_inline_and_with_three_workers(ray_cluster, task):
-    inline = diva_ray.score(task, source="source", cluster="inline", quiet=True, outputs=True)
+    inline = diva_ray.score(task, source="source", cluster="inline", quiet=True, outputs=True, labeller_doubt="on")
     where = {"kind": "ray", "workers": 3}
-    result = diva_ray.score(task, source="source", cluster=where, quiet=True, outputs=True)
+    result = diva_ray.score(task, source="source", cluster=where, quiet=True, outputs=True, labeller_doubt="on")
     assert result.folder.read_table("samples").equals(inline.samples)
     for name in ("loss", "error", "ridge", "ridge_derivative", "threshold", "label_threshold"):
         assert result.summary[name] == inline.summary[name], name

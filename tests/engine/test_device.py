@@ -115,6 +115,7 @@ def test_scores_on_a_device_are_those_on_a_cpu(path, simulated, name):
 @pytest.mark.parametrize("place", ["host", "cache", "storage"])
 def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulated, place):
     path, options = paths[1], {"features": ["x", "b"], "offset": "offset", "precision": "float64"}
+    options["labeller_doubt"] = "on"  # two passes more
     first = diva_ray.score(path, cluster=HERE, quiet=True, **options)
     sent = []
     with pytest.MonkeyPatch.context() as patch:

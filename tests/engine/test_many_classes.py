@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import diva_ray
-from diva_ray.tasks import session
+from diva_ray.tasks import session, settle
 from tests.data.tables import INLINE
 
 GENERATOR = np.random.default_rng(4)
@@ -37,7 +37,7 @@ def test_outputs_that_are_computed_again_say_what_kept_ones_say(case, monkeypatc
     columns, options = CASES[case]
     data, options = {"features": X, **columns}, {"quiet": True, "cluster": INLINE, "outputs": True, **options}
     kept = diva_ray.score(data, **options)
-    monkeypatch.setattr(session, "keeps_outputs", lambda *sizes: False)
+    monkeypatch.setattr(settle, "keeps_outputs", lambda *sizes: False)
     again = diva_ray.score(data, **options)
     one, other = kept.samples, again.samples
     assert one.schema.equals(other.schema)

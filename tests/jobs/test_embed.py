@@ -21,6 +21,7 @@ import diva_ray
 from diva_ray.data.columns import to_matrix
 from diva_ray.data.decode import Form
 from diva_ray.data.encoders.plain import edges
+from diva_ray.data.folder import Folder
 from diva_ray.engine.encoder_pool import PoolEncoder, device_of_worker, there
 from diva_ray.errors import InputError
 from diva_ray.tasks.embed_plan import EmbedPlan
@@ -326,7 +327,7 @@ def test_a_worker_whose_torch_sees_no_gpu_says_so_in_one_line(monkeypatch):
     monkeypatch.setattr(ray, "get", lambda ref: ref)
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    job = SimpleNamespace(threads=1, device="auto", bands=(), precision="auto")
+    job = SimpleNamespace(threads=1, device="auto", bands=(), precision="auto", folder=Folder("."))
     found = PoolEncoder((job, {}, {}))(pa.table({"unit": [3]}))
     assert found["done"] == ['{"unit": 3}'] and "torch must see the GPU, got torch" in found["mistake"][0]
     assert device_of_worker("cpu") == "cpu"

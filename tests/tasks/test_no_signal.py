@@ -146,6 +146,6 @@ def test_a_low_precision_is_told_with_what_it_means():
     y, X = generator.integers(0, 2, 1000), generator.normal(size=(1000, 8))
     X[np.arange(1000), y] += 1.5  # little more than their spread apart
     given = np.where(generator.random(1000) < 0.05, 1 - y, y)
-    result = diva_ray.score({"features": X, "label": given}, cluster=INLINE, quiet=True)
+    result = diva_ray.score({"features": X, "label": given}, labeller_doubt="on", cluster=INLINE, quiet=True)
     assert result.summary["n_label_issues"] and result.summary["label_issue_precision"] < 0.6
     assert any("are right by the estimate: where classes overlap" in line for line in result.lines())
