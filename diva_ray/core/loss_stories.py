@@ -37,6 +37,7 @@ def wrong_losses(
     likely = [np.log(spread)] * known
     right, (shape,) = _fit_losses(own, [])
     best, believed = _Story(0.0, np.zeros(len(whole)), 0.0, 0.0, 0.0), []
+    contested: list[_Story] = []  # by that of louder right ones
     gross = [[side] for side in sides] + [sides] * (len(sides) - 1)
     told = 3 * len(gross) + 3 * known  # stories
 
@@ -57,10 +58,9 @@ def wrong_losses(
         best = max(best, story, key=lambda one: one.better)
         # More is known of losses like those of `other` than a scale, by which others compete with louder right ones.
         other_losses = known and kinds[0] is likely[0] and rows * float((own * posterior[1]).sum()) >= FEWEST
-        if better > (0.0 if other_losses else louder) and rows * story.expected >= FEWEST and story.stands_apart():
-            believed.append(story)
+        if better > 0 and rows * story.expected >= FEWEST and story.stands_apart():
+            (believed if other_losses else contested).append(story)
 
-    louder = max(0.0, worth(_louder(own, shape) - right, 2))
     for side in gross:
         wide, narrow = [_flat(own.shape, one, first, last) for one in side], _narrow(own, side, first, last)
         tell(wide, len(side))
@@ -70,6 +70,9 @@ def wrong_losses(
         tell(likely, 1)
         tell(likely + wide, 1 + len(sides))  # gross ones of every side there is, the last that were tried
         tell(likely + wide + narrow, 2 + 2 * len(sides))
+    if contested:
+        louder = worth(_louder(own, shape) - right, 2)
+        believed += [story for story in contested if story.better > louder]
     chosen = max(believed, key=lambda one: one.better, default=None)
     return None if chosen is None else (chosen.wrong, best.wrong)
 
