@@ -122,7 +122,8 @@ def dependence_in_words(summary: dict[str, Any]) -> list[str]:
         return []
     kept = "go mostly one way" if summary["n_outputs"] == 2 else "keep to few pairs of classes"
     return [
-        f"The suspected labels {kept}. Such errors are in the validation labels too and mislead every left-out score: "
+        f"The suspected labels {kept}. Look at some: where these classes overlap, right labels look so, and fewer are "
+        "wrong than is estimated; else such errors are in the validation labels too and mislead every left-out score: "
         "trust a few rows of each class (data.validation_weight, method=trusted)."
     ]
 

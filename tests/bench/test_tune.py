@@ -25,7 +25,7 @@ def test_the_meter_counts_this_process_and_its_children_and_no_sleep():
             pass
         child.wait()
         inside = spent() - inside
-    assert inside > 0.3
+    assert inside > 0.28  # 0.3 in ticks of a hundredth, some of them not yet counted
     assert inside <= meter.spent + 0.05 and meter.spent <= spent() - outside + 0.05
     assert meter.seconds > 0.45
 

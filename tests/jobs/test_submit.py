@@ -182,6 +182,7 @@ def test_a_stopped_job_leaves_nothing_running_and_no_half_file_and_can_be_resume
     assert pq.read_table(output / "samples").num_rows == 20_000
 
 
+@pytest.mark.long  # the server of a client, which Ray starts for each, sometimes ends at once
 def test_what_ray_client_cannot_run_is_told_before_anything_runs(cluster):
     environment = {**os.environ, "RAY_ADDRESS": f"ray://127.0.0.1:{cluster.port}"}
     run = subprocess.run(
