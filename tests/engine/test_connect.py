@@ -1,4 +1,4 @@
-"""A Ray that is started here asks for a token that only its owner can read."""
+"""A Ray that is started here asks for a token that only its owner can read; what Ray Client cannot run is refused."""
 
 import os
 import stat
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+import diva_ray
 
 CODE = """
 import os
@@ -27,3 +29,21 @@ def test_a_local_ray_has_a_token_of_its_owner_alone(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["token"]
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600 and len(path.read_text()) == 64
+
+
+@pytest.mark.parametrize("options", [{}, {"plan": True}])
+def test_a_driver_outside_the_cluster_runs_no_ray_data(options, tmp_path, monkeypatch):
+    """A stand-in for the connection alone; a real one is in `jobs/test_submit`, among the long ones."""
+    import ray.data
+    import ray.util.client
+
+    class Dataset:
+        pass
+
+    Dataset.__module__ = "ray.data.dataset"  # by which it is known
+    monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
+    with pytest.raises(
+        diva_ray.InputError, match="a Ray Dataset takes Ray Data, which does not run through Ray Client"
+    ):
+        diva_ray.score(Dataset(), output=str(tmp_path / "run"), quiet=True, **options)
+    assert not (tmp_path / "run").exists(), "nothing stands in the way of the next try"
