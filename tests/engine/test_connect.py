@@ -42,8 +42,6 @@ def test_a_driver_outside_the_cluster_runs_no_ray_data(options, tmp_path, monkey
 
     Dataset.__module__ = "ray.data.dataset"  # by which it is known
     monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
-    with pytest.raises(
-        diva_ray.InputError, match="a Ray Dataset takes Ray Data, which does not run through"
-    ):
+    with pytest.raises(diva_ray.InputError, match="a Ray Dataset takes Ray Data, which does not run through"):
         diva_ray.score(Dataset(), output=str(tmp_path / "run"), quiet=True, **options)
     assert not (tmp_path / "run").exists(), "nothing stands in the way of the next try"
