@@ -22,6 +22,7 @@ LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar
 MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would name it?
 SURE = 0.75  # of the labels that flips between two classes call wrong, so many must be: classes that overlap reach 0.72
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
+SUREST = 0.25  # of the rows of a class; of classes that overlap half of them still mix as often as all
 FEWEST_SUSPECTS = 20
 CACHED = 100_000  # probabilities of a block of EM, which stay in the cache
 LINKS = 6  # fitted side by side at most
@@ -64,7 +65,8 @@ def fit_flips(
     left to the uniform model. Of two classes one may flip alone, but SURE is asked: those with uneven tails mix at a
     constant rate on one side, too, but there most rows are near the other class. And if the free pairs pay log(m) / 2
     each (BIC) against right labels under the link that suits those best: features that say little explain as much; and
-    if right labels that the outputs confuse (`evidence.confusions_explain`) are less likely. Local optimum; O(links
+    if right labels that the outputs confuse (`evidence.confusions_explain`) are less likely; and if the surest rows
+    flip as often as others (SUREST). Local optimum; O(links
     iterations m c).
 
     Args:
@@ -96,9 +98,24 @@ def fit_flips(
     flipped = int(free.sum())
     if likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2:
         return None
-    if confusions_explain(F, y, likelihood, flipped) or (c == 2 and _precision(F, y, link, T) < SURE):
+    if not _surest_flip(F, y, link, T, free) or confusions_explain(F, y, likelihood, flipped):
         return None
-    return link, T
+    return None if c == 2 and _precision(F, y, link, T) < SURE else (link, T)
+
+
+def _surest_flip(F: Tensor, y: Tensor, link: Link, T: Tensor, free: Tensor) -> bool:
+    """Return whether the free pairs flip as often, less one standard deviation, among the rows that are surest of a
+    class: classes that overlap mix near the boundary only."""
+    p = probabilities(F, link)
+    sure, likeliest = p.max(1)
+    more = variance = 0.0
+    for k in torch.nonzero(free.any(1)).flatten().tolist():
+        rows = torch.nonzero(likeliest == k).squeeze(1)
+        rows = rows[sure[rows].topk(math.ceil(SUREST * len(rows))).indices]
+        q = (p[rows] @ T)[:, free[k]].sum(1)
+        more += float(free[k][y[rows]].sum() - q.sum())
+        variance += float((q * (1 - q)).sum())
+    return more >= -math.sqrt(variance)
 
 
 def _precision(F: Tensor, y: Tensor, link: Link, T: Tensor) -> float:

@@ -14,7 +14,7 @@ Several labels a row: `core.multilabel`; numbers and vectors: `core.loss_verdict
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ SCALES = (math.inf, 0.3, 0.1, 0.03)  # delta of the link: inf is the plain softm
 COUNTED = 200_000  # log-odds whose cells are counted in one call
 SHARPNESS = tuple(2.0 ** (1 + k / 2) for k in range(18))  # beta: 2 ... 724
 LEAST_POSTERIOR = 0.2  # no label is an issue with less than one chance in five
+FEWEST_WRONG = 0.5  # rows: fewer are none
 MOST_DETRIMENTAL = 0.05  # share of samples, where few wrong labels are expected
 
 
@@ -61,6 +62,14 @@ class Unit(NamedTuple):
     power: float  # at most 1
 
 
+class Recalibration(NamedTuple):
+    """Log-odds l become shift + slope l, and `rate` of the labels are wrong (`core.recalibration`)."""
+
+    shift: float
+    slope: float
+    rate: float
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Cuts fitted to a data set: a label_score below `label.value` is an issue, a z above `z.value` detrimental."""
@@ -72,6 +81,8 @@ class Verdict:
     class_dependence: float = 0.0  # of the suspected labels, 0 ... 1 (`noise.class_dependence`)
     doubt: float = 0.0  # share of the model's uncertainty that is the labellers' (`labellers.find_doubt`)
     units: dict[int, Unit] = field(default_factory=dict)  # of the losses of every kind of rows (`core.loss_verdict`)
+    shift: float = 0.0  # log-odds l are judged as shift + slope l
+    slope: float = 1.0
 
 
 def log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link) -> Float[Tensor, " n"]:
@@ -183,6 +194,7 @@ def fit_verdict(
     shows: bool = True,
     flips: bool = False,
     doubt: float = 0.0,
+    again: Recalibration | None = None,
     most: float | None = None,
 ) -> Verdict:
     """Return both cuts, each where the F1 to be expected against wrong labels is best.
@@ -199,6 +211,7 @@ def fit_verdict(
     (`labellers.find_doubt`): that share of 1 - p_y is added to the posterior, as if truth and label were two draws
     from p. The likelihood is then not asked here.
     Doubt is an assumption about labels, not about harm: the cut on z stays that of the uniform model.
+    `again`: log-odds are recalibrated, and e is known, once the likelihood says that there are wrong labels.
     `most` is the largest e, by default (c - 1) / c. Pairs (`core.partners`) are judged as two classes are.
     """
     counts = sums.counts.cpu().numpy()
@@ -206,32 +219,35 @@ def fit_verdict(
     total = float(odds_counts.sum())
     rows = sums.rows(total)
     rate, _, gain = map(float, noise_rates(odds_counts, classes, most))
-    shown = max(rate, 0.5 / max(rows, 1))  # keeps the scores in order where no noise is found
+    shows = shows and (flips or doubt > 0 or gain * rows > total * math.log(max(rows, 2)) / 2)
+    shift, slope, rate = again if again and shows else (0.0, 1.0, rate)
+    shown = max(rate, FEWEST_WRONG / max(rows, 1))  # keeps the scores in order where no noise is found
     offset = 0.0 if flips else math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
-    if total == 0 or not shows or not (flips or doubt or gain * rows / total > math.log(max(rows, 2)) / 2):
-        return Verdict(offset, 0.0, Cut(0.0), universal_cut(z_counts, rows))
-    posterior = 1 - _right(torch.from_numpy(edges_of(ODDS)[:-1] + LIMIT / ODDS[2]), offset, doubt).numpy()
+    none = Verdict(offset, 0.0, Cut(0.0), universal_cut(z_counts, rows), doubt=doubt, shift=shift, slope=slope)
+    if total == 0 or not shows or not (flips or doubt or rate * rows > FEWEST_WRONG):
+        return replace(none, doubt=0.0)
+    edges = torch.from_numpy(edges_of(ODDS))
+    posterior = 1 - label_scores(edges[:-1] + LIMIT / ODDS[2], none).numpy()
     k, figures = best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)
-    label = Cut(float(_right(torch.tensor(edges_of(ODDS)[k]), offset, doubt)) if k else 0.0, *figures)
+    label = Cut(float(label_scores(edges[k], none)) if k else 0.0, *figures)
     wrong = posterior @ counts
     rate = float(wrong.sum() / total) if flips or doubt else rate
+    found = replace(none, noise_rate=rate, label=label)
     if doubt:
-        return Verdict(offset, rate, label, fit_verdict(sums, classes, flips=flips).z, doubt=doubt)
+        return replace(found, z=fit_verdict(sums, classes, flips=flips).z)
     allowed = z_counts[::-1].cumsum() <= max(2 * wrong.sum(), MOST_DETRIMENTAL * total)
     k, figures = best_cut(z_counts[::-1], wrong[::-1], allowed & (edges_of(Z)[-2::-1] >= 0))
-    return Verdict(offset, rate, label, Cut(math.sinh(edges_of(Z)[Z[2] - k]), *figures))
+    return replace(found, z=Cut(math.sinh(edges_of(Z)[Z[2] - k]), *figures))
 
 
 def label_scores(odds: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, " n"]:
     """Return the probability that each given label is right; an issue if below the cut.
 
-    1 / (1 + exp(offset - l)), times 1 - doubt / (1 + exp(l)) where labellers doubted.
+    1 / (1 + exp(offset - shift - slope l)), times 1 - doubt / (1 + exp(l)) where labellers doubted.
     """
-    return _right(odds.double(), verdict.offset, verdict.doubt)
-
-
-def _right(odds: Tensor, offset: float, doubt: float) -> Tensor:
-    return torch.sigmoid(odds - offset) * (1 - doubt * torch.sigmoid(-odds))
+    odds = odds.double()
+    right = torch.sigmoid(verdict.shift + verdict.slope * odds - verdict.offset)
+    return right * (1 - verdict.doubt * torch.sigmoid(-odds))
 
 
 def is_detrimental(z: Float[Tensor, " n"], verdict: Verdict) -> Tensor:

@@ -7,7 +7,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, gaps, levels, loss_verdict, losses, multilabel, noise, sureness, verdict
+from diva_ray.core import (
+    choose,
+    gaps,
+    levels,
+    loss_verdict,
+    losses,
+    multilabel,
+    noise,
+    recalibration,
+    sureness,
+    verdict,
+)
 from diva_ray.core.histogram import Histogram
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets
@@ -170,6 +181,14 @@ def judge(shard: Shard, known: Known) -> Histogram | loss_verdict.LossSums:
         )
         for rows, F in left_out_outputs(shard, known)
     )  # fmt: skip
+
+
+def class_odds(shard: Shard, known: Known) -> Histogram:
+    """Third round, where noise shows: how many classes of labelled rows have which log-odds, given or not."""
+    Y, weight, link = codes_of(shard, known["setup"]), shaping(shard, known), known["link"]
+    return add_in_order(
+        recalibration.class_sums(F, Y[rows], weight[rows], link) for rows, F in levelled(shard, known, link)
+    )
 
 
 def issue_flags(shard: Shard, known: Known) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diva_ray.core import evidence, gaps, labellers, levels, loss_verdict, multilabel, noise, sureness, verdict
 from diva_ray.core.histogram import Histogram
+from diva_ray.core.recalibration import recalibrate
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
 from diva_ray.engine.reduce import Tally
@@ -149,6 +150,10 @@ def _judge_classes(
     elif doubt and shows and not factors:
         share = _doubt(runner, scored, facts, link, divisors, rule.noise_rate)
         rule = verdict.fit_verdict(sums, classes, doubt=share) if share else rule
+    if rule.noise_rate > 0 and flips is None and not rule.doubt:
+        every = runner.run(verdicts.class_odds, "judge", scored, features=False)
+        again = runner.timed("judge", recalibrate, sums.counts.sum(1), every, classes, rule.noise_rate)
+        rule = verdict.fit_verdict(sums, classes, again=again)
     return replace(rule, class_dependence=noise.dependence_of_suspects(F, y, link, flips, rule)), link
 
 
