@@ -229,7 +229,7 @@ def fit_verdict(
     edges = torch.from_numpy(edges_of(ODDS))
     posterior = 1 - label_scores(edges[:-1] + LIMIT / ODDS[2], none).numpy()
     k, figures = best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)
-    label = Cut(float(label_scores(edges[k], none)) if k else 0.0, *figures)
+    label = Cut(float(label_scores(edges[k : k + 1], none)) if k else 0.0, *figures)
     wrong = posterior @ counts
     rate = float(wrong.sum() / total) if flips or doubt else rate
     found = replace(none, noise_rate=rate, label=label)

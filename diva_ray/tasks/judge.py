@@ -127,6 +127,7 @@ def _judge_classes(
     calibrated, factors = _calibrate_classes(runner, setup, tally, scored, by_nearness=True)
     classes, own, divisors = setup.outputs, tally["levels"], levels.class_levels(tally["levels"])
     best = link = verdict.fit_link(calibrated, classes)
+    clear = None
     shows = evidence.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum())))
     if not shows and (clear := evidence.fit_clear_link(calibrated, own[1])) is not None:
         best, link, shows = clear, clear, True
@@ -150,7 +151,7 @@ def _judge_classes(
     elif doubt and shows and not factors:
         share = _doubt(runner, scored, facts, link, divisors, rule.noise_rate)
         rule = verdict.fit_verdict(sums, classes, doubt=share) if share else rule
-    if rule.noise_rate > 0 and flips is None and not rule.doubt:
+    if rule.noise_rate > 0 and flips is None and not rule.doubt and clear is None:
         every = runner.run(verdicts.class_odds, "judge", scored, features=False)
         again = runner.timed("judge", recalibrate, sums.counts.sum(1), every, classes, rule.noise_rate)
         rule = verdict.fit_verdict(sums, classes, again=again)

@@ -60,8 +60,9 @@ class Result:
         softmax_k(sharpness g((1 - leverage) loo_output_k / level_k)), g(x) = scale asinh(x / scale), under g times the
         columns `nearness` (features with heavy tails) and `gap_factor` (rows that lack bands) where they are written:
         the calibration of summary.json, the likeliest where a share of the labels is wrong. So these are the
-        probabilities of the true class; the given one agrees less often by that share (`noise_estimate`). Columns are
-        the sorted classes.
+        probabilities of the true class; the given one agrees less often by that share (`noise_estimate`). The given
+        label is right with odds exp(shift + slope l) (1 - e) (c - 1) / e, l the log-odds of its probability here.
+        Columns are the sorted classes.
         """
         if "calibration" not in self.summary:
             raise InputError(

@@ -104,7 +104,7 @@ def summarise(
         scale = None if not np.isfinite(calibration.scale) else calibration.scale
         levels = class_levels(derived.tally["levels"]).tolist()
         summary["calibration"] = {"scale": scale, "sharpness": calibration.sharpness, "levels": levels}
-        summary["calibration"]["by_nearness"] = calibration.near
+        summary["calibration"] |= {"by_nearness": calibration.near, "shift": rule.shift, "slope": rule.slope}
         summary["label_entropy"] = label_entropy(derived.tally["levels"])
         summary["information"] = summary["label_entropy"] + calibration.likelihood
     if "planted" in written:

@@ -115,7 +115,8 @@ def test_wrong_classes_are_found_beside_gaps_with_the_precision_told(lacking, ot
     given = np.unique(rows["label"], return_inverse=True)[1]
     within = (scores > 1e-4) & (scores < 1 - 1e-4)
     p, scores = (one[within].astype(float) for one in (result.pred_probs()[np.arange(len(rows)), given], scores))
-    ratio = scores / (1 - scores) / (p / (1 - p))  # the posterior odds are those of the class times one number
+    slope = result.summary["calibration"]["slope"]
+    ratio = scores / (1 - scores) / (p / (1 - p)) ** slope  # the posterior odds are those of the class times one number
     assert within.sum() > 1000 and ratio == pytest.approx(np.full(len(ratio), np.median(ratio)), rel=1e-2)
 
 

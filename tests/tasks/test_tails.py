@@ -57,9 +57,10 @@ def test_what_is_written_says_how_scores_came_about(columns, ridge):
     again = diva_ray.score(twin, **options).samples["nearness"].to_numpy()
     assert again[-1] == pytest.approx(again[:-1][heard][0], rel=1e-4)
     given = result.pred_probs()[np.arange(600), np.unique(data["label"], return_inverse=True)[1]]
-    e, c = result.summary["noise_estimate"], 4
+    e, c, known = result.summary["noise_estimate"], 4, result.summary["calibration"]
     if columns == 10:  # where noise shows, and is uniform
-        expected = expit(logit(np.clip(given, 1e-10, 1 - 1e-10)) - np.log(e / (1 - e) / (c - 1)))
+        odds = known["shift"] + known["slope"] * logit(np.clip(given, 1e-10, 1 - 1e-10))
+        expected = expit(odds - np.log(e / (1 - e) / (c - 1)))
         np.testing.assert_allclose(rows["label_score"].to_numpy(), expected, atol=1e-3)
 
 
