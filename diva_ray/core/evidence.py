@@ -6,16 +6,15 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from diva_ray.core.histogram import LIMIT, ODDS, Histogram, edges_of
-from diva_ray.core.verdict import Link, costs_of_links, link_at, noise_rates, peak_of
+from diva_ray.core.links import Link, costs_of_links, link_at, noise_rates, peak_of
 
 FEW = 200  # rows: too few to tell wrong labels from hard rows by the likelihood alone; then
 UNDECIDED = 0.05  # errors per wrong label that are left where every row is taken for what it probably is
 CLEAR_LOSS = 0.03  # of the log likelihood, a wrong label
-MOST_STEPS = 300  # of L-BFGS; fewer leave the likelihood lower, which speaks for wrong labels
 LEAST_TOLD = 0.2  # of the entropy of the labels must be known to the model that judges them
 
 
@@ -37,43 +36,6 @@ def noise_shows(link: Link, weight: Float[Tensor, " c"], rows: float) -> bool:
     if min(link.evidence, rows * told) > math.log(max(rows, 2)) / 2:
         return True
     return rows <= FEW and told >= LEAST_TOLD * entropy
-
-
-def confusions_explain(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], likelihood: float, free: int) -> bool:
-    """Return whether right labels explain given ones as well as a model of wrong ones with `free` parameters does, if
-    the outputs are recalibrated with confusions of their own: p = softmax(W f + b), c^2 - 1 parameters.
-
-    Outputs of a linear model on classes in order (ratings, quantiles) hardly ever say a middle class; that looks like
-    labels that were flipped, until every class gets a mix of all outputs. Both sides pay log(m) / 2 a parameter (BIC).
-    W is sought by L-BFGS (the problem is concave), and only where the likelihood it may at most reach, 0, would do: of
-    many classes confusions cost more than they can explain. O(iterations m c^2).
-
-    Args:
-        F: levelled left-out outputs.
-        y: given labels.
-        likelihood: log likelihood of the given labels under the model of wrong ones.
-
-    References:
-        Guo, Pleiss, Sun, Weinberger 2017, On calibration of modern neural networks (matrix scaling);
-        Hastie, Tibshirani, Friedman 2009, The elements of statistical learning, 4.2 (classes masked by others).
-    """
-    m, c = F.shape
-    least = likelihood + (c * c - 1 - free) * math.log(m) / 2
-    if least >= 0:
-        return False
-    from scipy.optimize import minimize  # takes 0.4 s, which runs without such flips do not pay
-
-    X = F.double() - F.double().mean(0)
-    X = torch.cat([X / X.std().clamp_min(1e-300), torch.ones(m, 1, dtype=torch.float64)], 1)
-    at = y[:, None]
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        told = (X @ torch.from_numpy(weights).view(c + 1, c)).log_softmax(1)
-        gradient = X.T @ told.exp().scatter_add_(1, at, torch.full((m, 1), -1.0, dtype=torch.float64))
-        return -float(told.gather(1, at).sum()), gradient.view(-1).numpy()
-
-    found = minimize(loss, np.zeros((c + 1) * c), jac=True, method="L-BFGS-B", options={"maxiter": MOST_STEPS})
-    return -float(found.fun) >= least
 
 
 def fit_clear_link(sums: Histogram, weight: Float[Tensor, " c"]) -> Link | None:

@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.levels import level
-from diva_ray.core.noise import probabilities
-from diva_ray.core.verdict import Link
+from diva_ray.core.links import Link, probabilities
 
 MOST_SHARED = 0.3  # of what the model misses, with rows alike: 0.26 of human labels seen, 0.33-0.85 of true ones
 FEWEST_MISSES = 100  # expected, among the reference rows

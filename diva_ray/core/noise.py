@@ -1,6 +1,6 @@
 """Wrong labels that are not drawn at random: classes that flip into each other.
 
-Two extensions of the uniform model of `verdict.fit_link` are tried in this order on a sample of fixed size: by
+Two extensions of the uniform model of `links.fit_link` are tried in this order on a sample of fixed size: by
 `fit_flips`, labels of class k become class j with probability T_kj far from every boundary as well as near one; then
 `labellers.find_doubt`. Each needs evidence that the features' own errors do not leave, or the uniform model stands.
 `class_dependence`: whether the suspected labels keep to few pairs of classes.
@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.evidence import confusions_explain
 from diva_ray.core.histogram import LIMIT
-from diva_ray.core.verdict import SCALES, SHARPNESS, Link, Verdict, label_scores, log_odds
+from diva_ray.core.links import SCALES, SHARPNESS, Link, bent, log_odds, probabilities
+from diva_ray.core.mixing import confusions_explain
+from diva_ray.core.verdict import Verdict, label_scores
 
 LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar classes
 MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would name it?
@@ -26,16 +27,6 @@ SUREST = 0.25  # of the rows of a class; of classes that overlap half of them st
 FEWEST_SUSPECTS = 20
 CACHED = 100_000  # probabilities of a block of EM, which stay in the cache
 LINKS = 6  # fitted side by side at most
-
-
-def probabilities(F: Float[Tensor, "n c"], link: Link) -> Float[Tensor, "n c"]:
-    """Return the probability of every class, from levelled outputs."""
-    return (link.sharpness * _bent(F, link.scale)).softmax(1)
-
-
-def _bent(F: Tensor, scale: float) -> Tensor:
-    G = F.double()
-    return G if math.isinf(scale) else scale * torch.asinh(G / scale)
 
 
 def flip_log_odds(
@@ -65,7 +56,7 @@ def fit_flips(
     left to the uniform model. Of two classes one may flip alone, but SURE is asked: those with uneven tails mix at a
     constant rate on one side, too, but there most rows are near the other class. And if the free pairs pay log(m) / 2
     each (BIC) against right labels under the link that suits those best: features that say little explain as much; and
-    if right labels that the outputs confuse (`evidence.confusions_explain`) are less likely; and if the surest rows
+    if right labels that the outputs confuse (`mixing.confusions_explain`) are less likely; and if the surest rows
     flip as often as others (SUREST). Local optimum; O(links
     iterations m c).
 
@@ -79,7 +70,7 @@ def fit_flips(
     if not 2 <= c <= MOST_CLASSES or m < 2:
         return None
     off, uniform = ~torch.eye(c, dtype=torch.bool), max(rate, 1e-4) / (c - 1)
-    free, T = off, _with_diagonal(torch.full((c, c), uniform + 0.05 / c, dtype=torch.float64))
+    uniform_link, free, T = link, off, _with_diagonal(torch.full((c, c), uniform + 0.05 / c, dtype=torch.float64))
     cost = math.log(c - 1) + math.log(m) / 2
     for _ in range(4):
         link, T, N, likelihood = _search(F, y, free, T, link)
@@ -98,7 +89,7 @@ def fit_flips(
     flipped = int(free.sum())
     if likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2:
         return None
-    if not _surest_flip(F, y, link, T, free) or confusions_explain(F, y, likelihood, flipped):
+    if not _surest_flip(F, y, link, T, free) or confusions_explain(F, y, uniform_link, rate, likelihood, flipped):
         return None
     return None if c == 2 and _precision(F, y, link, T) < SURE else (link, T)
 
@@ -129,7 +120,7 @@ def _likelihood_if_right(F: Tensor, y: Tensor) -> float:
     """Return the log likelihood of the given labels, all right, under the link that suits them best."""
     best, at = -math.inf, y[:, None]
     for scale in SCALES:
-        G = _bent(F, scale)
+        G = bent(F, scale)
         own = G.gather(1, at).squeeze(1)
         best = max(best, *(float((beta * own - (beta * G).logsumexp(1)).sum()) for beta in SHARPNESS))
     return best
@@ -142,7 +133,7 @@ def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple
     tried = [s for s in SHARPNESS if s >= least.sharpness / 3]
     together = min(LINKS, max(1, CACHED // F.numel()))  # small samples cost calls, not operations
     for scale in SCALES:
-        top, worse, G = -math.inf, 0, _bent(F, scale)
+        top, worse, G = -math.inf, 0, bent(F, scale)
         for first in range(0, len(tried), together):
             sharp = tried[first : first + together]
             p = (G * torch.tensor(sharp, dtype=G.dtype)[:, None, None]).softmax(2)

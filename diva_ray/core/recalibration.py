@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.histogram import LIMIT, ODDS, Histogram, cell_of, count_cells, edges_of
-from diva_ray.core.noise import probabilities
-from diva_ray.core.verdict import Link, Recalibration
+from diva_ray.core.links import Link, probabilities
+from diva_ray.core.verdict import Recalibration
 
 ENTRIES = 2_000_000  # of rows x classes that are judged at a time
 
@@ -19,7 +19,7 @@ ENTRIES = 2_000_000  # of rows x classes that are judged at a time
 def class_sums(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tensor, " n"], link: Link) -> Histogram:
     """Return the histogram of the log-odds of all classes of every labelled row, given or not, (cells,).
 
-    Of levelled outputs of at least two classes, codes (-1 does not count) and weights >= 0, as `verdict.link_sums`.
+    Of levelled outputs of at least two classes, codes (-1 does not count) and weights >= 0, as `links.link_sums`.
     """
     rows = torch.nonzero((y >= 0) & (weight > 0)).squeeze(1)
     counts = torch.zeros(ODDS[2], dtype=torch.float64, device=F.device)

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core import verdict
+from diva_ray.core import links
 from diva_ray.core.histogram import Histogram
+from diva_ray.core.links import Link
 from diva_ray.core.losses import Loss, errors
-from diva_ray.core.verdict import Link
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Calibration:
 
 
 def fit_calibration(sums: Histogram, classes: int) -> Calibration:
-    """Return the link and the share of wrong labels under which the given labels are most likely; `verdict.fit_link`
+    """Return the link and the share of wrong labels under which the given labels are most likely; `links.fit_link`
     says how."""
-    link = verdict.fit_link(sums, classes)
-    return Calibration(link, verdict.noise_rate_at(sums, link, classes))
+    link = links.fit_link(sums, classes)
+    return Calibration(link, links.noise_rate_at(sums, link, classes))
 
 
 def label_losses(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], calibration: Calibration) -> Float[Tensor, " n"]:
@@ -95,7 +95,7 @@ def label_losses(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], calibration: Cal
     The likelihood of a label that is replaced by another with chance e: a wrong label costs every model about the same,
     so that two models differ by what they say of right ones.
     """
-    p = torch.sigmoid(verdict.log_odds(F, y, calibration.link).double())
+    p = torch.sigmoid(links.log_odds(F, y, calibration.link).double())
     e = min(max(calibration.noise_rate, 1e-4), 0.999)
     return -torch.log((1 - e) * p + e * (1 - p) / max(F.shape[1] - 1, 1))
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diva_ray.core.gaps import ByKind, by_kind
 from diva_ray.core.histogram import LIMIT, ODDS, Histogram, edges_of
+from diva_ray.core.links import SCALES, SHARPNESS, link_sums
 from diva_ray.core.multilabel import CELLS, FINE, fit_slips, most_told, output_sums
-from diva_ray.core.verdict import SCALES, SHARPNESS, link_sums
 
 FACTORS = tuple(2.0 ** (k / 2) for k in range(-10, 7))  # of the sharpness of several labels
 SLIPS = tuple(0.5 ** (1 + k / 2) for k in range(18))  # shares of labels left out or given
@@ -25,7 +25,7 @@ def kind_sums(
     weight: Float[Tensor, " n"],
     kinds: Int[Tensor, " n"] | None = None,
 ) -> ByKind[Histogram]:
-    """Return the histograms of `verdict.link_sums` for plain softmaxes, by kind of rows; 0 where none are given."""
+    """Return the histograms of `links.link_sums` for plain softmaxes, by kind of rows; 0 where none are given."""
     return by_kind(kinds, lambda at: link_sums(F[at], y[at], weight[at], scales=SCALES[:1]))
 
 
@@ -114,7 +114,7 @@ def _likeliest(likely: dict[int, np.ndarray], rows: dict[int, float], sharpness:
     costs = {kind: math.inf if kind == common else math.log(max(n, 1)) / 2 for kind, n in rows.items()}
     told = {kind: one[:, None] - np.where(away > 0, away + costs[kind], 0.0) for kind, one in likely.items()}
     whole = np.sum([one.max(2) for one in told.values()], 0)
-    preferred = whole + np.log(sharpness) / 2  # as in `verdict.fit_link`
+    preferred = whole + np.log(sharpness) / 2  # as in `links.fit_link`
     rate, at = np.unravel_index(int(preferred.argmax()), whole.shape)
     if whole[rate, at] - whole[0].max() <= math.log(max(sum(rows.values()), 2)) / 2:
         rate, at = 0, int(whole[0].argmax())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, levels, loss_verdict, losses, multilabel, verdict
+from diva_ray.core import choose, levels, links, loss_verdict, losses, multilabel, verdict
 from diva_ray.core import derivative as dd
 from diva_ray.core.products import multiply_triangular_, row_dot, spare
 from diva_ray.core.ridge import FitAccumulator, FitSums
@@ -90,7 +90,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         F, nothing = F.cpu(), torch.zeros(len(F), dtype=F.dtype)
         if setup.task == "classification":
             F = levels.level(F, nothing, known["levels"], None if value is None else value[part])
-            evidence[part] = verdict.log_odds(F, Y[part], known["link"]).float()
+            evidence[part] = links.log_odds(F, Y[part], known["link"]).float()
         elif setup.task == "multilabel":
             x = unit_outputs(F, nothing, known, None if value is None else value[part])
             evidence[part] = multilabel.rows_log_odds(x, Y[part], known["pool_slips"]).float()

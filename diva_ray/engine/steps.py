@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_ray.core import loss_verdict, losses, reweight, verdict
+from diva_ray.core import links, loss_verdict, losses, reweight, verdict
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
@@ -130,10 +130,10 @@ def calibrate_trials(shard: Shard, known: Known) -> Each:
     """Return every model's calibration sums on the rows set apart."""
     models = known["trials"].models
     none = torch.zeros(0, known["setup"].outputs), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    total = Each([verdict.link_sums(*none)] * models)
+    total = Each([links.link_sums(*none)] * models)
     for _, b, rows, F in trial_outputs(shard, known):
         v = b.v[rows].double()
-        total = total + Each(verdict.link_sums(F[:, m], b.Y[rows], v) for m in range(models))
+        total = total + Each(links.link_sums(F[:, m], b.Y[rows], v) for m in range(models))
     return total
 
 

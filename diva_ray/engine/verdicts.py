@@ -11,6 +11,7 @@ from diva_ray.core import (
     choose,
     gaps,
     levels,
+    links,
     loss_verdict,
     losses,
     multilabel,
@@ -60,15 +61,15 @@ def calibrate(shard: Shard, known: Known) -> Histogram:
     weight = shaping(shard, known)
     if known["setup"].task == "multilabel":
         return add_in_order(multilabel.output_sums(x, Y, weight[rows]) for rows, x, Y in several_outputs(shard, known))
-    Y = codes_of(shard, known["setup"])
-    near = nearness(shard, known) if known["mean_q"] else None
+    Y, link = codes_of(shard, known["setup"]), known["link"]  # None, or how outputs are mixed
+    near = nearness(shard, known) if known["mean_q"] and link is None else None
     return add_in_order(
-        verdict.link_sums(F, Y[rows], weight[rows], None if near is None else near[rows])
-        for rows, F in levelled(shard, known, None)
+        links.link_sums(F, Y[rows], weight[rows], None if near is None else near[rows])
+        for rows, F in levelled(shard, known, link)
     )
 
 
-def worth(shard: Shard, known: Known, link: verdict.Link | None) -> Tensor | None:
+def worth(shard: Shard, known: Known, link: links.Link | None) -> Tensor | None:
     """Return what every row's levelled outputs are multiplied by, under a link; None for 1."""
     near = nearness(shard, known) if link is not None and link.near else None
     factors = gap_factors(shard, known)
@@ -91,11 +92,14 @@ def nearness(shard: Shard, known: Known) -> Tensor:
     return levels.nearness(left_out_rows(shard, known).q, known["mean_q"])
 
 
-def levelled(shard: Shard, known: Known, link: verdict.Link | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows with their left-out outputs, classes and rows evened out, from which probabilities are made."""
+def levelled(shard: Shard, known: Known, link: links.Link | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows with their left-out outputs, classes and rows evened out, and mixed as the link says, from which
+    probabilities are made."""
     leverage, value = left_out_rows(shard, known).leverage, worth(shard, known, link)
+    mix = None if link is None else link.mix
     for rows, outputs in left_out_outputs(shard, known):
-        yield rows, levels.level(outputs, leverage[rows], known["levels"], None if value is None else value[rows])
+        F = levels.level(outputs, leverage[rows], known["levels"], None if value is None else value[rows])
+        yield rows, F if mix is None else mix.mixed(F)
 
 
 def several_outputs(shard: Shard, known: Known) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -124,7 +128,7 @@ def given_odds(shard: Shard, known: Known) -> Tensor:
     Y, flips, link = codes_of(shard, known["setup"]), known["flips"], known["link"]
     return torch.cat(
         [
-            verdict.log_odds(F, Y[rows], link) if flips is None else noise.flip_log_odds(F, Y[rows], link, flips)
+            links.log_odds(F, Y[rows], link) if flips is None else noise.flip_log_odds(F, Y[rows], link, flips)
             for rows, F in levelled(shard, known, link)
         ]
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diva_ray.core import evidence, gaps, labellers, levels, loss_verdict, multilabel, noise, sureness, verdict
+from diva_ray.core import evidence, gaps, labellers, levels, links, loss_verdict, multilabel, noise, sureness, verdict
 from diva_ray.core.histogram import Histogram
+from diva_ray.core.mixing import fit_mix
 from diva_ray.core.recalibration import recalibrate
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, verdicts
@@ -25,12 +27,12 @@ SAMPLED = 4096  # rows from which noise that is not drawn at random is estimated
 
 def judge(
     runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool = False
-) -> tuple[verdict.Verdict, verdict.Link | multilabel.Slips | None]:
+) -> tuple[verdict.Verdict, links.Link | multilabel.Slips | None]:
     """Return the rules for verdicts, which the shards know from then on, and the calibration of one class or several.
 
     `doubt`: also ask, by two more reads, whether the labellers' own doubt explains what the model misses.
     """
-    calibration: verdict.Link | multilabel.Slips | None
+    calibration: links.Link | multilabel.Slips | None
     if setup.task == "classification":
         rule, calibration = _judge_classes(runner, setup, tally, scored, doubt=doubt)
     else:
@@ -63,7 +65,7 @@ def _calibrate_classes(
     factors = {} if sums is None else sureness.fit_factors(sums["kinds"], setup.outputs)
     runner.engine.tell(gap_factors=factors)
     calibrated: Histogram = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
-    runner.engine.tell(link=verdict.fit_link(calibrated, setup.outputs))
+    runner.engine.tell(link=links.fit_link(calibrated, setup.outputs))
     return calibrated, factors
 
 
@@ -116,50 +118,89 @@ def tells_of_classes(calibrated: object, levels: Tensor, outputs: int) -> bool:
     if not isinstance(calibrated, Histogram):
         return True
     entropy = label_entropy(levels)
-    return entropy + verdict.fit_link(calibrated, outputs).likelihood >= TELLS_NOTHING * entropy
+    return entropy + links.fit_link(calibrated, outputs).likelihood >= TELLS_NOTHING * entropy
 
 
 def _judge_classes(
     runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool
-) -> tuple[verdict.Verdict, verdict.Link]:
-    """Uniform noise first; then flips between classes, or doubt of the labellers, where there is evidence: none where
-    rows lack bands that tell, as what is missed for want of those looks like it."""
+) -> tuple[verdict.Verdict, links.Link]:
+    """Uniform noise first; then, where there is evidence, flips between classes, or doubt of the labellers (none where
+    rows lack bands that tell, as what is missed for want of those looks like it). Of labels that none of these explain
+    outputs may be mixed: not where none look wrong, as there is nothing to mend then."""
     calibrated, factors = _calibrate_classes(runner, setup, tally, scored, by_nearness=True)
     classes, own, divisors = setup.outputs, tally["levels"], levels.class_levels(tally["levels"])
-    best = link = verdict.fit_link(calibrated, classes)
-    clear = None
-    shows = evidence.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum())))
-    if not shows and (clear := evidence.fit_clear_link(calibrated, own[1])) is not None:
-        best, link, shows = clear, clear, True
-        runner.engine.tell(link=link)
-    if not shows:  # probabilities as sure as right labels let them be
-        link = replace(verdict.fit_link(calibrated, classes, right=True), likelihood=best.likelihood)
-        runner.engine.tell(link=link)
-    sums = runner.run(verdicts.judge, "judge", scored, features=False)
-    rule = verdict.fit_verdict(sums, classes, shows=shows)
+    uniform = _judge_uniform(runner, scored, calibrated, own)
+    link, rule, flips = uniform.link, uniform.rule, None
     if not 2 <= classes <= noise.MOST_CLASSES:
-        return rule, link
+        return _recalibrated(runner, scored, classes, uniform), link
     runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
     (facts,) = runner.run(neighbours.sample_facts, "judge", scored, features=False).joined()
     F, y = levels.level(facts[:, 4:], facts[:, 1], divisors, facts[:, 2]), facts[:, 3].long()
-    flips = None
     found = runner.timed("judge", noise.fit_flips, F, y, link, rule.noise_rate)
+    suspected, share = found is None and rule.noise_rate > 0, 0.0
     if found is not None:
-        link, flips = replace(found[0], likelihood=best.likelihood, near=link.near), found[1]
+        link, flips = replace(found[0], likelihood=link.likelihood, near=link.near), found[1]
         runner.engine.tell(link=link, flips=flips)
         rule = verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored, features=False), classes, flips=True)
-    elif doubt and shows and not factors:
+    elif doubt and uniform.shows and not factors:
         share = _doubt(runner, scored, facts, link, divisors, rule.noise_rate)
-        rule = verdict.fit_verdict(sums, classes, doubt=share) if share else rule
-    if rule.noise_rate > 0 and flips is None and not rule.doubt and clear is None:
-        every = runner.run(verdicts.class_odds, "judge", scored, features=False)
-        again = runner.timed("judge", recalibrate, sums.counts.sum(1), every, classes, rule.noise_rate)
-        rule = verdict.fit_verdict(sums, classes, again=again)
+        rule = verdict.fit_verdict(uniform.sums, classes, doubt=share) if share else rule
+    if suspected and not share:
+        mix = runner.timed("judge", fit_mix, F, y, link, rule.noise_rate)
+        if mix is not None:
+            mixed = replace(link, mix=mix)
+            runner.engine.tell(link=mixed)
+            calibrated = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
+            uniform = _judge_uniform(runner, scored, calibrated, own, mixed)
+            link, F = uniform.link, mix.mixed(F)
+        rule = _recalibrated(runner, scored, classes, uniform)
     return replace(rule, class_dependence=noise.dependence_of_suspects(F, y, link, flips, rule)), link
 
 
+class _Uniform(NamedTuple):
+    """What is to be said if labels are replaced at random: `clear` where classes lie far apart."""
+
+    link: links.Link
+    rule: verdict.Verdict
+    sums: Histogram
+    shows: bool
+    clear: bool
+
+
+def _judge_uniform(
+    runner: Runner, scored: list[Extent], calibrated: Histogram, own: Tensor, like: links.Link | None = None
+) -> _Uniform:
+    """Tell the link under uniform noise, which mixes outputs as another one does, and judge by it."""
+    classes = own.shape[1]
+
+    def carried(link: links.Link) -> links.Link:
+        return link if like is None else replace(link, near=like.near, mix=like.mix)
+
+    best = link = links.fit_link(calibrated, classes)
+    shows, clear = evidence.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum()))), None
+    if not shows and (clear := evidence.fit_clear_link(calibrated, own[1])) is not None:
+        link, shows = clear, True
+    elif not shows:  # probabilities as sure as right labels let them be
+        link = replace(links.fit_link(calibrated, classes, right=True), likelihood=best.likelihood)
+    runner.engine.tell(link=carried(link))
+    sums = runner.run(verdicts.judge, "judge", scored, features=False)
+    rule = verdict.fit_verdict(sums, classes, shows=shows)
+    return _Uniform(carried(link), rule, sums, shows, clear is not None)
+
+
+def _recalibrated(runner: Runner, scored: list[Extent], classes: int, uniform: _Uniform) -> verdict.Verdict:
+    """Return the rule by how often classes of every log-odds are given; the same where no label is wrong, or classes
+    lie so far apart that any odds explain it."""
+    rule, sums = uniform.rule, uniform.sums
+    if rule.noise_rate == 0 or uniform.clear:
+        return rule
+    every = runner.run(verdicts.class_odds, "judge", scored, features=False)
+    again = runner.timed("judge", recalibrate, sums.counts.sum(1), every, classes, rule.noise_rate)
+    return verdict.fit_verdict(sums, classes, again=again)
+
+
 def _doubt(
-    runner: Runner, scored: list[Extent], facts: Tensor, link: verdict.Link, divisors: Tensor, rate: float
+    runner: Runner, scored: list[Extent], facts: Tensor, link: links.Link, divisors: Tensor, rate: float
 ) -> float:
     """Return the share of labellers' doubt; neighbours are sought where rows are many for the columns."""
     leverage = float(facts[:, 1].mean()) if len(facts) else 1.0

@@ -58,7 +58,8 @@ class Result:
         """Return calibrated out-of-sample class probabilities (n, c), as cleanlab takes them; needs `outputs=True`.
 
         softmax_k(sharpness g((1 - leverage) loo_output_k / level_k)), g(x) = scale asinh(x / scale), under g times the
-        columns `nearness` (features with heavy tails) and `gap_factor` (rows that lack bands) where they are written:
+        columns `nearness` (features with heavy tails) and `gap_factor` (rows that lack bands) where they are written,
+        and mixed by the weights and bias of `mix` where no curve for every class fits:
         the calibration of summary.json, the likeliest where a share of the labels is wrong. So these are the
         probabilities of the true class; the given one agrees less often by that share (`noise_estimate`). The given
         label is right with odds exp(shift + slope l) (1 - e) (c - 1) / e, l the log-odds of its probability here.
@@ -78,8 +79,9 @@ class Result:
         for worth in ("nearness", "gap_factor"):
             room = room * table[worth].to_numpy() if worth in table.column_names else room
         F = outputs.astype(np.float64) * room[:, None] / np.array(known["levels"])
-        logits = known["sharpness"] * (F if known["scale"] is None else known["scale"] * np.arcsinh(F / known["scale"]))
-        return softmax(logits, axis=1)
+        if mix := known.get("mix"):
+            F = _bent(F, mix["scale"]) @ np.array(mix["weights"]) + np.array(mix["bias"])
+        return softmax(known["sharpness"] * _bent(F, known["scale"]), axis=1)
 
     def write(self, folder: str | os.PathLike[str]) -> str:
         """Copy the run's files into a new or empty folder and return its path."""
@@ -105,3 +107,7 @@ class Result:
     def lines(self) -> list[str]:
         """Return the run in a few lines, for a terminal or a notebook."""
         return [*self.told, f"report: {self.folder.location('report.html')}"]
+
+
+def _bent(F: np.ndarray, scale: float | None) -> np.ndarray:
+    return F if scale is None else scale * np.arcsinh(F / scale)

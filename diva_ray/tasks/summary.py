@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from diva_ray.core.levels import class_levels
+from diva_ray.core.links import Link
 from diva_ray.core.multilabel import Slips
-from diva_ray.core.verdict import Link, Verdict
+from diva_ray.core.verdict import Verdict
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.scan import CONSTANT
 from diva_ray.engine.setup import Setup
@@ -104,6 +105,10 @@ def summarise(
         scale = None if not np.isfinite(calibration.scale) else calibration.scale
         levels = class_levels(derived.tally["levels"]).tolist()
         summary["calibration"] = {"scale": scale, "sharpness": calibration.sharpness, "levels": levels}
+        if calibration.mix is not None:
+            mix = calibration.mix
+            bend = mix.scale if np.isfinite(mix.scale) else None
+            summary["calibration"]["mix"] = {"scale": bend, "weights": mix.weights.tolist(), "bias": mix.bias.tolist()}
         summary["calibration"] |= {"by_nearness": calibration.near, "shift": rule.shift, "slope": rule.slope}
         summary["label_entropy"] = label_entropy(derived.tally["levels"])
         summary["information"] = summary["label_entropy"] + calibration.likelihood

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diva_ray.core import labellers, noise
+from diva_ray.core import labellers, links, noise
 from diva_ray.core import verdict as rule
 from diva_ray.core.histogram import LIMIT
 
@@ -32,9 +32,9 @@ def flipped(rows: int, classes: int, share: float, seed: int) -> tuple[Tensor, T
     return F, torch.where(wrong, (truth + 1) % classes, truth), wrong
 
 
-def fit(F: Tensor, y: Tensor) -> tuple[rule.Link, Tensor] | None:
-    link = rule.fit_link(rule.link_sums(F, y, torch.ones(len(y))), F.shape[1])
-    odds = rule.log_odds(F, y, link)
+def fit(F: Tensor, y: Tensor) -> tuple[links.Link, Tensor] | None:
+    link = links.fit_link(links.link_sums(F, y, torch.ones(len(y))), F.shape[1])
+    odds = links.log_odds(F, y, link)
     uniform = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(len(y)), torch.ones(len(y))), F.shape[1])
     return noise.fit_flips(F, y, link, uniform.noise_rate)
 
@@ -93,14 +93,14 @@ def test_outputs_that_say_nothing_have_no_flips(share: float) -> None:
     ],
 )
 def test_degenerate_data_have_no_flips(F: Tensor, y: Tensor) -> None:
-    assert noise.fit_flips(F, y, rule.Link(0.3, 8.0), 0.1) is None
+    assert noise.fit_flips(F, y, links.Link(0.3, 8.0), 0.1) is None
 
 
 def test_uniform_flip_rates_give_the_log_odds_of_the_uniform_model() -> None:
     F, y, _ = outputs(200, 5, seed=1)
-    e, link = 0.2, rule.Link(0.3, 12.0)
+    e, link = 0.2, links.Link(0.3, 12.0)
     flips = torch.full((5, 5), e / 4, dtype=torch.float64).fill_diagonal_(1 - e)
-    p = noise.probabilities(F, link).gather(1, y[:, None]).squeeze(1)
+    p = links.probabilities(F, link).gather(1, y[:, None]).squeeze(1)
     torch.testing.assert_close(
         noise.flip_log_odds(F, y, link, flips), (p * (1 - e) / ((1 - p) * e / 4)).log(), rtol=1e-9, atol=1e-12
     )
@@ -151,7 +151,7 @@ def doubted(slips: float, misses: float, seed: int) -> float:
     y = torch.where(unsure[place] & (local | single), other[place], seen[place])
     facts = torch.cat([torch.tensor([[1.0, 0.02, 1.0]]).double().expand(rows, 3), y[:, None], F[place]], 1)
     near = labellers.nearest_rows(1e-3 * U, torch.arange(rows), 1e-3 * U, torch.arange(rows), facts, 0)
-    return labellers.find_doubt(facts, near, rule.Link(float("inf"), 6.0), torch.ones(classes).double(), 0.0)
+    return labellers.find_doubt(facts, near, links.Link(float("inf"), 6.0), torch.ones(classes).double(), 0.0)
 
 
 def test_doubt_is_what_neighbours_do_not_share() -> None:

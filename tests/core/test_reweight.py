@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diva_ray.core import losses, reweight
+from diva_ray.core.links import Link
 from diva_ray.core.reweight import (
     Calibration,
     Step,
@@ -19,7 +20,6 @@ from diva_ray.core.reweight import (
     trial_losses,
     trial_sums,
 )
-from diva_ray.core.verdict import Link
 
 
 def draw(*shape, seed=0):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from diva_ray.core import sureness
+from diva_ray.core.links import SHARPNESS
 from diva_ray.core.multilabel import class_shares, output_sums, sharpened
-from diva_ray.core.verdict import SHARPNESS
 
 
 def drawn(seed, sharpness, rows, wrong=0.0, classes=4):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diva_ray.core import evidence, levels
+from diva_ray.core import evidence, levels, links
 from diva_ray.core import loss_verdict as loss_rule
 from diva_ray.core import verdict as rule
 from diva_ray.core.gaps import ByKind
@@ -39,8 +39,8 @@ def planted(rows: int, classes: int, noise: float, seed: int, spread: float = 0.
 def judge(F: Tensor, y: Tensor, z: Tensor, weight: Tensor) -> tuple[rule.Verdict, Tensor, Tensor, Tensor]:
     classes = F.shape[1]
     F = levels.level(F, torch.zeros(len(F), dtype=F.dtype), levels.class_levels(class_sums(F, y, weight)))
-    link = rule.fit_link(rule.link_sums(F, y, weight), classes)
-    odds = rule.log_odds(F, y, link)
+    link = links.fit_link(links.link_sums(F, y, weight), classes)
+    odds = links.log_odds(F, y, link)
     verdict = rule.fit_verdict(rule.verdict_sums(odds, z, weight), classes)
     scores = rule.label_scores(odds, verdict)
     return verdict, scores, scores < verdict.label.value, rule.is_detrimental(z, verdict)
@@ -105,8 +105,8 @@ def test_outputs_that_say_nothing_call_no_label_wrong(classes: int, share: float
     shares = torch.tensor([share, *[(1 - share) / (classes - 1)] * (classes - 1)], dtype=torch.float64)
     y = torch.multinomial(shares, 3000, replacement=True, generator=generator)
     F = shares + 0.02 * torch.randn(3000, classes, generator=generator, dtype=torch.float64)
-    sums, weight = rule.link_sums(F, y, torch.ones(3000)), torch.bincount(y, minlength=classes).double()
-    assert not evidence.noise_shows(rule.fit_link(sums, classes), weight, 3000.0)
+    sums, weight = links.link_sums(F, y, torch.ones(3000)), torch.bincount(y, minlength=classes).double()
+    assert not evidence.noise_shows(links.fit_link(sums, classes), weight, 3000.0)
 
 
 @pytest.mark.parametrize("slope", [0.5, 1.0, 2.0])
@@ -115,7 +115,7 @@ def test_outcomes_of_chance_are_not_called_wrong(slope: float) -> None:
     x = torch.randn(4000, generator=generator, dtype=torch.float64)
     y = (torch.rand(4000, generator=generator, dtype=torch.float64) < torch.sigmoid(slope * x)).long()
     F = torch.stack([0.5 - 0.2 * x * slope / (1 + slope), 0.5 + 0.2 * x * slope / (1 + slope)], 1)
-    link = rule.fit_link(rule.link_sums(F, y, torch.ones(4000)), 2)
+    link = links.fit_link(links.link_sums(F, y, torch.ones(4000)), 2)
     assert not evidence.noise_shows(link, torch.bincount(y).double(), 4000.0)
 
 
@@ -123,7 +123,7 @@ def test_outcomes_of_chance_are_not_called_wrong(slope: float) -> None:
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 def test_planted_errors_show(rows: int, noise: float) -> None:
     F, y, _ = planted(rows, 4, noise, seed=rows, spread=0.2)
-    link = rule.fit_link(rule.link_sums(F, y, torch.ones(rows)), 4)
+    link = links.fit_link(links.link_sums(F, y, torch.ones(rows)), 4)
     assert evidence.noise_shows(link, torch.bincount(y).double(), float(rows))
 
 
@@ -141,10 +141,10 @@ def blobs(rows: int, classes: int, noise: float, seed: int) -> tuple[Tensor, Ten
 @pytest.mark.parametrize(("classes", "noise"), [(2, 0.05), (2, 0.2), (3, 0.07), (3, 0.25), (8, 0.03), (8, 0.4)])
 def test_wrong_labels_of_classes_far_apart_are_told_from_chance(rows: int, classes: int, noise: float) -> None:
     F, y, wrong = blobs(rows, classes, noise, seed=rows + classes)
-    sums, weight = rule.link_sums(F, y, torch.ones(rows)), torch.bincount(y, minlength=classes).double()
+    sums, weight = links.link_sums(F, y, torch.ones(rows)), torch.bincount(y, minlength=classes).double()
     link = evidence.fit_clear_link(sums, weight)
     assert link is not None
-    odds = rule.log_odds(F, y, link)
+    odds = links.log_odds(F, y, link)
     verdict = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(rows), torch.ones(rows)), classes)
     assert torch.equal(rule.label_scores(odds, verdict) < verdict.label.value, wrong)
     assert verdict.noise_rate == pytest.approx(float(wrong.double().mean()), abs=0.01)
@@ -157,10 +157,10 @@ def test_outcomes_of_chance_and_right_labels_are_not_clearly_wrong(rows: int, sl
     x = torch.randn(rows, generator=generator, dtype=torch.float64)
     y = (torch.rand(rows, generator=generator, dtype=torch.float64) < torch.sigmoid(slope * x)).long()
     F = torch.stack([0.5 - 0.3 * x, 0.5 + 0.3 * x], 1)
-    assert evidence.fit_clear_link(rule.link_sums(F, y, torch.ones(rows)), torch.bincount(y).double()) is None
+    assert evidence.fit_clear_link(links.link_sums(F, y, torch.ones(rows)), torch.bincount(y).double()) is None
     right, truth, _ = blobs(rows, 3, 0.0, seed=rows)
     assert (
-        evidence.fit_clear_link(rule.link_sums(right, truth, torch.ones(rows)), torch.bincount(truth).double()) is None
+        evidence.fit_clear_link(links.link_sums(right, truth, torch.ones(rows)), torch.bincount(truth).double()) is None
     )
 
 
@@ -185,10 +185,10 @@ def test_cutting_into_blocks_changes_nothing(cuts: list[int], seed: int) -> None
     blocks = [slice(a, b) for a, b in pairwise(edges)]
     whole = class_sums(F, y, weight)
     torch.testing.assert_close(sum(class_sums(F[b], y[b], weight[b]) for b in blocks), whole, rtol=1e-12, atol=0)
-    odds = rule.log_odds(F, y, rule.Link(0.1, 32.0))
+    odds = links.log_odds(F, y, links.Link(0.1, 32.0))
     for kernel, columns in (
-        (rule.link_sums, (F, y, weight)),
-        (rule.link_sums, (F, y, weight, reference[:, 0])),
+        (links.link_sums, (F, y, weight)),
+        (links.link_sums, (F, y, weight, reference[:, 0])),
         (rule.verdict_sums, (odds, z, weight)),
         (loss_rule.loss_sums, (F.square().sum(1), reference, z, weight)),
         (loss_rule.loss_sums, (F.square().sum(1), reference, z, weight, y % 2)),
@@ -208,19 +208,19 @@ def test_log_odds_are_those_of_the_softmax() -> None:
     F, y, _ = planted(200, 7, 0.3, seed=1)
     p = (8 * F).softmax(1).gather(1, y[:, None]).squeeze(1)
     torch.testing.assert_close(
-        rule.log_odds(F, y, rule.Link(math.inf, 8.0)), (p / (1 - p)).log(), rtol=1e-9, atol=1e-12
+        links.log_odds(F, y, links.Link(math.inf, 8.0)), (p / (1 - p)).log(), rtol=1e-9, atol=1e-12
     )
-    curved = rule.log_odds(F, y, rule.Link(0.1, 8.0))
-    torch.testing.assert_close(curved, rule.log_odds(0.1 * (F / 0.1).asinh(), y, rule.Link(math.inf, 8.0)))
+    curved = links.log_odds(F, y, links.Link(0.1, 8.0))
+    torch.testing.assert_close(curved, links.log_odds(0.1 * (F / 0.1).asinh(), y, links.Link(math.inf, 8.0)))
 
 
 def test_the_histogram_of_every_link_holds_its_log_odds() -> None:
     F, y, _ = planted(500, 5, 0.2, seed=2)
-    sums = rule.link_sums(F, y, torch.ones(500))
+    sums = links.link_sums(F, y, torch.ones(500))
     edges = np.linspace(-24, 24, 161)
-    for s, scale in enumerate(rule.SCALES):
-        for b, sharpness in enumerate(rule.SHARPNESS):
-            odds = rule.log_odds(F, y, rule.Link(scale, sharpness)).clamp(-23.99, 23.99)
+    for s, scale in enumerate(links.SCALES):
+        for b, sharpness in enumerate(links.SHARPNESS):
+            odds = links.log_odds(F, y, links.Link(scale, sharpness)).clamp(-23.99, 23.99)
             expected, _ = np.histogram(odds.numpy(), edges)
             assert np.abs(sums.counts[s, b].numpy() - expected).sum() <= 2  # rounding at an edge
 
@@ -244,20 +244,20 @@ def test_links_by_nearness_find_the_posteriors_of_scale_mixtures(tails: float, n
     generator = torch.Generator().manual_seed(seed + 50)
     wrong = torch.rand(4000, generator=generator) < noise
     y = torch.where(wrong, (truth + torch.randint(1, 4, (4000,), generator=generator)) % 4, truth)
-    plain, both = (rule.link_sums(F, y, torch.ones(4000), x) for x in (None, near))
-    link, without = (rule.fit_link(sums, 4) for sums in (both, plain))
+    plain, both = (links.link_sums(F, y, torch.ones(4000), x) for x in (None, near))
+    link, without = (links.fit_link(sums, 4) for sums in (both, plain))
     assert link.near == (tails > 0) and not without.near
     told = F * near[:, None] if link.near else F
     p, q = ((link_.sharpness * g(x, link_)).softmax(1) for x, link_ in ((told, link), (F, without)))
     assert float((p - posterior).abs().mean()) < 0.03
     assert tails == 0 or float((p - posterior).abs().mean()) < 0.5 * float((q - posterior).abs().mean())
     assert link.likelihood >= without.likelihood - 1e-12
-    assert rule.noise_rate_at(both, link, 4) == pytest.approx(noise, abs=0.03)
+    assert links.noise_rate_at(both, link, 4) == pytest.approx(noise, abs=0.03)
     weight = torch.bincount(y).double()
     assert evidence.noise_shows(link, weight, 4000.0) == (noise > 0)
 
 
-def g(F: Tensor, link: rule.Link) -> Tensor:
+def g(F: Tensor, link: links.Link) -> Tensor:
     return F if math.isinf(link.scale) else link.scale * (F / link.scale).asinh()
 
 
@@ -278,7 +278,7 @@ def test_label_score_rises_with_the_output_of_the_given_label() -> None:
     verdict, *_ = judge(F, y, z_of(F, y, 0), torch.ones(2000))
     path = torch.zeros(50, 5, dtype=torch.float64)
     path[:, 2] = torch.linspace(-0.3, 0.3, 50)
-    odds = rule.log_odds(path, torch.full((50,), 2), rule.Link(0.3, 16.0))
+    odds = links.log_odds(path, torch.full((50,), 2), links.Link(0.3, 16.0))
     assert (rule.label_scores(odds, verdict).diff() > 0).all()
     assert (loss_rule.loss_scores(torch.linspace(0, 10, 50), verdict).diff() < 0).all()
 
@@ -298,8 +298,8 @@ def test_scaling_weights_changes_nothing_and_weight_0_does_not_count() -> None:
 
 def test_doubt_flags_more_and_keeps_the_order_of_scores() -> None:
     F, y, _ = planted(3000, 5, 0.1, seed=11, spread=0.3)
-    link = rule.Link(0.3, 16.0)
-    odds = rule.log_odds(F, y, link)
+    link = links.Link(0.3, 16.0)
+    odds = links.log_odds(F, y, link)
     sums = rule.verdict_sums(odds, z_of(F, y, 3), torch.ones(3000))
     plain, doubted = rule.fit_verdict(sums, 5), rule.fit_verdict(sums, 5, doubt=0.8)
     scores = rule.label_scores(odds, doubted)
