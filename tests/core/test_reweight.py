@@ -142,5 +142,5 @@ def test_a_calibration_finds_the_share_of_replaced_labels():
     F = torch.nn.functional.one_hot(truth, 5).double() + 0.3 * torch.randn(6000, 5, generator=generator).double()
     replaced = torch.rand(6000, generator=generator) < 0.3
     y = torch.where(replaced, (truth + torch.randint(1, 5, (6000,), generator=generator)) % 5, truth)
-    found = reweight.fit_calibration(reweight.verdict.link_sums(F, y, torch.ones(6000).double()), 5)
+    found = reweight.fit_calibration(reweight.links.link_sums(F, y, torch.ones(6000).double()), 5)
     assert found.noise_rate == pytest.approx(float(replaced.double().mean()), abs=0.03)
