@@ -25,7 +25,8 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.table import Places, Reader, Table
 from diva_ray.errors import InputError
 
-MOVED = 1e-3  # standard deviations by which a mean may be rounded
+# Standard deviations by which a mean may be rounded: rows without the band, or a fit without intercept, would see it.
+MOVED = 1e-6
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,21 @@ def test_a_band_far_from_zero_is_scaled_as_it_is_near(far, gaps):
     np.testing.assert_allclose(apart, near, rtol=1e-4, atol=1e-4 * np.abs(near).max())
 
 
+@pytest.mark.parametrize("form", ["gaps", "no intercept"])
+def test_a_mean_of_many_standard_deviations_costs_single_precision_no_digits(form):
+    X = 2.85506 + 0.003 * np.random.default_rng(11).standard_normal((400, 6))
+    labels = (X[:, :3] + 0.001 * np.random.default_rng(12).standard_normal((400, 3))).argmax(1)
+    rows = pa.array([None if form == "gaps" and k % 3 == 0 else list(row) for k, row in enumerate(X)])
+    options = {"intercept": form == "gaps", "ridge": 5.0}
+    found, wanted = (
+        score(pa.table({"features": rows, "label": labels}), precision=precision, **options).samples
+        for precision in ("float32", "float64")
+    )
+    for name in ("derivative", "standard_error", "loss"):
+        exact = wanted[name].to_numpy()
+        np.testing.assert_allclose(found[name].to_numpy(), exact, rtol=0, atol=1e-6 * np.abs(exact).max())
+
+
 def test_moments_of_bands_agree_with_numpy_however_rows_are_cut():
     generator = np.random.default_rng(7)
     X = generator.standard_normal((500, 3)) + 1e7
