@@ -12,6 +12,8 @@ import pyarrow.fs
 
 from diva_ray.errors import InputError, first_line
 
+RUN = {"data", "config", "format"}  # in state.json of a run that reads a table, not of one that makes one
+
 
 def part_name(index: int) -> str:
     """Return the name of a part of a table, without a suffix: names sort as the numbers do, without end."""
@@ -51,9 +53,8 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             return filesystem, [inner], inner
         inner, is_folder = _table_of(filesystem, inner, option), True
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(inner, recursive=True))
-        is_file = pyarrow.fs.FileType.File
-        files = [item.path for item in found if item.type == is_file and is_parquet(item.path)]
-        files = sorted(file for file in files if not _hidden(file, inner))
+        names = [item.path for item in found if item.type == pyarrow.fs.FileType.File]
+        files = sorted(file for file in _not_of_runs(filesystem, names) if not _hidden(file, inner))
     else:
         filesystem = pyarrow.fs.LocalFileSystem()
         folder = _table_of(filesystem, os.path.abspath(os.path.expanduser(path)), option)
@@ -64,8 +65,8 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
             inside = (
                 glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
             )
-            inside = [file for file in inside if is_parquet(file) and not _hidden(file, name) and os.path.isfile(file)]
-            files += [name] if os.path.isfile(name) else inside
+            inside = [file for file in _not_of_runs(filesystem, inside) if not _hidden(file, name)]
+            files += [name] if os.path.isfile(name) else [file for file in inside if os.path.isfile(file)]
         files = sorted(set(files))
     if not files and is_folder:
         raise InputError(
@@ -112,7 +113,7 @@ def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> st
 def _check_finished(filesystem: pyarrow.fs.FileSystem, run: str, option: str) -> None:
     """Raise for the output of a run that has begun and not ended: its table is a part of what it will be."""
     begun = _keys_of(filesystem, f"{run}/state.json")
-    ours = {"options", "bands"} <= begun or {"data", "config", "format"} <= begun
+    ours = {"options", "bands"} <= begun or begun >= RUN
     if ours and filesystem.get_file_info(f"{run}/manifest.json").type == pyarrow.fs.FileType.NotFound:
         raise InputError(
             f"{option}: a run whose output is read must be finished, got no manifest.json at {run}. Run it again with "
@@ -141,6 +142,14 @@ def check_named(path: str, option: str = "data.path") -> None:
 def is_parquet(path: str) -> bool:
     """Return whether a file's name says that it is Parquet."""
     return path.lower().endswith((".parquet", ".pq"))
+
+
+def _not_of_runs(filesystem: pyarrow.fs.FileSystem, inside: list[str]) -> list[str]:
+    """Return the Parquet files among those inside a folder, but for what runs wrote there: a run whose output lies in
+    its table's folder must find the same table when it is resumed."""
+    states = [path for path in inside if path.endswith("/state.json")]
+    runs = tuple(path.removesuffix("state.json") for path in states if _keys_of(filesystem, path) >= RUN)
+    return [path for path in inside if is_parquet(path) and not path.startswith(runs)]
 
 
 def _hidden(file: str, folder: str) -> bool:

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 import diva_ray
+from diva_ray.data.table import open_parquet
 from diva_ray.errors import InputError
 from tests.forks import run_job
 
@@ -185,6 +186,17 @@ def test_a_finished_run_that_is_resumed_is_not_computed_again(tmp_path, monkeypa
     data["features"][0, 0] += 1.0
     with pytest.raises(InputError, match="same data and options, got another data.path"):
         diva_ray.score(data, output=output, resume=True, **options)
+
+
+def test_a_run_whose_output_lies_in_the_folder_of_its_table_is_resumed(tmp_path):
+    X = np.random.default_rng(0).standard_normal((60, 3))
+    pq.write_table(pa.table({"features": list(X), "label": (X[:, 0] > 0).astype(int)}), tmp_path / "table.parquet")
+    options = {"cluster": {"kind": "inline", "threads": 1}, "quiet": True}
+    first = diva_ray.score(tmp_path, output=tmp_path / "runs" / "one", **options)
+    for path in (tmp_path, tmp_path.as_uri()):  # nor does another run read what the first one wrote
+        assert diva_ray.score(path, **options).samples.equals(first.samples)
+    assert diva_ray.score(tmp_path, output=tmp_path / "runs" / "one", resume=True, curate="drop", **options).told
+    assert open_parquet(str(tmp_path / "runs" / "one")).rows == 60  # the curated copy, where it is asked for
 
 
 def test_a_notebook_shows_results_and_plans_as_a_terminal_does():
