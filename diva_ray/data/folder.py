@@ -262,6 +262,10 @@ class Folder:
             return None
         return json.loads(self.read(name))
 
+    def within(self, name: str) -> str:
+        """Return the path of a name inside, as the file system has it."""
+        return self._full(name)
+
     def location(self, name: str) -> str:
         """Return the path or URI of a name inside."""
         return f"{self.path}/{name}"

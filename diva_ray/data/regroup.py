@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from diva_ray.data.columns import one_chunk, row_keys, take_rows
 from diva_ray.data.files import part_name
@@ -20,6 +23,8 @@ POSITION = "__row__"  # position in the original table
 GROUP = "__group__"  # 64-bit key of the group, the order of the copy
 SAMPLES_BLOCK = 65_536
 ROWS = 8_192  # read at a time
+MOST_PARTS = 256  # of samples that are sorted back on Ray
+AT_ONCE = 4  # tasks that do so
 
 
 def regroup_in_memory(table: Table, columns: Columns) -> Table:
@@ -90,12 +95,64 @@ def restore_order(folder: Folder, *, on_ray: bool) -> None:
     """Sort `samples/` back into the order of the input and drop the position column."""
     folder.drop("samples-in-order")  # of a run that was interrupted
     if on_ray:
-        import ray
-
-        rows = ray.data.read_parquet(folder.location("samples")).sort(POSITION).drop_columns([POSITION])
-        write_on_ray(rows, folder, "samples-in-order")
+        _restore_on_ray(folder)
     else:
         table = folder.read_table("samples").sort_by(POSITION).drop_columns([POSITION])
         for k, start in enumerate(range(0, len(table), SAMPLES_BLOCK)):
             folder.write_table(f"samples-in-order/{part_name(k)}.parquet", table.slice(start, SAMPLES_BLOCK))
     folder.replace("samples-in-order", "samples")
+
+
+def _restore_on_ray(folder: Folder) -> None:
+    """Sort `samples/` into `samples-in-order/` by tasks that take no CPU: the workers are there still and may hold all
+    of them, so that Ray Data, whose tasks take one each, would wait for ever. No row passes the driver."""
+    import ray
+    import ray.exceptions
+
+    names = sorted(name for name in folder.names("samples") if name.endswith(".parquet"))
+    with ThreadPoolExecutor(16) as pool:
+        rows = sum(pool.map(partial(_rows_of, folder), names))
+    parts = min(MOST_PARTS, -(-rows // SAMPLES_BLOCK))
+    bounds = [rows * k // parts for k in range(parts + 1)]
+    deal = ray.remote(num_cpus=0, num_returns=parts)(_deal)
+    gather = ray.remote(num_cpus=0)(_gather)
+    dealt = [[refs] if parts == 1 else refs for refs in _few(deal.remote(folder, name, bounds) for name in names)]
+    written = _few(gather.remote(folder, k, *(refs[k] for refs in dealt)) for k in range(parts))
+    try:
+        ray.get(written)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+
+
+def _few(calls: Iterator[Any]) -> list[Any]:
+    """Start calls, no more than `AT_ONCE` of them at a time; return their references."""
+    import ray
+
+    found, running = [], []
+    for call in calls:
+        found.append(call)
+        running.append(call[0] if isinstance(call, list) else call)
+        if len(running) >= AT_ONCE:
+            _, running = ray.wait(running, fetch_local=False)
+    return found
+
+
+def _rows_of(folder: Folder, name: str) -> int:
+    return pq.read_metadata(folder.within(f"samples/{name}"), filesystem=folder.filesystem).num_rows
+
+
+def _deal(folder: Folder, name: str, bounds: list[int]) -> pa.Table | list[pa.Table]:
+    """Return the rows of a file by the part of the order of the input in which they lie."""
+    table = pq.read_table(folder.within(f"samples/{name}"), filesystem=folder.filesystem).sort_by(POSITION)
+    cuts = np.searchsorted(table[POSITION].to_numpy(), bounds)
+    found = [table.slice(a, b - a).combine_chunks() for a, b in pairwise(cuts)]
+    return found[0] if len(found) == 1 else found
+
+
+def _gather(folder: Folder, k: int, *dealt: pa.Table) -> None:
+    """Write a part of the rows in the order of the input."""
+    folder.check_reached()
+    rows = pa.concat_tables(dealt).sort_by(POSITION).drop_columns([POSITION])
+    folder.write_table(f"samples-in-order/{part_name(k)}.parquet", rows)

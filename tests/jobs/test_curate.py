@@ -144,6 +144,20 @@ def test_workers_write_the_same_copy_of_a_table_whose_groups_lie_scattered(ray_c
     ]
 
 
+@pytest.mark.ray
+def test_scattered_rows_come_back_in_order_though_workers_hold_every_cpu(ray_cluster):
+    generator = np.random.default_rng(2)
+    X = generator.standard_normal((7000, 4))
+    rows = {"features": X, "label": (X[:, 0] > 0).astype(int), "group": generator.integers(0, 2000, 7000)}
+    options = {"group": "group", "quiet": True, "ridge": 1.0}
+    inline = diva_ray.curate(rows, "weight", cluster=INLINE, **options)
+    # As many as the fixture's CPUs: Ray Data would have waited for one for ever.
+    on_ray = diva_ray.curate(rows, "weight", cluster={"kind": "ray", "workers": 4}, **options)
+    assert on_ray.summary["workers"]["count"] == 4
+    for name in ("samples", "curated"):
+        assert on_ray.folder.read_table(name).equals(inline.folder.read_table(name)), "the same bits"
+
+
 @pytest.mark.parametrize("options", [{"weight": "w", "curate": "weight"}, {"validation_weight": "w", **TRUSTED}])
 def test_a_weight_may_be_a_list_of_one(options, table):
     _, rows = table
