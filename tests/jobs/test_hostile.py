@@ -11,6 +11,7 @@ import os
 import pickle
 import stat
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,74 @@ def test_a_member_of_negative_size_ends_the_tar(tmp_path, size):
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(2048))
     with pytest.raises(InputError, match="every file must be a whole tar|a tar must hold samples|no bytes"):
         embed(tmp_path)
+
+
+def pictures_tar(path, mode="w", headers=()):
+    """Write a tar of five pictures with texts."""
+    with tarfile.open(path, mode) as file:
+        for header in headers:
+            file.fileobj.write(header)
+        for k in range(5):
+            for name, content in ((f"{k}.png", PNG), (f"{k}.txt", b"a text of no meaning")):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+
+
+def test_a_flipped_bit_in_a_header_is_not_the_end_of_a_tar(tmp_path):
+    pictures_tar(tmp_path / "a.tar")
+    with tarfile.open(tmp_path / "a.tar") as file:
+        offset = file.getmembers()[4].offset
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[offset] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(InputError, match=rf"a whole tar, got ReadError .bad checksum at byte {offset}.* at .*a.tar"):
+        embed(tmp_path)
+
+
+def test_a_packed_tar_is_held_against_its_checksum(tmp_path):
+    pictures_tar(tmp_path / "a.tar")
+    content = bytearray(gzip.compress((tmp_path / "a.tar").read_bytes(), 0))
+    at = content.index(b"no meaning")
+    content[at : at + 2] = b"NO"
+    (tmp_path / "a.tar").unlink()
+    (tmp_path / "a.tgz").write_bytes(content)
+    with pytest.raises(InputError, match="a whole tar, got BadGzipFile .CRC check failed .* at .*a.tgz"):
+        embed(tmp_path)
+
+
+def test_a_member_of_a_size_that_is_a_lie_ends_the_tar(tmp_path):
+    header = tarfile.TarInfo("1.png")
+    header.size = 1 << 60
+    (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(512))
+    with pytest.raises(InputError, match="a whole tar, got ReadError .unexpected end of data. at .*a.tar"):
+        embed(tmp_path)
+
+
+def global_header(k, size):
+    """Return a header that all members to come inherit."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XGLTYPE, size
+    start = b"%d k%d=" % (size, k)
+    return header.tobuf(tarfile.USTAR_FORMAT) + start + b"x" * (size - len(start) - 1) + b"\n" + bytes(-size % 512)
+
+
+def test_headers_one_after_the_other_are_bounded(tmp_path):
+    pictures_tar(tmp_path / "a.tgz", "w:gz", [global_header(k, 20) for k in range(2000)])
+    with pytest.raises(InputError, match="a whole tar, got ReadError .more than 16 headers of one member. at"):
+        embed(tmp_path)
+
+
+def test_headers_and_members_are_not_kept(tmp_path):
+    with tarfile.open(tmp_path / "a.tgz", "w:gz", compresslevel=1) as file:
+        for k in range(100):
+            file.fileobj.write(global_header(k, 1_000_000))
+            file.addfile(tarfile.TarInfo(f"{k}.txt"), io.BytesIO(b""))
+    tracemalloc.start()
+    found = sum(1 for _ in tar.samples(pa.fs.LocalFileSystem(), str(tmp_path / "a.tgz")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == 100 and peak < 20e6
 
 
 DEEP, HUGE = b"[" * 200_000, b'{"text": "a", "label": ' + b"9" * 30 + b"}"

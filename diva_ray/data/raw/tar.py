@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.fs
@@ -30,11 +33,14 @@ from diva_ray.data.raw.units import (
 from diva_ray.errors import InputError, first_line
 
 EmptyHeaderError, TruncatedHeaderError = tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
+InvalidHeaderError, ReadError = tarfile.InvalidHeaderError, tarfile.ReadError  # type: ignore[attr-defined]
 MOST_MEMBERS = 1000  # of a sample
 MOST_HEADER = 1 << 20  # bytes of a header that tells long names and the like: tarfile reads it whole
 LONG_HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 )  # fmt: skip
+MOST_HEADERS = 16  # of one member: tarfile calls itself for each
+BUFFER = 1 << 16  # bytes that tarfile reads at a time
 PEEKED = 64  # first samples, which tell the columns
 READ_ROWS = 64
 TWICE = "/"  # after the suffix of a second member that has it: no suffix holds one
@@ -97,17 +103,52 @@ class Watched(tarfile.TarInfo):
         """Return a header; raise before a huge one is read."""
         found = super().frombuf(buf, encoding, errors)
         if found.type in LONG_HEADERS and found.size > MOST_HEADER:
-            raise tarfile.ReadError(f"a header of {found.size} bytes, more than {MOST_HEADER}")
+            raise ReadError(f"a header of {found.size} bytes, more than {MOST_HEADER}")
         return found
 
     @classmethod
     def fromtarfile(cls, tarfile: Any) -> Any:
-        """Return the next header; note an end that is none: tarfile itself takes it for the end."""
+        """Return the next header; note an end that is none: tarfile itself takes it, or a damaged one, for the end."""
+        depth = tarfile.depth = getattr(tarfile, "depth", 0) + 1
+        if depth > MOST_HEADERS:
+            raise ReadError(f"more than {MOST_HEADERS} headers of one member")
         try:
             return super().fromtarfile(tarfile)
+        except InvalidHeaderError as error:
+            if tarfile.offset:
+                raise ReadError(f"{error} at byte {tarfile.offset}: damaged?") from None
+            raise
         except (EmptyHeaderError, TruncatedHeaderError):
             tarfile.cut = True
             raise
+        finally:
+            tarfile.depth = depth - 1
+            if depth == 1:
+                tarfile.pax_headers.clear()  # global ones, kept for all members to come: nothing of them is used
+
+
+class Stored:
+    """A tar's bytes: gzip is unpacked here, as tarfile does not hold it against its checksum."""
+
+    def __init__(self, stream: Any) -> None:
+        """Look whether it is gzip."""
+        buffered = io.BufferedReader(stream, BUFFER)
+        self.gzip = buffered.peek(2)[:2] == b"\x1f\x8b"
+        self.file: Any = gzip.GzipFile(fileobj=buffered) if self.gzip else buffered
+        self.ended = 0
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes; raise where tarfile reads on and on beyond the end, as for a size that is a lie."""
+        found = self.file.read(size)
+        self.ended += not found
+        if self.ended > MOST_HEADERS:
+            raise ReadError("unexpected end of data")
+        return found
+
+    def check_rest(self) -> None:
+        """Read what follows the end mark of a gzipped tar, up to the checksum of all of it."""
+        while self.gzip and self.file.read(BUFFER):
+            pass
 
 
 def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
@@ -120,9 +161,12 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
     try:
         with (
             filesystem.open_input_stream(path, compression=None) as stream,
-            tarfile.open(fileobj=stream, mode="r|*", tarinfo=Watched) as tar,
+            tarfile.open(
+                fileobj=(tarred := cast(Any, Stored(stream))), mode="r|*", tarinfo=Watched, bufsize=BUFFER
+            ) as tar,
         ):
             for member in tar:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all
                 check_name(member.name, path)
                 folder, _, base = member.name.rpartition("/")
                 stem, _, suffix = base.partition(".")
@@ -133,15 +177,16 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
                     yield key, members, stored
                     members, held, stored = {}, 0, 0
                 if len(members) == MOST_MEMBERS:
-                    raise tarfile.ReadError(f"more than {MOST_MEMBERS} members of sample {own}")
+                    raise ReadError(f"more than {MOST_MEMBERS} members of sample {own}")
                 suffix = suffix.lower()
                 used = suffix.rpartition(".")[2] in USED
                 held, stored = held + used * member.size, stored + 512 + member.size
                 file = tar.extractfile(member) if used and held <= MOST_BYTES else None
                 key, members[suffix + TWICE * (suffix in members)] = own, file.read() if file else None
             if getattr(tar, "cut", False):
-                raise tarfile.ReadError("it ends without an end mark: cut off?")
-    except (tarfile.TarError, OSError, EOFError, pa.ArrowException) as error:
+                raise ReadError("it ends without an end mark: cut off?")
+            tarred.check_rest()
+    except (tarfile.TarError, OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise InputError(
             f"data.path: every file must be a whole tar, got {type(error).__name__} "
             f"({first_line(error)}) at {path}. Replace the file or leave it out."
