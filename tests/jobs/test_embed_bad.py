@@ -1,5 +1,6 @@
 """Mistakes in raw data, encoders and options: one line each, before any cluster is started where possible."""
 
+import gzip
 import json
 import re
 import sys
@@ -156,6 +157,51 @@ def test_tars(tmp_path):
     refuses(r"data.path: every file must be a whole tar, got ReadError", tmp_path)
     tar(tmp_path / "hostile.tar", {})
     refuses(r"data.path: a tar must hold samples, got none in", tmp_path / "hostile.tar")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz"])
+def test_packed_lines_that_are_cut_off_or_damaged(tmp_path, name):
+    rows = [{"text": f"text {k}", "label": k % 2} for k in range(4000)]
+    lines = (
+        [json.dumps(row) for row in rows] if "json" in name else ["text,label", *(f"text {k},1" for k in range(4000))]
+    )
+    packed = gzip.compress("\n".join(lines).encode(), 0)
+    (tmp_path / name).write_bytes(packed[: len(packed) // 2])
+    refuses(rf"data.path: (every )?files? must be .*, got Truncated compressed stream at .*{name}", tmp_path)
+    (tmp_path / name).write_bytes(packed.replace(b"text 3999", b"text 3998"))
+    refuses(rf"data.path: (every )?files? must be .*, got .*incorrect data check at .*{name}", tmp_path)
+    (tmp_path / name).write_bytes(b"no gzip at all")
+    refuses(rf"data.path: every file must be whole, got .*incorrect header check at .*{name}", tmp_path)
+
+
+def saved_dataset(folder, rows=100):
+    """Write texts as `datasets` does, ten in a batch; return where batches end in the file."""
+    file, ends = folder / "data-00000-of-00001.arrow", []
+    table = pa.table({"text": [f"text {k:02d}" for k in range(rows)]})
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        for batch in table.to_batches(max_chunksize=10):
+            stream.write_batch(batch)
+            ends.append(sink.tell())
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": file.name}]}))
+    return file, ends
+
+
+def test_a_saved_dataset_that_is_cut_off(tmp_path):
+    file, ends = saved_dataset(tmp_path)
+    whole = file.read_bytes()
+    assert len(embed(tmp_path).samples) == 100
+    for size, told in ((ends[4] + 50, "Expected to"), (ends[4], "one without an end mark"), (20, "Expected to read")):
+        file.write_bytes(whole[:size])
+        refuses(rf"data.path: every file must be a whole Arrow stream, got {told}.* at .*00001.arrow", tmp_path)
+
+
+def test_a_saved_dataset_whose_bits_are_flipped(tmp_path):
+    file, _ = saved_dataset(tmp_path)
+    content = bytearray(file.read_bytes())
+    offsets = np.arange(0, 7 * 11, 7, dtype=np.int32).tobytes()  # of ten texts of seven letters
+    content[content.index(offsets) + 4 * 5 + 3] ^= 0x40  # far beyond the file
+    file.write_bytes(content)
+    refuses(r"every file must be a whole Arrow stream, got .*Offset invariant failure.* at .*00001.arrow", tmp_path)
 
 
 def test_a_sample_without_the_member_is_put_aside(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -53,9 +54,20 @@ def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, 
     )
 
 
+@contextmanager
+def whole(path: str) -> Iterator[None]:
+    """Say in one line that a file which is packed is cut off or damaged, or that a file cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"data.path: every file must be whole, got {first_line(error)} at {path}. Replace the file or leave it out."
+        ) from error
+
+
 def _check_encoding(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
     """Raise for UTF-16, as spreadsheets save "Unicode text"."""
-    with filesystem.open_input_stream(path, compression="detect") as stream:
+    with whole(path), filesystem.open_input_stream(path, compression="detect") as stream:
         if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise InputError(f"data.path: a CSV file must be UTF-8, got UTF-16 at {path}. Save it as UTF-8.")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from diva_ray.data.raw.delimited import csv_schema, read_csv
+from diva_ray.data.raw.delimited import csv_schema, read_csv, whole
 from diva_ray.data.raw.tables import key_of, stored_columns, stored_types, to_rows, with_id
 from diva_ray.data.raw.units import (
     MOST_BYTES,
@@ -83,7 +83,7 @@ def _unpacked(filesystem: pyarrow.fs.FileSystem, path: str) -> float:
         codec = pa.Codec.detect(path).name
     except TypeError:  # pyarrow's answer to a suffix that names no codec
         return 1.0
-    with filesystem.open_input_file(path) as stream:
+    with whole(path), filesystem.open_input_file(path) as stream:
         unpacked = pa.CompressedInputStream(stream, codec)
         return len(unpacked.read(RATIO_BYTES)) / max(1, stream.tell())
 
@@ -124,9 +124,9 @@ def _lines(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[tuple[int,
     with stream:
         rest, skip = b"", bool(offset or unit.start)  # up to the line's end before the range: it is another's
         dropped = 0  # bytes of a line that is too long to be kept
-        while block := stream.read(1 << 20):
-            *whole, rest = (rest + block).split(b"\n")
-            for line in whole:
+        while block := _block(stream, unit.path):
+            *ended, rest = (rest + block).split(b"\n")
+            for line in ended:
                 if not skip and not packed and offset >= unit.stop:
                     return
                 if not skip and (dropped or line.strip()):
@@ -136,6 +136,12 @@ def _lines(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[tuple[int,
                 rest, dropped = b"", dropped + len(rest)
         if (dropped or rest.strip()) and not skip and (packed or offset < unit.stop):
             yield offset, TOO_LONG if dropped else rest
+
+
+def _block(stream: pa.NativeFile, path: str) -> bytes:
+    """Return the next megabyte."""
+    with whole(path):
+        return stream.read(1 << 20)
 
 
 def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.fs
@@ -12,6 +13,8 @@ from diva_ray.data.raw.classes import class_names, with_names
 from diva_ray.data.raw.tables import key_of, to_rows, with_id
 from diva_ray.data.raw.units import Failure, Rows, Source, Unit, loaded, mark_of, name_of, rechunk, root_of, suffix_of
 from diva_ray.errors import InputError, first_line
+
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a whole stream, as `datasets` writes it; pyarrow reads one without as well
 
 
 def find(
@@ -29,12 +32,13 @@ def find(
     schema, units, total = None, [], 0
     for info in infos:
         start, rows, stop = 0, 0, 0
-        reader = _open(filesystem, info.path)
-        if schema is not None and not schema.equals(reader.schema):
-            raise InputError(
-                f"data.path: every file must have the same columns, got others at {info.path}. Fix the dataset."
-            )
-        schema, counts = reader.schema, [batch.num_rows for batch in reader]
+        with _opened(filesystem, info.path) as reader:
+            if schema is not None and not schema.equals(reader.schema):
+                raise InputError(
+                    f"data.path: every file must have the same columns, got others at {info.path}. Fix the dataset."
+                )
+            schema, counts = reader.schema, [batch.num_rows for batch in reader]
+        _check_end(filesystem, info)
         for stop, count in enumerate(counts, 1):
             rows += count
             if rows >= unit_rows or stop == len(counts):
@@ -79,15 +83,40 @@ def _order(filesystem: pyarrow.fs.FileSystem, folder: str) -> dict[str, int]:
             raise InputError(f"data.path: state.json must list the data files, got {error!r} at {state}.") from error
 
 
-def _open(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.RecordBatchStreamReader:
-    """Return a stream; a local file is mapped, so that what is skipped is not read."""
+@contextmanager
+def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.RecordBatchStreamReader]:
+    """Give a stream, and say in one line what is wrong with it; a local file is mapped, so that what is skipped is not
+    read."""
     local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
     try:
-        return pa.ipc.open_stream(pa.memory_map(path) if local else filesystem.open_input_stream(path))
+        yield pa.ipc.open_stream(pa.memory_map(path) if local else filesystem.open_input_stream(path))
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"data.path: every file must be an Arrow stream, got {first_line(error)} at {path}. Save the dataset again."
+            f"data.path: every file must be a whole Arrow stream, got {first_line(error)} at {path}. Save the dataset "
+            "again."
         ) from error
+
+
+def _check_end(filesystem: pyarrow.fs.FileSystem, info: pyarrow.fs.FileInfo) -> None:
+    """Raise where a file ends between two batches: the rows behind it would be missed without a word."""
+    with filesystem.open_input_file(info.path) as file:
+        file.seek(max(info.size - len(END), 0))
+        if file.read() != END:
+            raise InputError(
+                f"data.path: every file must be a whole Arrow stream, got one without an end mark (cut off?) at "
+                f"{info.path}. Save the dataset again."
+            )
+
+
+def _batches(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[pa.RecordBatch]:
+    """Yield the unit's batches; offsets that point elsewhere are found before anything follows them."""
+    with _opened(filesystem, unit.path) as reader:
+        for k, batch in enumerate(reader):
+            if k >= unit.stop:
+                return
+            if k >= unit.start:
+                batch.validate(full=True)
+                yield batch
 
 
 def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
@@ -95,10 +124,8 @@ def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
         number = unit.first
-        for k, batch in enumerate(_open(source.filesystem, unit.path)):
-            if k >= unit.stop:
-                return
-            if k >= unit.start and batch.num_rows:
+        for batch in _batches(source.filesystem, unit):
+            if batch.num_rows:
                 yield to_rows(pa.Table.from_batches([batch]), source, columns, number), number, []
                 number += batch.num_rows
 
