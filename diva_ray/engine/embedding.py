@@ -27,6 +27,7 @@ from diva_ray.engine.ahead import ahead
 from diva_ray.engine.batch_size import own_gpu
 from diva_ray.engine.device import roomy
 from diva_ray.engine.meter import peak_memory
+from diva_ray.errors import InputError
 
 AHEAD = 2  # chunks that are decoded and wait
 GROUP = 1024  # rows of a row group, at least
@@ -281,6 +282,11 @@ def _sent_home(found: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | No
 
 
 def _store(values: np.ndarray, rows: np.ndarray, found: torch.Tensor, sent: torch.cuda.Event | None) -> None:
+    if found.shape != (len(rows), values.shape[1]):  # what has one row or one column would fill all others
+        raise InputError(
+            f"encoder.layer: must give every batch one vector a sample, all of {values.shape[1]} numbers, got "
+            f"{tuple(found.shape)} for {len(rows)} samples. Change `encoder.layer` or `encoder.pool`."
+        )
     if sent is not None:
         sent.synchronize()
     with np.errstate(over="ignore"):  # what float16 cannot hold is told by row

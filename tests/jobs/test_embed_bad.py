@@ -204,6 +204,18 @@ def test_a_saved_dataset_whose_bits_are_flipped(tmp_path):
     refuses(r"every file must be a whole Arrow stream, got .*Offset invariant failure.* at .*00001.arrow", tmp_path)
 
 
+def test_a_module_whose_vectors_grow_with_the_batch():
+    letters = torch.nn.Embedding(256, 4)
+
+    class Texts(torch.nn.Module):
+        def forward(self, texts):
+            longest = max(map(len, texts))
+            return letters(torch.tensor([list(text.ljust(longest).encode()) for text in texts])).flatten(1)
+
+    told = r"encoder.layer: must give every batch one vector a sample, all of \d+ numbers, got \(1, 36\) for 1 samples"
+    refuses(told, {"text": ["some text"], "label": [0]}, encoder={"module": Texts(), "tower": "text"})
+
+
 def test_a_sample_without_the_member_is_put_aside(tmp_path):
     png = raw_sets.png(raw_sets.pictures(1)[0])
     members = {f"{k}.png": png for k in range(5)} | {"5.txt": b"no picture"} | {"6.png": png, "6.json": b"{broken"}
