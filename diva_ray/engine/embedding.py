@@ -22,7 +22,7 @@ from diva_ray.config import EncoderConfig
 from diva_ray.data.decode import NO_FILE, NOT_READABLE, Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.folder import Folder
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit
+from diva_ray.data.raw.units import MOST_HELD, Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
 from diva_ray.engine.batch_size import own_gpu
 from diva_ray.engine.device import roomy
@@ -132,7 +132,7 @@ class UnitEncoder:
                 unknown = prepared.rows.unknown
                 then = time.perf_counter()
                 seconds["encode"] += then - now
-                if sum(table.num_rows for table in held) >= GROUP:
+                if sum(t.num_rows for t in held) >= GROUP or sum(t.nbytes for t in held) > MOST_HELD:
                     rows += _flush(writer, held)
                 before = time.perf_counter()
                 seconds["write"] += before - then

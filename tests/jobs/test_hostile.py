@@ -26,6 +26,7 @@ from diva_ray.bench.peers import memory_above, reset_memory
 from diva_ray.data.decode import Form, Pictures, RefusedError
 from diva_ray.data.folder import Folder
 from diva_ray.data.raw import lines, tar, units
+from diva_ray.data.raw.find import find_raw
 from diva_ray.errors import InputError
 from diva_ray.jobs import plain
 from tests.data import raw_sets
@@ -209,6 +210,20 @@ def test_headers_and_members_are_not_kept(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == 100 and peak < 20e6
+
+
+def test_chunks_of_long_lines_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "MOST_HELD", 1 << 20)
+    monkeypatch.setattr(lines, "MOST_BYTES", 1 << 18)
+    rows = [{"id": k, "text": f"{k} " * (50_000 if k >= 40 else 1)} for k in range(120)]
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    source = find_raw(str(tmp_path / "a.jsonl.gz"), "auto", id=None, label="label", unit_rows=2048)
+    chunks = [rows.table for rows in source.read(source, source.units[0], ["id", "text"], 64)]
+    assert [k for table in chunks for k in table["id"].to_pylist()] == list(range(120))
+    assert max(table.nbytes for table in chunks) < 2 << 20 < sum(table.nbytes for table in chunks)
+    result = embed(tmp_path / "a.jsonl.gz")
+    assert result.samples["id"].to_pylist() == list(range(120)) and result.samples["text"].to_pylist()[7] == "7 "
 
 
 DEEP, HUGE = b"[" * 200_000, b'{"text": "a", "label": ' + b"9" * 30 + b"}"

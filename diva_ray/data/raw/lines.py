@@ -144,6 +144,17 @@ def _block(stream: pa.NativeFile, path: str) -> bytes:
         return stream.read(1 << 20)
 
 
+def _next(lines: Iterator[tuple[int, tuple[int, bytes]]]) -> list[tuple[int, tuple[int, bytes]]]:
+    """Return the next READ_ROWS lines, or less of long ones."""
+    found, size = [], 0
+    for line in lines:
+        found.append(line)
+        size += len(line[1][1])
+        if len(found) == READ_ROWS or size > MOST_BYTES:
+            break
+    return found
+
+
 def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
     """Yield the lines' rows; a line that is no JSON object, or does not fit the columns, is a failure."""
     known = stored_types(source)
@@ -154,7 +165,7 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
         lines, number = enumerate(_lines(source.filesystem, unit)), 0
-        while some := list(islice(lines, READ_ROWS)):
+        while some := _next(lines):
             good: list[dict[str, Any]] = []
             failed = []
             for at, (offset, line) in some:

@@ -17,6 +17,7 @@ from diva_ray.errors import first_line
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 MOST_BYTES = 64 << 20  # of one sample as stored
+MOST_HELD = 256 << 20  # of samples as stored that are read or written together
 MOST_UNKNOWN = 100  # columns of a unit that are told by name; the others are counted together
 OTHER_ID = "raw_id"  # a column, or a field of a tar's .json, whose name is `id` without being the id
 OTHERS, LONGEST_NAME = "(others)", 200
@@ -127,7 +128,8 @@ def rechunk(
     where: Callable[[int], str],
     unknown: dict[str, dict[str, Any]] | None = None,
 ) -> Iterator[Rows]:
-    """Yield rows in chunks of exactly `rows` (the last may be shorter), however the reader cut them.
+    """Yield rows in chunks of exactly `rows` (the last may be shorter), however the reader cut them; fewer where they
+    are so large that a chunk would take more than MOST_HELD.
 
     Args:
         parts: (table, number of its first row as `where` counts, failures) in order, row numbers consecutive.
@@ -137,18 +139,21 @@ def rechunk(
     """
     held: list[pa.Table] = []
     failures: list[Failure] = []
-    count, first = 0, 0
+    count, first, size = 0, 0, 0
     for table, number, failed in parts:
         if not count:
             first = number
         held.append(table)
         failures += failed
-        count += table.num_rows
+        count, size = count + table.num_rows, size + table.nbytes
         while count >= rows:
             whole = pa.concat_tables(held)
             yield _rows(whole.slice(0, rows), first, where, failures, unknown)
             held, failures = [whole.slice(rows)], []
-            count, first = count - rows, first + rows
+            count, first, size = count - rows, first + rows, held[0].nbytes
+        if size > MOST_HELD:
+            yield _rows(pa.concat_tables(held), first, where, failures, unknown)
+            held, failures, count, size = [], [], 0, 0
     if count or failures:
         yield _rows(pa.concat_tables(held), first, where, failures, unknown)
 
