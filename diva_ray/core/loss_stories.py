@@ -35,11 +35,12 @@ def wrong_losses(
     first = int(np.searchsorted(other.sum(0).cumsum(), 0.5))
     last = max(int(seen[-1]), first + GROSS)
     likely = [np.log(spread)] * known
-    right, (shape,) = _fit_losses(own, [])
+    right, (shape,), start = _fit_losses(own, [])
     best, believed = _Story(0.0, np.zeros(len(whole)), 0.0, 0.0, 0.0), []
     contested: list[_Story] = []  # by that of louder right ones
-    gross = [[side] for side in sides] + [sides] * (len(sides) - 1)
-    told = 3 * len(gross) + 3 * known  # stories
+    large = [side for side in sides if rows * own[side, first:].sum() >= FEWEST]
+    gross = [[side] for side in large] + [large] * (len(large) > 1)
+    told = 3 * len(gross) + (3 if large else 1) * known  # stories
 
     def worth(gain: float, free: int) -> float:
         """Return what a story with `free` parameters and a gain in mean log likelihood is better by than none."""
@@ -48,7 +49,7 @@ def wrong_losses(
     def tell(kinds: list[np.ndarray], free: int) -> None:
         """Hear a story with `free` parameters."""
         nonlocal best
-        likelihood, parts = _fit_losses(own, kinds)
+        likelihood, parts, _ = _fit_losses(own, kinds)
         posterior = np.exp(parts - np.logaddexp.reduce(parts))
         wrong = (own * (1 - posterior[0])).sum(0)[seen] / whole[seen]
         wrong = np.interp(np.arange(len(whole)), seen, isotonic_regression(wrong, weights=whole[seen]).x)
@@ -62,16 +63,17 @@ def wrong_losses(
             (believed if other_losses else contested).append(story)
 
     for side in gross:
-        wide, narrow = [_flat(own.shape, one, first, last) for one in side], _narrow(own, side, first, last)
+        wide, narrow = [_flat(own.shape, one, first, last) for one in side], _narrow(own, side, first, last, start)
         tell(wide, len(side))
         tell(narrow, len(side) + 1)
         tell(wide + narrow, 2 * len(side) + 1)
     if known:
         tell(likely, 1)
-        tell(likely + wide, 1 + len(sides))  # gross ones of every side there is, the last that were tried
-        tell(likely + wide + narrow, 2 + 2 * len(sides))
+    if known and gross:
+        tell(likely + wide, 1 + len(large))  # gross ones of every side there is, the last that were tried
+        tell(likely + wide + narrow, 2 + 2 * len(large))
     if contested:
-        louder = worth(_louder(own, shape) - right, 2)
+        louder = worth(_louder(own, shape, start) - right, 2)
         believed += [story for story in contested if story.better > louder]
     chosen = max(believed, key=lambda one: one.better, default=None)
     return None if chosen is None else (chosen.wrong, best.wrong)
@@ -84,16 +86,20 @@ def _flat(shape: tuple[int, ...], side: int, first: int, last: int) -> np.ndarra
     return flat
 
 
-def _narrow(own: np.ndarray, sides: list[int], first: int, last: int) -> list[np.ndarray]:
+def _narrow(own: np.ndarray, sides: list[int], first: int, last: int, start: np.ndarray) -> list[np.ndarray]:
     """Return gross losses from the cell on that explains best what is there: they may all be of one size, and a story
     that spreads them further calls right ones wrong. For every start right losses are fitted anew: those beside wide
     ones lack the tail that these have taken from them, and would make any start look too high."""
-    starts = np.unique(np.linspace(first, last + 1 - NARROW, STARTS).round().astype(int))
-    tried = [[_flat(own.shape, side, start, last) for side in sides] for start in starts.tolist()]
-    return max(tried, key=lambda kinds: _fit_losses(own, kinds, quick=True)[0])
+    cells = np.unique(np.linspace(first, last + 1 - NARROW, STARTS).round().astype(int))
+    tried = [[_flat(own.shape, side, cell, last) for side in sides] for cell in cells.tolist()]
+    found: list[float] = []
+    for kinds in tried:  # each from where the one before ended
+        likelihood, _, start = _fit_losses(own, kinds, start)
+        found.append(likelihood)
+    return tried[int(np.argmax(found))]
 
 
-def _louder(own: np.ndarray, right: np.ndarray) -> float:
+def _louder(own: np.ndarray, right: np.ndarray, start: np.ndarray) -> float:
     """Return the mean log likelihood of the best story in which all labels are right, but errors of some rows are of
     larger scale, up to five times that of the rest; -inf where a still larger one fits better, which no right ones
     have. `right` are log probabilities of losses of one scale."""
@@ -104,7 +110,7 @@ def _louder(own: np.ndarray, right: np.ndarray) -> float:
         for _ in range(3):  # that of the louder ones is the others', once these are freed of them
             moved = np.full(shape.shape, -690.0)
             moved[:, cells:] = shape[:, :-cells]
-            likelihood, (shape, _) = _fit_losses(own, [moved], quick=True)
+            likelihood, (shape, _), start = _fit_losses(own, [moved], start)
             shape -= np.logaddexp.reduce(shape, None)
             likelihoods.append(likelihood)
         found.append(max(likelihoods))
@@ -133,11 +139,13 @@ class _Story:
         return self.left <= UNDECIDED * self.expected and self.gain >= WORTH * self.expected
 
 
-def _fit_losses(own: np.ndarray, kinds: list[np.ndarray], *, quick: bool = False) -> tuple[float, np.ndarray]:
+def _fit_losses(
+    own: np.ndarray, kinds: list[np.ndarray], start: np.ndarray | None = None
+) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the mean log likelihood of the losses (2, cells), and log probabilities of cells: right ones, every kind.
 
-    Right ones: s F(d1, d2) in logarithms, for either sign; wrong ones: log probabilities of every kind. `quick`: from
-    one start, for what is fitted again or only compared.
+    Right ones: s F(d1, d2) in logarithms, for either sign; wrong ones: log probabilities of every kind. `start`: what a
+    like fit returned third, for what is fitted again or only compared; else the best from three.
     """
     from scipy.optimize import minimize
     from scipy.special import betaln, digamma, expit
@@ -174,11 +182,11 @@ def _fit_losses(own: np.ndarray, kinds: list[np.ndarray], *, quick: bool = False
     low, middle = np.transpose([np.interp([0.25, 0.5], side.cumsum() / side.sum(), middles) for side in own[sides]])
     starts = [(middle, -0.7, 0.7), (low + 0.5, -0.7, 3.0), (low, 1.8, 3.0)]  # one number, long or short tails; several
     rest = [-3.0] * wrong + [0.0] * (n - 1)
-    found = [
-        minimize(loss, [*place, *[a] * n, *[b] * n, *rest], jac=True, method="L-BFGS-B", bounds=bounds)
-        for place, a, b in (starts[1:2] if quick else starts)
-    ]
+    begun = [[*place, *[a] * n, *[b] * n, *rest] for place, a, b in starts]
+    if start is not None:
+        begun = [[*start[: 3 * n], *(start[3 * n :] if len(start) == len(bounds) else rest)]]
+    found = [minimize(loss, x, jac=True, method="L-BFGS-B", bounds=bounds) for x in begun]
     best = min(found, key=lambda one: one.fun)
     found_parts = np.full((1 + wrong, *own.shape), -1e300)
     found_parts[:, sides] = log_parts(best.x, slice(None))[0]
-    return -float(best.fun), found_parts
+    return -float(best.fun), found_parts, best.x
