@@ -73,7 +73,7 @@ def wrong_losses(
         tell(likely + wide, 1 + len(large))  # gross ones of every side there is, the last that were tried
         tell(likely + wide + narrow, 2 + 2 * len(large))
     if contested:
-        louder = worth(_louder(own, shape, start) - right, 2)
+        louder = worth(_louder(own, shape) - right, 2)
         believed += [story for story in contested if story.better > louder]
     chosen = max(believed, key=lambda one: one.better, default=None)
     return None if chosen is None else (chosen.wrong, best.wrong)
@@ -99,14 +99,14 @@ def _narrow(own: np.ndarray, sides: list[int], first: int, last: int, start: np.
     return tried[int(np.argmax(found))]
 
 
-def _louder(own: np.ndarray, right: np.ndarray, start: np.ndarray) -> float:
+def _louder(own: np.ndarray, right: np.ndarray) -> float:
     """Return the mean log likelihood of the best story in which all labels are right, but errors of some rows are of
     larger scale, up to five times that of the rest; -inf where a still larger one fits better, which no right ones
     have. `right` are log probabilities of losses of one scale."""
     width = (edges_of(LOSS)[1] - edges_of(LOSS)[0]) / 2  # of a cell, in decades of errors, not of their squares
     found = []
     for cells in np.round(np.log10(SCALES) / width).astype(int).tolist():
-        shape, likelihoods = right, []
+        shape, start, likelihoods = right, None, []
         for _ in range(3):  # that of the louder ones is the others', once these are freed of them
             moved = np.full(shape.shape, -690.0)
             moved[:, cells:] = shape[:, :-cells]

@@ -97,10 +97,15 @@ def restore_order(folder: Folder, *, on_ray: bool) -> None:
     if on_ray:
         _restore_on_ray(folder)
     else:
-        table = folder.read_table("samples").sort_by(POSITION).drop_columns([POSITION])
-        for k, start in enumerate(range(0, len(table), SAMPLES_BLOCK)):
-            folder.write_table(f"samples-in-order/{part_name(k)}.parquet", table.slice(start, SAMPLES_BLOCK))
+        _restore_here(folder)
     folder.replace("samples-in-order", "samples")
+
+
+def _restore_here(folder: Folder) -> None:
+    folder.check_reached()
+    table = folder.read_table("samples").sort_by(POSITION).drop_columns([POSITION])
+    for k, start in enumerate(range(0, len(table), SAMPLES_BLOCK)):
+        folder.write_table(f"samples-in-order/{part_name(k)}.parquet", table.slice(start, SAMPLES_BLOCK))
 
 
 def _restore_on_ray(folder: Folder) -> None:
@@ -113,11 +118,13 @@ def _restore_on_ray(folder: Folder) -> None:
     with ThreadPoolExecutor(16) as pool:
         rows = sum(pool.map(partial(_rows_of, folder), names))
     parts = min(MOST_PARTS, -(-rows // SAMPLES_BLOCK))
-    bounds = [rows * k // parts for k in range(parts + 1)]
-    deal = ray.remote(num_cpus=0, num_returns=parts)(_deal)
-    gather = ray.remote(num_cpus=0)(_gather)
-    dealt = [[refs] if parts == 1 else refs for refs in _few(deal.remote(folder, name, bounds) for name in names)]
-    written = _few(gather.remote(folder, k, *(refs[k] for refs in dealt)) for k in range(parts))
+    if parts < 2:
+        written = [ray.remote(num_cpus=0)(_restore_here).remote(folder)]
+    else:
+        bounds = [rows * k // parts for k in range(parts + 1)]
+        deal, gather = ray.remote(num_cpus=0, num_returns=parts)(_deal), ray.remote(num_cpus=0)(_gather)
+        dealt = _few(deal.remote(folder, name, bounds) for name in names)
+        written = _few(gather.remote(folder, k, *(refs[k] for refs in dealt)) for k in range(parts))
     try:
         ray.get(written)
     except ray.exceptions.RayTaskError as error:
@@ -133,7 +140,7 @@ def _few(calls: Iterator[Any]) -> list[Any]:
     found, running = [], []
     for call in calls:
         found.append(call)
-        running.append(call[0] if isinstance(call, list) else call)
+        running.append(call[0] if isinstance(call, list) else call)  # of several returns any
         if len(running) >= AT_ONCE:
             _, running = ray.wait(running, fetch_local=False)
     return found
@@ -143,12 +150,11 @@ def _rows_of(folder: Folder, name: str) -> int:
     return pq.read_metadata(folder.within(f"samples/{name}"), filesystem=folder.filesystem).num_rows
 
 
-def _deal(folder: Folder, name: str, bounds: list[int]) -> pa.Table | list[pa.Table]:
+def _deal(folder: Folder, name: str, bounds: list[int]) -> list[pa.Table]:
     """Return the rows of a file by the part of the order of the input in which they lie."""
     table = pq.read_table(folder.within(f"samples/{name}"), filesystem=folder.filesystem).sort_by(POSITION)
     cuts = np.searchsorted(table[POSITION].to_numpy(), bounds)
-    found = [table.slice(a, b - a).combine_chunks() for a, b in pairwise(cuts)]
-    return found[0] if len(found) == 1 else found
+    return [table.slice(a, b - a).combine_chunks() for a, b in pairwise(cuts)]
 
 
 def _gather(folder: Folder, k: int, *dealt: pa.Table) -> None:

@@ -4,8 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 import diva_ray
+from diva_ray.data import regroup
 from diva_ray.errors import InputError
 from tests.jobs.problems import digits_split
 
@@ -132,30 +135,26 @@ def test_a_weight_of_0_that_stays_is_no_change(table):
 
 
 @pytest.mark.ray
-def test_workers_write_the_same_copy_of_a_table_whose_groups_lie_scattered(ray_cluster, table):
-    path, rows = table
-    scattered = rows.append_column("group", pa.array(np.random.default_rng(0).integers(0, 450, 900)))
-    inline = diva_ray.curate(scattered, "drop", group="group", cluster=INLINE, quiet=True)
-    on_ray = diva_ray.curate(scattered, "drop", group="group", cluster={"kind": "ray", "workers": 2}, quiet=True)
+def test_workers_that_hold_every_cpu_write_the_same_copy_of_a_table_whose_groups_lie_scattered(
+    ray_cluster, table, monkeypatch
+):
+    monkeypatch.setattr(regroup, "SAMPLES_BLOCK", 3_000)  # samples of several parts
+    rows = pa.concat_tables([table[1].drop_columns("id")] * 8)  # several shards, for two workers
+    scattered = rows.append_column("group", pa.array(np.random.default_rng(0).integers(0, 2000, len(rows))))
+    options = {"group": "group", "ridge": 1.0, "quiet": True}
+    inline = diva_ray.curate(scattered, "drop", cluster=INLINE, **options)
+    held = placement_group([{"CPU": 1}] * (int(ray.cluster_resources()["CPU"]) - 2))
+    ray.get(held.ready(), timeout=60)
+    try:  # the workers have all the others: tasks of Ray Data would have waited for one for ever
+        on_ray = diva_ray.curate(scattered, "drop", cluster={"kind": "ray", "workers": 2}, **options)
+    finally:
+        remove_placement_group(held)
+    assert on_ray.summary["workers"]["count"] == 2
     assert on_ray.folder.read_table("curated").equals(inline.samples)
     assert on_ray.folder.read_table("samples").equals(inline.folder.read_table("samples")), "the same bits"
     assert inline.samples["note"].to_pylist() == [
         note for note, gone in zip(rows["note"].to_pylist(), _flags(inline), strict=True) if not gone
     ]
-
-
-@pytest.mark.ray
-def test_scattered_rows_come_back_in_order_though_workers_hold_every_cpu(ray_cluster):
-    generator = np.random.default_rng(2)
-    X = generator.standard_normal((7000, 4))
-    rows = {"features": X, "label": (X[:, 0] > 0).astype(int), "group": generator.integers(0, 2000, 7000)}
-    options = {"group": "group", "quiet": True, "ridge": 1.0}
-    inline = diva_ray.curate(rows, "weight", cluster=INLINE, **options)
-    # As many as the fixture's CPUs: Ray Data would have waited for one for ever.
-    on_ray = diva_ray.curate(rows, "weight", cluster={"kind": "ray", "workers": 4}, **options)
-    assert on_ray.summary["workers"]["count"] == 4
-    for name in ("samples", "curated"):
-        assert on_ray.folder.read_table(name).equals(inline.folder.read_table(name)), "the same bits"
 
 
 @pytest.mark.parametrize("options", [{"weight": "w", "curate": "weight"}, {"validation_weight": "w", **TRUSTED}])
