@@ -189,10 +189,11 @@ def _judge_uniform(
 
 
 def _recalibrated(runner: Runner, scored: list[Extent], classes: int, uniform: _Uniform) -> verdict.Verdict:
-    """Return the rule by how often classes of every log-odds are given; the same where no label is wrong, or classes
-    lie so far apart that any odds explain it."""
+    """Return the rule by how often classes of every log-odds are given; the same where no label is wrong, classes
+    lie so far apart that any odds explain it, or rows are too few to know more than a link."""
     rule, sums = uniform.rule, uniform.sums
-    if rule.noise_rate == 0 or uniform.clear:
+    rows = sums.rows(float(sums.counts.sum()))
+    if rule.noise_rate == 0 or uniform.clear or rows <= evidence.FEW:
         return rule
     every = runner.run(verdicts.class_odds, "judge", scored, features=False)
     again = runner.timed("judge", recalibrate, sums.counts.sum(1), every, classes, rule.noise_rate)
