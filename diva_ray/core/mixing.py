@@ -44,7 +44,7 @@ def fit_mix(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], link: Link, rate: flo
     G = link.sharpness * bent(F, link.scale)
     _, unmixed = _maximise(lambda x: x * G, lambda slope: (slope * G).sum(), np.ones(1), y, rate)
     weights, bias, mixed = _mixed(G, y, rate)
-    if mixed - unmixed <= (c * c - 2) * math.log(m) / 2:
+    if not mixed - unmixed > (c * c - 2) * math.log(m) / 2:  # or not a number
         return None
     return Mix(link.scale, weights, bias / link.sharpness)
 
