@@ -19,15 +19,14 @@ SHARPNESS = tuple(2.0 ** (1 + k / 2) for k in range(18))  # beta: 2 ... 724
 
 
 class Mix(NamedTuple):
-    """Levelled outputs f become g(f) weights + bias, g(f) = scale asinh(f / scale) (`core.mixing`)."""
+    """Levelled outputs f become f weights + bias (`core.mixing`)."""
 
-    scale: float
     weights: Float[Tensor, "c c"]
     bias: Float[Tensor, " c"]
 
     def mixed(self, F: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Return levelled outputs mixed, in the type of F; 2 n c^2 operations."""
-        return (bent(F, self.scale) @ self.weights.to(F.device) + self.bias.to(F.device)).to(F)
+        return (F.double() @ self.weights.to(F.device) + self.bias.to(F.device)).to(F)
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,29 @@ from torch import Tensor
 from diva_ray.core.links import Link, Mix, bent
 
 ROWS = 30  # to a weight, of the sample: fewer fit themselves
+SPREAD = 3.0  # of outputs, in what they tell of their own label; of classes in order, ten loses what tells them
 MOST_STEPS = 300  # of L-BFGS; fewer leave the likelihood lower, which speaks for wrong labels
+START = 8.0  # sharpness that the search starts with
 LEAST_RATE = 0.01  # of wrong labels, that the search starts with
 MOST_LOGIT = 20.0  # of that rate
 
 
-def fit_mix(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], link: Link, rate: float) -> Mix | None:
+def fit_mix(
+    F: Float[Tensor, "m c"], y: Int[Tensor, " m"], h: Float[Tensor, " m"], link: Link, rate: float
+) -> Mix | None:
     """Return how outputs are mixed if that makes the given labels likelier by more than it costs; else None.
 
     Least-squares outputs of three classes and more have no common unit: a class between others hardly ever has the
     largest, two classes that overlap differ by little next to one that lies apart, and under one link their right
-    labels look wrong. The logits of the link become p = softmax(W f + b), next to a share of labels replaced at random,
-    by maximum likelihood on left-out outputs: c^2 - 1 parameters, which pay log(m) / 2 each (BIC) against a link of any
-    sharpness. Asked of ROWS rows to each of c^2 weights, or the sample fits its own labels: AP of 0.63 to 0.52 with
-    eight rows. Local optimum, from the link as it is; O(iterations m c^2).
+    labels look wrong. Levelled outputs become p = softmax(W f + b), next to a share of labels replaced at random, by
+    maximum likelihood on left-out outputs (`_mixed`): up to c^2 - 1 parameters, which pay log(m) / 2 each (BIC) against
+    the link under any sharpness. Asked of ROWS rows to each of c^2 weights, or the sample fits its own labels: AP of
+    0.63 to 0.52 with eight rows. Local optimum, from a softmax of F; O(iterations m c^2).
 
     Args:
         F: levelled outputs of a sample of rows.
         y: their given labels.
+        h: their leverages.
         link: the calibration they have.
         rate: share of wrong labels under it.
 
@@ -41,16 +46,20 @@ def fit_mix(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], link: Link, rate: flo
     m, c = F.shape
     if c < 3 or m < ROWS * c * c:
         return None
-    G = link.sharpness * bent(F, link.scale)
-    _, unmixed = _maximise(lambda x: x * G, lambda slope: (slope * G).sum(), np.ones(1), y, rate)
-    weights, bias, mixed = _mixed(G, y, rate)
-    if not mixed - unmixed > (c * c - 2) * math.log(m) / 2:  # or not a number
+    _, unmixed = _sharpened(link.sharpness * bent(F, link.scale), y, rate)
+    weights, bias, mixed, free = _mixed(F.double(), y, h, rate)
+    if not mixed - unmixed > (free - 1) * math.log(m) / 2:  # or not a number
         return None
-    return Mix(link.scale, weights, bias / link.sharpness)
+    return Mix(weights / link.sharpness, bias / link.sharpness)
 
 
 def confusions_explain(
-    F: Float[Tensor, "m c"], y: Int[Tensor, " m"], link: Link, rate: float, likelihood: float, free: int
+    F: Float[Tensor, "m c"],
+    y: Int[Tensor, " m"],
+    h: Float[Tensor, " m"],
+    rate: float,
+    likelihood: float,
+    free: int,
 ) -> bool:
     """Return whether outputs that are mixed explain the given labels as well as a model of flips with `free`
     parameters does, next to labels replaced at random.
@@ -61,25 +70,46 @@ def confusions_explain(
     can explain. O(iterations m c^2).
 
     Args:
-        F, y, link, rate: as of `fit_mix`.
+        F, y, h, rate: as of `fit_mix`.
         likelihood: log likelihood of the given labels under the model of flips.
     """
     m, c = F.shape
     least = likelihood + (c * c - 1 - free) * math.log(m) / 2
-    return least < 0 and _mixed(link.sharpness * bent(F, link.scale), y, rate)[2] >= least
+    if least >= 0:
+        return False
+    _, _, mixed, parameters = _mixed(F.double(), y, h, rate)
+    return mixed >= likelihood + (parameters - free) * math.log(m) / 2
 
 
-def _mixed(G: Tensor, y: Tensor, rate: float) -> tuple[Tensor, Tensor, float]:
-    """Return weights and bias of the likeliest mix G weights + bias of logits, and the log likelihood."""
-    c = G.shape[1]
-    mean, spread = G.mean(0), G.std(0).clamp_min(1e-300)
-    X = torch.cat([(G - mean) / spread, torch.ones(len(G), 1, dtype=G.dtype)], 1)  # of one unit, for L-BFGS
+def _sharpened(G: Tensor, y: Tensor, rate: float) -> tuple[float, float]:
+    """Return the factor under which logits are likeliest, and the log likelihood."""
+    found, likelihood = _maximise(lambda x: x * G, lambda slope: (slope * G).sum(), np.ones(1), y, rate)
+    return float(found[0]), likelihood
+
+
+def _mixed(F: Tensor, y: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor, float, int]:
+    """Return weights and bias of the likeliest logits F weights + bias, the log likelihood, and the number of
+    parameters.
+
+    Left-out outputs tell their own label: times 1 - h they are those of the fit, which are linear in the features, less
+    h times the label. Where directions of outputs are fixed by few features, or hardly differ, nothing but that is left
+    in them, and any label could be read off; those that do not spread SPREAD times as far as h are sharpened alone.
+    """
+    c, first = F.shape[1], START
+    first *= _sharpened(first * F, y, rate)[0]
+    G, mean = first * F, first * F.mean(0)
+    spread, V = torch.linalg.eigh((G - mean).T @ (G - mean) / len(G))
+    spread = spread.clamp_min(0).sqrt()
+    kept = spread > SPREAD * first * float(h.square().mean().sqrt())
+    to = V[:, kept] / spread[kept]
+    X = torch.cat([(G - mean) @ to, torch.ones(len(G), 1, dtype=G.dtype)], 1)
+    shape = (X.shape[1], c)
     found, likelihood = _maximise(
-        lambda x: G + X @ x.view(c + 1, c), lambda slope: (X.T @ slope).view(-1), np.zeros((c + 1) * c), y, rate
+        lambda x: G + X @ x.view(shape), lambda slope: (X.T @ slope).view(-1), np.zeros(shape[0] * c), y, rate
     )
-    W, b = torch.from_numpy(found).view(c + 1, c).split((c, 1))
-    weights = W / spread[:, None]
-    return torch.eye(c, dtype=G.dtype) + weights, b[0] - mean @ weights, likelihood
+    W, b = torch.from_numpy(found).view(shape).split((shape[0] - 1, 1))
+    weights = to @ W
+    return first * (torch.eye(c, dtype=G.dtype) + weights), b[0] - mean @ weights, likelihood, shape[0] * (c - 1)
 
 
 def _maximise(

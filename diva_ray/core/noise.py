@@ -44,7 +44,7 @@ def flip_log_odds(
 
 
 def fit_flips(
-    F: Float[Tensor, "m c"], y: Int[Tensor, " m"], link: Link, rate: float
+    F: Float[Tensor, "m c"], y: Int[Tensor, " m"], h: Float[Tensor, " m"], link: Link, rate: float
 ) -> tuple[Link, Float[Tensor, "c c"]] | None:
     """Return a calibration and flip rates T (given j where the truth is k) if classes flip into each other, else None.
 
@@ -63,6 +63,7 @@ def fit_flips(
     Args:
         F: levelled outputs of a sample of rows.
         y: their given labels.
+        h: their leverages.
         link: the calibration under uniform noise; no link less than a third as sharp is tried.
         rate: the share of wrong labels under uniform noise.
     """
@@ -70,7 +71,7 @@ def fit_flips(
     if not 2 <= c <= MOST_CLASSES or m < 2:
         return None
     off, uniform = ~torch.eye(c, dtype=torch.bool), max(rate, 1e-4) / (c - 1)
-    uniform_link, free, T = link, off, _with_diagonal(torch.full((c, c), uniform + 0.05 / c, dtype=torch.float64))
+    free, T = off, _with_diagonal(torch.full((c, c), uniform + 0.05 / c, dtype=torch.float64))
     cost = math.log(c - 1) + math.log(m) / 2
     for _ in range(4):
         link, T, N, likelihood = _search(F, y, free, T, link)
@@ -89,7 +90,7 @@ def fit_flips(
     flipped = int(free.sum())
     if likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2:
         return None
-    if not _surest_flip(F, y, link, T, free) or confusions_explain(F, y, uniform_link, rate, likelihood, flipped):
+    if not _surest_flip(F, y, link, T, free) or confusions_explain(F, y, h, rate, likelihood, flipped):
         return None
     return None if c == 2 and _precision(F, y, link, T) < SURE else (link, T)
 

@@ -135,8 +135,9 @@ def _judge_classes(
         return _recalibrated(runner, scored, classes, uniform), link
     runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
     (facts,) = runner.run(neighbours.sample_facts, "judge", scored, features=False).joined()
-    F, y = levels.level(facts[:, 4:], facts[:, 1], divisors, facts[:, 2]), facts[:, 3].long()
-    found = runner.timed("judge", noise.fit_flips, F, y, link, rule.noise_rate)
+    h, y = facts[:, 1], facts[:, 3].long()
+    F = levels.level(facts[:, 4:], h, divisors, facts[:, 2])
+    found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate)
     suspected, share = found is None and rule.noise_rate > 0, 0.0
     if found is not None:
         link, flips = replace(found[0], likelihood=link.likelihood, near=link.near), found[1]
@@ -146,7 +147,7 @@ def _judge_classes(
         share = _doubt(runner, scored, facts, link, divisors, rule.noise_rate)
         rule = verdict.fit_verdict(uniform.sums, classes, doubt=share) if share else rule
     if suspected and not share:
-        mix = runner.timed("judge", fit_mix, F, y, link, rule.noise_rate)
+        mix = runner.timed("judge", fit_mix, F, y, h, link, rule.noise_rate)
         if mix is not None:
             mixed = replace(link, mix=mix)
             runner.engine.tell(link=mixed)

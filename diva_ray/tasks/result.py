@@ -80,8 +80,9 @@ class Result:
             room = room * table[worth].to_numpy() if worth in table.column_names else room
         F = outputs.astype(np.float64) * room[:, None] / np.array(known["levels"])
         if mix := known.get("mix"):
-            F = _bent(F, mix["scale"]) @ np.array(mix["weights"]) + np.array(mix["bias"])
-        return softmax(known["sharpness"] * _bent(F, known["scale"]), axis=1)
+            F = F @ np.array(mix["weights"]) + np.array(mix["bias"])
+        logits = known["sharpness"] * (F if known["scale"] is None else known["scale"] * np.arcsinh(F / known["scale"]))
+        return softmax(logits, axis=1)
 
     def write(self, folder: str | os.PathLike[str]) -> str:
         """Copy the run's files into a new or empty folder and return its path."""
@@ -107,7 +108,3 @@ class Result:
     def lines(self) -> list[str]:
         """Return the run in a few lines, for a terminal or a notebook."""
         return [*self.told, f"report: {self.folder.location('report.html')}"]
-
-
-def _bent(F: np.ndarray, scale: float | None) -> np.ndarray:
-    return F if scale is None else scale * np.arcsinh(F / scale)

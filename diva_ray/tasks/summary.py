@@ -106,9 +106,8 @@ def summarise(
         levels = class_levels(derived.tally["levels"]).tolist()
         summary["calibration"] = {"scale": scale, "sharpness": calibration.sharpness, "levels": levels}
         if calibration.mix is not None:
-            mix = calibration.mix
-            bend = mix.scale if np.isfinite(mix.scale) else None
-            summary["calibration"]["mix"] = {"scale": bend, "weights": mix.weights.tolist(), "bias": mix.bias.tolist()}
+            weights, bias = calibration.mix
+            summary["calibration"]["mix"] = {"weights": weights.tolist(), "bias": bias.tolist()}
         summary["calibration"] |= {"by_nearness": calibration.near, "shift": rule.shift, "slope": rule.slope}
         summary["label_entropy"] = label_entropy(derived.tally["levels"])
         summary["information"] = summary["label_entropy"] + calibration.likelihood

@@ -36,7 +36,7 @@ def fit(F: Tensor, y: Tensor) -> tuple[links.Link, Tensor] | None:
     link = links.fit_link(links.link_sums(F, y, torch.ones(len(y))), F.shape[1])
     odds = links.log_odds(F, y, link)
     uniform = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(len(y)), torch.ones(len(y))), F.shape[1])
-    return noise.fit_flips(F, y, link, uniform.noise_rate)
+    return noise.fit_flips(F, y, torch.zeros(len(y)), link, uniform.noise_rate)
 
 
 @pytest.mark.parametrize("classes", [3, 10, 40])
@@ -93,7 +93,7 @@ def test_outputs_that_say_nothing_have_no_flips(share: float) -> None:
     ],
 )
 def test_degenerate_data_have_no_flips(F: Tensor, y: Tensor) -> None:
-    assert noise.fit_flips(F, y, links.Link(0.3, 8.0), 0.1) is None
+    assert noise.fit_flips(F, y, torch.zeros(len(y)), links.Link(0.3, 8.0), 0.1) is None
 
 
 def test_uniform_flip_rates_give_the_log_odds_of_the_uniform_model() -> None:
