@@ -55,10 +55,9 @@ def fit_flips(
     that mix at a constant rate are as likely two that the features cannot tell apart. Noise in few classes is therefore
     left to the uniform model. Of two classes one may flip alone, but SURE is asked: those with uneven tails mix at a
     constant rate on one side, too, but there most rows are near the other class. And if the free pairs pay log(m) / 2
-    each (BIC) against right labels under the link that suits those best: features that say little explain as much; and
-    if right labels that the outputs confuse (`mixing.confusions_explain`) are less likely; and if the surest rows
-    flip as often as others (SUREST). Local optimum; O(links
-    iterations m c).
+    each (BIC) against right labels under the link that suits those best: features that say little explain as much; if
+    right labels that the outputs confuse (`mixing.confusions_explain`) are less likely; and if the surest rows of these
+    classes flip as often as others (SUREST). Local optimum; O(links iterations m c).
 
     Args:
         F: levelled outputs of a sample of rows.

@@ -26,9 +26,8 @@ def class_sums(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tens
     for part in rows.split(max(1, ENTRIES // F.shape[1])):
         p = probabilities(F[part], link)
         top = p.argmax(1, keepdim=True)
-        rest = (1 - p).scatter_(
-            1, top, p.scatter(1, top, 0.0).sum(1, keepdim=True)
-        )  # 1 - p loses the digits of the top
+        others = p.scatter(1, top, 0.0).sum(1, keepdim=True)  # 1 - p loses the digits of the likeliest
+        rest = (1 - p).scatter_(1, top, others)
         cells = cell_of(p.log_().sub_(rest.log_()), ODDS).view(-1)
         counts += count_cells(cells, weight[part].double().repeat_interleave(F.shape[1]), ODDS[2])
     return Histogram(counts, float(weight[rows].double().square().sum()))
