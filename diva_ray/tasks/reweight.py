@@ -29,6 +29,7 @@ from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
 from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
+from diva_ray.tasks.summary import sources_of
 from diva_ray.tasks.trusted import check_trust
 from diva_ray.tasks.walk import RIDGES, SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
 from diva_ray.tasks.written import write_samples
@@ -133,7 +134,9 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     left = walk_to(walk, arms[taken])
     if arms[taken].steps and not walk.final:
         taken = best_base(sums) if config.ridge == "auto" else 0
-    return Weighed(arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds, walk.class_dependence)
+    return Weighed(
+        arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds, walk.class_dependence, walk.by_source
+    )  # fmt: skip
 
 
 def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums, int]:
@@ -183,9 +186,9 @@ def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Resul
     summary = figures(session, config, weighed, written)
     if session.setup.sources is not None:
         summary["sources"] = [
-            {"source": name, "n": int(n), "weight": float(total / n) if n else 0.0}
-            for name, n, total in zip(
-                session.setup.source_names(), written["source_n"], written["source_weight"], strict=True
+            {**source, "weight": float(total / source["n"]) if source["n"] else 0.0}
+            for source, total in zip(
+                sources_of(weighed.setup, weighed.by_source, written), written["source_weight"], strict=True
             )
         ]
         folder.write_table("sources.parquet", pa.Table.from_pylist(summary["sources"]))

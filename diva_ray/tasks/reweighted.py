@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import TrialSums
 from diva_ray.engine.reduce import Partial, Tally
@@ -55,6 +57,7 @@ class Weighed:
         ridge, ridge_before: the ridge to fit with under the new weights, and the one chosen for the old.
         folds: folds that were asked.
         class_dependence: of the labels that looked wrong before the last step.
+        by_source: the derivatives summed over each source before the last step, see `Walk.by_source`.
     """
 
     arms: list[Arm]
@@ -66,6 +69,7 @@ class Weighed:
     ridge_before: float
     folds: int
     class_dependence: float
+    by_source: Tensor
 
 
 def figures(session: Session, config: ReweightConfig, weighed: Weighed, written: Tally) -> dict[str, Any]:
@@ -266,12 +270,15 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
             f"{rule} {told_apart}",
         ),
     ]  # fmt: skip
-    if not s["accepted"]:
-        return parts
     rest = [("n", "Samples", "count"), ("weight", "Mean weight", "fixed")]
     if s.get("sources"):
-        of_sources = sorted(s["sources"], key=lambda row: row["weight"])
-        parts.append(Table("Sources", [("source", "Source", "label"), *rest], of_sources, "Least weight first."))
+        columns = [("source", "Source", "label"), *rest, ("z", "z", "z"), ("derivative", "Derivative", "number")]
+        columns.append(("standard_error", "Standard error", "number"))
+        of_sources = sorted(s["sources"], key=lambda row: (row["weight"], -row["z"]))
+        intro = "Least weight first. Derivatives summed over each source, as they were before the last step: above 0, "
+        parts.append(Table("Sources", columns, of_sources, f"{intro}more weight on the whole source raises the loss."))
+    if not s["accepted"]:
+        return parts
     parts.append(Columns("The new weights", edges, counts, kept + far, "weight"))
     if s["level"] == "sample":  # else rows of a source are lowered alike
         parts.append(Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight."))

@@ -208,6 +208,10 @@ def test_a_bad_source_loses_its_weight():
     result = diva_ray.reweight(table, source="source", level="source", steps=3, cluster=INLINE, quiet=True)
     found = {row["source"]: row["weight"] for row in result.summary["sources"]}
     assert result.summary["accepted"]
+    derivative, of_source = result.samples["derivative"].to_numpy(), result.samples["source"].to_numpy()
+    for row in result.summary["sources"]:
+        assert row["derivative"] == pytest.approx(derivative[of_source == row["source"]].sum(), rel=1e-4)
+        assert row["z"] == pytest.approx(row["derivative"] / row["standard_error"])
     assert found["farm"] < 0.8 < 1.1 < min(found["clean"], found["crawl"])
     (line,) = [line for line in result.lines() if line.startswith("mean weight by source: ")]
     told = dict(part.split() for part in line.removeprefix("mean weight by source: ").split(", "))
