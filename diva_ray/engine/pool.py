@@ -89,8 +89,9 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         derivative[part] = dd.derivative(Z, r.to(Z), dd.OwnTerms.none(Z), Z.new_empty(len(Z), 0), adjoint)[0].float()
         F, nothing = F.cpu(), torch.zeros(len(F), dtype=F.dtype)
         if setup.task == "classification":
-            F = levels.level(F, nothing, known["levels"], None if value is None else value[part])
-            evidence[part] = links.log_odds(F, Y[part], known["link"]).float()
+            F, link = levels.level(F, nothing, known["levels"], None if value is None else value[part]), known["link"]
+            F = F if link.mix is None else link.mix.mixed(F)
+            evidence[part] = links.log_odds(F, Y[part], link).float()
         elif setup.task == "multilabel":
             x = unit_outputs(F, nothing, known, None if value is None else value[part])
             evidence[part] = multilabel.rows_log_odds(x, Y[part], known["pool_slips"]).float()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diva_ray.core import evidence, gaps, labellers, levels, links, loss_verdict, multilabel, noise, sureness, verdict
 from diva_ray.core.histogram import Histogram
+from diva_ray.core.links import Mix
 from diva_ray.core.mixing import fit_mix
 from diva_ray.core.recalibration import recalibrate
 from diva_ray.data.shards import Extent
@@ -48,10 +49,25 @@ def judge(
 
 def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> Histogram | multilabel.Slips | None:
     """Tell how outputs become probabilities of classes, return the sums that say so, or of several labels what they
-    say; of other targets, a few stand for other rows' labels."""
-    if setup.task == "classification":
-        return _calibrate_classes(runner, setup, tally, scored, by_nearness=False)[0]
-    return _calibrate_others(runner, setup, tally, scored)
+    say; of other targets, a few stand for other rows' labels.
+
+    Outputs are mixed where that suits the given labels better (`core.mixing`): rows of a pool whose label is right with
+    a probability that is told too low at a boundary move that boundary.
+    """
+    if setup.task != "classification":
+        return _calibrate_others(runner, setup, tally, scored)
+    calibrated, classes = _calibrate_classes(runner, setup, tally, scored, by_nearness=False)[0], setup.outputs
+    if not 2 < classes <= noise.MOST_CLASSES:
+        return calibrated
+    link = links.fit_link(calibrated, classes)
+    rate = links.noise_rate_at(calibrated, link, classes)
+    sample = _sample(runner, scored, levels.class_levels(tally["levels"]))
+    mixed = _mix(runner, scored, sample, link, rate)
+    if mixed is None:
+        return calibrated
+    mix, calibrated = mixed
+    runner.engine.tell(link=replace(links.fit_link(calibrated, classes), mix=mix))
+    return calibrated
 
 
 def _calibrate_classes(
@@ -133,10 +149,8 @@ def _judge_classes(
     link, rule, flips = uniform.link, uniform.rule, None
     if not 2 <= classes <= noise.MOST_CLASSES:
         return _recalibrated(runner, scored, classes, uniform), link
-    runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
-    (facts,) = runner.run(neighbours.sample_facts, "judge", scored, features=False).joined()
-    h, y = facts[:, 1], facts[:, 3].long()
-    F = levels.level(facts[:, 4:], h, divisors, facts[:, 2])
+    sample = _sample(runner, scored, divisors)
+    F, y, h = sample.F, sample.y, sample.h
     found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate)
     suspected, share = found is None and rule.noise_rate > 0, 0.0
     if found is not None:
@@ -144,18 +158,44 @@ def _judge_classes(
         runner.engine.tell(link=link, flips=flips)
         rule = verdict.fit_verdict(runner.run(verdicts.judge, "judge", scored, features=False), classes, flips=True)
     elif doubt and uniform.shows and not factors:
-        share = _doubt(runner, scored, facts, link, divisors, rule.noise_rate)
+        share = _doubt(runner, scored, sample.facts, link, divisors, rule.noise_rate)
         rule = verdict.fit_verdict(uniform.sums, classes, doubt=share) if share else rule
     if suspected and not share:
-        mix = runner.timed("judge", fit_mix, F, y, h, link, rule.noise_rate)
-        if mix is not None:
-            mixed = replace(link, mix=mix)
-            runner.engine.tell(link=mixed)
-            calibrated = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
-            uniform = _judge_uniform(runner, scored, calibrated, own, mixed)
+        mixed = _mix(runner, scored, sample, link, rule.noise_rate)
+        if mixed is not None:
+            mix, calibrated = mixed
+            uniform = _judge_uniform(runner, scored, calibrated, own, replace(link, mix=mix))
             link, F = uniform.link, mix.mixed(F)
         rule = _recalibrated(runner, scored, classes, uniform)
     return replace(rule, class_dependence=noise.dependence_of_suspects(F, y, link, flips, rule)), link
+
+
+class _Sample(NamedTuple):
+    """A sample of rows: weight, leverage, nearness, label and left-out outputs side by side; levelled outputs; labels;
+    leverages."""
+
+    facts: Tensor
+    F: Tensor
+    y: Tensor
+    h: Tensor
+
+
+def _sample(runner: Runner, scored: list[Extent], divisors: Tensor) -> _Sample:
+    runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
+    (facts,) = runner.run(neighbours.sample_facts, "judge", scored, features=False).joined()
+    h = facts[:, 1]
+    return _Sample(facts, levels.level(facts[:, 4:], h, divisors, facts[:, 2]), facts[:, 3].long(), h)
+
+
+def _mix(
+    runner: Runner, scored: list[Extent], sample: _Sample, link: links.Link, rate: float
+) -> tuple[Mix, Histogram] | None:
+    """Return how outputs are mixed and what tells how mixed ones become probabilities; None where they are not."""
+    mix = runner.timed("judge", fit_mix, sample.F, sample.y, sample.h, link, rate)
+    if mix is None:
+        return None
+    runner.engine.tell(link=replace(link, mix=mix))
+    return mix, runner.run(verdicts.calibrate, "calibrate", scored, features=False)
 
 
 class _Uniform(NamedTuple):

@@ -48,3 +48,26 @@ def test_the_same_rows_whatever_the_blocks() -> None:
     assert "mix" in one.summary["calibration"]
     assert one.samples["is_label_issue"] == other.samples["is_label_issue"]
     np.testing.assert_allclose(one.samples["label_score"], other.samples["label_score"], rtol=1e-6)
+
+
+def in_a_row(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three classes one after another: the outputs of a linear fit hardly ever say the middle one."""
+    g = np.random.default_rng(seed)
+    y = g.integers(0, 3, rows)
+    return np.c_[2.0 * (y - 1) + 0.7 * g.standard_normal(rows), g.standard_normal((rows, 5))], y
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_class_between_others_is_chosen_from_a_pool_as_often_as_they_are(seed: int) -> None:
+    X, y = in_a_row(seed, 600)
+    P, truth = in_a_row(seed + 10, 2000)
+    g = np.random.default_rng(seed + 20)
+    wrong = g.random(2000) < 0.4
+    given = np.where(wrong, (truth + g.integers(1, 3, 2000)) % 3, truth)
+    pool = {"features": P, "label": given, "id": 1000 + np.arange(2000)}
+    found = diva_ray.extend({"features": X, "label": y, "id": np.arange(600)}, pool, budget=800, **QUIET)
+    chosen = np.zeros(2000, dtype=bool)
+    chosen[np.array(found.samples["id"]) - 1000] = True
+    assert chosen.sum() == 800 and wrong[chosen].mean() < 0.09
+    right = [float((chosen & ~wrong & (truth == k)).sum() / (~wrong & (truth == k)).sum()) for k in range(3)]
+    assert min(right) > 0.5
