@@ -210,9 +210,9 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
         evaluations: of a descent, at most.
     """
     count = len(names)
-    (together, *alone), (ridges, *_) = search.fits([list(range(count)), *([m] for m in range(count))], None)
+    (together, *alone), tried = search.fits(_all_and_each(count), None)
     own = torch.tensor([fit.ridge for fit in alone], dtype=torch.float64)
-    low, high = bounds(own, together, ridges)
+    low, high = bounds(own, together, tried)
     begin = [("own penalties", own), ("equal penalties", torch.full_like(own, together.ridge))]
     for m, name in enumerate(names) if count <= FEW_BANDS else ():
         far = FAR * own
@@ -248,16 +248,25 @@ def most_even(descents: list[Descent]) -> Descent:
     return max(alike, key=lambda one: float(torch.special.entr(shares_of(one.penalties)[1]).sum()))
 
 
-def bounds(own: Tensor, together: Fitted, ridges: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest penalty of every band: from where no leverage reaches 1, to far out of use."""
-    return torch.full_like(own, float(ridges[0])), 1e2 * FAR * own.clamp_min(together.ridge)
+def _all_and_each(count: int) -> list[list[int]]:
+    return [list(range(count)), *([m] for m in range(count))]
+
+
+def bounds(own: Tensor, together: Fitted, tried: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest penalty of every band: from where no leverage reaches 1, to far out of use.
+
+    The least ridge `tried` for all bands is in the unit of the largest where they are not standardised: of one on a
+    smaller scale, that of its fit alone.
+    """
+    least = torch.tensor([min(float(tried[0][0]), float(ridges[0])) for ridges in tried[1:]], dtype=torch.float64)
+    return least, 1e2 * FAR * own.clamp_min(together.ridge)
 
 
 def refine(search: Search, found: Aggregated, evaluations: int) -> tuple[Tensor, float]:
     """Return the penalties found under other sample weights, by a descent from those before and by counted errors, and
     their multiple of where the descent ended."""
-    (together,), (ridges,) = search.fits([list(range(len(found.penalties)))], None)
-    low, high = bounds(found.penalties, together, ridges)
+    (together, *_), tried = search.fits(_all_and_each(len(found.penalties)), None)
+    low, high = bounds(found.penalties, together, tried)
     descent = descend(search.evaluate, found.penalties, low, high, evaluations)
     multiple, _ = search.multiple(descent.penalties)
     return multiple * descent.penalties, multiple

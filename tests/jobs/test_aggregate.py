@@ -488,6 +488,15 @@ def test_bands_that_say_the_same_share_alike():
     assert bands["signal"]["share"] == pytest.approx(bands["again"]["share"], rel=0.05)
 
 
+def test_a_band_on_a_far_smaller_scale_is_heard_where_features_are_taken_as_they_are():
+    data = table(width=8)
+    large = pa.array((1e5 * np.array(data["random"].to_pylist(), np.float32)).tolist())
+    data = data.set_column(data.column_names.index("random"), "random", large)
+    together = run(data, features=["signal", "random"], standardize="none")
+    alone = diva_ray.score(data, features="signal", standardize="none", cluster=INLINE, quiet=True)
+    assert together.summary["error"] <= alone.summary["error"] + 0.02  # two thirds wrong where `random` decides alone
+
+
 @pytest.mark.parametrize(
     ("shares", "told"),
     [
