@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diva_ray.core import choose, levels, links, loss_verdict, losses, multilabel, verdict
 from diva_ray.core import derivative as dd
+from diva_ray.core.histogram import Histogram
 from diva_ray.core.products import multiply_triangular_, row_dot, spare
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard
@@ -26,7 +27,7 @@ from diva_ray.engine.context import (
     targets,
     weights_after,
 )
-from diva_ray.engine.reduce import Partial, Tally
+from diva_ray.engine.reduce import Partial, Tally, add_in_order
 from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import gap_kinds, label_losses, unit_outputs, worth, wrong_losses
@@ -69,6 +70,29 @@ def class_counts(shard: Shard, known: Known) -> Tensor:
     return torch.bincount(classes_of(shard, setup)[shard.weight > 0], minlength=size)
 
 
+def calibrate_pool(shard: Shard, known: Known) -> Histogram:
+    """Return the likelihood of the given classes under a grid of calibrations, by outputs of a fit that heard none of
+    these rows; 2 n p c operations, one read."""
+    setup: Setup = known["setup"]
+    Y, weight, W = codes_of(shard, setup), judged(shard, known).double(), known["solution"]["W"]
+    parts = []
+    for b in blocks(shard, known):
+        F = b.Z @ W
+        F = (F if b.offset is None else F + b.offset).cpu()
+        rows = slice(b.start, b.stop)
+        F = levels.level(F, torch.zeros(len(F), dtype=F.dtype), known["levels"])
+        parts.append(links.link_sums(F, Y[rows], weight[rows]))
+    return add_in_order(parts)
+
+
+def judged(shard: Shard, known: Known) -> Tensor:
+    """Return which rows say how many labels are wrong: those not chosen, of classes that the fit knows."""
+    kept = ~taken(shard, known)
+    if known["setup"].task == "classification":  # of a class without a row in the fit nothing is known
+        kept &= ~known["new"][codes_of(shard, known["setup"])]
+    return kept
+
+
 def score_pool(shard: Shard, known: Known) -> Partial:
     """Score every row of a pool's shard; return the histogram of the evidence on its labels, and the fit sums of the
     slice that stands for uniform choice. n p^2 + 4 n p c operations, one read."""
@@ -106,11 +130,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     rows, Z = (torch.cat(parts) for parts in zip(*near, strict=True))
     offset = None if shard.offset is None else shard.offset[rows]
     shard.state["pool"] = PoolRows(derivative, evidence, (rows, Z, offset))
-    if setup.task == "classification":
-        judged = free & ~known["new"][codes_of(shard, setup)]  # of a class without a row in the fit nothing is known
-        histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged.double())
-    elif setup.task == "multilabel":
-        histogram = verdict.verdict_sums(evidence, torch.zeros(n), free.double())
+    if setup.task in ("classification", "multilabel"):
+        histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged(shard, known).double())
     else:
         kinds = gap_kinds(shard, known)
         # Rows that were chosen count too, with the losses of a fit that heard them: wrong ones, when most of the rest
@@ -143,9 +164,7 @@ def scored_pool(shard: Shard, known: Known) -> PoolRows:
 
 def probabilities(shard: Shard, known: Known) -> Tensor:
     """Return the probability that each given label is right (all of several); 0 or 1 by the cut where targets are not
-    classes; 1 where the table's classes have but one row, so that nothing is known of any label."""
-    if known.get("blind"):
-        return torch.ones(len(shard), dtype=torch.float64)
+    classes."""
     evidence, rule = scored_pool(shard, known).evidence, known["pool_verdict"]
     if known["setup"].task == "classification":
         unknown = known["new"][codes_of(shard, known["setup"])]
@@ -167,10 +186,8 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         )
     else:
         keys, helps = choose.balanced_keys(shard.keys, probabilities(shard, known), known["seed"])
-        if setup.task != "classification" or known.get("blind"):  # no coin is thrown, and the rest says little
+        if setup.task != "classification":  # no coin is thrown
             helps &= scored_pool(shard, known).derivative < 0
-        if known.get("blind"):
-            keys = choose.rising_keys(scored_pool(shard, known).derivative, shard.keys)
         classes = classes_of(shard, setup)
     kind = torch.where(helps, 0, 1)
     if known["near_only"]:  # rows whose features were not kept wait for their turn

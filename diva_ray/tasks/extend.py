@@ -24,7 +24,7 @@ from diva_ray.tasks.calls import configure, path_of, takes_table
 from diva_ray.tasks.enroll import enroll, losses_on_another_scale
 from diva_ray.tasks.extended import chosen_first, figures, sheet_of, told
 from diva_ray.tasks.gauge import Gauge
-from diva_ray.tasks.judge import calibrate, tells_of_classes
+from diva_ray.tasks.judge import calibrate, calibrate_on_pool, tells_of_classes
 from diva_ray.tasks.option_checks import check_choices, check_least, check_range
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.rank import rank_chosen
@@ -181,7 +181,7 @@ class Extension:
             self.reason = "the pool is used up"
         elif self.config.budget and self.gauge.chosen == goal:
             self.reason = "the budget is spent"
-        elif self._by_class and not self.blind:
+        elif self._by_class:
             self.reason = "no remaining label is likely right"
         else:
             self.reason = "no remaining row helps"
@@ -207,11 +207,12 @@ class Extension:
         near = (self.reached, self.reached + share) if self.config.method == "balanced" else (0.0, 0.0)
         ends = self.uniform_to, (self.gauge.chosen + batch) / total
         engine.tell(uniform_slice=ends, near=near, round=k, next_step=f"chosen{k + 1}")
+        shows = self.blind and calibrate_on_pool(self.runner, self.setup, self.extents, self.pool_counts)
         found: Partial = self.runner.run(pool.score_pool, "score pool", self.extents)
         classes = 2 if self.setup.task == "multilabel" else self.setup.outputs  # rows with a slip, and without
         histogram = found.tally["evidence"]
         if self.setup.task in ("classification", "multilabel"):
-            told = tells_of_classes(calibrated, left["levels"], self.setup.outputs)
+            told = shows if self.blind else tells_of_classes(calibrated, left["levels"], self.setup.outputs)
             rule = verdict.fit_verdict(histogram, classes, shows=told)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)
@@ -236,19 +237,19 @@ class Extension:
 
     def find_lonely(self) -> None:
         """Tell the shards which classes vanish with their only row: left out, they say nothing of labels. Where
-        they are most rows, rows are chosen by the derivative alone."""
+        they are most rows of the table, the pool's labels say how far to trust the fit."""
         if self.setup.task != "classification" or self.session.validation != "leave-one-out":
             return
         rows = self.gauge.left["class_n"]
+        self.blind = bool(rows[rows == 1].sum() > rows.sum() / 2)
         lonely = (rows == 1) & (self.taken == 0 if self._by_class else True)
-        self.blind = bool(rows[lonely].sum() > rows.sum() / 2)
         self.was_blind |= self.blind
-        self.runner.engine.tell(lonely=None if self.blind else lonely, blind=self.blind)
+        self.runner.engine.tell(lonely=None if self.blind else lonely)
 
     def choose(self, k: int, batch: int) -> int:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
         engine = self.runner.engine
-        engine.tell(near_only=self.config.method == "balanced" and not self.blind)
+        engine.tell(near_only=self.config.method == "balanced")
         helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
         if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there
             engine.tell(near_only=False)
@@ -264,7 +265,7 @@ class Extension:
         self.taken = self.taken + first + second
         limits = {kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))}
         engine.tell(limits=limits, again=False)
-        if bool((first > 0).any()) and self.config.method == "balanced" and not self.blind:
+        if bool((first > 0).any()) and self.config.method == "balanced":
             self.reached = float(limits[0][0][first > 0].min()) / (1 << 62)
         found: Partial = self.runner.run(pool.take, "take", self.extents, features=False)
         again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]

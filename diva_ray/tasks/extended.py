@@ -55,16 +55,14 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         ]
         if names
         else [],
-        "rule": rule_of(config.method, session.task, single_shot=work.was_blind),
+        "rule": rule_of(config.method, session.task),
     }
 
 
-def rule_of(method: str, task: str, *, single_shot: bool) -> str:
+def rule_of(method: str, task: str) -> str:
     """Return which rows count as helpful (`n_helpful`), and the order in which they are chosen."""
     if method == "paper":
         return "helpful: its derivative is below 0; the most negative first"
-    if single_shot:
-        return "helpful: its derivative is below 0; the most negative first, classes in proportion"
     if task == "classification":
         return (
             "helpful: a coin with the probability that its label is right comes up heads; chosen at random among "
@@ -152,7 +150,7 @@ def kept_step(summary: dict[str, Any]) -> dict[str, Any]:
 
 def rows_by_label(summary: dict[str, Any]) -> bool:
     """Return whether rows were chosen for their labels alone."""
-    return summary["method"] == "balanced" and summary["task"] == "classification" and not summary["single_shot"]
+    return summary["method"] == "balanced" and summary["task"] == "classification"
 
 
 def notes_on_error(summary: dict[str, Any]) -> list[str]:
@@ -254,9 +252,9 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
     notes += map(Inform, few_shared_in_words(s["shared"], s["n_samples"]))
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(
-            "Most rows of the table were the only ones of their class, which left out cannot be predicted: nothing "
-            "was known of the pool's labels, and rows were chosen by their derivative alone. A second row of each "
-            "class, or a validation table, would tell more."
+            "Most rows of the table were the only ones of their class, which left out cannot be predicted: how far to "
+            "trust the fit was judged by the pool's own labels, and the left-out error is that of a few rows. A second "
+            "row of each class, or a validation table, would tell more."
         )
     notes += [*missed_in_words(s), *notes_on_error(s)]
     chose = f"chose {s['n_selected']:,} of {words.counted(s['n_pool'], 'row', 'rows')}: {s['stopped']}"

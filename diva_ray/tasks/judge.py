@@ -14,7 +14,7 @@ from diva_ray.core.links import Mix
 from diva_ray.core.mixing import fit_mix
 from diva_ray.core.recalibration import recalibrate
 from diva_ray.data.shards import Extent
-from diva_ray.engine import neighbours, verdicts
+from diva_ray.engine import neighbours, pool, verdicts
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.runner import Runner
@@ -137,6 +137,29 @@ def tells_of_classes(calibrated: object, levels: Tensor, outputs: int) -> bool:
     return entropy + links.fit_link(calibrated, outputs).likelihood >= TELLS_NOTHING * entropy
 
 
+def calibrate_on_pool(runner: Runner, setup: Setup, extents: list[Extent], counts: Tensor) -> bool:
+    """Tell how outputs become probabilities by the labels of a pool, of which the fit heard none, and return whether
+    wrong labels show there: left out, the only row of a class says nothing. `counts`: the pool's rows by class."""
+    runner.engine.tell(levels=torch.ones(setup.outputs, dtype=torch.float64), gap_factors={})
+    sums: Histogram = runner.run(pool.calibrate_pool, "calibrate", extents)
+    link, shows, _ = _uniform_link(sums, counts.double())
+    runner.engine.tell(link=link)
+    return shows
+
+
+def _uniform_link(calibrated: Histogram, weight: Tensor) -> tuple[links.Link, bool, bool]:
+    """Return the link under uniform noise, whether wrong labels show, and whether as classes lie far apart."""
+    classes = len(weight)
+    best = links.fit_link(calibrated, classes)
+    if evidence.noise_shows(best, weight, calibrated.rows(float(calibrated.counts[0, 0].sum()))):
+        return best, True, False
+    clear = evidence.fit_clear_link(calibrated, weight)
+    if clear is not None:
+        return clear, True, True
+    right = links.fit_link(calibrated, classes, right=True)  # probabilities as sure as right labels let them be
+    return replace(right, likelihood=best.likelihood), False, False
+
+
 def _judge_classes(
     runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool
 ) -> tuple[verdict.Verdict, links.Link]:
@@ -217,16 +240,11 @@ def _judge_uniform(
     def carried(link: links.Link) -> links.Link:
         return link if like is None else replace(link, near=like.near, mix=like.mix)
 
-    best = link = links.fit_link(calibrated, classes)
-    shows, clear = evidence.noise_shows(best, own[1], calibrated.rows(float(calibrated.counts[0, 0].sum()))), None
-    if not shows and (clear := evidence.fit_clear_link(calibrated, own[1])) is not None:
-        link, shows = clear, True
-    elif not shows:  # probabilities as sure as right labels let them be
-        link = replace(links.fit_link(calibrated, classes, right=True), likelihood=best.likelihood)
+    link, shows, clear = _uniform_link(calibrated, own[1])
     runner.engine.tell(link=carried(link))
     sums = runner.run(verdicts.judge, "judge", scored, features=False)
     rule = verdict.fit_verdict(sums, classes, shows=shows)
-    return _Uniform(carried(link), rule, sums, shows, clear is not None)
+    return _Uniform(carried(link), rule, sums, shows, clear)
 
 
 def _recalibrated(runner: Runner, scored: list[Extent], classes: int, uniform: _Uniform) -> verdict.Verdict:

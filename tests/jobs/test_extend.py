@@ -233,7 +233,7 @@ def test_a_ray_dataset_may_be_the_pool(ray_cluster, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["balanced", "paper"])
-def test_a_table_of_one_row_a_class_is_extended_by_the_derivative_until_more_is_known(method):
+def test_a_table_of_one_row_a_class_is_extended(method):
     X, y, _, X_test, y_test = digits_split(0.0)
     core_rows = np.array([np.flatnonzero(y == c)[0] for c in range(10)])
     rest = np.setdiff1d(np.arange(400), core_rows)
@@ -248,6 +248,27 @@ def test_a_table_of_one_row_a_class_is_extended_by_the_derivative_until_more_is_
     assert extended < 0.5 * weighted_error(X[core_rows], y[core_rows], np.ones(10), 1.0, X_test, y_test)
     page = result.folder.read("report.html").decode()
     assert ("only ones of their class" in page) == (method == "balanced")
+
+
+def test_from_one_row_a_class_a_right_pool_is_chosen_from_as_well_as_at_random():
+    """Rows nearest to the only one of their class, which the derivative names first, stand for no class."""
+    test, chosen, drawn, stopped = blobs(2000, 9), [], [], []
+    for seed in range(4):
+        rows = blobs(400, seed)
+        first = np.array([np.flatnonzero(rows["label"] == c)[0] for c in range(4)])
+        rest = np.setdiff1d(np.arange(400), first)
+        core, pool = ({**{k: v[at] for k, v in rows.items()}, "id": at} for at in (first, rest))
+        options = {"cluster": INLINE, "quiet": True, "id": "id", "seed": seed}
+
+        def error(ids, first=first, rows=rows):
+            at = np.r_[first, ids]
+            return weighted_error(rows["features"][at], rows["label"][at], np.ones(len(at)), 1.0, *test.values())
+
+        chosen.append(error(diva_ray.extend(core, pool, budget=60, **options).samples["id"].to_numpy()))
+        drawn += [error(np.random.default_rng([seed, k]).permutation(rest)[:60]) for k in range(5)]
+        stopped.append(diva_ray.extend(core, pool, rounds=5, **options).summary["n_selected"])
+    assert np.mean(chosen) < np.mean(drawn) + 0.02
+    assert min(stopped) > 0.95 * len(rest)  # a fit to what it chose itself doubts what it did not choose
 
 
 def test_a_table_of_several_rows_a_class_is_no_single_shot():
