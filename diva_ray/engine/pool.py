@@ -86,8 +86,9 @@ def calibrate_pool(shard: Shard, known: Known) -> Histogram:
 
 
 def judged(shard: Shard, known: Known) -> Tensor:
-    """Return which rows say how many labels are wrong: those not chosen, of classes that the fit knows."""
-    kept = ~taken(shard, known)
+    """Return which rows say how many labels are wrong: those with a weight that were not chosen, of classes that the
+    fit knows."""
+    kept = ~taken(shard, known) & (shard.weight > 0)
     if known["setup"].task == "classification":  # of a class without a row in the fit nothing is known
         kept &= ~known["new"][codes_of(shard, known["setup"])]
     return kept
@@ -136,7 +137,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         kinds = gap_kinds(shard, known)
         # Rows that were chosen count too, with the losses of a fit that heard them: wrong ones, when most of the rest
         # are, would be taken for the right ones.
-        histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), torch.ones(n), kinds)
+        weighing = (shard.weight > 0).double()
+        histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), weighing, kinds)
     return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int((in_slice & (given > 0)).sum())))
 
 

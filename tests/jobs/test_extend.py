@@ -271,6 +271,20 @@ def test_from_one_row_a_class_a_right_pool_is_chosen_from_as_well_as_at_random()
     assert min(stopped) > 0.95 * len(rest)  # a fit to what it chose itself doubts what it did not choose
 
 
+@pytest.mark.parametrize("numbers", [False, True])
+def test_rows_without_a_weight_say_nothing_of_the_labels_of_others(numbers):
+    core, pool, out = blobs(200, 1), blobs(400, 2), blobs(600, 3, 0.9)
+    if numbers:
+        for part, wrong in ((core, 1), (pool, 1), (out, 1 + 4 * (np.arange(600) % 2))):
+            part["label"] = wrong * part["features"].sum(1) + 0.01 * part["features"][:, 0] ** 2
+    both = {name: np.concatenate([pool[name], out[name]]) for name in pool}
+    both["weight"], core["weight"] = np.r_[np.ones(400), np.zeros(600)], np.ones(200)
+    pool["weight"] = np.ones(400)
+    options = {"weight": "weight", "cluster": INLINE, "quiet": True}
+    alone, beside = (diva_ray.extend(core, rows, **options).summary for rows in (pool, both))
+    assert beside["pool_noise_estimate"] == pytest.approx(alone["pool_noise_estimate"], abs=1e-6)
+
+
 def test_a_table_of_several_rows_a_class_is_no_single_shot():
     core, pool, _, _ = tables(0.0)
     assert not run(core, pool, budget=20).summary["single_shot"]
