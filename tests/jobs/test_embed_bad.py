@@ -321,3 +321,23 @@ def test_a_network_that_is_drawn_is_the_same_in_every_process(tmp_path):
     torch.manual_seed(8)
     again = embed(TABLE, encoder=given, output=str(tmp_path / "out"), resume=True)
     assert again.summary["n_reused"] == 1 and again.samples.equals(one.samples)
+
+
+def test_a_package_that_does_not_import_is_told_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "open_clip.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    refuses(r"^encoder.kind: open_clip must import, got RuntimeError \(operator torchvision::nms .*belong together",
+            TABLE, encoder="clip_image")  # fmt: skip
+
+
+def test_what_a_network_raises_in_the_middle_of_a_run_is_told_in_one_line():
+    class Once(torch.nn.Module):
+        def forward(self, texts):
+            if max(map(len, texts)) > 100:
+                raise IndexError("index out of range in self")
+            return torch.ones(len(texts), 2)
+
+    given = {"module": Once(), "tower": "text"}
+    refuses(r"^encoder: the model must take every sample, got IndexError \(index out of range in self\) .* `text`",
+            {"text": ["a", "b" * 200], "label": [0, 1]}, encoder=given)  # fmt: skip

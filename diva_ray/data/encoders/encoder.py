@@ -73,6 +73,11 @@ def need(module: str, extra: str) -> Any:
             f"encoder.kind: {extra} must be installed, got no module {missing} ({first_line(error, 120)}). "
             f'Install it with `pip install -e ".[{extra}]"`, or change `encoder`.'
         ) from error
+    except Exception as error:  # binaries of another build of torch, such as torchvision's, raise what they like
+        raise InputError(
+            f"encoder.kind: {extra} must import, got {type(error).__name__} ({first_line(error, 120)}) from {module}. "
+            "Install builds of torch, torchvision and what uses them that belong together, or change `encoder`."
+        ) from error
 
 
 def choose_device(device: str) -> str:
