@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -251,7 +251,7 @@ class UnitEncoder:
         pending: list[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]] = []
         for start in range(0, len(order), band.batch):
             some = order[start : start + band.batch]
-            with _room(encoder):
+            with _told(band), _room(encoder):
                 pending.append((some, *_sent_home(encoder.run([samples[k] for k in some]))))
             while len(pending) > (
                 1 if encoder.device == "cuda" else 0
@@ -260,6 +260,21 @@ class UnitEncoder:
         for one in pending:
             _store(values, *one)
         return values, present
+
+
+@contextmanager
+def _told(band: Band) -> Iterator[None]:
+    """Tell in one line what a network raises in the middle of a run: it took the made-up samples at its start."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # a network raises what it likes
+        raise InputError(
+            f"encoder: the model must take every sample, got {type(error).__name__} "
+            f"({' '.join(str(error).split())[:200]}) from {band.config.name or band.config.kind} in a batch of column "
+            f"`{band.column}`. Change `encoder.model` or `encoder.tokens`, or leave the sample out."
+        ) from error
 
 
 def _room(encoder: Encoder) -> AbstractContextManager[Any]:
