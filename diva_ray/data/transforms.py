@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image, ImageFilter, ImageOps
 
 from diva_ray.config import EmbedConfig
-from diva_ray.data.decode import Pictures, RefusedError, upright
+from diva_ray.data.decode import Pictures, RefusedError, turned, upright
 from diva_ray.errors import InputError, first_line
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -193,8 +193,8 @@ def check_transforms(transforms: Sequence[str]) -> None:
 def _open(given: Any) -> Image.Image:
     """Return a picture as `decode.upright` has it; grey ones stay grey."""
     if isinstance(given, Image.Image):
-        turned = ImageOps.exif_transpose(given)
-        return turned if turned.mode in ("L", "RGB") and "transparency" not in turned.info else upright(turned)
+        held = turned(given)
+        return held if held.mode in ("L", "RGB") and "transparency" not in held.info else upright(held)
     if isinstance(given, bytes):
         return PICTURES.open(given)
     pixels = np.asarray(given)

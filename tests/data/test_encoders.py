@@ -268,6 +268,10 @@ def test_transparent_is_white_and_turned_is_upright(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (6, 4)).save(out, "JPEG", exif=exif)
     assert pictures.open(out.getvalue()).size == (4, 6)
+    # besides a turn, a header whose resolution is bytes: what it says of other things spoils no picture
+    odd = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x1a\x01\x07\0\x02\0\0\0a\0\0\0\0\0\0\0"
+    Image.new("RGB", (6, 4)).save(out := io.BytesIO(), "JPEG", exif=odd)
+    assert pictures.open(out.getvalue()).size == (4, 6)
     with pytest.raises(RefusedError, match="not decodable"):  # a format that would start a program
         pictures.open(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(RefusedError, match="neither bytes nor a path but int"):
