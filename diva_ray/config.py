@@ -271,7 +271,9 @@ class EncoderConfig:
     jacobian: int = 0
     parameters: str = "*"  # jacobian: pattern of the names of the parameters by which it is taken, such as *.layer4.*
     size: int | None = None  # side of the picture in pixels; None: the model's own
-    fit: str = "crop"  # crop: shorter side to `size`, centre taken | squash: whole picture | pad: whole, on white
+    # crop: shorter side to `size`, centre taken | squash: whole picture | pad: whole, on white; None: the model's own,
+    # else crop
+    fit: str | None = None
     crop: float | None = None  # share of the resized side that the centre keeps, 0..1; None: the model's own, else 1
     mean: list[Any] = field(default_factory=list)  # of R, G, B in 0..1; empty: the model's own, else 0.5
     std: list[Any] = field(default_factory=list)  # likewise

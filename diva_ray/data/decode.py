@@ -72,13 +72,12 @@ class Form:
                 raise RefusedError(f"{picture.width} x {picture.height} pixels, too long and narrow")
             shown = ImageOps.pad(picture, side, how, color="white")
         else:
-            inner = round(self.size / self.crop)
-            scale = inner / min(picture.size)
-            width, height = (max(inner, round(length * scale)) for length in picture.size)
+            inner = int(self.size / self.crop + 1e-6)  # rounded as torchvision and timm do, whose networks these are
+            width, height = (inner * length // min(picture.size) for length in picture.size)
             if width * height > MOST_RESIZED:
                 raise RefusedError(f"{picture.width} x {picture.height} pixels, too long and narrow")
             shown = picture.resize((width, height), how)
-            left, top = (width - self.size) // 2, (height - self.size) // 2
+            left, top = (round((length - self.size) / 2) for length in (width, height))
             shown = shown.crop((left, top, left + self.size, top + self.size))
         return np.asarray(shown, np.uint8)
 

@@ -245,6 +245,17 @@ def test_pictures_are_cut_as_the_form_says():
         assert Form(8).of(Image.new("RGB", size)).shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize("size,crop", [((427, 640), 0.875), ((300, 250), 0.9), ((51, 50), 0.95), ((90, 35), 224 / 232)])
+def test_a_crop_has_the_very_pixels_of_torchvisions(size, crop):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
+    side = 232 if crop == 224 / 232 else int(224 / crop)  # torchvision's own formulas: Resize(side), CenterCrop(224)
+    short, long = min(picture.size), max(picture.size)
+    width, height = (side if length == short else int(side * long / short) for length in picture.size)
+    left, top = (round((length - 224) / 2) for length in (width, height))
+    expected = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + 224, top + 224))
+    assert np.array_equal(Form(224, "crop", crop).of(picture), expected)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "YCbCr"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     import io

@@ -44,6 +44,19 @@ def test_torchvision_gives_what_the_last_linear_layer_sees(name, width, tmp_path
 
 
 @installed("torchvision")
+@pytest.mark.parametrize("name,size,before", [("resnet50", 224, 232), ("efficientnet_b1", 240, 255)])
+def test_pictures_are_cut_as_torchvisions_own_weights_were_trained(name, size, before, monkeypatch):
+    import torchvision
+
+    state = torchvision.models.get_model(name, weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", lambda *_, **__: state)
+    form = made("torchvision", model=name).form
+    assert (form.size, form.crop) == (size, size / before)
+    assert made("torchvision", model=name, weights="IMAGENET1K_V1").form.crop == (0.875 if size == 224 else 240 / 256)
+    assert made("torchvision", model=name, size=32, crop=1.0).form.size == 32
+
+
+@installed("torchvision")
 def test_a_model_that_torchvision_does_not_have_or_cannot_fetch_is_one_line():
     with pytest.raises(InputError, match="encoder.model: resnet999 with weights=none must load by torchvision"):
         made("torchvision", model="resnet999", weights="none")
@@ -71,6 +84,14 @@ def test_timm_gives_its_pooled_features_prepared_as_the_model_was_trained(name, 
     whole = made("timm", model=name, weights="none")
     assert whole.form.size == known["input_size"][-1] or name.startswith("vit")
     assert whole.form.crop == pytest.approx(known["crop_pct"])
+
+
+@installed("timm")
+def test_whole_pictures_are_squashed_for_a_model_of_timm_that_was_trained_so():
+    name = "convnext_tiny.in12k_ft_in1k_384"
+    assert made("timm", model=name, weights="none").form.fit == "squash"
+    assert made("timm", model=name, weights="none", fit="pad").form.fit == "pad"
+    assert made("timm", model="resnet18", weights="none").form.fit == "crop"
 
 
 @installed("timm")

@@ -147,16 +147,17 @@ def picture_encoder(
     return Encoder(IMAGE, form, run, model, device, most, mark)
 
 
-def form_of(config: Any, size: int, crop: float = 1.0, filter: str = "bicubic") -> Form:
+def form_of(config: Any, size: int, crop: float = 1.0, filter: str = "bicubic", fit: str = "crop") -> Form:
     """Return how pictures are cut: as the config says, else as the model was trained."""
-    if config.fit not in ("crop", "squash", "pad"):
-        raise InputError(f"encoder.fit: must be crop, squash or pad, got {config.fit}. Change `encoder.fit`.")
+    fit = fit if config.fit is None else config.fit
+    if fit not in ("crop", "squash", "pad"):
+        raise InputError(f"encoder.fit: must be crop, squash or pad, got {fit}. Change `encoder.fit`.")
     side, share = size if config.size is None else config.size, crop if config.crop is None else config.crop
     if side < 1 or not 0 < share <= 1:
         raise InputError(
             f"encoder.size: must be at least 1 and encoder.crop in (0, 1], got {side} and {share}. Change them."
         )
-    return Form(side, config.fit, share, filter)
+    return Form(side, fit, share, filter)
 
 
 def scale_of(config: Any, mean: Sequence[float], std: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:

@@ -21,6 +21,7 @@ from diva_ray.errors import InputError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+RESIZED = {"squash": "squash", "longest": "pad"}  # open_clip's words for ours
 LITE_SIZES = {"0": 224, "1": 240, "2": 260, "3": 280, "4": 300}
 
 
@@ -102,7 +103,9 @@ def timm(config: Any, device: str, precision: str) -> Encoder:
         load_weights(model, config.weights, config.model, names)
         model.reset_classifier(0)
     known = library.data.resolve_model_data_config(model)
-    form = form_of(config, known["input_size"][-1], known.get("crop_pct") or 1.0, known.get("interpolation", "bicubic"))
+    fit = "squash" if known.get("crop_mode") == "squash" else "crop"
+    size, filter = known["input_size"][-1], known.get("interpolation", "bicubic")
+    form = form_of(config, size, known.get("crop_pct") or 1.0, filter, fit)
     mean, std = scale_of(config, known["mean"], known["std"])
     return picture_encoder(model, config, form, mean, std, device, precision, mark=mark)
 
@@ -119,8 +122,18 @@ def torchvision(config: Any, device: str, precision: str) -> Encoder:
         load_weights(model, config.weights, config.model, [head])
     if not config.layer and not config.jacobian:
         config.layer, config.tap = head, "input"
-    form, (mean, std) = form_of(config, 224, 224 / 256, "bilinear"), scale_of(config, *IMAGENET)
+    form, (mean, std) = form_of(config, *_trained(models, config.model, weights)), scale_of(config, *IMAGENET)
     return picture_encoder(model, config, form, mean, std, device, precision, mark=mark)
+
+
+def _trained(models: Any, name: str, weights: str | None) -> tuple[int, float, str]:
+    """Return size, crop and filter of the pictures that weights of torchvision's were trained on; without such the
+    commonest, which a vision transformer that is built without them takes."""
+    known = None if weights is None else models.get_model_weights(name).verify(weights).transforms()
+    if not hasattr(known, "crop_size"):  # no classifier's
+        return 224, 224 / 256, "bilinear"
+    size, before = known.crop_size[0], known.resize_size[0]
+    return size, size / before, known.interpolation.value
 
 
 def clip_model(config: Any) -> tuple[Any, Any, str]:
@@ -152,7 +165,8 @@ def open_clip(config: Any, device: str, precision: str) -> Encoder:
     known = getattr(model.visual, "preprocess_cfg", None) or {}
     size = known.get("size") or model.visual.image_size
     size = size if isinstance(size, int) else size[0]
-    form = form_of(config, size, 1.0, known.get("interpolation", "bicubic"))
+    fit = RESIZED.get(known.get("resize_mode") or "", "crop")
+    form = form_of(config, size, 1.0, known.get("interpolation", "bicubic"), fit)
     mean, std = scale_of(config, known.get("mean") or HALF[0], known.get("std") or HALF[1])
     if config.jacobian:  # the other tower has no part in it
         return picture_encoder(model.visual, config, form, mean, std, device, precision, mark=mark)
