@@ -131,7 +131,7 @@ def label(value: Any) -> str:
     if isinstance(value, Mapping):
         return "+".join(f"{name}={share}" for name, share in value.items())
     if isinstance(value, (list, tuple)):
-        return "+".join(map(str, value))
+        return "+".join(f'"{one}"' if "+" in str(one) else str(one) for one in value)
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
