@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
-import yaml
+from omegaconf import OmegaConf
 
 from diva_ray.data.files import part_name
 from diva_ray.data.table import Table, open_parquet
@@ -254,7 +254,8 @@ class Folder:
 
     def read_config(self) -> dict[str, Any]:
         """Return the options in config.yaml."""
-        return yaml.safe_load(self.read("config.yaml"))
+        found: Any = OmegaConf.to_container(OmegaConf.create(self.read("config.yaml").decode()), resolve=True)
+        return found
 
     def read_json(self, name: str) -> Any:
         """Return a JSON file's value, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -18,8 +19,17 @@ def write_config(folder: Folder, config: Any) -> None:
     heads: list[Any] = [f"{job}_schema", "_self_"]
     if hasattr(config, "cluster"):
         heads.append({"optional cluster": config.cluster.kind})  # a group, so that cluster=local takes its place
-    value = {"defaults": heads, **asdict(config), "output": folder.path}
+    value = {"defaults": heads, **literal({**asdict(config), "output": folder.path})}
     folder.write("config.yaml", yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+
+def literal(value: Any) -> Any:
+    """Return values so that a config of them means what they are: `${` in a column's name asks for no other value."""
+    if isinstance(value, dict):
+        return {name: literal(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [literal(one) for one in value]
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value) if isinstance(value, str) else value
 
 
 def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

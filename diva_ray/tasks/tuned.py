@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,7 @@ from diva_ray.report.sheet import Inform, Sheet, Tile
 from diva_ray.tasks.alike import shared_in_words
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.reweighted import error_words
+from diva_ray.tasks.saved_config import literal
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.space import NAMES, Choice, Space, short
 from diva_ray.tasks.study import Study
@@ -147,14 +149,16 @@ def best_yaml(session: Session, config: TuneConfig, choice: Choice) -> str:
         **{name: value for name, value in options.items() if name not in more},
         **more,
         **same,
-        "output": f"outputs/{job}/${{now:%Y-%m-%d_%H-%M-%S-%f}}",
     }
     where = {"optional cluster": config.cluster.kind}  # a group, so that cluster=local takes its place
+    output = f"outputs/{job}/${{now:%Y-%m-%d_%H-%M-%S-%f}}"
     body = yaml.safe_dump(
-        {"defaults": [f"{job}_schema", "_self_", where], **chosen}, sort_keys=False, allow_unicode=True
-    )
+        {"defaults": [f"{job}_schema", "_self_", where], **literal(chosen), "output": output},
+        sort_keys=False, allow_unicode=True,
+    )  # fmt: skip
     lost = "".join(f"# not in it: {words}\n" for words in lost_of(choice))
-    return f"# python jobs/{job}.py --config-dir={session.folder.path} --config-name=best output=FOLDER\n{lost}{body}"
+    place = shlex.quote(f"--config-dir={session.folder.path}")
+    return f"# python jobs/{job}.py {place} --config-name=best output=FOLDER\n{lost}{body}"
 
 
 def _absolute(path: str) -> str:

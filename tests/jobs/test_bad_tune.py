@@ -1,6 +1,7 @@
 """Search spaces and options that cannot be: one line each, before anything is started."""
 
 import pickle
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,12 @@ from omegaconf import OmegaConf
 import diva_ray
 from diva_ray.command_line import register
 from diva_ray.config import SCHEMAS, TuneConfig
+from diva_ray.data.folder import Folder
 from diva_ray.errors import InputError
 from diva_ray.tasks import aggregate, reweight, score, tune
 from diva_ray.tasks.calls import configure
 from diva_ray.tasks.options import check_options, chosen_shares
+from diva_ray.tasks.saved_config import write_config
 from diva_ray.tasks.space import NAMES, parse_space
 from diva_ray.tasks.tuned import best_options, best_yaml, lost_of, of_winner, target_of
 from tests.jobs.mistakes import INLINE, base
@@ -255,6 +258,33 @@ def test_the_winners_config_is_one_of_its_job(name, tmp_path):
         assert chosen_shares(found, choice.bands) == [0.25, 0.75]
     same, data, _ = configure(SCHEMAS[job], "table/", best_options(config, choice))
     assert data is None and same.projection == found.projection and same.shares == found.shares
+
+
+def test_names_of_columns_and_folders_are_as_they_are_in_what_is_written(tmp_path):
+    place = tmp_path / "a search's"
+    place.mkdir()
+    names = ["${oc.env:HOME}", "\\${x} ${", "plain"]
+    config = TuneConfig(space={"ridge": RIDGE})
+    config.data.features, config.data.path = names, "table/"
+    folder = Folder(str(place))
+    session = SimpleNamespace(folder=folder, tables=[SimpleNamespace(memory=None)])
+    best = best_yaml(session, config, parse_space(config).base)
+    (place / "best.yaml").write_text(best)
+    assert f"--config-dir={place}" in shlex.split(best.splitlines()[0])
+    write_config(folder, config)
+    register()
+    with initialize_config_dir(str(place), version_base="1.3"):
+        for name in ("best", "config"):
+            found = OmegaConf.to_object(compose(name))
+            assert found.data.features == names and "${" not in found.output
+    assert folder.read_config()["data"]["features"] == names
+
+
+def test_bands_whose_names_have_a_plus_are_not_taken_for_two():
+    config = TuneConfig(space={"bands": {"choice": [["a", "b"], ["a+b"]]}})
+    config.data.features = ["a", "b", "a+b"]
+    space = parse_space(config)
+    assert [space.choice(point).bands for point in space.points("grid", 1, 0)] == [("a", "b"), ("a+b",)]
 
 
 def test_all_subsets_of_bands_are_named_by_a_word():
