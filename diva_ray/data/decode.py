@@ -195,7 +195,7 @@ def upright(picture: Image.Image) -> Image.Image:
 def turned(picture: Image.Image) -> Image.Image:
     """Return the picture as it was held. Of its header only that is read: what else is odd there spoils no picture."""
     try:
-        how = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+        how = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a header that nobody can read tells nothing
         how = None
     return picture if how is None else picture.transpose(how)

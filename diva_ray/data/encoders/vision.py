@@ -129,7 +129,7 @@ def torchvision(config: Any, device: str, precision: str) -> Encoder:
 def _trained(models: Any, name: str, weights: str | None) -> tuple[int, float, str]:
     """Return size, crop and filter of the pictures that weights of torchvision's were trained on; without such the
     commonest, which a vision transformer that is built without them takes."""
-    known = None if weights is None else models.get_model_weights(name).verify(weights).transforms()
+    known: Any = None if weights is None else models.get_model_weights(name).verify(weights).transforms()
     if not hasattr(known, "crop_size"):  # no classifier's
         return 224, 224 / 256, "bilinear"
     size, before = known.crop_size[0], known.resize_size[0]
