@@ -47,18 +47,22 @@ class Sizes:
     sums: int
     shard: int
     group: int
+    passing: int = 0  # rows of a pool or a test table, which are read and not kept
 
     def need(self, place: str, workers: int) -> int:
         """Return the bytes of a worker that keeps its rows in memory, in a cache, or leaves features in storage."""
         rows = -(-self.rows // workers)
-        decoded = DECODED * min(BATCH_BYTES, self.features * rows) + self.features * min(self.group, rows)
+        passing = -(-self.passing // workers)
+        read = max(rows, passing)
+        decoded = DECODED * min(BATCH_BYTES, self.features * read) + self.features * min(self.group, read)
         flight = IN_FLIGHT * min(self.shard, rows)
         needed = {
             "memory": rows * (self.features + self.rest),
             "storage": rows * self.rest + flight * self.features,
             "cache": flight * (self.features + self.rest),
         }
-        return PROCESS + self.sums + decoded + rows * KEY + needed[place]
+        through = passing * KEY + IN_FLIGHT * min(self.shard, passing) * self.features
+        return PROCESS + self.sums + decoded + rows * KEY + through + needed[place]
 
     def disk(self, workers: int) -> int:
         """Return the bytes of a worker's cache."""

@@ -71,7 +71,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     results = cost.per_row() + (4 * outputs + 2 * 8 * (fewest.vectors + 1) if pairs else 0)
     distant = [t for t in opened.tables if t.pieces and not isinstance(t.filesystem, pyarrow.fs.LocalFileSystem)]
     groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
-    sizes = Sizes(rows, row, results, state, extents[0].stop, groups)
+    sizes = Sizes(rows, row, results, state, extents[0].stop, groups, sum(t.rows for t in opened.tables) - rows)
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS)
     pool = opened.tables[-1] if isinstance(config, ExtendConfig) else None
     work, notes = work_of(config, costs, [width for width, _ in widths], opened.columns.features, pool)

@@ -1,6 +1,7 @@
 """Rows kept on disk or left in the table: the same bits as in memory, within the budget."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import diva_ray
+from diva_ray.data.reader import BATCH_BYTES
 from diva_ray.errors import InputError
+from diva_ray.tasks.memory import Sizes
 
 GENERATOR = np.random.default_rng(2)
 N = 15_000
@@ -158,3 +161,13 @@ def test_workers_keep_rows_on_disk_with_the_same_bits_and_one_may_be_killed(fold
         second = diva_ray.score(folder, cluster=cluster, quiet=True, **COLUMNS)
     assert killed
     assert first.samples.equals(second.folder.read_table("samples"))
+
+
+def test_a_pool_that_passes_through_a_small_table_counts_in_what_a_worker_needs(folder, tmp_path):
+    few = Sizes(1000, 1024, 100, 0, 4096, 0)
+    assert replace(few, passing=10**6).need("memory", 1) - few.need("memory", 1) > 4 * BATCH_BYTES
+    core = {name: values[:400] for name, values in ROWS.items() if name in ("x", "label")}
+    pq.write_table(pa.table({**core, "x": list(core["x"])}), tmp_path / "core.parquet")
+    options = {"features": "x", "id": "none", "cluster": {"kind": "inline", "threads": 1}, "plan": True}
+    plan = diva_ray.extend(str(tmp_path / "core.parquet"), folder, **options)
+    assert plan.sizes.passing == N
