@@ -32,6 +32,8 @@ from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import gap_kinds, label_losses, unit_outputs, worth, wrong_losses
 
+HARMS = 2.0  # root mean squares of the derivatives: of numbers, where no wrong ones show, rows beyond it are left
+
 
 @dataclass
 class PoolRows:
@@ -139,7 +141,9 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         # are, would be taken for the right ones.
         weighing = (shard.weight > 0).double()
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), weighing, kinds)
-    return Partial(slice_sums.sums(), Tally(evidence=histogram, uniform=int((in_slice & (given > 0)).sum())))
+    squares = derivative[free & (given > 0)].double().square()
+    counts = {"uniform": int((in_slice & (given > 0)).sum()), "free": len(squares), "squares": float(squares.sum())}
+    return Partial(slice_sums.sums(), Tally(evidence=histogram, **counts))
 
 
 def in_uniform_slice(shard: Shard, known: Known) -> Tensor:
@@ -176,6 +180,21 @@ def probabilities(shard: Shard, known: Known) -> Tensor:
     return (loss_verdict.loss_scores(evidence, rule, gap_kinds(shard, known)) >= rule.label.value).double()
 
 
+def harms(shard: Shard, known: Known) -> Tensor:
+    """Return which rows are left for their derivative.
+
+    It is a row's residual times what the table's errors say at its place: rows of one sign alone fit these errors, and
+    right numbers so chosen were 1.2 % of their variance worse than as many at random (mean of 18 tables). So of numbers
+    only rows that stand out are left, and only where no wrong ones show: swapped ones then still are told a little.
+    """
+    task, derivative = known["setup"].task, scored_pool(shard, known).derivative
+    if task == "multilabel":  # the coin alone says little of rows with many labels
+        return derivative >= 0
+    if task == "classification" or known["pool_verdict"].noise_rate > 0:
+        return torch.zeros(len(shard), dtype=torch.bool)
+    return derivative > HARMS * known["derivative_scale"]
+
+
 def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
     """Return every row's key (least first), class for quotas, and kind: 0 helps, 1 does not, 2 was chosen before."""
     setup: Setup = known["setup"]
@@ -188,8 +207,7 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
         )
     else:
         keys, helps = choose.balanced_keys(shard.keys, probabilities(shard, known), known["seed"])
-        if setup.task != "classification":  # no coin is thrown
-            helps &= scored_pool(shard, known).derivative < 0
+        helps &= ~harms(shard, known)
         classes = classes_of(shard, setup)
     kind = torch.where(helps, 0, 1)
     if known["near_only"]:  # rows whose features were not kept wait for their turn

@@ -220,7 +220,8 @@ class Extension:
         if numbers and k == 0 and (far := losses_on_another_scale(histogram, left, self.session.scan.counts)):
             log.warning("%s", far)
         self.noise_rate = rule.noise_rate if k == 0 else self.noise_rate
-        engine.tell(pool_verdict=rule)
+        scale = (found.tally["squares"] / max(found.tally["free"], 1)) ** 0.5
+        engine.tell(pool_verdict=rule, derivative_scale=scale)
         return found
 
     def add_uniform(self, drawn: Partial, batch: int, total: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diva_ray.engine.pool import HARMS
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Gallery, Inform, Lines, Sheet, Table, Tile
@@ -68,11 +69,16 @@ def rule_of(method: str, task: str) -> str:
             "helpful: a coin with the probability that its label is right comes up heads; chosen at random among "
             "these, classes in proportion"
         )
-    right = {"multilabel": "a coin with the probability that all its labels are right comes up heads"}
-    return (
-        f"helpful: {right.get(task, 'its label is likelier right than wrong')}, and its derivative is below 0; chosen "
-        "at random among these"
-    )
+    if task == "multilabel":
+        right = (
+            "a coin with the probability that all its labels are right comes up heads, and its derivative is below 0"
+        )
+    else:
+        right = (
+            "its label is likelier right than wrong; where no wrong ones show, its derivative is not above "
+            f"{HARMS} root mean squares of all"
+        )
+    return f"helpful: {right}; chosen at random among these"
 
 
 def told(summary: dict[str, Any], where: str) -> list[str]:

@@ -139,10 +139,31 @@ def test_numbers_can_be_extended_too_until_wrong_ones_are_left(seed):
     result = run(core, pool)
     chosen = np.isin(np.arange(100, 500), 100 + result.samples["id"].to_numpy())
     wrong = np.isin(np.arange(100, 500), np.arange(200, 500, 3))
-    assert chosen[~wrong].mean() > 0.8 and chosen[wrong].mean() < 0.1
+    assert chosen[~wrong].mean() > 0.95 and chosen[wrong].mean() < 0.15  # some lie near others' values
     steps = result.summary["error_by_budget"]
     assert steps[-1]["chosen"] == result.summary["n_selected"], "no round is given back"
     assert all(one["error"] < 0.2 * one["error_uniform"] for one in steps[1:])
+
+
+def test_right_numbers_are_chosen_about_as_well_as_at_random():
+    """Those alone whose derivative is below 0 fit the errors of the table, at several times the squared error."""
+    chosen, drawn = [], []
+    for seed in range(4):
+        generator = np.random.default_rng(seed)
+        X = generator.standard_normal((1460, 8))
+        truth = X @ generator.standard_normal(8)
+        y = truth + 3 * generator.standard_normal(1460)
+
+        def error(ids, X=X, y=y, truth=truth):
+            at = np.r_[np.arange(60), ids]
+            w = np.linalg.solve(X[at].T @ X[at] + np.eye(8), X[at].T @ y[at])
+            return ((X[460:] @ w - truth[460:]) ** 2).mean()
+
+        tables = [{"features": X[at], "label": y[at], "id": at} for at in (np.arange(60), np.arange(60, 460))]
+        found = run(*tables, budget=150, rounds=5, ridge=1.0, intercept=False, standardize="none")
+        chosen.append(error(found.samples["id"].to_numpy()))
+        drawn += [error(60 + generator.permutation(400)[:150]) for _ in range(10)]
+    assert np.mean(chosen) < 1.3 * np.mean(drawn)
 
 
 def many(pool, copies, path):
@@ -413,6 +434,7 @@ def test_rows_of_a_group_are_one_witness_of_a_rise(monkeypatch):
     core, pool = blobs(150, 1), shifted(900, 3)
     copies = {name: np.repeat(values, 4, 0) for name, values in core.items()} | {"g": np.repeat(np.arange(150), 4)}
     options = {"rounds": 1, "ridge": 1.0, "standardize": "none", "intercept": False, "precision": "float64"}
+    monkeypatch.setattr("diva_ray.core.mixing.ROWS", 100)  # the copies are enough to mix outputs, the rows are not
     found = []
     single = core | {"g": np.arange(150), "w": np.ones(150)}
     for table in (single, copies | {"w": np.full(600, 0.25)}):
@@ -445,7 +467,7 @@ def test_a_fit_that_float32_loses_with_the_chosen_rows_is_summed_again(caplog):
 @pytest.mark.parametrize(
     ("method", "task", "said"),
     [("paper", "classification", "derivative"), ("balanced", "classification", "coin"),
-     ("balanced", "regression", "likelier right than wrong, and its derivative is below 0")],
+     ("balanced", "regression", "its derivative is not above 2.0 root mean squares")],
 )  # fmt: skip
 def test_the_rule_says_what_counts_as_helpful(method, task, said):
     core, pool = blobs(80, 1), blobs(200, 2)
