@@ -16,12 +16,14 @@ from diva_ray.tasks.reweighted import error_words, gap_words, loss_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
 from diva_ray.tasks.summary_words import apart
+from diva_ray.tasks.trials import error_figures
 
 if TYPE_CHECKING:
     from diva_ray.tasks.extend import Extension
 
 
 SHOWN = 24  # of the rows chosen first, on the page
+FEW = 100  # rows that validate: the error of fewer says little
 LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with one decimal
 
 
@@ -160,8 +162,18 @@ def rows_by_label(summary: dict[str, Any]) -> bool:
 
 
 def notes_on_error(summary: dict[str, Any]) -> list[str]:
-    """Return what is to be said where the left-out error has risen: since it was least, beyond chance, or at all."""
-    s, error = summary, f"{apart(summary['validation'])} error"
+    """Return what is to be said where the left-out error is that of a few rows, and where it has risen: since it was
+    least, beyond chance, or at all."""
+    s, error, few = summary, f"{apart(summary['validation'])} error", []
+    n, e = s["n_validation"], s["error_after"]
+    if s["task"] == "classification" and n < FEW:
+        once = {"error": e * n, "weight": n, "error_error": e * n, "weight_error": e * n, "weight_weight": n}
+        high = words.percent(error_figures(once, counted=True)["high"])
+        few = [f"The {error} is that of {n} rows alone, and says little: of others up to {high} may be wrong (95 %)."]
+    return few + _risen(s, error)
+
+
+def _risen(s: dict[str, Any], error: str) -> list[str]:
     if s["best_budget"] < s["n_selected"]:
         rows = words.counted(s["best_budget"], "row", "rows")
         return [f"The {error} was least with {rows} added, and has risen since."]

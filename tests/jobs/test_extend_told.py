@@ -140,7 +140,17 @@ def test_the_error_is_that_of_the_validation_table_where_there_is_one():
 )
 def test_advice_on_the_budget_fits_a_run_that_has_one(budget, told):
     s = {"best_budget": 300, "n_selected": 300, "error_before": 0.2, "error_after": 0.21, "budget": budget}
-    assert told in extended.notes_on_error(s | {"validation": "leave-one-out"})[0]
+    more = {"validation": "leave-one-out", "task": "classification", "n_validation": 500}
+    assert told in extended.notes_on_error(s | more)[0]
+
+
+def test_an_error_of_few_rows_comes_with_what_it_may_be_of_others():
+    few, many = (run(blobs(n, 1), blobs(300, 2), budget=50) for n in (20, 150))
+    (note,) = [line for line in few.lines() if "20 rows alone" in line]
+    wrong, z = few.summary["error_after"], 1.96
+    high = (wrong + z * z / 40 + z * (wrong * (1 - wrong) / 20 + z * z / 1600) ** 0.5) / (1 + z * z / 20)  # Wilson's
+    assert f"{100 * high:.1f} %" in note
+    assert "rows alone" not in " ".join(many.lines())
 
 
 @pytest.mark.parametrize("method", ["balanced", "paper"])
