@@ -170,7 +170,9 @@ def scored_pool(shard: Shard, known: Known) -> PoolRows:
 
 def probabilities(shard: Shard, known: Known) -> Tensor:
     """Return the probability that each given label is right (all of several); 0 or 1 by the cut where targets are not
-    classes."""
+    classes; 1 where the table's classes have but one row and the pool few, so that nothing is known of any label."""
+    if known["blind"]:
+        return torch.ones(len(shard), dtype=torch.float64)
     evidence, rule = scored_pool(shard, known).evidence, known["pool_verdict"]
     if known["setup"].task == "classification":
         unknown = known["new"][codes_of(shard, known["setup"])]
@@ -188,7 +190,7 @@ def harms(shard: Shard, known: Known) -> Tensor:
     only rows that stand out are left, and only where no wrong ones show: swapped ones then still are told a little.
     """
     task, derivative = known["setup"].task, scored_pool(shard, known).derivative
-    if task == "multilabel":  # the coin alone says little of rows with many labels
+    if task == "multilabel" or known["blind"]:  # the coin alone says little of rows with many labels; there is none
         return derivative >= 0
     if task == "classification" or known["pool_verdict"].noise_rate > 0:
         return torch.zeros(len(shard), dtype=torch.bool)
@@ -208,6 +210,8 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
     else:
         keys, helps = choose.balanced_keys(shard.keys, probabilities(shard, known), known["seed"])
         helps &= ~harms(shard, known)
+        if known["blind"]:
+            keys = choose.rising_keys(scored_pool(shard, known).derivative, shard.keys)
         classes = classes_of(shard, setup)
     kind = torch.where(helps, 0, 1)
     if known["near_only"]:  # rows whose features were not kept wait for their turn

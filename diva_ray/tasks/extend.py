@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import ExtendConfig
-from diva_ray.core import choose, loss_verdict, verdict
+from diva_ray.core import choose, evidence, loss_verdict, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine import pool, selected
 from diva_ray.engine.reduce import Partial
@@ -140,8 +140,10 @@ class Extension:
     helping: int = 0
     reason: str = ""
     noise_rate: float = 0.0
-    blind: bool = False  # whether most rows of the table are the only ones of their class
+    single: bool = False  # whether most rows of the table were the only ones of their class in some round
+    blind: bool = False  # whether they are, and the pool has few rows too: nothing is known of its labels
     was_blind: bool = False
+    on_pool: bool = False  # whether they are, and the pool's labels say how far to trust the fit
     used_up: bool = False
 
     @property
@@ -154,7 +156,7 @@ class Extension:
         total = self.helping = int(self.pool_counts.sum())
         goal = min(self.config.budget or total, total)
         self.runner.engine.tell(
-            store=self.session.folder, method=self.config.method, levels=None, link=None,
+            store=self.session.folder, method=self.config.method, levels=None, link=None, blind=False,
             seed=self.config.seed, uniform_seed=self.config.seed + 17,
             choices=self.setup.outputs if self._by_class else 1, uniform_slice=(0.0, 0.0),
         )  # fmt: skip
@@ -181,7 +183,7 @@ class Extension:
             self.reason = "the pool is used up"
         elif self.config.budget and self.gauge.chosen == goal:
             self.reason = "the budget is spent"
-        elif self._by_class:
+        elif self._by_class and not self.blind:
             self.reason = "no remaining label is likely right"
         else:
             self.reason = "no remaining row helps"
@@ -207,12 +209,12 @@ class Extension:
         near = (self.reached, self.reached + share) if self.config.method == "balanced" else (0.0, 0.0)
         ends = self.uniform_to, (self.gauge.chosen + batch) / total
         engine.tell(uniform_slice=ends, near=near, round=k, next_step=f"chosen{k + 1}")
-        shows = self.blind and calibrate_on_pool(self.runner, self.setup, self.extents, self.pool_counts)
+        shows = self.on_pool and calibrate_on_pool(self.runner, self.setup, self.extents, self.pool_counts)
         found: Partial = self.runner.run(pool.score_pool, "score pool", self.extents)
         classes = 2 if self.setup.task == "multilabel" else self.setup.outputs  # rows with a slip, and without
         histogram = found.tally["evidence"]
         if self.setup.task in ("classification", "multilabel"):
-            told = shows if self.blind else tells_of_classes(calibrated, left["levels"], self.setup.outputs)
+            told = shows if self.on_pool else tells_of_classes(calibrated, left["levels"], self.setup.outputs)
             rule = verdict.fit_verdict(histogram, classes, shows=told)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)
@@ -238,19 +240,22 @@ class Extension:
 
     def find_lonely(self) -> None:
         """Tell the shards which classes vanish with their only row: left out, they say nothing of labels. Where
-        they are most rows of the table, the pool's labels say how far to trust the fit."""
+        they are most rows of the table, a pool's labels say how far to trust the fit; of a small one rows are chosen by
+        the derivative alone."""
         if self.setup.task != "classification" or self.session.validation != "leave-one-out":
             return
         rows = self.gauge.left["class_n"]
-        self.blind = bool(rows[rows == 1].sum() > rows.sum() / 2)
         lonely = (rows == 1) & (self.taken == 0 if self._by_class else True)
-        self.was_blind |= self.blind
-        self.runner.engine.tell(lonely=None if self.blind else lonely)
+        single = bool(rows[rows == 1].sum() > rows.sum() / 2)
+        self.on_pool = single and self._by_class and int(self.pool_counts.sum()) > evidence.FEW
+        self.blind = not self.on_pool and bool(rows[lonely].sum() > rows.sum() / 2)
+        self.single, self.was_blind = self.single or self.on_pool or self.blind, self.was_blind or self.blind
+        self.runner.engine.tell(lonely=None if self.on_pool or self.blind else lonely, blind=self.blind)
 
     def choose(self, k: int, batch: int) -> int:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
         engine = self.runner.engine
-        engine.tell(near_only=self.config.method == "balanced")
+        engine.tell(near_only=self.config.method == "balanced" and not self.blind)
         helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
         if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there
             engine.tell(near_only=False)
@@ -266,7 +271,7 @@ class Extension:
         self.taken = self.taken + first + second
         limits = {kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))}
         engine.tell(limits=limits, again=False)
-        if bool((first > 0).any()) and self.config.method == "balanced":
+        if bool((first > 0).any()) and self.config.method == "balanced" and not self.blind:
             self.reached = float(limits[0][0][first > 0].min()) / (1 << 62)
         found: Partial = self.runner.run(pool.take, "take", self.extents, features=False)
         again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]

@@ -44,8 +44,8 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         "n_helpful": kept["helpful"],
         "budget": config.budget,
         "stopped": work.reason,
-        "pool_noise_estimate": None if work.was_blind else work.noise_rate,
-        "single_shot": work.was_blind,
+        "pool_noise_estimate": None if work.single else work.noise_rate,
+        "single_shot": work.single,
         "error_before": steps[0]["error"],
         "error_after": kept["error"],
         "error_difference": {name: kept[name] for name in ("to_before", "to_uniform") if name in kept},
@@ -58,14 +58,16 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         ]
         if names
         else [],
-        "rule": rule_of(config.method, session.task),
+        "rule": rule_of(config.method, session.task, blind=work.was_blind),
     }
 
 
-def rule_of(method: str, task: str) -> str:
+def rule_of(method: str, task: str, *, blind: bool) -> str:
     """Return which rows count as helpful (`n_helpful`), and the order in which they are chosen."""
     if method == "paper":
         return "helpful: its derivative is below 0; the most negative first"
+    if blind:
+        return "helpful: its derivative is below 0; the most negative first, classes in proportion"
     if task == "classification":
         return (
             "helpful: a coin with the probability that its label is right comes up heads; chosen at random among "
@@ -158,7 +160,8 @@ def kept_step(summary: dict[str, Any]) -> dict[str, Any]:
 
 def rows_by_label(summary: dict[str, Any]) -> bool:
     """Return whether rows were chosen for their labels alone."""
-    return summary["method"] == "balanced" and summary["task"] == "classification"
+    named = summary["method"] == "balanced" and summary["task"] == "classification"
+    return named and "derivative" not in summary["rule"]
 
 
 def notes_on_error(summary: dict[str, Any]) -> list[str]:
@@ -270,9 +273,13 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
     notes += map(Inform, few_shared_in_words(s["shared"], s["n_samples"]))
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(
-            "Most rows of the table were the only ones of their class, which left out cannot be predicted: how far to "
-            "trust the fit was judged by the pool's own labels, and the left-out error is that of a few rows. A second "
-            "row of each class, or a validation table, would tell more."
+            "Most rows of the table were the only ones of their class, which left out cannot be predicted: "
+            + (
+                "how far to trust the fit was judged by the pool's own labels"
+                if rows_by_label(s)
+                else "nothing was known of the pool's labels, and rows were chosen by their derivative alone"
+            )
+            + ". A second row of each class, or a validation table, would tell more."
         )
     notes += [*missed_in_words(s), *notes_on_error(s)]
     chose = f"chose {s['n_selected']:,} of {words.counted(s['n_pool'], 'row', 'rows')}: {s['stopped']}"

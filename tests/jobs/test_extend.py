@@ -271,6 +271,18 @@ def test_a_table_of_one_row_a_class_is_extended(method):
     assert ("only ones of their class" in page) == (method == "balanced")
 
 
+def test_of_one_row_a_class_and_a_small_pool_the_derivative_is_all_that_is_known():
+    X, y, _, _, _ = digits_split(0.0)
+    core_rows = np.array([np.flatnonzero(y == c)[0] for c in range(10)])
+    rest = np.setdiff1d(np.arange(200), core_rows)
+    tables = [{"features": X[at], "label": y[at], "id": at} for at in (core_rows, rest)]
+    result = run(*tables, budget=40, rounds=1)
+    assert result.summary["single_shot"] and "the most negative first" in result.summary["rule"]
+    assert (result.samples["derivative"].to_numpy() < 0).all() and (result.samples["label_score"].to_numpy() == 1).all()
+    assert "by their derivative alone" in result.folder.read("report.html").decode()
+    assert "that help" in result.lines()[0]
+
+
 def test_from_one_row_a_class_a_right_pool_is_chosen_from_as_well_as_at_random():
     """Rows nearest to the only one of their class, which the derivative names first, stand for no class."""
     test, chosen, drawn, stopped = blobs(2000, 9), [], [], []
