@@ -14,7 +14,7 @@ from torch import Tensor
 from diva_ray.config import ExtendConfig
 from diva_ray.core import choose, evidence, loss_verdict, verdict
 from diva_ray.data.shards import Extent
-from diva_ray.engine import pool, selected
+from diva_ray.engine import pool, pool_choice, selected
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
@@ -22,7 +22,8 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of, takes_table
 from diva_ray.tasks.enroll import enroll, losses_on_another_scale
-from diva_ray.tasks.extended import chosen_first, figures, sheet_of, told
+from diva_ray.tasks.extended import chosen_first, figures, sheet_of
+from diva_ray.tasks.extended_words import told
 from diva_ray.tasks.gauge import Gauge
 from diva_ray.tasks.judge import calibrate, calibrate_on_pool, tells_of_classes
 from diva_ray.tasks.option_checks import check_choices, check_least, check_range
@@ -256,10 +257,10 @@ class Extension:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
         engine = self.runner.engine
         engine.tell(near_only=self.config.method == "balanced" and not self.blind)
-        helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
+        helping, rest = self.runner.run(pool_choice.count_choices, "choose", self.extents, features=False)
         if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there
             engine.tell(near_only=False)
-            helping, rest = self.runner.run(pool.count_choices, "choose", self.extents, features=False)
+            helping, rest = self.runner.run(pool_choice.count_choices, "choose", self.extents, features=False)
             self.helping = max(int(helping.sum()) + self.gauge.chosen, 1)
         self.used_up = not int(helping.sum() + rest.sum())
         first = choose.quotas(helping, batch, self.taken)
@@ -273,11 +274,11 @@ class Extension:
         engine.tell(limits=limits, again=False)
         if bool((first > 0).any()) and self.config.method == "balanced" and not self.blind:
             self.reached = float(limits[0][0][first > 0].min()) / (1 << 62)
-        found: Partial = self.runner.run(pool.take, "take", self.extents, features=False)
+        found: Partial = self.runner.run(pool_choice.take, "take", self.extents, features=False)
         again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]
         if again:
             engine.tell(again=True)
-            found = found + self.runner.run(pool.take, "take", again)
+            found = found + self.runner.run(pool_choice.take, "take", again)
         engine.tell(pool_step=f"chosen{k + 1}")
         count = int(found.tally["chosen"])
         rank_chosen(self.runner, self.extents, count, self.gauge.chosen)
@@ -289,7 +290,7 @@ class Extension:
         prefix, left = torch.zeros_like(wanted), wanted.clone()
         for level in range(choose.BYTES if int(wanted.sum()) else 0):
             self.runner.engine.tell(kind=kind, prefix=prefix, level=level)
-            counts = self.runner.run(pool.count_bytes, "choose", self.extents, features=False)
+            counts = self.runner.run(pool_choice.count_bytes, "choose", self.extents, features=False)
             prefix, left = choose.next_prefix(counts, prefix, left)
         return prefix
 

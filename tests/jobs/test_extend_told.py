@@ -9,7 +9,7 @@ import pytest
 
 import diva_ray
 from diva_ray.errors import InputError
-from diva_ray.tasks import extended
+from diva_ray.tasks import extended, extended_words
 from diva_ray.tasks.alike import few_shared_in_words
 from tests.forks import run_job
 
@@ -141,7 +141,7 @@ def test_the_error_is_that_of_the_validation_table_where_there_is_one():
 def test_advice_on_the_budget_fits_a_run_that_has_one(budget, told):
     s = {"best_budget": 300, "n_selected": 300, "error_before": 0.2, "error_after": 0.21, "budget": budget}
     more = {"validation": "leave-one-out", "task": "classification", "n_validation": 500}
-    assert told in extended.notes_on_error(s | more)[0]
+    assert told in extended_words.notes_on_error(s | more)[0]
 
 
 def test_an_error_of_few_rows_comes_with_what_it_may_be_of_others():
@@ -235,7 +235,7 @@ def test_a_fall_of_the_error_is_green_and_choice_called_better_only_beyond_chanc
         step = {"chosen": 100, "uniform_chosen": 101, "error_uniform": 0.3}
         s = {"error_difference": known, "n_selected": 100, "n_pool": pool, "task": "classification",
              "error_by_budget": [step], "error_after": 0.25, "validation": "leave-one-out"}  # fmt: skip
-        return extended._after(s).tone, extended.change(s)[0], extended.against_random(s)[0]
+        return extended._after(s).tone, extended_words.change(s)[0], extended_words.against_random(s)[0]
 
     tone, change, random = told(-0.015, -0.015)
     assert tone == "" and "no more than chance" in change and "did not clearly beat random choice" in random
@@ -282,11 +282,11 @@ def test_the_share_of_wrong_labels_is_the_true_one_where_it_is_known(estimate, m
     s = {"pool_noise_estimate": estimate, "n_pool": 1000, "planted": {"n_planted": 200, "by": "real"}}
     (tile,) = extended._noise(s)
     assert tile.value.startswith("20.0") and tile.detail.startswith("by real; ") and "estimated" in tile.detail
-    notes = extended.missed_in_words(s)
+    notes = extended_words.missed_in_words(s)
     assert len(notes) == missed and all("20.0" in note and "missed most" in note for note in notes)
     right = {**s, "planted": {"n_planted": 0, "by": "real"}}
-    assert extended._noise(right)[0].tone == "" and extended.missed_in_words(right) == []
-    assert extended.missed_in_words({"pool_noise_estimate": 0.02, "n_pool": 1000}) == []
+    assert extended._noise(right)[0].tone == "" and extended_words.missed_in_words(right) == []
+    assert extended_words.missed_in_words({"pool_noise_estimate": 0.02, "n_pool": 1000}) == []
 
 
 def test_few_copies_of_the_table_in_a_pool_are_a_note():
