@@ -57,6 +57,7 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         "stopped": work.reason,
         "pool_noise_estimate": None if work.single else work.noise_rate,
         "single_shot": work.single,
+        "led_by_derivative": work.was_blind,
         "error_before": steps[0]["error"],
         "error_after": kept["error"],
         "error_difference": {name: kept[name] for name in ("to_before", "to_uniform") if name in kept},

@@ -92,7 +92,7 @@ def kept_step(summary: dict[str, Any]) -> dict[str, Any]:
 def rows_by_label(summary: dict[str, Any]) -> bool:
     """Return whether rows were chosen for their labels alone."""
     named = summary["method"] == "balanced" and summary["task"] == "classification"
-    return named and "derivative" not in summary["rule"]
+    return named and not summary["led_by_derivative"]
 
 
 def notes_on_error(summary: dict[str, Any]) -> list[str]:

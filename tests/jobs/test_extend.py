@@ -277,7 +277,8 @@ def test_of_one_row_a_class_and_a_small_pool_the_derivative_is_all_that_is_known
     rest = np.setdiff1d(np.arange(200), core_rows)
     tables = [{"features": X[at], "label": y[at], "id": at} for at in (core_rows, rest)]
     result = run(*tables, budget=40, rounds=1)
-    assert result.summary["single_shot"] and "the most negative first" in result.summary["rule"]
+    assert result.summary["single_shot"] and result.summary["led_by_derivative"]
+    assert "the most negative first" in result.summary["rule"]
     assert (result.samples["derivative"].to_numpy() < 0).all() and (result.samples["label_score"].to_numpy() == 1).all()
     assert "by their derivative alone" in result.folder.read("report.html").decode()
     assert "that help" in result.lines()[0]
