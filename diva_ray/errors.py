@@ -24,6 +24,14 @@ class LostLeverageError(FitError):
     """A leverage that products in this precision cannot tell from 1; more digits may."""
 
 
+class EmptyFoldError(InputError):
+    """An outer fold that hears no row or leaves none; `found` says which."""
+
+    def __init__(self, message: str, found: str = "") -> None:
+        super().__init__(message)
+        self.found = found
+
+
 def unreadable(option: str, error: Exception, where: str) -> InputError:
     """Return what to say of a Parquet file that was there when the run began and that a process cannot read."""
     if isinstance(error, FileNotFoundError):

@@ -17,7 +17,7 @@ from diva_ray.engine import samples
 from diva_ray.engine.context import Fold
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.steps import Trials, fold_counts
-from diva_ray.errors import InputError
+from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, takes_table
@@ -165,9 +165,11 @@ def check_folds(runner: Runner, setup: Setup, folds: int) -> None:
     counts = runner.run(fold_counts, "count")
     for k, (inside, outside, fitted) in enumerate(counts.tolist()):
         if not (inside and outside and fitted):
-            raise InputError(
-                f"folds: every outer fold must hear rows and leave some, got {inside} heard in fold {k}, {outside} "
-                f"outside and {fitted} to fit to. Lower `folds`, or let more rows (or groups) validate."
+            found = f"{inside} heard in fold {k}, {outside} outside and {fitted} to fit to"
+            raise EmptyFoldError(
+                f"folds: every outer fold must hear rows and leave some, got {found}. Lower `folds`, or let more rows "
+                "(or groups) validate.",
+                found,
             )
 
 

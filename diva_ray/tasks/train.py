@@ -21,7 +21,7 @@ from diva_ray.data.table import Table, from_arrow
 from diva_ray.engine.course import Course
 from diva_ray.engine.progress import Progress
 from diva_ray.engine.training import Alone, checkpoint, linear, train_all
-from diva_ray.errors import InputError
+from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, from_dataset, open_folder, tidy
 from diva_ray.tasks.calls import configure, path_of, takes_table
@@ -212,14 +212,11 @@ def reweight_first(config: TrainConfig, data: Any, loss: Callable | None, folder
         log.info("weights=auto: the rows are reweighted first, in %s", output)
         try:
             reweight.run(first, data, loss=loss, quiet=quiet)
-        except InputError as error:
-            if str(error).startswith("folds:"):
-                raise InputError(
-                    f"weights: auto must have rows enough for {first.folds} outer folds to reweight them first, got a "
-                    f"fold without ({str(error).partition(', got ')[2].partition('. ')[0]}). Use `weights=null`, or "
-                    "add samples."
-                ) from error
-            raise
+        except EmptyFoldError as error:
+            raise InputError(
+                f"weights: auto must have rows enough for {first.folds} outer folds to reweight them first, got a "
+                f"fold without ({error.found}). Use `weights=null`, or add samples."
+            ) from error
     else:
         _check_same(done, first, open_data(data, None, 0.0, config.seed) if isinstance(data, str) else data)
     found = open_given(replace(config, weights=output))
