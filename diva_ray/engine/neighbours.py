@@ -7,20 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, labellers
+from diva_ray.core import labellers
 from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard, prepare_rows
 from diva_ray.engine.context import Known, codes_of, device_of, group_codes, rows_at_once
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, shaping
 from diva_ray.engine.reduce import Rows
+from diva_ray.engine.sampling import draws, rows_of_sample, sampled
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import worth
-
-
-def _sampled(shard: Shard, known: Known) -> Tensor:
-    """Return evenly spaced positions of rows that shape the rules, `known["sampled"]` at most."""
-    rows = torch.nonzero(shaping(shard, known) > 0).squeeze(1)
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), known["sampled"])).long()]
 
 
 def _facts(shard: Shard, known: Known, chosen: Tensor) -> Tensor:
@@ -36,25 +31,20 @@ def _facts(shard: Shard, known: Known, chosen: Tensor) -> Tensor:
 
 def sample_facts(shard: Shard, known: Known) -> Rows:
     """Return the facts of a few rows, from which flips between classes are fitted."""
-    return Rows((_facts(shard, known, _marked(shard, _sampled(shard, known))),))
-
-
-def _marked(shard: Shard, at: Tensor) -> Tensor:
-    """Return which rows have these numbers."""
-    return torch.zeros(len(shard), dtype=torch.bool).index_fill_(0, at, True)
+    return rows_of_sample(shard, known, _facts(shard, known, sampled(shard, known)))
 
 
 def sample_whitened(shard: Shard, known: Known) -> Rows:
     """Return whitened features and group codes of the same rows."""
-    at = _sampled(shard, known)
-    U = torch.cat([U.cpu() for _, U in _whitened(shard, known, _marked(shard, at))])
-    return Rows((U, group_codes(shard, known)[at]))
+    chosen = sampled(shard, known)
+    U = torch.cat([U.cpu() for _, U in _whitened(shard, known, chosen)])
+    return rows_of_sample(shard, known, U, group_codes(shard, known)[chosen])
 
 
 def nearest(shard: Shard, known: Known) -> labellers.Nearest:
     """Return, for each of the sampled rows, its nearest row in this shard, of the share of rows that is searched."""
     codes = group_codes(shard, known)
-    searched = choose.uniform_draw(shard.keys, known["setup"].seed) < known["searched"]
+    searched = draws(shard, known) < known["searched"]
     searched &= shaping(shard, known) > 0
     facts, at = _facts(shard, known, searched), 0
     device = device_of(known)

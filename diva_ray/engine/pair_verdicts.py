@@ -13,10 +13,11 @@ from diva_ray.core import partners, verdict
 from diva_ray.core.histogram import Histogram
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, unit_keys
-from diva_ray.engine.pairs import joint_scores, spread, views
+from diva_ray.engine.pairs import joint_scores, views
 from diva_ray.engine.passes import left_out_rows, scored_rows, shaping
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.samples import as_table, facts_of, lists, write_rows
+from diva_ray.engine.sampling import rows_of_sample, sampled
 from diva_ray.engine.verdicts import z_of
 
 ROWS = 4096  # compared with the references at a time
@@ -40,10 +41,9 @@ def unit(rows: Tensor) -> Tensor:
 
 def sample(shard: Shard, known: Known) -> Rows:
     """Return the sides of a few pairs under every similarity, with their groups and places."""
-    shaped = torch.nonzero(shaping(shard, known) > 0).squeeze(1)
-    at = shaped[spread(len(shaped), known["sampled"])]
-    sides = [side[at] for both in units(shard, known) for side in both]
-    return Rows((*sides, unit_keys(shard)[at], torch.from_numpy(shard.positions())[at]))
+    chosen = sampled(shard, known)
+    sides = [side[chosen] for both in units(shard, known) for side in both]
+    return rows_of_sample(shard, known, *sides, unit_keys(shard)[chosen], torch.from_numpy(shard.positions())[chosen])
 
 
 def margins(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from diva_ray.engine.context import Kernel, Known, blocks, device_of, group_code
 from diva_ray.engine.device import CPU
 from diva_ray.engine.passes import left_out_rows, scored_rows
 from diva_ray.engine.reduce import Rows, Tally
+from diva_ray.engine.sampling import rows_of_sample, sampled
 from diva_ray.engine.setup import Setup
 
 DIRECTIONS = {"forward": (0, 1), "backward": (1, 0)}  # source and target, as places in `data.features`
@@ -136,16 +137,11 @@ def standardised(
     return prepare(one, 0, n, scale, torch.empty(n, scale.width, dtype=dtype, device=device))
 
 
-def spread(count: int, most: int) -> Tensor:
-    """Return evenly spaced positions, `most` at most."""
-    return torch.linspace(0, count - 1, min(count, most)).long()
-
-
 def sample_sides(shard: Shard, known: Known) -> Rows:
     """Return both sides of a few pairs, and their groups: whether the towers are aligned is tested on these."""
-    at = spread(len(shard), known["sampled"])
-    sides = [standardised(shard, band, known["scales"], torch.float32)[at] for band in (0, 1)]
-    return Rows((*sides, unit_keys(shard)[at]))
+    chosen = sampled(shard, known)
+    sides = [standardised(shard, band, known["scales"], torch.float32)[chosen] for band in (0, 1)]
+    return rows_of_sample(shard, known, *sides, unit_keys(shard)[chosen])
 
 
 def join(shard: Shard, known: Known) -> Tally:

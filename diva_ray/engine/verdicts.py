@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import (
-    choose,
     gaps,
     levels,
     links,
@@ -25,6 +24,7 @@ from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
 from diva_ray.engine.reduce import Tally, add_in_order
+from diva_ray.engine.sampling import Drawn, draws
 from diva_ray.engine.setup import Setup
 
 ENTRIES = 1_000_000  # of rows x classes that are judged at a time, of several labels
@@ -134,17 +134,6 @@ def given_odds(shard: Shard, known: Known) -> Tensor:
     )
 
 
-class Drawn:
-    """The `most` rows with the least draws seen so far, in their order; `+` keeps the least of both."""
-
-    def __init__(self, draw: Tensor, rows: Tensor, most: int) -> None:
-        at = torch.argsort(draw, stable=True)[:most]
-        self.draw, self.rows, self.most = draw[at], rows[at], most
-
-    def __add__(self, other: Drawn) -> Drawn:
-        return Drawn(torch.cat([self.draw, other.draw]), torch.cat([self.rows, other.rows]), self.most)
-
-
 def examples(shard: Shard, known: Known) -> Tally:
     """Return a few `targets` and `gaps` of rows, and whether any row lacks a band, from one pass."""
     lacking = int(shard.gaps is not None)
@@ -155,15 +144,14 @@ def examples_of_targets(shard: Shard, known: Known) -> Drawn:
     """Return a few targets, drawn by the rows' keys (whatever the order of rows with ids), that stand for other rows'
     labels; none of rows that are set apart."""
     Y = targets(shard, known["setup"])
-    draw = choose.uniform_draw(shard.keys, known["setup"].seed)
+    draw = draws(shard, known)
     kept = ~known["fold"](shard, known) if "fold" in known else torch.ones(len(draw), dtype=torch.bool)
     return Drawn(draw[kept], Y[kept], known["examples"])
 
 
 def examples_of_gaps(shard: Shard, known: Known) -> Drawn:
     """Return which bands a few rows lack, drawn by the rows' keys, as `core.gaps` codes them."""
-    draw = choose.uniform_draw(shard.keys, known["setup"].seed)
-    return Drawn(draw, torch.zeros_like(shard.keys) if shard.gaps is None else shard.gaps, GAPS)
+    return Drawn(draws(shard, known), torch.zeros_like(shard.keys) if shard.gaps is None else shard.gaps, GAPS)
 
 
 def gap_kinds(shard: Shard, known: Known) -> Tensor | None:

@@ -16,8 +16,10 @@ from diva_ray.core.recalibration import recalibrate
 from diva_ray.data.shards import Extent
 from diva_ray.engine import neighbours, pool, verdicts
 from diva_ray.engine.reduce import Tally
+from diva_ray.engine.sampling import in_order
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.runner import Runner
+from diva_ray.tasks.sampled import tell_sample
 
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
 SEARCHED = 131_072  # rows among which their nearest are sought: all, or as many drawn at random
@@ -204,8 +206,8 @@ class _Sample(NamedTuple):
 
 
 def _sample(runner: Runner, scored: list[Extent], divisors: Tensor) -> _Sample:
-    runner.engine.tell(sampled=-(-SAMPLED // len(scored)))
-    (facts,) = runner.run(neighbours.sample_facts, "judge", scored, features=False).joined()
+    tell_sample(runner, scored, SAMPLED, "judge")
+    (facts,) = in_order(runner.run(neighbours.sample_facts, "judge", scored, features=False))
     h = facts[:, 1]
     return _Sample(facts, levels.level(facts[:, 4:], h, divisors, facts[:, 2]), facts[:, 3].long(), h)
 
@@ -266,7 +268,7 @@ def _doubt(
     leverage = float(facts[:, 1].mean()) if len(facts) else 1.0
     if leverage > labellers.MOST_LEVERAGE:
         return 0.0
-    references: tuple[Tensor, Tensor] = runner.run(neighbours.sample_whitened, "neighbours", scored).joined()
+    references = tuple(in_order(runner.run(neighbours.sample_whitened, "neighbours", scored)))
     rows = sum(extent.stop - extent.start for extent in scored)
     runner.engine.tell(references=references, searched=min(1.0, SEARCHED / rows))
     near = runner.run(neighbours.nearest, "neighbours", scored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from diva_ray.core.verdict import Verdict
 from diva_ray.data.scale import Scale
 from diva_ray.engine import pair_verdicts, pairs
 from diva_ray.engine.reduce import Tally
+from diva_ray.engine.sampling import in_order
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.begin import conclude
 from diva_ray.tasks.checks import check_bands
@@ -22,6 +22,7 @@ from diva_ray.tasks.derive import derive, with_errors
 from diva_ray.tasks.derived import Derived, takes_dual
 from diva_ray.tasks.pairs_page import page_of, summarise, told
 from diva_ray.tasks.result import Result
+from diva_ray.tasks.sampled import tell_sample
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import sources_of
 from diva_ray.tasks.written import finish_copies, write_samples
@@ -51,7 +52,8 @@ def score_pairs(session: Session) -> Result:
     if session.config.ridge == "auto":  # a side that is always the same asks for none, and lets none be chosen
         check_bands(session)
     scales = target_scales(session)
-    session.engine.tell(scales=scales, setup=session.setup, sampled=-(-SAMPLED // len(session.scored())))
+    session.engine.tell(scales=scales, setup=session.setup)
+    tell_sample(session.runner, session.scored(), SAMPLED, "align")
     aligned, alignment, slopes = align(session)
     session.engine.tell(aligned=aligned)
     derived, by_source = derive_directions(session, scales, slopes)
@@ -80,19 +82,12 @@ def align(session: Session) -> tuple[bool, float, dict[str, float | None]]:
     widths = session.scan.widths
     if widths[0] != widths[1]:
         return False, 0.0, nothing
-    first, second, codes = _some(session.runner.run(pairs.sample_sides, "align", session.scored()).joined())
+    first, second, codes = in_order(session.runner.run(pairs.sample_sides, "align", session.scored()))
     found = partners.alignment(first.double(), second.double(), codes)
     if not found[0]:
         return found[0], found[1], nothing
     back = partners.alignment(second.double(), first.double(), codes)
     return True, found[1], {"forward": found[2], "backward": back[2]}
-
-
-def _some(sampled: Sequence[Tensor]) -> list[Tensor]:
-    """Return what was sampled, of each of very many shards a pair, thinned: matrices of all against all follow."""
-    count = len(sampled[-1])
-    at = pairs.spread(count, SAMPLED if count >= 2 * SAMPLED else count)
-    return [one[at] for one in sampled]
 
 
 def derive_directions(
@@ -129,16 +124,16 @@ def direction_setup(setup: Setup, scales: tuple[Scale, Scale], source: int, targ
 def fit_partners(session: Session) -> partners.Partners:
     """Return how cosines tell partners, fitted to a sample of pairs; the shards know it and the references then."""
     runner = session.runner
-    *sides, codes, places = _some(runner.run(pair_verdicts.sample, "calibrate", session.scored()).joined())
+    *sides, codes, places = in_order(runner.run(pair_verdicts.sample, "calibrate", session.scored()))
     sampled = [(sides[k], sides[k + 1]) for k in range(0, len(sides), 2)]
-    at = pairs.spread(len(codes), REFERENCES)
-    fitted = runner.timed("calibrate", similarities_of, sampled, codes, at)
-    references = [(first[at], second[at]) for first, second in sampled]
-    runner.engine.tell(partners=fitted, references=(references, codes[at]), places=places[at])
+    some = slice(REFERENCES)
+    fitted = runner.timed("calibrate", similarities_of, sampled, codes, some)
+    references = [(first[some], second[some]) for first, second in sampled]
+    runner.engine.tell(partners=fitted, references=(references, codes[some]), places=places[some])
     return fitted
 
 
-def similarities_of(sampled: list[tuple[Tensor, Tensor]], codes: Tensor, at: Tensor) -> partners.Partners:
+def similarities_of(sampled: list[tuple[Tensor, Tensor]], codes: Tensor, at: slice) -> partners.Partners:
     """Return the similarities, each fitted alone and then together; the references are the sample's rows `at`."""
     others = codes[:, None] != codes[at][None]
     found, own, cross = [], [], []

@@ -14,9 +14,7 @@ from PIL import Image
 
 import diva_ray
 from diva_ray.data.decode import Form, Pictures
-from diva_ray.engine.reduce import Rows
 from diva_ray.errors import InputError
-from diva_ray.tasks import pairs
 from tests.data import raw_sets
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -170,12 +168,6 @@ def test_pictures_to_augment_are_opened_as_hostile_ones_are():
     for given, told in ((eps, "not decodable"), (huge.getvalue(), "9000 x 9000 pixels")):
         with pytest.raises(InputError, match=rf"augmented: every picture must open, got {told}.* at picture 0"):
             diva_ray.augmented([given], [0])
-
-
-def test_matrices_of_sampled_pairs_do_not_grow_with_the_number_of_shards():
-    one = (torch.zeros(1, 4), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
-    assert {len(column) for column in pairs._some(Rows(*[one] * 30_000).joined())} == {pairs.SAMPLED}
-    assert {len(column) for column in pairs._some(Rows(*[one] * 1_100).joined())} == {1_100}
 
 
 def test_a_csv_of_texts_and_fractions_alone_is_read(tmp_path):

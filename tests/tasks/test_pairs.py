@@ -237,10 +237,8 @@ def test_nothing_is_flagged_where_sides_say_too_little_of_each_other(case, share
     assert "nothing is flagged" in (result.folder.read("report.html")).decode()
     if share:
         assert roc_auc_score(data["belongs"], result.samples["log_odds"].to_numpy()) > 0.6
-        np.testing.assert_array_equal(  # probabilities are in the same order
-            np.argsort(result.samples["label_score"].to_numpy(), kind="stable")[:50],
-            np.argsort(result.samples["log_odds"].to_numpy(), kind="stable")[:50],
-        )
+        by_odds = result.samples["label_score"].to_numpy()[np.argsort(result.samples["log_odds"].to_numpy())]
+        assert (np.diff(by_odds) > -1e-6).all() and by_odds[0] < by_odds[-1]  # probabilities are in the same order
 
 
 def test_one_pair_is_told_as_one():
