@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diva_ray.core.flip_rates import search_flips, with_diagonal
 from diva_ray.core.histogram import LIMIT
 from diva_ray.core.links import SCALES, SHARPNESS, Link, bent, log_odds, probabilities
 from diva_ray.core.mixing import confusions_explain
@@ -22,11 +23,11 @@ from diva_ray.core.verdict import Verdict, label_scores
 LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar classes
 MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would name it?
 SURE = 0.75  # of the labels that flips between two classes call wrong, so many must be: classes that overlap reach 0.72
+SURE_OF_FEW = 0.6  # the same where few classes of many flip; clean tables reached 0.54
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
 SUREST = 0.25  # of the rows of a class; of classes that overlap half of them still mix as often as all
 FEWEST_SUSPECTS = 20
-CACHED = 100_000  # probabilities of a block of EM, which stay in the cache
-LINKS = 6  # fitted side by side at most
+FEWEST_OF_FEW = 10
 
 
 def flip_log_odds(
@@ -52,12 +53,12 @@ def fit_flips(
     under a grid of links starts with all pairs free. A pair stays free if T_kj exceeds the common rate by LEAST_FLIPPED
     and the likelihood by log(c - 1) + log(m) / 2, the cost of naming and measuring it (MDL); then all is fitted again.
     Accepted if the classes that flip, with T_kk >= MOSTLY_RIGHT, hold at least half of the rows: two classes of many
-    that mix at a constant rate are as likely two that the features cannot tell apart. Noise in few classes is therefore
-    left to the uniform model. Of two classes one may flip alone, but SURE is asked: those with uneven tails mix at a
-    constant rate on one side, too, but there most rows are near the other class. And if the free pairs pay log(m) / 2
-    each (BIC) against right labels under the link that suits those best: features that say little explain as much; if
-    right labels that the outputs confuse (`mixing.confusions_explain`) are less likely; and if the surest rows of these
-    classes flip as often as others (SUREST). Local optimum; O(links iterations m c).
+    that mix at a constant rate are as likely two that the features cannot tell apart. Of two classes one may flip
+    alone, but SURE is asked: those with uneven tails mix at a constant rate on one side, too, but there most rows are
+    near the other class. And if the free pairs pay log(m) / 2 each (BIC) against right labels under the link that suits
+    those best: features that say little explain as much; if right labels that the outputs confuse
+    (`mixing.confusions_explain`) are less likely; and if the surest rows of these classes flip as often as others
+    (SUREST). Else `_fit_few_flips`. Local optimum; O(links iterations m c).
 
     Args:
         F: levelled outputs of a sample of rows.
@@ -70,28 +71,78 @@ def fit_flips(
     if not 2 <= c <= MOST_CLASSES or m < 2:
         return None
     off, uniform = ~torch.eye(c, dtype=torch.bool), max(rate, 1e-4) / (c - 1)
-    free, T = off, _with_diagonal(torch.full((c, c), uniform + 0.05 / c, dtype=torch.float64))
-    cost = math.log(c - 1) + math.log(m) / 2
+    free, T = off, with_diagonal(torch.full((c, c), uniform + 0.05 / c, dtype=torch.float64))
+    cost, few = math.log(c - 1) + math.log(m) / 2, None
     for _ in range(4):
-        link, T, N, likelihood = _search(F, y, free, T, link)
+        link, T, N, likelihood = search_flips(F, y, free, T, link)
         rows = N.sum(1, keepdim=True)
         gain = N * (T.clamp_min(1e-300) / uniform).log() - rows * ((1 - uniform) / (1 - T).clamp_min(1e-9)).log()
         pays = off & (T - uniform >= LEAST_FLIPPED) & (gain > cost)
+        few = few or (T, pays & (N > N.T) & (N >= FEWEST_OF_FEW))
         sound = pays.any(1) & (T.diagonal() >= MOSTLY_RIGHT)
         held = float(rows[sound].sum())
         if held < (0.5 * m if c > 2 else 1) or float(N[pays].sum()) < FEWEST_SUSPECTS:
-            return None
+            return _fit_few_flips(F, y, h, rate, *few)
         if torch.equal(pays, free):
             break
         free, common = pays, float(T[off].median()) if c > 2 else uniform
         uniform = max(common, 1e-5)
-        T = _with_diagonal(torch.where(free, T, torch.full_like(T, uniform)))
+        T = with_diagonal(torch.where(free, T, torch.full_like(T, uniform)))
     flipped = int(free.sum())
-    if likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2:
+    if (
+        likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2
+        or not _surest_flip(F, y, link, T, free)
+        or confusions_explain(F, y, h, rate, likelihood, flipped)
+        or (c == 2 and _precision(F, y, link, T) < SURE)
+    ):
+        return _fit_few_flips(F, y, h, rate, *few)
+    return link, T
+
+
+def _fit_few_flips(
+    F: Tensor, y: Tensor, h: Tensor, rate: float, T: Tensor, pairs: Tensor
+) -> tuple[Link, Tensor] | None:
+    """Return a calibration and flip rates if few classes of three and more flip, each into another that does not flip
+    back; else None.
+
+    As `fit_flips`, but no other label is wrong (a common rate takes rows near every boundary for wrong ones), unless
+    uniform noise showed and a common rate pays. A pair stays if FEWEST_SUSPECTS labels flip, LEAST_FLIPPED of the
+    class, and its surest rows as often as others: the features do tell the two classes apart, as the labels of one lie
+    where they should. Accepted if that is likelier than right labels by what naming and measuring the pairs costs, if
+    confusions explain less, and if SURE_OF_FEW of the suspects are wrong. Links of any sharpness are tried: right
+    labels that outputs hardly tell must not look wrong for want of a soft one.
+
+    Args:
+        F, y, h, rate: as of `fit_flips`.
+        T: rates that the search begins with.
+        pairs: which may be free.
+    """
+    m, c = F.shape
+    pairs = pairs & (T.diagonal() >= MOSTLY_RIGHT)[:, None] & (c > 2)
+    link, rates, likelihood, any_link = Link(SCALES[0], 0.0), T, 0.0, Link(SCALES[0], 0.0)
+    while pairs.any():
+        begin = with_diagonal(torch.where(pairs, T, 0.0))
+        link, rates, counts, likelihood = search_flips(F, y, pairs, begin, any_link, common=False)
+        kept = pairs & (counts >= FEWEST_OF_FEW) & (rates >= LEAST_FLIPPED)
+        for k, j in torch.nonzero(kept).tolist():
+            one = torch.zeros_like(pairs)
+            one[k, j] = True
+            kept[k, j] = _surest_flip(F, y, link, rates, one)
+        if torch.equal(kept, pairs):
+            break
+        pairs = kept
+    flipped = int(pairs.sum())
+    cost = math.log(m) / 2
+    if not flipped or likelihood - _likelihood_if_right(F, y) <= flipped * (cost + math.log(c * (c - 1))):
         return None
-    if not _surest_flip(F, y, link, T, free) or confusions_explain(F, y, h, rate, likelihood, flipped):
+    if _precision(F, y, link, rates) < SURE_OF_FEW:
         return None
-    return None if c == 2 and _precision(F, y, link, T) < SURE else (link, T)
+    begin = with_diagonal(torch.where(pairs, rates, 1e-3 / c))
+    also, also_rates, _, more = search_flips(F, y, pairs, begin, link)
+    common = more - likelihood > cost
+    if confusions_explain(F, y, h, rate, max(more, likelihood), flipped + int(common)):
+        return None
+    return (also, also_rates) if common and rate > 0 else (link, rates)
 
 
 def _surest_flip(F: Tensor, y: Tensor, link: Link, T: Tensor, free: Tensor) -> bool:
@@ -124,66 +175,6 @@ def _likelihood_if_right(F: Tensor, y: Tensor) -> float:
         own = G.gather(1, at).squeeze(1)
         best = max(best, *(float((beta * own - (beta * G).logsumexp(1)).sum()) for beta in SHARPNESS))
     return best
-
-
-def _search(F: Tensor, y: Tensor, free: Tensor, T: Tensor, least: Link) -> tuple[Link, Tensor, Tensor, float]:
-    """Return the likeliest link, its flip rates, their expected counts and the log likelihood; ever sharper links until
-    three were worse."""
-    best, found = -math.inf, (least, T)
-    tried = [s for s in SHARPNESS if s >= least.sharpness / 3]
-    together = min(LINKS, max(1, CACHED // F.numel()))  # small samples cost calls, not operations
-    for scale in SCALES:
-        top, worse, G = -math.inf, 0, bent(F, scale)
-        for first in range(0, len(tried), together):
-            sharp = tried[first : first + together]
-            p = (G * torch.tensor(sharp, dtype=G.dtype)[:, None, None]).softmax(2)
-            fitted, _, likelihoods = _expectation_maximisation(p, y, free, T, 6)
-            for k, sharpness in enumerate(sharp):
-                likelihood = float(likelihoods[k]) + math.log(sharpness) / 2
-                if likelihood > best:
-                    best, found = likelihood, (Link(scale, sharpness), fitted[k])
-                top, worse = (likelihood, 0) if likelihood > top else (top, worse + 1)
-                if worse == 3:
-                    break
-            if worse == 3:
-                break
-    link, T = found
-    fitted, N, likelihoods = _expectation_maximisation(probabilities(F, link)[None], y, free, T, 40)
-    return link, fitted[0], N[0], float(likelihoods[0])
-
-
-def _expectation_maximisation(
-    p: Float[Tensor, "links m c"], y: Tensor, free: Tensor, T: Tensor, steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return T of every link, the expected counts (truth, given) under it, and the log likelihood; a step reads p once.
-
-    T (c, c) is where each begins.
-    """
-    links, _, c = p.shape
-    T = T.expand(links, c, c)
-    shared = ~torch.eye(c, dtype=torch.bool) & ~free
-    size = max(16, CACHED // (c * links))
-    at = y + c * torch.arange(links)[:, None]  # (links, m): rows of all links' matrices one below the other
-    blocks = list(zip(p.split(size, 1), at.split(size, 1), strict=True))
-    for step in range(steps + 1):
-        given, likelihood = T.transpose(1, 2).reshape(-1, c), torch.zeros(links, dtype=torch.float64)
-        shares = torch.zeros(links * c, c, dtype=torch.float64)
-        for part, rows in blocks:
-            q = torch.linalg.vecdot(part, given[rows]).clamp_min(1e-300)
-            shares.index_add_(0, rows.reshape(-1), (part * q.reciprocal()[..., None]).view(-1, c))
-            likelihood += q.log().sum(1)
-        N = T * shares.view(links, c, c).transpose(1, 2)
-        if step < steps:
-            rows = N.sum(2).clamp_min(1e-12)
-            common = N[:, shared].sum(1) / (rows * shared.sum(1)).sum(1).clamp_min(1e-12)
-            T = _with_diagonal(torch.where(free, N / rows[..., None], common.clamp_min(1e-6 / c)[:, None, None]))
-    return T, N, likelihood
-
-
-def _with_diagonal(T: Tensor) -> Tensor:
-    """Return T, one matrix or several, with a diagonal that makes rows add up to 1."""
-    T = T * ~torch.eye(T.shape[-1], dtype=torch.bool)
-    return T + torch.diag_embed((1 - T.sum(-1)).clamp_min(1e-3))
 
 
 def class_dependence(given: Int[Tensor, " s"], likely: Int[Tensor, " s"], shares: Float[Tensor, " c"]) -> float:
