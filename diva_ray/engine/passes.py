@@ -150,10 +150,11 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
         result["levels"] = levels.class_sums(rows.given, Y, heard, setup.outputs)
         result["reach"] = levels.reach_sums(rows.q, heard)
         result["max_q"] = float((rows.q * heard.to(rows.q)).max()) if len(heard) else 0.0
+        own = torch.full_like(v, not shard.extent.held_out)  # a validation table's rows are no samples
         for name, values in (
-            ("class_n", torch.ones_like(v)),
-            ("class_wrong", rows.wrong),
-            ("class_loss", rows.loss.double()),
+            ("class_n", own),
+            ("class_wrong", own * rows.wrong),
+            ("class_loss", own * rows.loss.double()),
         ):
             result[name] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, values)
     return result

@@ -1,5 +1,5 @@
 """Where digits could be lost or rows forgotten: leverages near 1 in every task, features and offsets far from 0, groups
-with columns of their own, offsets of chosen rows, sources beside a validation table."""
+with columns of their own, offsets of chosen rows, sources and classes beside a validation table."""
 
 import io
 
@@ -10,6 +10,7 @@ import pytest
 import diva_ray
 from diva_ray.errors import InputError
 from diva_ray.tasks import dual
+from tests.pages import Page
 
 QUIET = {"quiet": True, "cluster": {"kind": "inline", "threads": 1}}
 
@@ -151,6 +152,19 @@ def test_sources_are_the_tables_whatever_the_validation_table_says(rows, columns
     assert [row["n"] for row in found] == [rows // 2, rows // 2]
     for row in found:
         assert row["derivative"] == pytest.approx(derivative[source == row["source"]].sum(), rel=1e-5)
+
+
+def test_the_classes_on_the_page_are_of_the_samples_whatever_the_validation_table_holds():
+    generator = np.random.default_rng(8)
+    X, X_v = generator.standard_normal((60, 4)), generator.standard_normal((200, 4))
+    data, validation = ({"features": one, "label": (one[:, 0] > 0).astype(int)} for one in (X, X_v))
+    result = diva_ray.score(data, validation=validation, **QUIET)
+    text = Page(result.folder.read("report.html").decode()).text
+    table = text[text.index("Wrongly predicted") :]
+    label, found = result.samples["label"].to_numpy(), result.samples["predicted_label"].to_numpy()
+    for name in (0, 1):
+        mine = label == name
+        assert f" {name} {mine.sum()} {100 * (found != label)[mine].mean():.1f} % " in table
 
 
 @pytest.mark.parametrize("precision", ["auto", "float64"])
