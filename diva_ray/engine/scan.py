@@ -55,7 +55,8 @@ class Scan:
         widths: columns of every band.
         rows: rows with each band present, among rows that may train.
         sums, squares: per band, sums of x and of (x - mean)^2 of every column, (d,).
-        labels: distinct classes, or None for numbers; sources likewise; validation_labels, of a separate table.
+        labels: distinct classes, or None for numbers; validation_labels, of a separate table.
+        sources: distinct sources of rows that are no separate table's; None without.
         counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
             train and validate.
         target: sum of v, weighted mean (c,) and sums of v (y - mean)^2 (c,) of numbers, as one vector.
@@ -219,7 +220,9 @@ def scan(shard: Shard, known: Known) -> Scan:
     rows, sums, squares = _scan_bands(shard, known)
     v = validation_weights(shard, known)
     found = _scan_targets(shard, known, v)
-    sources = None if shard.source is None else merge_values(pc.unique(shard.source), pc.unique(shard.source))
+    beside = shard.extent.held_out and not shard.extent.pool  # a validation table: its classes may be fewer
+    sources = None if shard.source is None or beside else pc.unique(shard.source)
+    sources = merge_values(sources, sources)
     counts = Tally(
         rows=len(shard) if trains else 0,
         positive=int((shard.weight > 0).sum()),
@@ -240,7 +243,6 @@ def scan(shard: Shard, known: Known) -> Scan:
         hashes = feature_hashes(shard)
         looked = alike(shard, known["looked"], hashes)
         known_by = None if known["cut_bits"] is None else fragments(shard, known, known["cut_bits"], hashes)
-    beside = shard.extent.held_out and not shard.extent.pool  # a validation table: its classes may be fewer
     widths = tuple(values.shape[1] for values in shard.bands)
     return Scan(
         shard.where(0), widths, rows, sums, squares, None if beside else found.labels, sources, found.width,

@@ -62,7 +62,10 @@ def propose(shard: Shard, known: Known) -> Partial:
 
 
 def next_weights(shard: Shard, known: Known, step: reweight.Step, alpha: Tensor) -> Tensor:
-    """Return the weights of every row after a step, before their mean is restored."""
+    """Return the weights of every row after a step, before their mean is restored; of a validation table's all stay 0,
+    and it need not have sources."""
+    if shard.extent.held_out:
+        return alpha
     scored, factor = scored_rows(shard, known), None
     if step.kind == "sources":
         codes = source_codes(shard, known["setup"])

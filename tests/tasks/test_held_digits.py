@@ -154,6 +154,21 @@ def test_sources_are_the_tables_whatever_the_validation_table_says(rows, columns
         assert row["derivative"] == pytest.approx(derivative[source == row["source"]].sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_sources_are_weighed_beside_a_validation_table_whether_or_not_it_has_them(named):
+    generator = np.random.default_rng(9)
+    X, X_v = generator.standard_normal((60, 4)), generator.standard_normal((20, 4))
+    source, beside = np.array(["as it is", "b"])[np.arange(60) % 2], {"s": np.array(["b", "c"] * 10)} if named else {}
+    data = {"features": X, "label": (X[:, 0] > 0).astype(int), "s": source, "g": np.arange(60) // 2}
+    validation = {"features": X_v, "label": (X_v[:, 0] > 0).astype(int), **beside}
+    options = {"source": "s", "folds": 2, "steps": 1, **QUIET}
+    found = diva_ray.reweight(data, level="source", validation=validation, **options).summary["sources"]
+    assert {row["source"]: row["n"] for row in found} == {"as it is": 30, "b": 30}
+    validation["g"] = 100 + np.arange(20)
+    found = diva_ray.augment(data, group="g", identity="as it is", validation=validation, **options).summary
+    assert list(found["augmentations"]) == ["as it is", "b"]
+
+
 def test_the_classes_on_the_page_are_of_the_samples_whatever_the_validation_table_holds():
     generator = np.random.default_rng(8)
     X, X_v = generator.standard_normal((60, 4)), generator.standard_normal((200, 4))
