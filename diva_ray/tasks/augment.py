@@ -21,7 +21,7 @@ from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.derive import fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
-from diva_ray.tasks.option_checks import check_range
+from diva_ray.tasks.option_checks import check_range, check_size
 from diva_ray.tasks.page import run_facts
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
@@ -89,8 +89,7 @@ def check(config: AugmentConfig) -> None:
             role = "transforms" if name == "source" else "originals"
             raise InputError(f"data.{name}: must name the column of {role}, got none. Set `data.{name}`.")
     check_range(config, steps=(1, 10), folds=(2, 50))
-    if not config.eta > 0:
-        raise InputError(f"eta: must be > 0, got {config.eta}. Change `eta`.")
+    check_size(config.eta)
 
 
 def count_copies(session: Session, config: AugmentConfig) -> Tensor:

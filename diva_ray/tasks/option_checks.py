@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from functools import reduce
 from typing import Any
@@ -34,6 +35,12 @@ def check_range(config: Any, **ranges: tuple[int, int]) -> None:
     for name, (least, most) in ranges.items():
         if not least <= getattr(config, name) <= most:
             raise InputError(f"{name}: must be {least} to {most}, got {getattr(config, name)}. Change `{name}`.")
+
+
+def check_size(eta: float) -> None:
+    """Raise for a size of plain steps that is no number above 0."""
+    if not 0 < eta < math.inf:
+        raise InputError(f"eta: must be a number > 0, got {eta}. Change `eta`.")
 
 
 def _value(config: Any, name: str) -> Any:

@@ -23,7 +23,7 @@ from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.derive import fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
-from diva_ray.tasks.option_checks import check_choices, check_range
+from diva_ray.tasks.option_checks import check_choices, check_range, check_size
 from diva_ray.tasks.plan import Plan
 from diva_ray.tasks.result import Result
 from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
@@ -93,8 +93,7 @@ def check(config: ReweightConfig) -> None:
     """Raise for options that no table could make right."""
     check_choices(config, {"method": ("safe", "paper", "trusted"), "level": ("sample", "source")})
     check_range(config, steps=(1, 10), folds=(2, 50))
-    if not config.eta > 0:
-        raise InputError(f"eta: must be > 0, got {config.eta}. Change `eta`.")
+    check_size(config.eta)
     if config.method != "paper" and config.eta != ReweightConfig.eta:
         log.warning("eta: read by `method=paper` alone; the sizes of other steps are chosen on folds")
     if config.level == "source" and config.method == "paper":

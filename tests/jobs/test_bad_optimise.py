@@ -1,5 +1,6 @@
 """Mistakes around reweighting, pools, copies and trusted rows: one line each, before anything is written."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,8 @@ def test_options_of_an_extension(options, told):
         ({"level": "class"}, r"level: must be sample or source, got class"),
         ({"steps": 0}, r"steps: must be 1 to 10, got 0"),
         ({"folds": 1}, r"folds: must be 2 to 50, got 1"),
-        ({"eta": 0.0, "method": "paper"}, r"eta: must be > 0, got 0"),
+        ({"eta": 0.0, "method": "paper"}, r"eta: must be a number > 0, got 0"),
+        ({"eta": math.inf, "method": "paper"}, r"eta: must be a number > 0, got inf"),
         ({"level": "source"}, r"data.source: must name the column of sources with level=source, got none"),
         ({"method": "trusted"}, r"method: trusted must be told which rows to trust, got neither"),
         ({"step": 2}, r"reweight: options must be columns or fields of ReweightConfig, got 'step'"),
