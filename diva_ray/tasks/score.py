@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,7 @@ from diva_ray.tasks.summary_words import told
 from diva_ray.tasks.trusted import derive_trusted
 from diva_ray.tasks.written import add_copy, finish_copies, write_samples
 
+log = logging.getLogger("diva_ray")
 OBJECTS = 128  # columns from which on rows are taken for encoded things that have one class, not outcomes
 
 
@@ -83,6 +85,8 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
         if config.export == "datacomp":
             session.runner.run(check_uids, "check uids", session.scored())
         if session.task == "pairs":
+            if config.labeller_doubt == "on":
+                tell_no_doubt()
             return score_pairs(session)
         keeper = Keeper(session) if session.cut_bits is not None else None
         fit = keeper.fit if keeper else None
@@ -130,6 +134,8 @@ def write_rows(
     and sources."""
     wanted = doubt == "on" or (doubt == "auto" and sum(session.scan.widths) >= OBJECTS)
     asked = derived.form == "primal" and wanted
+    if doubt == "on" and not (asked and session.task == "classification"):
+        tell_no_doubt()
     rule, calibration = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
     written = write_samples(session, kernel)
     summary = summarise(session, derived, rule, calibration, written)
@@ -137,6 +143,11 @@ def write_rows(
     if sources:
         session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
     return summary, written, sources
+
+
+def tell_no_doubt() -> None:
+    """Warn that labellers' doubt is not asked though it was to be."""
+    log.warning("labeller_doubt: on is read for rows of one class each, where they are no fewer than the columns")
 
 
 @takes_table

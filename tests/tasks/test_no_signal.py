@@ -149,3 +149,12 @@ def test_a_low_precision_is_told_with_what_it_means():
     result = diva_ray.score({"features": X, "label": given}, labeller_doubt="on", cluster=INLINE, quiet=True)
     assert result.summary["n_label_issues"] and result.summary["label_issue_precision"] < 0.6
     assert any("are right by the estimate: where classes overlap" in line for line in result.lines())
+
+
+@pytest.mark.parametrize(("task", "columns"), [("classes", 3), ("classes", 80), ("several", 3), ("numbers", 3)])
+def test_doubt_that_was_to_be_asked_and_is_not_is_told(task, columns, caplog):
+    X = np.random.default_rng(3).standard_normal((60, columns))
+    given = (X[:, 0] > 0).astype(int)
+    label = {"classes": given, "several": [[int(y)] for y in given], "numbers": X[:, 0]}[task]
+    diva_ray.score({"features": X, "label": label}, labeller_doubt="on", cluster=INLINE, quiet=True)
+    assert ("labeller_doubt: on is read for rows of one class" in caplog.text) == ((task, columns) != ("classes", 3))
