@@ -149,7 +149,7 @@ class ExtendConfig(FitConfig):
 class AugmentConfig(FitConfig):
     """Schema of `configs/augment.yaml`: `data.source` names a row's transform, `data.group` its original."""
 
-    identity: str = "identity"  # the transform that changes nothing; its rows alone validate
+    identity: str = "identity"  # the transform that changes nothing; its rows alone validate, or a validation table's
     steps: int = 3  # weight steps at most, 1..10
     eta: float = 0.1  # size of a plain step, for the paper's answer beside
     folds: int = 5  # outer folds of originals on which steps are judged
