@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import pyarrow as pa
 import torch
@@ -110,6 +111,22 @@ def joined(parts: list[Rows]) -> Rows:
     return Rows(Z, Y, torch.cat(offsets) if offsets else None, weight)
 
 
+def gathered(parts: Iterable[Rows], n: int) -> Rows:
+    """Return n rows below one another; each part is let go before the next is read."""
+    whole, at = None, 0
+    for part in parts:
+        if whole is None:
+            room = [None if x is None else x.new_empty(n, *x.shape[1:]) for x in vars(part).values()]
+            whole = Rows(*cast("list[Tensor]", room))
+        for into, x in zip(vars(whole).values(), vars(part).values(), strict=True):
+            if x is not None:
+                into[at : at + len(x)] = x
+        at += len(part.Z)
+        del part
+    assert whole is not None and at == n
+    return whole
+
+
 def cut(start: int, stop: int, rows: int) -> list[tuple[int, int]]:
     """Return consecutive ranges of about `rows` rows."""
     count = max(1, -(-(stop - start) // rows))
@@ -154,7 +171,8 @@ class Share:
         """Return the rows of a window."""
         if self.held is not None:
             return self.held
-        found = joined([self.course.read(self.course.table, self.reader, a, b) for a, b in cut(start, stop, PIECE)])
+        parts = (self.course.read(self.course.table, self.reader, a, b) for a, b in cut(start, stop, PIECE))
+        found = gathered(parts, stop - start)
         if len(self.windows) == 1:
             self.held = found
         return found
@@ -182,3 +200,4 @@ class Share:
                     break
                 yield joined([*carried, rows.at(index[at : at + need])])
                 carried, at, step = [], at + need, step + 1
+            del rows  # before the next window is read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,10 +36,13 @@ from diva_ray.engine.verdicts import gap_kinds, issue_flags, z_of
 
 
 class Each(tuple[Any, ...]):
-    """Partials side by side; `+` adds them entry by entry."""
+    """Partials side by side; `+` adds them entry by entry, `+=` in place where they can."""
 
     def __add__(self, other: Any) -> Each:
         return Each(a + b for a, b in zip(self, other, strict=True))
+
+    def __iadd__(self, other: Any) -> Each:
+        return Each(operator.iadd(a, b) for a, b in zip(self, other, strict=True))
 
 
 def propose(shard: Shard, known: Known) -> Partial:
@@ -99,7 +103,7 @@ def heard_by_class(shard: Shard, known: Known) -> Tensor:
 def changed(sums: FitSums, change: FitSums, factor: float) -> FitSums:
     """Return the fit sums after a step whose weights are multiplied by `factor` to keep their mean."""
     total = sums + change
-    return FitSums(total.gram * factor, total.cross * factor)
+    return FitSums(total.gram.mul_(factor), total.cross.mul_(factor))
 
 
 @dataclass(frozen=True)

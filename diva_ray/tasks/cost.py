@@ -104,18 +104,19 @@ class Cost:
         products = self.operations() / (0.7 * rate * 4 / self.itemsize)
         return products + self.touched(), self.driver() / double
 
-    def state(self) -> int:
+    def state(self, steps: int = 0) -> int:
         """Return the bytes that a process holds besides rows: the largest of what the stages hold at once.
 
         In units of p^2: an eigendecomposition has the sums, the matrix, and twice as much of its own; a reduction to
         tiles works in the matrix, and no more is held than by the solve; the leave-out pass has two totals in float64
-        and two shards' sums in the dtype of products, beside the solution.
+        and two shards' sums in the dtype of products, beside the solution; weight steps that are proposed in one pass
+        have each of them that, beside the sums so far and the solution.
         """
         p, c, b, n = self.p, self.outputs, self.itemsize, self.rows
         sample = 3 * 8 * min(n, SAMPLED) * c if self.classes and c <= MOST_CLASSES else 0
         if self.dual:
             return n * p * (8 + b) + 40 * n * n + sample
-        square = max(40 if self.auto and not self.tiles() else 24, 32 + 3 * b)
+        square = max(40 if self.auto and not self.tiles() else 24, 32 + 3 * b, steps and 16 + steps * (16 + 2 * b))
         block = 1024 if self.kept else rows_of_block(c, p)
         of_rows = block * b * (4 * p + 3 * self.columns + 14 * c)
         met = MOST_BLOCK_ROWS if self.gpus else block  # rows whose outputs under all ridges are held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
@@ -24,6 +24,8 @@ UNITS = {
 PROCESS = 468 << 20  # bytes of a worker without rows: libraries (420 MiB, measured), and what passes leave behind
 IN_FLIGHT = 4  # shards that are being read, worked on, and fetched ahead, with what decoding copies
 DECODED = 5  # times its size is what a batch takes while it is decoded (measured)
+OWNED = 16  # bytes of a row for which a training worker reads a weight
+PICKED = 33  # bytes of a row of a window beside itself: its place in an order, and in another, and whether it is taken
 KEY = 24  # bytes of a row whose key is sorted among others, once, to find an id that occurs twice
 SHARE = 0.8  # of the machine's free memory that rows may take where no budget is given
 
@@ -39,6 +41,9 @@ class Sizes:
         sums: bytes of one process's p x p state.
         shard: rows of a shard.
         group: rows of the largest row group if it is fetched whole, from storage that is not a local disk; else 0.
+        passing: rows of a pool or a test table, which are read and not kept.
+        window: rows that a worker holds at a time while a module is trained, when the passes are over; `trained`: bytes
+            of such a row.
     """
 
     rows: int
@@ -47,14 +52,32 @@ class Sizes:
     sums: int
     shard: int
     group: int
-    passing: int = 0  # rows of a pool or a test table, which are read and not kept
+    passing: int = 0
+    window: int = 0
+    trained: int = 0
 
     def need(self, place: str, workers: int) -> int:
         """Return the bytes of a worker that keeps its rows in memory, in a cache, or leaves features in storage."""
+        return max(self._passes(place, workers), self.training(workers))
+
+    def training(self, workers: int) -> int:
+        """Return the bytes of a worker that trains a module, 0 where none is trained."""
+        rows = -(-self.rows // workers)
+        held = rows * OWNED + min(self.window, rows) * (self.trained + PICKED)
+        return PROCESS + self._decoded(rows) + held if self.window else 0
+
+    def most_window(self, workers: int, budget: int) -> int:
+        """Return how many rows a worker may hold while a module is trained; below 1 where none fits."""
+        least = replace(self, window=1).training(workers) - self.trained - PICKED
+        return (budget - least) // (self.trained + PICKED)
+
+    def _decoded(self, rows: int) -> int:
+        return DECODED * min(BATCH_BYTES, self.features * rows) + self.features * min(self.group, rows)
+
+    def _passes(self, place: str, workers: int) -> int:
         rows = -(-self.rows // workers)
         passing = -(-self.passing // workers)
-        read = max(rows, passing)
-        decoded = DECODED * min(BATCH_BYTES, self.features * read) + self.features * min(self.group, read)
+        decoded = self._decoded(max(rows, passing))
         flight = IN_FLIGHT * min(self.shard, rows)
         needed = {
             "memory": rows * (self.features + self.rest),
@@ -83,6 +106,14 @@ def choose_place(sizes: Sizes, workers: int, budget: int | None, cache: str) -> 
 def check_fit(sizes: Sizes, place: str, workers: int, budget: int | None) -> None:
     """Raise if a worker needs more than its budget even with its rows out of memory."""
     need = sizes.need(place, workers)
+    if budget is not None and need > budget and replace(sizes, window=0).need(place, workers) <= budget:
+        most = sizes.most_window(workers, budget)
+        raise InputError(
+            f"window: the rows that a worker holds while it trains must fit {budget / 2**30:.3g} GiB, got about "
+            f"{need / 2**30:.3g} GiB with {min(sizes.window, -(-sizes.rows // workers)):,} rows. "
+            + (f"Use `window={most}` or less, or raise" if most >= 1 else "Raise")
+            + " `cluster.memory`."
+        )
     if budget is not None and need > budget:
         raise InputError(
             f"cluster.memory: a worker's rows and sums must fit {budget / 2**30:.3g} GiB, got about "

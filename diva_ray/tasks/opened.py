@@ -13,9 +13,11 @@ import pyarrow.fs
 import torch
 
 from diva_ray.config import (
+    AggregateConfig,
     AugmentConfig,
     ExtendConfig,
     FitConfig,
+    ReweightConfig,
     ScoreConfig,
     TrainConfig,
     TuneConfig,
@@ -35,6 +37,7 @@ from diva_ray.tasks.derived import takes_dual
 from diva_ray.tasks.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
+from diva_ray.tasks.walk import SAMPLES
 from diva_ray.tasks.work import work_of
 from diva_ray.threads import blas_environment
 
@@ -60,18 +63,22 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
     costs = [_cost(config, rows, *fit, opened.task) for fit in fits]
     cost = _cost(config, rows, p, outputs, opened.task)
-    state = cost.state()
-    if isinstance(config, TuneConfig):  # fit sums of every fold
-        state += 8 * p * p * 3 * config.folds
-    elif isinstance(config, ExtendConfig):  # those beside uniform choice, and of a round's slice of it
-        state += 8 * p * p * 2
     extents = split(table, replace(opened.columns, group=None))
     row = sum(width * size for width, size in widths)
     fewest = min(costs, key=lambda one: one.vectors)  # both directions of pairs take as many
     results = cost.per_row() + (4 * outputs + 2 * 8 * (fewest.vectors + 1) if pairs else 0)
     distant = [t for t in opened.tables if t.pieces and not isinstance(t.filesystem, pyarrow.fs.LocalFileSystem)]
     groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
-    sizes = Sizes(rows, row, results, state, extents[0].stop, groups, sum(t.rows for t in opened.tables) - rows)
+    sizes = Sizes(
+        rows,
+        row,
+        results,
+        state_of(config, cost, p),
+        extents[0].stop,
+        groups,
+        sum(t.rows for t in opened.tables) - rows,
+    )
+    sizes = replace(sizes, **_trained_on(config, opened, p, outputs))
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS)
     pool = opened.tables[-1] if isinstance(config, ExtendConfig) else None
     work, notes = work_of(config, costs, [width for width, _ in widths], opened.columns.features, pool)
@@ -102,6 +109,26 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     )  # fmt: skip
     budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
     return plan.settle(workers, budget, config.cluster.cache), opened
+
+
+def _trained_on(config: FitConfig, opened: Opened, p: int, outputs: int) -> dict[str, int]:
+    """Return what `Sizes` says of training: rows at a time, and bytes of one: features, targets, offset, weight."""
+    if not isinstance(config, TrainConfig):
+        return {}
+    targets = 8 if opened.task == "classification" else 4 * outputs
+    return {"window": config.window, "trained": 4 * p + targets + 4 * outputs * bool(opened.columns.offset) + 8}
+
+
+def state_of(config: FitConfig, cost: Cost, p: int) -> int:
+    """Return the bytes of a process's sums of p x p numbers, and all else that it holds besides rows."""
+    if isinstance(config, TuneConfig):  # fit sums of every fold
+        return cost.state() + 8 * p * p * 3 * config.folds
+    if isinstance(config, ExtendConfig):  # those beside uniform choice, and of a round's slice of it
+        return cost.state() + 8 * p * p * 2
+    plain = isinstance(config, ReweightConfig) and config.method == "paper"  # moves the weights as it scores
+    joint = isinstance(config, AggregateConfig) and config.weights == "joint"
+    several = joint or (isinstance(config, (AugmentConfig, ReweightConfig)) and not plain)
+    return cost.state(1 + len(SAMPLES.beside) if several else 0)
 
 
 def passes_of(config: FitConfig) -> list[str]:

@@ -1,0 +1,97 @@
+"""What a plan says a process needs: the rows that training shuffles, and the sums that weight steps change."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+import diva_ray
+from diva_ray.core.ridge import FitSums
+from diva_ray.engine import course
+from diva_ray.engine.course import Course, Share
+from diva_ray.engine.reduce import add_in_order
+from diva_ray.engine.steps import Each
+from diva_ray.errors import InputError
+from diva_ray.tasks.memory import Sizes, check_fit
+
+INLINE = {"kind": "inline", "threads": 1}
+
+
+def table(n, p=64, seed=0):
+    """Return rows of three classes."""
+    generator = np.random.default_rng(seed)
+    X = generator.standard_normal((n, p)).astype(np.float16)
+    return {"features": X, "label": (X[:, :3] + generator.standard_normal((n, 3))).argmax(1)}
+
+
+def test_rows_that_training_shuffles_count_in_what_a_worker_needs():
+    options = {"cluster": INLINE, "plan": True, "quiet": True}
+    data, test = table(400_000), table(100)
+    few, many = (diva_ray.train(data, test, window=window, **options).sizes for window in (1000, 400_000))
+    assert many.need("cache", 1) - few.need("cache", 1) > 150_000 * 64 * 4
+    assert diva_ray.score(data, **options).sizes.training(1) == 0
+
+
+def test_a_window_that_does_not_fit_is_told_with_one_that_does():
+    sizes = Sizes(rows=10**6, features=1024, rest=100, sums=0, shard=4096, group=0, window=400_000, trained=2064)
+    budget = sizes.training(1) - (100 << 20)
+    with pytest.raises(InputError, match=r"window: the rows .* with 400,000 rows\. Use `window=\d+` or less"):
+        check_fit(sizes, "cache", 1, budget)
+    most = sizes.most_window(1, budget)
+    assert 300_000 < most < 400_000
+    check_fit(Sizes(**{**vars(sizes), "window": most}), "cache", 1, budget)
+
+
+def test_a_training_worker_holds_one_window_and_one_part_of_the_next(monkeypatch):
+    windows, parts = [], []
+
+    def gone(kept, most):
+        kept[:] = [one for one in kept if one() is not None]
+        return len(kept) <= most
+
+    def window(self, start, stop, whole=Share.window):
+        assert gone(windows, 0), "the last window is still there"
+        found = whole(self, start, stop)
+        windows.append(weakref.ref(found.Z))
+        return found
+
+    def read(self, rows, reader, start, stop, whole=Course.read):
+        assert gone(parts, 0), "the last part is still there"
+        found = whole(self, rows, reader, start, stop)
+        parts.append(weakref.ref(found.Z))
+        return found
+
+    monkeypatch.setattr(course, "PIECE", 50)
+    monkeypatch.setattr(Share, "window", window)
+    monkeypatch.setattr(Course, "read", read)
+    diva_ray.train(table(600, 5), table(40, 5), window=200, epochs=2, seeds=1, cluster=INLINE, quiet=True)
+    assert parts or windows
+
+
+def test_sums_of_several_weight_steps_are_added_in_place():
+    parts = [
+        Each(FitSums(torch.full((3, 3), float(k)), torch.full((3, 2), float(k))) for _ in range(3)) for k in range(4)
+    ]
+    first = parts[0] + parts[1]
+    where = [one.gram.data_ptr() for one in first]
+    total = add_in_order([first, parts[2], parts[3]])
+    assert all(torch.equal(one.gram.triu(), torch.full((3, 3), 6.0, dtype=torch.float64).triu()) for one in total)
+    added = first
+    added += parts[2]
+    assert [one.gram.data_ptr() for one in added] == where
+
+
+@pytest.mark.parametrize("job", ["reweight", "joint", "augment"])
+def test_sums_that_weight_steps_change_count_in_what_a_worker_needs(job):
+    data = {**table(3000, 256), "other": table(3000, 4, 1)["features"]}
+    options = {"features": ["features", "other"], "cluster": INLINE, "plan": True, "quiet": True}
+    bare = diva_ray.aggregate(data, **options).sizes
+    if job == "joint":
+        found = diva_ray.aggregate(data, weights="joint", **options).sizes
+    elif job == "augment":
+        copies = {"source": np.array(["identity", "flip"] * 1500), "group": np.arange(3000) // 2}
+        found = diva_ray.augment(data | copies, source="source", group="group", **options).sizes
+    else:
+        found = diva_ray.reweight(data, **options).sizes
+    assert found.sums - bare.sums > 4 * 8 * 261**2
