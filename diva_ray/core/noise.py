@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.flip_rates import search_flips, with_diagonal
+from diva_ray.core.flip_rates import search_flips, settle_flips, unflipped, with_diagonal
 from diva_ray.core.histogram import LIMIT
 from diva_ray.core.links import SCALES, SHARPNESS, Link, bent, log_odds, probabilities
 from diva_ray.core.mixing import confusions_explain
@@ -33,11 +33,12 @@ FEWEST_OF_FEW = 10
 def flip_log_odds(
     F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link, flips: Float[Tensor, "c c"]
 ) -> Float[Tensor, " n"]:
-    """Return log P(right) / P(wrong) of the given label, p_y T_yy / sum_k!=y p_k T_ky, within +-24; 24 for -1."""
+    """Return log P(right) / P(wrong) of the given label, p_y T_yy / sum_k!=y p_k T_ky, within +-24; 24 for -1; p of
+    outputs without the flips (`flip_rates.unflipped`)."""
     odds = torch.full((len(F),), LIMIT, dtype=torch.float64)
     known = torch.nonzero(y >= 0).squeeze(1)
     for rows in known.split(max(16, 4_000_000 // len(flips))):
-        joint = probabilities(F[rows], link) * flips.T[y[rows]]
+        joint = probabilities(unflipped(F[rows], flips), link) * flips.T[y[rows]]
         own = joint.gather(1, y[rows, None]).squeeze(1)
         wrong = joint.scatter(1, y[rows, None], 0.0).sum(1)
         odds[rows] = own.clamp_min(1e-300).log() - wrong.clamp_min(1e-300).log()
@@ -78,7 +79,7 @@ def fit_flips(
         rows = N.sum(1, keepdim=True)
         gain = N * (T.clamp_min(1e-300) / uniform).log() - rows * ((1 - uniform) / (1 - T).clamp_min(1e-9)).log()
         pays = off & (T - uniform >= LEAST_FLIPPED) & (gain > cost)
-        few = few or (T, pays & (N > N.T) & (N >= FEWEST_OF_FEW))
+        few = few or (T, off & (T - uniform >= LEAST_FLIPPED / 2) & (gain > cost) & (N > N.T))
         sound = pays.any(1) & (T.diagonal() >= MOSTLY_RIGHT)
         held = float(rows[sound].sum())
         if held < (0.5 * m if c > 2 else 1) or float(N[pays].sum()) < FEWEST_SUSPECTS:
@@ -88,6 +89,7 @@ def fit_flips(
         free, common = pays, float(T[off].median()) if c > 2 else uniform
         uniform = max(common, 1e-5)
         T = with_diagonal(torch.where(free, T, torch.full_like(T, uniform)))
+    link, T, _, likelihood = settle_flips(F, y, free, T, link)
     flipped = int(free.sum())
     if (
         likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2
@@ -118,11 +120,11 @@ def _fit_few_flips(
         pairs: which may be free.
     """
     m, c = F.shape
-    pairs = pairs & (T.diagonal() >= MOSTLY_RIGHT)[:, None] & (c > 2)
+    pairs = pairs & (T.diagonal() >= MOSTLY_RIGHT)[:, None]
     link, rates, likelihood, any_link = Link(SCALES[0], 0.0), T, 0.0, Link(SCALES[0], 0.0)
     while pairs.any():
         begin = with_diagonal(torch.where(pairs, T, 0.0))
-        link, rates, counts, likelihood = search_flips(F, y, pairs, begin, any_link, common=False)
+        link, rates, counts, likelihood = settle_flips(F, y, pairs, begin, any_link, common=False)
         kept = pairs & (counts >= FEWEST_OF_FEW) & (rates >= LEAST_FLIPPED)
         for k, j in torch.nonzero(kept).tolist():
             one = torch.zeros_like(pairs)
@@ -135,10 +137,10 @@ def _fit_few_flips(
     cost = math.log(m) / 2
     if not flipped or likelihood - _likelihood_if_right(F, y) <= flipped * (cost + math.log(c * (c - 1))):
         return None
-    if _precision(F, y, link, rates) < SURE_OF_FEW:
+    if _precision(F, y, link, rates) < (SURE_OF_FEW if c > 2 else SURE):
         return None
     begin = with_diagonal(torch.where(pairs, rates, 1e-3 / c))
-    also, also_rates, _, more = search_flips(F, y, pairs, begin, link)
+    also, also_rates, _, more = settle_flips(F, y, pairs, begin, link)
     common = more - likelihood > cost
     if confusions_explain(F, y, h, rate, max(more, likelihood), flipped + int(common)):
         return None
@@ -148,7 +150,7 @@ def _fit_few_flips(
 def _surest_flip(F: Tensor, y: Tensor, link: Link, T: Tensor, free: Tensor) -> bool:
     """Return whether the free pairs flip as often, less one standard deviation, among the rows that are surest of a
     class: classes that overlap mix near the boundary only."""
-    p = probabilities(F, link)
+    p = probabilities(unflipped(F, T), link)
     sure, likeliest = p.max(1)
     more = variance = 0.0
     for k in torch.nonzero(free.any(1)).flatten().tolist():
@@ -208,7 +210,8 @@ def dependence_of_suspects(
         return 0.0
     odds = log_odds(F, y, link) if flips is None else flip_log_odds(F, y, link, flips)
     at = torch.nonzero(label_scores(odds, verdict) < 0.5).squeeze(1)
-    joint = probabilities(F[at], link) * (1.0 if flips is None else flips.T[y[at]])
+    joint = probabilities(F[at], link)
+    joint = joint if flips is None else probabilities(unflipped(F[at], flips), link) * flips.T[y[at]]
     likely = joint.scatter(1, y[at, None], -1.0).argmax(1)
     shares = torch.bincount(y[y >= 0], minlength=F.shape[1]).double()
     return class_dependence(y[at], likely, shares / shares.sum().clamp_min(1))
