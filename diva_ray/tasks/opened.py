@@ -73,7 +73,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         rows,
         row,
         results,
-        state_of(config, cost, p),
+        state_of(config, cost, [width for width, _ in widths]),
         extents[0].stop,
         groups,
         sum(t.rows for t in opened.tables) - rows,
@@ -119,16 +119,20 @@ def _trained_on(config: FitConfig, opened: Opened, p: int, outputs: int) -> dict
     return {"window": config.window, "trained": 4 * p + targets + 4 * outputs * bool(opened.columns.offset) + 8}
 
 
-def state_of(config: FitConfig, cost: Cost, p: int) -> int:
+def state_of(config: FitConfig, cost: Cost, widths: list[int]) -> int:
     """Return the bytes of a process's sums of p x p numbers, and all else that it holds besides rows."""
+    square = cost.p * cost.p
     if isinstance(config, TuneConfig):  # fit sums of every fold
-        return cost.state() + 8 * p * p * 3 * config.folds
+        return cost.state() + 8 * square * 3 * config.folds
     if isinstance(config, ExtendConfig):  # those beside uniform choice, and of a round's slice of it
-        return cost.state() + 8 * p * p * 2
+        return cost.state() + 8 * square * 2
     plain = isinstance(config, ReweightConfig) and config.method == "paper"  # moves the weights as it scores
     joint = isinstance(config, AggregateConfig) and config.weights == "joint"
     several = joint or (isinstance(config, (AugmentConfig, ReweightConfig)) and not plain)
-    return cost.state(1 + len(SAMPLES.beside) if several else 0)
+    state = cost.state(1 + len(SAMPLES.beside) if several else 0)
+    if isinstance(config, AggregateConfig):  # sums that stay, and fits without each band that one pass compares
+        state += 8 * square + cost.itemsize * sum((cost.p - width) ** 2 for width in widths)
+    return state
 
 
 def passes_of(config: FitConfig) -> list[str]:

@@ -95,3 +95,11 @@ def test_sums_that_weight_steps_change_count_in_what_a_worker_needs(job):
     else:
         found = diva_ray.reweight(data, **options).sizes
     assert found.sums - bare.sums > 4 * 8 * 261**2
+
+
+def test_fits_without_each_of_many_bands_count_in_what_a_worker_needs():
+    parts = {f"x{k}": table(2000, 40, k)["features"] for k in range(8)}
+    options = {"features": list(parts), "cluster": INLINE, "plan": True, "quiet": True}
+    data = {**parts, "label": table(2000)["label"]}
+    found, bare = (job(data, **options).sizes.sums for job in (diva_ray.aggregate, diva_ray.score))
+    assert found - bare > 8 * 4 * 280**2
