@@ -10,9 +10,8 @@ from diva_ray.tasks.chance import clear
 from diva_ray.tasks.planted import right_in_words
 from diva_ray.tasks.reweighted import gap_words
 from diva_ray.tasks.summary_words import apart
-from diva_ray.tasks.trials import error_figures
+from diva_ray.tasks.trials import few_in_words
 
-FEW = 100  # rows that validate: the error of fewer says little
 LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with one decimal
 
 
@@ -98,13 +97,8 @@ def rows_by_label(summary: dict[str, Any]) -> bool:
 def notes_on_error(summary: dict[str, Any]) -> list[str]:
     """Return what is to be said where the left-out error is that of a few rows, and where it has risen: since it was
     least, beyond chance, or at all."""
-    s, error, few = summary, f"{apart(summary['validation'])} error", []
-    n, e = s["n_validation"], s["error_after"]
-    if s["task"] == "classification" and n < FEW:
-        once = {"error": e * n, "weight": n, "error_error": e * n, "weight_error": e * n, "weight_weight": n}
-        high = words.percent(error_figures(once, counted=True)["high"])
-        few = [f"The {error} is that of {n} rows alone, and says little: of others up to {high} may be wrong (95 %)."]
-    return few + _risen(s, error)
+    s, error = summary, f"{apart(summary['validation'])} error"
+    return few_in_words(s["task"], s["n_validation"], s["error_after"], error) + _risen(s, error)
 
 
 def _risen(s: dict[str, Any], error: str) -> list[str]:

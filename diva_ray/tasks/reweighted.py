@@ -22,6 +22,7 @@ from diva_ray.tasks.planted import planted, planted_in_words
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
 from diva_ray.tasks.summary_words import dependence_in_words
+from diva_ray.tasks.trials import few_in_words
 from diva_ray.tasks.tried import at_ridge, explained, trial_bars
 from diva_ray.tasks.walk import RIDGES, Arm
 
@@ -128,6 +129,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     first, as_given = f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}", f"{kind} {s['error_uniform']:.4f} as given"
     as_given += at_ridge(s, "ridge_compared") if s["accepted"] else ""
     warnings = [f"warning: {warning}" for warning in dependence_in_words(s)]
+    warnings += [f"note: {words.plain(note)}" for note in few_judged_in_words(s)]
     if not s["accepted"]:
         return [
             f"{first}; no weight changed: no step gained more than one standard error",
@@ -144,6 +146,12 @@ def told(summary: dict[str, Any]) -> list[str]:
         *warnings,
         *planted_in_words(s),
     ]
+
+
+def few_judged_in_words(summary: dict[str, Any]) -> list[str]:
+    """Return what is to be said where few rows, such as trusted ones, have judged the weights."""
+    name = "error on folds that took no part"
+    return few_in_words(summary["task"], summary["n_judged"], summary["error_reweighted"], name)
 
 
 def sources_in_words(summary: dict[str, Any]) -> list[str]:
@@ -292,12 +300,13 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
 def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
     """Return what a reader should know before trusting the weights."""
     notes = [*shared_in_words(summary["shared"], summary["n_samples"]), *dependence_in_words(summary)]
+    notes += few_judged_in_words(summary)
     if summary["method"] == "paper":
         notes.append(
             "Plain steps are taken whatever the folds say; they often raise the error. `method=safe` asks first."
         )
     if summary["folds"].split(" of ")[0] != summary["folds"].split(" of ")[1]:
-        notes.append(Inform("Not every fold was asked: the answer was clear before."))
+        notes.append(Inform("Not every fold was asked: the answer was clear before, or no row of a fold validates."))
     if session.config.data.validation_weight:
         notes.append(Inform("Only rows with a validation weight were heard, in the derivative and on the folds."))
     return notes

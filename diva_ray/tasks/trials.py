@@ -12,7 +12,7 @@ import numpy as np
 
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import FitError, InputError
-from diva_ray.report.words import counted
+from diva_ray.report.words import counted, percent
 from diva_ray.tasks.space import Choice, Space, label, short
 from diva_ray.tasks.study import Study
 
@@ -21,6 +21,7 @@ FOLDS = "folds"  # folder of what every fold said
 SUMS = ("rows", "weight", "error", "weight_weight", "weight_error", "error_error")
 FIGURES = ("error", "standard_error", "low", "high")
 NORMAL = 1.959964
+FEW = 100  # rows: the error of fewer says little
 
 
 @dataclass
@@ -96,6 +97,16 @@ def error_figures(sums: dict[str, float], *, counted: bool) -> dict[str, Any]:
         middle, half = mean + odd / 2, math.sqrt(odd * (mean * (1 - mean) + odd / 4))
         low, high = max((middle - half) / (1 + odd), 0.0), min((middle + half) / (1 + odd), 1.0)
     return {"error": mean, "standard_error": error, "low": low, "high": high}
+
+
+def few_in_words(task: str, rows: int, error: float, name: str) -> list[str]:
+    """Return what is to be said of the counted error of a few rows: what it may be of others."""
+    if task != "classification" or rows >= FEW:
+        return []
+    wrong = error * rows
+    once = {"error": wrong, "weight": rows, "error_error": wrong, "weight_error": wrong, "weight_weight": rows}
+    high = percent(error_figures(once, counted=True)["high"])
+    return [f"The {name} is that of {rows} rows alone, and says little: of others up to {high} may be wrong (95 %)."]
 
 
 @dataclass

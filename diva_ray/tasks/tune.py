@@ -119,7 +119,7 @@ def run(
         return session
     try:
         check_losses(config, session.task, space)  # of a Ray Dataset nothing told the task before
-        check_folds(session.runner, session.setup, config.folds)
+        check_folds(session.runner, session.setup, config.folds, every=True)
         if session.beside():
             check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.tables[-1])
         if "none" in space.values("standardize"):
