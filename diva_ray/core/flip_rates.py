@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,19 @@ CACHED = 100_000  # probabilities of a block of EM, which stay in the cache
 ROUNDS = 5  # of taking flips out of outputs: two are mostly enough
 LEAST_GAIN = 0.5  # of the log likelihood, from a round
 LINKS = 6  # fitted side by side at most
+
+
+class Flips(NamedTuple):
+    """Rates (truth, given) at which labels flip, (c, c); `taken`: those taken out of outputs first, where that pays."""
+
+    rates: Tensor
+    taken: Tensor | None = None
+
+    def true_outputs(self, F: Float[Tensor, "m c"]) -> Float[Tensor, "m c"]:
+        """Return the outputs of a fit to the true labels: outputs F are linear in the labels, and of labels that flip
+        with rates T the mean is that of true ones times T, so F T^-1 (backward correction: Natarajan, Dhillon,
+        Ravikumar, Tewari 2013, Learning with noisy labels; Patrini, Rozza, Menon, Nock, Qu 2017)."""
+        return F if self.taken is None else torch.linalg.solve(self.taken.to(F).T, F.T).T
 
 
 def search_flips(
@@ -95,28 +109,22 @@ def settle_flips(
     least: Link,
     *,
     common: bool = True,
-) -> tuple[Link, Tensor, Tensor, float]:
-    """Return what `search_flips` finds on outputs that the flips themselves are taken out of (`unflipped`), in rounds
-    until that makes the labels no likelier; `T`, `least`: where it begins.
+) -> tuple[Link, Flips, Tensor, float]:
+    """Return what `search_flips` finds, and goes on to find on outputs that the flips are taken out of, in rounds until
+    that makes the labels no likelier.
 
     With four in ten of a class called another its outputs are 0.6 and 0.4, next to the boundary, and a fourth of the
-    flips is seen; without them they are 1 and 0, far from it.
+    flips is seen; without them they are 1 and 0, far from it. Rates of classes of few rows are known too poorly.
     """
-    best = None
+    link, T, N, likelihood = search_flips(F, y, free, T, least, common=common)
+    best = (link, Flips(T), N, likelihood)
     for _ in range(ROUNDS):
-        found = search_flips(unflipped(F, T), y, free, T, least, common=common)
-        if best is not None and found[3] <= best[3] + LEAST_GAIN:
+        taken = Flips(T, T)
+        link, T, N, likelihood = search_flips(taken.true_outputs(F), y, free, T, least, common=common)
+        if likelihood <= best[3] + LEAST_GAIN:
             break
-        best, T = found, found[1]
-    assert best is not None
+        best = (link, Flips(T, taken.taken), N, likelihood)
     return best
-
-
-def unflipped(F: Float[Tensor, "m c"], T: Float[Tensor, "c c"]) -> Float[Tensor, "m c"]:
-    """Return the outputs of a fit to the true labels: outputs F are linear in the labels, and of labels that flip with
-    rates T the mean is that of true ones times T, so F T^-1 (backward correction: Natarajan, Dhillon, Ravikumar, Tewari
-    2013, Learning with noisy labels; Patrini, Rozza, Menon, Nock, Qu 2017)."""
-    return torch.linalg.solve(T.to(F).T, F.T).T
 
 
 def with_diagonal(T: Tensor) -> Tensor:

@@ -59,26 +59,26 @@ def confusions_explain(
     h: Float[Tensor, " m"],
     rate: float,
     likelihood: float,
+    T: Float[Tensor, "c c"],
     free: int,
 ) -> bool:
-    """Return whether outputs that are mixed explain the given labels as well as a model of flips with `free`
-    parameters does, next to labels replaced at random.
+    """Return whether outputs that are mixed explain the given labels as well, next to labels replaced at random, as
+    mixed outputs do next to flips.
 
     Outputs of a linear model on classes in order (ratings, quantiles) hardly ever say a middle class; that looks like
-    labels that were flipped, until every class gets a mix of all outputs. Both sides pay log(m) / 2 a parameter (BIC).
-    Sought only where the likelihood it may at most reach, 0, would do: of many classes confusions cost more than they
-    can explain. O(iterations m c^2).
+    labels that were flipped, until every class gets a mix of all outputs. Flips pay log(m) / 2 a rate (BIC). Sought
+    only where confusions can be measured: not of many classes, where their c^2 - 1 parameters, at 1 each (AIC), cost
+    more than they may explain. O(iterations m c^2), twice.
 
     Args:
         F, y, h, rate: as of `fit_mix`.
-        likelihood: log likelihood of the given labels under the model of flips.
+        likelihood: log likelihood of the given labels under flips of outputs that are not mixed.
+        T: rates (truth, given) of flips, of which `free` were fitted.
     """
-    m, c = F.shape
-    least = likelihood + (c * c - 1 - free) * math.log(m) / 2
-    if least >= 0:
+    if likelihood + F.shape[1] ** 2 - 1 - free >= 0:
         return False
-    _, _, mixed, parameters = _mixed(F.double(), y, h, rate)
-    return mixed >= likelihood + (parameters - free) * math.log(m) / 2
+    right, flipped = (_mixed(F.double(), y, h, rate, flips)[2] for flips in (None, T))
+    return flipped - right <= free * math.log(len(F)) / 2
 
 
 def _sharpened(G: Tensor, y: Tensor, rate: float) -> tuple[float, float]:
@@ -87,9 +87,9 @@ def _sharpened(G: Tensor, y: Tensor, rate: float) -> tuple[float, float]:
     return float(found[0]), likelihood
 
 
-def _mixed(F: Tensor, y: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor, float, int]:
+def _mixed(F: Tensor, y: Tensor, h: Tensor, rate: float, T: Tensor | None = None) -> tuple[Tensor, Tensor, float, int]:
     """Return weights and bias of the likeliest logits F weights + bias, the log likelihood, and the number of
-    parameters.
+    parameters; beside labels replaced at random, or flipped with rates T.
 
     Left-out outputs tell their own label: times 1 - h they are those of the fit, which are linear in the features, less
     h times the label. Where directions of outputs are fixed by few features, or hardly differ, nothing but that is left
@@ -105,7 +105,7 @@ def _mixed(F: Tensor, y: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor
     X = torch.cat([(G - mean) @ to, torch.ones(len(G), 1, dtype=G.dtype)], 1)
     shape = (X.shape[1], c)
     found, likelihood = _maximise(
-        lambda x: G + X @ x.view(shape), lambda slope: (X.T @ slope).view(-1), np.zeros(shape[0] * c), y, rate
+        lambda x: G + X @ x.view(shape), lambda slope: (X.T @ slope).view(-1), np.zeros(shape[0] * c), y, rate, T
     )
     W, b = torch.from_numpy(found).view(shape).split((shape[0] - 1, 1))
     weights = to @ W
@@ -113,16 +113,25 @@ def _mixed(F: Tensor, y: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor
 
 
 def _maximise(
-    logits: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor], start: np.ndarray, y: Tensor, rate: float
+    logits: Callable[[Tensor], Tensor],
+    back: Callable[[Tensor], Tensor],
+    start: np.ndarray,
+    y: Tensor,
+    rate: float,
+    T: Tensor | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Return the likeliest parameters of logits (m, c) beside labels replaced at random, and the log likelihood;
-    `back` takes its gradient by the logits to that by the parameters."""
+    """Return the likeliest parameters of logits (m, c) beside labels replaced at random, or flipped with rates T, and
+    the log likelihood; `back` takes its gradient by the logits to that by the parameters."""
     from scipy.optimize import minimize  # takes 0.4 s, which runs without wrong labels do not pay
 
     at = y[:, None]
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         p = logits(torch.from_numpy(x[1:])).softmax(1)
+        if T is not None:
+            given = p * T.T[y]
+            q = given.sum(1).clamp_min(1e-300)
+            return -float(q.log().sum()), np.concatenate([[0.0], -back(given / q[:, None] - p).reshape(-1).numpy()])
         others, e = p.shape[1] - 1, 1 / (1 + math.exp(-x[0]))
         own = p.gather(1, at)
         kept = 1 - e - e / others

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.flip_rates import search_flips, settle_flips, unflipped, with_diagonal
+from diva_ray.core.flip_rates import Flips, search_flips, settle_flips, with_diagonal
 from diva_ray.core.histogram import LIMIT
 from diva_ray.core.links import SCALES, SHARPNESS, Link, bent, log_odds, probabilities
 from diva_ray.core.mixing import confusions_explain
@@ -25,20 +25,19 @@ MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would
 SURE = 0.75  # of the labels that flips between two classes call wrong, so many must be: classes that overlap reach 0.72
 SURE_OF_FEW = 0.6  # the same where few classes of many flip; clean tables reached 0.54
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
+MORE = 3.0  # standard deviations
 SUREST = 0.25  # of the rows of a class; of classes that overlap half of them still mix as often as all
 FEWEST_SUSPECTS = 20
 FEWEST_OF_FEW = 10
 
 
-def flip_log_odds(
-    F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link, flips: Float[Tensor, "c c"]
-) -> Float[Tensor, " n"]:
+def flip_log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link, flips: Flips) -> Float[Tensor, " n"]:
     """Return log P(right) / P(wrong) of the given label, p_y T_yy / sum_k!=y p_k T_ky, within +-24; 24 for -1; p of
-    outputs without the flips (`flip_rates.unflipped`)."""
+    outputs without the flips (`Flips.true_outputs`)."""
     odds = torch.full((len(F),), LIMIT, dtype=torch.float64)
     known = torch.nonzero(y >= 0).squeeze(1)
-    for rows in known.split(max(16, 4_000_000 // len(flips))):
-        joint = probabilities(unflipped(F[rows], flips), link) * flips.T[y[rows]]
+    for rows in known.split(max(16, 4_000_000 // F.shape[1])):
+        joint = probabilities(flips.true_outputs(F[rows]), link) * flips.rates.T[y[rows]]
         own = joint.gather(1, y[rows, None]).squeeze(1)
         wrong = joint.scatter(1, y[rows, None], 0.0).sum(1)
         odds[rows] = own.clamp_min(1e-300).log() - wrong.clamp_min(1e-300).log()
@@ -47,7 +46,7 @@ def flip_log_odds(
 
 def fit_flips(
     F: Float[Tensor, "m c"], y: Int[Tensor, " m"], h: Float[Tensor, " m"], link: Link, rate: float
-) -> tuple[Link, Float[Tensor, "c c"]] | None:
+) -> tuple[Link, Flips] | None:
     """Return a calibration and flip rates T (given j where the truth is k) if classes flip into each other, else None.
 
     Model: p(y | x) = sum_k T_ky p_k(x), p sharp; T is one rate for most pairs, and free for the pairs that pay. EM
@@ -73,13 +72,13 @@ def fit_flips(
         return None
     off, uniform = ~torch.eye(c, dtype=torch.bool), max(rate, 1e-4) / (c - 1)
     free, T = off, with_diagonal(torch.full((c, c), uniform + 0.05 / c, dtype=torch.float64))
-    cost, few = math.log(c - 1) + math.log(m) / 2, None
-    for _ in range(4):
+    cost, few = math.log(c - 1) + math.log(m) / 2, (T, ~off)
+    for attempt in range(4):
         link, T, N, likelihood = search_flips(F, y, free, T, link)
         rows = N.sum(1, keepdim=True)
         gain = N * (T.clamp_min(1e-300) / uniform).log() - rows * ((1 - uniform) / (1 - T).clamp_min(1e-9)).log()
         pays = off & (T - uniform >= LEAST_FLIPPED) & (gain > cost)
-        few = few or (T, off & (T - uniform >= LEAST_FLIPPED / 2) & (gain > cost) & (N > N.T))
+        few = few if attempt else (T, off & (T - uniform >= LEAST_FLIPPED / 2) & (gain > cost) & (N > N.T))
         sound = pays.any(1) & (T.diagonal() >= MOSTLY_RIGHT)
         held = float(rows[sound].sum())
         if held < (0.5 * m if c > 2 else 1) or float(N[pays].sum()) < FEWEST_SUSPECTS:
@@ -89,21 +88,20 @@ def fit_flips(
         free, common = pays, float(T[off].median()) if c > 2 else uniform
         uniform = max(common, 1e-5)
         T = with_diagonal(torch.where(free, T, torch.full_like(T, uniform)))
-    link, T, _, likelihood = settle_flips(F, y, free, T, link)
+    link, flips, _, likelihood = settle_flips(F, y, free, T, link)
     flipped = int(free.sum())
     if (
         likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2
-        or not _surest_flip(F, y, link, T, free)
-        or confusions_explain(F, y, h, rate, likelihood, flipped)
-        or (c == 2 and _precision(F, y, link, T) < SURE)
+        or bool((flips.rates.diagonal() < MOSTLY_RIGHT)[free.any(1)].all())
+        or not _surest_flip(F, y, link, flips, free, MORE if c == 2 else math.inf)
+        or confusions_explain(F, y, h, rate, likelihood, flips.rates, flipped)
+        or (c == 2 and _precision(F, y, link, flips) < SURE)
     ):
         return _fit_few_flips(F, y, h, rate, *few)
-    return link, T
+    return link, flips
 
 
-def _fit_few_flips(
-    F: Tensor, y: Tensor, h: Tensor, rate: float, T: Tensor, pairs: Tensor
-) -> tuple[Link, Tensor] | None:
+def _fit_few_flips(F: Tensor, y: Tensor, h: Tensor, rate: float, T: Tensor, pairs: Tensor) -> tuple[Link, Flips] | None:
     """Return a calibration and flip rates if few classes of three and more flip, each into another that does not flip
     back; else None.
 
@@ -119,52 +117,55 @@ def _fit_few_flips(
         T: rates that the search begins with.
         pairs: which may be free.
     """
-    m, c = F.shape
-    pairs = pairs & (T.diagonal() >= MOSTLY_RIGHT)[:, None]
-    link, rates, likelihood, any_link = Link(SCALES[0], 0.0), T, 0.0, Link(SCALES[0], 0.0)
+    c, any_link = F.shape[1], Link(SCALES[0], 0.0)
+    link, flips, likelihood = any_link, Flips(T), 0.0
     while pairs.any():
         begin = with_diagonal(torch.where(pairs, T, 0.0))
-        link, rates, counts, likelihood = settle_flips(F, y, pairs, begin, any_link, common=False)
-        kept = pairs & (counts >= FEWEST_OF_FEW) & (rates >= LEAST_FLIPPED)
+        link, flips, counts, likelihood = settle_flips(F, y, pairs, begin, any_link, common=False)
+        rates = flips.rates
+        kept = (
+            pairs & (counts >= FEWEST_OF_FEW) & (rates >= LEAST_FLIPPED) & (rates.diagonal() >= MOSTLY_RIGHT)[:, None]
+        )
         for k, j in torch.nonzero(kept).tolist():
             one = torch.zeros_like(pairs)
             one[k, j] = True
-            kept[k, j] = _surest_flip(F, y, link, rates, one)
+            kept[k, j] = _surest_flip(F, y, link, flips, one, MORE)
         if torch.equal(kept, pairs):
             break
         pairs = kept
-    flipped = int(pairs.sum())
-    cost = math.log(m) / 2
-    if not flipped or likelihood - _likelihood_if_right(F, y) <= flipped * (cost + math.log(c * (c - 1))):
+    flipped, cost = int(pairs.sum()), math.log(len(F)) / 2
+    if not flipped or likelihood - _likelihood_if_right(F, y) <= flipped * (2 * cost + math.log(c * (c - 1))):
         return None
-    if _precision(F, y, link, rates) < (SURE_OF_FEW if c > 2 else SURE):
+    if _precision(F, y, link, flips) < (SURE_OF_FEW if c > 2 else SURE):
         return None
-    begin = with_diagonal(torch.where(pairs, rates, 1e-3 / c))
-    also, also_rates, _, more = settle_flips(F, y, pairs, begin, link)
-    common = more - likelihood > cost
-    if confusions_explain(F, y, h, rate, max(more, likelihood), flipped + int(common)):
+    if confusions_explain(F, y, h, rate, likelihood, flips.rates, flipped):
         return None
-    return (also, also_rates) if common and rate > 0 else (link, rates)
+    if rate > 0:
+        begin = with_diagonal(torch.where(pairs, flips.rates, 1e-3 / c))
+        also, also_flips, _, more = settle_flips(F, y, pairs, begin, link)
+        link, flips = (also, also_flips) if more - likelihood > cost else (link, flips)
+    return link, flips
 
 
-def _surest_flip(F: Tensor, y: Tensor, link: Link, T: Tensor, free: Tensor) -> bool:
+def _surest_flip(F: Tensor, y: Tensor, link: Link, flips: Flips, free: Tensor, most: float = math.inf) -> bool:
     """Return whether the free pairs flip as often, less one standard deviation, among the rows that are surest of a
-    class: classes that overlap mix near the boundary only."""
-    p = probabilities(unflipped(F, T), link)
+    class: classes that overlap mix near the boundary only. Nor, by `most` of them, may they flip more often there: a
+    class around another, whose spread a linear model cannot see, has rows on the other's far side too."""
+    p = probabilities(flips.true_outputs(F), link)
     sure, likeliest = p.max(1)
     more = variance = 0.0
     for k in torch.nonzero(free.any(1)).flatten().tolist():
         rows = torch.nonzero(likeliest == k).squeeze(1)
         rows = rows[sure[rows].topk(math.ceil(SUREST * len(rows))).indices]
-        q = (p[rows] @ T)[:, free[k]].sum(1)
+        q = (p[rows] @ flips.rates)[:, free[k]].sum(1)
         more += float(free[k][y[rows]].sum() - q.sum())
         variance += float((q * (1 - q)).sum())
-    return more >= -math.sqrt(variance)
+    return -math.sqrt(variance) <= more <= most * math.sqrt(variance)
 
 
-def _precision(F: Tensor, y: Tensor, link: Link, T: Tensor) -> float:
+def _precision(F: Tensor, y: Tensor, link: Link, flips: Flips) -> float:
     """Return which share of the labels that are likelier wrong than right is wrong, to be expected; 0 if none is."""
-    wrong = torch.sigmoid(-flip_log_odds(F, y, link, T))
+    wrong = torch.sigmoid(-flip_log_odds(F, y, link, flips))
     suspects = wrong[wrong > 0.5]
     return float(suspects.mean()) if len(suspects) else 0.0
 
@@ -203,7 +204,7 @@ def class_dependence(given: Int[Tensor, " s"], likely: Int[Tensor, " s"], shares
 
 
 def dependence_of_suspects(
-    F: Float[Tensor, "m c"], y: Int[Tensor, " m"], link: Link, flips: Float[Tensor, "c c"] | None, verdict: Verdict
+    F: Float[Tensor, "m c"], y: Int[Tensor, " m"], link: Link, flips: Flips | None, verdict: Verdict
 ) -> float:
     """Return the class dependence of the labels of a sample that are more likely wrong than right; 0 without noise."""
     if verdict.noise_rate == 0 or F.shape[1] < 2:
@@ -211,7 +212,7 @@ def dependence_of_suspects(
     odds = log_odds(F, y, link) if flips is None else flip_log_odds(F, y, link, flips)
     at = torch.nonzero(label_scores(odds, verdict) < 0.5).squeeze(1)
     joint = probabilities(F[at], link)
-    joint = joint if flips is None else probabilities(unflipped(F[at], flips), link) * flips.T[y[at]]
+    joint = joint if flips is None else probabilities(flips.true_outputs(F[at]), link) * flips.rates.T[y[at]]
     likely = joint.scatter(1, y[at, None], -1.0).argmax(1)
     shares = torch.bincount(y[y >= 0], minlength=F.shape[1]).double()
     return class_dependence(y[at], likely, shares / shares.sum().clamp_min(1))

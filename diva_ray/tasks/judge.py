@@ -22,10 +22,12 @@ from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.sampled import tell_sample
 
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
-SEARCHED = 131_072  # rows among which their nearest are sought: all, or as many drawn at random
+SEARCHED = 65_536  # rows among which their nearest are sought: all, or as many drawn at random
 TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 TELLS_ALL = 0.9999  # of the same
-SAMPLED = 4096  # rows from which noise that is not drawn at random is estimated
+SAMPLED = (
+    8192  # rows from which noise that is not drawn at random is estimated: with half of them doubt changed by seed
+)
 
 
 def judge(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diva_ray.core import labellers, links, noise
 from diva_ray.core import verdict as rule
+from diva_ray.core.flip_rates import Flips
 from diva_ray.core.histogram import LIMIT
 
 
@@ -32,7 +33,7 @@ def flipped(rows: int, classes: int, share: float, seed: int) -> tuple[Tensor, T
     return F, torch.where(wrong, (truth + 1) % classes, truth), wrong
 
 
-def fit(F: Tensor, y: Tensor) -> tuple[links.Link, Tensor] | None:
+def fit(F: Tensor, y: Tensor) -> tuple[links.Link, Flips] | None:
     link = links.fit_link(links.link_sums(F, y, torch.ones(len(y))), F.shape[1])
     odds = links.log_odds(F, y, link)
     uniform = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(len(y)), torch.ones(len(y))), F.shape[1])
@@ -46,8 +47,8 @@ def test_flips_between_classes_are_measured_and_found(classes: int, share: float
     found = fit(F, y)
     assert found is not None
     link, flips = found
-    following = flips[torch.arange(classes), (torch.arange(classes) + 1) % classes]
-    torch.testing.assert_close(flips.sum(1), torch.ones(classes, dtype=torch.float64))
+    following = flips.rates[torch.arange(classes), (torch.arange(classes) + 1) % classes]
+    torch.testing.assert_close(flips.rates.sum(1), torch.ones(classes, dtype=torch.float64))
     assert float(following.mean()) == pytest.approx(share, abs=0.06)
     odds = noise.flip_log_odds(F, y, link, flips)
     verdict = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(4000), torch.ones(4000)), classes, flips=True)
@@ -56,6 +57,39 @@ def test_flips_between_classes_are_measured_and_found(classes: int, share: float
     assert 2 * float((issue & wrong).sum()) / float(issue.sum() + wrong.sum()) > 0.85
     assert verdict.label.precision == pytest.approx(precision, abs=0.1)
     assert noise.dependence_of_suspects(F, y, link, flips, verdict) > 0.8
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_one_class_that_flips_into_another_is_found_and_its_rate_measured(classes: int, share: float) -> None:
+    F, truth, generator = outputs(3000, classes, seed=classes)
+    T = torch.eye(classes, dtype=torch.float64)
+    T[1, 0], T[1, 1] = share, 1 - share
+    wrong = (truth == 1) & (torch.rand(3000, generator=generator) < share)
+    F, y = F @ T, torch.where(wrong, 0, truth)  # as of a fit to the given labels
+    found = fit(F, y)
+    assert found is not None
+    link, flips = found
+    assert float(flips.rates[1, 0]) == pytest.approx(share, abs=0.06)
+    suspects = noise.flip_log_odds(F, y, link, flips) < 0
+    assert int((suspects & wrong).sum()) > 0.85 * int(wrong.sum())
+    assert int((suspects & ~wrong).sum()) < 0.15 * int(suspects.sum())
+    assert fit(F, truth) is None and fit(outputs(3000, classes, seed=classes)[0], truth) is None
+
+
+def test_two_classes_that_mix_both_ways_among_many_are_two_that_look_alike() -> None:
+    F, truth, generator = outputs(3000, 10, seed=0)
+    T = torch.eye(10, dtype=torch.float64)
+    T[:2, :2] = torch.tensor([[0.6, 0.4], [0.4, 0.6]], dtype=torch.float64)
+    swapped = (truth < 2) & (torch.rand(3000, generator=generator) < 0.4)
+    assert fit(F @ T, torch.where(swapped, 1 - truth, truth)) is None
+
+
+def test_flips_are_taken_out_of_outputs_as_they_came_in() -> None:
+    T = torch.tensor([[0.6, 0.4, 0.0], [0.0, 1.0, 0.0], [0.1, 0.0, 0.9]], dtype=torch.float64)
+    F = outputs(50, 3, seed=0)[0]
+    torch.testing.assert_close(Flips(T, T).true_outputs(F @ T), F)
+    assert Flips(T).true_outputs(F) is F
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 40])
@@ -99,7 +133,7 @@ def test_degenerate_data_have_no_flips(F: Tensor, y: Tensor) -> None:
 def test_uniform_flip_rates_give_the_log_odds_of_the_uniform_model() -> None:
     F, y, _ = outputs(200, 5, seed=1)
     e, link = 0.2, links.Link(0.3, 12.0)
-    flips = torch.full((5, 5), e / 4, dtype=torch.float64).fill_diagonal_(1 - e)
+    flips = Flips(torch.full((5, 5), e / 4, dtype=torch.float64).fill_diagonal_(1 - e))
     p = links.probabilities(F, link).gather(1, y[:, None]).squeeze(1)
     torch.testing.assert_close(
         noise.flip_log_odds(F, y, link, flips), (p * (1 - e) / ((1 - p) * e / 4)).log(), rtol=1e-9, atol=1e-12
