@@ -484,13 +484,19 @@ def test_training_is_not_resumed_under_another_run(tmp_path):
     [
         (400, {"loss": "squared"}, "loss: must be auto unless weights=auto, .* got squared. Leave `loss` out"),
         (400, {"loss": lambda F, Y: F}, "loss: must be auto unless weights=auto, .* got a callable"),
-        (12, {"weights": "auto"}, "weights: auto must have rows enough for 5 outer folds .* Use `weights=null`"),
+        (
+            12,
+            {"weights": "auto", "group": "g"},
+            "weights: auto must have rows enough for 5 outer folds .* Use `weights=null`",
+        ),
         (400, {"weights": __file__}, "weights: must be the output of a reweight or score run, .* got none at"),
         (400, {"empty": True}, "test.path: the table must have rows, got 0"),
     ],
 )
 def test_what_cannot_be_trained_with_is_one_line(rows, options, told):
     data, test, _ = noisy(rows)
+    if "group" in options:  # two of them: most folds hear none
+        data["g"] = np.arange(rows) % 2
     if options.pop("empty", False):
         test = {name: values[:0] for name, values in test.items()}
     with pytest.raises(InputError, match=told):
