@@ -120,7 +120,7 @@ def settle_flips(
     best = (link, Flips(T), N, likelihood)
     for _ in range(ROUNDS):
         taken = Flips(T, T)
-        link, T, N, likelihood = search_flips(taken.true_outputs(F), y, free, T, least, common=common)
+        link, T, N, likelihood = search_flips(taken.true_outputs(F), y, free, T, best[0], common=common)
         if likelihood <= best[3] + LEAST_GAIN:
             break
         best = (link, Flips(T, taken.taken), N, likelihood)

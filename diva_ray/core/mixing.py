@@ -67,15 +67,16 @@ def confusions_explain(
 
     Outputs of a linear model on classes in order (ratings, quantiles) hardly ever say a middle class; that looks like
     labels that were flipped, until every class gets a mix of all outputs. Flips pay log(m) / 2 a rate (BIC). Sought
-    only where confusions can be measured: not of many classes, where their c^2 - 1 parameters, at 1 each (AIC), cost
-    more than they may explain. O(iterations m c^2), twice.
+    only where confusions can be measured: not of many classes, where their c^2 - 1 parameters are more than rows, or,
+    at 1 each (AIC), cost more than they may explain. O(iterations m c^2), twice.
 
     Args:
         F, y, h, rate: as of `fit_mix`.
         likelihood: log likelihood of the given labels under flips of outputs that are not mixed.
         T: rates (truth, given) of flips, of which `free` were fitted.
     """
-    if likelihood + F.shape[1] ** 2 - 1 - free >= 0:
+    parameters = F.shape[1] ** 2 - 1
+    if parameters > len(F) or likelihood + parameters - free >= 0:
         return False
     right, flipped = (_mixed(F.double(), y, h, rate, flips)[2] for flips in (None, T))
     return flipped - right <= free * math.log(len(F)) / 2
