@@ -63,6 +63,22 @@ def test_where_no_copy_leaks_nothing_warns():
     assert "No leak shows here" in page.text and not page.all("aside")
 
 
+def test_a_validation_table_validates_and_the_page_says_so():
+    table = copies(200, ("identity", "vflip"))
+    rows = np.asarray(table["transform"]) == "identity"
+    apart = np.flatnonzero(rows)[100:]
+    validation = {
+        "features": np.stack(table["features"].to_numpy()[apart]),
+        "label": table["label"].to_numpy()[apart],
+        "original": apart,
+    }
+    result = run(table.slice(0, 200), validation=validation, steps=1, folds=2)
+    page, s = Page(result.folder.read("report.html").decode()), result.summary
+    assert s["validation"] == "separate table" and "loss on the validation table" in s["rule"]
+    assert "rows of the validation table that took no part" in page.text
+    assert "A table of its own validates" in page.text and "left-out loss" not in page.text + s["rule"]
+
+
 def test_leaving_copies_in_is_no_validation():
     table = copies(300, ("identity", "blur"))
     summary = run(table, steps=1).summary
