@@ -13,6 +13,7 @@ from diva_ray.core.links import SCALES, SHARPNESS, Link, bent, probabilities
 
 CACHED = 100_000  # probabilities of a block of EM, which stay in the cache
 ROUNDS = 5  # of taking flips out of outputs: two are mostly enough
+DOMINANT = 0.5  # share of right labels of every class, so that T has an inverse (its diagonal dominates)
 LEAST_GAIN = 0.5  # of the log likelihood, from a round
 LINKS = 6  # fitted side by side at most
 
@@ -114,11 +115,14 @@ def settle_flips(
     that makes the labels no likelier.
 
     With four in ten of a class called another its outputs are 0.6 and 0.4, next to the boundary, and a fourth of the
-    flips is seen; without them they are 1 and 0, far from it. Rates of classes of few rows are known too poorly.
+    flips is seen; without them they are 1 and 0, far from it. Not where a class is mostly called others, as T may have
+    no inverse then.
     """
     link, T, N, likelihood = search_flips(F, y, free, T, least, common=common)
     best = (link, Flips(T), N, likelihood)
     for _ in range(ROUNDS):
+        if not bool((T.diagonal() > DOMINANT).all()):
+            break
         taken = Flips(T, T)
         link, T, N, likelihood = search_flips(taken.true_outputs(F), y, free, T, best[0], common=common)
         if likelihood <= best[3] + LEAST_GAIN:

@@ -25,10 +25,10 @@ MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would
 SURE = 0.75  # of the labels that flips between two classes call wrong, so many must be: classes that overlap reach 0.72
 SURE_OF_FEW = 0.6  # the same where few classes of many flip; clean tables reached 0.54
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
-MORE = 3.0  # standard deviations
+MORE = 3.0  # standard deviations by which the surest rows may flip more often than others, where few classes flip
 SUREST = 0.25  # of the rows of a class; of classes that overlap half of them still mix as often as all
-FEWEST_SUSPECTS = 20
-FEWEST_OF_FEW = 10
+FEWEST_SUSPECTS = 20  # of all pairs
+FEWEST_OF_FEW = 10  # of a pair that flips alone
 
 
 def flip_log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link, flips: Flips) -> Float[Tensor, " n"]:
@@ -102,15 +102,14 @@ def fit_flips(
 
 
 def _fit_few_flips(F: Tensor, y: Tensor, h: Tensor, rate: float, T: Tensor, pairs: Tensor) -> tuple[Link, Flips] | None:
-    """Return a calibration and flip rates if few classes of three and more flip, each into another that does not flip
-    back; else None.
+    """Return a calibration and flip rates if few classes flip, each into another that does not flip back; else None.
 
     As `fit_flips`, but no other label is wrong (a common rate takes rows near every boundary for wrong ones), unless
-    uniform noise showed and a common rate pays. A pair stays if FEWEST_SUSPECTS labels flip, LEAST_FLIPPED of the
-    class, and its surest rows as often as others: the features do tell the two classes apart, as the labels of one lie
-    where they should. Accepted if that is likelier than right labels by what naming and measuring the pairs costs, if
-    confusions explain less, and if SURE_OF_FEW of the suspects are wrong. Links of any sharpness are tried: right
-    labels that outputs hardly tell must not look wrong for want of a soft one.
+    uniform noise showed and a common rate pays. A pair stays if FEWEST_OF_FEW labels flip, LEAST_FLIPPED of the class,
+    and its surest rows as often as others: the features do tell the two classes apart, as the labels of one lie where
+    they should. Accepted if that is likelier than right labels by what naming and measuring the pairs costs, if
+    confusions explain less, and if SURE_OF_FEW of the suspects are wrong (SURE, of two classes). Links of any sharpness
+    are tried: right labels that outputs hardly tell must not look wrong for want of a soft one.
 
     Args:
         F, y, h, rate: as of `fit_flips`.

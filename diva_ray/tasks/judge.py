@@ -25,9 +25,7 @@ REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with
 SEARCHED = 65_536  # rows among which their nearest are sought: all, or as many drawn at random
 TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 TELLS_ALL = 0.9999  # of the same
-SAMPLED = (
-    8192  # rows from which noise that is not drawn at random is estimated: with half of them doubt changed by seed
-)
+SAMPLED = 8192  # rows that tell noise that is not drawn at random: with half of them doubt changed by seed
 
 
 def judge(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diva_ray.core import labellers, links, noise
 from diva_ray.core import verdict as rule
-from diva_ray.core.flip_rates import Flips
+from diva_ray.core.flip_rates import Flips, settle_flips
 from diva_ray.core.histogram import LIMIT
 
 
@@ -90,6 +90,17 @@ def test_flips_are_taken_out_of_outputs_as_they_came_in() -> None:
     F = outputs(50, 3, seed=0)[0]
     torch.testing.assert_close(Flips(T, T).true_outputs(F @ T), F)
     assert Flips(T).true_outputs(F) is F
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_rates_without_an_inverse_are_not_taken_out(share: float) -> None:
+    """Of a class half is called another and of that half the first: no outputs of true labels can be had."""
+    F, truth, generator = outputs(2000, 2, seed=0)
+    T = torch.tensor([[1 - share, share], [share, 1 - share]], dtype=torch.float64)
+    y = torch.where(torch.rand(2000, generator=generator) < share, 1 - truth, truth)
+    free = ~torch.eye(2, dtype=torch.bool)
+    _, flips, _, likelihood = settle_flips(F @ T, y, free, T, links.Link(0.3, 1.0))
+    assert flips.taken is None and torch.isfinite(torch.tensor(likelihood))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 40])
