@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,7 @@ from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.folder import Folder
 from diva_ray.data.raw.units import MOST_HELD, Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
-from diva_ray.engine.batch_size import own_gpu
-from diva_ray.engine.device import roomy
+from diva_ray.engine.fetched import sent_home, store, told_room
 from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 
@@ -251,14 +250,14 @@ class UnitEncoder:
         pending: list[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None]] = []
         for start in range(0, len(order), band.batch):
             some = order[start : start + band.batch]
-            with _told(band), _room(encoder):
-                pending.append((some, *_sent_home(encoder.run([samples[k] for k in some]))))
+            with _told(band), told_room(encoder):
+                pending.append((some, *sent_home(encoder.run([samples[k] for k in some]))))
             while len(pending) > (
                 1 if encoder.device == "cuda" else 0
             ):  # the next batch is sent before this one is fetched
-                _store(values, *pending.pop(0))
+                store(values, *pending.pop(0))
         for one in pending:
-            _store(values, *one)
+            store(values, *one)
         return values, present
 
 
@@ -275,37 +274,6 @@ def _told(band: Band) -> Iterator[None]:
             f"({' '.join(str(error).split())[:200]}) from {band.config.name or band.config.kind} in a batch of column "
             f"`{band.column}`. Change `encoder.model` or `encoder.tokens`, or leave the sample out."
         ) from error
-
-
-def _room(encoder: Encoder) -> AbstractContextManager[Any]:
-    """Return the context in which too little memory of a GPU is told in one line."""
-    if encoder.device != "cuda":
-        return nullcontext()
-    cure = "set a smaller `encoder.batch`, or let fewer workers share it"
-    return roomy(own_gpu(), "encoder.batch: a batch of samples", cure)
-
-
-def _sent_home(found: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Return features on the CPU, and what to wait for until they are there: not for what a GPU is given after them."""
-    found = found.detach()
-    if not found.is_cuda:
-        return found, None
-    there = torch.empty(found.shape, dtype=found.dtype, pin_memory=True).copy_(found, non_blocking=True)
-    sent = torch.cuda.Event()
-    sent.record(torch.cuda.current_stream(found.device))
-    return there, sent
-
-
-def _store(values: np.ndarray, rows: np.ndarray, found: torch.Tensor, sent: torch.cuda.Event | None) -> None:
-    if found.shape != (len(rows), values.shape[1]):  # what has one row or one column would fill all others
-        raise InputError(
-            f"encoder.layer: must give every batch one vector a sample, all of {values.shape[1]} numbers, got "
-            f"{tuple(found.shape)} for {len(rows)} samples. Change `encoder.layer` or `encoder.pool`."
-        )
-    if sent is not None:
-        sent.synchronize()
-    with np.errstate(over="ignore"):  # what float16 cannot hold is told by row
-        values[rows] = found.cpu().numpy()
 
 
 def _vectors(values: np.ndarray, present: np.ndarray, kind: pa.BaseExtensionType) -> pa.Array:
