@@ -1,5 +1,7 @@
 """Files that start clusters: what Ray and KubeRay take, and what keeps strangers and work off the head."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,11 @@ def test_cluster_yaml_is_what_ray_takes():
     assert all("RAY_AUTH_MODE=token " in command for command in starts)
     assert config["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    asked = re.search(r"diva_ray\[(.*)\]\"$", config["setup_commands"][-1]).group(1).split(",")
+    assert asked == ["cluster", "aws"]
+    assert {re.split(r"\W", one)[0] for name in asked for one in extras[name]} <= pinned
     with pytest.raises(Exception, match="max_workers"):
         validate_config({**config, "max_workers": "many"})
     with pytest.raises(Exception, match="max_worker"):

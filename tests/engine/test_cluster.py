@@ -44,7 +44,7 @@ def test_a_ridge_chosen_under_tiles_has_the_same_bits_inline_and_on_ray(ray_clus
 
 PASSES = [
     "scan", "fit_parts", "grid", "sample", "leave_one_out", "score", "estimated", "calibrate", "judge",
-    "sample_facts", "sample_whitened", "nearest", "write",
+    "least_draws", "sample_facts", "sample_whitened", "nearest", "class_odds", "write",
 ]  # fmt: skip
 
 
@@ -53,9 +53,10 @@ def test_killed_workers_change_no_bit(ray_cluster, task, monkeypatch):
     X, wrong = task["features"], np.random.default_rng(2).random(13_000) < 0.1
     y = np.where(wrong, X[:, 5:10].argmax(1), X[:, :5].argmax(1))  # labels whose errors show: all passes are run
     table = {**task, "label": np.array([f"class {k}" for k in y])}
-    undisturbed = diva_ray.score(table, source="source", cluster="inline", quiet=True)
+    options = {"source": "source", "quiet": True, "labeller_doubt": "on"}
+    undisturbed = diva_ray.score(table, cluster="inline", **options)
     killed = killing(monkeypatch)
-    result = diva_ray.score(table, source="source", cluster={"kind": "ray", "workers": 2}, quiet=True)
+    result = diva_ray.score(table, cluster={"kind": "ray", "workers": 2}, **options)
     assert [name for name, _ in killed] == PASSES
     assert len({pid for _, pid in killed}) == len(killed), "every kill must hit a process of its own"
     assert result.folder.read_table("samples").equals(undisturbed.samples)

@@ -45,7 +45,7 @@ def test_killed_workers_change_no_bit(ray_cluster, table, monkeypatch):
     killed = killing(monkeypatch)
     result = diva_ray.score(table, cluster={"kind": "ray", "workers": 2}, **OPTIONS)
     either = ["fit", "grid", "sample", "leave_one_out", "score", "estimated"]
-    wanted = ["scan", *(f"{name} forward" for name in either), *(f"{name} backward" for name in either)]
+    wanted = ["scan", "least_draws", *(f"{name} forward" for name in either), *(f"{name} backward" for name in either)]
     assert [name for name, _ in killed] == [*wanted, "join", "sample", "judge", "write"]
     assert len({pid for _, pid in killed}) == len(killed), "every kill must hit a process of its own"
     assert result.folder.read_table("samples").equals(undisturbed.samples)
