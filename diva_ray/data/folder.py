@@ -86,7 +86,8 @@ class Folder:
         inside = self.names("") if info.type == pyarrow.fs.FileType.Directory else []
         begun = bool(BEGUN & set(inside))
         if inside and not resume:
-            cure = ", or use `resume=true` to finish the run there" if begun and "summary.json" not in inside else ""
+            whole = {"summary.json", "manifest.json"} <= set(inside)  # the manifest is the last file of a run
+            cure = ", or use `resume=true` to finish the run there" if begun and not whole else ""
             listed = ", ".join(sorted(inside)[:3]) + (", ..." if len(inside) > 3 else "")
             entries = "1 entry" if len(inside) == 1 else f"{len(inside)} entries"
             raise InputError(

@@ -135,13 +135,13 @@ def test_an_output_in_use_is_left_as_it_is(tmp_path):
     before = contents(out)
     refuses(r"output: the folder must be new or empty, got \d+ entries .* at .*out. Change `output`\.$",
             base(), output=str(out))  # fmt: skip
-    shutil.copytree(out, tmp_path / "begun")
-    (tmp_path / "begun" / "summary.json").unlink()
-    refuses(
-        r"output: .* at .*begun. Change `output`, or use `resume=true` to finish",
-        base(),
-        output=str(out.parent / "begun"),
-    )
+    for last in ("summary.json", "manifest.json"):
+        begun = tmp_path / f"without {last}"
+        shutil.copytree(out, begun)
+        (begun / last).unlink()
+        refuses(
+            r"output: .* at .*without.*. Change `output`, or use `resume=true` to finish", base(), output=str(begun)
+        )
     (tmp_path / "early" / "steps" / "0004-left").mkdir(parents=True)  # all that a run killed in its first pass leaves
     refuses(r"or use `resume=true` to finish", base(), output=str(tmp_path / "early"))
     (tmp_path / "foreign" / "samples").mkdir(parents=True)
