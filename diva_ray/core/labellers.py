@@ -18,6 +18,7 @@ from diva_ray.core.links import Link, probabilities
 MOST_SHARED = 0.3  # of what the model misses, with rows alike: 0.26 of human labels seen, 0.33-0.85 of true ones
 FEWEST_MISSES = 100  # expected, among the reference rows
 SURE = 0.9  # probability of its likeliest class that half of the rows have, or chance decides, not labellers
+AT_ONCE = 1024  # reference rows in one product with a block
 MOST_LEVERAGE = 0.1  # mean; ten rows to a free parameter, or misses say how few rows there were
 
 
@@ -60,11 +61,15 @@ def nearest_rows(
         return Nearest(
             torch.full((len(reference),), -torch.inf), reference.new_zeros(len(reference), 1 + facts.shape[1])
         )
-    cosine = _unit(reference[:, first:]) @ _unit(U[:, first:]).T
-    cosine.masked_fill_(reference_code[:, None] == code, -torch.inf)
-    best, at = cosine.max(1)
-    k = (reference * U[at]).sum(1, keepdim=True)
-    return Nearest(best.double(), torch.cat([k.double(), facts[at].double()], 1))
+    others, cosines, found = _unit(U[:, first:]).T, [], []
+    for mine, own in zip(reference.split(AT_ONCE), reference_code.split(AT_ONCE), strict=True):
+        cosine = _unit(mine[:, first:]) @ others
+        cosine.masked_fill_(own[:, None] == code, -torch.inf)
+        best, at = cosine.max(1)
+        k = (mine * U[at]).sum(1, keepdim=True)
+        cosines.append(best.double())
+        found.append(torch.cat([k.double(), facts[at].double()], 1))
+    return Nearest(torch.cat(cosines), torch.cat(found))
 
 
 def _unit(U: Tensor) -> Tensor:

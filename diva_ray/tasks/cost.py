@@ -114,6 +114,7 @@ class Cost:
         """
         p, c, b, n = self.p, self.outputs, self.itemsize, self.rows
         sample = 3 * 8 * min(n, SAMPLED) * c if self.classes and c <= MOST_CLASSES else 0
+        sample += 2 * 4 * min(n, SAMPLED) * p if self.cosines() else 0  # whose nearest are sought: as they come, joined
         if self.dual:
             return n * p * (8 + b) + 40 * n * n + sample
         square = max(40 if self.auto and not self.tiles() else 24, 32 + 3 * b, steps and 16 + steps * (16 + 2 * b))
