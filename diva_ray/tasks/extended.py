@@ -20,6 +20,7 @@ from diva_ray.tasks.extended_words import (
     missed_in_words,
     never,
     notes_on_error,
+    other_shares,
     rows_by_label,
     validated,
     wrong_in_pool,
@@ -65,8 +66,10 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         "best_budget": work.best["chosen"],
         "error_by_budget": steps,
         "selected_by_class": [
-            {"label": str(name), "n": int(n), "of": int(of)}
-            for name, n, of in zip(names, written["classes"], work.pool_counts, strict=True)
+            {"label": str(name), "n": int(n), "of": int(of), "in_table": int(own)}
+            for name, n, of, own in zip(
+                names, written["classes"], work.pool_counts, work.gauge.left["class_n"], strict=True
+            )
         ]
         if names
         else [],
@@ -127,7 +130,9 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
         )
     ]  # fmt: skip
     if s["selected_by_class"]:
+        own = "In the table" if apart(s["validation"]) != "validation" else "In the validation table"
         columns = [("label", "Class", "label"), ("n", "Chosen", "count"), ("of", "In the pool", "count")]
+        columns.append(("in_table", own, "count"))
         by_class = [row | {"label": session.named(row["label"])} for row in s["selected_by_class"]]
         rows = sorted(by_class, key=lambda row: -row["n"])
         parts.append(Table("Classes", columns, rows, "Most chosen first."))
@@ -166,7 +171,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
             )
             + ". A second row of each class, or a validation table, would tell more."
         )
-    notes += [*missed_in_words(s), *notes_on_error(s)]
+    notes += [*missed_in_words(s), *notes_on_error(s), *other_shares(s)]
     chose = f"chose {s['n_selected']:,} of {words.counted(s['n_pool'], 'row', 'rows')}: {s['stopped']}"
     return Sheet(
         "Which rows of the pool to add",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from diva_ray.report import words
 from diva_ray.tasks.alike import few_shared_in_words
 from diva_ray.tasks.chance import clear
@@ -12,6 +14,7 @@ from diva_ray.tasks.reweighted import gap_words
 from diva_ray.tasks.summary_words import apart
 from diva_ray.tasks.trials import few_in_words
 
+OTHER_SHARES = 0.2  # of the pool's rows, which would need another class
 LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with one decimal
 
 
@@ -24,7 +27,7 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
     notes = [
         *against_random(s),
         *right_in_words(s),
-        *(f"note: {words}" for words in [*missed_in_words(s), *notes_on_error(s), *few]),
+        *(f"note: {words}" for words in [*missed_in_words(s), *notes_on_error(s), *other_shares(s), *few]),
     ]
     helpful = "with labels that are likely right" if rows_by_label(s) else "that help"
     error = (
@@ -111,6 +114,27 @@ def _risen(s: dict[str, Any], error: str) -> list[str]:
             f"{'a smaller ' if s['budget'] else ''}`budget` would take fewer."
         ]
     return []
+
+
+def other_shares(summary: dict[str, Any]) -> list[str]:
+    """Return what is to be said where the pool has other shares of classes than the rows that validate: a fifth of it
+    or more, beyond chance."""
+    rows = summary["selected_by_class"]
+    pool, own = (np.array([row[key] for row in rows], dtype=float) for key in ("of", "in_table"))
+    if not rows or not pool.sum() or not own.sum():
+        return []
+    both = (pool + own) / (pool.sum() + own.sum())
+    apart_by = pool / pool.sum() - own / own.sum()
+    chance = np.sqrt(2 / np.pi * both * (1 - both) * (1 / pool.sum() + 1 / own.sum())).sum() / 2  # mean, of one source
+    if np.abs(apart_by).sum() / 2 - chance < OTHER_SHARES:
+        return []
+    k, where = int(np.abs(apart_by).argmax()), "rows that validate"
+    return [
+        f"The pool has other shares of classes than the {where}: class {rows[k]['label']} is "
+        f"{words.percent(pool[k] / pool.sum())} of the pool and {words.percent(own[k] / own.sum())} of these. Chosen "
+        f"rows keep the pool's shares, and a fit leans towards classes it saw often: if rows to come are like the "
+        f"{where}, draw the pool to their shares first."
+    ]
 
 
 def wrong_in_pool(summary: dict[str, Any]) -> float:

@@ -49,6 +49,20 @@ def test_a_class_of_few_rows_in_the_table_is_chosen_as_often_as_the_others(rows)
     assert min(one["n"] for one in budget["selected_by_class"]) > 30
 
 
+@pytest.mark.parametrize(("rows", "kept", "told"), [(400, 0.1, True), (400, 1.0, False), (24, 1.0, False)])
+def test_other_shares_of_classes_in_the_pool_are_told(rows, kept, told):
+    pool = blobs(2000, 2)
+    stays = (pool["label"] == 2) | (np.random.default_rng(3).random(2000) < kept)
+    pool = {name: values[stays] for name, values in pool.items()}
+    result = run(blobs(rows, 1), pool)
+    lines = [one for one in result.lines() if "other shares of classes" in one]
+    assert len(lines) == told
+    for line in lines:
+        shares = [f"{100 * (one['label'] == 2).mean():.1f} %" for one in (pool, blobs(rows, 1))]
+        assert f"class 2 is {shares[0]} of the pool and {shares[1]} of these" in line.replace("\N{NO-BREAK SPACE}", " ")
+        assert "other shares of classes" in result.folder.read("report.html").decode()
+
+
 def test_random_choice_beside_it_is_of_as_many_rows_where_most_weigh_nothing():
     core, pool = blobs(200, 1), blobs(2000, 2, 0.3)
     core["w"], pool["w"] = np.ones(200), (np.arange(2000) % 10 == 0) * 1.0
