@@ -27,6 +27,7 @@ from diva_ray.core.histogram import LIMIT, ODDS, Histogram, Z, cell_of, count_ce
 from diva_ray.core.links import noise_rates
 
 LEAST_POSTERIOR = 0.2  # no label is an issue with less than one chance in five
+LEAST_SCORE = 1e-37  # of a cut, so that scores of 0 are below it, in float32 too
 FEWEST_WRONG = 0.5  # rows: fewer are none
 MOST_DETRIMENTAL = 0.05  # share of samples, where few wrong labels are expected
 
@@ -122,7 +123,8 @@ def fit_verdict(
     edges = torch.from_numpy(edges_of(ODDS))
     posterior = 1 - label_scores(edges[:-1] + LIMIT / ODDS[2], none).numpy()
     k, figures = best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)
-    label = Cut(float(label_scores(edges[k : k + 1], none)) if k else 0.0, *figures)
+    # A steep recalibration leaves scores of 0, which are below no cut of 0.
+    label = Cut(max(float(label_scores(edges[k : k + 1], none)), LEAST_SCORE) if k else 0.0, *figures)
     wrong = posterior @ counts
     rate = float(wrong.sum() / total) if flips or doubt else rate
     found = replace(none, noise_rate=rate, label=label)

@@ -97,3 +97,14 @@ def test_no_verdict_without_wrong_labels() -> None:
     again = recalibration.recalibrate(sums.counts.sum(1), recalibration.class_sums(F, y, ones, link), 3, 0.05)
     rule = verdict.fit_verdict(sums, 3, again=again)
     assert again.rate < 0.01 and rule.label.share < 0.002
+
+
+def test_labels_whose_scores_vanish_under_a_steep_recalibration_are_called_wrong():
+    """Where wrong labels lie far from right ones the likeliest slope is as steep as may be: e^(-24 x 54.6) is 0."""
+    odds = torch.where(torch.arange(300) < 60, -22.0, 22.0) + torch.linspace(-1.0, 1.0, 300)
+    sums = verdict.verdict_sums(odds, torch.zeros(300), torch.ones(300))
+    for slope in (1.0, 54.6):
+        found = verdict.fit_verdict(sums, 2, again=verdict.Recalibration(0.0, slope, 0.2))
+        scores = verdict.label_scores(odds, found)
+        assert (scores < found.label.value).tolist() == (odds < 0).tolist()
+        assert (scores.float() < found.label.value).tolist() == (odds < 0).tolist()
