@@ -130,9 +130,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
         )
     ]  # fmt: skip
     if s["selected_by_class"]:
-        own = "In the table" if apart(s["validation"]) != "validation" else "In the validation table"
         columns = [("label", "Class", "label"), ("n", "Chosen", "count"), ("of", "In the pool", "count")]
-        columns.append(("in_table", own, "count"))
+        columns.append(("in_table", "In the table", "count"))
         by_class = [row | {"label": session.named(row["label"])} for row in s["selected_by_class"]]
         rows = sorted(by_class, key=lambda row: -row["n"])
         parts.append(Table("Classes", columns, rows, "Most chosen first."))

@@ -117,8 +117,8 @@ def _risen(s: dict[str, Any], error: str) -> list[str]:
 
 
 def other_shares(summary: dict[str, Any]) -> list[str]:
-    """Return what is to be said where the pool has other shares of classes than the rows that validate: a fifth of it
-    or more, beyond chance."""
+    """Return what is to be said where the pool has other shares of classes than the table: a fifth of it or
+    more, beyond chance."""
     rows = summary["selected_by_class"]
     pool, own = (np.array([row[key] for row in rows], dtype=float) for key in ("of", "in_table"))
     if not rows or not pool.sum() or not own.sum():
@@ -128,12 +128,12 @@ def other_shares(summary: dict[str, Any]) -> list[str]:
     chance = np.sqrt(2 / np.pi * both * (1 - both) * (1 / pool.sum() + 1 / own.sum())).sum() / 2  # mean, of one source
     if np.abs(apart_by).sum() / 2 - chance < OTHER_SHARES:
         return []
-    k, where = int(np.abs(apart_by).argmax()), "rows that validate"
+    k = int(np.abs(apart_by).argmax())
     return [
-        f"The pool has other shares of classes than the {where}: class {rows[k]['label']} is "
-        f"{words.percent(pool[k] / pool.sum())} of the pool and {words.percent(own[k] / own.sum())} of these. Chosen "
-        f"rows keep the pool's shares, and a fit leans towards classes it saw often: if rows to come are like the "
-        f"{where}, draw the pool to their shares first."
+        f"The pool has other shares of classes than the table: class {rows[k]['label']} is "
+        f"{words.percent(pool[k] / pool.sum())} of the pool and {words.percent(own[k] / own.sum())} of the table. "
+        "Chosen rows keep the pool's shares, and a fit leans towards classes it saw often: if rows to come are like "
+        "the table, draw the pool to its shares first."
     ]
 
 

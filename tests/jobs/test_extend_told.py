@@ -59,8 +59,17 @@ def test_other_shares_of_classes_in_the_pool_are_told(rows, kept, told):
     assert len(lines) == told
     for line in lines:
         shares = [f"{100 * (one['label'] == 2).mean():.1f} %" for one in (pool, blobs(rows, 1))]
-        assert f"class 2 is {shares[0]} of the pool and {shares[1]} of these" in line.replace("\N{NO-BREAK SPACE}", " ")
+        assert f"class 2 is {shares[0]} of the pool and {shares[1]} of the table" in line.replace(
+            "\N{NO-BREAK SPACE}", " "
+        )
         assert "other shares of classes" in result.folder.read("report.html").decode()
+
+
+def test_classes_of_the_table_are_counted_also_where_another_validates():
+    core = blobs(400, 1)
+    result = run(core, blobs(1000, 2), validation=blobs(300, 5))
+    counted = {one["label"]: one["in_table"] for one in result.summary["selected_by_class"]}
+    assert list(counted.values()) == np.bincount(core["label"]).tolist()
 
 
 def test_random_choice_beside_it_is_of_as_many_rows_where_most_weigh_nothing():
