@@ -142,6 +142,7 @@ class ExtendConfig(FitConfig):
     budget: int | None = None  # rows to choose; None: while labels seem right and the left-out error does not rise
     rounds: int = 10  # in how many rounds, 1..1000
     method: str = "balanced"  # balanced: at random among rows whose label is likely right, by class | paper: top-k
+    class_weights: str = "auto"  # auto: where the pool has other shares of classes, chosen rows weigh by class | none
     output: str = "outputs/extend"
 
 

@@ -30,12 +30,13 @@ def test_rows_without_a_label_are_left_out_of_what_embed_wrote(tmp_path):
 
 
 def chosen_rows(folder, **more):
-    """Extend a table from a pool, in files; return the ids of the core and of the chosen rows."""
+    """Extend a table from a pool mostly of one class, in files; return the ids of the core, and the chosen rows' weight
+    by id."""
     draw = np.random.default_rng(0)
     options = {"cluster": {"kind": "inline", "threads": 1}, "quiet": True, "budget": 40}
     for name, start, n in (("core", 0, 60), ("crawl", 1000, 200)):
         (folder / name).mkdir()
-        y = draw.integers(0, 3, n)
+        y = draw.integers(0, 3, n) if name == "core" else draw.choice(3, n, p=[0.9, 0.05, 0.05])
         rows = pa.table({"id": start + np.arange(n), "features": list(2 * np.eye(5)[y] + draw.normal(size=(n, 5))),
                          "label": y, "of the core" if name == "core" else "of the pool": np.ones(n)})  # fmt: skip
         for k in range(2):
@@ -43,7 +44,9 @@ def chosen_rows(folder, **more):
     result = diva_ray.extend(
         str(folder / "core"), str(folder / "crawl"), output=str(folder / "more"), **options, **more
     )
-    return list(range(60)), result.samples["id"].to_pylist()
+    weights = dict(zip(*(result.samples[name].to_pylist() for name in ("id", "weight")), strict=True))
+    assert len(set(weights.values())) > 1
+    return list(range(60)), weights
 
 
 def recipes():
@@ -58,7 +61,8 @@ def test_core_and_chosen_rows_become_one_table_as_the_documentation_says(tmp_pat
     exec(recipes()[0], {})
     both = pq.read_table("both")
     assert sorted(both["id"].to_pylist()) == core + sorted(chosen)
-    assert both.column_names == ["id", "features", "label"]
+    assert both.column_names == ["id", "features", "label", "weight"]
+    assert all(row["weight"] == chosen.get(row["id"], 1.0) for row in both.to_pylist())
     pool = dict(zip(*(pq.read_table("crawl")[name].to_pylist() for name in ("id", "features")), strict=True))
     for row in both.to_pylist():
         assert row["id"] < 1000 or row["features"] == pool[row["id"]]
@@ -69,15 +73,20 @@ def test_core_and_chosen_rows_become_one_table_as_the_documentation_says(tmp_pat
 def test_rows_without_an_id_are_taken_by_their_place_as_the_documentation_says(tmp_path, monkeypatch):
     chosen_rows(tmp_path, id="none")
     monkeypatch.chdir(tmp_path)
-    code = recipes()[0].replace(
-        'pool.scanner(columns=both, filter=d.field("id").isin(ids))', "pool.take(ids, columns=both)"
+    code, found = re.subn(
+        r"^more = .*$",
+        'more = pool.take(ids, columns=both).append_column("weight", weights)',
+        recipes()[0],
+        flags=re.MULTILINE,
     )
+    assert found == 1
     exec(code, {})
     selected, both = pq.read_table("more/selected"), pq.read_table("both")
     assert both.num_rows == 100
     expected = [1000 + k for k in selected["id"].to_pylist()]
     assert [one for one in both["id"].to_pylist() if one >= 1000] == expected
-    assert both.filter(pa.compute.greater_equal(both["id"], 1000))["label"].to_pylist() == selected["label"].to_pylist()
+    taken = both.filter(pa.compute.greater_equal(both["id"], 1000))
+    assert all(taken[name].equals(selected[name]) for name in ("label", "weight"))
 
 
 @pytest.mark.ray
@@ -89,3 +98,5 @@ def test_ray_data_joins_core_and_chosen_rows_as_the_documentation_says(ray_clust
     exec(code, {"__name__": "recipe"})
     both = diva_ray.score(str(tmp_path / "both"), cluster={"kind": "inline", "threads": 1}, quiet=True)
     assert sorted(both.samples["id"].to_pylist()) == core + sorted(chosen)
+    rows = pq.read_table(tmp_path / "both").to_pylist()
+    assert all(row["weight"] == chosen.get(row["id"], 1.0) for row in rows)

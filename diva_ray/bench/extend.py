@@ -30,16 +30,16 @@ def measure(one: RealSet, noise: float, seed: int) -> dict[str, float]:
     wanted = {share: round(share * len(pool)) for share in BUDGETS}
     found = {"core": _error(one, y, core, core[:0]), "whole": _error(one, y, core, pool)}
     tables = [{"id": rows, **one.table(y, rows)} for rows in (core, pool)]
-    ranked = _chosen(one, tables, seed, method="paper", budget=wanted[0.8], rounds=8)
+    ranked, _ = _chosen(one, tables, seed, method="paper", budget=wanted[0.8], rounds=8)
     drawn = [np.random.default_rng(1000 * seed + k).permutation(pool) for k in range(DRAWS)]
     for share, budget in wanted.items():
         ours = _chosen(one, tables, seed, budget=budget)
-        found[f"ours {share:.0%}"] = _error(one, y, core, ours)
+        found[f"ours {share:.0%}"] = _error(one, y, core, *ours)
         found[f"paper {share:.0%}"] = _error(one, y, core, ranked[:budget])
         found[f"uniform {share:.0%}"] = float(np.mean([_error(one, y, core, order[:budget]) for order in drawn]))
     stopped = _chosen(one, tables, seed)
-    found["stop share"] = 100 * len(stopped) / len(pool)
-    found["stop"] = _error(one, y, core, stopped)
+    found["stop share"] = 100 * len(stopped[0]) / len(pool)
+    found["stop"] = _error(one, y, core, *stopped)
     return found
 
 
@@ -56,14 +56,19 @@ def split(one: RealSet, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return order[rows], order[~rows]
 
 
-def _chosen(one: RealSet, tables: list[dict], seed: int, **options: object) -> np.ndarray:
+def _chosen(one: RealSet, tables: list[dict], seed: int, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows chosen, first first, and what each weighs."""
     result = diva_ray.extend(*tables, seed=seed, **options, **one.columns)
     assert isinstance(result, Result)
-    return result.samples.sort_by("rank")["id"].to_numpy()
+    rows = result.samples.sort_by("rank")
+    return rows["id"].to_numpy(), rows["weight"].to_numpy()
 
 
-def _error(one: RealSet, y: np.ndarray, core: np.ndarray, added: np.ndarray) -> float:
+def _error(
+    one: RealSet, y: np.ndarray, core: np.ndarray, added: np.ndarray, weights: np.ndarray | float = 1.0
+) -> float:
     weight = np.ones(len(y))
+    weight[added] = weights
     sums = one.fit_sums(y, weight, np.concatenate([core, added]))
     return one.test_error(sums, one.tuned_ridge(sums, y, weight, core))
 

@@ -8,6 +8,8 @@ easiest, and is worse than chance on a clean pool.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from diva_ray.core.hashing import splitmix
 
+OTHER_SHARES = 0.2  # of the rows, which would need another class for the shares to be alike
+HEAVIEST = 2.0  # a chosen row, where rows of its class are few: one that weighs more shapes the fit alone
 LATE = -(1 << 63)  # the sign bit: keys are compared as unsigned numbers
 BYTES = 8  # of a key, most significant first
 
@@ -74,6 +78,41 @@ def quotas(counts: Int[Tensor, " c"], budget: int, taken: Int[Tensor, " c"] | No
         order = torch.argsort(torch.where(room, exact - quota, -torch.inf), descending=True, stable=True)
         quota[order[: min(budget - int(quota.sum()), int(room.sum()))]] += 1
     return quota
+
+
+def shares_apart(own: Float[Tensor, " c"], other: Float[Tensor, " c"]) -> float:
+    """Return which share of the rows would need another class for two sources to have the same shares of classes (the
+    total variation distance), less what rows drawn from one source would show on average; both by rows of each class.
+    """
+    n, m = float(own.sum()), float(other.sum())
+    if not n or not m:
+        return 0.0
+    both = (own + other) / (n + m)
+    chance = (2 / math.pi * both * (1 - both) * (1 / n + 1 / m)).sqrt().sum() / 2
+    return float((own / n - other / m).abs().sum() / 2 - chance)
+
+
+def class_weights(own: Float[Tensor, " c"], chosen: Float[Tensor, " c"]) -> Float[Tensor, " c"]:
+    """Return the weight of a chosen row of every class with which classes keep the shares of one's own rows; 1 for all
+    where the shares are alike (`shares_apart` below OTHER_SHARES), and for a class of which one has no row.
+
+    A fit leans towards the classes that it saw often, and what is chosen has the pool's shares. w_k = t_k / s_k, the
+    correction of label shift (Saerens et al. 2002): s the shares of what is chosen, t_k = (n_k + c s_k) / (n + c) those
+    of one's own n rows, drawn towards s, as few rows tell them poorly; at most HEAVIEST. All rows are kept: as good as
+    a choice in one's own shares, which leaves rows of frequent classes out, or better.
+
+    Args:
+        own: one's own rows of each class.
+        chosen: rows of each class that are, or will be, chosen.
+    """
+    weights = torch.ones_like(own)
+    if shares_apart(own, chosen) < OTHER_SHARES:
+        return weights
+    known = own > 0
+    n, s = own[known], chosen[known] / chosen[known].sum().clamp_min(1)
+    t = (n + len(n) * s) / (n.sum() + len(n))
+    weights[known] = (t / s.clamp_min(1e-300)).clamp_max(HEAVIEST)
+    return weights
 
 
 def byte_counts(

@@ -60,6 +60,12 @@ def classes_of(shard: Shard, setup: Setup) -> Tensor:
     return torch.zeros(len(shard), dtype=torch.int64)
 
 
+def weight_of(shard: Shard, known: Known) -> Tensor:
+    """Return what every row weighs once it is chosen, float64: its own weight times its class's (`tasks.extend`)."""
+    by_class = known.get("class_weights")
+    return shard.weight if by_class is None else shard.weight * by_class[codes_of(shard, known["setup"])]
+
+
 def class_counts(shard: Shard, known: Known) -> Tensor:
     """Return the rows of every class that may be chosen: those with a weight."""
     setup: Setup = known["setup"]
@@ -166,22 +172,24 @@ def scored_pool(shard: Shard, known: Known) -> PoolRows:
 def sum_uniform(shard: Shard, known: Known) -> Partial:
     """Return the fit sums of the slice that stands for uniform choice, and how many rows it has."""
     mine = in_uniform_slice(shard, known)
-    sums: FitSums = _sums_of(shard, known, {"uniform": mine})["uniform"]
+    sums: FitSums = _sums_of(shard, known, {"uniform": mine * shard.weight})["uniform"]
     return Partial(sums, Tally(uniform=int((mine & (shard.weight > 0)).sum())))
 
 
 def sum_again(shard: Shard, known: Known) -> Tally:
     """Return the fit sums of all rows chosen so far, and of those that stand for uniform choice; n p^2 operations."""
     draw = choose.uniform_draw(shard.keys, known["uniform_seed"])
-    return _sums_of(shard, known, {"chosen": taken(shard, known), "uniform": draw < known["uniform_slice"][1]})
+    uniform = draw < known["uniform_slice"][1]
+    weights = {"chosen": taken(shard, known) * weight_of(shard, known), "uniform": uniform * shard.weight}
+    return _sums_of(shard, known, weights)
 
 
-def _sums_of(shard: Shard, known: Known, found: dict[str, Tensor]) -> Tally:
+def _sums_of(shard: Shard, known: Known, weights: dict[str, Tensor]) -> Tally:
     setup, device = known["setup"], device_of(known)
-    sums = {name: FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) for name in found}
+    sums = {name: FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) for name in weights}
     for b in blocks(shard, known):
-        for name, mine in found.items():
-            part = mine[b.start : b.stop]
-            rows, weight = torch.nonzero(part).squeeze(1).to(device), shard.weight[b.start : b.stop][part].to(b.Z)
+        for name, every in weights.items():
+            part = every[b.start : b.stop]
+            rows, weight = torch.nonzero(part).squeeze(1).to(device), part[part > 0].to(b.Z)
             sums[name].add(b.Z[rows], b.Y[rows], weight, None if b.offset is None else b.offset[rows])
     return Tally({name: total.sums() for name, total in sums.items()})

@@ -19,7 +19,7 @@ from diva_ray.engine.context import (
     keep_weights,
     targets,
 )
-from diva_ray.engine.pool import classes_of, is_near, scored_pool, taken
+from diva_ray.engine.pool import classes_of, is_near, scored_pool, taken, weight_of
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
@@ -122,7 +122,7 @@ def take(shard: Shard, known: Known) -> Partial:
     if len(at):
         Y, Z = targets(shard, setup)[at].to(device), Z.to(device)
         offset = None if offset is None else offset.to(Z)
-        sums.add(Z, Y, shard.weight[at].to(Z), offset)
+        sums.add(Z, Y, weight_of(shard, known)[at].to(Z), offset)
         _remember(shard, known, at, keys, Z, offset)
     kept = taken(shard, known) | chosen
     keep_weights(shard, known, kept.double(), known["next_step"])
@@ -153,5 +153,6 @@ def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor, o
         "derivative": d,
         "z": z,
         "label_score": probabilities(shard, known)[at].float(),
+        "weight": weight_of(shard, known)[at],
     }
     remember_chosen(shard, known, facts)

@@ -20,7 +20,7 @@ from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.samples import differ
 from diva_ray.engine.setup import Setup
 
-NOTHING = {"row": np.zeros(0, np.int64)} | {
+NOTHING = {"row": np.zeros(0, np.int64), "weight": np.zeros(0)} | {
     name: np.zeros(0, np.float32) for name in ("derivative", "z", "label_score")
 }
 
@@ -85,6 +85,7 @@ def write_selected(shard: Shard, known: Known) -> Tally:
             "id": identifier.take(pa.array(at)), "rank": ranks, "round": np.full(len(at), k),
             "derivative": facts["derivative"], "z": facts["z"],
             "label": shard.label.take(pa.array(at)), "label_score": facts["label_score"],
+            "weight": facts["weight"],
         }  # fmt: skip
         parts.append(pa.table(columns))
         if len(counts) > 1:

@@ -21,6 +21,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.begin import begin, conclude, tidy
 from diva_ray.tasks.calls import configure, path_of, takes_table
+from diva_ray.tasks.class_shares import ClassShares, compare_shares, hardly_known
 from diva_ray.tasks.enroll import enroll, losses_on_another_scale
 from diva_ray.tasks.extended import chosen_first, figures, sheet_of
 from diva_ray.tasks.extended_words import told
@@ -36,7 +37,6 @@ from diva_ray.tasks.summary_words import apart
 
 log = logging.getLogger("diva_ray")
 
-RARE = 0.1  # of the rows of a class of middling size: of labels with fewer the fit and its calibration can say nothing
 SLACK = 0.05  # of rows chosen at random by which they may be more than those chosen
 NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
@@ -102,18 +102,14 @@ def run(
 
 def check(config: ExtendConfig) -> None:
     """Raise for options that no table could make right."""
-    check_choices(config, {"method": ("balanced", "paper"), "pool.new_classes": ("error", "allow")})
+    choices = {
+        "method": ("balanced", "paper"),
+        "class_weights": ("auto", "none"),
+        "pool.new_classes": ("error", "allow"),
+    }
+    check_choices(config, choices)
     check_range(config, rounds=(1, 1000))
     check_least(config, {"budget": 1})
-
-
-def hardly_known(rows: Tensor) -> Tensor:
-    """Return which classes have next to no rows in the table, by the rows of each.
-
-    What was chosen of them does not count: outputs are calibrated on the table's rows, and a class that is hardly ever
-    predicted there would look wrong wherever it is given.
-    """
-    return rows < RARE * rows.double().mean()
 
 
 @dataclass
@@ -122,6 +118,7 @@ class Extension:
 
     Attributes:
         taken: rows chosen so far, by class.
+        shares: of classes, since the first round that knew something of labels.
         gauge: the fit to the table and what was chosen, and how good it is.
         kept: the step of the gauge with which it ends; `best`: the one after which the error has risen beyond chance.
     """
@@ -134,6 +131,7 @@ class Extension:
     bare: int
     gauge: Gauge = field(init=False)
     taken: Tensor = field(init=False)
+    shares: ClassShares | None = None
     kept: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     uniform_to: float = 0.0
@@ -255,7 +253,10 @@ class Extension:
 
     def choose(self, k: int, batch: int) -> int:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
-        engine = self.runner.engine
+        engine, config = self.runner.engine, self.config
+        if self.shares is None and self.setup.task == "classification" and not self.blind:
+            method = "none" if config.method == "balanced" and config.class_weights == "none" else config.method
+            self.shares = compare_shares(self.runner, self.extents, self.pool_counts, method)
         engine.tell(near_only=self.config.method == "balanced" and not self.blind)
         helping, rest = self.runner.run(pool_choice.count_choices, "choose", self.extents, features=False)
         if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there

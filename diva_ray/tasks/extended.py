@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from diva_ray.engine.pool_choice import HARMS
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
@@ -45,6 +47,7 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
     pool, by = int(work.pool_counts.sum()), session.config.data.truth
     rows = sum(extent.stop - extent.start for extent in work.extents)
     steps, kept = work.gauge.steps, work.kept
+    weights = torch.ones_like(work.pool_counts) if work.shares is None else work.shares.weights
     names = setup.classes.to_pylist() if setup.classes is not None and len(written["classes"]) > 1 else []
     return {
         **common_figures(session, setup, kept["ridge"]),
@@ -65,10 +68,11 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         **({"planted": right_of_chosen(written, pool, by)} if "wrong" in written else {}),
         "best_budget": work.best["chosen"],
         "error_by_budget": steps,
+        "other_class_shares": work.shares is not None and work.shares.other,
         "selected_by_class": [
-            {"label": str(name), "n": int(n), "of": int(of), "in_table": int(own)}
-            for name, n, of, own in zip(
-                names, written["classes"], work.pool_counts, work.gauge.left["class_n"], strict=True
+            {"label": str(name), "n": int(n), "of": int(of), "in_table": int(own), "weight": float(weight)}
+            for name, n, of, own, weight in zip(
+                names, written["classes"], work.pool_counts, work.gauge.left["class_n"], weights, strict=True
             )
         ]
         if names
@@ -132,6 +136,8 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
     if s["selected_by_class"]:
         columns = [("label", "Class", "label"), ("n", "Chosen", "count"), ("of", "In the pool", "count")]
         columns.append(("in_table", "In the table", "count"))
+        if s["other_class_shares"]:
+            columns.append(("weight", "Weight of a row", "number"))
         by_class = [row | {"label": session.named(row["label"])} for row in s["selected_by_class"]]
         rows = sorted(by_class, key=lambda row: -row["n"])
         parts.append(Table("Classes", columns, rows, "Most chosen first."))
@@ -170,7 +176,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
             )
             + ". A second row of each class, or a validation table, would tell more."
         )
-    notes += [*missed_in_words(s), *notes_on_error(s), *other_shares(s)]
+    notes += [*missed_in_words(s), *notes_on_error(s), *other_shares(s, session.named)]
     chose = f"chose {s['n_selected']:,} of {words.counted(s['n_pool'], 'row', 'rows')}: {s['stopped']}"
     return Sheet(
         "Which rows of the pool to add",

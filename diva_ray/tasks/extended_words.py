@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from diva_ray.report import words
 from diva_ray.tasks.alike import few_shared_in_words
@@ -14,7 +13,6 @@ from diva_ray.tasks.reweighted import gap_words
 from diva_ray.tasks.summary_words import apart
 from diva_ray.tasks.trials import few_in_words
 
-OTHER_SHARES = 0.2  # of the pool's rows, which would need another class
 LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with one decimal
 
 
@@ -116,24 +114,23 @@ def _risen(s: dict[str, Any], error: str) -> list[str]:
     return []
 
 
-def other_shares(summary: dict[str, Any]) -> list[str]:
-    """Return what is to be said where the pool has other shares of classes than the table: a fifth of it or
-    more, beyond chance."""
-    rows = summary["selected_by_class"]
-    pool, own = (np.array([row[key] for row in rows], dtype=float) for key in ("of", "in_table"))
-    if not rows or not pool.sum() or not own.sum():
+def other_shares(summary: dict[str, Any], named: Callable[[Any], Any] = str) -> list[str]:
+    """Return what is to be said where the pool has other shares of classes than the rows that judge."""
+    if not summary["other_class_shares"]:
         return []
-    both = (pool + own) / (pool.sum() + own.sum())
-    apart_by = pool / pool.sum() - own / own.sum()
-    chance = np.sqrt(2 / np.pi * both * (1 - both) * (1 / pool.sum() + 1 / own.sum())).sum() / 2  # mean, of one source
-    if np.abs(apart_by).sum() / 2 - chance < OTHER_SHARES:
-        return []
-    k = int(np.abs(apart_by).argmax())
+    judges = "the rows that validate" if apart(summary["validation"]) == "validation" else "the table"
+    rows = sorted(summary["selected_by_class"], key=lambda row: row["weight"])
+    found = f"The pool has other shares of classes than {judges}"
+    if rows[0]["weight"] == rows[-1]["weight"]:
+        return [
+            f"{found}, and chosen rows keep them: a fit leans towards classes it saw often. With `class_weights=auto` "
+            f"chosen rows weigh by their class, so that classes keep the shares of {judges}."
+        ]
+    least, most = (f"{words.number(row['weight'], 2)} (class {named(row['label'])})" for row in (rows[0], rows[-1]))
     return [
-        f"The pool has other shares of classes than the table: class {rows[k]['label']} is "
-        f"{words.percent(pool[k] / pool.sum())} of the pool and {words.percent(own[k] / own.sum())} of the table. "
-        "Chosen rows keep the pool's shares, and a fit leans towards classes it saw often: if rows to come are like "
-        "the table, draw the pool to its shares first."
+        f"{found}: so that classes keep the shares of {judges}, a chosen row weighs by its class, from {least} to "
+        f"{most}, the `weight` in selected/. Fit with it (`data.weight`): without, a fit leans towards classes it saw "
+        "often."
     ]
 
 

@@ -95,3 +95,33 @@ def test_draws_depend_on_the_key_alone_and_are_uniform():
     counts = torch.histc(draw, 10, 0, 1)
     assert bool((counts - 5000).abs().max() < 350)
     assert float(draw.min()) >= 0 and float(draw.max()) < 1
+
+
+def test_rows_of_one_source_show_no_other_shares_on_average_and_those_of_two_do():
+    draw, truth = np.random.default_rng(0), [0.5, 0.3, 0.15, 0.05]
+    two = [torch.from_numpy(draw.multinomial(n, truth, 4000)).double() for n in (60, 200)]
+    found = [choose.shares_apart(own, other) for own, other in zip(*two, strict=True)]
+    assert abs(np.mean(found)) < 0.005
+    own, other = torch.tensor([500.0, 500.0]), torch.tensor([9000.0, 1000.0])
+    assert choose.shares_apart(own, other) == pytest.approx(0.4, abs=0.02)
+    assert choose.shares_apart(own, torch.zeros(2)) == 0.0
+
+
+@pytest.mark.parametrize("n", [40, 400, 40_000])
+def test_weights_give_classes_the_tables_shares_more_closely_the_more_rows_tell_them(n):
+    own = n * torch.tensor([0.4, 0.4, 0.2, 0.0]).double()
+    chosen = torch.tensor([100.0, 100.0, 700.0, 50.0]).double()
+    weights = choose.class_weights(own, chosen)
+    assert weights[3] == 1, "of a class that the table lacks nothing is known"
+    assert float(weights.max()) <= choose.HEAVIEST
+    shares = torch.tensor([1 / 9, 1 / 9, 7 / 9]).double()
+    told = (n * torch.tensor([0.4, 0.4, 0.2]) + 3 * shares) / (n + 3)  # three rows of the pool's own shares among them
+    assert torch.allclose(weights[2], told[2] / shares[2])
+    totals = (weights * chosen)[:3]
+    assert float(totals[0]) == float(totals[1]) > 100
+
+
+def test_rows_in_the_tables_shares_keep_their_weight():
+    own = torch.tensor([20.0, 30.0, 50.0]).double()
+    assert torch.equal(choose.class_weights(own, 7 * own), torch.ones(3).double())
+    assert torch.equal(choose.class_weights(own, torch.tensor([3.0, 2.0, 2.0]).double()), torch.ones(3).double())

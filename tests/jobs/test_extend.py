@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import diva_ray
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.reduce import Rows
-from diva_ray.tasks import rank
+from diva_ray.tasks import gauge, rank
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, flipped, weighted_error
 
@@ -109,6 +110,36 @@ def test_the_error_by_budget_is_that_of_a_refit_to_table_and_chosen_rows():
     assert result.summary["error_by_budget"][-1]["error"] == pytest.approx(wrong / CORE, abs=1e-12)
 
 
+def few_of_most_classes(pool):
+    """Return a pool in which three classes are ten times as frequent as the others."""
+    stays = (pool["label"] < 3) | (np.arange(len(pool["label"])) % 10 == 0)
+    return {name: values[stays] for name, values in pool.items()}
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32 first"])
+def test_chosen_rows_weigh_by_class_in_the_fit_that_the_error_is_of(precision, monkeypatch):
+    if precision != "float64":  # as if the fit to table and chosen rows were lost: the pool is summed again
+        whole, lost = gauge.solve_in_range, []
+
+        def solve(runner, setup, sums, penalty):
+            lost.append(setup.dtype)
+            return None if lost[-1] == torch.float32 else whole(runner, setup, sums, penalty)
+
+        monkeypatch.setattr(gauge, "solve_in_range", solve)
+    core, pool, _, _ = tables(0.0)
+    options = {"precision": "float64"} if precision == "float64" else {}
+    result = run(core, few_of_most_classes(pool), budget=60, rounds=2, ridge=1.0, standardize="none", **options)
+    chosen, weight = np.array(result.samples["id"]) - CORE, result.samples["weight"].to_numpy()
+    assert weight.min() < 0.5 < 1 < weight.max()
+    X, y = np.r_[core["features"], pool["features"][chosen]], np.r_[core["label"], pool["label"][chosen]]
+    weights, wrong = np.r_[np.ones(CORE), weight], 0.0
+    for row in range(CORE):
+        keep = np.arange(len(y)) != row
+        wrong += weighted_error(X[keep], y[keep], weights[keep], 1.0, X[[row]], y[[row]])
+    assert result.summary["error_by_budget"][-1]["error"] == pytest.approx(wrong / CORE, abs=1e-12)
+    assert precision == "float64" or torch.float32 in lost
+
+
 def test_the_papers_choice_is_the_most_negative_derivatives():
     core, pool, _, _ = tables(0.4)
     result = run(core, pool, method="paper", budget=40, rounds=1, ridge=1.0)
@@ -170,7 +201,8 @@ def many(pool, copies, path):
     """Return the path of a table of so many copies of the pool's rows, large enough for several shards."""
     features = np.tile(pool["features"], (copies, 1)).reshape(-1)
     table = pa.table({"features": pa.FixedSizeListArray.from_arrays(pa.array(features), 64),
-                      "label": np.tile(pool["label"], copies), "id": 1000 + np.arange(600 * copies)})  # fmt: skip
+                      "label": np.tile(pool["label"], copies),
+                      "id": 1000 + np.arange(len(pool["label"]) * copies)})  # fmt: skip
     pq.write_table(table, path, row_group_size=700)
     return str(path)
 
@@ -205,7 +237,7 @@ def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, 
     from diva_ray.engine.cluster import Cluster
 
     core, pool, _, _ = tables(0.4)
-    path, options = many(pool, 8, tmp_path / "pool.parquet"), {"budget": 900, "rounds": 3}
+    path, options = many(few_of_most_classes(pool), 8, tmp_path / "pool.parquet"), {"budget": 900, "rounds": 3}
     monkeypatch.setattr(rank, "STRETCH", 130)
     inline = run(core, path, **options)
     whole, killed = Cluster.each, []
@@ -221,6 +253,7 @@ def test_a_pool_on_ray_gives_the_same_choice_also_when_workers_die(ray_cluster, 
     result = run(core, path, cluster={"kind": "ray", "workers": 2}, **options)
     assert {"score_pool", "count_choices", "count_bytes", "take", "core_error", "write_selected"} <= set(killed)
     assert {"count_ranked", "stretch_keys", "rank_stretch"} <= set(killed)
+    assert result.summary["other_class_shares"]
     assert result.folder.read_table("selected").equals(inline.samples)
     assert result.summary["error_by_budget"] == inline.summary["error_by_budget"]
 
@@ -421,7 +454,7 @@ def test_rounds_that_raise_the_left_out_error_are_given_back():
 def test_a_rise_is_judged_row_by_row_as_refits_say(monkeypatch):
     n = 150
     core, pool = blobs(n, 1) | {"id": np.arange(n)}, shifted(900, 3) | {"id": n + np.arange(900)}
-    options = {"rounds": 1, "ridge": 1.0, "standardize": "none", "intercept": False}
+    options = {"rounds": 1, "ridge": 1.0, "standardize": "none", "intercept": False, "class_weights": "none"}
 
     def chosen(beyond):
         monkeypatch.setattr("diva_ray.tasks.gauge.BEYOND_CHANCE", beyond)
@@ -447,6 +480,7 @@ def test_rows_of_a_group_are_one_witness_of_a_rise(monkeypatch):
     core, pool = blobs(150, 1), shifted(900, 3)
     copies = {name: np.repeat(values, 4, 0) for name, values in core.items()} | {"g": np.repeat(np.arange(150), 4)}
     options = {"rounds": 1, "ridge": 1.0, "standardize": "none", "intercept": False, "precision": "float64"}
+    options["class_weights"] = "none"
     monkeypatch.setattr("diva_ray.core.mixing.ROWS", 100)  # the copies are enough to mix outputs, the rows are not
     found = []
     single = core | {"g": np.arange(150), "w": np.ones(150)}

@@ -12,6 +12,7 @@ from diva_ray.errors import InputError
 from diva_ray.tasks import extended, extended_words
 from diva_ray.tasks.alike import few_shared_in_words
 from tests.forks import run_job
+from tests.jobs.problems import weighted_error
 
 INLINE = {"kind": "inline", "threads": 1}
 CENTERS = 1.5 * np.random.default_rng(0).standard_normal((4, 8))
@@ -23,6 +24,12 @@ def blobs(n, seed, wrong=0.0):
     truth = draw.integers(0, 4, n)
     label = np.where(draw.random(n) < wrong, draw.integers(0, 4, n), truth)
     return {"features": CENTERS[truth] + draw.standard_normal((n, 8)), "label": label}
+
+
+def mostly_of_class_2(rows, kept):
+    """Return the rows of one class, and a share of the others'."""
+    stays = (rows["label"] == 2) | (np.random.default_rng(3).random(len(rows["label"])) < kept)
+    return {name: values[stays] for name, values in rows.items()}
 
 
 def numbers(n, seed, factor=1.0):
@@ -51,18 +58,65 @@ def test_a_class_of_few_rows_in_the_table_is_chosen_as_often_as_the_others(rows)
 
 @pytest.mark.parametrize(("rows", "kept", "told"), [(400, 0.1, True), (400, 1.0, False), (24, 1.0, False)])
 def test_other_shares_of_classes_in_the_pool_are_told(rows, kept, told):
-    pool = blobs(2000, 2)
-    stays = (pool["label"] == 2) | (np.random.default_rng(3).random(2000) < kept)
-    pool = {name: values[stays] for name, values in pool.items()}
+    pool = mostly_of_class_2(blobs(2000, 2), kept)
     result = run(blobs(rows, 1), pool)
-    lines = [one for one in result.lines() if "other shares of classes" in one]
-    assert len(lines) == told
-    for line in lines:
-        shares = [f"{100 * (one['label'] == 2).mean():.1f} %" for one in (pool, blobs(rows, 1))]
-        assert f"class 2 is {shares[0]} of the pool and {shares[1]} of the table" in line.replace(
-            "\N{NO-BREAK SPACE}", " "
-        )
-        assert "other shares of classes" in result.folder.read("report.html").decode()
+    assert result.summary["other_class_shares"] == told == ("other shares of classes" in " ".join(result.lines()))
+    assert told == ("Weight of a row" in result.folder.read("report.html").decode())
+    by_class = {int(one["label"]): one["weight"] for one in result.summary["selected_by_class"]}
+    assert result.samples["weight"].to_pylist() == [by_class[label] for label in result.samples["label"].to_pylist()]
+    if not told:
+        assert set(by_class.values()) == {1.0}
+        return
+    assert by_class[2] == min(by_class.values()) < 0.5
+    assert max(by_class.values()) == 2.0
+    (line,) = (one for one in result.lines() if "other shares of classes" in one)
+    assert f"from {by_class[2]:.2g} (class 2) to 2 (class " in line
+    assert "so that classes keep the shares of the table" in line
+
+
+@pytest.mark.parametrize("options", [{"class_weights": "none"}, {"method": "paper"}])
+def test_rows_keep_their_own_weight_where_asked_to(options):
+    pool = mostly_of_class_2(blobs(2000, 2), 0.1)
+    core, pool = blobs(400, 1) | {"w": np.ones(400)}, pool | {"w": np.full(len(pool["label"]), 3.0)}
+    result = run(core, pool, budget=200, weight="w", **options)
+    assert set(result.samples["weight"].to_pylist()) == {3.0}
+    assert any("chosen rows keep them" in line for line in result.lines())
+
+
+def test_the_rows_that_validate_say_which_shares_classes_are_to_have():
+    pool, core = mostly_of_class_2(blobs(2000, 2), 0.1), blobs(400, 1)
+    like_the_pool = run(core, pool, validation=mostly_of_class_2(blobs(2000, 4), 0.1))
+    assert not like_the_pool.summary["other_class_shares"]
+    other = run(core, pool, validation=blobs(300, 5))
+    assert any("keep the shares of the rows that validate" in line for line in other.lines())
+    heard = core | {"v": np.where(core["label"] == 2, 8.0, 0.5)}
+    assert not run(heard, pool, validation_weight="v").summary["other_class_shares"]
+
+
+def test_wrong_labels_in_the_pool_do_not_count_as_its_shares():
+    """A fifth of the labels replaced at random make frequent classes of a pool look rarer than they are."""
+    rows = mostly_of_class_2(blobs(6000, 2), 0.1)
+    core, pool = ({name: values[part] for name, values in rows.items()} for part in (slice(500), slice(500, None)))
+    wrong = np.random.default_rng(0).random(len(pool["label"])) < 0.6
+    label = np.where(wrong, np.random.default_rng(1).integers(0, 4, len(wrong)), pool["label"])
+    given = abs(np.bincount(label) / len(label) - np.bincount(core["label"]) / 500).sum() / 2
+    assert given > 0.25
+    assert not run(core, pool | {"label": label}).summary["other_class_shares"]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 0.3])
+def test_weights_by_class_lower_the_error_under_the_tables_shares(wrong):
+    errors = np.zeros((5, 2))
+    test = blobs(4000, 99)
+    for seed, row in enumerate(errors):
+        core, pool = blobs(60, 10 + seed), mostly_of_class_2(blobs(4000, 20 + seed, wrong), 0.05)
+        for k, how in enumerate(("none", "auto")):
+            found = run(core, pool, class_weights=how, budget=600)
+            at, weight = found.samples["id"].to_numpy(), found.samples["weight"].to_numpy()
+            X, y = np.r_[core["features"], pool["features"][at]], np.r_[core["label"], pool["label"][at]]
+            weights = np.r_[np.ones(60), weight]
+            row[k] = weighted_error(X, y, weights, found.summary["ridge"], test["features"], test["label"])
+    assert errors[:, 1].mean() < 0.85 * errors[:, 0].mean()
 
 
 def test_classes_of_the_table_are_counted_also_where_another_validates():
