@@ -18,6 +18,8 @@ from diva_ray.core.histogram import Histogram
 from diva_ray.core.links import Link
 from diva_ray.core.losses import Loss, errors
 
+CAUTION = 0.5  # standard errors by which a gain must be above 0
+
 
 @dataclass(frozen=True)
 class Step:
@@ -28,6 +30,8 @@ class Step:
             `shrink`: alpha min(1, value se / d), d > 0: a harmful weight is lowered to what lies within `value`
             standard errors of harmless, a helpful one is left alone;
             `issues`: 0 where the label looks wrong, else alpha; `detrimental`: 0 where the row is judged so;
+            `doubtful`: alpha min(1, 2 score): a label that is likelier wrong than right weighs by how likely it is
+            right;
             `sources`: alpha times the factor of the row's source.
         value: as above.
     """
@@ -35,7 +39,16 @@ class Step:
     kind: str
     value: float = 0.0
 
-    def __call__(self, alpha: Tensor, d: Tensor, error: Tensor, issue: Tensor | None, factor: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        alpha: Tensor,
+        d: Tensor,
+        error: Tensor,
+        *,
+        issue: Tensor | None = None,
+        score: Tensor | None = None,
+        factor: Tensor | None = None,
+    ) -> Tensor:
         """Return the next weights of some rows, all (n,); what a kind does not need may be None."""
         if self.kind == "plain":
             return (alpha - self.value * d).clamp_min(0)
@@ -44,10 +57,13 @@ class Step:
             return torch.where(d > 0, alpha * allowed.clamp_max(1), alpha)
         if self.kind in ("issues", "detrimental") and issue is not None:
             return torch.where(issue, torch.zeros_like(alpha), alpha)
+        if self.kind == "doubtful" and score is not None:
+            return alpha * (2 * score).clamp_max(1).to(alpha)
         if self.kind == "sources" and factor is not None:
             return alpha * factor
         raise ValueError(
-            f"Step: kind must be plain, shrink, issues, detrimental or sources, with what it needs, got {self.kind!r}."
+            "Step: kind must be plain, shrink, issues, detrimental, doubtful or sources, with what it needs, got "
+            f"{self.kind!r}."
         )
 
     @property
@@ -58,6 +74,7 @@ class Step:
             "shrink": f"harm beyond {self.value:g} standard error{'s' if self.value != 1 else ''} removed",
             "issues": "labels that look wrong dropped",
             "detrimental": "detrimental samples dropped",
+            "doubtful": "labels likelier wrong than right weighed down",
             "sources": f"sources moved by {self.value:g}",
         }[self.kind]
 
@@ -179,13 +196,13 @@ def trial_sums(
 
 
 def best_trial(sums: TrialSums) -> int:
-    """Return the model that gains most over every base, less a standard error of the gain; 0, the first base, if
+    """Return the model that gains most over every base, less half a standard error of the gain; 0, the first base, if
     none gains more than that.
 
-    A one-standard-error rule (Breiman et al. 1984) on paired, smooth losses: cautious among many, and never a step for
-    its own sake.
+    A rule like that of one standard error (Breiman et al. 1984) on paired, smooth losses: cautious among many, and
+    never a step for its own sake. With a whole standard error a few hundred rows cannot prove gains that are there.
     """
-    bound = (sums.gain - sums.gain_error).amin(0)
+    bound = (sums.gain - CAUTION * sums.gain_error).amin(0)
     bound[: len(sums.gain_v)] = 0.0
     best = int(bound.argmax())
     return best if float(bound[best]) > 0 else 0

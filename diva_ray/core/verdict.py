@@ -115,8 +115,7 @@ def fit_verdict(
     rate, _, gain = map(float, noise_rates(odds_counts, classes, most))
     shows = shows and (flips or doubt > 0 or gain * rows > total * math.log(max(rows, 2)) / 2)
     shift, slope, rate = again if again and shows else (0.0, 1.0, rate)
-    shown = max(rate, FEWEST_WRONG / max(rows, 1))  # keeps the scores in order where no noise is found
-    offset = 0.0 if flips else math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
+    offset = 0.0 if flips else offset_of(rate, classes, rows)
     none = Verdict(offset, 0.0, Cut(0.0), universal_cut(z_counts, rows), doubt=doubt, shift=shift, slope=slope)
     if total == 0 or not shows or not (flips or doubt or rate * rows > FEWEST_WRONG):
         return replace(none, doubt=0.0)
@@ -133,6 +132,13 @@ def fit_verdict(
     allowed = z_counts[::-1].cumsum() <= max(2 * wrong.sum(), MOST_DETRIMENTAL * total)
     k, figures = best_cut(z_counts[::-1], wrong[::-1], allowed & (edges_of(Z)[-2::-1] >= 0))
     return replace(found, z=Cut(math.sinh(edges_of(Z)[Z[2] - k]), *figures))
+
+
+def offset_of(rate: float, classes: int, rows: float) -> float:
+    """Return the log-odds at which a label is as likely wrong as right, if a share of labels is wrong: at least half a
+    row, which keeps the scores in order where none is found."""
+    shown = max(rate, FEWEST_WRONG / max(rows, 1))
+    return math.log(shown / (1 - shown)) - math.log(max(classes - 1, 1))
 
 
 def label_scores(odds: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, " n"]:

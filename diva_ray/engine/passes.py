@@ -246,7 +246,7 @@ def score(shard: Shard, known: Known) -> Partial:
         d, error = d.cpu(), error.cpu()
         scored[part, 0], scored[part, 1] = d, error
         if following is not None and update is not None:
-            alpha[part] = update(alpha[part], d, error, None, None).masked_fill(apart[part], 0.0)
+            alpha[part] = update(alpha[part], d, error).masked_fill(apart[part], 0.0)
             following.add(b.Z, b.Y, alpha[part].to(b.Z), b.offset)
     found = {"scored": scored} if drawn is None else {"scored": scored, "drawn": drawn}
     shard.state.update(found)

@@ -198,6 +198,16 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
     return loss_verdict.loss_scores(torch.cat(parts), rule, gap_kinds(shard, known))
 
 
+def doubtful_scores(shard: Shard, known: Known) -> Tensor:
+    """Return label scores; of classes those under the likeliest link and share of wrong labels where none shows: what
+    cannot be told from chance may still lower the error, and is tried by those who ask what does."""
+    rule, link = known["verdict"], known.get("likeliest")
+    if rule.noise_rate > 0 or link is None:
+        return label_scores(shard, known)
+    rule = verdict.Verdict(known["likeliest_offset"], 0.0, rule.label, rule.z)
+    return label_scores(shard, {**known, "link": link, "flips": None, "verdict": rule})
+
+
 def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
     """Return the loss by which a label is judged: of one number with the sign of its error."""
     if setup.task == "regression":

@@ -40,8 +40,9 @@ MEANING = {
     "more under the weights accepted, rows heard as much less as they weigh. `error` and `loss` are under those, on "
     "the rows that chose them: too good. error_uniform and error_reweighted, on folds that took no part, are shares of "
     "wrong labels, of numbers mean squared errors. gain = loss_uniform - loss_reweighted decides: weights are accepted "
-    f"where it is above one standard error over those given under any of three ridges; {LOSS}. chosen names the ridge "
-    "of its trial too. The best of all that was tried is chosen on these folds: its figures are a little too good",
+    f"where it is above half a standard error over those given under any of three ridges; {LOSS}. chosen names the "
+    "ridge of its trial too. The best of all that was tried is chosen on these folds: its figures are a little too "
+    "good",
 }
 SHOWN = 12  # samples of a band on the page
 AGAINST = (

@@ -204,7 +204,7 @@ def _finish(
 def told(summary: dict[str, Any]) -> list[str]:
     """Return the run in a few lines, for a terminal."""
     s = summary
-    state = "accepted" if s["accepted"] else "nothing changed: no step gained more than one standard error"
+    state = "accepted" if s["accepted"] else "nothing changed: no step gained more than half a standard error"
     rows = sorted(s["augmentations"].items(), key=lambda item: -item[1]["probability"])
     return [
         f"{s['n_samples']:,} rows, {len(rows)} transforms; {state}",

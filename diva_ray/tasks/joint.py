@@ -63,7 +63,7 @@ def verdict_in_words(summary: dict[str, Any], shape: Callable) -> list[str]:
     before, after = shape(w["error_uniform"]), shape(w["error_reweighted"])
     if not w["accepted"]:
         return [
-            "sample weights left as they were: no step gained more than one standard error",
+            "sample weights left as they were: no step gained more than half a standard error",
             f"on folds that took no part {error} {before}",
         ]
     steps, _, part = w["chosen"].partition("; ridge / ")
@@ -72,7 +72,7 @@ def verdict_in_words(summary: dict[str, Any], shape: Callable) -> list[str]:
     return [
         f"sample weights accepted: {steps}{tried}",
         f"on folds that took no part {error} {before} as given, {after} with them; {gain_words(w)}, which decides"
-        f"{capped}: more than one standard error is accepted",
+        f"{capped}: more than half a standard error is accepted",
     ]
 
 

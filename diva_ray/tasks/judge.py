@@ -237,13 +237,15 @@ def _judge_uniform(
     runner: Runner, scored: list[Extent], calibrated: Histogram, own: Tensor, like: links.Link | None = None
 ) -> _Uniform:
     """Tell the link under uniform noise, which mixes outputs as another one does, and judge by it."""
-    classes = own.shape[1]
+    classes, rows = own.shape[1], calibrated.rows(float(calibrated.counts[0, 0].sum()))
 
     def carried(link: links.Link) -> links.Link:
         return link if like is None else replace(link, near=like.near, mix=like.mix)
 
     link, shows, clear = _uniform_link(calibrated, own[1])
-    runner.engine.tell(link=carried(link))
+    likeliest = links.fit_link(calibrated, classes)
+    offset = verdict.offset_of(links.noise_rate_at(calibrated, likeliest, classes), classes, rows)
+    runner.engine.tell(link=carried(link), likeliest=carried(likeliest), likeliest_offset=offset)
     sums = runner.run(verdicts.judge, "judge", scored, features=False)
     rule = verdict.fit_verdict(sums, classes, shows=shows)
     return _Uniform(carried(link), rule, sums, shows, clear)

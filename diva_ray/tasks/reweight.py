@@ -44,11 +44,12 @@ def reweight(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan
     """Return sample weights with less validation error than uniform ones, or the table's own weights.
 
     `method=safe`: steps that lower a weight to what lies within the standard error of harmless (a soft threshold on the
-    derivative), or drop labels that look wrong; ridge and mean weight are kept. Step size, number of steps, and whether
-    to change anything are chosen on outer folds that took no part in the derivative, by a smooth loss, row against row:
-    the gain less one standard error must be above 0. (The figures reported for what is taken come from the same folds
-    that chose it among some twenty: a little too good.) Where no step is taken, a lower ridge still may be, with
-    `ridge=auto`, if it gains three standard errors. About `folds * steps` derivatives with standard errors.
+    derivative), drop labels that look wrong, or weigh down those likelier wrong than right; ridge and mean weight are
+    kept. Which of these, the number of steps, and whether to change anything are chosen on outer folds that took no
+    part in the derivative, by a smooth loss, row against row: the gain less half a standard error must be above 0. (The
+    figures reported for what is taken come from the same folds that chose it among some twenty: a little too good.)
+    Where no step is taken, a lower ridge still may be, with `ridge=auto`, if it gains three standard errors. About
+    `folds * steps` derivatives with standard errors.
     `method=paper`: `steps` plain steps alpha - eta dL/dalpha (Dukler et al. 2022, eq. 14), two reads of the data each,
     reported on the same folds but accepted as they are. `method=trusted`: `safe`, with a few trusted rows as the only
     validation (`validation_weight`, 1 on them and 0 elsewhere, or `validation`, a table).

@@ -33,7 +33,7 @@ LOSS = (
 )
 RULE = (
     "accepted when the loss on rows set apart is lower than that of the weights as they are, under any of the ridges "
-    f"tried, by more than one standard error of the difference, row against row; {LOSS}. Where no step is accepted, "
+    f"tried, by more than half a standard error of the difference, row against row; {LOSS}. Where no step is accepted, "
     "weights stay as they are, and so does the ridge, unless another (of three, with ridge=auto) gains more than three "
     "standard errors. The rows set apart took no part in any derivative, but the best of all that was tried is chosen "
     "on them: error_reweighted and gain are a little too good. error_uniform and loss_uniform: of the weights as they "
@@ -132,7 +132,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     warnings += [f"note: {words.plain(note)}" for note in few_judged_in_words(s)]
     if not s["accepted"]:
         return [
-            f"{first}; no weight changed: no step gained more than one standard error",
+            f"{first}; no weight changed: no step gained more than half a standard error",
             f"on folds that took no part: {as_given}" + lower_ridge(s, f"{s['error_reweighted']:.4f}"),
             *warnings,
             *planted_in_words(s),
@@ -262,9 +262,9 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
     rule = (
         "All steps are taken, whatever these rows say."
         if plain
-        else "Steps are taken where they gain more than one standard error over the weights as they are under each of "
-        "three ridges; else the ridge alone is lowered where that gains three. Each row is under its best ridge; all "
-        "are in summary.json. What was taken was chosen on these rows: its figures are a little too good."
+        else "Steps are taken where they gain more than half a standard error over the weights as they are under each "
+        "of three ridges; else the ridge alone is lowered where that gains three. Each row is under its best ridge; "
+        "all are in summary.json. What was taken was chosen on these rows: its figures are a little too good."
     )
     lowered = [row for row in written["examples"].worst if row["weight"] < 0.999 * s["mean_weight"]]
     edges, counts = weight_histogram(written["weight_counts"].numpy(), s["mean_weight"])

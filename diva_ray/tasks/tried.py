@@ -49,6 +49,11 @@ def explained(names: list[str], ridge: float, chosen: bool, things: str = "sourc
             "Harm beyond 1 standard error removed: a weight whose derivative is above that is multiplied by standard "
             "error / derivative."
         )
+    if "weighed down" in every:
+        told.append(
+            "Labels likelier wrong than right weighed down: such a weight is multiplied by twice the score of its "
+            "label, under the likeliest share of wrong labels, whether or not any are sure to be."
+        )
     if found := re.search(r"plain step of ([\d.e+-]+)", every):
         told.append(f"Plain step of {found[1]}: weight less {found[1]} times its derivative, not below 0.")
     if found := re.search(r"ridge\s/\s(\d+)", every):

@@ -37,7 +37,7 @@ class Path:
 
 # Cleaner data bear less ridge, and a leave-one-out error on noisy labels cannot tell: steps of the grid of ridges.
 RIDGES = (1.0, 1 / 3, 1 / 9)
-SAMPLES = Path(Step("shrink", 1.0), (Step("shrink", 2.0), Step("issues")))
+SAMPLES = Path(Step("shrink", 1.0), (Step("issues"), Step("doubtful")))
 SOURCES = Path(Step("sources", 0.3), (Step("sources", 0.1), Step("sources", 1.0)))
 
 

@@ -28,7 +28,7 @@ def draw(*shape, seed=0):
 
 def test_a_plain_step_is_the_papers_equation_14():
     alpha, d = draw(50).abs(), draw(50, seed=1)
-    after = Step("plain", 0.3)(alpha, d, d.abs(), None, None)
+    after = Step("plain", 0.3)(alpha, d, d.abs())
     for k in range(50):
         assert float(after[k]) == pytest.approx(max(float(alpha[k]) - 0.3 * float(d[k]), 0.0))
 
@@ -36,7 +36,7 @@ def test_a_plain_step_is_the_papers_equation_14():
 @pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
 def test_a_shrunk_weight_makes_the_first_order_harm_one_standard_error(strength):
     alpha, d, error = draw(80).abs() + 0.1, draw(80, seed=1), draw(80, seed=2).abs() + 0.01
-    after = Step("shrink", strength)(alpha, d, error, None, None)
+    after = Step("shrink", strength)(alpha, d, error)
     for k in range(80):
         z = float(d[k] / error[k])
         assert float(after[k]) == pytest.approx(float(alpha[k]) * (1 if z <= strength else strength / z))
@@ -45,14 +45,22 @@ def test_a_shrunk_weight_makes_the_first_order_harm_one_standard_error(strength)
 
 def test_labels_that_look_wrong_lose_all_weight_and_no_other_does():
     alpha, issue = draw(20).abs() + 1, torch.arange(20) % 3 == 0
-    after = Step("issues")(alpha, alpha, alpha, issue, None)
+    after = Step("issues")(alpha, alpha, alpha, issue=issue)
     assert torch.equal(after == 0, issue)
     assert torch.equal(after[~issue], alpha[~issue])
 
 
+def test_a_label_likelier_wrong_than_right_weighs_by_twice_its_score_and_no_other_is_touched():
+    alpha, score = draw(30).abs() + 0.1, torch.linspace(0, 1, 30).double()
+    after = Step("doubtful")(alpha, alpha, alpha, score=score)
+    for k in range(30):
+        assert float(after[k]) == pytest.approx(float(alpha[k]) * min(1.0, 2 * float(score[k])))
+    assert torch.equal(after[score >= 0.5], alpha[score >= 0.5])
+
+
 def test_a_step_without_what_it_needs_is_refused():
     with pytest.raises(ValueError, match="kind must be .* with what it needs, got 'issues'"):
-        Step("issues")(draw(2), draw(2), draw(2), None, None)
+        Step("issues")(draw(2), draw(2), draw(2))
 
 
 def test_sources_move_against_their_z_and_stay_positive():

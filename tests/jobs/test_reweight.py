@@ -13,8 +13,11 @@ import torch
 
 import diva_ray
 from diva_ray.core.hashing import splitmix
+from diva_ray.core.reweight import Step
+from diva_ray.tasks import reweight
 from diva_ray.tasks.reweighted import headline, tone_of
 from diva_ray.tasks.tried import trial_bars
+from diva_ray.tasks.walk import Path as Walked
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
 from tests.pages import Page
@@ -118,7 +121,8 @@ def test_arms_are_judged_on_models_that_never_saw_the_fold():
     assert result.summary["trials"][0]["error"] == pytest.approx(wrong / 900, abs=1e-9)
 
 
-def test_steps_that_change_no_weight_in_the_end_are_not_accepted():
+def test_steps_that_change_no_weight_in_the_end_are_not_accepted(monkeypatch):
+    monkeypatch.setattr(reweight, "SAMPLES", Walked(Step("shrink", 2.0), (Step("issues"),)))
     draw = np.random.default_rng(6)
     X = draw.standard_normal((600, 8))
     V = X @ draw.standard_normal((8, 3)) + 0.5 * draw.standard_normal((600, 3))
@@ -205,11 +209,14 @@ def test_a_bad_source_loses_its_weight():
     noisy = digits_split(0.7)[1]
     y = np.where(source == "farm", noisy, y)
     table = {"features": X, "label": y, "source": source}
-    result = diva_ray.reweight(table, source="source", level="source", steps=3, cluster=INLINE, quiet=True)
+    once, result = (
+        diva_ray.reweight(table, source="source", level="source", steps=steps, cluster=INLINE, quiet=True)
+        for steps in (1, 3)
+    )
     found = {row["source"]: row["weight"] for row in result.summary["sources"]}
     assert result.summary["accepted"]
-    derivative, of_source = result.samples["derivative"].to_numpy(), result.samples["source"].to_numpy()
-    for row in result.summary["sources"]:
+    derivative, of_source = once.samples["derivative"].to_numpy(), once.samples["source"].to_numpy()
+    for row in once.summary["sources"]:  # of weights as they were
         assert row["derivative"] == pytest.approx(derivative[of_source == row["source"]].sum(), rel=1e-4)
         assert row["z"] == pytest.approx(row["derivative"] / row["standard_error"])
     assert found["farm"] < 0.8 < 1.1 < min(found["clean"], found["crawl"])
@@ -273,3 +280,24 @@ def test_the_job_writes_what_the_contract_promises(tmp_path):
     assert "accepted" in done.stdout
     page = (tmp_path / "run" / "report.html").read_text()
     assert "What was tried" in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_weights_that_help_are_found_where_no_label_is_sure_to_be_wrong():
+    """A third of the labels of two classes is wrong: no row can be called so, but the likelier ones can be doubted."""
+    errors = []
+    for seed in (0, 1, 3, 4):
+        draw = np.random.default_rng(seed)
+
+        def rows(n, draw=draw):
+            label = draw.integers(0, 2, n)
+            return draw.standard_normal((n, 20)) + np.where(label[:, None] == 1, 0.45, -0.45), label
+
+        (X, truth), (X_test, y_test) = rows(400), rows(4000)
+        y = np.where(draw.random(400) < 0.35, 1 - truth, truth)
+        found = diva_ray.reweight({"features": X, "label": y}, standardize="none", cluster=INLINE, quiet=True)
+        assert not found.samples["is_label_issue"].to_numpy(zero_copy_only=False).any()
+        ours = weighted_error(X, y, found.samples["weight"].to_numpy(), found.summary["ridge"], X_test, y_test)
+        uniform = weighted_error(X, y, np.ones(400), found.summary["ridge_uniform"], X_test, y_test)
+        errors.append((uniform, ours))
+    uniform, ours = np.mean(errors, 0)
+    assert ours < 0.6 * uniform, errors

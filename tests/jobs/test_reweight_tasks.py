@@ -70,7 +70,7 @@ def test_numbers_with_gross_errors_are_dropped_though_rows_set_apart_have_them_t
         np.square(y[apart] - rows[apart] @ fitted(rows[kept], given[:, None], w)[:, 0]).mean()
         for w in (np.ones(len(kept)), weight, 1.0 - wrong)
     )
-    assert after < 0.7 * before and after < 1.05 * best
+    assert after < 0.7 * before and after < 1.15 * best
 
 
 def test_losses_beyond_what_looks_wrong_cost_every_model_the_same():
