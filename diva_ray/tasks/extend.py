@@ -61,11 +61,12 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
         pool: rows to choose from, with the same columns; their weights count once they are chosen.
         new_classes: what to do with labels that the table does not have: error, or allow.
         quiet: no progress.
-        **options: `budget`, `rounds`, `method`. Columns and all others are as
+        **options: `budget`, `rounds`, `method`, `class_weights`. Columns and all others are as
             for `diva_ray.score`; with types and defaults: `python jobs/extend.py --help`.
 
     Returns:
-        A `Result`; `.samples` are the chosen rows: id, rank (0 first), round, derivative, z, label, label_score.
+        A `Result`; `.samples` are the chosen rows: id, rank (0 first), round, derivative, z, label,
+        label_score, and the weight to fit with (`class_weights`).
 
     Raises:
         InputError: bad input or options, in one line.

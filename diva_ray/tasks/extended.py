@@ -122,7 +122,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
     ours: dict[str, Any] = {"name": "chosen", "y": [step["error"] for step in steps], "strong": True}
     for end, sign in (("low", -1), ("high", 1)):
         errors = (step["to_uniform"]["standard_error"] if step["chosen"] else 0.0 for step in steps)
-        ours[end] = [step["error"] + sign * CLEAR * error for step, error in zip(steps, errors, strict=True)]
+        ours[end] = [max(step["error"] + sign * CLEAR * error, 0.0) for step, error in zip(steps, errors, strict=True)]
     beside = {"name": "at random", "y": [step["error_uniform"] for step in steps]}
     parts: list[Any] = [
         Lines(
@@ -183,7 +183,7 @@ def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: 
         [f"{line[0].upper()}{line[1:]}." for line in (chose, *change(s), *against_random(s))],
         tiles, parts, [*run_facts(session, s), ("Pool", session.tables[-1].name), ("Method", s["method"])],
         session.runner.seconds, notes=notes,
-        downloads=["selected/: id, rank, round, derivative and z of every chosen row", "summary.json: every figure"],
+        downloads=["selected/: id, rank, round, derivative, z and weight of chosen rows", "summary.json: every figure"],
         footer=f"The derivative of a pool row says what happens to the {which} loss if the row is added with a small "
         "weight: below 0 the loss falls (DIVA, ICLR 2022, section 4).",
     )  # fmt: skip

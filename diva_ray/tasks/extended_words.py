@@ -129,8 +129,8 @@ def other_shares(summary: dict[str, Any], named: Callable[[Any], Any] = str) -> 
     least, most = (f"{words.number(row['weight'], 2)} (class {named(row['label'])})" for row in (rows[0], rows[-1]))
     return [
         f"{found}: so that classes keep the shares of {judges}, a chosen row weighs by its class, from {least} to "
-        f"{most}, the `weight` in selected/. Fit with it (`data.weight`): without, a fit leans towards classes it saw "
-        "often."
+        f"{most}, the `weight` in `selected/`. Fit with it (`data.weight`): without, a fit leans towards classes it "
+        "saw often."
     ]
 
 
