@@ -27,7 +27,7 @@ from diva_ray.core.histogram import LIMIT, ODDS, Histogram, Z, cell_of, count_ce
 from diva_ray.core.links import noise_rates
 
 LEAST_POSTERIOR = 0.2  # no label is an issue with less than one chance in five
-LEAST_SCORE = 1e-37  # of a cut, so that scores of 0 are below it, in float32 too
+DRAWN = 60.0  # log-odds beyond -DRAWN are divided by it: e^-1300 is 0, and its rows would have no order, nor a cut
 FEWEST_WRONG = 0.5  # rows: fewer are none
 MOST_DETRIMENTAL = 0.05  # share of samples, where few wrong labels are expected
 
@@ -122,8 +122,7 @@ def fit_verdict(
     edges = torch.from_numpy(edges_of(ODDS))
     posterior = 1 - label_scores(edges[:-1] + LIMIT / ODDS[2], none).numpy()
     k, figures = best_cut(odds_counts, odds_counts * posterior, posterior >= LEAST_POSTERIOR)
-    # A steep recalibration leaves scores of 0, which are below no cut of 0.
-    label = Cut(max(float(label_scores(edges[k : k + 1], none)), LEAST_SCORE) if k else 0.0, *figures)
+    label = Cut(float(label_scores(edges[k : k + 1], none)) if k else 0.0, *figures)
     wrong = posterior @ counts
     rate = float(wrong.sum() / total) if flips or doubt else rate
     found = replace(none, noise_rate=rate, label=label)
@@ -144,10 +143,12 @@ def offset_of(rate: float, classes: int, rows: float) -> float:
 def label_scores(odds: Float[Tensor, " n"], verdict: Verdict) -> Float[Tensor, " n"]:
     """Return the probability that each given label is right; an issue if below the cut.
 
-    1 / (1 + exp(offset - shift - slope l)), times 1 - doubt / (1 + exp(l)) where labellers doubted.
+    1 / (1 + exp(offset - shift - slope l)), times 1 - doubt / (1 + exp(l)) where labellers doubted. Below e^-DRAWN only
+    the order counts: it is kept, in float32 too.
     """
     odds = odds.double()
-    right = torch.sigmoid(verdict.shift + verdict.slope * odds - verdict.offset)
+    given = verdict.shift + verdict.slope * odds - verdict.offset
+    right = torch.sigmoid(torch.where(given < -DRAWN, (given + DRAWN) / DRAWN - DRAWN, given))
     return right * (1 - verdict.doubt * torch.sigmoid(-odds))
 
 

@@ -108,3 +108,6 @@ def test_labels_whose_scores_vanish_under_a_steep_recalibration_are_called_wrong
         scores = verdict.label_scores(odds, found)
         assert (scores < found.label.value).tolist() == (odds < 0).tolist()
         assert (scores.float() < found.label.value).tolist() == (odds < 0).tolist()
+        suspects = scores[:60].float()
+        assert bool((suspects > torch.finfo(torch.float32).tiny).all())
+        assert bool((suspects.diff() > 0).all()), "the least likely to be right comes first"
