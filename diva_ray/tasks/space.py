@@ -23,8 +23,9 @@ RULES = {
     "paper": Step("plain"),  # of the size `eta`
     "drop_label_issues": Step("issues"),
     "drop_detrimental": Step("detrimental"),
+    "weigh_doubtful": Step("doubtful"),
 }
-BARE = ("paper", "drop_label_issues")  # rules that look at no standard error
+BARE = ("paper", "drop_label_issues", "weigh_doubtful")  # rules that look at no standard error
 KINDS = ("choice", "uniform", "loguniform")
 MOST_TRIALS = 100_000
 MOST_BANDS = 8  # of which all 255 subsets may be asked for

@@ -30,6 +30,7 @@ RULE = (
     "test_error is of rows that took no part in the choice"
 )
 SAME = ("task", "precision", "block_rows", "standard_errors", "trust_code")
+SAFE = ("shrink", "weigh_doubtful")  # rules that are tried by method=safe, each row keeping some weight
 FIT = ("intercept", "standardize", "projection", "ridge")
 
 
@@ -85,7 +86,7 @@ def lost_of(choice: Choice) -> list[str]:
     if target_of(choice)[0] == "aggregate":
         if choice.ridge != "auto":
             lost.append(f"ridge={choice.ridge:g}: jobs/aggregate.py finds the ridge itself")
-        if choice.rule not in ("none", "shrink"):
+        if choice.rule not in ("none", *SAFE):
             lost.append(f"rule={choice.rule}: jobs/aggregate.py takes the steps of method=safe (weights=joint)")
             return lost
     if choice.rule == "drop_detrimental":
@@ -105,8 +106,10 @@ def lost_of(choice: Choice) -> list[str]:
             "ridge: it was judged with the mean weight kept, so a fit to the rows that are left takes it times their "
             "share of all rows"
         )
-    if choice.rule == "shrink":
-        lost.append("rule=shrink: method=safe tries other steps too, and takes none that does not pay on its folds")
+    if choice.rule in SAFE:
+        lost.append(
+            f"rule={choice.rule}: method=safe tries other steps too, and takes none that does not pay on its folds"
+        )
     return lost
 
 
@@ -116,7 +119,7 @@ def target_of(choice: Choice) -> tuple[str, dict[str, Any]]:
         joint = {"weights": "joint", "steps": choice.steps} if choice.rule != "none" else {}
         return "aggregate", {"ridge": "auto", **joint}
     given = {"shares": {name: choice.shares[name] for name in choice.bands}} if isinstance(choice.shares, dict) else {}
-    if choice.rule == "shrink":
+    if choice.rule in SAFE:
         return "reweight", {"method": "safe", "steps": choice.steps, **given}
     if choice.rule == "paper":
         return "reweight", {"method": "paper", "steps": choice.steps, "eta": choice.eta, **given}

@@ -155,7 +155,7 @@ def test_ridge_is_chosen_without_the_fold(study):
     assert study.passes["ridge"] == FOLDS, "the same columns have the same ridge"
 
 
-@pytest.mark.parametrize("rule", ["shrink", "paper", "drop_label_issues", "drop_detrimental"])
+@pytest.mark.parametrize("rule", ["shrink", "paper", "drop_label_issues", "drop_detrimental", "weigh_doubtful"])
 def test_weights_follow_the_rows_outside_the_fold_alone(tmp_path, rule):
     """Against scoring runs on tables without the fold, and refits under the weights that follow."""
     table = draw(chance=0.2)  # or wrong labels could be chance's
@@ -176,6 +176,7 @@ def test_weights_follow_the_rows_outside_the_fold_alone(tmp_path, rule):
             "paper": np.maximum(1 - 0.5 * d, 0),
             "drop_label_issues": 1.0 - found["is_label_issue"].to_numpy(),
             "drop_detrimental": 1.0 - found["is_detrimental"].to_numpy(),
+            "weigh_doubtful": np.minimum(1, 2 * found["label_score"].to_numpy(np.float64)),
         }[rule]
         changed.append((weight != 1).mean())
         return weight if rule == "paper" else weight * len(weight) / weight.sum()  # plain steps keep no mean
