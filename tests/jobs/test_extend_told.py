@@ -106,7 +106,7 @@ def test_wrong_labels_in_the_pool_do_not_count_as_its_shares():
 
 @pytest.mark.parametrize("wrong", [0.0, 0.3])
 def test_weights_by_class_lower_the_error_under_the_tables_shares(wrong):
-    errors = np.zeros((5, 2))
+    errors = np.zeros((3, 2))
     test = blobs(4000, 99)
     for seed, row in enumerate(errors):
         core, pool = blobs(60, 10 + seed), mostly_of_class_2(blobs(4000, 20 + seed, wrong), 0.05)
