@@ -95,10 +95,12 @@ def fold_counts(shard: Shard, known: Known) -> Tensor:
 
 
 def heard_by_class(shard: Shard, known: Known) -> Tensor:
-    """Return the rows of every class that are heard in validation."""
+    """Return the rows of every class that are heard in validation, and their weight in it, (2, c)."""
     setup: Setup = known["setup"]
-    Y = codes_of(shard, setup)[validation_weights(shard, known) > 0]
-    return torch.bincount(Y, minlength=setup.outputs)
+    v = validation_weights(shard, known)
+    Y, v = codes_of(shard, setup)[v > 0], v[v > 0].double()
+    found = torch.zeros(2, setup.outputs, dtype=torch.float64)
+    return found.index_add_(1, Y, torch.stack([torch.ones_like(v), v]))
 
 
 def changed(sums: FitSums, change: FitSums, factor: float) -> FitSums:

@@ -15,7 +15,6 @@ from diva_ray.engine.context import (
     Block,
     Known,
     blocks,
-    codes_of,
     device_of,
     found_in_store,
     group_codes,
@@ -48,14 +47,6 @@ def core_error(shard: Shard, known: Known) -> Tally:
         every[b.start : b.stop] = wrong
     _keep_errors(shard, known, every)
     return Tally(loss=total[0], wrong=total[1])
-
-
-def judges_by_class(shard: Shard, known: Known) -> Tensor:
-    """Return the rows of every class that validate, and their weights in it, (2, c)."""
-    setup: Setup = known["setup"]
-    v = validation_weights(shard, known)
-    counts = torch.zeros(2, setup.outputs, dtype=torch.float64)
-    return counts.index_add_(1, codes_of(shard, setup)[v > 0], torch.stack([torch.ones_like(v), v])[:, v > 0])
 
 
 def _keep_errors(shard: Shard, known: Known, wrong: Tensor) -> None:

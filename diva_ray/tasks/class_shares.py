@@ -9,8 +9,7 @@ from torch import Tensor
 
 from diva_ray.core import choose
 from diva_ray.data.shards import Extent
-from diva_ray.engine import pool_choice
-from diva_ray.engine.table_left_out import judges_by_class
+from diva_ray.engine import pool_choice, steps
 from diva_ray.tasks.runner import Runner
 
 RARE = 0.1  # of the rows of a class of middling size: of labels with fewer the fit and its calibration can say nothing
@@ -29,28 +28,27 @@ class ClassShares:
     weights: Tensor
 
 
-def compare_shares(runner: Runner, extents: list[Extent], given: Tensor, method: str) -> ClassShares:
-    """Return how the shares of classes compare, and tell the pool's shards what rows weigh.
+def compare_shares(runner: Runner, extents: list[Extent], given: Tensor | None, *, weigh: bool) -> ClassShares:
+    """Return how the shares of classes compare, and, to `weigh` rows by class, tell the pool's shards what they weigh.
 
-    `balanced` asks for the rows whose label is likely right: wrong labels make the classes of a pool look alike. Rows
-    that judge, those that validate, count as they weigh there.
+    Rows that judge, those that validate, count as they weigh there.
 
     Args:
         runner, extents: of the pool.
-        given: rows of the pool by given class, (c,).
-        method: balanced, paper (by the given labels), or none: as balanced, but rows keep their own weight.
+        given: rows of the pool by class, (c,); None: those whose label is likely right, as wrong labels make the
+            classes of a pool look alike.
     """
-    counts = given
-    if method != "paper":
+    if given is None:
         runner.engine.tell(near_only=False)
-        counts, _ = runner.run(pool_choice.count_choices, "choose", extents, features=False)
-    rows, weight = runner.run(judges_by_class, "choose", features=False)
-    own, counts = rows.sum() * weight / weight.sum(), counts.double()
-    found = ClassShares(choose.shares_apart(own, counts) >= choose.OTHER_SHARES, torch.ones_like(counts))
-    if method == "balanced":
-        found = ClassShares(found.other, choose.class_weights(own, counts))
-        runner.engine.tell(class_weights=found.weights)
-    return found
+        found: Tensor = runner.run(pool_choice.count_choices, "choose", extents, features=False)
+        given = found[0]
+    rows, weight = runner.run(steps.heard_by_class, "choose", features=False)
+    own, counts = rows.sum() * weight / weight.sum(), given.double()
+    other = choose.shares_apart(own, counts) >= choose.OTHER_SHARES
+    weights = choose.class_weights(own, counts) if weigh else torch.ones_like(counts)
+    if weigh:
+        runner.engine.tell(class_weights=weights)
+    return ClassShares(other, weights)
 
 
 def hardly_known(rows: Tensor) -> Tensor:

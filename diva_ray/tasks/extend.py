@@ -254,10 +254,10 @@ class Extension:
 
     def choose(self, k: int, batch: int) -> int:
         """Choose rows and add them to the fit; return how many: what helps first, the rest only to fill a budget."""
-        engine, config = self.runner.engine, self.config
+        engine = self.runner.engine
         if self.shares is None and self.setup.task == "classification" and not self.blind:
-            method = "none" if config.method == "balanced" and config.class_weights == "none" else config.method
-            self.shares = compare_shares(self.runner, self.extents, self.pool_counts, method)
+            given, weigh = None if self._by_class else self.pool_counts, self.config.class_weights == "auto"
+            self.shares = compare_shares(self.runner, self.extents, given, weigh=self._by_class and weigh)
         engine.tell(near_only=self.config.method == "balanced" and not self.blind)
         helping, rest = self.runner.run(pool_choice.count_choices, "choose", self.extents, features=False)
         if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there

@@ -123,8 +123,8 @@ def other_shares(summary: dict[str, Any], named: Callable[[Any], Any] = str) -> 
     found = f"The pool has other shares of classes than {judges}"
     if rows[0]["weight"] == rows[-1]["weight"]:
         return [
-            f"{found}, and chosen rows keep them: a fit leans towards classes it saw often. With `class_weights=auto` "
-            f"chosen rows weigh by their class, so that classes keep the shares of {judges}."
+            f"{found}, and chosen rows keep them: a fit leans towards classes it saw often. With `method=balanced` and "
+            f"`class_weights=auto` chosen rows weigh by their class, so that classes keep the shares of {judges}."
         ]
     least, most = (f"{words.number(row['weight'], 2)} (class {named(row['label'])})" for row in (rows[0], rows[-1]))
     return [

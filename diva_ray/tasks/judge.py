@@ -144,21 +144,20 @@ def calibrate_on_pool(runner: Runner, setup: Setup, extents: list[Extent], count
     wrong labels show there: left out, the only row of a class says nothing. `counts`: the pool's rows by class."""
     runner.engine.tell(levels=torch.ones(setup.outputs, dtype=torch.float64), gap_factors={})
     sums: Histogram = runner.run(pool.calibrate_pool, "calibrate", extents)
-    link, shows, _ = _uniform_link(sums, counts.double())
+    link, shows, _ = _uniform_link(links.fit_link(sums, setup.outputs), sums, counts.double())
     runner.engine.tell(link=link)
     return shows
 
 
-def _uniform_link(calibrated: Histogram, weight: Tensor) -> tuple[links.Link, bool, bool]:
-    """Return the link under uniform noise, whether wrong labels show, and whether as classes lie far apart."""
-    classes = len(weight)
-    best = links.fit_link(calibrated, classes)
+def _uniform_link(best: links.Link, calibrated: Histogram, weight: Tensor) -> tuple[links.Link, bool, bool]:
+    """Return the link under uniform noise, the likeliest where wrong labels show, whether they do, and whether as
+    classes lie far apart."""
     if evidence.noise_shows(best, weight, calibrated.rows(float(calibrated.counts[0, 0].sum()))):
         return best, True, False
     clear = evidence.fit_clear_link(calibrated, weight)
     if clear is not None:
         return clear, True, True
-    right = links.fit_link(calibrated, classes, right=True)  # probabilities as sure as right labels let them be
+    right = links.fit_link(calibrated, len(weight), right=True)  # probabilities as sure as right labels let them be
     return replace(right, likelihood=best.likelihood), False, False
 
 
@@ -242,8 +241,8 @@ def _judge_uniform(
     def carried(link: links.Link) -> links.Link:
         return link if like is None else replace(link, near=like.near, mix=like.mix)
 
-    link, shows, clear = _uniform_link(calibrated, own[1])
     likeliest = links.fit_link(calibrated, classes)
+    link, shows, clear = _uniform_link(likeliest, calibrated, own[1])
     offset = verdict.offset_of(links.noise_rate_at(calibrated, likeliest, classes), classes, rows)
     runner.engine.tell(link=carried(link), likeliest=carried(likeliest), likeliest_offset=offset)
     sums = runner.run(verdicts.judge, "judge", scored, features=False)

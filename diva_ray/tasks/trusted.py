@@ -36,7 +36,7 @@ def check_trust(session: Session, setup: Setup) -> None:
         )
     if setup.task == "classification" and setup.classes is not None:
         session.engine.tell(setup=setup)
-        heard = session.runner.run(steps.heard_by_class, "count")
+        heard = session.runner.run(steps.heard_by_class, "count")[0]
         without = [str(name) for name, n in zip(setup.classes.to_pylist(), heard.tolist(), strict=True) if not n]
         if without:
             raise InputError(
