@@ -40,8 +40,7 @@ def fit(F: Tensor, y: Tensor) -> tuple[links.Link, Flips] | None:
     return noise.fit_flips(F, y, torch.zeros(len(y)), link, uniform.noise_rate)
 
 
-@pytest.mark.parametrize("classes", [3, 10, 40])
-@pytest.mark.parametrize("share", [0.2, 0.3])
+@pytest.mark.parametrize(("classes", "share"), [(3, 0.3), (10, 0.2), (40, 0.3)])
 def test_flips_between_classes_are_measured_and_found(classes: int, share: float) -> None:
     F, y, wrong = flipped(4000, classes, share, seed=classes)
     found = fit(F, y)
@@ -59,8 +58,7 @@ def test_flips_between_classes_are_measured_and_found(classes: int, share: float
     assert noise.dependence_of_suspects(F, y, link, flips, verdict) > 0.8
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
-@pytest.mark.parametrize("share", [0.2, 0.4])
+@pytest.mark.parametrize(("classes", "share"), [(2, 0.2), (2, 0.4), (3, 0.2), (10, 0.4)])
 def test_one_class_that_flips_into_another_is_found_and_its_rate_measured(classes: int, share: float) -> None:
     F, truth, generator = outputs(3000, classes, seed=classes)
     T = torch.eye(classes, dtype=torch.float64)

@@ -73,8 +73,12 @@ def test_a_copy_keeps_what_another_column_holds(tmp_path):
     assert read.reader().read(0, len(X), ["kind"])["kind"].null_count == len(X)
 
 
-@pytest.mark.parametrize("form", ["dataset", "files"])
-@pytest.mark.parametrize("task", ["score", "reweight", "aggregate", "extend"])
+@pytest.mark.parametrize(
+    ("task", "form"),
+    [
+        ("score", "dataset"), ("score", "files"), ("reweight", "files"), ("aggregate", "dataset"), ("extend", "files"),
+    ],
+)  # fmt: skip
 def test_pages_show_the_names_beside_the_numbers(task, form, tmp_path):
     """Rows of the output hold the numbers, which is what the table has; people read names."""
     X, Y = problem(600)

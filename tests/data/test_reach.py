@@ -56,6 +56,7 @@ def test_what_a_killed_driver_left_is_no_run(tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.long  # what a worker says is above
 def test_a_driver_with_a_disk_of_its_own_is_told(tmp_path, ray_cluster):
     """Each node would write its own rows to its own disk, and the run would end with those of the driver's alone."""
     import ray

@@ -112,7 +112,7 @@ def test_scores_on_a_device_are_those_on_a_cpu(path, simulated, name):
     agree(diva_ray.score(path, cluster=HERE, quiet=True, **options), simulated(diva_ray.score, path, **options))
 
 
-@pytest.mark.parametrize("place", ["host", "cache", "storage"])
+@pytest.mark.parametrize("place", ["host", pytest.param("cache", marks=pytest.mark.long), "storage"])
 def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulated, place):
     path, options = paths[1], {"features": ["x", "b"], "offset": "offset", "precision": "float64"}
     options["labeller_doubt"] = "on"  # two passes more

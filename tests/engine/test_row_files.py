@@ -42,8 +42,7 @@ def noted(name, monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("damaged", "grouped"), [(False, True), (True, False)])
 def test_a_resumed_run_finds_what_passes_left_with_the_rows(tmp_path, monkeypatch, damaged, grouped, caplog):
     monkeypatch.setattr(done, "DEAR", 0.0)
     task = {**small_task(9000), "user": np.arange(9000) // 2}

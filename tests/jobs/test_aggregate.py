@@ -328,7 +328,7 @@ def error_by_refit(data, validation, penalties, summary):
     return 1 - ((F[:, 0] - v) ** 2).sum() / ((v - v.mean()) ** 2).sum()
 
 
-@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize("numbers", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_bands_are_compared_under_the_weights_as_given_and_what_weights_gain_is_told_apart(numbers):
     data, clean = joint_problem(numbers)
     options = {"validation": clean, "precision": "float64"}

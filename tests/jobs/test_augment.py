@@ -48,6 +48,7 @@ def test_flips_of_digits_get_less_weight_than_the_identity_and_probabilities_add
 
 
 @pytest.mark.ray
+@pytest.mark.long  # `test_curate` has groups on workers, `test_nodes` weight steps
 def test_workers_find_what_this_process_finds(ray_cluster):
     table, options = copies(120), {"folds": 2, "steps": 1}
     found = run(table, cluster={"kind": "ray", "workers": 2}, **options).summary

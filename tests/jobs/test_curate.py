@@ -237,7 +237,7 @@ def test_trusted_rows_see_what_wrong_neighbours_hide():
             assert plain.summary["planted"]["f1"] < 0.5
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_trusted_rows_do_not_judge_the_weights_that_follow_them(apart):
     """What is told is of the weights before; rows are written with those of the fit that judges them."""
     data = confusing(0.4)

@@ -160,7 +160,7 @@ def test_the_papers_choice_is_the_most_negative_derivatives():
         assert value == pytest.approx(expected[key], rel=2e-3)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 4])
+@pytest.mark.parametrize("seed", [*(pytest.param(k, marks=pytest.mark.long) for k in (0, 4)), 1])
 def test_numbers_can_be_extended_too_until_wrong_ones_are_left(seed):
     generator = np.random.default_rng(seed)
     X = generator.standard_normal((500, 8)).astype(np.float32)
@@ -176,6 +176,7 @@ def test_numbers_can_be_extended_too_until_wrong_ones_are_left(seed):
     assert all(one["error"] < 0.2 * one["error_uniform"] for one in steps[1:])
 
 
+@pytest.mark.long  # a right pool of classes is chosen from above
 def test_right_numbers_are_chosen_about_as_well_as_at_random():
     """Those alone whose derivative is below 0 fit the errors of the table, at several times the squared error."""
     chosen, drawn = [], []

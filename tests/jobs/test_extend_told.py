@@ -104,7 +104,7 @@ def test_wrong_labels_in_the_pool_do_not_count_as_its_shares():
     assert not run(core, pool | {"label": label}).summary["other_class_shares"]
 
 
-@pytest.mark.parametrize("wrong", [0.0, 0.3])
+@pytest.mark.parametrize("wrong", [pytest.param(0.0, marks=pytest.mark.long), 0.3])
 def test_weights_by_class_lower_the_error_under_the_tables_shares(wrong):
     errors = np.zeros((3, 2))
     test = blobs(4000, 99)
@@ -135,7 +135,9 @@ def test_random_choice_beside_it_is_of_as_many_rows_where_most_weigh_nothing():
     assert last["chosen"] == 100 and 80 <= last["uniform_chosen"] <= 120
 
 
-@pytest.mark.parametrize(("factor", "told"), [(1.0, False), (100.0, True), (-1.0, True)])
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1.0, False), pytest.param(100.0, True, marks=pytest.mark.long), (-1.0, True)]
+)
 def test_numbers_of_another_unit_are_told(factor, told, caplog):
     with caplog.at_level(logging.WARNING, logger="diva_ray"):
         run(numbers(200, 1), numbers(800, 2, factor), budget=100)

@@ -28,7 +28,7 @@ def test_several_classes_are_not_reweighted_for_a_change_of_scale():
     assert summary["error_reweighted"] <= summary["error_uniform"] + 0.005
 
 
-@pytest.mark.parametrize("loss", ["squared", "cosine"])
+@pytest.mark.parametrize("loss", [pytest.param("squared", marks=pytest.mark.long), "cosine"])
 def test_vectors_with_gross_errors_lose_weight_where_that_helps(loss):
     """Many columns for the rows, so that wrong targets do harm, and errors that look like other rows' targets.
 
@@ -50,7 +50,7 @@ def test_vectors_with_gross_errors_lose_weight_where_that_helps(loss):
     assert np.square(after).mean() < 0.5 * np.square(before).mean(), "nearer to what is true of other rows"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05])
+@pytest.mark.parametrize("share", [pytest.param(0.0, marks=pytest.mark.long), 0.05])
 def test_numbers_with_gross_errors_are_dropped_though_rows_set_apart_have_them_too(share):
     """Judged by all of its squared error, a row with a gross error would speak against its own removal."""
     X, y = load_diabetes(return_X_y=True)

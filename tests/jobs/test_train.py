@@ -287,6 +287,7 @@ def on_two_workers(known, output, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.long  # `test_cluster` scores one, by the same way into a table
 def test_a_ray_dataset_may_be_the_test_table(ray_cluster, tmp_path):
     import pyarrow as pa
     import ray

@@ -65,7 +65,9 @@ class DriverDied(BaseException):
     """What a test ends a driver with: nothing catches it."""
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ("groups", "paper", "augment"))) for name in RUNS]
+)
 def test_a_run_resumes_from_any_pass_to_the_same_bits_without_taking_one_twice(name, tmp_path, monkeypatch):
     run, whole = RUNS[name], Inline.each
     taken: list[str] = []

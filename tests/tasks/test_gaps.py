@@ -72,7 +72,7 @@ def test_wrong_labels_are_found_among_rows_with_gaps_with_the_precision_told(vec
     assert result.summary["label_issue_precision"] == pytest.approx(precision, abs=0.08)
 
 
-@pytest.mark.parametrize("made", [table, classes, several])
+@pytest.mark.parametrize("made", [pytest.param(table, marks=pytest.mark.long), classes, several])
 def test_the_same_rows_whatever_the_blocks(made):
     rows = made(4, 0.08, n=5000)[0]
     one, other = (score(rows, precision="float64", block_rows=size).samples for size in (256, 4096))
@@ -87,6 +87,7 @@ def test_weights_are_tried_where_rows_lack_bands():
     assert found.summary["accepted"] and weights[wrong].mean() < 0.3 * weights[~wrong].mean()
 
 
+@pytest.mark.long  # below a pool lacks what some rows of the table lack too
 def test_rows_of_a_pool_that_lack_what_no_row_of_the_table_lacks_are_chosen():
     core, pool = table(6, lacking=0.0)[0].drop_columns("id"), table(6, 0.1, n=600, lacking=0.3)
     found = diva_ray.extend(core, pool=pool[0], features=["a", "b"], cluster=INLINE, quiet=True, budget=200)
@@ -120,7 +121,7 @@ def test_wrong_classes_are_found_beside_gaps_with_the_precision_told(lacking, ot
     assert within.sum() > 1000 and ratio == pytest.approx(np.full(len(ratio), np.median(ratio)), rel=1e-2)
 
 
-@pytest.mark.parametrize("made", [classes, several])
+@pytest.mark.parametrize("made", [classes, pytest.param(several, marks=pytest.mark.long)])
 def test_a_pool_of_rows_that_lack_a_band_is_chosen_by_labels_that_are_right(made):
     core, (pool, wrong, lacks) = made(4, n=800, lacking=0.2)[0].drop_columns("id"), made(5, 0.3, 0.3)
     found = diva_ray.extend(core, pool=pool, features=["a", "b"], cluster=INLINE, quiet=True, budget=600)
@@ -141,7 +142,7 @@ def test_several_labels_of_rows_that_lack_a_band_hide_no_wrong_ones_of_others():
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("made", [classes, several])
+@pytest.mark.parametrize("made", [classes, pytest.param(several, marks=pytest.mark.long)])
 def test_workers_judge_rows_with_gaps_as_one_process_does(ray_cluster, made):
     rows = made(6, 0.1, 0.2)[0]
     inline = score(rows).samples

@@ -194,7 +194,7 @@ def test_derivatives_that_cancel_to_rounding_have_no_z(precision):
     assert not np.any(samples["is_detrimental"].to_numpy(zero_copy_only=False))
 
 
-@pytest.mark.parametrize("job", ["reweight", "augment"])
+@pytest.mark.parametrize("job", ["reweight", pytest.param("augment", marks=pytest.mark.long)])
 def test_fewer_rows_than_columns_are_weighed_on_the_space_they_span(job, monkeypatch):
     generator = np.random.default_rng(8)
     X, y = generator.standard_normal((90, 400)), np.arange(90) % 3

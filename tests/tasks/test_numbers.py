@@ -151,7 +151,7 @@ def test_predictions_are_written_as_labels_are():
     assert score((y - 1.7e9).astype(np.float32)).samples["predicted_label"].type == pa.float32()
 
 
-@pytest.mark.parametrize("seed", range(10, 13))
+@pytest.mark.parametrize("seed", [10, *(pytest.param(k, marks=pytest.mark.long) for k in (11, 12))])
 @pytest.mark.parametrize("share", [0.05, 0.15])
 def test_precision_recall_and_share_of_swapped_numbers_are_told(share, seed):
     """At 15 % only gross ones stand apart: that others hide among the right ones must be told, too."""
@@ -337,8 +337,14 @@ def drawn(noise, rows, seed, columns=8):
     return generator, features, features @ np.full(columns, columns**-0.5) + noise(generator, rows)
 
 
-@pytest.mark.parametrize(("rows", "share"), [(600, 0.2), (600, 0.05), (3000, 0.2)])
-@pytest.mark.parametrize("tails", ["normal", "skewed"])
+@pytest.mark.parametrize(
+    ("tails", "rows", "share"),
+    [
+        pytest.param(tails, rows, share, marks=[pytest.mark.long] * (len(tails) % 2 == (rows == 600)))
+        for tails in ("normal", "skewed")
+        for rows, share in ((600, 0.2), (600, 0.05), (3000, 0.2))
+    ],
+)
 def test_gross_errors_close_to_the_right_ones_take_none_of_their_tail(tails, rows, share):
     """At 6 standard deviations; a story that spreads them down to the median had called every third flag wrongly."""
     noise = {
@@ -358,7 +364,7 @@ def test_gross_errors_close_to_the_right_ones_take_none_of_their_tail(tails, row
         assert result.summary["label_issue_precision"] == pytest.approx(precision, abs=0.11)
 
 
-@pytest.mark.parametrize("seed", range(100, 103))
+@pytest.mark.parametrize("seed", [100, *(pytest.param(k, marks=pytest.mark.long) for k in (101, 102))])
 def test_rows_of_larger_noise_are_no_gross_errors(seed):
     """Errors of one row in 14 are four times those of the rest: all are right."""
     noise = lambda generator, n: generator.standard_normal(n) * np.where(generator.random(n) < 0.07, 4, 1)  # noqa: E731

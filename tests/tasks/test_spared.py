@@ -22,8 +22,14 @@ def ill_conditioned(least, n=3000, p=60, numbers=False):
     ("least", "condition", "precision"),
     [(-1, (1e3, 1e5), "float32"), (-2.3, (3e5, 3e6), FITTED), (-5, (3e6, 1e9), "float64")],
 )
-@pytest.mark.parametrize("group", [None, "group"])
-@pytest.mark.parametrize("errors", ["estimate", "exact"])
+@pytest.mark.parametrize(
+    ("group", "errors"),
+    [
+        pytest.param(group, errors, marks=[pytest.mark.long] * ((group is None) == (errors == "exact")))
+        for group in (None, "group")
+        for errors in ("estimate", "exact")
+    ],
+)
 def test_derivatives_are_those_of_float64_at_any_condition(least, condition, precision, group, errors):
     options = {"ridge": 1e-4, "standard_errors": errors, "group": group, "cluster": "inline", "quiet": True}
     whole = diva_ray.score(ill_conditioned(least), precision="float64", **options)
