@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from diva_ray.bench import peers
-from diva_ray.core.grid import default_ridges, grid_losses, rotate
+from diva_ray.core.grid import default_ridges, grid_values, rotate, weighted_sums
 from diva_ray.core.leave_out import rows_by_group_size
-from diva_ray.core.losses import squared
+from diva_ray.core.losses import squares
 from diva_ray.core.ridge import FitAccumulator, FitSums, solve
 from diva_ray.data.columns import to_matrix
 from diva_ray.data.sources import strokes
@@ -156,11 +156,11 @@ class RealSet:
         rotation = rotate(sums, self._pattern, len(heard))
         ridges = default_ridges(rotation, len(heard))
         at = torch.from_numpy(heard)
-        alpha, v = torch.from_numpy(weight.astype(np.float64))[at], torch.ones(len(heard), dtype=torch.float64)
+        alpha = torch.from_numpy(weight.astype(np.float64))[at]
         together = rows_by_group_size(torch.from_numpy(self.groups)[at])
         labels = torch.from_numpy(y)[at]
-        losses = grid_losses(self.features[at], labels, alpha, v, None, together, rotation.at(ridges), squared)
-        return float(ridges[int(losses.argmin())])
+        values = grid_values(self.features[at], labels, alpha, None, together, rotation.at(ridges), (squares,))
+        return float(ridges[int(weighted_sums(values, torch.ones(len(heard)))[0].argmin())])
 
     def tuned_error(self, y: np.ndarray, weight: np.ndarray) -> float:
         """Return the test error of a weighted fit with its own tuned ridge, in percent; rows of weight 0 are not

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diva_ray.core.factors import eigen_
 from diva_ray.core.leave_out import LeverageError, check_leverage, leave_out, solve_left_out
-from diva_ray.core.losses import Loss, subtract_from_targets
+from diva_ray.core.losses import subtract_from_targets
 from diva_ray.core.products import multiply, multiply_add_, multiply_triangular_, row_dot, symmetric
 from diva_ray.core.reduction import Chain, Tiles, block_tridiagonal_, factor, takes_tiles
 from diva_ray.core.ridge import FitSums
@@ -121,36 +121,30 @@ def default_ridges(rotation: Rotation, rows: int, count: int = 20) -> Float[Tens
     return mean * torch.logspace(-6, 3, count, dtype=torch.float64)
 
 
-def grid_losses(
+def weighted_sums(
+    values: Float[Tensor, "measures n ridges"], v: Float[Tensor, " n"]
+) -> Float[Tensor, "measures ridges"]:
+    """Return sum_i v_i m_i for every measure and ridge; infinite where a leverage reaches 1."""
+    refused = torch.isinf(values).any(1)
+    sums = torch.einsum("n,mnk->mk", v.double(), values.masked_fill(refused[:, None], 0.0))
+    return sums.masked_fill(refused, torch.inf).cpu()
+
+
+def grid_values(
     Z: Float[Tensor, "n p"],
     Y: Tensor,
     alpha: Float[Tensor, " n"],
-    v: Float[Tensor, " n"],
-    offset: Float[Tensor, "n c"] | None,
-    group_rows: list[Int[Tensor, "_ _"]],
-    family: Family,
-    loss: Loss,
-) -> Float[Tensor, " ridges"]:
-    """Return sum_i v_i l(f_i, y_i) of a block for every ridge; infinite where a leverage reaches 1."""
-    return grid_sums(Z, Y, alpha, v, offset, group_rows, family, (lambda F, Y: loss(F, Y)[0],))[0]
-
-
-def grid_sums(
-    Z: Float[Tensor, "n p"],
-    Y: Tensor,
-    alpha: Float[Tensor, " n"],
-    v: Float[Tensor, " n"],
     offset: Float[Tensor, "n c"] | None,
     group_rows: list[Int[Tensor, "_ _"]],
     family: Family,
     measures: Sequence[Callable[[Tensor, Tensor], Tensor]],
-) -> Float[Tensor, "measures ridges"]:
-    """Return sum_i v_i m(f_i, y_i) of a block for every measure (F, Y) -> (n,) and ridge.
+) -> Float[Tensor, "measures n ridges"]:
+    """Return m(f_i, y_i) of left-out outputs for every measure (F, Y) -> (n,), row of a block and ridge, float64.
 
     2 n p^2 + 2 n p (c + 1) ridges operations by eigenvalues, and 4 (n + c) p b ridges by tiles of b columns. Infinite
     where a leverage reaches 1.
     """
-    found = torch.empty(len(measures), len(family.ridges), dtype=torch.float64, device=Z.device)  # comes home once
+    found = torch.empty(len(measures), len(Z), len(family.ridges), dtype=torch.float64, device=Z.device)
     fits = _by_eigenvalues if family.chain is None else _by_tiles
     for k, (fitted, q, U) in enumerate(fits(Z, family, whitened=bool(group_rows))):
         F = fitted if offset is None else fitted + offset
@@ -162,12 +156,12 @@ def grid_sums(
             else:
                 left = solve_left_out(r, alpha, q, 1 - alpha * q, [])
         except LeverageError:
-            found[:, k] = torch.inf  # this ridge is too small for these features: not a candidate
+            found[..., k] = torch.inf  # this ridge is too small for these features: not a candidate
             continue
         outputs = F + r - left.e
         for j, measure in enumerate(measures):
-            found[j, k] = (v * measure(outputs, Y)).double().sum()
-    return found.cpu()
+            found[j, :, k] = measure(outputs, Y)
+    return found
 
 
 # Of every ridge: what it fits (n, c), q (n,) and, if asked for, the rows whitened, the intercept apart (n, k).
@@ -215,11 +209,10 @@ def grid_squares(
     Z: Float[Tensor, "n p"],
     Y: Int[Tensor, " n"],
     alpha: Float[Tensor, " n"],
-    v: Float[Tensor, " n"],
     family: Family,
     factor: Float[Tensor, "k k"],
-) -> Float[Tensor, " ridges"]:
-    """Return what `grid_losses` does for the squared error of classes, rows alone, without a row's outputs.
+) -> Float[Tensor, "n ridges"]:
+    """Return what `grid_values` does for the squared error of classes, rows alone, without a row's outputs.
 
     |y - f|^2 = 1 - 2 f_y + |f|^2, and |f|^2 by the factor of `outputs_factor`: 2 n p^2 + n p (p + 2) ridges operations,
     whatever c. By eigenvalues: with tiles each of these products would take a solve more.
@@ -229,18 +222,18 @@ def grid_squares(
     mean, known = family.mean, Y >= 0
     to_mean, mean_square = multiply(family.cross, mean[:, None]), mean @ mean
     solution = torch.where(known, mean[Y], torch.zeros_like(alpha)), family.cross.T[Y]
-    found = torch.empty(len(family.ridges), dtype=torch.float64, device=Z.device)
-    for k in range(len(found)):
+    found = torch.empty(len(Z), len(family.ridges), dtype=torch.float64, device=Z.device)
+    for k in range(len(family.ridges)):
         x = X * family.shrink[:, k]
         room = 1 - alpha * (row_dot(X, x) + family.mean_variance)
         try:
             check_leverage(room)
         except LeverageError:
-            found[k] = torch.inf
+            found[:, k] = torch.inf
             continue
         own = solution[0] + torch.where(known, row_dot(x, solution[1]), torch.zeros_like(alpha))
         along = multiply(x, to_mean).squeeze(1)
         whole = multiply_triangular_(x, factor, upper=False)
         squares = known.to(own) - 2 * own + row_dot(whole, whole) + 2 * along + mean_square
-        found[k] = (v * squares / room.square()).double().sum()
-    return found.cpu()
+        found[:, k] = squares / room.square()
+    return found

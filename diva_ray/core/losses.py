@@ -45,6 +45,11 @@ def cross_entropy(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:
     return values, -subtract_from_targets(Y, log_p.exp())
 
 
+def squares(F: Float[Tensor, "n c"], Y: Tensor) -> Float[Tensor, " n"]:
+    """Return |f - y|^2, summed over outputs."""
+    return subtract_from_targets(Y, F).square().sum(1)
+
+
 def squared(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:
     """Return |f - y|^2, summed over outputs, and 2 (f - y)."""
     residual = subtract_from_targets(Y, F)

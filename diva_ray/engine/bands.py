@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import losses
-from diva_ray.core.grid import Family, grid_sums
+from diva_ray.core.grid import Family, grid_values, weighted_sums
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard
@@ -43,16 +43,14 @@ def part_losses(shard: Shard, known: Known) -> Tensor:
     several = setup.task == "multilabel"
     total = torch.zeros(len(parts), 2, len(parts[0].family.ridges), dtype=torch.float64)
 
-    def squared(F: Tensor, Y: Tensor) -> Tensor:
-        return losses.squared(F, Y)[0]
-
     def counted(F: Tensor, Y: Tensor) -> Tensor:
         return losses.errors(F, Y, several=several)
 
     for b in blocks(shard, known):
         for k, part in enumerate(parts):
             Z = b.Z if len(part.columns) == b.Z.shape[1] else b.Z[:, part.columns]
-            total[k] += grid_sums(Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, part.family, (squared, counted))
+            found = grid_values(Z, b.Y, b.alpha, b.offset, b.group_rows, part.family, (losses.squares, counted))
+            total[k] += weighted_sums(found, b.v)
     return total
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from diva_ray.core import derivative as dd
 from diva_ray.core import levels, losses, multilabel
 from diva_ray.core.adjoint import AdjointAccumulator
-from diva_ray.core.grid import Family, grid_losses, grid_squares
+from diva_ray.core.grid import Family, grid_squares, grid_values
 from diva_ray.core.leave_out import LeftOut, adjoint
 from diva_ray.core.products import add_rows_
 from diva_ray.core.ridge import FitAccumulator, FitSums
+from diva_ray.core.ridge_choice import pack_moments
 from diva_ray.core.second_order import SecondOrder, second_order
 from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.engine.context import (
@@ -60,18 +61,19 @@ def fit(shard: Shard, known: Known) -> FitSums:
 
 
 def grid(shard: Shard, known: Known) -> Tensor:
-    """Grid pass: leave-one-out squared error for every ridge.
+    """Grid pass: moments of the leave-one-out squared error for every ridge, packed.
 
     Squared error whatever the loss: cross-entropy of raw outputs prefers no ridge at all, and finds less.
     """
     family: Family = known["family"]
-    total = torch.zeros(len(family.ridges), dtype=torch.float64)
-    factor = known.get("outputs_factor")
+    count, factor = len(family.ridges), known.get("outputs_factor")
+    total = torch.zeros(count + 3, count + 1, dtype=torch.float64)
     for b in blocks(shard, known):
         if factor is not None and b.Y.ndim == 1 and b.offset is None and not b.group_rows:
-            total += grid_squares(b.Z, b.Y, b.alpha, b.v, family, factor)
-            continue
-        total += grid_losses(b.Z, b.Y, b.alpha, b.v, b.offset, b.group_rows, family, losses.squared)
+            found = grid_squares(b.Z, b.Y, b.alpha, family, factor)
+        else:
+            (found,) = grid_values(b.Z, b.Y, b.alpha, b.offset, b.group_rows, family, (losses.squares,))
+        total += pack_moments(found, b.alpha, b.v, b.group_rows)
     return total
 
 

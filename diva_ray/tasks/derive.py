@@ -14,6 +14,7 @@ from diva_ray.core.derivative import Validation
 from diva_ray.core.grid import default_ridges, outputs_factor, rotate
 from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitSums, Solution, solve
+from diva_ray.core.ridge_choice import Moments
 from diva_ray.engine import check, passes
 from diva_ray.engine.context import ValidationRows
 from diva_ray.engine.reduce import Partial, Rows
@@ -25,6 +26,7 @@ from diva_ray.tasks.derived import (
     MOST_ERROR,
     MOST_LEVERAGE,
     Derived,
+    RidgeGrid,
     best_ridge,
     by_band,
     penalty_pattern,
@@ -174,10 +176,10 @@ def sum_all(runner: Runner, setup: Setup) -> FitSums:
 
 def fit_ridge(
     runner: Runner, setup: Setup, ridge: float | str, fit: Fit | None = None
-) -> tuple[Setup, float, Solution, list]:
+) -> tuple[Setup, float, Solution, RidgeGrid]:
     """Return the solution, with the ridge chosen by leave-one-out if it is `auto`; two passes then, else one."""
     runner.engine.tell(setup=setup)
-    sums, grid = (fit or sum_all)(runner, setup), []
+    sums, grid = (fit or sum_all)(runner, setup), RidgeGrid([])
     if ridge == "auto":
         grid = ridge_grid(runner, setup, sums)
         ridge = best_ridge(grid)
@@ -191,7 +193,7 @@ def fit_ridge(
 
 def ridge_grid(
     runner: Runner, setup: Setup, sums: FitSums, run: Callable[[Callable, str], Tensor] | None = None
-) -> list[tuple[float, float]]:
+) -> RidgeGrid:
     """Return the ridges of the default grid with their leave-one-out squared errors: p^3 operations, and one pass, by
     `run` if it is given."""
     many = not setup.keeps_outputs and setup.outputs >= setup.scale.width
@@ -200,9 +202,9 @@ def ridge_grid(
     family = runner.timed("solve", rotation.at, ridges, setup.dtype)
     factor = runner.timed("solve", outputs_factor, family) if many else None
     runner.engine.tell(family=family, outputs_factor=factor)
-    losses = (run or runner.run)(passes.grid, "ridge")
+    packed = (run or runner.run)(passes.grid, "ridge")
     runner.engine.forget("family", "outputs_factor")
-    return list(zip(ridges.tolist(), losses.tolist(), strict=True))
+    return RidgeGrid.of(ridges, Moments.unpack(packed))
 
 
 def solve_in_range(runner: Runner, setup: Setup, sums: FitSums, penalty: Tensor) -> Solution | None:
@@ -225,7 +227,7 @@ def solve_in_range(runner: Runner, setup: Setup, sums: FitSums, penalty: Tensor)
 
 def fit_with_room(
     runner: Runner, setup: Setup, ridge: float | str, fit: Fit | None = None
-) -> tuple[Setup, float, Solution, list]:
+) -> tuple[Setup, float, Solution, RidgeGrid]:
     """Return what `fit_ridge` does, in float64 too where a leverage is near 1, for those who do not look at it in every
     pass that leaves rows out. One more read, n p^2 operations."""
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge, fit)

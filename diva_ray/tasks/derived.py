@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diva_ray.core.bands import band_slices
+from diva_ray.core.ridge_choice import Moments, choose_ridge
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import BUCKETS, Setup
 from diva_ray.errors import FitError
@@ -43,7 +45,7 @@ class Derived:
     fitted: torch.dtype
     ridge: float
     condition: float
-    grid: list[tuple[float, float]]
+    grid: RidgeGrid
     tally: Tally
     band_derivatives: Tensor
     standard_errors: str
@@ -95,10 +97,30 @@ def penalty_pattern(setup: Setup) -> Tensor:
     return pattern
 
 
-def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
-    """Return the ridge with the least leave-one-out squared error; warn if a better one may lie beyond the grid."""
-    ridge, loss = min(grid, key=lambda pair: pair[1])
-    if not loss < float("inf") and not grid[-1][0] > 0:
+class RidgeGrid(NamedTuple):
+    """Ridges with the summed leave-one-out squared errors of the rows that validate, none where none were tried; and
+    which of them was chosen (`choose_ridge`), by which of them all rows that are fitted lose least."""
+
+    tried: list[tuple[float, float]]
+    chosen: int = 0
+    of_all: int = 0
+
+    @classmethod
+    def of(cls, ridges: Tensor, moments: Moments) -> RidgeGrid:
+        """Return the grid of these ridges."""
+        tried = list(zip(ridges.tolist(), moments.heard[:-1].tolist(), strict=True))
+        return cls(tried, choose_ridge(moments), int(moments.fitted[:-1].argmin()))
+
+    @property
+    def leans(self) -> bool:
+        """Return whether another ridge than the best of the rows that validate was chosen."""
+        return bool(self.tried) and self.chosen != min(range(len(self.tried)), key=lambda k: self.tried[k][1])
+
+
+def best_ridge(grid: RidgeGrid, *, warn: bool = True) -> float:
+    """Return the chosen ridge; warn if a better one may lie beyond the grid."""
+    ridge, loss = grid.tried[grid.chosen]
+    if not loss < float("inf") and not grid.tried[-1][0] > 0:
         raise FitError(
             "data.features: some column must vary from row to row, got the same values in every row that has a weight. "
             "Change `data.features`."
@@ -106,20 +128,28 @@ def best_ridge(grid: list[tuple[float, float]], *, warn: bool = True) -> float:
     if not loss < float("inf"):
         raise FitError(
             "ridge: some ridge must leave every leverage below 1, got none from "
-            f"{grid[0][0]:.3g} to {grid[-1][0]:.3g}. Set `ridge` to a larger number, or add samples."
+            f"{grid.tried[0][0]:.3g} to {grid.tried[-1][0]:.3g}. Set `ridge` to a larger number, or add samples."
         )
     if warn and may_lie_further(grid):
         log.warning("the best ridge %.3g lies at the end of the grid: set `ridge` to look further", ridge)
+    if warn and grid.leans:
+        log.info("ridge %.3g: %s", ridge, leaning_in_words(grid))
     return ridge
 
 
-def may_lie_further(grid: list[tuple[float, float]]) -> bool:
-    """Return whether the best ridge is the first or the last of the grid, and the loss has not settled there."""
-    if len(grid) < 2:
-        return False
-    losses = [loss for _, loss in grid]
-    at = losses.index(min(losses))
-    if at not in (0, len(grid) - 1):
+def leaning_in_words(grid: RidgeGrid) -> str:
+    """Return why another ridge was chosen than the one with the least error of the rows that validate."""
+    least = min(grid.tried, key=lambda pair: pair[1])[0]
+    return (
+        f"of those under which the rows that validate lose no more than under {least:.3g}, but for a standard error, "
+        f"the nearest to {grid.tried[grid.of_all][0]:.3g}, under which all rows lose least"
+    )
+
+
+def may_lie_further(grid: RidgeGrid) -> bool:
+    """Return whether the chosen ridge is the first or the last of the grid, and the loss has not settled there."""
+    losses, at = [loss for _, loss in grid.tried], grid.chosen
+    if len(losses) < 2 or at not in (0, len(losses) - 1):
         return False
     return not abs(losses[1 if at == 0 else -2] - losses[at]) <= SETTLED * abs(losses[at])
 

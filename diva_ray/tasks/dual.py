@@ -13,18 +13,27 @@ from diva_ray.core.bands import band_slices
 from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.dual import DualFit, fit_dual, penalty_derivative
 from diva_ray.core.factors import eigen_
-from diva_ray.core.grid import default_ridges, grid_losses, rotate
+from diva_ray.core.grid import default_ridges, grid_values, rotate
 from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, solve_left_out
-from diva_ray.core.losses import squared, subtract_from_targets
+from diva_ray.core.losses import squares, subtract_from_targets
 from diva_ray.core.products import kernel, multiply
 from diva_ray.core.ridge import FitAccumulator
+from diva_ray.core.ridge_choice import Moments, pack_moments
 from diva_ray.core.subspace import row_spaces
 from diva_ray.engine import passes
 from diva_ray.engine.left_out import RowStore, facts_of_outputs
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
-from diva_ray.tasks.derived import MOST_CONDITION_DUAL, MOST_LEVERAGE, Derived, best_ridge, by_band, penalty_pattern
+from diva_ray.tasks.derived import (
+    MOST_CONDITION_DUAL,
+    MOST_LEVERAGE,
+    Derived,
+    RidgeGrid,
+    best_ridge,
+    by_band,
+    penalty_pattern,
+)
 from diva_ray.tasks.runner import Runner
 
 log = logging.getLogger("diva_ray")
@@ -36,7 +45,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool 
     setup = replace(setup, keeps_outputs=True, inputs="full")
     runner.engine.tell(setup=setup)
     Z, Y, alpha, v, offset, codes = runner.run(passes.gather, "gather").joined()
-    pattern, grid = penalty_pattern(setup).to(setup.dtype), []
+    pattern, grid = penalty_pattern(setup).to(setup.dtype), RidgeGrid([])
     groups = rows_by_group_size(codes)
     start = time.perf_counter()
     if ridge == "auto":
@@ -128,10 +137,8 @@ def _fit_dual_or_none(
     )
 
 
-def dual_grid(
-    Z: Tensor, Y: Tensor, alpha: Tensor, v: Tensor, offset: Tensor, groups: list, setup: Setup
-) -> list[tuple[float, float]]:
-    """Return (ridge, leave-one-out squared error): the grid in the n coordinates that span the rows."""
+def dual_grid(Z: Tensor, Y: Tensor, alpha: Tensor, v: Tensor, offset: Tensor, groups: list, setup: Setup) -> RidgeGrid:
+    """Return the grid in the n coordinates that span the rows."""
     first = int(setup.scale.intercept)
     body = Z[:, first:]
     values, E = eigen_(kernel(body, torch.ones(body.shape[1], dtype=body.dtype)))
@@ -142,8 +149,8 @@ def dual_grid(
     pattern[:first] = 0
     rotation = rotate(sums.sums(), pattern, len(X))
     ridges = default_ridges(rotation, len(X))
-    losses = grid_losses(X, Y, alpha, v, offset, groups, rotation.at(ridges), squared)
-    return list(zip(ridges.tolist(), losses.tolist(), strict=True))
+    (losses,) = grid_values(X, Y, alpha, offset, groups, rotation.at(ridges), (squares,))
+    return RidgeGrid.of(ridges, Moments.unpack(pack_moments(losses, alpha, v, groups)))
 
 
 def for_few_rows(runner: Runner, setup: Setup, rows: int) -> Setup:

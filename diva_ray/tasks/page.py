@@ -12,7 +12,7 @@ from diva_ray.engine.samples import WEIGHT_EDGES, Z_EDGES
 from diva_ray.engine.setup import Setup
 from diva_ray.report import sheet, words
 from diva_ray.report.sheet import Inform
-from diva_ray.tasks.derived import Derived, may_lie_further
+from diva_ray.tasks.derived import Derived, leaning_in_words, may_lie_further
 from diva_ray.tasks.manifest import versions
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import errors_of
@@ -160,6 +160,8 @@ def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> lis
     notes: list[str] = [*warnings_of(summary), *map(Inform, verdict_notes(summary))]
     if may_lie_further(derived.grid):
         notes.append("The chosen ridge lies at the end of the grid; set `ridge` to look further.")
+    if derived.grid.leans:
+        notes.append(Inform(f"The ridge is, {leaning_in_words(derived.grid)}."))
     return notes + [Inform(note) for note in _informing(session, derived, summary)]
 
 

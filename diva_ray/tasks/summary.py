@@ -92,7 +92,8 @@ def summarise(
         "max_leverage": derived.tally["max_leverage"],
         "precision": precision_of(derived),
         "ridge_grid": [
-            {"ridge": r, "squared_error": e / counts["validation"] if np.isfinite(e) else None} for r, e in derived.grid
+            {"ridge": r, "squared_error": e / counts["validation"] if np.isfinite(e) else None}
+            for r, e in derived.grid.tried
         ],
     }
     if derived.accuracy is not None:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from diva_ray.core import bands, ridge
-from diva_ray.core.grid import grid_sums, rotate
+from diva_ray.core.grid import grid_values, rotate, weighted_sums
 from diva_ray.core.leave_out import rows_by_group_size
-from diva_ray.core.losses import errors, squared
+from diva_ray.core.losses import errors, squares
 from tests.core.problems import cut, fit, make_problem, primal
 from tests.oracles import assert_close, left_out_outputs, refit_loss
 
@@ -79,10 +79,9 @@ def test_errors_of_a_fit_to_some_bands_are_those_of_refits(kept, grouped):
     total = torch.zeros(2, 3, dtype=F64)
     for rows in parts:
         b = part.rows(rows)
-        total += grid_sums(
-            b.Z, b.Y, b.alpha, b.v, b.offset, rows_by_group_size(b.groups), rotation.at(ridges),
-            (lambda F, Y: squared(F, Y)[0], errors),
-        )  # fmt: skip
+        groups = rows_by_group_size(b.groups)
+        values = grid_values(b.Z, b.Y, b.alpha, b.offset, groups, rotation.at(ridges), (squares, errors))
+        total += weighted_sums(values, b.v)
     for k, factor in enumerate(ridges):
         F = left_out_outputs(part.but(Lambda=factor * part.Lambda))
         assert_close(total[0, k], (part.v * ((F - part.targets) ** 2).sum(1)).sum(), 1e-12)

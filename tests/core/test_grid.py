@@ -5,7 +5,7 @@ import torch
 
 from diva_ray.core import grid, reduction
 from diva_ray.core.leave_out import rows_by_group_size
-from diva_ray.core.losses import squared
+from diva_ray.core.losses import squares
 from tests.core.problems import RIDGES, cut, fit, loss_of, make_problem
 from tests.oracles import assert_close, grid_loss, left_out_outputs, sklearn_grid
 
@@ -29,7 +29,8 @@ def run_grid(problem, pattern, ridges, blocks=3):
     for rows in parts:
         b = problem.rows(rows)
         groups, offset = rows_by_group_size(b.groups), b.offset if bool(b.offset.any()) else None
-        total += grid.grid_losses(b.Z, b.Y, b.alpha, b.v, offset, groups, family, loss_of(problem))
+        values = grid.grid_values(b.Z, b.Y, b.alpha, offset, groups, family, (lambda F, Y: loss_of(problem)(F, Y)[0],))
+        total += grid.weighted_sums(values, b.v)[0]
     return total, rotation
 
 
@@ -63,7 +64,7 @@ def test_the_squares_of_many_classes_need_none_of_their_outputs(intercept):
     found = torch.zeros(len(ridges), dtype=F64)
     for rows in parts:
         b = problem.rows(rows)
-        found += grid.grid_squares(b.Z, b.Y, b.alpha, b.v, rotation.at(ridges), factor)
+        found += b.v @ grid.grid_squares(b.Z, b.Y, b.alpha, rotation.at(ridges), factor)
     assert_close(found, grid_loss(problem, problem.Lambda, ridges.tolist()), 1e-10)
 
 
@@ -164,8 +165,8 @@ def test_both_forms_find_the_same_on_many_columns_some_alike_and_some_zero(dtype
         rotation = grid.rotate(sums, pattern, n)
         assert (rotation.tiles is None) == (narrowest > 1)
         family = rotation.at(grid.default_ridges(rotation, 10**6), dtype)
-        Zs, Ys, alphas, v = (x.to(dtype) for x in (Z, Y, alpha, torch.ones(n)))
-        found.append(grid.grid_losses(Zs, Ys, alphas, v, None, rows, family, squared))
+        Zs, Ys, alphas = (x.to(dtype) for x in (Z, Y, alpha))
+        found.append(grid.grid_values(Zs, Ys, alphas, None, rows, family, (squares,))[0].sum(0))
     assert found[0].isfinite().all()
     assert_close(found[1], found[0], 1e-9 if dtype == F64 else 1e-4)
 

@@ -512,13 +512,13 @@ def test_a_grid_waits_for_the_device_once_a_ridge(grouped):
     fit.add(Z, Y, ones)
     ridges = torch.tensor([1e-3, 1.0, 10.0, 1e5], dtype=torch.float64)
     family = rotate(fit.sums(), torch.ones(7, dtype=torch.float64)).at(ridges)
-    measures = (lambda F, Y: losses.squared(F, Y)[0], losses.errors)
+    measures = (losses.squares, losses.errors)
     groups = [torch.arange(10).view(5, 2)] if grouped else []
-    expected = grid.grid_sums(Z, Y, ones, ones, None, groups, family, measures)
+    expected = grid.weighted_sums(grid.grid_values(Z, Y, ones, None, groups, family, measures), ones)
     with Simulated() as mode:
-        args = devices.moved((Z, Y, ones, ones, None, groups, family), DEVICE)
+        args = devices.moved((Z, Y, ones, None, groups, family), DEVICE)
         before = mode.counts.copy()
-        found = grid.grid_sums(*args, measures)
+        found = grid.weighted_sums(grid.grid_values(*args, measures), args[2])
         asked = {name: mode.counts[name] - before.get(name, 0) for name in mode.counts}
     assert found.device == devices.CPU and asked["aten::nonzero"] == len(ridges) * (1 + grouped)
     assert "aten::_local_scalar_dense" not in asked

@@ -9,7 +9,7 @@ import diva_ray
 from diva_ray.config import TuneConfig
 from diva_ray.core import reduction
 from diva_ray.tasks.cost import Cost, cost_of
-from diva_ray.tasks.derived import may_lie_further
+from diva_ray.tasks.derived import RidgeGrid, may_lie_further
 from diva_ray.tasks.work import tuning_work
 
 
@@ -79,9 +79,12 @@ def test_fewer_rows_than_columns_cost_what_their_kernel_matrix_does():
 def test_a_grid_is_only_too_short_where_the_loss_still_falls_at_its_end():
     ridges = [0.1, 1.0, 10.0]
     falls, settled, inside, alone = ([1.0, 2.0, 3.0], [1.0, 1.00001, 3.0], [2.0, 1.0, 2.0], [float("inf"), 2.0, 1.0])
-    found = [may_lie_further(list(zip(ridges, losses, strict=True))) for losses in (falls, settled, inside, alone)]
-    assert found == [True, False, False, True]
-    assert not may_lie_further([(1.0, 2.0)]) and not may_lie_further([])
+    grids = [
+        RidgeGrid(list(zip(ridges, losses, strict=True)), int(np.argmin(losses)))
+        for losses in (falls, settled, inside, alone)
+    ]
+    assert list(map(may_lie_further, grids)) == [True, False, False, True]
+    assert not any(map(may_lie_further, (grids[0]._replace(chosen=1), RidgeGrid([(1.0, 2.0)]), RidgeGrid([]))))
 
 
 def tuning_seconds(space: dict, **options) -> tuple[float, str]:
