@@ -24,8 +24,8 @@ class Moments(NamedTuple):
     products: Tensor
 
     @classmethod
-    def unpack(cls, packed: Float[Tensor, "ridges+3 ridges+1"]) -> Moments:
-        """Return the moments of packed ones, which add up."""
+    def unpack(cls, packed: Float[Tensor, "_ _"]) -> Moments:
+        """Return the moments of packed ones, (ridges + 3, ridges + 1), which add up."""
         return cls(packed[0], packed[1], packed[2:])
 
 
@@ -37,7 +37,7 @@ def pack_moments(
 ) -> Float[Tensor, "ridges+3 ridges+1"]:
     """Return the `Moments` of a block of rows, packed; n ridges^2 operations."""
     refused = torch.cat([torch.isinf(losses).any(0), losses.new_zeros(1, dtype=torch.bool)])
-    losses = torch.cat([losses, torch.ones_like(losses[:, :1])], 1).masked_fill(refused, 0.0)
+    losses = torch.cat([losses.double(), v.new_ones(len(v), 1).double()], 1).masked_fill(refused, 0.0)
     heard, alone = v.double()[:, None] * losses, torch.ones(len(losses), 1, dtype=torch.float64, device=losses.device)
     products = torch.zeros(losses.shape[1], losses.shape[1], dtype=torch.float64, device=losses.device)
     for rows in group_rows:

@@ -1,0 +1,79 @@
+"""The ridge where few rows validate: that of refits under the rule, in every form, and what is said of it."""
+
+import numpy as np
+import pytest
+
+import diva_ray
+from tests.core.test_ridge_choice import naive
+from tests.data.tables import INLINE
+
+OPTIONS = {"cluster": INLINE, "quiet": True, "precision": "float64", "standardize": "none", "features": "features"}
+
+
+def noisy(seed, n=70, p=12, heard=9):
+    """Two classes, a third of the labels wrong but for the few rows that validate."""
+    generator = np.random.default_rng(seed)
+    X = generator.standard_normal((n, p))
+    y = (X[:, 0] + 0.5 * generator.standard_normal(n) > 0).astype(int)
+    v = (generator.permutation(n) < heard).astype(float)
+    wrong = (v == 0) & (generator.random(n) < 0.35)
+    return {"features": X, "label": np.where(wrong, 1 - y, y), "v": v, "group": np.arange(n) // 2}
+
+
+def left_out(X, y, rows, ridge, group):
+    """Squared errors of the rows, each predicted by a fit without its group; the intercept bears no penalty."""
+    Y, found = np.eye(2)[y], []
+    for i in rows:
+        kept = group != group[i]
+        mean, target = X[kept].mean(0), Y[kept].mean(0)
+        Z = X[kept] - mean
+        W = np.linalg.solve(Z.T @ Z + ridge * np.eye(X.shape[1]), Z.T @ (Y[kept] - target))
+        found.append((((X[i] - mean) @ W + target - Y[i]) ** 2).sum())
+    return np.array(found)
+
+
+def check(result, data, group):
+    """Hold the chosen ridge against refits; return whether the rows that validate alone would take another."""
+    ridges = np.array([one["ridge"] for one in result.summary["ridge_grid"]])
+    n = len(group)
+    losses = np.stack([left_out(data["features"], data["label"], range(n), ridge, group) for ridge in ridges], 1)
+    v = data["v"]
+    heard = np.average(losses, 0, v)
+    np.testing.assert_allclose([one["squared_error"] for one in result.summary["ridge_grid"]], heard, rtol=1e-7)
+    assert result.summary["ridge"] == pytest.approx(ridges[naive(losses, np.ones(n), v, group)], rel=1e-12)
+    return result.summary["ridge"] != ridges[heard.argmin()]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("p", [12, 90])  # the p x p form, and that of fewer rows than columns
+def test_the_ridge_is_that_of_refits_under_the_rule(p, grouped):
+    leans = []
+    for seed in range(3):
+        data = noisy(seed, p=p)
+        more = {"group": "group"} if grouped else {}
+        result = diva_ray.score(data, validation_weight="v", **more, **OPTIONS)
+        leans.append(check(result, data, data["group"] if grouped else np.arange(70)))
+        said = "nearest to" in result.folder.read("report.html").decode()
+        assert said == leans[-1]
+    assert any(leans), "or this says little"
+
+
+def test_rows_of_a_validation_table_are_few_too(caplog):
+    data, apart = noisy(0, heard=0), noisy(1, n=8, heard=8)
+    caplog.set_level("INFO", logger="diva_ray")
+    result = diva_ray.score(data, validation=apart, **{**OPTIONS, "quiet": False})
+    both = {name: np.concatenate([data[name], apart[name]]) for name in data}
+    ridges = np.array([one["ridge"] for one in result.summary["ridge_grid"]])
+    X, Y, n = both["features"], np.eye(2)[both["label"]], len(data["label"])
+    losses = []
+    for ridge in ridges:
+        inside = left_out(data["features"], data["label"], range(n), ridge, np.arange(n))
+        mean, target = X[:n].mean(0), Y[:n].mean(0)
+        Z = X[:n] - mean
+        W = np.linalg.solve(Z.T @ Z + ridge * np.eye(X.shape[1]), Z.T @ (Y[:n] - target))
+        losses.append(np.concatenate([inside, (((X[n:] - mean) @ W + target - Y[n:]) ** 2).sum(1)]))
+    losses, fitted = np.stack(losses, 1), (np.arange(n + 8) < n).astype(float)
+    chosen = naive(losses, fitted, 1 - fitted, np.arange(n + 8))
+    assert result.summary["ridge"] == pytest.approx(ridges[chosen], rel=1e-12)
+    leans = chosen != losses[n:].mean(0).argmin()
+    assert leans == any("under which all rows lose least" in record.message for record in caplog.records)
