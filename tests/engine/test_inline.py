@@ -145,7 +145,7 @@ def test_ridge_is_the_one_with_the_least_left_out_squared_error():
     X = (X - setup.scale.mean[0]) * setup.scale.scale[0]
     Y = torch.nn.functional.one_hot(y, 3).double()
     errors = []
-    for tried, _ in grid:
+    for tried, _ in grid.tried:
         total = 0.0
         for i in range(len(X)):
             keep = torch.arange(len(X)) != i
@@ -154,8 +154,8 @@ def test_ridge_is_the_one_with_the_least_left_out_squared_error():
             W = torch.linalg.solve(A, (X[keep] - mean).T @ (Y[keep] - target))
             total += float((Y[i] - target - (X[i] - mean) @ W).square().sum())
         errors.append(total)
-    np.testing.assert_allclose([error for _, error in grid], errors, rtol=1e-9)
-    assert ridge == grid[int(np.argmin(errors))][0]
+    np.testing.assert_allclose([error for _, error in grid.tried], errors, rtol=1e-9)
+    assert ridge == grid.tried[int(np.argmin(errors))][0]
 
 
 def test_results_lost_by_a_worker_are_computed_again():
