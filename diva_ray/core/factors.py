@@ -43,7 +43,7 @@ def inverse_factor_(A: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], floa
 def _check_pivots(info: int) -> None:
     if info:
         raise NotDefiniteError(
-            f"solve: the normal matrix must be positive definite, got a pivot <= 0 at column {info - 1}. "
+            f"ridge: the normal matrix must be positive definite, got a pivot <= 0 at column {info - 1}. "
             "Increase `ridge`."
         )
 
@@ -107,8 +107,8 @@ def inverse_(A: Float[Tensor, "n n"]) -> tuple[Float[Tensor, "n n"], float]:
         factor, info = potrf(A.numpy().T, lower=1, clean=0, overwrite_a=1)
     if info:
         raise ValueError(
-            f"inverse: the kernel matrix must be positive definite, got a pivot <= 0 at row {info - 1}. "
-            "Increase `ridge` or use `precision=float64`."
+            f"ridge: the kernel matrix must be positive definite, got a pivot <= 0 at row {info - 1}. "
+            f"Increase `ridge`{' or use `precision=float64`' if single else ''}."
         )
     reciprocal, _ = pocon(factor, anorm=norm, uplo="L")
     with safe_threads(A):

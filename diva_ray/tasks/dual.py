@@ -129,7 +129,7 @@ def _fit_dual_or_none(
     except ValueError as error:
         if single:
             return None
-        raise InputError(f"score: {error}") from error
+        raise InputError(str(error)) from error
     return (
         None
         if single and (fit.condition > MOST_CONDITION_DUAL * len(Z) ** 0.5 or float(fit.room.min()) < 1 - MOST_LEVERAGE)

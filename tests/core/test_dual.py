@@ -86,5 +86,5 @@ def test_a_kernel_that_is_singular_in_float32_says_what_to_change():
     problem = make_problem("wide", 1e-6)
     Z = problem.Z.repeat(1, 1)[torch.zeros(len(problem.Z), dtype=torch.int64)].float()
     alpha, Lambda = torch.full((len(Z),), 1e9), problem.Lambda.float()
-    with pytest.raises(ValueError, match=r"inverse: the kernel matrix must be positive definite.*precision=float64"):
+    with pytest.raises(ValueError, match=r"ridge: the kernel matrix must be positive definite.*precision=float64"):
         dual.fit_dual(Z, problem.Y.float(), alpha, Lambda, problem.offset.float())

@@ -64,5 +64,5 @@ def test_rows_of_weight_zero_change_nothing():
 
 def test_a_wide_table_without_penalties_has_no_solution_and_says_what_to_change():
     problem = make_problem("wide")
-    with pytest.raises(ValueError, match=r"solve: the normal matrix must be positive definite.*Increase `ridge`"):
+    with pytest.raises(ValueError, match=r"ridge: the normal matrix must be positive definite.*Increase `ridge`"):
         ridge.solve(fit(problem, cut(problem, 1)), torch.zeros_like(problem.Lambda))

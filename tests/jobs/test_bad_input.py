@@ -112,8 +112,14 @@ def test_leverage_reaching_one(precision):
 @pytest.mark.parametrize("features", [np.c_[X, X], np.random.default_rng(0).standard_normal((N, 90))])
 def test_no_ridge_for_columns_that_depend_on_each_other(features):
     refuses(
-        r"solve: the normal matrix must be positive definite, got .*Increase `ridge`", base(features=features), ridge=0
+        r"ridge: the normal matrix must be positive definite, got .*Increase `ridge`", base(features=features), ridge=0
     )
+
+
+def test_a_ridge_that_float64_cannot_tell_from_none_for_fewer_rows_than_columns():
+    features = np.random.default_rng(0).standard_normal((N // 2, 90)).repeat(2, 0)
+    told = r"ridge: the kernel matrix must be positive definite, got a pivot <= 0 at row \d+. Increase `ridge`.$"
+    refuses(told, base(features=features[:N]), ridge=1e-300)
 
 
 def test_a_single_row():
