@@ -49,9 +49,9 @@ def pack_moments(
     return torch.cat([sums, products]).cpu()
 
 
-def choose_ridge(moments: Moments) -> int:
+def choose_ridge(moments: Moments, errors: float = 1.0) -> int:
     """Return which ridge is the nearest to the one under which all rows that are fitted lose least, among those under
-    which the rows that validate lose no more than under their best, but for one standard error.
+    which the rows that validate lose no more than under their best, but for `errors` standard errors.
 
     Their best, where all rows validate. Few of them, five a class, choose between ridges by chance, and a
     one-standard-error rule (Breiman et al. 1984) mends that. The error is that of a paired difference over units that
@@ -67,5 +67,5 @@ def choose_ridge(moments: Moments) -> int:
     variance = (squares - 2 * difference * along + difference.square() * S[-1, -1]).clamp_min(0.0) / total**2
     units = total**2 / float(S[-1, -1])  # as many as weigh alike; one says nothing of others
     error = (variance * units / (units - 1)).sqrt() if units > 1 + 1e-9 else torch.full_like(heard, torch.inf)
-    alike = torch.nonzero(torch.isfinite(heard) & (difference <= error)).squeeze(1)
+    alike = torch.nonzero(torch.isfinite(heard) & (difference <= errors * error)).squeeze(1)
     return int(alike[(alike - int(fitted.argmin())).abs().argmin()])

@@ -14,6 +14,7 @@ from diva_ray.core import losses
 from diva_ray.core.grid import Family, grid_values, weighted_sums
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply
+from diva_ray.core.ridge_choice import pack_moments
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, blocks, validation_weights
 from diva_ray.engine.extremes import examples
@@ -51,6 +52,19 @@ def part_losses(shard: Shard, known: Known) -> Tensor:
             Z = b.Z if len(part.columns) == b.Z.shape[1] else b.Z[:, part.columns]
             found = grid_values(Z, b.Y, b.alpha, b.offset, b.group_rows, part.family, (losses.squares, counted))
             total[k] += weighted_sums(found, b.v)
+    return total
+
+
+def part_moments(shard: Shard, known: Known) -> Tensor:
+    """Return moments of the left-out squared errors, packed: of parts with one ridge each, side by side."""
+    parts: list[Part] = known["parts"]
+    total = torch.zeros(len(parts) + 3, len(parts) + 1, dtype=torch.float64)
+    for b in blocks(shard, known):
+        values = (
+            grid_values(b.Z[:, one.columns], b.Y, b.alpha, b.offset, b.group_rows, one.family, (losses.squares,))[0]
+            for one in parts
+        )
+        total += pack_moments(torch.cat([*values], 1), b.alpha, b.v, b.group_rows)
     return total
 
 

@@ -218,6 +218,8 @@ def source_codes(shard: Shard, setup: Setup) -> Tensor | None:
 
 def validation_weights(shard: Shard, known: Known) -> Tensor:
     """Return v: with a separate validation table the training rows do not validate."""
+    if known.get("validates") == "fitted":  # every row as much as it weighs in the fit
+        return weights(shard, known)
     if shard.extent.pool or (known.get("held_out", False) and not shard.extent.held_out):
         return torch.zeros_like(shard.validation)
     v = shard.validation

@@ -21,6 +21,7 @@ from diva_ray.tasks.calls import configure, takes_table
 from diva_ray.tasks.checks import check_bands
 from diva_ray.tasks.derive import derive, fit_with_room, with_errors
 from diva_ray.tasks.dual import for_few_rows
+from diva_ray.tasks.few_heard import lean, some_validate
 from diva_ray.tasks.joint import Joint
 from diva_ray.tasks.option_checks import check_choices, check_range
 from diva_ray.tasks.plan import Plan
@@ -102,6 +103,8 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     session.setup = replace(setup, dtype=session.setup.dtype)
     search = Search(runner, setup, counts["validation"], counts["heard"])
     found = aggregate_bands(search, names, config.starts, config.evaluations)
+    if some_validate(session):
+        found = lean(search, found, names, config.starts, config.evaluations)
     joint, penalties = None, found.multiple * found.penalties
     if config.weights == "joint":
         joint = weigh(session, config, search, found)
@@ -143,8 +146,10 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     if walk.final:
         step, factor = walk.final
         engine.tell(step=step, factor=factor, believed=walk.grown, setup=setup)
+        if found.toward:  # few rows must not choose shares by chance here either
+            engine.tell(validates="fitted")
         heard: Tally = session.runner.run(bands.heard, "count")
         search = Search(session.runner, replace(session.setup, dtype=setup.dtype), heard["weight"], heard["rows"])
         penalties, multiple = refine(search, found, config.evaluations)
-        engine.forget("believed")
+        engine.forget("believed", "validates")
     return Joint(arms, sums, taken, penalties, multiple, search)

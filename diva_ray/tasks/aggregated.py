@@ -11,9 +11,10 @@ from torch import Tensor
 from diva_ray.core.bands import share_derivatives, shares_of
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
-from diva_ray.report.sheet import Bars, Gallery, Lines, Pulls, Sheet, Table, Tile
+from diva_ray.report.sheet import Bars, Gallery, Inform, Lines, Pulls, Sheet, Table, Tile
 from diva_ray.tasks.chance import CLEAR
 from diva_ray.tasks.derived import Derived
+from diva_ray.tasks.few_heard import NOTE
 from diva_ray.tasks.joint import Joint, moved, tiles_of, verdict_in_words, weights_of
 from diva_ray.tasks.options import UNDER
 from diva_ray.tasks.page import histogram, notes_of, run_facts, shown
@@ -35,6 +36,9 @@ MEANING = {
     "near 0 but for a band that the search has driven out of use; < 0: a larger share would lower L",
     "ridge_multiple": "penalties over those with the least left-out squared error (squared_error): the multiple "
     "nearest to 1 under which classes are wrong no more often than under the best, but for one standard error",
+    "toward_all_rows": "how far the penalties lie, in logarithms, from those that the rows that validate ask for (0, "
+    "also where all do) to those of all rows (1): as far as the former lose no more than chance allows; then "
+    "squared_error and share_derivative are not at their least",
     "weights": "errors and squared errors of bands, together, alone, without and concatenated, and what follows from "
     "them, are those under the weights as given and the penalties first found; penalties and shares were found once "
     "more under the weights accepted, rows heard as much less as they weigh. `error` and `loss` are under those, on "
@@ -88,6 +92,7 @@ def figures(session: Session, found: Aggregated, joint: Joint | None, error: flo
         "squared_error_concatenated": found.together.loss,
         "error_concatenated": error_of(session, found.together.wrong),
         "ridge_concatenated": found.together.ridge,
+        "toward_all_rows": found.toward,
         "evaluations": found.evaluations,
         "starts": [
             {"start": one.start, "squared_error": one.loss, "evaluations": len(one.losses),
@@ -210,9 +215,10 @@ def sheet_of(
         f"samples/: derivative, z and verdicts of every sample under {under}",
         "summary.json: every figure of this page, and what it means",
     ]
+    leaning = [Inform(NOTE.format(words.percent(found.toward)))] if found.toward else []
     return Sheet(
         "Which modalities count", headline, tiles, parts, run_facts(session, s), session.runner.seconds,
-        notes=notes_of(session, derived, s), downloads=files,
+        notes=notes_of(session, derived, s) + leaning, downloads=files,
         footer=f"Shares are found by the exact gradient of the {which} error (DIVA, ICLR 2022, section 3.4).",
     )  # fmt: skip
 

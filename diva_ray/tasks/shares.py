@@ -61,10 +61,11 @@ class Search:
         self.setup = replace(setup, loss="squared", vectors=0, collect=False)
         self.widths, self.first = setup.scale.widths, int(setup.scale.intercept)
         self.seen: dict[tuple[float, ...], tuple[float, Tensor, float]] = {}
-        self._begin()
+        self.begin()
         self.sums: FitSums = self.runner.run(passes.fit, "fit") if sums is None else sums
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Have the workers compute for this search from now on."""
         self.runner.engine.forget("rows", "scored", "targets")
         self.runner.engine.tell(setup=self.setup)
 
@@ -78,6 +79,10 @@ class Search:
         Products are in float64 from where float32 would lose the answer.
         """
         return self._known(penalties)[:2]
+
+    def wrong(self, penalties: Tensor) -> float:
+        """Return the summed counted errors there."""
+        return self._known(penalties)[2]
 
     def _known(self, penalties: Tensor) -> tuple[float, Tensor, float]:
         """Return the same, and the summed counted errors."""
@@ -97,7 +102,7 @@ class Search:
                 tally = left.tally
                 return tally["loss"] / self.total, by_band(self.setup, gradient) / self.total, float(tally["wrong"])
         self.setup = replace(self.setup, dtype=torch.float64)
-        self._begin()
+        self.begin()
         self.sums = self.runner.run(passes.fit, "fit")
         return self._evaluate(penalties)
 
@@ -128,6 +133,13 @@ class Search:
         alike = torch.nonzero(wrong <= least + error).squeeze(1)
         taken = alike[part.family.ridges[alike].log().abs().argmin()]
         return float(part.family.ridges[taken]), float(wrong[taken])
+
+    def without(self, penalties: Tensor) -> list[Fitted] | None:
+        """Return the best fits without each band, under multiples of its penalties; of two bands None: then the other
+        is alone."""
+        count = len(self.widths)
+        subsets = [[k for k in range(count) if k != m] for m in range(count)]
+        return self.fits(subsets, penalties)[0] if count > 2 else None
 
     def _tried(
         self, subsets: list[list[int]], penalties: Tensor | None, multiples: Tensor
@@ -187,6 +199,7 @@ class Aggregated:
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
         descents: the starts, in the order they were tried.
         ends: bands whose penalty lies at the least that was tried.
+        toward: how far the penalties lie from those of the rows that validate to those of all rows (`few_heard.lean`).
     """
 
     penalties: Tensor
@@ -200,6 +213,7 @@ class Aggregated:
     descents: list[Descent]
     evaluations: int
     ends: list[str]
+    toward: float = 0.0
 
 
 def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: int) -> Aggregated:
@@ -232,9 +246,7 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
             "the penalty of `%s` lies at the least that was tried: a smaller one may do better. Are its columns of "
             "different units?", "`, `".join(ends),
         )  # fmt: skip
-    without = alone[::-1]  # of two bands, without the one is the other alone
-    if count > 2:
-        without, _ = search.fits([[k for k in range(count) if k != m] for m in range(count)], best.penalties)
+    without = search.without(best.penalties) or alone[::-1]
     multiple, wrong = search.multiple(best.penalties)
     return Aggregated(
         best.penalties, multiple, gradient, loss, wrong, together, alone, without, descents, len(search.seen), ends

@@ -34,6 +34,8 @@ def work_of(
         ]
     if isinstance(config, AggregateConfig):
         most = config.starts * config.evaluations
+        if config.data.validation_weight or config.validation.path:
+            most *= 2  # by the rows that validate, and by all
         full = [replace(one, auto=False) for one in costs]  # the descents find the ridge, too
         return [*((1.0, one) for one in full), *((most / 6, bare(one)) for one in full)], [
             f"about {most // 3} evaluations of the penalties, {most} at most ({config.starts} descents), half a "

@@ -31,7 +31,7 @@ def moments(losses, alpha, v, groups, blocks=1):
     return Moments.unpack(total)
 
 
-def naive(losses, alpha, v, groups):
+def naive(losses, alpha, v, groups, errors=1.0):
     """The rule in words: a loop over ridges, each with the standard error of a weighted mean over groups."""
     means = [np.average(losses[:, k], weights=v) for k in range(losses.shape[1])]
     best, target = int(np.argmin(means)), int(np.argmin([np.average(one, weights=alpha) for one in losses.T]))
@@ -45,7 +45,7 @@ def naive(losses, alpha, v, groups):
         weights = np.array([v[groups == group].sum() for group in np.unique(groups)])
         units = v.sum() ** 2 / (weights**2).sum()
         variance = np.square(parts).sum() / v.sum() ** 2
-        if units <= 1 + 1e-9 or mean - means[best] <= np.sqrt(variance * units / (units - 1)):
+        if units <= 1 + 1e-9 or mean - means[best] <= errors * np.sqrt(variance * units / (units - 1)):
             alike.append(k)
     return min(alike, key=lambda k: abs(k - target))
 
@@ -55,9 +55,10 @@ def test_the_choice_is_that_of_a_loop_over_groups_in_any_blocks(heard):
     chosen = set()
     for seed in range(40):
         problem = drawn(seed, heard=heard)
-        found = {choose_ridge(moments(*problem, blocks)) for blocks in (1, 3, 7)}
-        assert found == {naive(*problem)}, seed
-        chosen |= found
+        for errors in (1.0, 2.5):
+            found = {choose_ridge(moments(*problem, blocks), errors) for blocks in (1, 3, 7)}
+            assert found == {naive(*problem, errors)}, seed
+            chosen |= found
     assert len(chosen) > 1, "or this says nothing"
 
 

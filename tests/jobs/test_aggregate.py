@@ -341,8 +341,7 @@ def test_bands_are_compared_under_the_weights_as_given_and_what_weights_gain_is_
     for name in ("error_alone", "error_without"):
         assert [band[name] for band in s["bands"].values()] == [band[name] for band in given.summary["bands"].values()]
     assert w["gain"] == pytest.approx(w["loss_uniform"] - w["loss_reweighted"]) and w["gain"] > w["gain_standard_error"]
-    first = min(s["starts"], key=lambda one: one["squared_error"])["penalties"]
-    first = {name: given.summary["ridge_multiple"] * penalty for name, penalty in first.items()}
+    first = {name: band["penalty"] for name, band in given.summary["bands"].items()}
     assert s["error_together"] == pytest.approx(error_by_refit(data, clean, first, s), rel=1e-4)
     told, page = found.told, found.folder.read("report.html").decode().replace("\N{NO-BREAK SPACE}", " ")
     assert f"weights as given: validation {word} {s['error_together']:.4f}; all under one ridge" in told[0]

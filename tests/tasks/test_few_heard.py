@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import diva_ray
+from diva_ray.tasks import few_heard
 from tests.core.test_ridge_choice import naive
 from tests.data.tables import INLINE
 
@@ -77,3 +78,68 @@ def test_rows_of_a_validation_table_are_few_too(caplog):
     assert result.summary["ridge"] == pytest.approx(ridges[chosen], rel=1e-12)
     leans = chosen != losses[n:].mean(0).argmin()
     assert leans == any("under which all rows lose least" in record.message for record in caplog.records)
+
+
+def two_bands(seed, heard=8, n=80):
+    """A band that tells two classes, one of noise, and a third of the labels wrong but for those that validate."""
+    data = noisy(seed, n=n, p=6, heard=heard)
+    noise = np.random.default_rng(seed + 50).standard_normal((n, 9))
+    return {"told": data["features"], "noise": noise, **{k: data[k] for k in ("label", "v", "group")}}
+
+
+def left_out_under(X, y, penalties, group):
+    """Squared errors of all rows under a penalty of every column, each predicted by a fit without its group."""
+    roots = np.sqrt(penalties)
+    return left_out(X / roots, y, range(len(y)), 1.0, group)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_shares_go_as_far_towards_those_of_all_rows_as_refits_say(grouped, monkeypatch):
+    seen, whole = [], few_heard._moments
+
+    def moments(search, candidates):
+        seen.append(np.stack([one.numpy() for one in candidates]))
+        return whole(search, candidates)
+
+    monkeypatch.setattr(few_heard, "_moments", moments)
+    toward = set()
+    for seed in range(4):
+        data = two_bands(seed)
+        X, n = np.concatenate([data["told"], data["noise"]], 1), len(data["label"])
+        group = data["group"] if grouped else np.arange(n)
+        options = {**OPTIONS, "features": ["told", "noise"], **({"group": "group"} if grouped else {})}
+        result = diva_ray.aggregate(data, validation_weight="v", **options)
+        columns = np.repeat(seen[-1], [6, 9], axis=1)
+        losses = np.stack([left_out_under(X, data["label"], one, group) for one in columns], 1)
+        chosen = naive(losses, np.ones(n), data["v"], group, errors=2**0.5)
+        s = result.summary
+        assert s["toward_all_rows"] == chosen / 4
+        np.testing.assert_allclose([band["penalty"] for band in s["bands"].values()], seen[-1][chosen], rtol=1e-9)
+        unmultiplied = np.repeat(seen[-1][chosen] / s["ridge_multiple"], [6, 9])
+        loss = np.average(left_out_under(X, data["label"], unmultiplied, group), weights=data["v"])
+        assert s["squared_error"] == pytest.approx(loss, rel=1e-7)
+        page = result.folder.read("report.html").decode()
+        assert (f"the shares lie {25 * chosen}" in page.replace("\N{NO-BREAK SPACE}", " ")) == (chosen > 0)
+        toward.add(chosen)
+    assert max(toward) > 0 and len(seen) == 4, "or this says little"
+
+
+def test_the_shares_of_all_rows_are_those_of_a_run_in_which_all_validate():
+    data = two_bands(0, heard=1)  # which says nothing
+    options = {**OPTIONS, "features": ["told", "noise"]}
+    few, all_rows = diva_ray.aggregate(data, validation_weight="v", **options), diva_ray.aggregate(data, **options)
+    assert few.summary["toward_all_rows"] == 1 and all_rows.summary["toward_all_rows"] == 0
+    for name in ("told", "noise"):
+        one, other = (run.summary["bands"][name]["penalty"] for run in (few, all_rows))
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_a_validation_table_leans_towards_the_table_too_also_with_weights():
+    data, options = two_bands(2, heard=0, n=200), {**OPTIONS, "features": ["told", "noise"], "weights": "joint"}
+    toward = []
+    for seed in range(3, 6):
+        apart = two_bands(seed, heard=12, n=12)
+        s = diva_ray.aggregate(data, validation=apart, folds=2, steps=1, **options).summary
+        assert s["validation"] == "separate table" and s["error_together"] < 0.5
+        toward.append(s["toward_all_rows"])
+    assert max(toward) > 0, toward
