@@ -61,12 +61,13 @@ def same(one, two):
     assert {name: one.summary[name] for name in names} == {name: two.summary[name] for name in names}
 
 
-@pytest.mark.parametrize("place", ["cache", "storage"])
 @pytest.mark.parametrize(
-    "columns",
+    ("place", "columns"),
     [
-        pytest.param({"features": "x"}, id="plain", marks=pytest.mark.long),
-        pytest.param({**COLUMNS, "validation_weight": "v"}, id="all"),
+        pytest.param("storage", {**COLUMNS, "validation_weight": "v"}, id="storage-all"),
+        pytest.param("cache", {**COLUMNS, "validation_weight": "v"}, id="cache-all", marks=pytest.mark.long),
+        pytest.param("cache", {"features": "x"}, id="cache-plain", marks=pytest.mark.long),
+        pytest.param("storage", {"features": "x"}, id="storage-plain", marks=pytest.mark.long),
     ],
 )
 def test_scores_have_the_same_bits_wherever_rows_are_kept(folder, tmp_path, place, columns):
@@ -126,6 +127,7 @@ def test_shares_have_the_same_bits_wherever_rows_are_kept(folder):
     same(first, diva_ray.aggregate(folder, cluster=where(folder, "cache", **options), **options))
 
 
+@pytest.mark.long  # the passes of pairs read rows as those of scores
 def test_pairs_have_the_same_bits_wherever_rows_are_kept(tmp_path):
     A = GENERATOR.standard_normal((N, 6)).astype(np.float32)
     C = (A @ GENERATOR.standard_normal((6, 5)) + 0.3 * GENERATOR.standard_normal((N, 5))).astype(np.float32)

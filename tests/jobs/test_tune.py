@@ -179,6 +179,7 @@ def test_a_loss_of_the_space_may_be_code(ray_cluster):
 
 
 @pytest.mark.ray
+@pytest.mark.long  # `test_the_best_bands` has a test table too
 def test_every_row_of_a_test_table_a_ray_dataset_too_counts_whatever_it_weighs_in_validation(ray_cluster, tmp_path):
     table, test, space = two_bands(200), two_bands(100, seed=1), {"ridge": 1.0}
     v = np.random.default_rng(2).choice([0.0, 1.0], 100)
@@ -200,7 +201,9 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(ray_cluster):
     (failed,) = [row for row in result.trials.to_pylist() if row["failed"]]
     assert "positive definite" in failed["failed"] and failed["ridge"] == 0 and failed["error"] is None
     assert result.summary["n_failed"] == 1 and result.summary["n_complete"] == 1
-    with pytest.raises(diva_ray.InputError, match=r"tune: some trial must succeed, got 1 that failed: solve: .*ridge"):
+    with pytest.raises(
+        diva_ray.InputError, match=r"tune: some trial must succeed, got 1 that failed: ridge: .*Change `space`"
+    ):
         run(table, {"ridge": 0.0, "standardize": "none"}, trials=1, precision="float64")
 
 
