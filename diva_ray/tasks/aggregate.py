@@ -146,7 +146,7 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     if walk.final:
         step, factor = walk.final
         engine.tell(step=step, factor=factor, believed=walk.grown, setup=setup)
-        if found.toward:  # few rows must not choose shares by chance here either
+        if found.toward > 0.5:  # those that the penalties lie nearer to choose them here, too
             engine.tell(validates="fitted")
         heard: Tally = session.runner.run(bands.heard, "count")
         search = Search(session.runner, replace(session.setup, dtype=setup.dtype), heard["weight"], heard["rows"])
