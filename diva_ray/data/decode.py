@@ -14,19 +14,14 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from diva_ray.data.raw.units import MOST_BYTES
+from diva_ray.pictures import FORMATS, upright
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoded in process; EPS would start a program
 FILTERS = {
     "nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
-}  # fmt: skip
-TURNS = {  # what undoes each orientation that EXIF knows
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 MOST_CHARACTERS = 100_000  # of a text; encoders read far less
 MOST_RESIZED = 64 << 20  # pixels of a picture on its way to a square: long and narrow ones grow
@@ -176,29 +171,6 @@ class Pictures:
         if not full.startswith(self.base.rstrip("/") + "/") or "\0" in named:
             raise RefusedError("the path leaves data.root")
         return full
-
-
-def upright(picture: Image.Image) -> Image.Image:
-    """Return 8-bit RGB, turned as the camera says, on white; 16-bit and float pictures are stretched to 0..255."""
-    picture.load()
-    picture = turned(picture)  # before the stretch, whose result does not know how it was held
-    if picture.mode.startswith(("I", "F")):
-        grey = np.nan_to_num(np.asarray(picture, np.float64))
-        grey = grey - grey.min()
-        picture = Image.fromarray((255 * grey / (grey.max() or 1)).astype(np.uint8))
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
-
-
-def turned(picture: Image.Image) -> Image.Image:
-    """Return the picture as it was held. Of its header only that is read: what else is odd there spoils no picture."""
-    try:
-        how = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a header that nobody can read tells nothing
-        how = None
-    return picture if how is None else picture.transpose(how)
 
 
 def thumbnail(picture: Image.Image, side: int) -> bytes:

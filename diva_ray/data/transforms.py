@@ -11,8 +11,9 @@ import pyarrow as pa
 from PIL import Image, ImageFilter, ImageOps
 
 from diva_ray.config import EmbedConfig
-from diva_ray.data.decode import Pictures, RefusedError, turned, upright
+from diva_ray.data.decode import Pictures, RefusedError
 from diva_ray.errors import InputError, first_line
+from diva_ray.pictures import turned, upright
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 IDENTITY = "identity"
@@ -191,7 +192,7 @@ def check_transforms(transforms: Sequence[str]) -> None:
 
 
 def _open(given: Any) -> Image.Image:
-    """Return a picture as `decode.upright` has it; grey ones stay grey."""
+    """Return a picture as `pictures.upright` has it; grey ones stay grey."""
     if isinstance(given, Image.Image):
         held = turned(given)
         return held if held.mode in ("L", "RGB") and "transparency" not in held.info else upright(held)

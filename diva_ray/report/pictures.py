@@ -5,12 +5,12 @@ import io
 import warnings
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from diva_ray.pictures import FORMATS, upright
 
 MAX_PIXELS = 32_000_000
 MAX_BYTES = 64 * 2**20
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # decoded in process; EPS would start a program
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,11 @@ def thumbnail(data, side: int = 256) -> Thumbnail:
                     return Thumbnail(None)
                 picture.draft("RGB", (2 * side, 2 * side))
                 small = max(picture.size) <= side // 4
-                flat = _opaque(picture, side)
+                flat = upright(picture)
+                flat.thumbnail((side, side), Image.Resampling.LANCZOS)
     except Exception:  # hostile bytes: Pillow's decoders raise almost any type
         return Thumbnail(None)
     return Thumbnail(_data_uri(flat, small), small)
-
-
-def _opaque(picture: Image.Image, side: int) -> Image.Image:
-    """8-bit RGB or grey, upright, on white, at most `side` wide and high."""
-    picture.load()
-    if picture.mode.startswith(("I", "F")):
-        grey = np.nan_to_num(np.asarray(picture, "float64"))
-        grey -= grey.min()
-        picture = Image.fromarray((255 * grey / (grey.max() or 1)).astype("uint8"))
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("L" if picture.mode in ("L", "1") else "RGB")
-    picture = ImageOps.exif_transpose(picture)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return picture
 
 
 def _data_uri(picture: Image.Image, small: bool) -> str:

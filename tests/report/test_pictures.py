@@ -49,6 +49,19 @@ def test_every_kind_of_picture(mode):
     assert Image.open(io.BytesIO(_decoded(shown.uri))).size == (40, 20)
 
 
+def test_a_picture_of_16_bits_that_was_held_sideways_is_turned():
+    out, info = io.BytesIO(), Image.Exif()
+    info[0x0112] = 6
+    Image.fromarray(np.linspace(0, 65535, 800).reshape(20, 40).astype("uint16")).save(out, "png", exif=info)
+    assert Image.open(io.BytesIO(_decoded(pictures.thumbnail(out.getvalue()).uri))).size == (20, 40)
+
+
+def test_a_header_that_nobody_can_read_spoils_no_picture():
+    out = io.BytesIO()
+    Image.new("RGB", (40, 20), "red").save(out, "jpeg", exif=b"Exif\x00\x00" + b"\xff" * 40)
+    assert pictures.thumbnail(out.getvalue()).uri is not None
+
+
 def test_sixteen_bit_picture_keeps_its_contrast():
     out = io.BytesIO()
     Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype("uint16")).save(out, "png")
@@ -68,7 +81,7 @@ def test_a_broken_picture_is_named(data):
 
 @pytest.mark.parametrize("side", [6_000, 12_000, 60_000])
 def test_a_huge_picture_is_refused_before_it_is_decoded(side, monkeypatch):
-    monkeypatch.setattr(pictures, "_opaque", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(pictures, "upright", lambda *_: pytest.fail("decoded"))
     assert pictures.thumbnail(_bomb(side)).uri is None
 
 
