@@ -13,7 +13,7 @@ from diva_ray.core.histogram import LIMIT, ODDS, Histogram, edges_of
 from diva_ray.core.links import Link, costs_of_links, link_at, noise_rates, peak_of
 
 FEW = 200  # rows: too few to tell wrong labels from hard rows by the likelihood alone; then
-UNDECIDED = 0.05  # errors per wrong label that are left where every row is taken for what it probably is
+UNDECIDED = 0.05  # rows taken for the wrong kind at posterior 1/2, expected, per wrong label
 CLEAR_LOSS = 0.03  # of the log likelihood, a wrong label
 LEAST_TOLD = 0.2  # of the entropy of the labels must be known to the model that judges them
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from diva_ray.core.histogram import LOSS, edges_of
 
-UNDECIDED = 0.45  # errors per wrong label that are left where every row is taken for what it probably is
+UNDECIDED = 0.45  # rows taken for the wrong kind at posterior 1/2, expected, per wrong label
 WORTH = 0.25  # of log likelihood, a wrong label
 FEWEST = 1.5  # wrong labels expected
 NARROW = 4  # cells, a factor of 1.6, where they are all of one size

@@ -100,7 +100,7 @@ def fit_loss_verdict(sums: LossSums) -> Verdict:
     Losses of right labels are taken for s F(d1, d2), any s, d1 and d2, for errors of either sign: one hump on the
     scale of logarithms, whose tails may be long (errors of uneven size; a model that is not quite linear). Of wrong
     labels some are like those of `reference`, whose losses are known, and some gross, of either sign: as likely
-    anywhere from the median of those to the largest loss there is; or mostly from a larger one (`_start`), as they may
+    anywhere from the median of those to the largest loss there is; or mostly from a larger one, as they may
     all be of one size. The likeliest shares of all, of some or of none are taken, less log(rows) / 2 for each and for
     where gross ones begin, and the log of how many stories are told (BIC). They are believed if they stand
     apart: at most UNDECIDED errors a wrong label are left where every row is taken for what it probably is, and each

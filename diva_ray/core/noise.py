@@ -22,7 +22,7 @@ from diva_ray.core.verdict import Verdict, label_scores
 
 LEAST_FLIPPED = 0.1  # of a class, into one other class: fewer look like similar classes
 MOSTLY_RIGHT = 0.5  # share of the labels of a class that flips: what else would name it?
-SURE = 0.75  # of the labels that flips between two classes call wrong, so many must be: classes that overlap reach 0.72
+SURE = 0.75  # mean posterior of the labels called wrong between two classes, at least: overlapping classes reach 0.72
 SURE_OF_FEW = 0.6  # the same where few classes of many flip; clean tables reached 0.54
 MOST_CLASSES = 500  # a (c, c) matrix is fitted up to here
 MORE = 3.0  # standard deviations by which the surest rows may flip more often than others, where few classes flip

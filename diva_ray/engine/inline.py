@@ -22,7 +22,7 @@ SMALL = 512  # columns up to which a second thread gains nothing in a solve
 
 
 class Inline:
-    """Holds every shard of one or two tables (training, held out) in this process."""
+    """Holds every shard of a run's tables (training, validation, pool, test) in this process."""
 
     kind = "inline"
     workers = 1

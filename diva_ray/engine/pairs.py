@@ -6,7 +6,7 @@ direction's name; what is known of a direction carries it too. Whatever a worker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -54,7 +54,6 @@ class Directed:
 
     def __init__(self, engine: Any, direction: str) -> None:
         self.engine, self.direction = engine, direction
-        self.kind, self.workers, self.extents, self.meter = engine.kind, engine.workers, engine.extents, engine.meter
 
     def tell(self, **known: Any) -> None:
         """Make values known to every later pass of this direction."""
@@ -64,37 +63,14 @@ class Directed:
         """Drop known values and per-row results of this direction."""
         self.engine.forget(*(f"{self.direction}.{name}" for name in names))
 
-    def solve(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Return function(*args), on a device if there is one and the matrices are large."""
-        return self.engine.solve(function, *args)
-
-    def start(self) -> None:
-        """Do nothing: the engine runs already."""
-
-    def load(self) -> Iterator[int]:
-        """Yield nothing: the shards are loaded."""
-        return iter(())
-
-    def duplicate(self, field: str, *, pool: bool = False) -> int | None:
-        """Return a key that occurs twice."""
-        return self.engine.duplicate(field, pool=pool)
-
-    def shared(self, field: str) -> int | None:
-        """Return a key that two tables share."""
-        return self.engine.shared(field)
-
-    def close(self) -> None:
-        """Do nothing: the engine is the session's."""
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)  # all else is of both directions
 
     def each(
         self, kernel: Kernel, extents: list[Extent], done: Callable[[int], Any] = int, features: bool = True
     ) -> Iterator[Any]:
         """Yield the sum of the partials of every unit of shards, in order."""
         return self.engine.each(partial(directed, kernel=kernel, direction=self.direction), extents, done, features)
-
-    def total(self, found: Iterable[Any]) -> Any:
-        """Return the sum of what `each` yields, in order."""
-        return self.engine.total(found)
 
 
 def directed(shard: Shard, known: Known, *, kernel: Kernel, direction: str) -> Any:

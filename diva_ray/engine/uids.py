@@ -35,13 +35,8 @@ def check_uids(shard: Shard, known: Known) -> Tally:
 
 def uids_of(ids: pa.Array) -> np.ndarray:
     """Return strings of 32 hexadecimal digits as sorted pairs of 64-bit numbers."""
-    digits = np.frombuffer("".join(ids.to_pylist()).encode(), np.uint8).reshape(-1, 32)
-    values = np.where(digits <= ord("9"), digits - ord("0"), (digits | 32) - ord("a") + 10).astype(np.uint64)
-    shifts = np.arange(60, -4, -4, dtype=np.uint64)
-    found = np.empty(len(digits), UID)
-    for k, name in enumerate(("f0", "f1")):
-        found[name] = np.bitwise_or.reduce(values[:, 16 * k : 16 * k + 16] << shifts, axis=1)
-    return in_order(found)
+    digits = bytes.fromhex("".join(ids.to_pylist()))
+    return in_order(np.frombuffer(digits, ">u8,>u8").astype(UID))
 
 
 def in_order(uids: np.ndarray) -> np.ndarray:

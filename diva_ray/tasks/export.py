@@ -34,21 +34,11 @@ def merge_uids(folder: Folder, chunk: int = CHUNK) -> int:
         for cut in [*cuts, None]:
             found = []
             for k, (size, places, mine) in enumerate(known):
-                after = len(mine) if cut is None else first_from(mine, cut)  # marks below the cut; a few rows more
+                after = len(mine) if cut is None else int(np.searchsorted(mine, cut))  # marks below it
                 uids = folder.read_array(parts[k], begin[k], int(places[after]) if after < len(mine) else size)
-                found.append(uids if cut is None else uids[: first_from(uids, cut)])
+                found.append(uids if cut is None else uids[: np.searchsorted(uids, cut)])
                 begin[k] += len(found[-1])
             stream.write(in_order(np.concatenate([*found, np.empty(0, UID)])).tobytes())
 
     folder.stream("subset.npy", fill)
     return total
-
-
-def first_from(uids: np.ndarray, cut: np.void) -> int:
-    """Return the place of the first uid that is not below `cut`, by bisection."""
-    low, high = 0, len(uids)
-    while low < high:
-        middle = (low + high) // 2
-        below = uids[middle].item() < cut.item()
-        low, high = (middle + 1, high) if below else (low, middle)
-    return low

@@ -141,9 +141,9 @@ class Extension:
     reason: str = ""
     noise_rate: float = 0.0
     single: bool = False  # whether most rows of the table were the only ones of their class in some round
-    blind: bool = False  # whether they are, and the pool has few rows too: nothing is known of its labels
+    blind: bool = False  # `single`, and the pool is as small: nothing is known of its labels
     was_blind: bool = False
-    on_pool: bool = False  # whether they are, and the pool's labels say how far to trust the fit
+    on_pool: bool = False  # `single`, and the pool's labels say how far to trust the fit
     used_up: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""What a scoring run says of itself: summary, manifest, and the page's contents."""
+"""The figures of summary.json."""
 
 from __future__ import annotations
 
