@@ -14,7 +14,8 @@ class Moments(NamedTuple):
 
     Attributes:
         heard: sum_i v_i l_i, and behind the ridges sum_i v_i, (ridges + 1,).
-        fitted: sum_i alpha_i l_i and sum_i alpha_i likewise, of the rows that are fitted.
+        fitted: sum_i alpha_i l_i of the rows that are fitted, and behind the ridges the sum of the alpha_i of those
+            that do not validate, (ridges + 1,).
         products: sum_u x_u x_u' with x_u = sum of v_i (l_i, 1) over the rows i that leave together, (ridges + 1,) * 2;
             0 where `heard` is infinite.
     """
@@ -45,7 +46,9 @@ def pack_moments(
         products += together.T @ together
         alone[rows] = 0.0
     products += (heard * alone).T @ heard
-    sums = torch.stack([heard.sum(0), alpha.double() @ losses]).masked_fill(refused, torch.inf)
+    fitted = alpha.double() @ losses
+    fitted[-1] = alpha[v == 0].double().sum()
+    sums = torch.stack([heard.sum(0), fitted]).masked_fill(refused, torch.inf)
     return torch.cat([sums, products]).cpu()
 
 
@@ -53,13 +56,13 @@ def choose_ridge(moments: Moments, errors: float = 1.0) -> int:
     """Return which ridge is the nearest to the one under which all rows that are fitted lose least, among those under
     which the rows that validate lose no more than under their best, but for `errors` standard errors.
 
-    Their best, where all rows validate. Few of them, five a class, choose between ridges by chance, and a
-    one-standard-error rule (Breiman et al. 1984) mends that. The error is that of a paired difference over units that
-    leave together, as of a ratio: they may weigh differently.
+    Their best, where all of those validate, whatever they weigh. Few of them, five a class, choose between ridges by
+    chance, and a one-standard-error rule (Breiman et al. 1984) mends that. The error is that of a paired difference
+    over units that leave together, as of a ratio: they may weigh differently.
     """
     heard, total = moments.heard[:-1], float(moments.heard[-1])
     best, fitted = int(heard.argmin()), moments.fitted[:-1]
-    if not bool(torch.isfinite(heard[best])) or not total > 0:
+    if not bool(torch.isfinite(heard[best])) or not total > 0 or not float(moments.fitted[-1]) > 0:
         return best
     S, difference = moments.products, (heard - heard[best]) / total
     squares = S.diagonal()[:-1] - 2 * S[best, :-1] + S[best, best]

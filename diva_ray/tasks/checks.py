@@ -102,6 +102,16 @@ def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
             )
 
 
+def check_columns_vary(found: Scan) -> None:
+    """Raise where every row has the same features: the eigenvalues from which a grid of ridges is made are rounding."""
+    alike = all(spread == 0 for spread, _ in found.spreads())
+    if alike and all(rows == found.counts["rows"] for rows in found.rows):
+        raise InputError(
+            "data.features: some column must vary from row to row, got the same values in every row. Change "
+            "`data.features`."
+        )
+
+
 def check_variety(columns: Columns, reach: Tensor, outputs: int) -> None:
     """Raise for numbers to predict that are the same in every row."""
     mean, squares = (x.view(-1, outputs)[-1] for x in reach[1:].chunk(2))

@@ -23,7 +23,7 @@ from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.tasks import plan as planning
 from diva_ray.tasks.alike import alike_in_words, alike_of, look_for_copies, note_shared
-from diva_ray.tasks.checks import check_scan
+from diva_ray.tasks.checks import check_columns_vary, check_scan
 from diva_ray.tasks.kept import Kept
 from diva_ray.tasks.manifest import fingerprint
 from diva_ray.tasks.opened import APART, Opened
@@ -140,6 +140,8 @@ def open_session(
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
         check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
+        if config.ridge == "auto" and config.intercept:
+            check_columns_vary(found)
         tell_missing(columns, found)
         tell_placeholder(columns, found)
         if config.standardize == "auto":

@@ -35,6 +35,8 @@ def naive(losses, alpha, v, groups, errors=1.0):
     """The rule in words: a loop over ridges, each with the standard error of a weighted mean over groups."""
     means = [np.average(losses[:, k], weights=v) for k in range(losses.shape[1])]
     best, target = int(np.argmin(means)), int(np.argmin([np.average(one, weights=alpha) for one in losses.T]))
+    if (v[alpha > 0] > 0).all():
+        return best
     alike = []
     for k, mean in enumerate(means):
         parts = []
@@ -64,9 +66,10 @@ def test_the_choice_is_that_of_a_loop_over_groups_in_any_blocks(heard):
 
 def test_where_all_rows_validate_their_best_ridge_is_chosen():
     for seed in range(20):
-        losses, _, _, groups = drawn(seed)
+        losses, alpha, _, groups = drawn(seed)
         ones = np.ones(len(losses))
-        assert choose_ridge(moments(losses, ones, ones, groups)) == losses.mean(0).argmin()
+        for weights in (ones, alpha, 10 * alpha**4, np.where(alpha > 1, alpha, 0)):
+            assert choose_ridge(moments(losses, weights, ones, groups)) == losses.mean(0).argmin()
 
 
 def test_rows_that_validate_are_followed_where_they_are_sure():

@@ -302,10 +302,14 @@ def test_features_that_products_cannot_hold(factor, standardize):
     refuses(told, base(features=X.astype(float) * factor), standardize=standardize)
 
 
-@pytest.mark.parametrize("value", [0.0, 3.5])
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.5])
 def test_features_that_are_the_same_everywhere(value):
     told = "data.features: some column must vary from row to row, got the same values in every row"
     refuses(told, base(features=np.full_like(X, value)), ridge="auto")
+    for rows in (20, N):  # of whose products the spread is nothing but rounding
+        few = {name: column[:rows] for name, column in base(features=np.full((N, 1), value)).items()}
+        refuses(told, few, ridge="auto", standardize="none")
+        refuses(told, few, ridge="auto", standardize="none", precision="float64")
     assert score(base(features=np.full_like(X, value)), ridge=1.0).summary["n_samples"] == N  # the intercept is fitted
 
 

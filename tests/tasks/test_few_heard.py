@@ -59,6 +59,15 @@ def test_the_ridge_is_that_of_refits_under_the_rule(p, grouped):
     assert any(leans), "or this says little"
 
 
+def test_weights_alone_leave_the_choice_to_the_least_left_out_error():
+    for seed in range(8):
+        data = noisy(seed) | {"w": np.where(np.arange(70) < 10, 5.0, 0.5)}
+        result = diva_ray.score(data, weight="w", **OPTIONS)
+        best = min(result.summary["ridge_grid"], key=lambda one: one["squared_error"])
+        assert result.summary["ridge"] == best["ridge"], seed
+        assert "nearest to" not in result.folder.read("report.html").decode()
+
+
 def test_rows_of_a_validation_table_are_few_too(caplog):
     data, apart = noisy(0, heard=0), noisy(1, n=8, heard=8)
     caplog.set_level("INFO", logger="diva_ray")
