@@ -215,7 +215,8 @@ class TuneConfig(FitConfig):
     reduction: int = 2  # asha: of the trials that reach fold 1, r, r^2, ..., the best 1 / r go on
     folds: int = 5  # outer folds on whose rows a trial is judged
     # none | shrink: harm beyond a standard error removed | paper: plain steps | drop_label_issues | drop_detrimental
-    # | weigh_doubtful: labels likelier wrong than right weighed by twice their score
+    # | weigh_doubtful: labels likelier wrong than right weighed by twice their score | weigh_uncertain: that, and half
+    # of the weight given to rows by how unsure their class is
     rule: str = "none"  # what is done to the sample weights before the last fit
     steps: int = 1  # times that the rule is applied, 1..10
     eta: float = 0.1  # size of a plain step (rule=paper)

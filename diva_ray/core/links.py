@@ -53,6 +53,11 @@ def probabilities(F: Float[Tensor, "n c"], link: Link) -> Float[Tensor, "n c"]:
     return (link.sharpness * bent(F, link.scale)).softmax(1)
 
 
+def uncertainty(F: Float[Tensor, "n c"], link: Link) -> Float[Tensor, " n"]:
+    """Return 1 - sum_k p_k^2 of levelled outputs: the chance that two classes drawn from p differ (Gini impurity)."""
+    return 1 - probabilities(F, link).square().sum(1)
+
+
 def log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link) -> Float[Tensor, " n"]:
     """Return log p_y / (1 - p_y) of the given label, from levelled outputs, within +-24; 24 for a code of -1."""
     odds = torch.full((len(F),), LIMIT, dtype=F.dtype, device=F.device)

@@ -32,6 +32,9 @@ class Step:
             `issues`: 0 where the label looks wrong, else alpha; `detrimental`: 0 where the row is judged so;
             `doubtful`: alpha min(1, 2 score): a label that is likelier wrong than right weighs by how likely it is
             right;
+            `uncertain`: as `doubtful`, times 1 - value + value u, u how unsure the row's class is, of mean 1: a squared
+            loss heeds rows near the boundaries between classes too little (after Chang et al. 2017, who weigh by
+            p (1 - p) plus its mean, p that of the given label);
             `sources`: alpha times the factor of the row's source.
         value: as above.
     """
@@ -48,6 +51,7 @@ class Step:
         issue: Tensor | None = None,
         score: Tensor | None = None,
         factor: Tensor | None = None,
+        unsure: Tensor | None = None,
     ) -> Tensor:
         """Return the next weights of some rows, all (n,); what a kind does not need may be None."""
         if self.kind == "plain":
@@ -59,11 +63,13 @@ class Step:
             return torch.where(issue, torch.zeros_like(alpha), alpha)
         if self.kind == "doubtful" and score is not None:
             return alpha * (2 * score).clamp_max(1).to(alpha)
+        if self.kind == "uncertain" and score is not None and unsure is not None:
+            return alpha * ((2 * score).clamp_max(1) * (1 - self.value + self.value * unsure)).to(alpha)
         if self.kind == "sources" and factor is not None:
             return alpha * factor
         raise ValueError(
-            "Step: kind must be plain, shrink, issues, detrimental, doubtful or sources, with what it needs, got "
-            f"{self.kind!r}."
+            "Step: kind must be plain, shrink, issues, detrimental, doubtful, uncertain or sources, with what it "
+            f"needs, got {self.kind!r}."
         )
 
     @property
@@ -75,6 +81,7 @@ class Step:
             "issues": "labels that look wrong dropped",
             "detrimental": "detrimental samples dropped",
             "doubtful": "labels likelier wrong than right weighed down",
+            "uncertain": f"{self.value:.0%} of the weight by uncertainty",
             "sources": f"sources moved by {self.value:g}",
         }[self.kind]
 

@@ -39,6 +39,14 @@ def write(shard: Shard, known: Known) -> Tally:
     return write_rows(shard, known, *samples_table(shard, known))
 
 
+def count_weights(alpha: Tensor, kept: Tensor) -> Tensor:
+    """Return how many of the weights are 0 and how many lowered, their sum and that of their squares, and how many are
+    raised, (5,); `kept`: what each would be without a step, but for what keeps the mean of all."""
+    zero, lowered, raised = (alpha == 0) & (kept > 0), alpha < kept * (1 - 1e-6), alpha > kept * (1 + 1e-6)
+    kinds = zero.double(), lowered.double(), alpha, alpha.square(), raised.double()
+    return torch.stack([kind.sum() for kind in kinds])
+
+
 def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Tensor]) -> Tally:
     """Write the rows of the output, and report counts and the worst of them; `facts` are in the shard's order."""
     setup: Setup = known["setup"]
@@ -53,9 +61,7 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
     counts = Tally(max_memory=peak_memory(), max_common=float(known.get("common", 1.0)))
     counts.update(n_detrimental=int(facts["detrimental"].sum()), n_label_issues=int(facts["issue"].sum()))
     z, issue, alpha = facts["z"], facts["issue"], facts["weight"]
-    lowered = alpha < counts["max_common"] * shard.weight * (1 - 1e-6)  # but for what keeps the mean of all steps
-    kinds = ((alpha == 0) & (shard.weight > 0)).double(), lowered.double(), alpha, alpha.square()
-    counts["weights"] = torch.stack([kind.sum() for kind in kinds])
+    counts["weights"] = count_weights(alpha, counts["max_common"] * shard.weight)
     size = len(WEIGHT_EDGES)
     relative = alpha.double() / known.get("mean_weight", 1.0) * (1 + 1e-6)  # 1 less a rounding error is 1
     counts["weight_counts"] = torch.bincount(torch.bucketize(relative, WEIGHT_EDGES, right=True) - 1, minlength=size)

@@ -32,7 +32,7 @@ from diva_ray.engine.context import (
 from diva_ray.engine.passes import scored_rows
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import doubtful_scores, gap_kinds, issue_flags, z_of
+from diva_ray.engine.verdicts import doubtful_scores, gap_kinds, issue_flags, uncertainty, z_of
 
 
 class Each(tuple[Any, ...]):
@@ -78,8 +78,10 @@ def next_weights(shard: Shard, known: Known, step: reweight.Step, alpha: Tensor)
     issue = issue_flags(shard, known) if step.kind == "issues" else None
     if step.kind == "detrimental":
         issue = verdict.is_detrimental(z_of(scored), known["verdict"])
-    score = doubtful_scores(shard, known) if step.kind == "doubtful" else None
-    after = step(alpha, scored[:, 0], scored[:, 1], issue=issue, score=score, factor=factor)
+    score = doubtful_scores(shard, known) if step.kind in ("doubtful", "uncertain") else None
+    mean = known["mean_uncertainty"] if step.kind == "uncertain" else 0.0  # 0 where every class is sure: no step
+    unsure = uncertainty(shard, known) / mean if mean > 0 else torch.ones_like(alpha)
+    after = step(alpha, scored[:, 0], scored[:, 1], issue=issue, score=score, factor=factor, unsure=unsure)
     after = torch.where(validation_weights(shard, known) > 0, alpha, after) if known.get("trust") else after
     return after.masked_fill(idle(shard, known), 0.0)
 

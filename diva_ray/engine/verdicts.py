@@ -21,7 +21,7 @@ from diva_ray.core import (
 )
 from diva_ray.core.histogram import Histogram
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, codes_of, targets
+from diva_ray.engine.context import Known, codes_of, targets, weights
 from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
 from diva_ray.engine.reduce import Tally, add_in_order
 from diva_ray.engine.sampling import Drawn, draws
@@ -201,11 +201,28 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
 def doubtful_scores(shard: Shard, known: Known) -> Tensor:
     """Return label scores; of classes those under the likeliest link and share of wrong labels where none shows: what
     cannot be told from chance may still lower the error, and is tried by those who ask what does."""
+    return label_scores(shard, as_likeliest(known))
+
+
+def uncertainty(shard: Shard, known: Known) -> Tensor:
+    """Return how unsure the class of every row is by its left-out outputs, see `links.uncertainty`, float64."""
+    within = as_likeliest(known)
+    return torch.cat([links.uncertainty(F, within["link"]) for _, F in levelled(shard, within, within["link"])])
+
+
+def total_uncertainty(shard: Shard, known: Known) -> Tensor:
+    """Return the sum of the weights of all rows, and of weight times uncertainty, (2,)."""
+    alpha = weights(shard, known).double()
+    return torch.stack([alpha.sum(), alpha @ uncertainty(shard, known).to(alpha)])
+
+
+def as_likeliest(known: Known) -> Known:
+    """Return what is known, with the likeliest link and share of wrong labels where none shows."""
     rule, link = known["verdict"], known.get("likeliest")
     if rule.noise_rate > 0 or link is None:
-        return label_scores(shard, known)
+        return known
     rule = verdict.Verdict(known["likeliest_offset"], 0.0, rule.label, rule.z)
-    return label_scores(shard, {**known, "link": link, "flips": None, "verdict": rule})
+    return {**known, "link": link, "flips": None, "verdict": rule}
 
 
 def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:

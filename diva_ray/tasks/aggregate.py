@@ -30,7 +30,7 @@ from diva_ray.tasks.reweight import check_folds, try_folds
 from diva_ray.tasks.score import write_rows
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.shares import Aggregated, Search, aggregate_bands, refine
-from diva_ray.tasks.walk import SAMPLES, Walk, walk_to
+from diva_ray.tasks.walk import LOWERED, Walk, walk_to
 
 log = logging.getLogger("diva_ray")
 
@@ -130,13 +130,14 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     """Try sample weights under the shares found, and search once more under those taken.
 
     There a row validates as much less as its weight was lowered: what is believed to be wrong must choose no penalty
-    (with such rows heard in full, the ridge found is far too large). The engine knows the weights from then on.
+    (with such rows heard in full, the ridge found is far too large). So no weight follows how unsure its row's class
+    is, which is no belief in its label. The engine knows the weights from then on.
     """
     ridge, shares = shares_of(found.multiple * found.penalties)
     setup = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()), dtype=search.setup.dtype)
     setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
     setup = fit_with_room(session.runner, setup, ridge)[0]  # steps do not look at leverages
-    walk = Walk(session.runner, setup, ridge, SAMPLES, session.scored(), session.folder)
+    walk = Walk(session.runner, setup, ridge, LOWERED, session.scored(), session.folder)
     arms, sums, _ = try_folds(walk, config.folds, config.steps)
     taken = best_trial(sums)
     walk_to(walk, arms[taken])

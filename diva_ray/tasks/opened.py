@@ -37,7 +37,7 @@ from diva_ray.tasks.derived import takes_dual
 from diva_ray.tasks.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.options import choose_loss, chosen_shares
-from diva_ray.tasks.walk import SAMPLES
+from diva_ray.tasks.walk import LOWERED, SOURCES, path_of
 from diva_ray.tasks.work import work_of
 from diva_ray.threads import blas_environment
 
@@ -126,10 +126,14 @@ def state_of(config: FitConfig, cost: Cost, widths: list[int]) -> int:
         return cost.state() + 8 * square * 3 * config.folds
     if isinstance(config, ExtendConfig):  # those beside uniform choice, and of a round's slice of it
         return cost.state() + 8 * square * 2
-    plain = isinstance(config, ReweightConfig) and config.method == "paper"  # moves the weights as it scores
-    joint = isinstance(config, AggregateConfig) and config.weights == "joint"
-    several = joint or (isinstance(config, (AugmentConfig, ReweightConfig)) and not plain)
-    state = cost.state(1 + len(SAMPLES.beside) if several else 0)
+    path = None  # of weight steps that are proposed side by side; the paper's moves the weights as it scores
+    if isinstance(config, ReweightConfig) and config.method != "paper":
+        path = path_of("classification" if cost.classes else "", config.level)
+    elif isinstance(config, AugmentConfig):
+        path = SOURCES
+    elif isinstance(config, AggregateConfig) and config.weights == "joint":
+        path = LOWERED
+    state = cost.state(1 + len(path.beside) if path else 0)
     if isinstance(config, AggregateConfig):  # sums that stay, and fits without each band that one pass compares
         state += 8 * square + cost.itemsize * sum((cost.p - width) ** 2 for width in widths)
     return state

@@ -31,7 +31,7 @@ from diva_ray.tasks.runner import Runner
 from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import sources_of
 from diva_ray.tasks.trusted import check_trust
-from diva_ray.tasks.walk import RIDGES, SAMPLES, SOURCES, Arm, Path, Walk, pack, try_arms, walk_arms, walk_to
+from diva_ray.tasks.walk import RIDGES, Arm, Path, Walk, pack, path_of, try_arms, walk_arms, walk_to
 from diva_ray.tasks.written import write_samples
 
 log = logging.getLogger("diva_ray")
@@ -44,11 +44,12 @@ def reweight(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan
     """Return sample weights with less validation error than uniform ones, or the table's own weights.
 
     `method=safe`: steps that lower a weight to what lies within the standard error of harmless (a soft threshold on the
-    derivative), drop labels that look wrong, or weigh down those likelier wrong than right; ridge and mean weight are
-    kept. Which of these, the number of steps, and whether to change anything are chosen on outer folds that took no
-    part in the derivative, by a smooth loss, row against row: the gain less half a standard error must be above 0. (The
-    figures reported for what is taken come from the same folds that chose it among some twenty: a little too good.)
-    Where no step is taken, a lower ridge still may be, with `ridge=auto`, if it gains three standard errors. About
+    derivative), drop labels that look wrong, weigh down those likelier wrong than right, or, of classes, beside that
+    give a half or a fifth of the weight to rows by how unsure their class is; ridge and mean weight are kept. Which of
+    these, the number of steps, and whether to change anything are chosen on outer folds that took no part in the
+    derivative, by a smooth loss, row against row: the gain less half a standard error must be above 0. (The figures
+    reported for what is taken come from the same folds that chose it among some thirty: a little too good.) Where no
+    step is taken, a lower ridge still may be, with `ridge=auto`, if it gains three standard errors. About
     `folds * steps` derivatives with standard errors.
     `method=paper`: `steps` plain steps alpha - eta dL/dalpha (Dukler et al. 2022, eq. 14), two reads of the data each,
     reported on the same folds but accepted as they are. `method=trusted`: `safe`, with a few trusted rows as the only
@@ -121,9 +122,7 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     rows = sum(table.rows for table in session.tables)
     setup = with_errors(for_few_rows(runner, setup, rows), heard, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
-    path = SOURCES if config.level == "source" else SAMPLES
-    if config.method == "paper":
-        path = Path(Step("plain", config.eta))
+    path = Path(Step("plain", config.eta)) if config.method == "paper" else path_of(setup.task, config.level)
     walk = Walk(runner, setup, ridge, path, session.scored(), session.folder)
     bare = with_errors(setup, heard, "none")  # plain steps look at no standard error
     trying = replace(walk, setup=bare) if config.method == "paper" else walk

@@ -81,7 +81,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
     base = 0 if plain else int(sums.loss[: len(RIDGES)].argmin())  # what is to be beaten
     gain, error = sums.gain[base], sums.gain_error[base]
     share = (sums.error / weight).tolist()
-    zero, lowered, total, squares = written["weights"].tolist()
+    zero, lowered, total, squares, raised = written["weights"].tolist()
     trials = [
         {
             "weights": arm.name, "gain": float(gain[k]), "gain_standard_error": float(error[k]),
@@ -114,6 +114,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         "folds": f"{weighed.folds} of {config.folds}",
         "n_judged": sums.rows,
         "n_lowered": int(lowered),
+        "n_raised": int(raised),
         "n_zero": int(zero),
         "weight_factor": written["max_common"],  # of every weight, so that their mean is kept where some are lowered
         "effective_samples": total**2 / squares if squares > 0 else 0.0,
@@ -141,7 +142,8 @@ def told(summary: dict[str, Any]) -> list[str]:
         f"{first}; " + ("taken, not tested, as method=paper says" if s["method"] == "paper" else "accepted"),
         f"on folds that took no part: {as_given}, {s['error_reweighted']:.4f} reweighted{at_ridge(s, 'ridge')}; "
         f"loss gain {s['gain']:.4f} +- {s['gain_standard_error']:.4f}",
-        f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero",
+        f"chosen: {s['chosen']}; {s['n_lowered']:,} weights lowered, {s['n_zero']:,} to zero"
+        + (f", {s['n_raised']:,} raised" if s["n_raised"] else ""),
         *sources_in_words(s),
         *warnings,
         *planted_in_words(s),
@@ -181,8 +183,9 @@ def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], writte
     if s["accepted"] or s["ridge"] != s["ridge_uniform"]:
         tiles.append(Tile(name, shape(s["error_reweighted"]), same, tone_of(s)))
     if s["accepted"]:
+        raised = f", {s['n_raised']:,} raised" if s["n_raised"] else ""
         tiles += [
-            Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero", "hurts"),
+            Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero{raised}", "hurts"),
             Tile("effective samples", words.count(s["effective_samples"]), f"of {s['n_samples']:,}"),
         ]
     told_first = headline(s) + [f"{said[0].upper()}{said[1:]}." for said in sources_in_words(s)]

@@ -24,8 +24,9 @@ RULES = {
     "drop_label_issues": Step("issues"),
     "drop_detrimental": Step("detrimental"),
     "weigh_doubtful": Step("doubtful"),
+    "weigh_uncertain": Step("uncertain", 0.5),
 }
-BARE = ("paper", "drop_label_issues", "weigh_doubtful")  # rules that look at no standard error
+BARE = ("paper", "drop_label_issues", "weigh_doubtful", "weigh_uncertain")  # rules that look at no standard error
 KINDS = ("choice", "uniform", "loguniform")
 MOST_TRIALS = 100_000
 MOST_BANDS = 8  # of which all 255 subsets may be asked for

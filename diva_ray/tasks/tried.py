@@ -54,10 +54,16 @@ def explained(names: list[str], ridge: float, chosen: bool, things: str = "sourc
             "Labels likelier wrong than right weighed down: such a weight is multiplied by twice the score of its "
             "label, under the likeliest share of wrong labels, whether or not any are sure to be."
         )
+    if "by uncertainty" in every:
+        told.append(
+            "A share s of the weight by uncertainty: a weight is multiplied by 1 \N{MINUS SIGN} s + s u, u how unsure "
+            "its class is (1 \N{MINUS SIGN} the sum of its squared left-out probabilities, over the mean), that of "
+            "doubtful labels as above, too: rows near the boundaries between classes count more."
+        )
     if found := re.search(r"plain step of ([\d.e+-]+)", every):
         told.append(f"Plain step of {found[1]}: weight less {found[1]} times its derivative, not below 0.")
-    if found := re.search(r"ridge\s/\s(\d+)", every):
-        told.append(f"ridge / {found[1]}: fitted with {part_of(float(found[1]))} of {_first(ridge, chosen)}.")
+    for part in sorted(set(re.findall(r"ridge\s/\s(\d+)", every)), key=int):
+        told.append(f"ridge / {part}: fitted with {part_of(float(part))} of {_first(ridge, chosen)}.")
     return " ".join(told)
 
 

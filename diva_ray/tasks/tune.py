@@ -118,7 +118,7 @@ def run(
     if isinstance(session, Plan):
         return session
     try:
-        check_losses(config, session.task, space)  # of a Ray Dataset nothing told the task before
+        check_values(config, session.task, space)  # of a Ray Dataset nothing told the task before
         check_folds(session.runner, session.setup, config.folds, every=True)
         if session.beside():
             check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.tables[-1])
@@ -151,13 +151,18 @@ def look_ahead(config: TuneConfig, data: Any, loss: Callable | None, test: Any, 
     ):  # tells nothing before it is read
         return
     opened = open_tables(config, data, loss, test)
-    check_losses(config, opened.task, space)
+    check_values(config, opened.task, space)
     if isinstance(test, Table) and opened.task in ("classification", "multilabel"):
         check_classes(opened.tables[0], test, opened.columns.label)
 
 
-def check_losses(config: TuneConfig, task: str, space: Space) -> None:
-    """Raise for a loss of the space that does not fit the task, or is code that may not run."""
+def check_values(config: TuneConfig, task: str, space: Space) -> None:
+    """Raise for a loss or a rule of the space that does not fit the task, or is code that may not run."""
+    if "weigh_uncertain" in space.values("rule") and task != "classification":
+        raise InputError(
+            f"rule: weigh_uncertain must have one class a row to be unsure of, got task={task}. Change `space.rule` or "
+            "`rule`."
+        )
     for name in space.values("loss"):
         if name != config.loss:
             choose_loss(replace(config, loss=name), task, None)

@@ -30,7 +30,8 @@ RULE = (
     "test_error is of rows that took no part in the choice"
 )
 SAME = ("task", "precision", "block_rows", "standard_errors", "trust_code")
-SAFE = ("shrink", "weigh_doubtful")  # rules that are tried by method=safe, each row keeping some weight
+JOINT = ("shrink", "weigh_doubtful")  # rules that are tried beside shares, each row keeping some weight
+SAFE = (*JOINT, "weigh_uncertain")  # and by method=safe
 FIT = ("intercept", "standardize", "projection", "ridge")
 
 
@@ -86,7 +87,7 @@ def lost_of(choice: Choice) -> list[str]:
     if target_of(choice)[0] == "aggregate":
         if choice.ridge != "auto":
             lost.append(f"ridge={choice.ridge:g}: jobs/aggregate.py finds the ridge itself")
-        if choice.rule not in ("none", *SAFE):
+        if choice.rule not in ("none", *JOINT):
             lost.append(f"rule={choice.rule}: jobs/aggregate.py takes the steps of method=safe (weights=joint)")
             return lost
     if choice.rule == "drop_detrimental":

@@ -12,7 +12,7 @@ from diva_ray.core.reweight import Step, TrialSums, fit_calibration, source_fact
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.core.verdict import Verdict
 from diva_ray.data.shards import Extent
-from diva_ray.engine import passes, steps
+from diva_ray.engine import passes, steps, verdicts
 from diva_ray.engine.context import Fold
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
@@ -37,8 +37,16 @@ class Path:
 
 # Cleaner data bear less ridge, and a leave-one-out error on noisy labels cannot tell: steps of the grid of ridges.
 RIDGES = (1.0, 1 / 3, 1 / 9)
-SAMPLES = Path(Step("shrink", 1.0), (Step("issues"), Step("doubtful")))
+LOWERED = Path(Step("shrink", 1.0), (Step("issues"), Step("doubtful")))  # by what looks harmful or wrong
+SAMPLES = Path(LOWERED.chain, (*LOWERED.beside, Step("uncertain", 0.5), Step("uncertain", 0.2)))  # of classes
 SOURCES = Path(Step("sources", 0.3), (Step("sources", 0.1), Step("sources", 1.0)))
+
+
+def path_of(task: str, level: str) -> Path:
+    """Return where the safe steps of a task go, for every row or for every source."""
+    if level == "source":
+        return SOURCES
+    return SAMPLES if task == "classification" else LOWERED
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,9 @@ class Walk:
         if self.setup.task in ("regression", "vector") and not self.at:
             self.first = rule
         self.by_source = scored.tally["sources"]
+        if any(step.kind == "uncertain" for step in (self.path.chain, *self.path.beside)):
+            total = self.runner.run(verdicts.total_uncertainty, "judge", self.scored, features=False).tolist()
+            self.runner.engine.tell(mean_uncertainty=total[1] / total[0])
         if self.path.chain.kind == "sources":
             self._tell_factors(self.by_source)
         return left

@@ -3,13 +3,14 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diva_ray.core import losses, reweight
-from diva_ray.core.links import Link
+from diva_ray.core.links import Link, uncertainty
 from diva_ray.core.reweight import (
     Calibration,
     Step,
@@ -56,6 +57,23 @@ def test_a_label_likelier_wrong_than_right_weighs_by_twice_its_score_and_no_othe
     for k in range(30):
         assert float(after[k]) == pytest.approx(float(alpha[k]) * min(1.0, 2 * float(score[k])))
     assert torch.equal(after[score >= 0.5], alpha[score >= 0.5])
+
+
+@pytest.mark.parametrize("value", [0.2, 0.5, 1.0])
+def test_a_share_of_the_weight_goes_by_uncertainty_and_less_to_doubtful_labels(value):
+    alpha, score, unsure = draw(30).abs() + 0.1, torch.linspace(0, 1, 30).double(), draw(30, seed=1).abs()
+    after = Step("uncertain", value)(alpha, alpha, alpha, score=score, unsure=unsure)
+    for k in range(30):
+        share = 1 - value + value * float(unsure[k])
+        assert float(after[k]) == pytest.approx(float(alpha[k]) * min(1.0, 2 * float(score[k])) * share)
+
+
+def test_uncertainty_is_the_chance_that_two_drawn_classes_differ():
+    F, link = draw(40, 4), Link(0.3, 4.0)
+    p = (4.0 * 0.3 * np.arcsinh(F.numpy() / 0.3)).astype(np.float64)
+    p = np.exp(p) / np.exp(p).sum(1, keepdims=True)
+    differ = [sum(row[a] * row[b] for a in range(4) for b in range(4) if a != b) for row in p]
+    np.testing.assert_allclose(uncertainty(F, link), differ, rtol=1e-12)
 
 
 def test_a_step_without_what_it_needs_is_refused():

@@ -14,7 +14,7 @@ import torch
 import diva_ray
 from diva_ray.core.hashing import splitmix
 from diva_ray.core.reweight import Step
-from diva_ray.tasks import reweight
+from diva_ray.tasks import walk
 from diva_ray.tasks.reweighted import headline, tone_of
 from diva_ray.tasks.tried import trial_bars
 from diva_ray.tasks.walk import Path as Walked
@@ -86,13 +86,28 @@ def test_labels_that_are_trusted_are_no_issues_and_the_mean_weight_is_that_of_wh
     assert s["mean_weight"] == pytest.approx(weights(result).mean(), rel=1e-6) != 1
 
 
-def test_clean_labels_are_left_alone():
-    X, y, _, _, _ = digits_split(0.0)
+def test_of_right_labels_rows_near_the_boundaries_weigh_more_and_none_is_dropped():
+    X, y, _, X_test, y_test = digits_split(0.0)
     result = run(X, y)
+    s, alpha = result.summary, weights(result)
+    assert s["accepted"] and s["chosen"].endswith("of the weight by uncertainty")
+    margin = result.samples["margin"].to_numpy()
+    near = np.argsort(margin)[:200]
+    assert alpha[near].mean() > 1.2 and alpha.min() > 0.4 and s["n_zero"] == 0
+    assert s["n_lowered"] == (alpha < 1 - 1e-5).sum() and s["n_raised"] == (alpha > 1 + 1e-5).sum() > 0
+    assert f"{s['n_lowered']:,} weights lowered, 0 to zero, {s['n_raised']:,} raised" in result.told[2]
+    uniform = weighted_error(X, y, np.ones(900), s["ridge_uniform"], X_test, y_test)
+    assert weighted_error(X, y, alpha, s["ridge"], X_test, y_test) < 0.95 * uniform
+    page = Page(result.folder.read("report.html").decode())
+    assert "A share s of the weight by uncertainty: a weight is multiplied by 1" in page.text and "raised" in page.text
+
+
+def test_labels_that_say_nothing_are_left_alone():
+    X, _, _, _, _ = digits_split(0.0)
+    result = run(X, np.random.default_rng(0).integers(0, 3, 900))
     assert not result.summary["accepted"]
     assert (weights(result) == 1).all()
-    assert result.summary["ridge"] == result.summary["ridge_uniform"]
-    assert result.summary["error_reweighted"] == result.summary["error_uniform"]
+    assert result.summary["error_reweighted"] <= result.summary["error_uniform"]
 
 
 def test_the_papers_steps_are_plain_and_their_number_is_kept():
@@ -122,7 +137,7 @@ def test_arms_are_judged_on_models_that_never_saw_the_fold():
 
 
 def test_steps_that_change_no_weight_in_the_end_are_not_accepted(monkeypatch):
-    monkeypatch.setattr(reweight, "SAMPLES", Walked(Step("shrink", 2.0), (Step("issues"),)))
+    monkeypatch.setattr(walk, "LOWERED", Walked(Step("shrink", 2.0), (Step("issues"),)))
     draw = np.random.default_rng(6)
     X = draw.standard_normal((600, 8))
     V = X @ draw.standard_normal((8, 3)) + 0.5 * draw.standard_normal((600, 3))

@@ -155,7 +155,9 @@ def test_ridge_is_chosen_without_the_fold(study):
     assert study.passes["ridge"] == FOLDS, "the same columns have the same ridge"
 
 
-@pytest.mark.parametrize("rule", ["shrink", "paper", "drop_label_issues", "drop_detrimental", "weigh_doubtful"])
+@pytest.mark.parametrize(
+    "rule", ["shrink", "paper", "drop_label_issues", "drop_detrimental", "weigh_doubtful", "weigh_uncertain"]
+)
 def test_weights_follow_the_rows_outside_the_fold_alone(tmp_path, rule):
     """Against scoring runs on tables without the fold, and refits under the weights that follow."""
     table = draw(chance=0.2)  # or wrong labels could be chance's
@@ -166,10 +168,11 @@ def test_weights_follow_the_rows_outside_the_fold_alone(tmp_path, rule):
 
     def alpha(rest):
         part = {name: values[rest] for name, values in table.items()}
-        found = diva_ray.score(
+        scored = diva_ray.score(
             part, features=["image", "text"], ridge=1.0, standardize="none", labeller_doubt="off", cluster=INLINE,
-            precision="float64", quiet=True,
-        ).samples.to_pandas()  # fmt: skip
+            precision="float64", quiet=True, outputs=True,
+        )  # fmt: skip
+        found, unsure = scored.samples.to_pandas(), 1 - np.square(scored.pred_probs()).sum(1)
         d, se = found["derivative"].to_numpy(np.float64), found["standard_error"].to_numpy(np.float64)
         weight = {
             "shrink": np.where(d > 0, np.minimum(1, se / np.where(d > 0, d, 1)), 1.0),
@@ -177,6 +180,8 @@ def test_weights_follow_the_rows_outside_the_fold_alone(tmp_path, rule):
             "drop_label_issues": 1.0 - found["is_label_issue"].to_numpy(),
             "drop_detrimental": 1.0 - found["is_detrimental"].to_numpy(),
             "weigh_doubtful": np.minimum(1, 2 * found["label_score"].to_numpy(np.float64)),
+            "weigh_uncertain": np.minimum(1, 2 * found["label_score"].to_numpy(np.float64))
+            * (0.5 + 0.5 * unsure / unsure.mean()),
         }[rule]
         changed.append((weight != 1).mean())
         return weight if rule == "paper" else weight * len(weight) / weight.sum()  # plain steps keep no mean
