@@ -30,6 +30,8 @@ log = logging.getLogger("diva_ray")
 WRITTEN = {"samples", "selected", "errors", "curated", "changes", "features", "report.html", "summary.json"}  # by runs
 BEGUN = {"state.json", "steps", "sums", "weights", "reweight"}  # what a run writes first; it can be resumed from there
 TOKEN = ".run"  # what the driver leaves for workers to find: a path may be another folder on another node
+LOCK = ".lock"  # by which a run keeps others out (`data.lock`)
+OURS = {TOKEN, LOCK}  # no results of a run
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit say
 
 
@@ -37,7 +39,7 @@ class Folder:
     """Files under one path; picklable, so workers write their own."""
 
     def __init__(self, path: str) -> None:
-        self.path = path if "://" in path else os.path.abspath(os.path.expanduser(path))
+        self.path = place_of(path)
         try:
             self.filesystem, self.base = pyarrow.fs.FileSystem.from_uri(self.path)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -108,9 +110,9 @@ class Folder:
             ) from error
 
     def names(self, inside: str) -> list[str]:
-        """Return the names in a sub-folder ('' for the folder itself) but those of files that are half written and of a
-        token; none in a file."""
-        return [name for name in self._names(inside) if not _is_half(name) and name != TOKEN]
+        """Return the names in a sub-folder ('' for the folder itself) but those of files that are half written, of a
+        token and of a lock; none in a file."""
+        return [name for name in self._names(inside) if not _is_half(name) and name not in OURS]
 
     def sweep(self, inside: str) -> None:
         """Delete the files in a sub-folder that workers which died have left half written."""
@@ -289,6 +291,11 @@ class Folder:
         for name in self.names(new):  # Arrow moves no folder of an object store
             self.filesystem.move(self._full(f"{new}/{name}"), self._full(f"{old}/{name}"))
         self.drop(new)
+
+
+def place_of(path: str) -> str:
+    """Return an absolute path, or a URI as it is."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _is_half(name: str) -> bool:

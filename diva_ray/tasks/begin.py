@@ -17,7 +17,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 import pyarrow as pa
 
 from diva_ray.config import FitConfig, ScoreConfig, TrainConfig, TuneConfig, ValidationConfig
-from diva_ray.data.folder import TOKEN, Folder
+from diva_ray.data.folder import OURS, TOKEN, Folder, place_of
+from diva_ray.data.lock import check_free, is_kept, keep_others_out, let_others_in
 from diva_ray.data.regroup import write_on_ray
 from diva_ray.data.table import Table, check_rows, from_arrow
 from diva_ray.engine.meter import peak_memory
@@ -41,7 +42,7 @@ MAKING = {"data.builtin", "data.noise", "seed"}  # of which the rows of a built-
 RAW = "raw"  # rows in memory that are to be embedded
 ON_RAY = "the given Ray Dataset"
 HEAD = 1000  # of its rows, which a plan looks at
-FORMAT = 15  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 16  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -114,20 +115,23 @@ def open_folder(config: Any) -> Folder:
         config.output = planned if config.plan else tempfile.mkdtemp(prefix="diva_ray-")
     folder = Folder(config.output)
     if not config.plan:
+        check_free(folder)
         folder.open_new(resume=config.resume)
+        keep_others_out(folder)
+        folder.open_new(resume=config.resume)  # as it is now that no one else can write there
     return folder
 
 
 def tidy(run: Callable[P, R]) -> Callable[P, R]:
     """Return the run of a task, which takes its config first, so that a mistake leaves nothing behind that stands in
     the way of the next try: neither sums of the fit nor rows to be embedded in a folder that was new, and no empty
-    folder that was not there."""
+    folder that was not there. Then other runs may write there."""
 
     @wraps(run)
     def tidied(*args: P.args, **options: P.kwargs) -> R:
         config: Any = args[0]
         named = _local(config.output)
-        new = not named or not os.path.isdir(named) or not os.listdir(named)
+        new = not named or not os.path.isdir(named) or set(os.listdir(named)) <= OURS
         absent = _absent(named)
         try:
             return run(*args, **options)
@@ -135,18 +139,21 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
             return cast(R, finished.result)
         except BaseException as error:
             made = _local(config.output)
-            if not (made and new and os.path.isdir(made)):  # nothing was made, or it is somewhere else
+            if not (made and new and is_kept(made)):  # nothing was made, or it is somewhere else, or another run's
                 raise
-            if isinstance(error, InputError) and set(os.listdir(made)) <= {SUMS, RAW, TOKEN}:
+            if isinstance(error, InputError) and set(os.listdir(made)) <= {SUMS, RAW, *OURS}:
                 for name in {SUMS, RAW} & set(os.listdir(made)):
                     shutil.rmtree(os.path.join(made, name))
                 Folder(made).remove(TOKEN)
+            let_others_in(made)
             for folder in absent if named else [made]:
                 try:
                     os.rmdir(folder)
                 except OSError:  # it holds something
                     break
             raise
+        finally:
+            let_others_in(place_of(str(config.output or "")))
 
     return tidied
 
@@ -154,7 +161,7 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
 def _local(output: str) -> str:
     """Return the path of an output folder on this machine, '' for none and for a URI."""
     named = str(output or "")  # a pathlib.Path, too
-    return os.path.abspath(os.path.expanduser(named)) if named and "://" not in named else ""
+    return place_of(named) if named and "://" not in named else ""
 
 
 def _absent(folder: str) -> list[str]:

@@ -1,0 +1,70 @@
+"""One run at a time in an output folder."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from filelock import FileLock, Timeout
+
+from diva_ray.data.folder import LOCK, Folder
+from diva_ray.errors import InputError
+
+_held: dict[str, FileLock] = {}  # of this process, by `Folder.path`
+
+
+def keep_others_out(folder: Folder) -> None:
+    """Take a local folder for this run, until `let_others_in`, or until the process ends in whatever way.
+
+    Other nodes that have the folder mounted are kept out as well, where their file system passes locks on. Nothing
+    keeps a second run out of a URI.
+
+    Raises:
+        InputError: another run has it.
+    """
+    if not folder.local:
+        return
+    path = folder.within(LOCK)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"output: no other run may be writing there, got {_holder(path)} at {folder.path}. Wait until it has "
+            "ended, or change `output`."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"output: the folder must be writable, got {error} at {folder.path}. Change `output`."
+        ) from error
+    with open(path, "w") as file:
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    _held[folder.path] = lock
+
+
+def check_free(folder: Folder) -> None:
+    """Raise if another run is writing in a folder."""
+    if folder.local and os.path.exists(folder.within(LOCK)):
+        keep_others_out(folder)
+        let_others_in(folder.path)
+
+
+def is_kept(folder: str) -> bool:
+    """Return whether this process keeps others out of a folder."""
+    return folder in _held
+
+
+def let_others_in(folder: str) -> None:
+    """Give a folder free again, if this process has it."""
+    lock = _held.pop(folder, None)
+    if lock is not None:
+        os.unlink(lock.lock_file)  # while it is held: who has opened it meanwhile finds that it has no name any more
+        lock.release()
+
+
+def _holder(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read(200) or "one"
+    except OSError:  # it has just ended
+        return "one"
