@@ -51,6 +51,13 @@ def job(task: str) -> None:
     a module with `run`, such as `diva_ray.tasks.score`, imported only when options are right: torch takes seconds, a
     misspelt option none.
     """
+    try:
+        _compose(task)
+    except KeyboardInterrupt as error:  # before the run began
+        _interrupted(task.rpartition(".")[2], error)
+
+
+def _compose(task: str) -> None:
     name = task.rpartition(".")[2]
     hear_term()
     _use_every_instruction()
@@ -105,8 +112,7 @@ def _run(task: str, cfg: Any) -> None:
     except KeyboardInterrupt as error:
         begun = name != "benchmark" and not config.plan and ("://" in config.output or os.path.isdir(config.output))
         resumed = f" `output={config.output} resume=true` goes on from what is there." if begun else ""
-        code = TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED
-        _leave(f"{name}: interrupted.{resumed}", code)
+        _interrupted(name, error, resumed)
     try:
         print("\n".join(plain(line) for line in [*result.lines(), *next_steps(config, result)]), flush=True)
     except BrokenPipeError:
@@ -132,6 +138,11 @@ def plain(text: str) -> str:
     """Return text on one line without control characters: ids and labels must not steer a terminal."""
     line = re.sub(r"\s*[^\S ]\s*", " ", text.strip())  # spaces that align columns stay
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+
+def _interrupted(name: str, error: KeyboardInterrupt, resumed: str = "") -> NoReturn:
+    """End as what Ctrl-C or SIGTERM has ended."""
+    _leave(f"{name}: interrupted.{resumed}", TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED)
 
 
 def _leave(error: InputError | str, code: int = 2) -> NoReturn:

@@ -34,7 +34,8 @@ from diva_ray.tasks.walk import RIDGES, SOURCES, Path, Walk, walk_to
 
 RULE = (
     "probability: share of all weights after the steps that were accepted. derivative, standard_error, z: at the "
-    "weights as given, before any step; z > 0: there more weight on the transform raises {loss}. A "
+    "weights as given, before any step, as all weights of the transform are multiplied alike; z > 0: there more weight "
+    "on the transform raises {loss}. A "
     "derivative changes as weights move, so that one below 0 may end with less weight. "
     "probability_paper: after plain steps for every row, taken, not tested, under plain leave-one-out (copies of the "
     "row that is left out stay in); z_leave_one_out: z under that. error_uniform: of the weights as given under "
