@@ -165,7 +165,7 @@ def error_of(session: Session, wrong: float) -> float:
 
 def sources_of(setup: Setup, sums: Tensor, written: Tally) -> list[dict[str, Any]]:
     """Return every source with the derivative of adding the same weight to all its rows (while sources are weighed, of
-    multiplying theirs), its standard error, and how many of them are flagged; `sums` as `Setup.errors_of` takes them."""
+    multiplying theirs), its standard error, and how many of them are flagged; `sums`: see `Setup.errors_of`."""
     names = setup.source_names()
     if not names:
         return []
