@@ -14,6 +14,7 @@ from diva_ray.errors import InputError, first_line
 from diva_ray.signals import hear_again
 
 CONNECT_TIMEOUT = 10.0  # seconds until a cluster must answer
+TOKEN_LOG = "ray._private.authentication.authentication_token_setup"
 
 
 def connect(kind: str, cpus: int | None = None, object_store_memory: int | None = None) -> None:
@@ -35,6 +36,7 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
             # Idle processes, one a CPU, that no worker could use: workers have an environment of their own.
             os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
             _own_token()  # which Ray, since 2.59, then asks of whoever connects: its processes listen on the network
+            logging.getLogger(TOKEN_LOG).setLevel(logging.ERROR)  # every start would tell how to do without
             ray.init(address="local", include_dashboard=False, **room, **quiet)
         elif address:
             ray.init(**quiet)
