@@ -265,7 +265,7 @@ def scored_rows(shard: Shard, known: Known, name: str = "scored") -> Tensor:
     again, if this worker does not have them."""
     if name not in shard.state:
         if "dual" in known:
-            shard.state[name] = known[f"dual_{name}"][shard.extent.index]
+            shard.state["scored"] = known["dual_scored"][shard.extent.index]
         elif before := found_before(known.get("score_files"), shard):
             shard.state.update(before)
         else:

@@ -68,7 +68,7 @@ def conclude(
             for band in job.bands
         ],
         "missing": _missing(prepared, done),
-        **_pace(prepared, fresh, seconds),
+        **_pace(fresh, seconds),
         "dropped_columns": dropped, "bytes": sum(one["bytes"] for one in done),
         "peak_memory_bytes": max([peak_memory(), *(one["memory"] for one in fresh)]),
         "driver_memory_bytes": peak_memory(), "workers": _workers(fresh),
@@ -126,7 +126,7 @@ def _workers(fresh: list[dict[str, Any]]) -> dict[str, Any]:
     return meter.summary()
 
 
-def _pace(prepared: Prepared, fresh: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:
+def _pace(fresh: list[dict[str, Any]], seconds: dict[str, float]) -> dict[str, Any]:
     """Return rates, and the shares of the workers' time in which the encoder ran, or waited for decoded samples."""
     rows, busy = (sum(one[key] for one in fresh) for key in ("rows", "seconds"))
     share = {

@@ -153,5 +153,5 @@ def _finish(session: Session, derived: dict[str, Derived], by_source: Tensor, ju
     if sources:
         session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
     finish_copies(session, summary)
-    page = page_of(session, derived, summary, written, sources)
+    page = page_of(session, summary, written, sources)
     return conclude(session, summary, page, told, worker_memory=written["max_memory"])

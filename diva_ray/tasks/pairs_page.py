@@ -113,9 +113,7 @@ def planted_in_words(summary: dict[str, Any]) -> list[str]:
     return [f"{known} not belong together by `{p['by']}`, found {p['n_found']:,}: {found_in_words(p)}"]
 
 
-def page_of(
-    session: Session, derived: dict[str, Derived], summary: dict[str, Any], written: Tally, sources: list
-) -> str:
+def page_of(session: Session, summary: dict[str, Any], written: Tally, sources: list) -> str:
     """Return report.html."""
     s, (first, second) = summary, session.columns.features
     worst, hurting = written["examples"].worst[:SHOWN], shown(session, written["hurting"].worst[:SHOWN])

@@ -79,7 +79,7 @@ def tuning_work(config: TuneConfig, cost: Cost, widths: list[int], features: tup
         "Ray Tune needs Ray, some 10 s to start: with cluster=inline a small one on this machine for the trials' "
         "processes, while the data stay in this one; each trial takes another 0.1 s or so beside its passes",
     ]
-    sizes = columns_of(space, widths, features, config)
+    sizes = columns_of(space, widths, features)
     work: Work = [(fits / 4, bare(cost))]  # a fit is a quarter of the products
     for p in sizes:
         given = replace(cost, p=p, auto=False, dual=False)
@@ -102,7 +102,7 @@ def folds_of_trial(config: TuneConfig) -> float:
     return found
 
 
-def columns_of(space: Space, widths: list[int], features: tuple[str, ...], config: TuneConfig) -> list[int]:
+def columns_of(space: Space, widths: list[int], features: tuple[str, ...]) -> list[int]:
     """Return the columns of every combination of bands and projection, the intercept's included."""
     known = dict(zip(features, widths, strict=True))
     found = []
