@@ -28,7 +28,10 @@ def work_of(
     if isinstance(config, ReweightConfig | AugmentConfig):
         folds, steps = config.folds, config.steps
         count = steps * folds  # the folds together leave out every row once, and all rows are walked once more
-        return [(float(count), one) for one in costs], [
+        work = [(float(count), one) for one in costs]
+        if isinstance(config, ReweightConfig) and config.method != "paper" and config.level == "sample":
+            work += [(count / 2, bare(one)) for one in costs if one.classes]  # two steps that change every weight
+        return work, [
             f"about {count} derivatives: {steps} step(s) on {folds} folds, then on all rows; fewer if the answer is "
             "clear before"
         ]
