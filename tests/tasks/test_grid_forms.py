@@ -63,10 +63,11 @@ def test_every_job_chooses_the_same_ridge_for_fewer_rows_than_columns(rows):
     options = {**OPTIONS, "features": "features"}
     expected = diva_ray.score(few, **options).summary
     assert expected["form"] == "dual"
-    for found in (
+    weighed, trained = (
         diva_ray.reweight(few, steps=1, folds=2, **options), diva_ray.train(few, few, epochs=1, seeds=1, **options)
-    ):  # fmt: skip
-        assert found.summary["ridge"] == pytest.approx(expected["ridge"], rel=1e-6)
+    )  # fmt: skip
+    for ridge in (weighed.summary["ridge_uniform"], trained.summary["ridge"]):
+        assert ridge == pytest.approx(expected["ridge"], rel=1e-6)
     heard = {"validation_weight": "trust", **options}
     plain, trusted = (diva_ray.score(few, method=method, **heard).summary for method in ("plain", "trusted"))
     assert plain["form"] == "dual" and trusted["ridge"] == pytest.approx(plain["ridge"], rel=1e-6)
