@@ -10,6 +10,7 @@ import torch
 
 import diva_ray
 from diva_ray.config import ScoreConfig
+from diva_ray.data.lock import let_others_in
 from diva_ray.engine import parts
 from diva_ray.engine.inline import Inline
 from diva_ray.errors import InputError
@@ -71,6 +72,7 @@ def derived(data, *, precision="float64", **options):
     found = derive(session.runner, session.setup, config.ridge, rows, 0, "none", fit=keeper.fit)
     scored = torch.cat([shard.state["scored"][:, 0] for shard in session.engine.shards])
     session.engine.close()
+    let_others_in(session.folder.path)
     return scored, keeper.figures, found, session.folder.path
 
 
