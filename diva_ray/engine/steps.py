@@ -34,6 +34,8 @@ from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import doubtful_scores, gap_kinds, issue_flags, uncertainty, z_of
 
+GATHERED = 4_000_000  # outputs of all models of rows that are calibrated in one call
+
 
 class Each(tuple[Any, ...]):
     """Partials side by side; `+` adds them entry by entry, `+=` in place where they can."""
@@ -143,10 +145,23 @@ def calibrate_trials(shard: Shard, known: Known) -> Each:
     models = known["trials"].models
     none = torch.zeros(0, known["setup"].outputs), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
     total = Each([links.link_sums(*none)] * models)
-    for _, b, rows, F in trial_outputs(shard, known):
-        v = b.v[rows].double()
-        total = total + Each(links.link_sums(F[:, m], b.Y[rows], v) for m in range(models))
+    outputs = ((F, b.Y[rows], b.v[rows].double()) for _, b, rows, F in trial_outputs(shard, known))
+    for F, Y, v in gathered(outputs):
+        total = total + Each(links.link_sums(F[:, m], Y, v) for m in range(models))
     return total
+
+
+def gathered(parts: Iterator[tuple[Tensor, ...]]) -> Iterator[list[Tensor]]:
+    """Yield the parts joined until the first of their tensors has `GATHERED` entries: of few rows, calls cost most."""
+    held, entries = [], 0
+    for part in parts:
+        held.append(part)
+        entries += part[0].numel()
+        if entries >= GATHERED:
+            yield [torch.cat(column) for column in zip(*held, strict=True)]
+            held, entries = [], 0
+    if held:
+        yield [torch.cat(column) for column in zip(*held, strict=True)]
 
 
 def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
