@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 
 from filelock import FileLock, Timeout
 
@@ -58,7 +59,10 @@ def let_others_in(folder: str) -> None:
     """Give a folder free again, if this process has it."""
     lock = _held.pop(folder, None)
     if lock is not None:
-        os.unlink(lock.lock_file)  # while it is held: who has opened it meanwhile finds that it has no name any more
+        with suppress(FileNotFoundError):  # the folder may be gone
+            os.unlink(
+                lock.lock_file
+            )  # while it is held: who has opened it meanwhile finds that it has no name any more
         lock.release()
 
 

@@ -1,6 +1,7 @@
 """Two runs in one output folder: one goes on, the other is told, and what the first has written stays."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,15 @@ def test_a_lock_is_of_one_run_also_within_a_process_and_a_uri_has_none(tmp_path)
     keep_others_out(folder)
     let_others_in(folder.path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_was_deleted_meanwhile_is_free(tmp_path):
+    folder = Folder(str(tmp_path / "out"))
+    folder.open_new(resume=False)
+    keep_others_out(folder)
+    shutil.rmtree(tmp_path / "out")
+    let_others_in(folder.path)
+    assert not is_kept(folder.path)
 
 
 @pytest.mark.long
