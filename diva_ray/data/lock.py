@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from contextlib import suppress
 
 from filelock import FileLock, Timeout
@@ -11,7 +12,8 @@ from filelock import FileLock, Timeout
 from diva_ray.data.folder import LOCK, Folder
 from diva_ray.errors import InputError
 
-_held: dict[str, FileLock] = {}  # of this process, by `Folder.path`
+# By `Folder.path` and thread: a run that is refused must not give away what another of this process has.
+_held: dict[tuple[str, int], FileLock] = {}
 
 
 def keep_others_out(folder: Folder) -> None:
@@ -40,7 +42,7 @@ def keep_others_out(folder: Folder) -> None:
         ) from error
     with open(path, "w") as file:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    _held[folder.path] = lock
+    _held[folder.path, threading.get_ident()] = lock
 
 
 def check_free(folder: Folder) -> None:
@@ -51,18 +53,17 @@ def check_free(folder: Folder) -> None:
 
 
 def is_kept(folder: str) -> bool:
-    """Return whether this process keeps others out of a folder."""
-    return folder in _held
+    """Return whether this thread's run keeps others out of a folder."""
+    return (folder, threading.get_ident()) in _held
 
 
 def let_others_in(folder: str) -> None:
-    """Give a folder free again, if this process has it."""
-    lock = _held.pop(folder, None)
+    """Give a folder free again, if this thread's run has it."""
+    lock = _held.pop((folder, threading.get_ident()), None)
     if lock is not None:
+        # While it is held: who has opened the file meanwhile finds that it has no name any more.
         with suppress(FileNotFoundError):  # the folder may be gone
-            os.unlink(
-                lock.lock_file
-            )  # while it is held: who has opened it meanwhile finds that it has no name any more
+            os.unlink(lock.lock_file)
         lock.release()
 
 

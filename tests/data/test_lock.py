@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -87,6 +88,17 @@ def test_a_lock_is_of_one_run_also_within_a_process_and_a_uri_has_none(tmp_path)
     keep_others_out(folder)
     let_others_in(folder.path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_run_of_another_thread_is_left_alone(tmp_path):
+    folder = Folder(str(tmp_path / "out"))
+    folder.open_new(resume=False)
+    keep_others_out(folder)
+    folder.write("sums/one", b"of the first run")
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match=f"got process {os.getpid()} on"):
+        pool.submit(score, tmp_path / "out", resume=True).result()
+    assert is_kept(folder.path) and sorted(os.listdir(tmp_path / "out")) == [LOCK, "sums"]
+    let_others_in(folder.path)
 
 
 def test_a_folder_that_was_deleted_meanwhile_is_free(tmp_path):
