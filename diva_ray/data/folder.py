@@ -21,8 +21,6 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from diva_ray.data.files import part_name
-from diva_ray.data.table import Table, open_parquet
 from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
@@ -306,20 +304,3 @@ def _encoding(schema: pa.Schema) -> dict[str, Any]:
     """Return how our Parquet files are written: values of floats hardly repeat, so a dictionary of them only costs."""
     keys = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_integer(field.type)]
     return {"compression": "zstd", "use_dictionary": keys, "write_page_checksum": True}
-
-
-def stored(table: Table, folder: Folder, name: str) -> Table:
-    """Return the table in files that every worker can read, written once if it is in memory.
-
-    A file that is there already with the same bytes is left alone: a resumed run finds the data it began with.
-    """
-    if table.memory is None:
-        return table
-    rows, present = table.memory, folder.names(name)
-    for k, start in enumerate(range(0, rows.num_rows, 65_536)):
-        file, content = f"{part_name(k)}.parquet", pa.BufferOutputStream()
-        pq.write_table(rows.slice(start, 65_536), content, write_page_checksum=True)
-        content = content.getvalue().to_pybytes()
-        if file not in present or folder.read(f"{name}/{file}") != content:
-            folder.write(f"{name}/{file}", content)
-    return open_parquet(folder.location(name))

@@ -10,13 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from diva_ray.config import EmbedConfig
-from diva_ray.data.files import part_name
 from diva_ray.data.folder import Folder
+from diva_ray.data.in_memory import write_parts
 from diva_ray.data.raw import tables
 from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import Source, Unit
@@ -25,7 +23,6 @@ from diva_ray.data.table import Table, from_arrow
 from diva_ray.data.transforms import pictures_as_bytes
 from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
-from diva_ray.errors import InputError, first_line
 from diva_ray.tasks import embed_setup as setup
 from diva_ray.tasks.begin import from_dataset, now, open_folder, tidy
 from diva_ray.tasks.calls import takes_table
@@ -117,18 +114,7 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
         table = from_arrow(table.memory.drop_columns(["features"]), table.name)  # its pixels are what is to be encoded
     if not isinstance(table, Table):  # a Ray Dataset
         return tables.find(from_dataset(table, folder, "raw", plan=False), raw.id, config.unit_rows)
-    assert table.memory is not None
-    content = table.memory
-    for k, start in enumerate(range(0, content.num_rows, 1 << 16)):
-        sink = pa.BufferOutputStream()
-        try:
-            pq.write_table(content.slice(start, 1 << 16), sink, row_group_size=config.unit_rows)
-        except pa.ArrowNotImplementedError as error:
-            raise InputError(
-                f"data: every column must be one that Parquet can hold, got {first_line(error)} in {table.name}. "
-                "Convert the column or leave it out."
-            ) from error
-        folder.write(f"raw/{part_name(k)}.parquet", sink.getvalue().to_pybytes())
+    write_parts(table, folder, "raw", config.unit_rows)
     source = tables.find(folder.location("raw"), raw.id, config.unit_rows, mark=fingerprint(table))
     return replace(source, name=table.name, more={**source.more, "temporary": True})
 

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from diva_ray.config import AggregateConfig, FitConfig, ScoreConfig
-from diva_ray.data.folder import Folder, stored
+from diva_ray.data.folder import Folder
+from diva_ray.data.in_memory import stored
 from diva_ray.data.raw.classes import class_names
 from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.shards import Columns, Extent

@@ -7,7 +7,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import diva_ray
-from diva_ray.engine import context, passes
+from diva_ray.engine import context, passes, steps
 from diva_ray.tasks import derive as deriving
 from diva_ray.tasks import opened as planned
 from diva_ray.tasks.derive import derive, fit_ridge
@@ -196,3 +196,15 @@ def test_threads_are_those_asked_for_while_a_run_lasts_and_no_longer(monkeypatch
                 assert seen and all(found == {threads} for found in seen)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("most", [1, 40, 100, 10_000])
+def test_rows_that_are_gathered_for_one_call_are_all_there_in_order(monkeypatch, most):
+    monkeypatch.setattr(steps, "GATHERED", most)
+    F = torch.arange(120.0).view(30, 4)
+    parts = [(F[a:b], torch.arange(a, b)) for a, b in ((0, 7), (7, 8), (8, 25), (25, 30))]
+    found = list(steps.gathered(iter(parts)))
+    assert torch.equal(torch.cat([one for one, _ in found]), F)
+    assert torch.equal(torch.cat([rows for _, rows in found]), torch.arange(30))
+    assert all(one.numel() >= most for one, _ in found[:-1]) and len(found) == {1: 4, 40: 2, 100: 2, 10_000: 1}[most]
+    assert list(steps.gathered(iter([]))) == []

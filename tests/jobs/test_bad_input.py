@@ -376,6 +376,22 @@ def test_an_interrupted_run_says_in_one_line_how_to_go_on(number, exit, tmp_path
 
 
 @pytest.mark.jobs
+@pytest.mark.parametrize("number,exit", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_job_that_is_interrupted_while_its_options_are_read_says_so_in_one_line(number, exit, tmp_path):
+    code = (
+        "import os, signal, sys, time, diva_ray.jobs as jobs\n"
+        "def checked(name, words):\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
+        f"    os.kill(os.getpid(), signal.{number})\n"
+        "    time.sleep(60)\n"
+        "jobs.checked = checked; sys.argv[1:] = []; jobs.job('diva_ray.tasks.score')"
+    )
+    (tmp_path / "early.py").write_text(code)
+    found = run_job(str(tmp_path / "early.py"))
+    assert (found.returncode, found.stderr) == (exit, "score: interrupted.\n")
+
+
+@pytest.mark.jobs
 def test_a_config_of_ones_own_is_checked_as_the_jobs_is(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "defaults: [score_schema, _self_, {cluster: inline}]\nridge: 2\ndata: {builtin: digits}\n"

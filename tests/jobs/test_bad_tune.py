@@ -109,6 +109,12 @@ def test_options_that_cannot_be(options, told):
     refuses(told, **options)
 
 
+def test_a_rule_of_classes_needs_classes():
+    told = "^rule: weigh_uncertain must have one class a row to be unsure of, got task=regression. Change `space.rule`"
+    for space, more in (({"rule": {"choice": ["none", "weigh_uncertain"]}}, {}), (None, {"rule": "weigh_uncertain"})):
+        refuses(told, space, task="regression", **more)
+
+
 @pytest.mark.parametrize("call", ["tune", "aggregate"])
 def test_folds_that_hear_nothing_are_refused_before_any_trial_and_leave_nothing_in_the_way(call, tmp_path):
     trusted = np.zeros(60)
