@@ -3,7 +3,7 @@
 SPIN is how long torch's threads wait for each other actively before they sleep. By default GNU's OpenMP turns 300,000
 times: nothing on idle cores of their own, but where others use them, or two virtual processors are one core, the one
 that is waited for gets less of it. On two virtual processors without other work runs took 2.8 to 3.6 times as long as
-with one thread, 1.1 to 1.6 times with 10,000 turns, and with 300 as long or less (RESULTS.md).
+with one thread, 1.1 to 1.6 times with 10,000 turns, and with 300 as long or less (docs/results/clusters.md).
 """
 
 import os

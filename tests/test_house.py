@@ -139,10 +139,10 @@ def test_threads_do_not_wait_actively_for_long(entry, tmp_path):
         assert found.stdout.splitlines()[0] == expected
 
 
-PAGES = [*(ROOT / name for name in ("README.md", "RESULTS.md", "SECURITY.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "RESULTS.md", "SECURITY.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_inside_the_project_leads_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
         name, _, heading = target.partition("#")

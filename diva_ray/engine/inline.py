@@ -126,7 +126,8 @@ def solve_here(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Return function(*args), with one thread of BLAS where matrices are small.
 
     OpenBLAS's threads gain nothing there, and wait for each other after every product: on two idle cores solves took up
-    to ten times as long with two, and sixty times where other programs kept the cores busy (RESULTS.md).
+    to ten times as long with two, and sixty times where other programs kept the cores busy
+    (docs/results/clusters.md).
     """
     if device.side_of(args) > SMALL:
         return function(*args)

@@ -43,7 +43,7 @@ def alike_in_words(alike: int, rows: int) -> str:
     """Return what is to be said of rows with the features of other rows; nothing where they are few.
 
     A copy among the rows that predict a left-out row tells its label: of 600 digits with 15 % wrong labels 99 of 107
-    were found, with 60 rows there twice 80 of 121, with 300 none (RESULTS.md, Copies).
+    were found, with 60 rows there twice 80 of 121, with 300 none (docs/results/wrong_labels.md, Copies).
     """
     if alike < MOST_ALIKE * rows:
         return ""

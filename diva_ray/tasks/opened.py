@@ -43,7 +43,8 @@ from diva_ray.threads import blas_environment
 
 TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
 # Operations of all passes up to which this process takes one thread: more gain a second at the most, and wait for each
-# other where other programs keep the cores busy (RESULTS.md). Of sizes alone, so that bits are the same on every day.
+# other where other programs keep the cores busy (docs/results/clusters.md). Of sizes alone, so that bits are the same
+# on every day.
 ONE_THREAD = 2e11
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
