@@ -148,6 +148,7 @@ def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict
     figures = {
         "ridge": ridge * arms[taken].ridge, "ridge_uniform": ridge, "ridge_compared": ridge * arms[base].ridge,
         "accepted": taken > 0, "chosen": arms[taken].name.replace("sources moved", "transforms moved"),
+        **{name: value for name, value in arms[taken].figures.items() if name != "moves"},
         "error_uniform": float(share[base]), "error_reweighted": float(share[taken]),
         "gain": float(sums.gain[base, taken]), "gain_standard_error": float(sums.gain_error[base, taken]),
         "folds": f"{folds} of {config.folds}", "loss_leave_group_out": left_out.tally["loss"] / v,
@@ -263,7 +264,7 @@ def sheet_of(session: Session, summary: dict[str, Any]) -> Sheet:
         )
         for row in rows[:6]
     ]
-    steps = explained([s["chosen"]], s["ridge_uniform"], session.config.ridge == "auto", "transforms")
+    steps = explained([s], s["ridge_uniform"], session.config.ridge == "auto", "transforms")
     about = (
         f"Probability: the share of all weights, {'after the steps' if s['accepted'] else 'as given'}. {steps} z: "
         "derivative / standard error at the weights as given; below 0, more weight on the transform lowers "

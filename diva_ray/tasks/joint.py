@@ -41,6 +41,7 @@ def weights_of(joint: Joint) -> dict[str, Any]:
     return {
         "accepted": taken > 0,
         "chosen": joint.arms[taken].name,
+        **joint.arms[taken].figures,
         "error_uniform": error[base],
         "error_reweighted": error[taken],
         "loss_uniform": loss[base],
@@ -66,11 +67,10 @@ def verdict_in_words(summary: dict[str, Any], shape: Callable) -> list[str]:
             "sample weights left as they were: no step gained more than half a standard error",
             f"on folds that took no part {error} {before}",
         ]
-    steps, _, part = w["chosen"].partition("; ridge / ")
     capped = " (no row counts more than where it looks wrong)" if summary["task"] in ("regression", "vector") else ""
-    tried = f" (tried under ridge / {part}; penalties were found anew)" if part else ""
+    part = f" (tried under ridge / {1 / w['ridge_factor']:.0f}; penalties were found anew)"
     return [
-        f"sample weights accepted: {steps}{tried}",
+        f"sample weights accepted: {w['moves']}{part if w['ridge_factor'] != 1 else ''}",
         f"on folds that took no part {error} {before} as given, {after} with them; {gain_words(w)}, which decides"
         f"{capped}: more than half a standard error is accepted",
     ]

@@ -23,7 +23,7 @@ from diva_ray.tasks.session import Session
 from diva_ray.tasks.summary import common_figures
 from diva_ray.tasks.summary_words import dependence_in_words
 from diva_ray.tasks.trials import few_in_words
-from diva_ray.tasks.tried import at_ridge, explained, trial_bars
+from diva_ray.tasks.tried import as_given_ridge, at_ridge, best_by_steps, explained, trial_bars
 from diva_ray.tasks.walk import RIDGES, Arm
 
 LOSS = (
@@ -38,7 +38,8 @@ RULE = (
     "standard errors. The rows set apart took no part in any derivative, but the best of all that was tried is chosen "
     "on them: error_reweighted and gain are a little too good. error_uniform and loss_uniform: of the weights as they "
     "are under ridge_compared, the best of the ridges for them where steps were accepted. In trials, gain is over the "
-    "weights as they are under the best of the ridges, gain_over_given under ridge_uniform"
+    "weights as they are under the best of the ridges, gain_over_given under ridge_uniform; steps (kind and value, one "
+    "after another) and ridge_factor (times ridge_uniform) say in numbers what weights says in words"
 )
 PLAIN_RULE = (
     "plain steps are taken, not tested: error_reweighted and gain (below 0: the loss rose), on rows set apart that "
@@ -84,7 +85,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
     zero, lowered, total, squares, raised = written["weights"].tolist()
     trials = [
         {
-            "weights": arm.name, "gain": float(gain[k]), "gain_standard_error": float(error[k]),
+            "weights": arm.name, **arm.figures, "gain": float(gain[k]), "gain_standard_error": float(error[k]),
             "gain_over_given": float(sums.gain[0, k]),
             "gain_over_given_standard_error": float(sums.gain_error[0, k]), "error": share[k],
             "loss": float(sums.loss[k] / weight), "taken": k == taken,
@@ -260,8 +261,8 @@ def loss_words(name: str) -> str:
 def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally) -> list[Any]:
     error, shape = error_words(s)
     plain, chosen = s["method"] == "paper", session.config.ridge == "auto"
-    bars = trial_bars(s["trials"], error, shape, plain=plain)
-    told_apart = explained([row["label"] for row in bars], s["ridge_uniform"], chosen)
+    tried = as_given_ridge(s["trials"]) if plain else best_by_steps(s["trials"])
+    told_apart = explained(tried, s["ridge_uniform"], chosen)
     rule = (
         "All steps are taken, whatever these rows say."
         if plain
@@ -276,7 +277,7 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
     far = f" The last bar holds all of {words.number(edges[-2])} or more." if edges[-1] == math.inf else ""
     parts: list[Any] = [
         Bars(
-            "What was tried, on rows that took no part", bars,
+            "What was tried, on rows that took no part", trial_bars(tried, error, shape),
             "Gain in loss over the weights and the ridge as they are, with one standard error; more is better. "
             f"{rule} {told_apart}",
         ),

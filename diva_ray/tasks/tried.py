@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -36,53 +35,64 @@ def at_ridge(summary: dict[str, Any], key: str) -> str:
     return "" if alike else f" (at its best ridge, {words.number(summary[key], 4)})"
 
 
-def explained(names: list[str], ridge: float, chosen: bool, things: str = "sources") -> str:
-    """Return what the steps among the names do, and what a part of the ridge is, a sentence each."""
-    every, told = "; ".join(names), []
-    if found := re.search(r"moved by ([\d.]+)", every):
+def explained(tried: list[dict[str, Any]], ridge: float, chosen: bool, things: str = "sources") -> str:
+    """Return what the steps of what was tried do, and what a part of the ridge is, a sentence each."""
+    values: dict[str, float] = {}
+    for step in (step for row in tried for step in row["steps"]):
+        values.setdefault(step["kind"], step["value"])
+    told = []
+    if "sources" in values:
+        rate = f"{values['sources']:g}"
         told.append(
-            f"{things.capitalize()} moved by {found[1]}: the weight of each is multiplied by exp(\N{MINUS SIGN}"
-            f"{found[1]} z), z = derivative / standard error, held within ±3."
+            f"{things.capitalize()} moved by {rate}: the weight of each is multiplied by exp(\N{MINUS SIGN}"
+            f"{rate} z), z = derivative / standard error, held within ±3."
         )
-    if "harm beyond" in every:
+    if "shrink" in values:
         told.append(
             "Harm beyond 1 standard error removed: a weight whose derivative is above that is multiplied by standard "
             "error / derivative."
         )
-    if "weighed down" in every:
+    if "doubtful" in values:
         told.append(
             "Labels likelier wrong than right weighed down: such a weight is multiplied by twice the score of its "
             "label, under the likeliest share of wrong labels, whether or not any are sure to be."
         )
-    if "by uncertainty" in every:
+    if "uncertain" in values:
         told.append(
             "A share s of the weight by uncertainty: a weight is multiplied by 1 \N{MINUS SIGN} s + s u, u how unsure "
             "its class is (1 \N{MINUS SIGN} the sum of its squared left-out probabilities, over the mean), that of "
             "doubtful labels as above, too: rows near the boundaries between classes count more."
         )
-    if found := re.search(r"plain step of ([\d.e+-]+)", every):
-        told.append(f"Plain step of {found[1]}: weight less {found[1]} times its derivative, not below 0.")
-    for part in sorted(set(re.findall(r"ridge\s/\s(\d+)", every)), key=int):
-        told.append(f"ridge / {part}: fitted with {part_of(float(part))} of {_first(ridge, chosen)}.")
+    if "plain" in values:
+        told.append(
+            f"Plain step of {values['plain']:g}: weight less {values['plain']:g} times its derivative, not below 0."
+        )
+    for part in sorted({round(1 / row["ridge_factor"]) for row in tried} - {1}):
+        told.append(f"ridge / {part}: fitted with {part_of(part)} of {_first(ridge, chosen)}.")
     return " ".join(told)
 
 
-def trial_bars(trials: list[dict[str, Any]], error: str, shape: Callable, *, plain: bool) -> list[dict[str, Any]]:
+def as_given_ridge(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was tried under the ridge as it is."""
+    return [trial for trial in trials if trial["ridge_factor"] == 1]
+
+
+def trial_bars(tried: list[dict[str, Any]], error: str, shape: Callable) -> list[dict[str, Any]]:
     """Return a bar for everything that was tried, from the weights and the ridge as they are."""
-    rows = [trial for trial in trials if "; ridge / " not in trial["weights"]] if plain else best_by_steps(trials)
-    moved = any(trial["gain"] for trial in trials[:1])  # another ridge does better for the weights as they are
+    # Whether another ridge does better for the weights as they are
+    moved = any(row["gain"] for row in tried if not row["steps"] and row["ridge_factor"] == 1)
     return [
         {
             "label": row["weights"].replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}"),
             "value": row["gain_over_given"], "error": row["gain_over_given_standard_error"],
             "detail": f"{error} {shape(row['error'])}" + (_beyond_ridge(row) if moved else ""), "strong": row["taken"],
         }
-        for row in rows
+        for row in tried
     ]  # fmt: skip
 
 
 def _beyond_ridge(row: dict[str, Any]) -> str:
-    if row["weights"].startswith("weights as they are"):
+    if not row["steps"]:
         return ""
     gain, error = words.number(row["gain"]), words.number(row["gain_standard_error"], 2)
     return f"; the steps alone, beyond the best ridge: {gain} ± {error}"
@@ -91,10 +101,10 @@ def _beyond_ridge(row: dict[str, Any]) -> str:
 def best_by_steps(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what was tried, the best gain first: each under its best ridge (the one taken under its own), and the
     weights as they are under the ridge as it is too."""
-    unmoved = [trial for trial in trials if trial["weights"].startswith("weights as they are")]
+    unmoved = [trial for trial in trials if not trial["steps"]]
     best: dict[str, dict[str, Any]] = {"": trials[0], "ridge": max(unmoved, key=lambda trial: trial["gain"])}
     for trial in trials:
-        steps = trial["weights"].partition("; ridge / ")[0]
+        steps = trial["moves"]
         if steps not in best or (trial["taken"], trial["gain"]) > (best[steps]["taken"], best[steps]["gain"]):
             best[steps] = trial
     once = {trial["weights"]: trial for trial in best.values()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -57,10 +57,19 @@ class Arm:
     ridge: float = 1.0  # times the one chosen for the weights as they are
 
     @property
+    def moves(self) -> str:
+        """The steps in words."""
+        return "; then ".join(step.name for step in self.steps) or "weights as they are"
+
+    @property
     def name(self) -> str:
         """The arm in words."""
-        words = "; then ".join(step.name for step in self.steps) or "weights as they are"
-        return words + ("" if self.ridge == 1 else f"; ridge / {1 / self.ridge:.0f}")
+        return self.moves + ("" if self.ridge == 1 else f"; ridge / {1 / self.ridge:.0f}")
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The arm as a summary says it: in words as `moves` and in numbers."""
+        return {"moves": self.moves, "steps": [asdict(step) for step in self.steps], "ridge_factor": self.ridge}
 
 
 @dataclass

@@ -355,7 +355,7 @@ def test_bands_are_compared_under_the_weights_as_given_and_what_weights_gain_is_
 
 
 def test_a_gain_in_loss_that_decides_is_told_beside_a_worse_error():
-    w = {"accepted": True, "chosen": "labels that look wrong dropped; ridge / 3", "error_uniform": 0.194,
+    w = {"accepted": True, "moves": "labels that look wrong dropped", "ridge_factor": 1 / 3, "error_uniform": 0.194,
          "error_reweighted": 0.1948, "gain": 0.00036, "gain_standard_error": 0.00028}  # fmt: skip
     said = "; ".join(joint.verdict_in_words({"weights": w, "task": "multilabel"}, "{:.4f}".format))
     assert "0.1940 as given, 0.1948 with them; loss gain 0.00036" in said and "within chance" in said

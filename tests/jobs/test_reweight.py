@@ -16,7 +16,7 @@ from diva_ray.core.hashing import splitmix
 from diva_ray.core.reweight import Step
 from diva_ray.tasks import walk
 from diva_ray.tasks.reweighted import headline, tone_of
-from diva_ray.tasks.tried import trial_bars
+from diva_ray.tasks.tried import best_by_steps, trial_bars
 from diva_ray.tasks.walk import Path as Walked
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
@@ -186,7 +186,7 @@ def test_the_chart_counts_from_the_weights_and_the_ridge_as_they_are():
     loss = [trial["loss"] for trial in s["trials"]]
     for trial in s["trials"]:
         assert trial["gain_over_given"] == pytest.approx(loss[0] - trial["loss"], abs=1e-12)
-    bars = trial_bars(s["trials"], "error", str, plain=False)
+    bars = trial_bars(best_by_steps(s["trials"]), "error", str)
     assert {"weights as they are", "weights as they are; ridge / 9"} <= {" ".join(bar["label"].split()) for bar in bars}
     assert next(bar["value"] for bar in bars if bar["label"] == "weights as they are") == 0
     assert "Gain in loss over the weights and the ridge as they are" in page.text
