@@ -141,7 +141,7 @@ class ExtendConfig(FitConfig):
     pool: PoolConfig = field(default_factory=PoolConfig)
     budget: int | None = None  # rows to choose; None: while labels seem right and the left-out error does not rise
     rounds: int = 10  # in how many rounds, 1..1000
-    method: str = "balanced"  # balanced: at random among rows whose label is likely right, by class | paper: top-k
+    method: str = "balanced"  # balanced: likely right labels, by class, unsure classes more often | paper: top-k
     class_weights: str = "auto"  # auto: where the pool has other shares of classes, chosen rows weigh by class | none
     output: str = "outputs/extend"
 

@@ -2,8 +2,9 @@
 
 A pool row is eligible when a coin with the probability that its label is right comes up heads (posterior sampling,
 Thompson 1933): of a clean pool everything is, of a noisy one mostly what is right, and no cut has to be set. Among the
-eligible the order is random within a class: choosing the largest derivatives instead crowds into what the model finds
-easiest, and is worse than chance on a clean pool.
+eligible the order is random within a class, and leans to rows whose class the fit is unsure of (`lean`), which say
+most: choosing the largest derivatives instead crowds into what the model finds easiest, and is worse than chance on a
+clean pool; the most uncertain alone (Lewis and Gale 1994) crowd too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from diva_ray.core.hashing import splitmix
 
 OTHER_SHARES = 0.2  # of the rows, which would need another class for the shares to be alike
 HEAVIEST = 2.0  # a chosen row, where rows of its class are few: one that weighs more shapes the fit alone
+LEAN = 0.8  # of the rate at which rows are taken that goes by how unsure their class is
+MOST_RATE = 4.0  # of a pool far less sure than the table all rows would be early
 LATE = -(1 << 63)  # the sign bit: keys are compared as unsigned numbers
 BYTES = 8  # of a key, most significant first
 
@@ -28,9 +31,26 @@ def uniform_draw(keys: Int[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:
     return ((splitmix(keys + splitmix(torch.tensor(seed))) >> 11) & ((1 << 53) - 1)).double() / (1 << 53)
 
 
-def random_order(keys: Int[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:
-    """Return where every eligible row stands in the order of `balanced_keys`, in [0, 1)."""
-    return _random(keys, seed).double() / (1 << 62)
+def lean(uncertainty: Float[Tensor, " n"], mean: float) -> Float[Tensor, " n"]:
+    """Return the rates at which rows are taken, about 1 on average: 1 - LEAN + LEAN u / mean u, at most MOST_RATE;
+    float64.
+
+    Args:
+        uncertainty: 1 - sum p^2 of the class probabilities of every row (`links.uncertainty`).
+        mean: of it, over rows like these; where it is 0 all rows are alike.
+    """
+    if mean <= 0:
+        return torch.ones_like(uncertainty, dtype=torch.float64)
+    return (1 - LEAN + LEAN * uncertainty.double() / mean).clamp_max(MOST_RATE)
+
+
+def waits(keys: Int[Tensor, " n"], seed: int, rates: Float[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+    """Return how long every row waits until it is taken: exponential times with these rates (None: 1), float64.
+
+    The first rows are a weighted random sample without replacement, however many (Efraimidis and Spirakis 2006).
+    """
+    times = ((_random(keys, seed).double() + 0.5) / (1 << 62)).log().abs()
+    return times if rates is None else times / rates.double()
 
 
 def _random(keys: Tensor, seed: int) -> Tensor:
@@ -38,18 +58,19 @@ def _random(keys: Tensor, seed: int) -> Tensor:
 
 
 def balanced_keys(
-    keys: Int[Tensor, " n"], probability: Float[Tensor, " n"], seed: int
+    keys: Int[Tensor, " n"], probability: Float[Tensor, " n"], seed: int, waits: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, " n"], Tensor]:
     """Return an order of the rows as unsigned 64-bit keys, least first, and which rows are eligible.
 
-    Eligible rows come first, in random order; the others by falling probability that their label is right, in steps of
+    Eligible rows come first, by their waits; the others by falling probability that their label is right, in steps of
     1e-5, and at random within a step: rows beyond all doubt are many, and 46 bits tell a hundred million of them apart
     but for a few dozen pairs.
     """
     eligible = uniform_draw(keys, seed) < probability
-    random = _random(keys, seed)
+    random = _random(keys, seed) & ((1 << 46) - 1)
     doubt = ((1 - probability.double().clamp(0, 1)) * ((1 << 17) - 1)).long() << 46
-    return torch.where(eligible, random, LATE + doubt + (random & ((1 << 46) - 1))), eligible
+    early = waits.double().view(torch.int64)  # IEEE 754 numbers above 0 are in the order of these integers
+    return torch.where(eligible, early, LATE + doubt + random), eligible
 
 
 def rising_keys(values: Float[Tensor, " n"], keys: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

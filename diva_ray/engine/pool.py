@@ -37,11 +37,13 @@ class PoolRows:
     Attributes:
         derivative: dL/dalpha, (n,).
         evidence: log-odds that the given label, or all of several, are right; of other targets the loss; (n,).
+        uncertainty: how unsure the fit is of the class of every row, (n,); None where that orders nothing.
         near: rows whose features were kept, because they will probably be chosen, the features, and the offsets.
     """
 
     derivative: Tensor
     evidence: Tensor
+    uncertainty: Tensor | None
     near: tuple[Tensor, Tensor, Tensor | None]
 
 
@@ -105,8 +107,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     n, given = len(shard), shard.weight.to(setup.dtype)
     derivative, evidence = torch.empty(n), torch.empty(n)
     slice_sums, Y = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device), targets(shard, setup)
-    in_slice, close = in_uniform_slice(shard, known), is_near(shard, known)
-    free, near, reference = ~taken(shard, known), [], []
+    in_slice, free, near, reference = in_uniform_slice(shard, known), ~taken(shard, known), [], []
+    uncertainty = None if known["mean_uncertainty"] is None else torch.empty(n)
     value = worth(shard, known, known["link"]) if setup.task in ("classification", "multilabel") else None
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
@@ -120,6 +122,8 @@ def score_pool(shard: Shard, known: Known) -> Partial:
             F, link = levels.level(F, nothing, known["levels"], None if value is None else value[part]), known["link"]
             F = F if link.mix is None else link.mix.mixed(F)
             evidence[part] = links.log_odds(F, Y[part], link).float()
+            if uncertainty is not None:
+                uncertainty[part] = links.uncertainty(F, link).float()
         elif setup.task == "multilabel":
             x = unit_outputs(F, nothing, known, None if value is None else value[part])
             evidence[part] = multilabel.rows_log_odds(x, Y[part], known["pool_slips"]).float()
@@ -129,11 +133,12 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         rows = torch.nonzero(in_slice[part]).squeeze(1).to(device)
         chosen = given[part].to(device)[rows]
         slice_sums.add(b.Z[rows], b.Y[rows], chosen, None if b.offset is None else b.offset[rows])
-        rows = torch.nonzero(close[part] & free[part]).squeeze(1)
+        close = in_reach(shard, known, part, uncertainty)
+        rows = torch.nonzero(close & free[part]).squeeze(1)
         near.append((rows + b.start, b.Z[rows.to(device)].cpu()))
     rows, Z = (torch.cat(parts) for parts in zip(*near, strict=True))
     offset = None if shard.offset is None else shard.offset[rows]
-    shard.state["pool"] = PoolRows(derivative, evidence, (rows, Z, offset))
+    shard.state["pool"] = PoolRows(derivative, evidence, uncertainty, (rows, Z, offset))
     if setup.task in ("classification", "multilabel"):
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged(shard, known).double())
     else:
@@ -154,10 +159,15 @@ def in_uniform_slice(shard: Shard, known: Known) -> Tensor:
     return (draw >= low) & (draw < high)
 
 
-def is_near(shard: Shard, known: Known) -> Tensor:
-    """Return which rows this round will probably reach in their random order: their features are kept."""
-    place = choose.random_order(shard.keys, known["seed"])
-    return (place >= known["near"][0]) & (place < known["near"][1])
+def waits(shard: Shard, known: Known, part: slice, uncertainty: Tensor | None) -> Tensor:
+    """Return how long some rows wait in the random order of this round."""
+    rates = None if uncertainty is None else choose.lean(uncertainty[part], known["mean_uncertainty"])
+    return choose.waits(shard.keys[part], known["seed"] + known["round"], rates)
+
+
+def in_reach(shard: Shard, known: Known, part: slice, uncertainty: Tensor | None) -> Tensor:
+    """Return which of some rows this round will probably reach in their random order: their features are kept."""
+    return waits(shard, known, part, uncertainty) < known["near"]
 
 
 def scored_pool(shard: Shard, known: Known) -> PoolRows:

@@ -19,7 +19,7 @@ from diva_ray.engine.context import (
     keep_weights,
     targets,
 )
-from diva_ray.engine.pool import classes_of, is_near, scored_pool, taken, weight_of
+from diva_ray.engine.pool import classes_of, scored_pool, taken, waits, weight_of
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
@@ -68,14 +68,18 @@ def order(shard: Shard, known: Known) -> tuple[Tensor, Tensor, Tensor]:
             torch.zeros(len(shard)).long(),
         )
     else:
-        keys, helps = choose.balanced_keys(shard.keys, probabilities(shard, known), known["seed"])
+        uncertainty, right = scored_pool(shard, known).uncertainty, probabilities(shard, known)
+        wait = waits(shard, known, slice(None), uncertainty)
+        if uncertainty is not None:  # among rows that the fit is unsure of the coin lets more wrong ones pass
+            wait /= right
+        keys, helps = choose.balanced_keys(shard.keys, right, known["seed"], wait)
         helps &= ~harms(shard, known)
         if known["blind"]:
             keys = choose.rising_keys(scored_pool(shard, known).derivative, shard.keys)
         classes = classes_of(shard, setup)
     kind = torch.where(helps, 0, 1)
     if known["near_only"]:  # rows whose features were not kept wait for their turn
-        kind = kind.masked_fill(helps & ~is_near(shard, known), 2)
+        kind = kind.masked_fill(helps & (wait >= known["near"]), 2)
     return keys, classes, kind.masked_fill(taken(shard, known) | (shard.weight == 0), 2)
 
 

@@ -218,9 +218,10 @@ def total_uncertainty(shard: Shard, known: Known) -> Tensor:
 
 def as_likeliest(known: Known) -> Known:
     """Return what is known, with the likeliest link and share of wrong labels where none shows."""
-    rule, link = known["verdict"], known.get("likeliest")
-    if rule.noise_rate > 0 or link is None:
+    link = known.get("likeliest")
+    if link is None or known["verdict"].noise_rate > 0:
         return known
+    rule = known["verdict"]
     rule = verdict.Verdict(known["likeliest_offset"], 0.0, rule.label, rule.z)
     return {**known, "link": link, "flips": None, "verdict": rule}
 

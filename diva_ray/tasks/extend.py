@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor
 from diva_ray.config import ExtendConfig
 from diva_ray.core import choose, evidence, loss_verdict, verdict
 from diva_ray.data.shards import Extent
-from diva_ray.engine import pool, pool_choice, selected
+from diva_ray.engine import pool, pool_choice, selected, verdicts
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
@@ -38,6 +39,7 @@ from diva_ray.tasks.summary_words import apart
 log = logging.getLogger("diva_ray")
 
 SLACK = 0.05  # of rows chosen at random by which they may be more than those chosen
+NEAR = 1.25 / (1 - choose.LEAN)  # batches: of a class of which the fit is sure as many are in reach, too
 NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
 
@@ -47,11 +49,11 @@ def extend(data: Any, pool: Any, *, new_classes: str = "error", quiet: bool = Fa
 
     In rounds: the table's rows are left out one by one from the fit to table and chosen rows; every pool row gets its
     derivative, and a probability that its label is right under that fit. `method=balanced` takes rows whose label is
-    probably right (a coin with that probability, see `core.choose`), at random within a class, classes in proportion:
-    as good as chance or better on a clean pool, and far better on a noisy one. `method=paper` takes the most negative
-    derivatives (Dukler et al. 2022, section 4). Without `budget` it ends when no remaining row is likely right (paper:
-    has a negative derivative); `balanced` also when the left-out error of the table has risen beyond chance: the rounds
-    since it was least are then given back.
+    probably right (a coin with that probability, see `core.choose`), at random within a class, those whose class the
+    fit is unsure of more often, classes in proportion: better than chance, and far better on a noisy pool.
+    `method=paper` takes the most negative derivatives (Dukler et al. 2022, section 4). Without `budget` it ends when no
+    remaining row is likely right (paper: has a negative derivative); `balanced` also when the left-out error of the
+    table has risen beyond chance: the rounds since it was least are then given back.
     A round costs one derivative of the table and one read of the pool, n p^2 operations (two reads where it finds fewer
     rows than it sought); a shard is read again only when a chosen row's features were not kept. The pool's features are
     never all in memory.
@@ -136,7 +138,6 @@ class Extension:
     kept: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     uniform_to: float = 0.0
-    reached: float = 0.0
     helping: int = 0
     reason: str = ""
     noise_rate: float = 0.0
@@ -205,11 +206,12 @@ class Extension:
         row = self.setup.scale.width * self.setup.dtype.itemsize
         # Of the random order in which helping rows are taken, the part that this round will probably reach; however
         # many workers there are, as quotas follow what is in it.
-        share = min(2.5 * batch / max(self.helping, 1), 1.0, NEAR_BYTES / (row * total))
-        near = (self.reached, self.reached + share) if self.config.method == "balanced" else (0.0, 0.0)
+        share = min(NEAR * batch / max(self.helping - self.gauge.chosen, 1), 1.0, NEAR_BYTES / (row * total))
+        near = (-math.log1p(-share) if share < 1 else math.inf) if self.config.method == "balanced" else 0.0
         ends = self.uniform_to, (self.gauge.chosen + batch) / total
         engine.tell(uniform_slice=ends, near=near, round=k, next_step=f"chosen{k + 1}")
         shows = self.on_pool and calibrate_on_pool(self.runner, self.setup, self.extents, self.pool_counts)
+        engine.tell(mean_uncertainty=self.mean_uncertainty())
         found: Partial = self.runner.run(pool.score_pool, "score pool", self.extents)
         classes = 2 if self.setup.task == "multilabel" else self.setup.outputs  # rows with a slip, and without
         histogram = found.tally["evidence"]
@@ -225,6 +227,15 @@ class Extension:
         scale = (found.tally["squares"] / max(found.tally["free"], 1)) ** 0.5
         engine.tell(pool_verdict=rule, derivative_scale=scale)
         return found
+
+    def mean_uncertainty(self) -> float | None:
+        """Return how unsure the classes of the table's rows are, left out; None where that says nothing, or where rows
+        are not taken by it."""
+        if not self._by_class or self.on_pool or self.blind:
+            return None
+        scored = self.session.scored()
+        weight, total = self.runner.run(verdicts.total_uncertainty, "judge", scored, features=False).tolist()
+        return total / weight if weight else None
 
     def add_uniform(self, drawn: Partial, batch: int, total: int) -> None:
         """Add as many rows chosen at random as this round has chosen: the slice that was drawn as the pool was scored,
@@ -258,12 +269,9 @@ class Extension:
         if self.shares is None and self.setup.task == "classification" and not self.blind:
             given, weigh = None if self._by_class else self.pool_counts, self.config.class_weights == "auto"
             self.shares = compare_shares(self.runner, self.extents, given, weigh=self._by_class and weigh)
-        engine.tell(near_only=self.config.method == "balanced" and not self.blind)
+        engine.tell(near_only=False)
         helping, rest = self.runner.run(pool_choice.count_choices, "choose", self.extents, features=False)
-        if int(helping.sum()) < batch:  # too few are near: look further, and read again what is chosen there
-            engine.tell(near_only=False)
-            helping, rest = self.runner.run(pool_choice.count_choices, "choose", self.extents, features=False)
-            self.helping = max(int(helping.sum()) + self.gauge.chosen, 1)
+        self.helping = int(helping.sum()) + self.gauge.chosen
         self.used_up = not int(helping.sum() + rest.sum())
         first = choose.quotas(helping, batch, self.taken)
         second = torch.zeros_like(first)
@@ -271,11 +279,13 @@ class Extension:
             second = choose.quotas(rest, batch - int(first.sum()), self.taken + first)
         if not int(first.sum() + second.sum()):
             return 0
+        if self.config.method == "balanced" and not self.blind:  # else all are read again that are chosen
+            engine.tell(near_only=True)
+            near, _ = self.runner.run(pool_choice.count_choices, "choose", self.extents, features=False)
+            engine.tell(near_only=bool((near >= first).all()))
         self.taken = self.taken + first + second
         limits = {kind: (self.last_keys(kind, wanted), wanted) for kind, wanted in ((0, first), (1, second))}
         engine.tell(limits=limits, again=False)
-        if bool((first > 0).any()) and self.config.method == "balanced" and not self.blind:
-            self.reached = float(limits[0][0][first > 0].min()) / (1 << 62)
         found: Partial = self.runner.run(pool_choice.take, "take", self.extents, features=False)
         again = [extent for extent in self.extents if extent.index in set(found.tally["missing"])]
         if again:

@@ -77,12 +77,13 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
         ]
         if names
         else [],
-        "rule": rule_of(config.method, session.task, blind=work.was_blind),
+        "rule": rule_of(config.method, session.task, blind=work.was_blind, single=work.single),
     }
 
 
-def rule_of(method: str, task: str, *, blind: bool) -> str:
-    """Return which rows count as helpful (`n_helpful`), and the order in which they are chosen."""
+def rule_of(method: str, task: str, *, blind: bool, single: bool) -> str:
+    """Return which rows count as helpful (`n_helpful`), and the order in which they are chosen, if most rows of the
+    table are the only ones of their class (`single`), and where nothing is known of labels (`blind`)."""
     if method == "paper":
         return "helpful: its derivative is below 0; the most negative first"
     if blind:
@@ -90,7 +91,9 @@ def rule_of(method: str, task: str, *, blind: bool) -> str:
     if task == "classification":
         return (
             "helpful: a coin with the probability that its label is right comes up heads; chosen at random among "
-            "these, classes in proportion"
+            "these, "
+            + ("" if single else "rows whose class the fit is unsure of and whose label is surer more often, ")
+            + "classes in proportion"
         )
     if task == "multilabel":
         right = (

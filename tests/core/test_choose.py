@@ -67,7 +67,7 @@ def test_rising_keys_sort_like_the_values():
 def test_eligible_rows_come_first_in_random_order_and_the_rest_by_doubt():
     n = 20_000
     probability = torch.linspace(0, 1, n).double()
-    keys, eligible = choose.balanced_keys(keys_of(n), probability, 3)
+    keys, eligible = choose.balanced_keys(keys_of(n), probability, 3, choose.waits(keys_of(n), 3))
     assert float(eligible.double().mean()) == pytest.approx(0.5, abs=0.02)
     assert float(eligible[: n // 10].double().mean()) < 0.07
     assert float(eligible[-n // 10 :].double().mean()) > 0.93
@@ -82,9 +82,28 @@ def test_eligible_rows_come_first_in_random_order_and_the_rest_by_doubt():
 def test_rows_beyond_all_doubt_do_not_tie():
     """An order of 32 bits has about n^2 / 2^33 = 29 pairs of equal keys here."""
     n = 500_000
-    keys, eligible = choose.balanced_keys(keys_of(n), torch.zeros(n).double(), 3)
+    keys, eligible = choose.balanced_keys(keys_of(n), torch.zeros(n).double(), 3, choose.waits(keys_of(n), 3))
     assert not bool(eligible.any())
     assert len(keys.unique()) == n
+
+
+@pytest.mark.parametrize("rates", [(1.0, 1.0), (0.2, 1.0), (0.5, 4.0)])
+def test_of_two_rows_one_comes_first_in_proportion_to_its_rate(rates):
+    n = 40_000
+    keys, both = keys_of(2 * n), torch.tensor(rates, dtype=torch.float64).repeat_interleave(n)
+    order = choose.balanced_keys(keys, torch.ones(2 * n).double(), 4, choose.waits(keys, 4, both))[0].view(2, n)
+    assert int(order.min()) >= 0 and len(order.unique()) == 2 * n
+    first = float((order[0] < order[1]).double().mean())  # eligible rows' keys are not negative
+    assert first == pytest.approx(rates[0] / sum(rates), abs=0.012)
+
+
+def test_rates_are_1_on_average_and_bounded_and_equal_where_nothing_is_unsure():
+    u = torch.linspace(0, 0.5, 1001).float()
+    rates = choose.lean(u, float(u.double().mean()))
+    assert float(rates.mean()) == pytest.approx(1)
+    assert float(rates[0]) == pytest.approx(1 - choose.LEAN) and bool((rates.diff() > 0).all())
+    assert float(choose.lean(u, 1e-9).max()) == choose.MOST_RATE
+    assert torch.equal(choose.lean(torch.zeros(5), 0.0), torch.ones(5).double())
 
 
 def test_draws_depend_on_the_key_alone_and_are_uniform():

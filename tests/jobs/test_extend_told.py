@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import softmax
 
 import diva_ray
 from diva_ray.errors import InputError
@@ -54,6 +55,20 @@ def test_a_class_of_few_rows_in_the_table_is_chosen_as_often_as_the_others(rows)
     assert min(shares) > 0.9
     budget = run(core, pool, budget=200, **more).summary
     assert min(one["n"] for one in budget["selected_by_class"]) > 30
+
+
+def test_rows_between_classes_are_chosen_more_often_and_classes_in_proportion():
+    """By the true probabilities of the classes; wrong labels near boundaries are not chosen more often for it."""
+    core, pool = blobs(300, 1), blobs(3000, 2, wrong=0.3)
+    truth = blobs(3000, 2)["label"]
+    chosen = run(core, pool, budget=300).samples["id"].to_numpy()
+    distance = ((pool["features"][:, None] - CENTERS) ** 2).sum(2)
+    unsure = 1 - (softmax(-distance / 2, axis=1) ** 2).sum(1)
+    right = pool["label"] == truth
+    assert unsure[chosen].mean() > 1.25 * unsure[right].mean()
+    assert right[chosen].mean() > 0.95
+    shares = [np.bincount(pool["label"][rows], minlength=4) / len(rows) for rows in (np.flatnonzero(right), chosen)]
+    np.testing.assert_allclose(*shares, atol=0.02)
 
 
 @pytest.mark.parametrize(("rows", "kept", "told"), [(400, 0.1, True), (400, 1.0, False), (24, 1.0, False)])
