@@ -94,7 +94,7 @@ def _ready(runner: Runner, core: list, p: int, c: int) -> None:
     setup, _, solution, _ = fit_ridge(runner, setup_of(p, c), 1.0)
     left = runner.run(passes.leave_one_out, "leave-out")
     adjoint, _ = solve_adjoint(solution, left.sums)
-    runner.engine.tell(adjoint=adjoint.to(setup.dtype), seed=0, near=(0.0, 0.01))
+    runner.engine.tell(adjoint=adjoint.to(setup.dtype), seed=0, round=0, near=0.01, mean_uncertainty=0.5)
     runner.engine.tell(new=torch.zeros(c, dtype=torch.bool))
     runner.engine.tell(uniform_seed=1, uniform_slice=(0.0, 0.01))
     calibrate(runner, setup, left.tally, core)
