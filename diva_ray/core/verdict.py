@@ -67,6 +67,7 @@ class Verdict:
     label: Cut
     z: Cut
     class_dependence: float = 0.0  # of the suspected labels, 0 ... 1 (`noise.class_dependence`)
+    flips: bool = False  # whether classes flip into each other (`noise.fit_flips`)
     doubt: float = 0.0  # share of the model's uncertainty that is the labellers' (`labellers.find_doubt`)
     units: dict[int, Unit] = field(default_factory=dict)  # of the losses of every kind of rows (`core.loss_verdict`)
     shift: float = 0.0  # log-odds l are judged as shift + slope l

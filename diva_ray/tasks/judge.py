@@ -29,15 +29,16 @@ SAMPLED = 8192  # rows that tell noise that is not drawn at random: with half of
 
 
 def judge(
-    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool = False
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool = False, flips: bool = True
 ) -> tuple[verdict.Verdict, links.Link | multilabel.Slips | None]:
     """Return the rules for verdicts, which the shards know from then on, and the calibration of one class or several.
 
     `doubt`: also ask, by two more reads, whether the labellers' own doubt explains what the model misses.
+    `flips`: seek classes that flip into each other, which takes longer than all else of few rows and many classes.
     """
     calibration: links.Link | multilabel.Slips | None
     if setup.task == "classification":
-        rule, calibration = _judge_classes(runner, setup, tally, scored, doubt=doubt)
+        rule, calibration = _judge_classes(runner, setup, tally, scored, doubt=doubt, seek_flips=flips)
     else:
         calibration = _calibrate_others(runner, setup, tally, scored)
         sums = runner.run(verdicts.judge, "judge", scored, features=False)
@@ -162,7 +163,7 @@ def _uniform_link(best: links.Link, calibrated: Histogram, weight: Tensor) -> tu
 
 
 def _judge_classes(
-    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool, seek_flips: bool
 ) -> tuple[verdict.Verdict, links.Link]:
     """Uniform noise first; then, where there is evidence, flips between classes, or doubt of the labellers (none where
     rows lack bands that tell, as what is missed for want of those looks like it). Of labels that none of these explain
@@ -175,7 +176,7 @@ def _judge_classes(
         return _recalibrated(runner, scored, classes, uniform), link
     sample = _sample(runner, scored, divisors)
     F, y, h = sample.F, sample.y, sample.h
-    found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate)
+    found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate) if seek_flips else None
     suspected, share = found is None and rule.noise_rate > 0, 0.0
     if found is not None:
         link, flips = replace(found[0], likelihood=link.likelihood, near=link.near), found[1]
@@ -191,7 +192,8 @@ def _judge_classes(
             uniform = _judge_uniform(runner, scored, calibrated, own, replace(link, mix=mix))
             link, F = uniform.link, mix.mixed(F)
         rule = _recalibrated(runner, scored, classes, uniform)
-    return replace(rule, class_dependence=noise.dependence_of_suspects(F, y, link, flips, rule)), link
+    dependence = noise.dependence_of_suspects(F, y, link, flips, rule)
+    return replace(rule, class_dependence=dependence, flips=flips is not None), link
 
 
 class _Sample(NamedTuple):

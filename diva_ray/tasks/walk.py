@@ -91,6 +91,7 @@ class Walk:
     store: Any = None
     at: int = 0
     name: str = ""
+    flips: bool = True  # whether classes that flip into each other are sought: until a look has found none
     moved: int = 0  # weights that were changed, by steps that look at all rows first
     grown: float = 1.0  # what the factors that keep the mean have made of weights that no step but the last changed
     first: Verdict | None = None  # on numbers and vectors, at the first look
@@ -122,7 +123,8 @@ class Walk:
         """Score every row under the current weights and fit the rules for verdicts; return the left-out sums."""
         left = self.leave_out(solution)
         self.penalty, scored = score_rows(self.runner, self.setup, solution, left)
-        rule, _ = judge(self.runner, self.setup, left.tally, self.scored)
+        rule, _ = judge(self.runner, self.setup, left.tally, self.scored, flips=self.flips)
+        self.flips = self.flips and rule.flips
         self.class_dependence = rule.class_dependence
         if self.setup.task in ("regression", "vector") and not self.at:
             self.first = rule
@@ -209,7 +211,7 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
     tells the last weights, and `walk.final`: None where they are the table's, though steps found rows to change while
     a fold was set apart.
     """
-    sums = walk.begin(None)
+    walk.flips, sums = True, walk.begin(None)
     for k, step in enumerate(arm.steps):
         solution = walk.solve(sums)
         if step.kind == "plain" and k < len(arm.steps) - 1:

@@ -5,6 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import diva_ray
+from diva_ray.core import noise
 
 
 def judged(X, y):
@@ -40,3 +41,18 @@ def test_a_class_all_around_another_flips_into_none(prior):
     X = draw.standard_normal((1000, 5)) * np.where(y[:, None] == 1, 2.2, 1.0) + 0.54 * y[:, None]
     summary, issue = judged(X, y)
     assert not issue.any() and summary["noise_estimate"] == 0
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_reweighting_seeks_them_fold_after_fold_only_where_the_first_has_some(flipped, monkeypatch):
+    X, truth = load_digits(return_X_y=True)
+    draw = np.random.default_rng(0)
+    if flipped:
+        y = np.where((truth == 3) & (draw.random(len(truth)) < 0.4), 8, truth)
+    else:
+        y = np.where(draw.random(len(truth)) < 0.2, draw.integers(0, 10, len(truth)), truth)
+    found, fit = [], noise.fit_flips
+    monkeypatch.setattr(noise, "fit_flips", lambda *args: found.append(fit(*args)) or found[-1])
+    options = {"steps": 1, "folds": 3, "quiet": True, "cluster": {"kind": "inline", "threads": 1}}
+    diva_ray.reweight({"features": X, "label": y}, **options)
+    assert [one is not None for one in found] == ([True] * 4 if flipped else [False] * 2), "three folds, then all rows"
