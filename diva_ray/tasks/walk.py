@@ -91,7 +91,7 @@ class Walk:
     store: Any = None
     at: int = 0
     name: str = ""
-    flips: bool = True  # whether classes that flip into each other are sought: until a look has found none
+    flips: dict[int, bool] = field(default_factory=dict)  # by step, whether without the first fold classes flip
     moved: int = 0  # weights that were changed, by steps that look at all rows first
     grown: float = 1.0  # what the factors that keep the mean have made of weights that no step but the last changed
     first: Verdict | None = None  # on numbers and vectors, at the first look
@@ -123,8 +123,12 @@ class Walk:
         """Score every row under the current weights and fit the rules for verdicts; return the left-out sums."""
         left = self.leave_out(solution)
         self.penalty, scored = score_rows(self.runner, self.setup, solution, left)
-        rule, _ = judge(self.runner, self.setup, left.tally, self.scored, flips=self.flips)
-        self.flips = self.flips and rule.flips
+        apart = self.name != "all"  # a fold: the others seek classes that flip at a step only where the first had some
+        rule, _ = judge(
+            self.runner, self.setup, left.tally, self.scored, flips=not apart or self.flips.get(self.at, True)
+        )
+        if apart:
+            self.flips.setdefault(self.at, rule.flips)
         self.class_dependence = rule.class_dependence
         if self.setup.task in ("regression", "vector") and not self.at:
             self.first = rule
@@ -211,7 +215,7 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
     tells the last weights, and `walk.final`: None where they are the table's, though steps found rows to change while
     a fold was set apart.
     """
-    walk.flips, sums = True, walk.begin(None)
+    sums = walk.begin(None)
     for k, step in enumerate(arm.steps):
         solution = walk.solve(sums)
         if step.kind == "plain" and k < len(arm.steps) - 1:
