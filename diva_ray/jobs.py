@@ -104,7 +104,7 @@ def _run(task: str, cfg: Any) -> None:
                 + (f"one of jobs/{other}.py. Run that." if other else f"one without `{name}_schema` in its `defaults`.")
             )
         _tell_own_folder(config)
-        from diva_ray.tasks.next_steps import next_steps  # after the signals are heard, as all that takes long
+        from diva_ray.tasks.told.next_steps import next_steps  # after the signals are heard, as all that takes long
 
         result = import_module(task).run(config)
     except InputError as error:

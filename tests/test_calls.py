@@ -12,7 +12,7 @@ import pytest
 import diva_ray
 from diva_ray.config import SCHEMAS, DataConfig, FitConfig, RawConfig
 from diva_ray.data.folder import Folder
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup.result import Result
 
 OWN = {"score", "reweight", "extend", "augment", "aggregate", "train", "tune", "embed"}
 

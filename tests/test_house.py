@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from diva_ray.command_line import checked, register
 from diva_ray.config import SCHEMAS
 from diva_ray.data.folder import Folder
-from diva_ray.tasks.saved_config import write_config
+from diva_ray.tasks.setup.saved_config import write_config
 from diva_ray.threads import better_coretype
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +28,7 @@ ROOMS = {  # and what each may import
     "tasks": {"core", "data", "engine", "report"} | BESIDE,
 }
 ROOMS["bench"] = {*ROOMS, *BESIDE, "diva_ray"}  # the calls, as users import them
+FLOORS = ("setup", "fit", "told")  # of the tasks; the verbs stand on all of them
 ON_CLUSTERS = [job for job in JOBS if "cluster:" in (ROOT / "configs" / f"{job}.yaml").read_text()]
 
 
@@ -58,6 +59,16 @@ def test_a_room_imports_only_the_rooms_below_it(room):
     for path in files:
         own = {name.removeprefix("diva_ray.").split(".")[0] for name in imported(path) if name.startswith("diva_ray")}
         assert own - {room} <= ROOMS[room], path
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_floor_of_the_tasks_imports_none_above_it(floor):
+    below = FLOORS[: FLOORS.index(floor) + 1]
+    files = sorted((ROOT / "diva_ray" / "tasks" / floor).glob("*.py"))
+    assert files
+    for path in files:
+        own = {name.removeprefix("diva_ray.tasks.").split(".")[0] for name in imported(path) if ".tasks." in name}
+        assert own <= {*below}, path
 
 
 def test_core_imports_no_files_configs_or_ray():

@@ -16,7 +16,7 @@ from diva_ray.bench.sets import RealSet
 from diva_ray.bench.tables import Results, Table
 from diva_ray.core.bands import penalty_of_columns
 from diva_ray.core.ridge import solve
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup.result import Result
 
 SETS = ("digits_bands", "cancer_bands", "fashion_bands", "emoji", "emoji_subgroup")
 DRAWS, FEW = 100, 10  # of shares in himalaya's random search: its default, and for sets beyond LARGEST

@@ -8,7 +8,7 @@ import diva_ray
 from diva_ray.bench.sets import RealSet, read_pictures
 from diva_ray.bench.tables import Results, Table, told
 from diva_ray.data.columns import to_matrix
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup.result import Result
 
 SETS = ("digits", "fashion-mnist")  # those that are pictures
 TRANSFORMS = ("identity", "hflip", "vflip", "shift", "tilt")

@@ -37,8 +37,8 @@ from diva_ray.bench.steps import pool_reading, weight_steps
 from diva_ray.bench.tune import tuning
 from diva_ray.config import BenchmarkConfig
 from diva_ray.errors import InputError
-from diva_ray.tasks.option_checks import check_choices
-from diva_ray.tasks.options import check_types
+from diva_ray.tasks.setup.option_checks import check_choices
+from diva_ray.tasks.setup.options import check_types
 from diva_ray.threads import blas_environment
 
 log = logging.getLogger("diva_ray")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diva_ray.bench import peers
 from diva_ray.bench.speed import Figure, Sizes, derivative_of, draw, loaded, ours, scored, setup_of
-from diva_ray.tasks.derive import derive, penalty_pattern
+from diva_ray.tasks.fit.derive import derive, penalty_pattern
 
 
 def accuracy(s: Sizes) -> Iterator[Figure]:

@@ -15,7 +15,7 @@ from diva_ray.bench.tables import Results, Table
 from diva_ray.data.columns import to_matrix
 from diva_ray.data.sources import digits as digits_table
 from diva_ray.data.table import open_parquet
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup.result import Result
 
 AUC = {
     "AUC label_score": "label_score", "AUC z": "z", "AUC derivative": "derivative (paper)",

@@ -8,7 +8,7 @@ import diva_ray
 from diva_ray.bench import peers
 from diva_ray.bench.sets import RealSet
 from diva_ray.bench.tables import Results, Table, told
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup.result import Result
 
 BUDGETS = (0.1, 0.2, 0.4, 0.6, 0.8)  # shares of the pool
 CORE = 0.3  # share of the rows that are the table; the others are the pool

@@ -16,7 +16,7 @@ from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitAccumulator, solve
 from diva_ray.data.columns import to_matrix
 from diva_ray.report.sheet import Lines, Sheet
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup.result import Result
 
 POOLS = {"caltech101": ("features", "label_text.parquet"), "grocery": ("image", "icons.parquet")}
 SETS = tuple(POOLS)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import diva_ray
 from diva_ray.bench.tables import Results, Table, told
 from diva_ray.data.columns import to_matrix
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup.result import Result
 
 SETS = ("digits", "flickr8k", "emoji")
 AUC = {

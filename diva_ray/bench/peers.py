@@ -173,7 +173,7 @@ def ours_found(table: Any, truth: str, wrong: np.ndarray) -> Found:
     from sklearn.metrics import roc_auc_score
 
     import diva_ray
-    from diva_ray.tasks.result import Result
+    from diva_ray.tasks.setup.result import Result
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

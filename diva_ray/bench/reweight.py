@@ -9,7 +9,7 @@ import diva_ray
 from diva_ray.bench import baselines
 from diva_ray.bench.sets import SEEN, UNTOUCHED, RealSet
 from diva_ray.bench.tables import Key, Results, Table
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup.result import Result
 
 GAP = 0.8  # points between uniform weights and the truth-cleaned set, from which a share of the gap means something
 METHODS = {

@@ -17,7 +17,7 @@ from diva_ray.data.split import split
 from diva_ray.data.table import Table
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.reduce import add_in_order, sections
-from diva_ray.tasks.runner import Runner
+from diva_ray.tasks.setup.runner import Runner
 
 
 class Drawn(Inline):

@@ -27,8 +27,8 @@ from diva_ray.engine import passes
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.shelf import IN_MEMORY, Keeping
-from diva_ray.tasks.derive import Runner, derive, fit_ridge, penalty_pattern
-from diva_ray.tasks.derived import sign_vectors
+from diva_ray.tasks.fit.derive import Runner, derive, fit_ridge, penalty_pattern
+from diva_ray.tasks.setup.forms import sign_vectors
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

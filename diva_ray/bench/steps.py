@@ -22,10 +22,11 @@ from diva_ray.data.table import from_arrays, open_parquet
 from diva_ray.engine import passes, pool
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.shelf import IN_MEMORY, Shelf
-from diva_ray.tasks.derive import fit_ridge
-from diva_ray.tasks.judge import calibrate
-from diva_ray.tasks.runner import Runner
-from diva_ray.tasks.walk import Path, Walk
+from diva_ray.tasks.fit.derive import fit_ridge
+from diva_ray.tasks.fit.judge import calibrate
+from diva_ray.tasks.fit.walk import Walk
+from diva_ray.tasks.setup.paths import Path
+from diva_ray.tasks.setup.runner import Runner
 
 STEPS = 3
 CHUNK = 65_536  # rows of a row group of the pool

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from diva_ray.bench.speed import Figure, Sizes, draw
 from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.data.table import from_arrays
-from diva_ray.tasks.begin import begin
-from diva_ray.tasks.plan import Plan
-from diva_ray.tasks.space import parse_space
-from diva_ray.tasks.study import Study
+from diva_ray.tasks.fit.study import Study
+from diva_ray.tasks.setup.begin import begin
+from diva_ray.tasks.setup.plan import Plan
+from diva_ray.tasks.setup.space import parse_space
 
 BANDS = ["image", "text"]
 LOOK = 0.2  # seconds between looks at what processes have spent: a process may spend that much unseen at its end

@@ -17,20 +17,21 @@ from diva_ray.engine.reduce import Partial
 from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Sheet, Table, Tile, render_sheet
-from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure, takes_table
-from diva_ray.tasks.derive import fit_with_room, with_errors
-from diva_ray.tasks.dual import for_few_rows
-from diva_ray.tasks.option_checks import check_range, check_size
-from diva_ray.tasks.page import run_facts
-from diva_ray.tasks.plan import Plan
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.fit.derive import fit_with_room, with_errors
+from diva_ray.tasks.fit.dual import for_few_rows
+from diva_ray.tasks.fit.walk import RIDGES, Walk, walk_to
 from diva_ray.tasks.reweight import check_sources, try_folds
-from diva_ray.tasks.reweighted import error_words
-from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import common_figures
-from diva_ray.tasks.tried import at_ridge, explained
-from diva_ray.tasks.walk import RIDGES, SOURCES, Path, Walk, walk_to
+from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.calls import configure, takes_table
+from diva_ray.tasks.setup.option_checks import check_range, check_size
+from diva_ray.tasks.setup.paths import SOURCES, Path
+from diva_ray.tasks.setup.plan import Plan
+from diva_ray.tasks.setup.result import Result
+from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.page import run_facts
+from diva_ray.tasks.told.reweighted import error_words
+from diva_ray.tasks.told.summary import common_figures
+from diva_ray.tasks.told.tried import at_ridge, explained
 
 RULE = (
     "probability: share of all weights after the steps that were accepted. derivative, standard_error, z: at the "

@@ -23,14 +23,14 @@ from diva_ray.data.table import Table, from_arrow
 from diva_ray.data.transforms import pictures_as_bytes
 from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
-from diva_ray.tasks import embed_setup as setup
-from diva_ray.tasks.begin import from_dataset, now, open_folder, tidy
-from diva_ray.tasks.calls import takes_table
-from diva_ray.tasks.embed_done import conclude, told
-from diva_ray.tasks.embed_plan import EmbedPlan, make_plan
-from diva_ray.tasks.embed_prepare import Prepared, prepare
-from diva_ray.tasks.manifest import fingerprint
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.setup import embed_setup as setup
+from diva_ray.tasks.setup.begin import from_dataset, now, open_folder, tidy
+from diva_ray.tasks.setup.calls import takes_table
+from diva_ray.tasks.setup.embed_prepare import Prepared, prepare
+from diva_ray.tasks.setup.manifest import fingerprint
+from diva_ray.tasks.setup.result import Result
+from diva_ray.tasks.told.embed_done import conclude, told
+from diva_ray.tasks.told.embed_plan import EmbedPlan, make_plan
 
 log = logging.getLogger("diva_ray")
 EARLY = 1000  # refused samples after which a run with too many ends at once

@@ -19,20 +19,21 @@ from diva_ray.engine.setup import Setup
 from diva_ray.engine.steps import Trials, fold_counts
 from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure, takes_table
-from diva_ray.tasks.derive import fit_with_room, with_errors
-from diva_ray.tasks.dual import for_few_rows
-from diva_ray.tasks.option_checks import check_choices, check_range, check_size
-from diva_ray.tasks.plan import Plan
-from diva_ray.tasks.result import Result
-from diva_ray.tasks.reweighted import Weighed, figures, sheet_of, told
-from diva_ray.tasks.runner import Runner
-from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import sources_of
-from diva_ray.tasks.trusted import check_trust
-from diva_ray.tasks.walk import RIDGES, Arm, Path, Walk, pack, path_of, try_arms, walk_arms, walk_to
-from diva_ray.tasks.written import write_samples
+from diva_ray.tasks.fit.derive import fit_with_room, with_errors
+from diva_ray.tasks.fit.dual import for_few_rows
+from diva_ray.tasks.fit.trusted import check_trust
+from diva_ray.tasks.fit.walk import RIDGES, Arm, Walk, pack, try_arms, walk_arms, walk_to
+from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.calls import configure, takes_table
+from diva_ray.tasks.setup.option_checks import check_choices, check_range, check_size
+from diva_ray.tasks.setup.paths import Path, walk_path
+from diva_ray.tasks.setup.plan import Plan
+from diva_ray.tasks.setup.result import Result
+from diva_ray.tasks.setup.runner import Runner
+from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.reweighted import Weighed, figures, sheet_of, told
+from diva_ray.tasks.told.summary import sources_of
+from diva_ray.tasks.told.written import write_samples
 
 log = logging.getLogger("diva_ray")
 CLEAR = 4.0  # standard errors beyond which no further fold is asked,
@@ -122,7 +123,7 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     rows = sum(table.rows for table in session.tables)
     setup = with_errors(for_few_rows(runner, setup, rows), heard, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
-    path = Path(Step("plain", config.eta)) if config.method == "paper" else path_of(setup.task, config.level)
+    path = Path(Step("plain", config.eta)) if config.method == "paper" else walk_path(setup.task, config.level)
     walk = Walk(runner, setup, ridge, path, session.scored(), session.folder)
     bare = with_errors(setup, heard, "none")  # plain steps look at no standard error
     trying = replace(walk, setup=bare) if config.method == "paper" else walk

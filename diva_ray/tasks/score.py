@@ -16,22 +16,22 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.uids import check_uids
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import ARRAYS, configure, takes_table
-from diva_ray.tasks.derive import Fit, derive
-from diva_ray.tasks.derived import Derived
-from diva_ray.tasks.increment import Keeper, figures_of
-from diva_ray.tasks.judge import judge
-from diva_ray.tasks.option_checks import check_choices
+from diva_ray.tasks.fit.derive import Fit, derive
+from diva_ray.tasks.fit.derived import Derived
+from diva_ray.tasks.fit.increment import Keeper, figures_of
+from diva_ray.tasks.fit.judge import judge
+from diva_ray.tasks.fit.trusted import derive_trusted
 from diva_ray.tasks.pairs import score_pairs
-from diva_ray.tasks.plan import Plan
-from diva_ray.tasks.result import Result
-from diva_ray.tasks.scored import sheet_of
-from diva_ray.tasks.session import Session
-from diva_ray.tasks.summary import sources_of, summarise
-from diva_ray.tasks.summary_words import told
-from diva_ray.tasks.trusted import derive_trusted
-from diva_ray.tasks.written import add_copy, finish_copies, write_samples
+from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.calls import ARRAYS, configure, takes_table
+from diva_ray.tasks.setup.option_checks import check_choices
+from diva_ray.tasks.setup.plan import Plan
+from diva_ray.tasks.setup.result import Result
+from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.scored import sheet_of
+from diva_ray.tasks.told.summary import sources_of, summarise
+from diva_ray.tasks.told.summary_words import told
+from diva_ray.tasks.told.written import add_copy, finish_copies, write_samples
 
 log = logging.getLogger("diva_ray")
 OBJECTS = 128  # columns from which on rows are taken for encoded things that have one class, not outcomes

@@ -23,21 +23,21 @@ from diva_ray.engine.progress import Progress
 from diva_ray.engine.training import Alone, checkpoint, linear, train_all
 from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude, from_dataset, open_folder, tidy
-from diva_ray.tasks.calls import configure, path_of, takes_table
-from diva_ray.tasks.closed import REWEIGHTED
-from diva_ray.tasks.course import prepare_course, workers_of
-from diva_ray.tasks.manifest import fingerprint
-from diva_ray.tasks.opened import open_tables
-from diva_ray.tasks.option_checks import check_choices, check_least
-from diva_ray.tasks.options import check_options, import_code
-from diva_ray.tasks.plan import Plan
-from diva_ray.tasks.result import Result
-from diva_ray.tasks.saved_config import differing_options, refuse_differing
-from diva_ray.tasks.session import Session
-from diva_ray.tasks.trained import Trained, figures, told, write_model
-from diva_ray.tasks.trained_page import sheet_of
-from diva_ray.tasks.weights import check_classes, open_given
+from diva_ray.tasks.fit.closed import REWEIGHTED
+from diva_ray.tasks.fit.course import Trained, prepare_course, workers_of
+from diva_ray.tasks.setup.begin import begin, conclude, from_dataset, open_folder, tidy
+from diva_ray.tasks.setup.calls import configure, path_of, takes_table
+from diva_ray.tasks.setup.manifest import fingerprint
+from diva_ray.tasks.setup.opened import open_tables
+from diva_ray.tasks.setup.option_checks import check_choices, check_least
+from diva_ray.tasks.setup.options import check_options, import_code
+from diva_ray.tasks.setup.plan import Plan
+from diva_ray.tasks.setup.result import Result
+from diva_ray.tasks.setup.saved_config import differing_options, refuse_differing
+from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.setup.weights import check_classes, open_given
+from diva_ray.tasks.told.trained import figures, given_in_words, told, weight_figures, write_model
+from diva_ray.tasks.told.trained_page import sheet_of
 from diva_ray.threads import blas_environment, of_worker
 
 log = logging.getLogger("diva_ray")
@@ -115,6 +115,8 @@ def run(
         return session
     try:
         course, trained = prepare_course(session, config, given, build, own=own)
+        if trained.adopted is not None:
+            log.info("weights: %s", given_in_words(weight_figures(trained.adopted, trained.factor)))
         folder.write_json("state.json", session.mark)  # not before: test rows may be mended, and the run resumed
         session.engine.close()
         go(session, course, quiet=quiet)

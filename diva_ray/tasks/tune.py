@@ -17,22 +17,22 @@ from diva_ray.data.table import Table
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
-from diva_ray.tasks.begin import begin, conclude, tidy
-from diva_ray.tasks.calls import configure, path_of, takes_table
-from diva_ray.tasks.checks import check_columns_held
-from diva_ray.tasks.opened import open_tables
-from diva_ray.tasks.option_checks import check_choices, check_range
-from diva_ray.tasks.options import check_options, choose_loss
-from diva_ray.tasks.plan import Plan
-from diva_ray.tasks.result import Result
+from diva_ray.tasks.fit.study import Study
+from diva_ray.tasks.fit.trials import FOLDS, Record, Trials, best_of, counts_errors, error_figures
 from diva_ray.tasks.reweight import check_folds
-from diva_ray.tasks.session import look_beside
-from diva_ray.tasks.space import MOST_TRIALS, Space, parse_space
-from diva_ray.tasks.study import Study
+from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.calls import configure, path_of, takes_table
+from diva_ray.tasks.setup.checks import check_columns_held
+from diva_ray.tasks.setup.opened import open_tables
+from diva_ray.tasks.setup.option_checks import check_choices, check_range
+from diva_ray.tasks.setup.options import check_options, choose_loss
+from diva_ray.tasks.setup.plan import Plan
+from diva_ray.tasks.setup.result import Result
+from diva_ray.tasks.setup.session import look_beside
+from diva_ray.tasks.setup.space import MOST_TRIALS, Space, parse_space
+from diva_ray.tasks.setup.weights import check_classes, check_scanned_classes
+from diva_ray.tasks.told.tuned import best_options, best_yaml, figures, sheet_of, told
 from diva_ray.tasks.train import open_both
-from diva_ray.tasks.trials import FOLDS, Record, Trials, best_of, counts_errors, error_figures
-from diva_ray.tasks.tuned import best_options, best_yaml, figures, sheet_of, told
-from diva_ray.tasks.weights import check_classes, check_scanned_classes
 
 log = logging.getLogger("diva_ray")
 TABLE = "trials.parquet"

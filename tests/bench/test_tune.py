@@ -6,7 +6,7 @@ import sys
 
 from diva_ray.bench.tune import BANDS, ProcessorSeconds, space
 from diva_ray.config import TuneConfig
-from diva_ray.tasks.space import parse_space
+from diva_ray.tasks.setup.space import parse_space
 
 BURN = "import time\nwhile time.process_time() < 0.2: pass\ntime.sleep(0.4)"
 

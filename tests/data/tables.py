@@ -13,9 +13,9 @@ import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig, ValidationConfig
 from diva_ray.data.folder import Folder
 from diva_ray.engine.passes import scored_rows
-from diva_ray.tasks.derive import derive
-from diva_ray.tasks.opened import make_plan
-from diva_ray.tasks.session import open_session
+from diva_ray.tasks.fit.derive import derive
+from diva_ray.tasks.setup.opened import make_plan
+from diva_ray.tasks.setup.session import open_session
 
 INLINE = {"kind": "inline", "threads": 1}
 

@@ -27,7 +27,7 @@ from diva_ray.engine import passes, reduce
 from diva_ray.engine.cluster import Cluster
 from diva_ray.engine.inline import Inline
 from diva_ray.errors import InputError
-from diva_ray.tasks import done
+from diva_ray.tasks.setup import done
 
 ROWS, FILES, WORKERS = 12_000, 6, 3
 WHERE = {"kind": "ray", "workers": WORKERS}

@@ -8,9 +8,10 @@ import numpy as np
 from diva_ray.config import ClusterConfig, ScoreConfig
 from diva_ray.core.reweight import Step
 from diva_ray.data.folder import Folder
-from diva_ray.tasks.opened import make_plan
-from diva_ray.tasks.session import open_session
-from diva_ray.tasks.walk import Path, Walk
+from diva_ray.tasks.fit.walk import Walk
+from diva_ray.tasks.setup.opened import make_plan
+from diva_ray.tasks.setup.paths import Path
+from diva_ray.tasks.setup.session import open_session
 
 
 def small_task(n=3000, d=12, seed=0):

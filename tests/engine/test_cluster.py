@@ -14,7 +14,7 @@ from diva_ray.core import reduction
 from diva_ray.data.folder import Folder
 from diva_ray.engine import passes
 from diva_ray.errors import InputError
-from diva_ray.tasks.plan import Plan
+from diva_ray.tasks.setup.plan import Plan
 from tests.engine.runs import begun, killing, opened, small_task
 
 pytestmark = pytest.mark.ray
@@ -209,7 +209,7 @@ def test_sections_that_workers_share_have_the_same_bits(ray_cluster, monkeypatch
         assert [len(section) for section in reduce.sections(runner.engine.extents)] == [6 // unit] * 2
         runner.engine.tell(setup=setup)
         seen = []
-        monkeypatch.setattr("diva_ray.tasks.runner.Progress.add", lambda _, rows, seen=seen: seen.append(rows))
+        monkeypatch.setattr("diva_ray.tasks.setup.runner.Progress.add", lambda _, rows, seen=seen: seen.append(rows))
         sums.append(runner.run(passes.fit, "fit"))
         assert sum(seen) == 14_000
         runner.engine.close()

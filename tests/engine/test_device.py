@@ -24,7 +24,7 @@ from diva_ray.core.ridge import FitAccumulator, solve
 from diva_ray.engine import context, inline, pairs, passes, shelf, table_left_out
 from diva_ray.engine import device as devices
 from diva_ray.errors import InputError
-from diva_ray.tasks.gauge import Gauge
+from diva_ray.tasks.fit.gauge import Gauge
 from tests.engine.runs import opened, small_task
 from tests.engine.simulated import DEVICE, Simulated
 
@@ -123,7 +123,7 @@ def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulate
         patch.setattr(devices.Lane, "bring", lambda lane, bands: sent.append(len(bands)) or whole(lane, bands))
         if place != "host":
             chosen = (place, "for the test")
-            patch.setattr("diva_ray.tasks.plan.choose_place", lambda *args: chosen)
+            patch.setattr("diva_ray.tasks.setup.plan.choose_place", lambda *args: chosen)
         second = simulated(diva_ray.score, path, room=0, **options)
     assert len(sent) >= 7 * 2  # as many passes read features, of two shards each
     agree(first, second)
@@ -299,7 +299,7 @@ def test_a_large_solve_goes_to_the_device_and_a_small_one_stays(monkeypatch):
 
 @pytest.mark.parametrize("inputs", ["tf32", pytest.param("bf16", marks=pytest.mark.long)])
 def test_low_precision_is_checked_on_some_rows_and_given_up_where_it_fails(path, simulated, monkeypatch, inputs):
-    from diva_ray.tasks import derive
+    from diva_ray.tasks.fit import derive
 
     options = {"features": "x", "standard_errors": "estimate"}
     exact = diva_ray.score(path, cluster=HERE, quiet=True, **options).samples["derivative"].to_numpy()
@@ -607,7 +607,7 @@ def test_features_reach_a_gpu_whole_from_wherever_they_lie(tmp_path, monkeypatch
     if place != "resident":
         monkeypatch.setattr(devices, "free_bytes", lambda device: 0)
     if place in ("cache", "storage"):
-        monkeypatch.setattr("diva_ray.tasks.plan.choose_place", lambda *args: (place, "for the test"))
+        monkeypatch.setattr("diva_ray.tasks.setup.plan.choose_place", lambda *args: (place, "for the test"))
     agree(first, diva_ray.score(str(tmp_path / "t.parquet"), cluster=GPU, **options))
 
 

@@ -8,9 +8,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import diva_ray
 from diva_ray.engine import context, passes, steps
-from diva_ray.tasks import derive as deriving
-from diva_ray.tasks import opened as planned
-from diva_ray.tasks.derive import derive, fit_ridge
+from diva_ray.tasks.fit import derive as deriving
+from diva_ray.tasks.fit.derive import derive, fit_ridge
+from diva_ray.tasks.setup import opened as planned
 from tests.engine.runs import begun, opened, small_task
 
 

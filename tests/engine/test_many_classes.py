@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import diva_ray
-from diva_ray.tasks import session, settle
+from diva_ray.tasks.setup import session, settle
 from tests.data.tables import INLINE
 
 GENERATOR = np.random.default_rng(4)

@@ -11,7 +11,7 @@ import pytest
 import diva_ray
 from diva_ray.data.reader import BATCH_BYTES
 from diva_ray.errors import InputError
-from diva_ray.tasks.memory import Sizes
+from diva_ray.tasks.setup.memory import Sizes
 
 GENERATOR = np.random.default_rng(2)
 N = 15_000

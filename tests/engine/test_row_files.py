@@ -8,7 +8,7 @@ import pytest
 import diva_ray
 from diva_ray.engine import passes
 from diva_ray.engine.inline import Inline
-from diva_ray.tasks import done
+from diva_ray.tasks.setup import done
 from tests.engine.runs import small_task
 
 

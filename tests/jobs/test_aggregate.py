@@ -16,7 +16,7 @@ import diva_ray
 from diva_ray.data.sources import digits_bands
 from diva_ray.engine.bands import against
 from diva_ray.errors import InputError
-from diva_ray.tasks import aggregated, joint
+from diva_ray.tasks.told import aggregated, joint
 from tests.forks import run_job
 
 ROOT = Path(__file__).resolve().parent.parent.parent

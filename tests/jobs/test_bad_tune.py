@@ -18,11 +18,11 @@ from diva_ray.config import SCHEMAS, TuneConfig
 from diva_ray.data.folder import Folder
 from diva_ray.errors import InputError
 from diva_ray.tasks import aggregate, reweight, score, tune
-from diva_ray.tasks.calls import configure
-from diva_ray.tasks.options import check_options, chosen_shares
-from diva_ray.tasks.saved_config import write_config
-from diva_ray.tasks.space import NAMES, parse_space
-from diva_ray.tasks.tuned import best_options, best_yaml, lost_of, of_winner, target_of
+from diva_ray.tasks.setup.calls import configure
+from diva_ray.tasks.setup.options import check_options, chosen_shares
+from diva_ray.tasks.setup.saved_config import write_config
+from diva_ray.tasks.setup.space import NAMES, parse_space
+from diva_ray.tasks.told.tuned import best_options, best_yaml, lost_of, of_winner, target_of
 from tests.jobs.mistakes import INLINE, base
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -179,7 +179,9 @@ def test_nothing_is_changed_unless_asked(table):
 
 
 def test_numbers_cannot_be_relabelled_which_their_type_tells(monkeypatch, tmp_path):
-    monkeypatch.setattr("diva_ray.tasks.begin.open_session", lambda *_, **__: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(
+        "diva_ray.tasks.setup.begin.open_session", lambda *_, **__: pytest.fail("nothing may be loaded")
+    )
     rows = {"features": np.random.default_rng(0).random((50, 3)), "label": np.linspace(0, 1, 50)}
     with pytest.raises(InputError, match="curate: relabel is for classes, got task=regression. Change `curate`."):
         diva_ray.score(rows, curate="relabel", cluster=INLINE, quiet=True, output=str(tmp_path / "run"))

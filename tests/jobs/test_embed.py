@@ -24,7 +24,7 @@ from diva_ray.data.encoders.plain import edges
 from diva_ray.data.folder import Folder
 from diva_ray.engine.encoder_pool import PoolEncoder, device_of_worker, there
 from diva_ray.errors import InputError
-from diva_ray.tasks.embed_plan import EmbedPlan
+from diva_ray.tasks.told.embed_plan import EmbedPlan
 from tests.data import raw_sets
 from tests.forks import run_job
 
@@ -316,7 +316,7 @@ def test_a_plan_writes_nothing_and_tells_what_would_be_done(tmp_path):
 
 def test_a_plan_starts_no_cluster_for_gpus_either(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
-    monkeypatch.setattr("diva_ray.tasks.embed_prepare.ray_is_running", lambda: False)
+    monkeypatch.setattr("diva_ray.tasks.setup.embed_prepare.ray_is_running", lambda: False)
     asked = {"kind": "local", "gpus_per_worker": 1, "threads": 1, "workers": 1}
     told = "\n".join(embed(raw_sets.table(), plan=True, cluster=asked, output=str(tmp_path / "out")).lines())
     assert "1 with 1 thread(s) and 1 GPU" in told and "the GPU was not tried" in told

@@ -13,7 +13,7 @@ import torch
 import diva_ray
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.reduce import Rows
-from diva_ray.tasks import gauge, rank
+from diva_ray.tasks.fit import gauge, rank
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, flipped, weighted_error
 
@@ -403,7 +403,7 @@ def blobs(rows, seed, wrong=0.0):
 
 
 def test_the_choice_does_not_depend_on_workers_where_few_features_are_kept(monkeypatch):
-    monkeypatch.setattr("diva_ray.tasks.extend.NEAR_BYTES", int(0.11 * 36 * 1500))
+    monkeypatch.setattr("diva_ray.tasks.fit.extension.NEAR_BYTES", int(0.11 * 36 * 1500))
     chosen = []
     for workers in (1, 2):
         monkeypatch.setattr("diva_ray.engine.inline.Inline.workers", workers)
@@ -458,7 +458,7 @@ def test_a_rise_is_judged_row_by_row_as_refits_say(monkeypatch):
     options = {"rounds": 1, "ridge": 1.0, "standardize": "none", "intercept": False, "class_weights": "none"}
 
     def chosen(beyond):
-        monkeypatch.setattr("diva_ray.tasks.gauge.BEYOND_CHANCE", beyond)
+        monkeypatch.setattr("diva_ray.tasks.fit.gauge.BEYOND_CHANCE", beyond)
         return run(core, pool, precision="float64", **options).samples["id"].to_numpy()
 
     def left_out(rows):
@@ -487,7 +487,7 @@ def test_rows_of_a_group_are_one_witness_of_a_rise(monkeypatch):
     single = core | {"g": np.arange(150), "w": np.ones(150)}
     for table in (single, copies | {"w": np.full(600, 0.25)}):
         for beyond in (1.7, 1.9):  # the rise of single rows is 1.8 standard errors
-            monkeypatch.setattr("diva_ray.tasks.gauge.BEYOND_CHANCE", beyond)
+            monkeypatch.setattr("diva_ray.tasks.fit.gauge.BEYOND_CHANCE", beyond)
             others = pool | {"g": 1000 + np.arange(900), "w": np.ones(900)}
             found.append(run(table, others, group="g", weight="w", **options).summary["n_selected"] > 0)
     assert found == [False, True, False, True]

@@ -10,8 +10,8 @@ from scipy.special import softmax
 
 import diva_ray
 from diva_ray.errors import InputError
-from diva_ray.tasks import extended, extended_words
-from diva_ray.tasks.alike import few_shared_in_words
+from diva_ray.tasks.setup.alike import few_shared_in_words
+from diva_ray.tasks.told import extended, extended_words
 from tests.forks import run_job
 from tests.jobs.problems import weighted_error
 

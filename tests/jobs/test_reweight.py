@@ -14,10 +14,10 @@ import torch
 import diva_ray
 from diva_ray.core.hashing import splitmix
 from diva_ray.core.reweight import Step
-from diva_ray.tasks import walk
-from diva_ray.tasks.reweighted import headline, tone_of
-from diva_ray.tasks.tried import best_by_steps, trial_bars
-from diva_ray.tasks.walk import Path as Walked
+from diva_ray.tasks.setup import paths
+from diva_ray.tasks.setup.paths import Path as Walked
+from diva_ray.tasks.told.reweighted import headline, tone_of
+from diva_ray.tasks.told.tried import best_by_steps, trial_bars
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
 from tests.pages import Page
@@ -137,7 +137,7 @@ def test_arms_are_judged_on_models_that_never_saw_the_fold():
 
 
 def test_steps_that_change_no_weight_in_the_end_are_not_accepted(monkeypatch):
-    monkeypatch.setattr(walk, "LOWERED", Walked(Step("shrink", 2.0), (Step("issues"),)))
+    monkeypatch.setattr(paths, "LOWERED", Walked(Step("shrink", 2.0), (Step("issues"),)))
     draw = np.random.default_rng(6)
     X = draw.standard_normal((600, 8))
     V = X @ draw.standard_normal((8, 3)) + 0.5 * draw.standard_normal((600, 3))

@@ -173,7 +173,7 @@ def test_a_finished_run_that_is_resumed_is_not_computed_again(tmp_path, monkeypa
     first = diva_ray.score(data, output=output, **options)
     (tmp_path / "run" / "steps").mkdir()  # killed while it cleared away what only an unfinished run needs
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    monkeypatch.setattr("diva_ray.tasks.begin.open_session", None)  # no table is read, no cluster asked
+    monkeypatch.setattr("diva_ray.tasks.setup.begin.open_session", None)  # no table is read, no cluster asked
     with caplog.at_level("INFO", "diva_ray"):
         again = diva_ray.score(data, output=output, resume=True, **options)
     assert any("had finished: nothing is left to do" in line for line in caplog.messages)

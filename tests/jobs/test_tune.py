@@ -21,7 +21,7 @@ import yaml
 import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.tasks import tune
-from diva_ray.tasks.study import Study
+from diva_ray.tasks.fit.study import Study
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from diva_ray.tasks import reweighted, tuned
-from diva_ray.tasks.chance import clear
+from diva_ray.tasks.told import reweighted, tuned
+from diva_ray.tasks.told.chance import clear
 
 DIFFERENCES = [(-1.97, "lower"), (-1.95, ""), (0.0, ""), (1.95, ""), (1.97, "higher")]
 

@@ -8,9 +8,9 @@ import pytest
 import diva_ray
 from diva_ray.config import TuneConfig
 from diva_ray.core import reduction
-from diva_ray.tasks.cost import Cost, cost_of
-from diva_ray.tasks.derived import RidgeGrid, may_lie_further
-from diva_ray.tasks.work import tuning_work
+from diva_ray.tasks.fit.derived import RidgeGrid, may_lie_further
+from diva_ray.tasks.setup.cost import Cost, cost_of
+from diva_ray.tasks.setup.work import tuning_work
 
 
 def cost(p: int, outputs: int = 10, *, gpus: bool = False) -> Cost:

@@ -17,7 +17,7 @@ from diva_ray.engine.packed import pack, unpack
 from diva_ray.engine.reduce import Partial, Rows, Tally
 from diva_ray.engine.steps import Each
 from diva_ray.errors import InputError, LostLeverageError
-from diva_ray.tasks import done
+from diva_ray.tasks.setup import done
 
 
 def table(n=1300, seed=0):

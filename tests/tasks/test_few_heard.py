@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import diva_ray
-from diva_ray.tasks import few_heard
+from diva_ray.tasks.fit import few_heard
 from tests.core.test_ridge_choice import naive
 from tests.data.tables import INLINE
 

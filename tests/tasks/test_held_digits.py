@@ -9,7 +9,7 @@ import pytest
 
 import diva_ray
 from diva_ray.errors import InputError
-from diva_ray.tasks import dual
+from diva_ray.tasks.fit import dual
 from tests.pages import Page
 
 QUIET = {"quiet": True, "cluster": {"kind": "inline", "threads": 1}}

@@ -14,11 +14,11 @@ from diva_ray.data.lock import let_others_in
 from diva_ray.engine import parts
 from diva_ray.engine.inline import Inline
 from diva_ray.errors import InputError
-from diva_ray.tasks.begin import begin
-from diva_ray.tasks.calls import configure
-from diva_ray.tasks.derive import derive
-from diva_ray.tasks.increment import Keeper
-from diva_ray.tasks.kept import most_groups
+from diva_ray.tasks.fit.derive import derive
+from diva_ray.tasks.fit.increment import Keeper
+from diva_ray.tasks.setup.begin import begin
+from diva_ray.tasks.setup.calls import configure
+from diva_ray.tasks.setup.kept import most_groups
 from tests.data.tables import INLINE, vectors
 
 N = 4000
@@ -315,7 +315,7 @@ def test_float32_products_agree_to_their_rounding_and_a_bad_condition_raises_bot
     before = derived(table, precision="auto")[3]
     after = pa.concat_tables(a_file_more(quarters(table)))
     same(derived(after, update=before, precision="auto"), derived(after, precision="auto"), 2e-5)
-    monkeypatch.setattr("diva_ray.tasks.derive.MOST_CONDITION", 3e4)
+    monkeypatch.setattr("diva_ray.tasks.fit.derive.MOST_CONDITION", 3e4)
     before = derived(table, precision="auto", ridge=1e-7, standardize="none")
     assert (before[2].fitted, before[2].setup.dtype) == (torch.float64, torch.float32)
     updated = derived(after, precision="auto", ridge=1e-7, standardize="none", update=before[3])

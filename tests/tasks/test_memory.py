@@ -13,7 +13,7 @@ from diva_ray.engine.course import Course, Share
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.engine.steps import Each
 from diva_ray.errors import InputError
-from diva_ray.tasks.memory import Sizes, check_fit
+from diva_ray.tasks.setup.memory import Sizes, check_fit
 
 INLINE = {"kind": "inline", "threads": 1}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diva_ray.engine.samples import WEIGHT_EDGES
-from diva_ray.tasks.page import weight_histogram
+from diva_ray.tasks.told.page import weight_histogram
 
 DRAW = np.random.default_rng(0)
 

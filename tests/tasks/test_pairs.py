@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import diva_ray
-from diva_ray.tasks.pairs_page import headline, swapped_in_words, told
+from diva_ray.tasks.told.pairs_page import headline, swapped_in_words, told
 from tests.pages import Page
 
 INLINE = {"kind": "inline", "threads": 1}

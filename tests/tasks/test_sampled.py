@@ -5,7 +5,8 @@ import pytest
 
 import diva_ray
 from diva_ray.core import noise, partners
-from diva_ray.tasks import judge, pairs
+from diva_ray.tasks import pairs
+from diva_ray.tasks.fit import judge
 from tests.tasks.test_pairs import made, shuffled
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from diva_ray.report import Sheet, render_sheet
-from diva_ray.tasks import scored
-from diva_ray.tasks.page import in_order, sources_table
+from diva_ray.tasks.told import scored
+from diva_ray.tasks.told.page import in_order, sources_table
 from tests.pages import EVIL, Page
 
 SUMMARY = {

@@ -14,13 +14,13 @@ from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.core.hashing import splitmix
 from diva_ray.core.subspace import gaussian_projection
 from diva_ray.errors import InputError
-from diva_ray.tasks import study as study_module
-from diva_ray.tasks.begin import begin
-from diva_ray.tasks.derive import solve_in_range
-from diva_ray.tasks.derived import penalty_pattern
-from diva_ray.tasks.space import parse_space
-from diva_ray.tasks.study import EVALUATIONS, STARTS, Study
-from diva_ray.tasks.trials import SUMS, Record, error_figures, error_of_choosing
+from diva_ray.tasks.fit import study as study_module
+from diva_ray.tasks.fit.derive import solve_in_range
+from diva_ray.tasks.fit.derived import penalty_pattern
+from diva_ray.tasks.fit.study import EVALUATIONS, STARTS, Study
+from diva_ray.tasks.fit.trials import SUMS, Record, error_figures, error_of_choosing
+from diva_ray.tasks.setup.begin import begin
+from diva_ray.tasks.setup.space import parse_space
 
 INLINE = {"kind": "inline", "threads": 1}
 N, FOLDS = 240, 3

@@ -1,0 +1,302 @@
+"""How every run of a task begins and ends: options and folder checked, a plan made, shards loaded; files described."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+import pyarrow as pa
+
+from diva_ray.config import FitConfig, ScoreConfig, TrainConfig, TuneConfig, ValidationConfig
+from diva_ray.data.folder import OURS, TOKEN, Folder, place_of
+from diva_ray.data.lock import check_free, is_kept, keep_others_out, let_others_in
+from diva_ray.data.regroup import write_on_ray
+from diva_ray.data.table import Table, check_rows, from_arrow
+from diva_ray.engine.meter import peak_memory
+from diva_ray.errors import InputError
+from diva_ray.tasks.setup.done import PLACE, Done
+from diva_ray.tasks.setup.kept import PLACE as SUMS
+from diva_ray.tasks.setup.kept import expect_sums
+from diva_ray.tasks.setup.manifest import fingerprint, manifest
+from diva_ray.tasks.setup.opened import Opened, make_plan
+from diva_ray.tasks.setup.options import check_options, chosen_shares
+from diva_ray.tasks.setup.plan import Plan
+from diva_ray.tasks.setup.result import Result
+from diva_ray.tasks.setup.saved_config import differing_options, refuse_differing, write_config
+from diva_ray.tasks.setup.session import Session, join, open_session
+
+log = logging.getLogger("diva_ray")
+NEEDED = (PLACE, "weights", "uids")  # only by an unfinished run; steps first, they need the others
+PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
+PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
+MAKING = {"data.builtin", "data.noise", "seed"}  # of which the rows of a built-in table are made
+RAW = "raw"  # rows in memory that are to be embedded
+ON_RAY = "the given Ray Dataset"
+HEAD = 1000  # of its rows, which a plan looks at
+FORMAT = 16  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Finished(Exception):  # noqa: N818 (no error)
+    """Ends a task whose run, which was to be resumed, had finished: `tidy` returns what came of it."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.path)
+        self.result = result
+
+
+def begin(
+    config: FitConfig,
+    data: Any,
+    loss: Callable | None,
+    *,
+    quiet: bool,
+    pool: Any = None,
+    folder: Folder | None = None,
+    beside: dict[str, Table] | None = None,
+) -> Session | Plan:
+    """Return a session with every shard (but a pool's) loaded and checked; only its plan with `config.plan`.
+
+    `pool` are rows of a pool or of a test table; `folder` is the output, where it is open already; `beside` are tables
+    that options name, which a resumed run must find as they were.
+
+    Raises:
+        Finished: the run to be resumed had; no cluster is asked then.
+    """
+    started = now()
+    check_options(config)
+    folder = folder or open_folder(config)
+    if type(data).__module__.startswith("ray.data"):
+        data = from_dataset(data, folder, "table", plan=config.plan)
+        config.data.path = None if config.plan else data
+    if type(pool).__module__.startswith("ray.data"):
+        pool = from_dataset(pool, folder, "pool", plan=config.plan)
+    if type(config.validation.rows).__module__.startswith("ray.data"):
+        rows = from_dataset(config.validation.rows, folder, "validation", plan=config.plan)
+        config = replace(config, validation=ValidationConfig())  # the caller's own stays as it is
+        config.validation.rows = rows
+    plan, opened = make_plan(config, data, loss, pool)
+    cut_bits, kept = expect_sums(config, plan, opened)
+    plan = plan.settle(plan.workers, plan.budget, config.cluster.cache)
+    if config.plan:
+        return join(plan, config) if plan.kind == "ray" else plan
+    # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
+    by_steps = loss is None and not isinstance(config, TrainConfig | TuneConfig)
+    finished = _finished(folder, on_ray=plan.kind != "inline") if by_steps and config.resume else None
+    mark = _mark(config, opened, folder, beside or {}, finished=finished is not None)
+    if finished and not _lacks_copy(config, finished.summary):
+        log.info("resume: the run in %s had finished: nothing is left to do", folder.path)
+        _clear(folder)
+        raise Finished(finished)
+    session = open_session(config, plan, opened, folder, quiet=quiet, cut_bits=cut_bits, kept=kept)
+    session.started, session.mark, session.finished = started, mark, finished
+    if by_steps:
+        session.runner.done = Done.open(folder, mark, resume=config.resume)
+    return session
+
+
+def open_folder(config: Any) -> Folder:
+    """Return the output folder, new or empty unless a run there is to be resumed; nothing is written for a plan.
+
+    Without a name it is a temporary one that only its owner may enter.
+    """
+    if not config.output:
+        planned = os.path.join(tempfile.gettempdir(), f"diva_ray-{uuid.uuid4().hex[:12]}")
+        config.output = planned if config.plan else tempfile.mkdtemp(prefix="diva_ray-")
+    folder = Folder(config.output)
+    if not config.plan:
+        check_free(folder)
+        folder.open_new(resume=config.resume)
+        keep_others_out(folder)
+        folder.open_new(resume=config.resume)  # as it is now that no one else can write there
+    return folder
+
+
+def tidy(run: Callable[P, R]) -> Callable[P, R]:
+    """Return the run of a task, which takes its config first, so that a mistake leaves nothing behind that stands in
+    the way of the next try: neither sums of the fit nor rows to be embedded in a folder that was new, and no empty
+    folder that was not there. Then other runs may write there."""
+
+    @wraps(run)
+    def tidied(*args: P.args, **options: P.kwargs) -> R:
+        config: Any = args[0]
+        named = _local(config.output)
+        new = not named or not os.path.isdir(named) or set(os.listdir(named)) <= OURS
+        absent = _absent(named)
+        try:
+            return run(*args, **options)
+        except Finished as finished:
+            return cast(R, finished.result)
+        except BaseException as error:
+            made = _local(config.output)
+            if not (made and new and is_kept(made)):  # nothing was made, or it is somewhere else, or another run's
+                raise
+            if isinstance(error, InputError) and set(os.listdir(made)) <= {SUMS, RAW, *OURS}:
+                for name in {SUMS, RAW} & set(os.listdir(made)):
+                    shutil.rmtree(os.path.join(made, name))
+                Folder(made).remove(TOKEN)
+            let_others_in(made)
+            for folder in absent if named else [made]:
+                try:
+                    os.rmdir(folder)
+                except OSError:  # it holds something
+                    break
+            raise
+        finally:
+            let_others_in(place_of(str(config.output or "")))
+
+    return tidied
+
+
+def _local(output: str) -> str:
+    """Return the path of an output folder on this machine, '' for none and for a URI."""
+    named = str(output or "")  # a pathlib.Path, too
+    return place_of(named) if named and "://" not in named else ""
+
+
+def _absent(folder: str) -> list[str]:
+    """Return a folder and those above it that are not there, the innermost first."""
+    found = []
+    while folder and not os.path.lexists(folder):
+        found.append(folder)
+        folder = os.path.dirname(folder)
+    return found
+
+
+def conclude(
+    session: Session,
+    summary: dict[str, Any],
+    page: str,
+    told: Callable[[dict[str, Any]], list[str]],
+    rows: str = "samples",
+    *,
+    worker_memory: float = 0,
+) -> Result:
+    """Write what every run writes: report.html, summary.json (with seconds, memory, workers), config and manifest.
+
+    `told` says in a few lines what came out; `rows` is the sub-folder of the run's rows.
+    """
+    config, folder = session.config, session.folder
+    driver, meter = peak_memory(), session.engine.meter
+    summary["peak_memory_bytes"] = int(max(driver, worker_memory, meter.memory))
+    summary["driver_memory_bytes"] = int(driver)
+    summary["seconds"] = {name: round(seconds, 4) for name, seconds in session.runner.seconds.items()}
+    summary["workers"] = meter.summary()
+    folder.write("report.html", page.encode())
+    folder.write_json("summary.json", summary)
+    write_config(folder, config)
+    for name in PARTS:
+        folder.sweep(name)
+    return seal(Result(summary, folder, session.plan.kind != "inline", told(summary), rows), session)
+
+
+def seal(result: Result, session: Session) -> Result:
+    """Write the manifest, the last file of a run, which says that it is whole, and delete what is not needed now."""
+    folder = result.folder
+    written = {name: len(folder.names(name)) for name in folder.names("") if name not in NEEDED}
+    came = {"told": result.told, "rows": result.rows, "written": written}
+    folder.write_json("manifest.json", manifest(session, session.started, now()) | came)
+    _clear(folder)
+    return result
+
+
+def _clear(folder: Folder) -> None:
+    for name in NEEDED:
+        folder.drop(name)
+    folder.remove(TOKEN)
+
+
+def _finished(folder: Folder, *, on_ray: bool) -> Result | None:
+    """Return what came of the run in a folder if it is whole: what it wrote is all there."""
+    came = folder.read_json("manifest.json") or {}
+    summary = folder.read_json("summary.json")
+    if summary is None or "written" not in came:
+        return None
+    missing = [name for name, files in came["written"].items() if len(folder.names(name)) < files]
+    missing += sorted(set(came["written"]) - set(folder.names("")))
+    if missing:
+        log.info("resume: the run in %s had finished, but not all of %s is there", folder.path, ", ".join(missing))
+        return None
+    return Result(summary, folder, on_ray, came["told"], came["rows"])
+
+
+def _lacks_copy(config: FitConfig, summary: dict[str, Any]) -> bool:
+    """Return whether a finished run is asked for a curated copy that it has not made."""
+    return isinstance(config, ScoreConfig) and config.curate != "none" and "curated" not in summary
+
+
+def _mark(
+    config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, Table], *, finished: bool
+) -> dict[str, Any]:
+    """Return what tells this run from others; raise if the folder to resume holds another one."""
+    options = asdict(config)
+    for name in ("output", "resume", "plan", "cluster"):
+        options.pop(name)
+    features = opened.columns.features
+    shares = chosen_shares(config, features)  # themselves, not where they are read
+    options["shares"] = shares and dict(zip(features, shares, strict=True))
+    mark = {"data": [fingerprint(table) for table in opened.tables], "config": options, "format": FORMAT}
+    mark |= {"beside": {name: fingerprint(table) for name, table in beside.items()}} if beside else {}
+    mark = json.loads(json.dumps(mark, default=str))
+    found = folder.read_json("state.json")
+    copied = (found or {}).get("config", {}).get("curate")
+    if isinstance(config, ScoreConfig) and copied and "none" in (copied, config.curate if finished else copied):
+        found["config"]["curate"] = config.curate  # a copy may be asked for later, and stays: no figure needs it
+    if config.resume and found is not None and found.get("format") != FORMAT:
+        raise InputError(
+            f"resume: the run in {folder.path} must have been begun by this version of diva_ray, got another one's. "
+            "Use a new `output`."
+        )
+    if config.resume and found is not None and found != mark:
+        differing = differing_options(found["config"], mark["config"])
+        changed = [name for name, table in mark.get("beside", {}).items() if found.get("beside", {}).get(name) != table]
+        pairs = list(zip(opened.roles, mark["data"], found["data"], strict=False))
+        changed += [PATHS[role] for role, now, then in pairs if now != then]
+        if not MAKING.isdisjoint(differing) or len(mark["data"]) != len(found["data"]):
+            changed = []  # which the options explain
+        differing = list(dict.fromkeys([*differing, *changed])) or ["data.path"]
+        differing[-1] += "" if found["config"] != mark["config"] else " (its files have changed)"
+        refuse_differing(folder, differing)
+    return mark
+
+
+def from_dataset(dataset: Any, folder: Folder, name: str, *, plan: bool) -> Any:
+    """Write a Ray Dataset once into shards that survive a restart; return their path, or a table for a plan.
+
+    That one holds the first rows alone, but counts all: Ray knows how many, or runs what is mapped lazily to count.
+    """
+    from diva_ray.engine.connect import check_driver
+
+    check_driver("a Ray Dataset")
+    option = PATHS["train"] if name in ("table", RAW) else f"{name}.path"
+    if plan:
+        rows = dataset.count()
+        check_rows(rows, ON_RAY, option)
+        head = pa.concat_tables(dataset.limit(HEAD).iter_batches(batch_size=HEAD, batch_format="pyarrow"))
+        table = from_arrow(head, ON_RAY, option)
+        return replace(table, rows=rows, bytes=table.bytes * rows // table.rows)
+    if f"{name}.json" in folder.names(""):  # written when all of it is there
+        log.info("the rows of the Ray Dataset are those that were written to %s", folder.location(name))
+    else:
+        log.info("the Ray Dataset is written to %s for the workers", folder.location(name))
+        folder.drop(name)
+        folder.share()
+        write_on_ray(dataset, folder, name)
+        check_rows(len(folder.names(name)), ON_RAY, option)  # no rows, no file
+        folder.write_json(f"{name}.json", {"finished": now()})
+    return folder.location(name)
+
+
+def now() -> str:
+    """Return the time, for manifests."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,239 @@
+"""What a run finds before it starts: tables, columns, roles, and the plan; only footers and a few rows are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import torch
+
+from diva_ray.config import (
+    AggregateConfig,
+    AugmentConfig,
+    ExtendConfig,
+    FitConfig,
+    ReweightConfig,
+    ScoreConfig,
+    TrainConfig,
+    TuneConfig,
+)
+from diva_ray.data.columns import is_list, one_chunk
+from diva_ray.data.roles import find_columns, task_of
+from diva_ray.data.shards import Columns
+from diva_ray.data.sources import open_data
+from diva_ray.data.split import band_widths, split
+from diva_ray.data.table import Table
+from diva_ray.engine.shelf import Keeping
+from diva_ray.errors import InputError
+from diva_ray.tasks.setup import plan as planning
+from diva_ray.tasks.setup.column_checks import check_columns, check_task
+from diva_ray.tasks.setup.cost import Cost, cost_of
+from diva_ray.tasks.setup.doubts import doubts_of_task, task_in_words
+from diva_ray.tasks.setup.forms import takes_dual
+from diva_ray.tasks.setup.memory import PROCESS, Sizes, budget_here, parse_bytes
+from diva_ray.tasks.setup.options import choose_loss, chosen_shares
+from diva_ray.tasks.setup.paths import LOWERED, SOURCES, walk_path
+from diva_ray.tasks.setup.work import work_of
+from diva_ray.threads import blas_environment
+
+TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
+# Operations of all passes up to which this process takes one thread: more gain a second at the most, and wait for each
+# other where other programs keep the cores busy (docs/results/clusters.md). Of sizes alone, so that bits are the same
+# on every day.
+ONE_THREAD = 2e11
+APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
+
+
+def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> tuple[planning.Plan, Opened]:
+    """Return the plan of a run and what it found; nothing is started or written."""
+    opened = open_tables(config, data, loss, pool)
+    table = opened.tables[0]
+    widths = band_widths(table, opened.columns)
+    p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
+    pairs = opened.task == "pairs"
+    label = None if pairs else _labels_at_sight(table, opened.columns)
+    outputs = p - int(config.intercept) if label is None else _outputs_at_sight(label, opened.task)
+    rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
+    fits = [(p, outputs)]
+    if pairs:  # either band is predicted from the other
+        fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
+    costs = [_cost(config, rows, *fit, opened.task) for fit in fits]
+    cost = _cost(config, rows, p, outputs, opened.task)
+    extents = split(table, replace(opened.columns, group=None))
+    row = sum(width * size for width, size in widths)
+    fewest = min(costs, key=lambda one: one.vectors)  # both directions of pairs take as many
+    results = cost.per_row() + (4 * outputs + 2 * 8 * (fewest.vectors + 1) if pairs else 0)
+    distant = [t for t in opened.tables if t.pieces and not isinstance(t.filesystem, pyarrow.fs.LocalFileSystem)]
+    groups = max((piece.rows for t in distant for piece in t.pieces), default=0)
+    sizes = Sizes(
+        rows,
+        row,
+        results,
+        state_of(config, cost, [width for width, _ in widths]),
+        extents[0].stop,
+        groups,
+        sum(t.rows for t in opened.tables) - rows,
+    )
+    sizes = replace(sizes, **_trained_on(config, opened, p, outputs))
+    kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS)
+    pool = opened.tables[-1] if isinstance(config, ExtendConfig) else None
+    work, notes = work_of(config, costs, [width for width, _ in widths], opened.columns.features, pool)
+    little = sum(times * one.operations() for times, one in work) < ONE_THREAD
+    threads = config.cluster.threads or (1 if little or kind != "inline" else torch.get_num_threads())
+    asked = config.cluster.workers or (os.cpu_count() or 1) // threads
+    workers = 1 if kind == "inline" else max(1, min(asked, len(extents)))
+    rate = planning.product_rate(threads)
+    spent = [[times * part for part in one.seconds(rate)] for times, one in work]
+    seconds, alone = (sum(part) for part in zip(*spent, strict=True))
+    if config.cluster.workers and kind != "inline" and workers < config.cluster.workers:
+        notes.append(
+            f"cluster.workers={config.cluster.workers}: {len(extents)} shard(s) keep no more than {workers} busy"
+        )
+    if isinstance(config, TrainConfig):
+        notes.append(time_of_training(config))
+    elif not isinstance(config, TuneConfig) and fewest.vectors:
+        notes.append(f"standard errors are estimated from {fewest.errors()}")
+    more = _cost(replace(config, precision="float64"), rows, p, outputs, opened.task).state() - cost.state()
+    notes += products_in_words(config, more)
+    if table.memory is not None and kind != "inline":
+        notes.append(f"rows in memory are written to {config.output}/table for the workers first")
+    doubts = doubts_of_task(label) if label is not None and config.task == "auto" else []
+    plan = planning.Plan(
+        table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
+        Keeping(gpus=config.cluster.gpus_per_worker), None, passes_of(config), seconds, alone, notes,
+        task_in_words(opened.task, outputs), doubts,
+    )  # fmt: skip
+    budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
+    return plan.settle(workers, budget, config.cluster.cache), opened
+
+
+def _trained_on(config: FitConfig, opened: Opened, p: int, outputs: int) -> dict[str, int]:
+    """Return what `Sizes` says of training: rows at a time, and bytes of one: features, targets, offset, weight."""
+    if not isinstance(config, TrainConfig):
+        return {}
+    targets = 8 if opened.task == "classification" else 4 * outputs
+    return {"window": config.window, "trained": 4 * p + targets + 4 * outputs * bool(opened.columns.offset) + 8}
+
+
+def state_of(config: FitConfig, cost: Cost, widths: list[int]) -> int:
+    """Return the bytes of a process's sums of p x p numbers, and all else that it holds besides rows."""
+    square = cost.p * cost.p
+    if isinstance(config, TuneConfig):  # fit sums of every fold
+        return cost.state() + 8 * square * 3 * config.folds
+    if isinstance(config, ExtendConfig):  # those beside uniform choice, and of a round's slice of it
+        return cost.state() + 8 * square * 2
+    path = None  # of weight steps that are proposed side by side; the paper's moves the weights as it scores
+    if isinstance(config, ReweightConfig) and config.method != "paper":
+        path = walk_path("classification" if cost.classes else "", config.level)
+    elif isinstance(config, AugmentConfig):
+        path = SOURCES
+    elif isinstance(config, AggregateConfig) and config.weights == "joint":
+        path = LOWERED
+    state = cost.state(1 + len(path.beside) if path else 0)
+    if isinstance(config, AggregateConfig):  # sums that stay, and fits without each band that one pass compares
+        state += 8 * square + cost.itemsize * sum((cost.p - width) ** 2 for width in widths)
+    return state
+
+
+def passes_of(config: FitConfig) -> list[str]:
+    """Return the kinds of passes that a run takes, in order."""
+    passes = ["load", "scan", "fit", *(["ridge"] if config.ridge == "auto" else [])]
+    if isinstance(config, TrainConfig):
+        return [*passes, "sizes", "train"]
+    return [*passes, "judge"] if isinstance(config, TuneConfig) else [*passes, "leave-out", "score", "verdicts"]
+
+
+def time_of_training(config: TrainConfig) -> str:
+    """Return what is to be said of the time of a plan for training."""
+    twice = ", which weights that differ from row to row take twice" if config.weights or config.data.weight else ""
+    return f"the time is that of the closed form{twice}: training logs its own rate and time left"
+
+
+def products_in_words(config: FitConfig, more: int) -> list[str]:
+    """Return what is to be said of the time and memory of products; float64 ones would take `more` bytes."""
+    notes = []
+    if config.cluster.gpus_per_worker:
+        notes.append("the time is that of CPUs; what GPUs take has not been measured")
+    elif config.precision in ("tf32", "bf16"):
+        notes.append(f"precision={config.precision} without a GPU rounds and is slower: it only shows the error")
+    if config.precision == "auto" and more > TOLD:
+        notes.append(
+            "should the condition ask for products in float64 (a small ridge, features that nearly depend on each "
+            f"other), sums take up to {more / 2**30:.2f} GiB more a worker, and passes up to twice the time"
+        )
+    if blas_environment():
+        notes.append(
+            "OpenBLAS takes this AVX-512 processor for an older one: OPENBLAS_CORETYPE=SkylakeX doubles its rate"
+        )
+    return notes
+
+
+def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str) -> Cost:
+    """Return the cost of one derivative."""
+    double, auto = config.precision == "float64", config.ridge == "auto"
+    gpus, errors = bool(config.cluster.gpus_per_worker), config.standard_errors
+    dual = isinstance(config, ScoreConfig) and takes_dual(rows, p, config.ridge)
+    return cost_of(rows, p, outputs, task, errors=errors, double=double, auto=auto, gpus=gpus, dual=dual)
+
+
+@dataclass
+class Opened:
+    """Tables and columns, checked against their schemas."""
+
+    tables: list[Table]
+    columns: Columns
+    show: tuple[str, ...]
+    task: str
+    loss: str | Callable
+    roles: list[str]  # of every table: train, held_out, pool, test
+
+
+def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> Opened:
+    """Return the tables of a run with their columns; only footers are read."""
+    table = open_data(
+        data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
+    )
+    own, pairs = data is not None or config.data.path is not None, config.task == "pairs"
+    columns, show = find_columns(table.schema, config.data, builtin=not own, labelled=not pairs, partly=table.partly)
+    task = "pairs" if pairs else task_of(table.schema, config.data.label, config.task)
+    check_task(config, table, columns, task)
+    chosen_shares(config, columns.features)
+    tables, roles = [table], ["train"]
+    if isinstance(config, AugmentConfig) and not config.validation.given:
+        columns = replace(columns, heard_source=config.identity)
+    if config.validation.given:
+        named = config.validation.path if config.validation.rows is None else config.validation.rows
+        found = open_data(named, None, 0.0, 0, "validation.path")
+        tables, roles = [*tables, found], [*roles, "held_out"]
+    if isinstance(config, ExtendConfig):
+        builtin = "digits_pool" if config.data.builtin == "digits_core" and not own else None
+        named = config.pool.path if pool is None else pool
+        found = open_data(named, builtin, config.data.noise, config.seed, "pool.path")
+        tables, roles = [*tables, found], [*roles, "pool"]
+        if config.budget is not None and config.budget > found.rows:
+            raise InputError(
+                f"budget: must be at most the pool's {found.rows:,} rows, got {config.budget:,}. Change `budget`."
+            )
+    if isinstance(config, TrainConfig) or (isinstance(config, TuneConfig) and (config.test.path or pool is not None)):
+        found = open_data(config.test.path if pool is None else pool, None, 0.0, 0, "test.path")
+        tables, roles = [*tables, found], [*roles, "test"]
+    for other, role in zip(tables[1:], roles[1:], strict=True):
+        check_columns(table, other, columns, task, role)
+    return Opened(tables, columns, show, task, choose_loss(config, task, loss), roles)
+
+
+def _labels_at_sight(table: Table, columns: Columns) -> pa.Array:
+    """Return the labels of the first rows."""
+    return one_chunk(table.reader().read(0, min(table.rows, 65_536), [columns.label])[columns.label])
+
+
+def _outputs_at_sight(label: pa.Array, task: str) -> int:
+    """Return the number of outputs as the first rows show it (classes may be more)."""
+    if task in ("classification", "multilabel"):
+        return max(1, len(pc.unique((label.flatten() if is_list(label.type) else label).drop_null())))
+    return 1 if task == "regression" else max(1, len(label[0].as_py() or [0]))

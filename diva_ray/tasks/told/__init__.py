@@ -1,0 +1,1 @@
+"""What runs say and write: figures, words, pages, samples."""

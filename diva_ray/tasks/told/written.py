@@ -1,0 +1,84 @@
+"""What a scoring run writes of its rows: the samples, a curated copy, an export."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial, update_wrapper
+from itertools import chain, count
+from typing import Any
+
+from diva_ray.config import ScoreConfig
+from diva_ray.data.regroup import restore_order
+from diva_ray.data.table import open_parquet
+from diva_ray.engine import curate as curating
+from diva_ray.engine.once import TOLD, once
+from diva_ray.engine.reduce import Tally
+from diva_ray.tasks.setup.begin import seal
+from diva_ray.tasks.setup.result import Result
+from diva_ray.tasks.setup.saved_config import write_config
+from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.export import merge_uids
+from diva_ray.tasks.told.summary_words import curated_in_words
+
+MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
+
+
+def write_samples(session: Session, kernel: Any) -> Tally:
+    """Write `samples/` in the order of the input; return what the shards report of their rows.
+
+    Parts that an interrupted run has written stay as they are, and what they reported is taken over.
+    """
+    config, folder, runner = session.config, session.folder, session.runner
+    if session.original is not None:
+        folder.drop("samples")  # of a run that is resumed: in another order
+    runner.engine.tell(
+        folder=folder, outputs=getattr(config, "outputs", False), export=getattr(config, "export", "none"),
+        rank_truth=session.scan.counts["rows"] <= MOST_RANKED,
+        written=set(folder.names("samples")) if config.resume else set(),
+        told=set(folder.names(TOLD)) if config.resume else set(),
+    )  # fmt: skip
+    kernel = kernel if runner.done is None else update_wrapper(partial(once, kernel=kernel), kernel)
+    written = runner.run(kernel, "write", session.scored(), features=False, again=True)
+    if session.original is not None:
+        restore_order(folder, on_ray=session.plan.kind != "inline")
+    return written
+
+
+def finish_copies(session: Session, summary: dict[str, Any]) -> None:
+    """Write the curated copy and the export, where they are asked for, and tell the summary."""
+    config = session.config
+    assert isinstance(config, ScoreConfig)
+    if config.curate != "none":
+        summary["curated"] = write_curated(session, config.curate)
+    if config.export == "datacomp":
+        kept = session.runner.timed("export", merge_uids, session.folder)
+        summary["exported"] = {"format": "datacomp", "file": "subset.npy", "rows": kept}
+
+
+def add_copy(session: Session, finished: Result, action: str) -> Result:
+    """Return a run that had finished without a curated copy, with one: only the pass that copies is taken."""
+    folder, told = session.folder, [*finished.told]
+    folder.write_json("state.json", session.mark)
+    copied = write_curated(session, action)
+    summary = finished.summary | {"curated": copied}
+    folder.write_json("summary.json", summary)
+    write_config(folder, session.config)
+    told.append(curated_in_words(summary))
+    return seal(replace(finished, summary=summary, told=told), session)
+
+
+def write_curated(session: Session, action: str) -> dict[str, Any]:
+    """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed, and the column of
+    weights that was written: the table's own, or the first name that no column has."""
+    folder, table = session.folder, session.original or session.tables[0]
+    usual = chain(("weight", "sample_weight"), (f"sample_weight_{k}" for k in count(2)))
+    name = session.columns.weight or next(name for name in usual if name not in table.schema.names)
+    assert isinstance(session.config, ScoreConfig)
+    trusted = session.columns.validation_weight if session.config.method == "trusted" else None
+    session.engine.tell(
+        trusted=trusted, curate=action, table=table, scores=open_parquet(folder.location("samples")),
+        weight_column=name, task=session.task, folder=folder,
+    )  # fmt: skip
+    found = session.runner.run(curating.curate, "curate", session.scored(), features=False, again=True)
+    told = {"weight_column": name} if action == "weight" else {}
+    return {"kind": action, "rows": int(found["kept"]), "changed": int(found["changed"]), **told}
