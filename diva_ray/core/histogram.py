@@ -32,7 +32,7 @@ class Histogram:
 def cell_of(x: Tensor, grid: tuple[float, float, int]) -> Tensor:
     """Return the cell of every value; those beyond the edges lie in the last ones."""
     low, high, cells = grid
-    return ((x.double().nan_to_num(0.0) - low) * (cells / (high - low))).clamp_(0, cells - 1).long()
+    return x.nan_to_num(0.0).sub_(low).mul_(cells / (high - low)).clamp_(0, cells - 1).long()
 
 
 def count_cells(cells: Tensor, w: Tensor, size: int) -> Tensor:

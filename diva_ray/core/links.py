@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.histogram import LIMIT, ODDS, Histogram, cell_of, count_cells, edges_of
+from diva_ray.core.histogram import LIMIT, ODDS, Histogram, cell_of, edges_of
 
 SCALES = (math.inf, 0.3, 0.1, 0.03)  # delta of the link: inf is the plain softmax
-COUNTED = 200_000  # log-odds whose cells are counted in one call
+TOGETHER = 1 << 18  # outputs that are worked on at a time: of more, what is found leaves the cache
 SHARPNESS = tuple(2.0 ** (1 + k / 2) for k in range(18))  # beta: 2 ... 724
 
 
@@ -63,8 +63,8 @@ def log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link) -> Float
     odds = torch.full((len(F),), LIMIT, dtype=F.dtype, device=F.device)
     known = y >= 0
     if F.shape[1] > 1:
-        own, others = _against_best_other(F[known], y[known], link.scale)
-        odds[known] = link.sharpness * own - others.mul_(link.sharpness).exp_().sum(1).log()
+        own, others = _against_best_other(F[known].T.contiguous(), y[known], link.scale)
+        odds[known] = link.sharpness * own - others.mul_(link.sharpness).exp_().sum(0).log()
     return odds.nan_to_num(0.0).clamp_(-LIMIT, LIMIT)
 
 
@@ -83,25 +83,53 @@ def link_sums(
     if near is not None:
         plain, by_nearness = (link_sums(x, y, weight) for x in (F, F * near.to(F)[:, None]))
         return Histogram(torch.cat([plain.counts, by_nearness.counts]), plain.squares)
-    counts = torch.zeros(len(scales), len(SHARPNESS), ODDS[2], dtype=torch.float64, device=F.device)
+    return link_sums_by_model(F[:, None], y, weight, scales)[0]
+
+
+def link_sums_by_model(
+    F: Float[Tensor, "n models c"],
+    y: Int[Tensor, " n"],
+    weight: Float[Tensor, " n"],
+    scales: tuple[float, ...] = SCALES,
+) -> list[Histogram]:
+    """Return the histograms of `link_sums` for each of some models of the same rows: of few rows calls are what costs,
+    so that all models share them."""
+    models, c = F.shape[1:]
+    counts = torch.zeros(models, len(scales), len(SHARPNESS), ODDS[2], dtype=torch.float64, device=F.device)
     rows = (y >= 0) & (weight > 0)
     F, y, w = F[rows], y[rows], weight[rows].double()
-    if F.shape[1] < 2:
-        counts[:, :, -1] = w.sum()
-    for s, scale in enumerate(scales if F.shape[1] > 1 else ()):
-        own, others = _against_best_other(F, y, scale)
-        odds = own.new_empty(len(SHARPNESS), len(own))
-        for first in (0, 1):
-            powers = (others * SHARPNESS[first]).exp_()
-            for b in range(first, len(SHARPNESS), 2):
-                odds[b] = SHARPNESS[b] * own - powers.sum(1).log()
-                powers.square_()  # the exponentials of twice the sharpness
-        # Of few rows calls are what costs, and many links are counted in one; of many rows memory.
-        for links in torch.arange(len(SHARPNESS), device=F.device).split(max(1, COUNTED // max(len(own), 1))):
-            cells = cell_of(odds[links], ODDS) + ODDS[2] * torch.arange(len(links), device=F.device)[:, None]
-            found = count_cells(cells.view(-1), w.repeat(len(links)), len(links) * ODDS[2])
-            counts[s, links] = found.view(len(links), -1)
-    return Histogram(counts, float(w.square().sum()))
+    if c < 2:
+        counts[..., -1] = w.sum()
+    # Classes first, so that sums over them are of whole rows.
+    outputs, model = F.permute(2, 1, 0).reshape(c, -1), torch.arange(models, device=F.device).repeat_interleave(len(y))
+    most = max(1, TOGETHER // c)
+    parts = zip(
+        outputs.split(most, 1),
+        y.repeat(models).split(most),
+        w.repeat(models).split(most),
+        model.split(most),
+        strict=True,
+    )
+    for G, label, share, of in parts if c > 1 else ():
+        for s, scale in enumerate(scales):
+            odds = _odds_by_sharpness(G, label, scale)
+            place = (of * len(scales) + s) * len(SHARPNESS) + torch.arange(len(SHARPNESS), device=F.device)[:, None]
+            cells = cell_of(odds, ODDS) + ODDS[2] * place
+            counts.view(-1).index_add_(0, cells.view(-1), share.repeat(len(SHARPNESS)))
+    squares = float(w.square().sum())
+    return [Histogram(one, squares) for one in counts]
+
+
+def _odds_by_sharpness(F: Float[Tensor, "c n"], y: Int[Tensor, " n"], scale: float) -> Float[Tensor, "sharpness n"]:
+    """Return the log-odds of the given label under every sharpness."""
+    own, others = _against_best_other(F, y, scale)
+    rest = own.new_empty(len(SHARPNESS), len(own))
+    for first in (0, 1):
+        powers = (others * SHARPNESS[first]).exp_()
+        for b in range(first, len(SHARPNESS), 2):
+            torch.sum(powers, 0, out=rest[b])
+            powers.square_()  # the exponentials of twice the sharpness
+    return own.new_tensor(SHARPNESS)[:, None] * own - rest.log_()
 
 
 def fit_link(sums: Histogram, classes: int, *, right: bool = False) -> Link:
@@ -152,13 +180,13 @@ def noise_rate_at(sums: Histogram, link: Link, classes: int) -> float:
     return float(noise_rates(cells.cpu().numpy(), classes)[0])
 
 
-def _against_best_other(F: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return g(f_y) - max other g(f) and g(f_k) - max other g(f), -inf at k = y."""
+def _against_best_other(F: Float[Tensor, "c n"], y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return g(f_y) - max other g(f), (n,), and g(f_k) - max other g(f), (c, n), -inf at k = y."""
     G = F.clone() if math.isinf(scale) else torch.asinh(F / scale).mul_(scale)
-    own = G.gather(1, y[:, None])
-    G.scatter_(1, y[:, None], -torch.inf)
-    best = G.amax(1, keepdim=True)
-    return (own - best).squeeze(1), G.sub_(best)
+    own = G.gather(0, y[None])
+    G.scatter_(0, y[None], -torch.inf)
+    best = G.amax(0, keepdim=True)
+    return (own - best).squeeze(0), G.sub_(best)
 
 
 def noise_rates(

@@ -34,7 +34,7 @@ from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.verdicts import doubtful_scores, gap_kinds, issue_flags, uncertainty, z_of
 
-GATHERED = 4_000_000  # outputs of all models of rows that are calibrated in one call
+GATHERED = 4_000_000  # outputs of all models of rows that are judged in one call
 
 
 class Each(tuple[Any, ...]):
@@ -142,12 +142,11 @@ def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[int, Block, Tens
 
 def calibrate_trials(shard: Shard, known: Known) -> Each:
     """Return every model's calibration sums on the rows set apart."""
-    models = known["trials"].models
-    none = torch.zeros(0, known["setup"].outputs), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    total = Each([links.link_sums(*none)] * models)
+    none = torch.zeros(0, known["trials"].models, known["setup"].outputs)
+    total = Each(links.link_sums_by_model(none, torch.zeros(0, dtype=torch.int64), torch.zeros(0)))
     outputs = ((F, b.Y[rows], b.v[rows].double()) for _, b, rows, F in trial_outputs(shard, known))
     for F, Y, v in gathered(outputs):
-        total = total + Each(links.link_sums(F[:, m], Y, v) for m in range(models))
+        total = total + Each(links.link_sums_by_model(F, Y, v))
     return total
 
 
@@ -175,16 +174,19 @@ def judge_trials(shard: Shard, known: Known) -> reweight.TrialSums:
     bases = known["trials"].bases
     total = reweight.trial_sums(none, none, none[:, 0], torch.zeros(0, dtype=torch.int64), bases)
     codes = group_codes(shard, known)
-    for k, b, rows, F in trial_outputs(shard, known):
-        judged, most = calibrations or [None] * models, math.inf
-        if (rule := known["trials"].rules[k]) is not None:
-            kinds = gap_kinds(shard, known)
-            most = loss_verdict.largest_right(rule, None if kinds is None else kinds[b.start : b.stop][rows])
-        found = [
-            reweight.trial_losses(F[:, m], b.Y[rows], judged[m], loss, several=several, most=most)
-            for m in range(models)
-        ]
+
+    def outputs() -> Iterator[tuple[Tensor, ...]]:
+        for k, b, rows, F in trial_outputs(shard, known):
+            most = torch.full((len(rows),), math.inf, dtype=torch.float64)
+            if (rule := known["trials"].rules[k]) is not None:
+                kinds = gap_kinds(shard, known)
+                most[:] = loss_verdict.largest_right(rule, None if kinds is None else kinds[b.start : b.stop][rows])
+            yield F, b.Y[rows], b.v[rows].double(), codes[b.start : b.stop][rows], most
+
+    for F, Y, v, code, most in gathered(outputs()):
+        judged = calibrations or [None] * models
+        found = [reweight.trial_losses(F[:, m], Y, judged[m], loss, several=several, most=most) for m in range(models)]
         values, wrong = (torch.stack(columns, 1) for columns in zip(*found, strict=True))
-        unit = torch.unique(codes[b.start : b.stop][rows], return_inverse=True)[1]
-        total = total + reweight.trial_sums(values, wrong, b.v[rows].double(), unit, bases)
+        unit = torch.unique(code, return_inverse=True)[1]
+        total = total + reweight.trial_sums(values, wrong, v, unit, bases)
     return total

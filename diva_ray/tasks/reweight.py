@@ -22,7 +22,7 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.derive import fit_with_room, with_errors
 from diva_ray.tasks.fit.dual import for_few_rows
 from diva_ray.tasks.fit.trusted import check_trust
-from diva_ray.tasks.fit.walk import RIDGES, Arm, Walk, pack, try_arms, walk_arms, walk_to
+from diva_ray.tasks.fit.walk import RIDGES, Arm, Walk, hear_arms, pack, try_arms, walk_arms, walk_to
 from diva_ray.tasks.setup.begin import begin, conclude, tidy
 from diva_ray.tasks.setup.calls import configure, takes_table
 from diva_ray.tasks.setup.option_checks import check_choices, check_range, check_size
@@ -144,16 +144,18 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
     asked = check_folds(walk.runner, walk.setup, folds)
     solutions: dict[int, Tensor] = {}
     rules: dict[int, Verdict | None] = {}
+    heard, fresh = None, []  # what calibrates the arms, and the folds of which that says nothing yet
     for at, k in enumerate(asked, 1):
         if not walk.runner.quiet:
             log.info("fold %d of %d set apart", k + 1, folds)
         found = walk_arms(walk, Fold(k, folds), steps)
         arms, solutions[k], rules[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype), walk.first
-        last = at == len(asked)
+        last, fresh = at == len(asked), [*fresh, k]
         if last or walk.runner.rows >= CLEAR_ROWS * folds / at:
-            sums = try_arms(
-                walk.runner, walk.setup, Trials(folds, dict(solutions), dict(rules), len(found), len(RIDGES))
-            )
+            trials = Trials(folds, dict(solutions), dict(rules), len(found), len(RIDGES))
+            more = hear_arms(walk.runner, walk.setup, replace(trials, solutions={k: solutions[k] for k in fresh}))
+            heard, fresh = more if heard is None else heard + more, []
+            sums = try_arms(walk.runner, walk.setup, trials, heard)
             if last or _clear(sums):
                 return arms, sums, at
     raise AssertionError("the last fold always answers")

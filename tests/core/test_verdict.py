@@ -36,6 +36,27 @@ def planted(rows: int, classes: int, noise: float, seed: int, spread: float = 0.
     return F, torch.where(wrong, (truth + shift) % classes, truth), wrong
 
 
+@pytest.mark.parametrize("together", [1, 40, 1 << 18])
+@pytest.mark.parametrize(("rows", "models", "classes"), [(50, 3, 4), (7, 1, 2), (30, 4, 1), (0, 2, 3)])
+def test_the_sums_of_links_are_of_every_model_by_itself(monkeypatch, together, rows, models, classes):
+    monkeypatch.setattr(links, "TOGETHER", together)
+    draw = np.random.default_rng(rows)
+    F, y = draw.standard_normal((rows, models, classes)), draw.integers(-1, classes, rows)
+    weight = draw.random(rows) * (draw.random(rows) > 0.2)
+    found = links.link_sums_by_model(*map(torch.from_numpy, (F, y, weight)))
+    for m, sums in enumerate(found):
+        assert sums.squares == pytest.approx(float((weight[y >= 0] ** 2).sum()))
+        for s, scale in enumerate(links.SCALES):
+            g = F[:, m] if math.isinf(scale) else scale * np.arcsinh(F[:, m] / scale)
+            for b, beta in enumerate(links.SHARPNESS):
+                expected = np.zeros(160)
+                for i in range(rows):
+                    rest = [beta * g[i, k] for k in range(classes) if k != y[i]]
+                    odds = beta * g[i, y[i]] - np.logaddexp.reduce(rest) if rest else 24.0
+                    expected[min(max(int((odds + 24) / 0.3), 0), 159)] += weight[i] * (y[i] >= 0)
+                np.testing.assert_allclose(sums.counts[s, b].numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
 def judge(F: Tensor, y: Tensor, z: Tensor, weight: Tensor) -> tuple[rule.Verdict, Tensor, Tensor, Tensor]:
     classes = F.shape[1]
     F = levels.level(F, torch.zeros(len(F), dtype=F.dtype), levels.class_levels(class_sums(F, y, weight)))

@@ -14,6 +14,7 @@ import torch
 import diva_ray
 from diva_ray.core.hashing import splitmix
 from diva_ray.core.reweight import Step
+from diva_ray.tasks import reweight
 from diva_ray.tasks.setup import paths
 from diva_ray.tasks.setup.paths import Path as Walked
 from diva_ray.tasks.told.reweighted import headline, tone_of
@@ -134,6 +135,22 @@ def test_arms_are_judged_on_models_that_never_saw_the_fold():
         rest = X[~inside], y[~inside]
         wrong += (~inside).sum() * weighted_error(X[inside], y[inside], np.ones(inside.sum()), 1.0, *rest)
     assert result.summary["trials"][0]["error"] == pytest.approx(wrong / 900, abs=1e-9)
+
+
+def test_a_fold_calibrates_arms_once_however_often_they_are_tried(monkeypatch):
+    X, y, _, _, _ = digits_split(0.2)
+    monkeypatch.setattr("diva_ray.tasks.reweight._clear", lambda sums: False)
+    once = run(X, y, folds=3, steps=1)
+    heard, whole = [], reweight.hear_arms
+
+    def hear(runner, setup, trials):
+        heard.append(list(trials.solutions))
+        return whole(runner, setup, trials)
+
+    monkeypatch.setattr(reweight, "hear_arms", hear)
+    monkeypatch.setattr(reweight, "CLEAR_ROWS", 450)  # tried after two of three folds of 900 rows, and after all
+    assert run(X, y, folds=3, steps=1).summary["trials"] == once.summary["trials"]
+    assert heard == [[0, 1], [2]]
 
 
 def test_steps_that_change_no_weight_in_the_end_are_not_accepted(monkeypatch):

@@ -210,14 +210,23 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
     return walk.look(walk.solve(sums))
 
 
-def try_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> TrialSums:
-    """Return how every arm does on the rows set apart from it: two reads of these rows, 2 n p c models operations."""
+def hear_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> steps.Each:
+    """Return the sums by which every arm's outputs of classes are calibrated on the rows set apart from it, none for
+    other targets: one read of these rows, 2 n p c models operations. Those of different folds add up."""
+    if setup.task != "classification":
+        return steps.Each()
+    runner.engine.forget("fold")
+    runner.engine.tell(trials=trials)
+    found: steps.Each = runner.run(steps.calibrate_trials, "try")
+    return found
+
+
+def try_arms(runner: Runner, setup: Setup, trials: steps.Trials, heard: steps.Each) -> TrialSums:
+    """Return how every arm does on the rows set apart from it, calibrated by what `hear_arms` found of all of them: one
+    read of these rows, 2 n p c models operations."""
     engine = runner.engine
     engine.forget("fold")
-    engine.tell(trials=trials, calibrations=None)
-    if setup.task == "classification":
-        sums = runner.run(steps.calibrate_trials, "try")
-        engine.tell(calibrations=[fit_calibration(one, setup.outputs) for one in sums])
+    engine.tell(trials=trials, calibrations=[fit_calibration(one, setup.outputs) for one in heard])
     found: TrialSums = runner.run(steps.judge_trials, "try")
     engine.forget("trials", "calibrations")
     return found

@@ -16,6 +16,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.training import EVALUATION, checkpoint
 from diva_ray.report import words
 from diva_ray.tasks.fit.closed import CLOSED, EVEN
+from diva_ray.tasks.fit.course import Trained
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.converged import error_text, settle
 from diva_ray.tasks.told.reweighted import error_words
