@@ -20,6 +20,7 @@ from diva_ray.core.verdict import Cut, Unit, Verdict, best_cut, universal_cut
 
 FEW = 50  # rows of a kind: fewer, and its median loss is too rough a unit (a third off at 50, by its standard error)
 SPREAD = (0.5, 0.75, 0.9)  # quantiles
+PULLED = 1.5  # times the distance between the quartiles of the errors
 
 
 LossSums = ByKind[Histogram]
@@ -92,6 +93,22 @@ def _quantiles(sums: Histogram) -> list[float]:
 
 def _loss_at(cell: float) -> float:
     return 10.0 ** (LOSS[0] + cell * (LOSS[1] - LOSS[0]) / LOSS[2])
+
+
+def pulled(sums: LossSums) -> bool:
+    """Return whether a few gross numbers have pulled the fit off all the others, by errors of one number: their median
+    is far from 0 beside the distance between their quartiles.
+
+    Left out by squared error, errors add up to about 0, so what is gross in a few labels all others bear. Their errors
+    then have one sign, and cannot be told from those of a narrow hump until they are counted from their median.
+    """
+    above, below = torch.stack([one.counts[: 2 * LOSS[2]] for one in sums.values()]).sum(0).view(2, -1).cpu().numpy()
+    sizes = np.sqrt(10.0 ** ((edges_of(LOSS)[1:] + edges_of(LOSS)[:-1]) / 2))
+    errors, mass = np.append(-sizes[::-1], sizes), np.append(below[::-1], above)
+    if not mass.sum():
+        return False
+    low, middle, high = errors[np.searchsorted(mass.cumsum() / mass.sum(), (0.25, 0.5, 0.75))]
+    return bool(abs(middle) >= PULLED * (high - low))
 
 
 def fit_loss_verdict(sums: LossSums) -> Verdict:

@@ -128,7 +128,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
             x = unit_outputs(F, nothing, known, None if value is None else value[part])
             evidence[part] = multilabel.rows_log_odds(x, Y[part], known["pool_slips"]).float()
         else:
-            evidence[part] = label_losses(F, Y[part], setup).float()
+            evidence[part] = label_losses(F, Y[part], known).float()
             reference.append(wrong_losses(F, known))
         rows = torch.nonzero(in_slice[part]).squeeze(1).to(device)
         chosen = given[part].to(device)[rows]

@@ -168,7 +168,7 @@ def judge(shard: Shard, known: Known) -> Histogram | loss_verdict.LossSums:
     Y, kinds = targets(shard, setup), gap_kinds(shard, known)
     return add_in_order(
         loss_verdict.loss_sums(
-            label_losses(F, Y[rows], setup), wrong_losses(F, known), z[rows], weight[rows],
+            label_losses(F, Y[rows], known), wrong_losses(F, known), z[rows], weight[rows],
             None if kinds is None else kinds[rows],
         )
         for rows, F in left_out_outputs(shard, known)
@@ -194,7 +194,7 @@ def label_scores(shard: Shard, known: Known) -> Tensor:
     Y, rule = targets(shard, setup), known["verdict"]
     if setup.task in ("classification", "multilabel"):
         return verdict.label_scores(given_odds(shard, known), rule)
-    parts = [label_losses(F, Y[rows], setup) for rows, F in left_out_outputs(shard, known)]
+    parts = [label_losses(F, Y[rows], known) for rows, F in left_out_outputs(shard, known)]
     return loss_verdict.loss_scores(torch.cat(parts), rule, gap_kinds(shard, known))
 
 
@@ -226,10 +226,22 @@ def as_likeliest(known: Known) -> Known:
     return {**known, "link": link, "flips": None, "verdict": rule}
 
 
-def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
-    """Return the loss by which a label is judged: of one number with the sign of its error."""
+def some_errors(shard: Shard, known: Known) -> Drawn:
+    """Return the left-out errors and the labels of one number, (m, 2), of a few rows that shape the rules, drawn by
+    their keys."""
+    Y = targets(shard, known["setup"])
+    assert isinstance(Y, Tensor)
+    errors = torch.cat([F - Y[rows] for rows, F in left_out_outputs(shard, known)])
+    kept = shaping(shard, known) > 0
+    return Drawn(draws(shard, known)[kept], torch.cat([errors, Y], 1).double()[kept], known["examples"])
+
+
+def label_losses(outputs: Tensor, Y: Tensor, known: Known) -> Tensor:
+    """Return the loss by which a label is judged: of one number with the sign of its error, counted from
+    `known["center"]`."""
+    setup: Setup = known["setup"]
     if setup.task == "regression":
-        error = (outputs - Y).double().squeeze(1)
+        error = (outputs - Y).double().squeeze(1) - known["center"]
         return error * error.abs()
     loss = setup.loss_function() if setup.loss in ("logistic", "cosine") else losses.squared
     return loss(outputs, Y)[0].double()
@@ -237,6 +249,5 @@ def label_losses(outputs: Tensor, Y: Tensor, setup: Setup) -> Tensor:
 
 def wrong_losses(outputs: Tensor, known: Known) -> Tensor:
     """Return what the losses would be with wrong labels, (n, m): those of a few other rows."""
-    setup: Setup = known["setup"]
-    others = known["reference"].to(setup.dtype)
-    return torch.stack([label_losses(outputs, other.expand(len(outputs), -1), setup) for other in others], 1)
+    others = known["reference"].to(known["setup"].dtype)
+    return torch.stack([label_losses(outputs, other.expand(len(outputs), -1), known) for other in others], 1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import diva_ray
+from diva_ray.core import loss_verdict
 from diva_ray.engine.scan import Extremes, merge_moments, moments
 from diva_ray.errors import InputError
 
@@ -76,6 +77,49 @@ def test_numbers_that_stand_for_something_else_are_told():
     assert "gross outlier" in result.folder.read("report.html").decode()
     assert set(np.argsort(result.samples["label_score"].to_numpy())[: rare.sum()]) == set(np.flatnonzero(rare))
     assert not any("tell next to nothing" in line for line in score(Y).lines())
+
+
+@pytest.mark.parametrize(("factor", "share"), [(10, 0.05), (100, 0.02), (1000, 0.005), (1000, 0.2), (-1000, 0.02)])
+def test_numbers_so_gross_that_they_pull_the_fit_off_the_others_are_found(factor, share):
+    draw = np.random.default_rng(1)
+    Z = draw.standard_normal((3500, 8))
+    label = Z @ draw.standard_normal(8) + 0.5 * draw.standard_normal(3500) + 20
+    wrong = np.arange(1500) < 1500 * share
+    given = np.where(wrong, factor * label[:1500], label[:1500])
+    options = {"quiet": True, "cluster": {"kind": "inline", "threads": 1}}
+    found = diva_ray.score({"features": Z[:1500], "label": given}, **options)
+    assert found.samples["is_label_issue"].to_numpy().tolist() == wrong.tolist()
+    assert found.summary["label_issue_precision"] > 0.95 and found.summary["label_issue_recall"] > 0.95
+    if share <= 0.05:  # beyond, most rows of any fold would have to be set aside to hear the rest
+        weight = diva_ray.reweight({"features": Z[:1500], "label": given}, **options).samples["weight"].to_numpy()
+        ones = np.hstack([np.ones((3500, 1)), Z])
+        root = np.sqrt(weight)[:, None]
+        fit = np.linalg.lstsq(root * ones[:1500], root[:, 0] * given, rcond=None)[0]
+        assert np.square(ones[1500:] @ fit - label[1500:]).mean() < 0.3  # 0.25 of right labels
+
+
+@pytest.mark.parametrize("rare", [0.01, 0.05, 0.2])
+def test_rare_numbers_among_zeros_are_not_gross(rare):
+    draw = np.random.default_rng(2)
+    label = (draw.random(2000) < rare) * draw.gamma(2, 100, 2000)
+    data = {"features": draw.standard_normal((2000, 12)), "label": label}
+    summary = diva_ray.score(data, quiet=True, cluster={"kind": "inline", "threads": 1}).summary
+    assert summary["n_label_issues"] == 0
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        (np.linspace(-1, 1, 99), False), (np.append(np.linspace(-3, -2, 99), 250.0), True),
+        (np.append(np.linspace(2, 3, 99), -250.0), True), (np.append(np.linspace(-1.5, 0.5, 99), 50.0), False),
+        (np.random.default_rng(0).lognormal(0, 1, 999) - np.exp(0.5), False), (np.zeros(0), False),
+    ],
+)  # fmt: skip
+def test_a_fit_is_pulled_where_errors_lie_on_one_side_of_it(errors, expected):
+    signed = torch.from_numpy(errors * np.abs(errors))
+    nothing, ones = torch.zeros(len(errors)), torch.ones(len(errors))
+    kinds = torch.arange(len(errors)) % 2
+    assert loss_verdict.pulled(loss_verdict.loss_sums(signed, signed[:, None], nothing, ones, kinds)) is expected
 
 
 def test_one_of_several_numbers_may_lie_far_from_the_rest():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,13 +40,26 @@ def judge(
         rule, calibration = _judge_classes(runner, setup, tally, scored, doubt=doubt, seek_flips=flips)
     else:
         calibration = _calibrate_others(runner, setup, tally, scored)
-        sums = runner.run(verdicts.judge, "judge", scored, features=False)
+        sums: Any = runner.run(verdicts.judge, "judge", scored, features=False)
         if calibration is None:
-            rule = loss_verdict.fit_loss_verdict(sums)
+            pulled = setup.task == "regression" and loss_verdict.pulled(sums)
+            rule = loss_verdict.fit_loss_verdict((_from_center(runner, scored) if pulled else None) or sums)
         else:
             rule = verdict.fit_verdict(sums, 2, shows=calibration.shows, flips=True)
     runner.engine.tell(verdict=rule)
     return rule, calibration
+
+
+def _from_center(runner: Runner, scored: list[Extent]) -> loss_verdict.LossSums | None:
+    """Return the histograms of losses whose errors are counted from their median; None where most labels are the very
+    same number, as of counts that are mostly 0: the rest are rare, not gross."""
+    runner.engine.tell(examples=SAMPLED)
+    errors, labels = runner.run(verdicts.some_errors, "judge", scored, features=False).rows.T
+    if float((labels == labels.median()).double().mean()) >= 0.5:
+        return None
+    runner.engine.tell(center=float(errors.median()))
+    found: loss_verdict.LossSums = runner.run(verdicts.judge, "judge", scored, features=False)
+    return found
 
 
 def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> Histogram | multilabel.Slips | None:
@@ -115,7 +128,9 @@ def _calibrate_others(runner: Runner, setup: Setup, tally: Tally, scored: list[E
         return slips
     runner.engine.tell(examples=REFERENCE_TARGETS)
     drawn: Tally = runner.run(verdicts.examples, "calibrate", scored, features=False)
-    runner.engine.tell(reference=drawn["targets"].rows, link=None, common_gaps=gaps.common_codes(drawn["gaps"].rows))
+    runner.engine.tell(
+        reference=drawn["targets"].rows, link=None, common_gaps=gaps.common_codes(drawn["gaps"].rows), center=0.0
+    )
     return None
 
 
