@@ -30,8 +30,9 @@ class Step:
             `shrink`: alpha min(1, value se / d), d > 0: a harmful weight is lowered to what lies within `value`
             standard errors of harmless, a helpful one is left alone;
             `issues`: 0 where the label looks wrong, else alpha; `detrimental`: 0 where the row is judged so;
-            `doubtful`: alpha min(1, 2 score): a label that is likelier wrong than right weighs by how likely it is
-            right;
+            `doubtful`: alpha min(1, 2 score): of classes, a label that is likelier wrong than right weighs by how
+            likely it is right; of other targets, one whose loss is above the median with another row's label weighs
+            less;
             `uncertain`: as `doubtful`, times 1 - value + value u, u how unsure the row's class is, of mean 1: a squared
             loss heeds rows near the boundaries between classes too little (after Chang et al. 2017, who weigh by
             p (1 - p) plus its mean, p that of the given label);
@@ -80,7 +81,7 @@ class Step:
             "shrink": f"harm beyond {self.value:g} standard error{'s' if self.value != 1 else ''} removed",
             "issues": "labels that look wrong dropped",
             "detrimental": "detrimental samples dropped",
-            "doubtful": "labels likelier wrong than right weighed down",
+            "doubtful": "labels of a score below 1/2 weighed down",
             "uncertain": f"{self.value:.0%} of the weight by uncertainty",
             "sources": f"sources moved by {self.value:g}",
         }[self.kind]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from torch import Tensor
 
-from diva_ray.data.columns import in_one_chunk, is_list, one_chunk, to_matrix
+from diva_ray.data.columns import encode, in_one_chunk, is_list, one_chunk, to_matrix
 from diva_ray.data.files import part_name
 from diva_ray.data.roles import FOUND
 from diva_ray.data.shards import Shard
@@ -30,7 +32,18 @@ def curate(shard: Shard, known: Known) -> Tally:
     folder.write_table(f"curated/{part_name(index)}.parquet", curated)
     if changes.num_rows or not index:  # a folder there is in any case
         folder.write_table(f"changes/{part_name(index)}.parquet", changes)
-    return Tally(changed=changes.num_rows, kept=curated.num_rows)
+    told = Tally(changed=changes.num_rows, kept=curated.num_rows)
+    if known["task"] == "classification":
+        told.update(before=_rows_of_classes(rows, known), after=_rows_of_classes(curated, known))
+    return told
+
+
+def _rows_of_classes(rows: pa.Table, known: Known) -> Tensor:
+    """Return how many rows of every class of the table there are, (c,)."""
+    label, classes = one_chunk(rows[known["label"]]), known["classes"]
+    label = label.dictionary_decode() if pa.types.is_dictionary(label.type) else label
+    codes = torch.from_numpy(encode(label.cast(classes.type), classes))
+    return torch.bincount(codes[codes >= 0], minlength=len(classes))
 
 
 def _trusting(facts: pa.Table, weight: pa.Array) -> pa.Table:

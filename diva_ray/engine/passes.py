@@ -150,6 +150,7 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
         Y = codes_of(shard, setup)
         heard = shaping(shard, known)
         result["levels"] = levels.class_sums(rows.given, Y, heard, setup.outputs)
+        result["class_units"] = units_by_class(shard, known)
         result["reach"] = levels.reach_sums(rows.q, heard)
         result["max_q"] = float((rows.q * heard.to(rows.q)).max()) if len(heard) else 0.0
         own = torch.full_like(v, not shard.extent.held_out)  # a validation table's rows are no samples
@@ -165,12 +166,30 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
 def shaping(shard: Shard, known: Known) -> Tensor:
     """Return the weight of every row in the rules for verdicts; rows idle, held out or set apart shape nothing, nor do
     those of `known["lonely"]` classes, which vanish with their only row."""
+    return _fitted(shard, known).masked_fill(lonely_rows(shard, known), 0.0)
+
+
+def _fitted(shard: Shard, known: Known) -> Tensor:
     if shard.extent.held_out:
-        return torch.zeros(len(shard))
+        return torch.zeros(len(shard), dtype=torch.float64)
     heard = (shard.weight > 0).double()
-    if known.get("lonely") is not None:
-        heard = heard.masked_fill(known["lonely"][codes_of(shard, known["setup"])], 0.0)
     return heard.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else heard
+
+
+def lonely_rows(shard: Shard, known: Known) -> Tensor:
+    """Return which rows are of a class that vanishes, or nearly, when they are left out: nothing predicts it then."""
+    if known.get("lonely") is None:
+        return torch.zeros(len(shard), dtype=torch.bool)
+    lonely: Tensor = known["lonely"][codes_of(shard, known["setup"])]
+    return lonely
+
+
+def units_by_class(shard: Shard, known: Known) -> Tensor:
+    """Return how many of the rows of every class, or of the groups that hold some, are fitted to and left out alone."""
+    setup: Setup = known["setup"]
+    rows = _fitted(shard, known) > 0
+    units = torch.unique(torch.stack([codes_of(shard, setup), group_codes(shard, known)])[:, rows], dim=1)
+    return torch.bincount(units[0], minlength=setup.outputs)
 
 
 def left_out_rows(shard: Shard, known: Known) -> RowStore:

@@ -20,7 +20,7 @@ from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, validation_weights, weights_after
 from diva_ray.engine.extremes import confused_pairs, examples
 from diva_ray.engine.meter import peak_memory
-from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows
+from diva_ray.engine.passes import left_out_outputs, left_out_rows, lonely_rows, scored_rows
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.uids import write_uids
@@ -84,6 +84,7 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
         for key, chosen in (("class_detrimental", facts["detrimental"]), ("class_issues", issue)):
             counts[key] = torch.bincount(Y[chosen], minlength=setup.outputs)
         counts["class_n"] = torch.bincount(Y, minlength=setup.outputs)
+        counts["n_only_of_class"] = int(lonely_rows(shard, known).sum())
         counts["class_weight"] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, alpha)
         counts["pairs"] = confused_pairs(Y, facts["predicted"], issue, setup.outputs)
     if shard.source is not None and setup.sources is not None:

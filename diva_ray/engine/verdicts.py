@@ -19,10 +19,10 @@ from diva_ray.core import (
     sureness,
     verdict,
 )
-from diva_ray.core.histogram import Histogram
+from diva_ray.core.histogram import LIMIT, Histogram
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets, weights
-from diva_ray.engine.passes import left_out_outputs, left_out_rows, scored_rows, shaping
+from diva_ray.engine.passes import left_out_outputs, left_out_rows, lonely_rows, scored_rows, shaping
 from diva_ray.engine.reduce import Tally, add_in_order
 from diva_ray.engine.sampling import Drawn, draws
 from diva_ray.engine.setup import Setup
@@ -121,17 +121,18 @@ def unit_outputs(F: Tensor, leverage: Tensor, known: Known, factors: Tensor | No
 
 
 def given_odds(shard: Shard, known: Known) -> Tensor:
-    """Return the log-odds that each given label is right, with the classes' flip rates if there are any; of several
-    labels that all are."""
+    """Return the log-odds that each given label is right, with the classes' flip rates if there are any, as large as
+    they get for the only row of a class, of which nothing is known; of several labels that all are."""
     if known["setup"].task == "multilabel":
         return torch.cat([multilabel.rows_log_odds(x, Y, known["slips"]) for _, x, Y in several_outputs(shard, known)])
     Y, flips, link = codes_of(shard, known["setup"]), known["flips"], known["link"]
-    return torch.cat(
+    odds = torch.cat(
         [
             links.log_odds(F, Y[rows], link) if flips is None else noise.flip_log_odds(F, Y[rows], link, flips)
             for rows, F in levelled(shard, known, link)
         ]
     )
+    return odds.masked_fill(lonely_rows(shard, known), LIMIT)
 
 
 def examples(shard: Shard, known: Known) -> Tally:

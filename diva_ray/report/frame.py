@@ -21,8 +21,8 @@ def template():
     environment = Environment(
         loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    for shape in (words.number, words.fixed, words.count, words.percent, words.share, words.memory, words.duration,
-                  words.label):  # fmt: skip
+    for shape in (words.number, words.fixed, words.score, words.count, words.percent, words.share, words.memory,
+                  words.duration, words.label):  # fmt: skip
         environment.filters[shape.__name__] = shape
     environment.filters["clip"] = lambda text, length=280: words.clip(str(text), length)
     environment.filters["bare"] = lambda value: "" if words.finite(value) is None else f"{words.finite(value):.9g}"

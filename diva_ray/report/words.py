@@ -34,6 +34,12 @@ def fixed(value, places: int = 2) -> str:
     return MISSING if value is None else _minus(f"{value:,.{places}f}")
 
 
+def score(value) -> str:
+    """`value` in [0, 1] with two decimals, or four where two would say 1 of what is less."""
+    value = finite(value)
+    return fixed(value, 4 if value is not None and 0.995 <= value < 1 else 2)
+
+
 def count(value) -> str:
     """A whole number with thousands separators."""
     value = finite(value)

@@ -91,6 +91,16 @@ def test_noise_out_of_range(noise, tmp_path):
     assert str(caught.value) == f"data.noise: must be at least 0 and below 1, got {noise}. Change `data.noise`."
 
 
+@pytest.mark.parametrize(
+    "option", ["data.weight", "data.validation_weight", "data.group", "data.label", "validation.path", "update", "task"]
+)
+def test_an_option_without_a_value_is_refused(option, tmp_path):
+    """As of a variable that a shell does not know."""
+    done = run_job("jobs/score.py", f"{option}=", f"output={tmp_path / 'run'}")
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr.strip().splitlines()[-1].startswith(f"{option}: must ")
+
+
 def test_sizes_a_person_writes():
     for memory in ("2GiB", "500 MB", "1.5g", "3000000000", "2 gib"):
         assert score(base(), cluster={**INLINE, "memory": memory}).summary["n_samples"] == N

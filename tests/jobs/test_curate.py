@@ -45,6 +45,30 @@ def test_dropping_keeps_every_column_and_lists_what_went(table):
     assert wrong.mean() > 0.85
 
 
+def test_only_rows_of_a_class_stay_and_classes_without_a_row_left_are_counted():
+    """Left out, nothing predicts the only row (or group) of a class; of one with two wrong rows none is left."""
+    X, y, _, _, _ = digits_split(0.0)
+    names = np.array([f"digit {k}" for k in y])
+    names[[3, 50, 400]] = "alone", "elsewhere", "pair"
+    names[401] = "pair"
+    group = np.arange(900)
+    group[[400, 401]] = 400  # left out together
+    wrong = np.flatnonzero(y == 4)[:2]
+    names[wrong] = "both wrong"
+    data = {"features": X, "label": names, "group": group}
+    found = diva_ray.curate(data, "drop", group="group", cluster=INLINE, quiet=True)
+    rows = found.folder.read_table("samples")
+    assert rows["label_score"].to_numpy()[[3, 50, 400, 401]].min() > 0.99
+    assert not rows["is_label_issue"].to_numpy()[[3, 50, 400, 401]].any()
+    assert found.summary["n_only_of_class"] == 4
+    assert any(line.startswith("note: 4 samples are the only ones of their classes") for line in found.told)
+    flagged = rows["is_label_issue"].to_numpy()
+    lost = int(flagged[wrong].all())
+    assert found.summary["curated"]["classes_lost"] == lost
+    assert ("1 class has no row left" in " ".join(found.told)) is bool(lost)
+    assert not set(found.samples["label"].to_pylist()) ^ {*names[~flagged]}
+
+
 def test_tensors_that_name_the_order_of_their_axes_are_copied(tmp_path):
     """As `from_numpy_ndarray` makes them, in most tables of tensors."""
     X, y, _, _, _ = digits_split(0.2)

@@ -111,8 +111,8 @@ def test_a_name_that_is_there_twice_gets_the_encoders():
 
 
 def test_what_lies_at_the_path(tmp_path):
-    refuses(r"data.path: a file, folder, glob or URI must be there, got nothing at /no/such", "/no/such")
-    refuses(r"data.path: a file, folder, glob or URI must be there, got nothing at", tmp_path)
+    refuses(r"data.path: a file, or a folder, glob or URI with some, must be there, got nothing at /no", "/no/such")
+    refuses(r"data.path: a file, or a folder, .* must be there, got an empty folder at", tmp_path)
     (tmp_path / "a.docx").write_text("x")
     refuses(r"data.path: raw samples must lie there .* got a.docx at", tmp_path)
     refuses(r"data.kind: must be auto, parquet, .* got zip", tmp_path, kind="zip")
@@ -128,6 +128,27 @@ def test_what_lies_at_the_path(tmp_path):
     )
     refuses(r"encoder.column: a column of pictures .* must be there for edges, got columns", pa.table({"text": ["a"]}),
             encoder="edges")  # fmt: skip
+
+
+def test_separators_other_than_commas_are_told_with_decimal_commas_too(tmp_path):
+    for text in ("a;text;label\n1,5;nice good;pos\n2,5;bad ugly;neg\n", "a;text\n1;x\n"):
+        (tmp_path / "a.csv").write_text(text)
+        refuses(r"data.path: values must be separated by commas .* got one column 'a;text", tmp_path)
+    (tmp_path / "a.csv").write_text("a,text\n")
+    refuses(r"data.path: a CSV file must have rows, got none at", tmp_path)
+
+
+def test_the_columns_that_could_be_meant_come_first(tmp_path):
+    names = [*(f"x{k}" for k in range(14)), "note"]
+    (tmp_path / "a.csv").write_text(",".join(names) + "\n" + ",".join(["1"] * 14 + ["nice"]) + "\n")
+    refuses(r"encoder.column: .* got columns id \(string\), note \(string\), x0 .* and 4 more\.", tmp_path)
+
+
+def test_splits_with_folders_of_their_own_are_no_classes(tmp_path):
+    for place in ("train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/4.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(b"picture")
+    refuses(r"data.path: a folder of pictures must hold one folder a class, got test, train, with", tmp_path)
 
 
 def tar(path, members):

@@ -188,6 +188,17 @@ def test_a_finished_run_that_is_resumed_is_not_computed_again(tmp_path, monkeypa
         diva_ray.score(data, output=output, resume=True, **options)
 
 
+def test_a_table_is_the_same_however_its_path_is_written(tmp_path, monkeypatch):
+    X = np.random.default_rng(0).standard_normal((60, 3))
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"features": list(X), "label": np.arange(60) % 2}), tmp_path / "table" / "a.parquet")
+    options = {"cluster": {"kind": "inline", "threads": 1}, "quiet": True, "output": tmp_path / "run"}
+    monkeypatch.chdir(tmp_path)
+    first = diva_ray.score("table", **options)
+    for path in ("table/", "./table", str(tmp_path / "table"), "../" + tmp_path.name + "/table"):
+        assert diva_ray.score(path, resume=True, **options).samples.equals(first.samples)
+
+
 def test_a_run_whose_output_lies_in_the_folder_of_its_table_is_resumed(tmp_path):
     X = np.random.default_rng(0).standard_normal((60, 3))
     pq.write_table(pa.table({"features": list(X), "label": (X[:, 0] > 0).astype(int)}), tmp_path / "table.parquet")

@@ -83,6 +83,14 @@ def _check_header(schema: pa.Schema, path: str) -> None:
         )
 
 
+def _first_names(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.Schema:
+    """Return the names of the first line, as texts."""
+    with whole(path), filesystem.open_input_stream(path, compression="detect") as stream:
+        line = stream.read(1 << 16).decode("utf-8", "replace").partition("\n")[0].strip("\r\ufeff")
+    names = line.split("\t" if ".tsv" in path.lower() else ",")
+    return pa.schema([(name.strip('"'), pa.string()) for name in names])
+
+
 def csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema, float]:
     """Return (columns, bytes of a row) of the first megabyte; numbers written as 007 are texts. A column without a
     name, as pandas writes its index, is left out."""
@@ -99,6 +107,7 @@ def csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema
             f"data.path: the names in a CSV file must be UTF-8, got other bytes at {unit.path}. Save it as UTF-8."
         ) from error
     except StopIteration as error:
+        _check_header(_first_names(filesystem, unit.path), unit.path)  # rows of other lengths are left out
         raise InputError(
             f"data.path: a CSV file must have rows, got none at {unit.path}. Change `data.path`."
         ) from error

@@ -117,8 +117,10 @@ def list_files(path: str) -> tuple[pyarrow.fs.FileSystem, str, Listing]:
             base = os.path.dirname(base.split("*")[0].split("?")[0].split("[")[0] + "x")
             files = Listing(sorted(found, key=lambda info: info.path), base)
     if not files.seen:
+        found = "an empty folder" if os.path.isdir(os.path.expanduser(path)) else "nothing"
         raise InputError(
-            f"data.path: a file, folder, glob or URI must be there, got nothing at {path}. Change `data.path`."
+            f"data.path: a file, or a folder, glob or URI with some, must be there, got {found} at {path}. Change "
+            "`data.path`."
         )
     alone = next((info.path == base for info in files), False)  # a file is named, whatever it is called
     return filesystem, os.path.dirname(base) if alone else base, files

@@ -26,7 +26,7 @@ def find(
 ) -> Source:
     """Return the pictures under a folder; the first folder of a picture's path is its class, its path the id."""
     units, total, below = [], 0, False
-    first, deep = set(), True  # folders of the first level; whether they hold nothing but folders
+    first, deep = set(), 0  # folders of the first level; pictures in folders of theirs
     while some := list(islice(infos, unit_rows)):
         names = [info.path[len(base) + 1 :] for info in some]
         # Names too: a file that moves to another class keeps its size and its time of change.
@@ -36,11 +36,11 @@ def find(
         units.append(Unit(len(units), base, total, stop, len(some), size, mark, total, files=pack(names)))
         total, below = stop, below or any("/" in name for name in names)
         first |= {name.partition("/")[0] for name in names}
-        deep &= all(name.count("/") > 1 for name in names)
-    if deep and {name.lower() for name in first} <= SPLITS:
+        deep += sum(name.count("/") > 1 for name in names)
+    if 2 * deep > total and {name.lower() for name in first} <= SPLITS:
         raise InputError(
-            f"data.path: a folder of pictures must hold one folder a class, got {', '.join(sorted(first))}, each with "
-            f"folders of its own, at {path}. Name one of them: data.path={path.rstrip('/')}/{sorted(first)[0]}."
+            f"data.path: a folder of pictures must hold one folder a class, got {', '.join(sorted(first))}, with "
+            f"folders of their own, at {path}. Name one of them: data.path={path.rstrip('/')}/{sorted(first)[0]}."
         )
     classes = [pa.field(label, pa.string())] if below else []
     schema = pa.schema([pa.field("id", pa.string()), pa.field("image", pa.string()), *classes])

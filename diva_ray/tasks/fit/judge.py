@@ -37,6 +37,7 @@ def judge(
     """
     calibration: links.Link | multilabel.Slips | None
     if setup.task == "classification":
+        set_apart_lonely(runner, tally)
         rule, calibration = _judge_classes(runner, setup, tally, scored, doubt=doubt, seek_flips=flips)
     else:
         calibration = _calibrate_others(runner, setup, tally, scored)
@@ -48,6 +49,18 @@ def judge(
             rule = verdict.fit_verdict(sums, 2, shows=calibration.shows, flips=True)
     runner.engine.tell(verdict=rule)
     return rule, calibration
+
+
+def set_apart_lonely(runner: Runner, tally: Tally) -> None:
+    """Tell the shards which classes have one row (or group) that is fitted to: left out, nothing predicts them, so that
+    row shapes no rule and its label is not called wrong. Not where hardly any class has more."""
+    units = tally["class_units"]
+    lonely: Tensor | None = units <= 1
+    if lonely is None or not 2 * int(units[lonely].sum()) < int(units.sum()):
+        lonely = None
+    else:
+        tally["levels"] = tally["levels"].masked_fill(lonely, 0.0)
+    runner.engine.tell(lonely=lonely)
 
 
 def _from_center(runner: Runner, scored: list[Extent]) -> loss_verdict.LossSums | None:

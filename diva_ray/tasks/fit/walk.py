@@ -80,7 +80,7 @@ class Walk:
     def begin(self, fold: Fold | None, sums: FitSums | None = None) -> FitSums:
         """Go back to the table's weights, perhaps without a fold; return the fit sums there (`sums`, if known)."""
         engine = self.runner.engine
-        engine.forget("fold", "step", "factor", "weights", "rows", "scored")
+        engine.forget("fold", "step", "factor", "weights", "rows", "scored", "lonely")
         self.at, self.moved, self.first, self.grown = 0, 0, None, 1.0
         self.name = "all" if fold is None else f"without{fold.k}"
         engine.tell(setup=self.setup, store=self.store, multiplied=self.path.chain.kind == "sources")

@@ -31,7 +31,7 @@ from diva_ray.tasks.setup.opened import Opened, make_plan
 from diva_ray.tasks.setup.options import check_options, chosen_shares
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
-from diva_ray.tasks.setup.saved_config import differing_options, refuse_differing, write_config
+from diva_ray.tasks.setup.saved_config import differing_options, refuse_differing, with_places, write_config
 from diva_ray.tasks.setup.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
@@ -239,7 +239,7 @@ def _mark(
     config: FitConfig, opened: Opened, folder: Folder, beside: dict[str, Table], *, finished: bool
 ) -> dict[str, Any]:
     """Return what tells this run from others; raise if the folder to resume holds another one."""
-    options = asdict(config)
+    options = with_places(asdict(config))
     for name in ("output", "resume", "plan", "cluster"):
         options.pop(name)
     features = opened.columns.features

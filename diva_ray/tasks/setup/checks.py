@@ -107,7 +107,8 @@ def check_columns_vary(found: Scan) -> None:
     alike = all(spread == 0 for spread, _ in found.spreads())
     if alike and all(rows == found.counts["rows"] for rows in found.rows):
         raise InputError(
-            "data.features: some column must vary from row to row, got the same values in every row. Change "
+            "data.features: some column must vary from row to row, got the same values in every row, or what "
+            "float64 takes for the same (as far from 0 as 1e15 times their spread; squares beyond its range). Change "
             "`data.features`."
         )
 

@@ -29,6 +29,7 @@ COLUMNS = tuple(field.name for field in fields(RawConfig) if field.name not in (
 PATHS = ("image", "picture", "photo", "image_path", "path", "file", "file_name", "filename", "filepath", "uri", "url")
 ADDRESSES = ("uri", "url")
 TEXTS = ("text", "caption", "sentence", "title", "description", "content", "prompt", "question")
+TOLD = 12  # columns that a message names
 BATCH_SHARE = 0.25  # of a worker's memory, for one batch's activations on a CPU
 
 
@@ -152,7 +153,10 @@ def column_for(schema: pa.Schema, config: EncoderConfig) -> str:
 
 
 def _told(schema: pa.Schema) -> str:
-    return "columns " + ", ".join(f"{field.name} ({field.type})" for field in list(schema)[:12])
+    texts = [field for field in schema if _is_text(field.type) or is_picture(field.type)]  # what may be meant
+    some = [*texts, *(field for field in schema if field not in texts)][:TOLD]
+    more = len(schema) - len(some)
+    return "columns " + ", ".join(f"{one.name} ({one.type})" for one in some) + (f" and {more} more" if more else "")
 
 
 def is_picture(kind: pa.DataType) -> bool:

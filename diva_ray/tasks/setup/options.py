@@ -73,6 +73,9 @@ def check_types(config: Any, within: str = "") -> None:
         if not isinstance(value, np.ndarray) or value.dtype.kind == "U":  # numbers are a table in a wrong place
             value = plain(value)
             setattr(config, option.name, value)
+        if value == "" and option.default != "" and option.name != "output":  # as of a shell's unset variable
+            name = f"{within}{option.name}"
+            raise InputError(f"{name}: must not be empty, got ''. Leave `{name}` out, or give it a value.")
         kinds = str(option.type).split(" | ")
         fits = any(kind == "Any" or isinstance(value, KINDS.get(kind, ())) for kind in kinds)
         if not fits or (isinstance(value, bool) and not {"bool", "Any"} & set(kinds)):

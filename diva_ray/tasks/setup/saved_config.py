@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from diva_ray.config import SCHEMAS
-from diva_ray.data.folder import Folder
+from diva_ray.data.folder import Folder, place_of
 from diva_ray.errors import InputError
 
 
@@ -30,6 +30,15 @@ def literal(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [literal(one) for one in value]
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value) if isinstance(value, str) else value
+
+
+def with_places(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options whose paths are where they lead, however they were written."""
+    found = {name: with_places(one) if isinstance(one, dict) else one for name, one in options.items()}
+    path = found.get("path")
+    if isinstance(path, str):
+        found["path"] = place_of(path)
+    return found
 
 
 def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

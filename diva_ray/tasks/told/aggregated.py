@@ -115,7 +115,8 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
     """Return an aggregation in a few lines, for a terminal; `where` is its bands.json."""
     s, word = summary, error_word(summary)
     gain = (s["error_concatenated"] - s["error_together"]) * (1 if word == "error" else -1)  # of R2 more is better
-    use, given = ("use them, with the weights in samples/", ", weights as given") if moved(s) else ("use them", "")
+    joined = ", to a table with the weights of samples/, joined by id, in a column (data.weight=NAME)"
+    use, given = (f"use them{joined}", ", weights as given") if moved(s) else ("use them", "")
     alone, first = best_alone(summary), next(iter(summary["bands"].values()))
     verdict = verdict_in_words(s, "{:.4f}".format)
     without = ", ".join(f"{name} {band['error_without']:.4f}" for name, band in s["bands"].items())

@@ -111,6 +111,7 @@ def summarise(
             weights, bias = calibration.mix
             summary["calibration"]["mix"] = {"weights": weights.tolist(), "bias": bias.tolist()}
         summary["calibration"] |= {"by_nearness": calibration.near, "shift": rule.shift, "slope": rule.slope}
+        summary["n_only_of_class"] = int(written["n_only_of_class"])
         summary["label_entropy"] = label_entropy(derived.tally["levels"])
         summary["information"] = summary["label_entropy"] + calibration.likelihood
     if "planted" in written:

@@ -48,6 +48,12 @@ def verdict_notes(summary: dict[str, Any]) -> list[str]:
             f"{summary['n_detrimental_right']:,} of {summary['n_detrimental']:,} that hurt are predicted right without "
             "themselves: they raise the loss, not the count of errors; deleting them is unlikely to help."
         )
+    if lonely := summary.get("n_only_of_class"):
+        which = "sample is the only one of its class" if lonely == 1 else "samples are the only ones of their classes"
+        found.append(
+            f"{lonely:,} {which} (but for others of their group, or of weight 0): left out, nothing predicts them, so "
+            "none of them is called wrong."
+        )
     if summary.get("missing_labels") is not None:
         return [
             *found,
@@ -95,7 +101,9 @@ def curated_in_words(summary: dict[str, Any]) -> str:
     done = {"drop": "dropped", "relabel": "relabelled", "weight": "of a changed weight"}[curated["kind"]]
     stay = summary["n_label_issues"] - curated["changed"] if curated["kind"] == "relabel" else 0
     why = f"; {counted(stay, 'flagged label stays', 'flagged labels stay')}, as none is likelier" if stay else ""
-    return f"curated copy: {counted(curated['rows'], 'row', 'rows')}, {curated['changed']:,} {done}{why}"
+    lost = curated.get("classes_lost", 0)
+    gone = f"; {counted(lost, 'class has', 'classes have')} no row left" if lost else ""
+    return f"curated copy: {counted(curated['rows'], 'row', 'rows')}, {curated['changed']:,} {done}{why}{gone}"
 
 
 def heard(summary: dict[str, Any]) -> str:

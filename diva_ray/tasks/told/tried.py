@@ -54,8 +54,10 @@ def explained(tried: list[dict[str, Any]], ridge: float, chosen: bool, things: s
         )
     if "doubtful" in values:
         told.append(
-            "Labels likelier wrong than right weighed down: such a weight is multiplied by twice the score of its "
-            "label, under the likeliest share of wrong labels, whether or not any are sure to be."
+            "Labels of a score below 1/2 weighed down: such a weight is multiplied by twice the score. Of classes it "
+            "is the probability that the label is right, under the likeliest share of wrong labels, whether or not any "
+            "are sure to be; of other targets no probability, but below 1/2 where the left-out loss is above the "
+            "median loss with another row's label."
         )
     if "uncertain" in values:
         told.append(

@@ -68,8 +68,8 @@ def add_copy(session: Session, finished: Result, action: str) -> Result:
 
 
 def write_curated(session: Session, action: str) -> dict[str, Any]:
-    """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed, and the column of
-    weights that was written: the table's own, or the first name that no column has."""
+    """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed, how many classes have
+    none left, and the column of weights that was written: the table's own, or the first name that no column has."""
     folder, table = session.folder, session.original or session.tables[0]
     usual = chain(("weight", "sample_weight"), (f"sample_weight_{k}" for k in count(2)))
     name = session.columns.weight or next(name for name in usual if name not in table.schema.names)
@@ -77,8 +77,10 @@ def write_curated(session: Session, action: str) -> dict[str, Any]:
     trusted = session.columns.validation_weight if session.config.method == "trusted" else None
     session.engine.tell(
         trusted=trusted, curate=action, table=table, scores=open_parquet(folder.location("samples")),
-        weight_column=name, task=session.task, folder=folder,
+        weight_column=name, task=session.task, folder=folder, classes=session.setup.classes,
     )  # fmt: skip
     found = session.runner.run(curating.curate, "curate", session.scored(), features=False, again=True)
-    told = {"weight_column": name} if action == "weight" else {}
+    told: dict[str, Any] = {"weight_column": name} if action == "weight" else {}
+    if "before" in found:
+        told["classes_lost"] = int(((found["before"] > 0) & (found["after"] == 0)).sum())
     return {"kind": action, "rows": int(found["kept"]), "changed": int(found["changed"]), **told}
