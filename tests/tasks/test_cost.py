@@ -9,7 +9,7 @@ import diva_ray
 from diva_ray.config import TuneConfig
 from diva_ray.core import reduction
 from diva_ray.tasks.fit.derived import RidgeGrid, may_lie_further
-from diva_ray.tasks.setup.cost import Cost, cost_of
+from diva_ray.tasks.setup.cost import Cost, cost_of, tried
 from diva_ray.tasks.setup.work import tuning_work
 
 
@@ -117,3 +117,31 @@ def test_a_plan_says_where_workers_that_were_asked_for_have_nothing_to_do():
     assert "note       cluster.workers=2: 1 shard(s) keep no more than 1 busy" in told
     told = diva_ray.score(data, plan=True, cluster={"kind": "local", "workers": 1}, quiet=True).lines()
     assert not any("busy" in line for line in told)
+
+
+def pool_plan(rows: int, **options):
+    draw = np.random.default_rng(0)
+    core, pool = (
+        {"features": draw.standard_normal((n, 64), dtype=np.float32), "label": np.arange(n) % 4} for n in (500, rows)
+    )
+    return diva_ray.extend(core, pool, plan=True, quiet=True, cluster={"kind": "inline", "threads": 1}, **options)
+
+
+def test_a_pool_costs_a_read_a_round_and_what_stays_of_its_rows():
+    few, many = pool_plan(2_000), pool_plan(200_000)
+    assert many.seconds > 10 * few.seconds
+    assert pool_plan(200_000, rounds=20).seconds > 1.5 * many.seconds
+    more = many.sizes.need("memory", 1) - few.sizes.need("memory", 1)
+    assert more >= 198_000 * (24 + 52), "keys while they are sorted, and then key, label, weight, scores, weights"
+    assert many.sizes.near == 125_000 * 65 * 4 and pool_plan(200_000, budget=2_000).sizes.near == 1_250 * 65 * 4
+
+
+def test_neighbours_are_only_sought_where_doubt_is_asked_for_and_trials_cost_by_arm():
+    draw = np.random.default_rng(0)
+    data = {"features": draw.standard_normal((20_000, 32)), "label": np.arange(20_000) % 4}
+    options = {"plan": True, "quiet": True, "cluster": {"kind": "inline", "threads": 1}}
+    asked = diva_ray.score(data, **options).seconds
+    assert asked - diva_ray.score(data, labeller_doubt="off", **options).seconds > 1.0
+    numbers = data | {"label": draw.standard_normal(20_000)}  # fewer arms
+    safe, other = (diva_ray.reweight(one, **options).seconds for one in (data, numbers))
+    assert safe - other > tried(20_000, 33, 4, 33).rest - tried(20_000, 33, 1, 21).rest > 1.0

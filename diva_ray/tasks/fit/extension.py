@@ -21,14 +21,13 @@ from diva_ray.tasks.fit.enroll import losses_on_another_scale
 from diva_ray.tasks.fit.gauge import Gauge
 from diva_ray.tasks.fit.judge import calibrate, calibrate_on_pool, tells_of_classes
 from diva_ray.tasks.fit.rank import rank_chosen
+from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES
 from diva_ray.tasks.setup.runner import Runner
 from diva_ray.tasks.setup.session import Session, apart
 
 log = logging.getLogger("diva_ray")
 
 SLACK = 0.05  # of rows chosen at random by which they may be more than those chosen
-NEAR = 1.25 / (1 - choose.LEAN)  # batches: of a class of which the fit is sure as many are in reach, too
-NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
 
 @dataclass

@@ -19,11 +19,8 @@ from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derive import score_rows, tell_solution
 from diva_ray.tasks.fit.derived import penalty_pattern
 from diva_ray.tasks.fit.judge import judge
-from diva_ray.tasks.setup.paths import Path
+from diva_ray.tasks.setup.paths import RIDGES, Path
 from diva_ray.tasks.setup.runner import Runner
-
-# Cleaner data bear less ridge, and a leave-one-out error on noisy labels cannot tell: steps of the grid of ridges.
-RIDGES = (1.0, 1 / 3, 1 / 9)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,42 @@ TILES = 8 / 3  # p^3 operations of a reduction to tiles, which run at three quar
 SOLVED = 4.0 * WIDTH  # operations of a row, column and ridge under tiles, which run at half of it
 # Seconds a number, of one thread of a processor of 2024 (Zen 5), measured:
 CALIBRATE = 8e-8  # of the left-out outputs, under every calibration
-FLIPS = 1.3e-6  # of the sample's outputs: the search for classes that flip into each other, where there are none
+FLIPS = 5e-6  # of the sample's outputs: the search for classes that flip into each other, where there are none
 OUTPUTS = 2e-8  # of the left-out outputs: loss, gradient, verdicts
 NEAR = 2.4e-8  # of the cosines in the search for neighbours
 DRAWN = 2.5e-9  # of the outputs under every sign vector
 PASSED = 2e-9  # of the features, each time that a pass prepares them
 DECODED = 4e-9  # of the features, read from storage and checked
+TRIED = 7e-7  # of the outputs of rows set apart, under one arm: its calibration, and its losses after every fold
+POOLED, CHOSEN = 1e-7, 5e-6  # of a pool's outputs, and of its rows, in every round: odds, and the choice
+
+
+@dataclass(frozen=True)
+class Other:
+    """Work that is no derivative: operations of products, and seconds of what is none, both shared by workers."""
+
+    products: float
+    rest: float
+
+    def operations(self) -> float:
+        """Return the operations of the products."""
+        return self.products
+
+    def seconds(self, rate: float) -> tuple[float, float]:
+        """Return the seconds in one process at a float32 product rate, and those on the driver."""
+        return self.products / (0.7 * rate) + self.rest, 0.0
+
+
+def pooled(rows: int, p: int, outputs: int, rounds: int) -> Other:
+    """Return the work of scoring a pool in rounds, after one read that checks it."""
+    numbers = float(rows) * p
+    each = numbers * (DECODED + 2 * PASSED) + rows * (outputs * POOLED + CHOSEN)
+    return Other(rounds * numbers * (p + 4 * outputs), numbers * DECODED + rounds * each)
+
+
+def tried(rows: int, p: int, outputs: int, arms: int) -> Other:
+    """Return the work of trying so many arms on rows set apart."""
+    return Other(4.0 * rows * p * outputs * arms, TRIED * rows * outputs * arms)
 
 
 @dataclass(frozen=True)
@@ -35,6 +65,7 @@ class Cost:
         itemsize: bytes of a number in the products.
         auto: whether the ridge is chosen; `gpus`: whether products are on GPUs.
         dual: whether the driver solves the n x n form.
+        doubt: whether the labellers' doubt is asked for, which takes a search for neighbours.
     """
 
     rows: int
@@ -49,6 +80,7 @@ class Cost:
     classes: bool
     gpus: bool
     dual: bool = False
+    doubt: bool = False
 
     def operations(self) -> float:
         """Return the operations of the products of all passes."""
@@ -69,7 +101,7 @@ class Cost:
 
     def cosines(self) -> float:
         """Return the cosines of the search for neighbours."""
-        sought = self.classes and self.outputs <= MOST_CLASSES and self.rows >= self.p / MOST_LEVERAGE
+        sought = self.doubt and self.classes and self.outputs <= MOST_CLASSES and self.rows >= self.p / MOST_LEVERAGE
         return float(min(self.rows, SEARCHED) * min(self.rows, SAMPLED)) if sought else 0.0
 
     def touched(self) -> float:
@@ -139,7 +171,7 @@ class Cost:
 
 def cost_of(
     rows: int, p: int, outputs: int, task: str,
-    *, errors: str, double: bool, auto: bool, gpus: bool, dual: bool = False,
+    *, errors: str, double: bool, auto: bool, gpus: bool, dual: bool = False, doubt: bool = False,
 ) -> Cost:  # fmt: skip
     """Return the cost of a derivative; `errors`: as the option `standard_errors`."""
     itemsize = 8 if double else 4
@@ -147,4 +179,4 @@ def cost_of(
     vectors = 0 if exact or errors == "none" else sign_vectors(p, outputs)
     columns = outputs + vectors * min(outputs, BUCKETS)
     kept, classes = keeps_outputs(task, outputs, p), task == "classification"
-    return Cost(rows, p, outputs, vectors, columns, exact, kept, itemsize, auto, classes, gpus, dual)
+    return Cost(rows, p, outputs, vectors, columns, exact, kept, itemsize, auto, classes, gpus, dual, doubt)

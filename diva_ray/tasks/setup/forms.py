@@ -1,7 +1,8 @@
-"""Which form and which standard errors a table takes by its sizes, and of how many rows samples are."""
+"""Which form and which standard errors a table takes by its sizes, and how many rows samples have, or a round keeps."""
 
 from __future__ import annotations
 
+from diva_ray.core import choose
 from diva_ray.engine.setup import BUCKETS
 
 EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by default
@@ -10,6 +11,8 @@ CHEAP = 1024  # columns
 LEAST_VECTORS, MOST_VECTORS = 8, 32  # random sign vectors beyond that: a spread of 25 to 12 % of a standard error
 SEARCHED = 65_536  # rows among which their nearest are sought: all, or as many drawn at random
 SAMPLED = 8192  # rows that tell noise that is not drawn at random: with half of them doubt changed by seed
+NEAR = 1.25 / (1 - choose.LEAN)  # batches: of a class of which the fit is sure as many are in reach, too
+NEAR_BYTES = 256 << 20  # features that are kept from one read because their rows will probably be chosen
 
 
 def takes_dual(rows: int, width: int, ridge: float | str) -> bool:

@@ -41,7 +41,8 @@ class Sizes:
         sums: bytes of one process's p x p state.
         shard: rows of a shard.
         group: rows of the largest row group if it is fetched whole, from storage that is not a local disk; else 0.
-        passing: rows of a pool or a test table, which are read and not kept.
+        passing: rows of a pool or a test table, which are read and not kept; `stays`: bytes that do stay of a pool's
+            row; `near`: bytes of features that all workers keep for a round.
         window: rows that a worker holds at a time while a module is trained, when the passes are over; `trained`: bytes
             of such a row.
     """
@@ -53,6 +54,8 @@ class Sizes:
     shard: int
     group: int
     passing: int = 0
+    stays: int = 0
+    near: int = 0
     window: int = 0
     trained: int = 0
 
@@ -84,7 +87,11 @@ class Sizes:
             "storage": rows * self.rest + flight * self.features,
             "cache": flight * (self.features + self.rest),
         }
-        through = passing * KEY + IN_FLIGHT * min(self.shard, passing) * self.features
+        through = (
+            passing * (KEY + self.stays)
+            + -(-self.near // workers)
+            + IN_FLIGHT * min(self.shard, passing) * self.features
+        )
         return PROCESS + self.sums + decoded + rows * KEY + through + needed[place]
 
     def disk(self, workers: int) -> int:

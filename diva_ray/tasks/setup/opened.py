@@ -34,7 +34,7 @@ from diva_ray.tasks.setup import plan as planning
 from diva_ray.tasks.setup.column_checks import check_columns, check_task
 from diva_ray.tasks.setup.cost import Cost, cost_of
 from diva_ray.tasks.setup.doubts import doubts_of_task, task_in_words
-from diva_ray.tasks.setup.forms import takes_dual
+from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES, takes_dual
 from diva_ray.tasks.setup.memory import PROCESS, Sizes, budget_here, parse_bytes
 from diva_ray.tasks.setup.options import choose_loss, chosen_shares
 from diva_ray.tasks.setup.paths import LOWERED, SOURCES, walk_path
@@ -79,7 +79,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
         groups,
         sum(t.rows for t in opened.tables) - rows,
     )
-    sizes = replace(sizes, **_trained_on(config, opened, p, outputs))
+    sizes = replace(sizes, **_trained_on(config, opened, p, outputs), **_chosen_from(config, opened, cost))
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS)
     pool = opened.tables[-1] if isinstance(config, ExtendConfig) else None
     work, notes = work_of(config, costs, [width for width, _ in widths], opened.columns.features, pool)
@@ -118,6 +118,16 @@ def _trained_on(config: FitConfig, opened: Opened, p: int, outputs: int) -> dict
         return {}
     targets = 8 if opened.task == "classification" else 4 * outputs
     return {"window": config.window, "trained": 4 * p + targets + 4 * outputs * bool(opened.columns.offset) + 8}
+
+
+def _chosen_from(config: FitConfig, opened: Opened, cost: Cost) -> dict[str, int]:
+    """Return what `Sizes` says of a pool: bytes of what stays of a row, and of features that a round keeps."""
+    if not isinstance(config, ExtendConfig):
+        return {}
+    rows, targets = opened.tables[-1].rows, 8 if opened.task == "classification" else 4 * cost.outputs
+    batch = NEAR * (config.budget or rows) / config.rounds
+    near = min(int(min(batch, rows)) * cost.p * cost.itemsize, NEAR_BYTES)
+    return {"stays": 8 + 8 + targets + 3 * 4 + 2 * 8, "near": near}  # key, weight, what was learnt, two steps' weights
 
 
 def state_of(config: FitConfig, cost: Cost, widths: list[int]) -> int:
@@ -178,7 +188,8 @@ def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str) -> Cost
     double, auto = config.precision == "float64", config.ridge == "auto"
     gpus, errors = bool(config.cluster.gpus_per_worker), config.standard_errors
     dual = isinstance(config, ScoreConfig) and takes_dual(rows, p, config.ridge)
-    return cost_of(rows, p, outputs, task, errors=errors, double=double, auto=auto, gpus=gpus, dual=dual)
+    doubt = isinstance(config, ScoreConfig) and config.labeller_doubt != "off"
+    return cost_of(rows, p, outputs, task, errors=errors, double=double, auto=auto, gpus=gpus, dual=dual, doubt=doubt)
 
 
 @dataclass

@@ -20,6 +20,8 @@ class Path:
     beside: tuple[Step, ...] = ()
 
 
+# Cleaner data bear less ridge, and a leave-one-out error on noisy labels cannot tell: steps of the grid of ridges.
+RIDGES = (1.0, 1 / 3, 1 / 9)
 LOWERED = Path(Step("shrink", 1.0), (Step("issues"), Step("doubtful")))  # by what looks harmful or wrong
 SAMPLES = Path(LOWERED.chain, (*LOWERED.beside, Step("uncertain", 0.5), Step("uncertain", 0.2)))  # of classes
 SOURCES = Path(Step("sources", 0.3), (Step("sources", 0.1), Step("sources", 1.0)))

@@ -9,10 +9,11 @@ from math import prod
 from diva_ray.config import AggregateConfig, AugmentConfig, ExtendConfig, FitConfig, ReweightConfig, TuneConfig
 from diva_ray.data.table import Table
 from diva_ray.report.words import counted
-from diva_ray.tasks.setup.cost import Cost
+from diva_ray.tasks.setup.cost import Cost, Other, pooled, tried
+from diva_ray.tasks.setup.paths import RIDGES, Path, walk_path
 from diva_ray.tasks.setup.space import Space, parse_space
 
-Work = list[tuple[float, Cost]]  # how many times each
+Work = list[tuple[float, Cost | Other]]  # how many times each
 
 
 def work_of(
@@ -28,9 +29,13 @@ def work_of(
     if isinstance(config, ReweightConfig | AugmentConfig):
         folds, steps = config.folds, config.steps
         count = steps * folds  # the folds together leave out every row once, and all rows are walked once more
-        work = [(float(count), one) for one in costs]
+        work: Work = [(float(count), one) for one in costs]
         if isinstance(config, ReweightConfig) and config.method != "paper" and config.level == "sample":
             work += [(count / 2, bare(one)) for one in costs if one.classes]  # two steps that change every weight
+        if isinstance(config, ReweightConfig) and config.method != "paper":
+            for one in costs:
+                arms = arms_of(walk_path("classification" if one.classes else "", config.level), steps)
+                work.append((1.0, tried(one.rows, one.p, one.outputs, arms)))
         return work, [
             f"about {count} derivatives: {steps} step(s) on {folds} folds, then on all rows; fewer if the answer is "
             "clear before"
@@ -45,13 +50,19 @@ def work_of(
             "derivative each"
         ]
     if isinstance(config, ExtendConfig) and pool is not None:
-        return [(float(config.rounds), one) for one in costs], [
+        every = [(1.0, pooled(pool.rows, one.p, one.outputs, config.rounds)) for one in costs]
+        return [*((float(config.rounds), one) for one in costs), *every], [
             f"pool of {counted(pool.rows, 'row', 'rows')} ({pool.bytes / 2**30:.2f} GiB): read once to check it, and "
             f"once in each of at most {counted(config.rounds, 'round', 'rounds')}; never in memory as a whole"
         ]
     if isinstance(config, TuneConfig):
         return tuning_work(config, costs[0], widths, features)
     return [(1.0, one) for one in costs], []
+
+
+def arms_of(path: Path, steps: int) -> int:
+    """Return with how many weights and ridges a walk of so many steps can end."""
+    return len(RIDGES) * (1 + steps * (1 + len(path.beside)))
 
 
 def bare(cost: Cost) -> Cost:
