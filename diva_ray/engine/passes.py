@@ -186,10 +186,11 @@ def lonely_rows(shard: Shard, known: Known) -> Tensor:
 
 def units_by_class(shard: Shard, known: Known) -> Tensor:
     """Return how many of the rows of every class, or of the groups that hold some, are fitted to and left out alone."""
-    setup: Setup = known["setup"]
-    rows = _fitted(shard, known) > 0
-    units = torch.unique(torch.stack([codes_of(shard, setup), group_codes(shard, known)])[:, rows], dim=1)
-    return torch.bincount(units[0], minlength=setup.outputs)
+    setup, group, rows = known["setup"], leave_out_groups(shard, known), _fitted(shard, known) > 0
+    codes = codes_of(shard, setup)[rows]
+    if group is not None:
+        codes = torch.unique(group[rows] * setup.outputs + codes) % setup.outputs
+    return torch.bincount(codes, minlength=setup.outputs)
 
 
 def left_out_rows(shard: Shard, known: Known) -> RowStore:

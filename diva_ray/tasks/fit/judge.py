@@ -53,13 +53,12 @@ def judge(
 
 def set_apart_lonely(runner: Runner, tally: Tally) -> None:
     """Tell the shards which classes have one row (or group) that is fitted to: left out, nothing predicts them, so that
-    row shapes no rule and its label is not called wrong. Not where hardly any class has more."""
-    units = tally["class_units"]
-    lonely: Tensor | None = units <= 1
-    if lonely is None or not 2 * int(units[lonely].sum()) < int(units.sum()):
-        lonely = None
-    else:
-        tally["levels"] = tally["levels"].masked_fill(lonely, 0.0)
+    row shapes no rule and its label is not called wrong. Not where no class has more: no row would be left to go by."""
+    lonely = tally["class_units"] <= 1
+    if lonely.all():
+        runner.engine.tell(lonely=None)
+        return
+    tally["levels"] = tally["levels"].masked_fill(lonely, 0.0)
     runner.engine.tell(lonely=lonely)
 
 
