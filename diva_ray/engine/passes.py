@@ -165,8 +165,9 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
 
 def shaping(shard: Shard, known: Known) -> Tensor:
     """Return the weight of every row in the rules for verdicts; rows idle, held out or set apart shape nothing, nor do
-    those of `known["lonely"]` classes, which vanish with their only row."""
-    return _fitted(shard, known).masked_fill(lonely_rows(shard, known), 0.0)
+    those of `known["lonely"]` classes, which vanish with their only row, unless all are."""
+    lonely, fitted = known.get("lonely"), _fitted(shard, known)
+    return fitted if lonely is None or lonely.all() else fitted.masked_fill(lonely_rows(shard, known), 0.0)
 
 
 def _fitted(shard: Shard, known: Known) -> Tensor:

@@ -158,3 +158,17 @@ def test_doubt_that_was_to_be_asked_and_is_not_is_told(task, columns, caplog):
     label = {"classes": given, "several": [[int(y)] for y in given], "numbers": X[:, 0]}[task]
     diva_ray.score({"features": X, "label": label}, labeller_doubt="on", cluster=INLINE, quiet=True)
     assert ("labeller_doubt: on is read for rows of one class" in caplog.text) == ((task, columns) != ("classes", 3))
+
+
+@pytest.mark.parametrize(("rows", "alone"), [(60, 40), (60, 60), (30, 29)])
+def test_nothing_is_known_of_the_only_row_of_a_class(rows, alone):
+    draw = np.random.default_rng(0)
+    names = np.array([f"only {k}" if k < alone else f"class {k % 2}" for k in range(rows)])
+    data = {"features": draw.standard_normal((rows, 5)), "label": names}
+    options = {"quiet": True, "cluster": {"kind": "inline", "threads": 1}}
+    found = diva_ray.score(data, **options)
+    only = rows if alone >= rows - 1 else alone  # of the last class there is one row, too
+    assert found.summary["n_only_of_class"] == only and found.summary["n_label_issues"] == 0
+    assert found.samples["label_score"].to_numpy()[:only].min() > 0.99
+    weight = diva_ray.reweight(data, **options).samples["weight"].to_numpy()
+    assert np.isfinite(weight).all() and weight.min() > 0

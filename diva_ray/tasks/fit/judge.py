@@ -53,12 +53,10 @@ def judge(
 
 def set_apart_lonely(runner: Runner, tally: Tally) -> None:
     """Tell the shards which classes have one row (or group) that is fitted to: left out, nothing predicts them, so that
-    row shapes no rule and its label is not called wrong. Not where no class has more: no row would be left to go by."""
+    row shapes no rule (unless all are such) and its label is not called wrong."""
     lonely = tally["class_units"] <= 1
-    if lonely.all():
-        runner.engine.tell(lonely=None)
-        return
-    tally["levels"] = tally["levels"].masked_fill(lonely, 0.0)
+    if not lonely.all():
+        tally["levels"] = tally["levels"].masked_fill(lonely, 0.0)
     runner.engine.tell(lonely=lonely)
 
 
