@@ -20,7 +20,7 @@ from diva_ray.tasks.fit.class_shares import ClassShares, compare_shares, hardly_
 from diva_ray.tasks.fit.enroll import losses_on_another_scale
 from diva_ray.tasks.fit.gauge import Gauge
 from diva_ray.tasks.fit.judge import calibrate, calibrate_on_pool, tells_of_classes
-from diva_ray.tasks.fit.rank import rank_chosen
+from diva_ray.tasks.fit.rank import keys_at, rank_chosen
 from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES
 from diva_ray.tasks.setup.runner import Runner
 from diva_ray.tasks.setup.session import Session, apart
@@ -213,10 +213,6 @@ class Extension:
         return count
 
     def last_keys(self, kind: int, wanted: Tensor) -> Tensor:
-        """Return the key of the last row to take of every class: an exact radix selection over all shards."""
-        prefix, left = torch.zeros_like(wanted), wanted.clone()
-        for level in range(choose.BYTES if int(wanted.sum()) else 0):
-            self.runner.engine.tell(kind=kind, prefix=prefix, level=level)
-            counts = self.runner.run(pool_choice.count_bytes, "choose", self.extents, features=False)
-            prefix, left = choose.next_prefix(counts, prefix, left)
-        return prefix
+        """Return the key of the last row to take of every class."""
+        self.runner.engine.tell(kind=kind)
+        return keys_at(self.runner, pool_choice.count_bytes, "choose", self.extents, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -29,11 +30,17 @@ def rank_chosen(runner: Runner, extents: list[Extent], count: int, first: int) -
 
 
 def _ends(runner: Runner, extents: list[Extent], count: int) -> list[Tensor]:
-    """Return the last key of every stretch but the last: an exact radix selection of all of them at once."""
-    left = torch.arange(STRETCH, max(count, STRETCH), STRETCH)
-    prefix = torch.zeros_like(left)
-    for level in range(choose.BYTES if len(left) else 0):
+    """Return the last key of every stretch but the last."""
+    wanted = torch.arange(STRETCH, max(count, STRETCH), STRETCH)
+    return list(keys_at(runner, selected.count_ranked, "rank", extents, wanted))
+
+
+def keys_at(runner: Runner, count: Callable, label: str, extents: list[Extent], wanted: Tensor) -> Tensor:
+    """Return the keys of the given ranks (from 1; 0: none is sought), all at once: an exact radix selection over all
+    shards, by a pass for every byte of a key (`choose.byte_counts`)."""
+    prefix, left = torch.zeros_like(wanted), wanted
+    for level in range(choose.BYTES if bool(wanted.any()) else 0):
         runner.engine.tell(prefix=prefix, level=level)
-        counts = runner.run(selected.count_ranked, "rank", extents, features=False)
+        counts = runner.run(count, label, extents, features=False)
         prefix, left = choose.next_prefix(counts, prefix, left)
-    return list(prefix)
+    return prefix
