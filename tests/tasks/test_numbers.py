@@ -90,6 +90,9 @@ def test_numbers_so_gross_that_they_pull_the_fit_off_the_others_are_found(factor
     found = diva_ray.score({"features": Z[:1500], "label": given}, **options)
     assert found.samples["is_label_issue"].to_numpy().tolist() == wrong.tolist()
     assert found.summary["label_issue_precision"] > 0.95 and found.summary["label_issue_recall"] > 0.95
+    assert any("perhaps because of those that look wrong" in line for line in found.told) is (
+        found.summary["r2"] < 0.02
+    )
     if share <= 0.05:  # beyond, most rows of any fold would have to be set aside to hear the rest
         weight = diva_ray.reweight({"features": Z[:1500], "label": given}, **options).samples["weight"].to_numpy()
         ones = np.hstack([np.ones((3500, 1)), Z])

@@ -35,7 +35,7 @@ def work_of(
         if isinstance(config, ReweightConfig) and config.method != "paper":
             for one in costs:
                 arms = arms_of(walk_path("classification" if one.classes else "", config.level), steps)
-                work.append((1.0, tried(one.rows, one.p, one.outputs, arms)))
+                work.append((1.0, tried(one.rows, one.p, one.outputs, arms, classes=one.classes)))
         return work, [
             f"about {count} derivatives: {steps} step(s) on {folds} folds, then on all rows; fewer if the answer is "
             "clear before"

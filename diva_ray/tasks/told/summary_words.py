@@ -149,7 +149,12 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
             f"Left-out predictions tell next to nothing of the labels ({max(summary['information'], 0.0):.3f} of "
             f"{summary['label_entropy']:.3f} nats): other features are needed before any label can be called wrong."
         )
-    if "r2" in summary and summary["r2"] < TELLS_NOTHING:
+    if "r2" in summary and summary["r2"] < TELLS_NOTHING and summary["n_label_issues"]:
+        found.append(
+            f"Left-out predictions tell next to nothing of the numbers (R2 {summary['r2']:.3f}), perhaps because of "
+            "those that look wrong: look at them, leave them out (curate=drop, say), and score the rest again."
+        )
+    elif "r2" in summary and summary["r2"] < TELLS_NOTHING:
         found.append(
             f"Left-out predictions tell next to nothing of the numbers (R2 {summary['r2']:.3f}): look for numbers that "
             "stand for something else, such as -999, or for other features."
