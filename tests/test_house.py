@@ -71,6 +71,13 @@ def test_a_floor_of_the_tasks_imports_none_above_it(floor):
         assert own <= {*below}, path
 
 
+def test_what_runs_passes_knows_no_kernel():
+    files = sorted((ROOT / "diva_ray" / "engine").glob("*.py"))
+    assert files
+    for path in files:
+        assert not any(name.startswith("diva_ray.engine.kernels") for name in imported(path)), path
+
+
 def test_core_imports_no_files_configs_or_ray():
     for path in (ROOT / "diva_ray" / "core").glob("*.py"):
         tops = {name.split(".")[0] for name in imported(path)}

@@ -23,8 +23,8 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Columns
 from diva_ray.data.split import split
 from diva_ray.data.table import from_arrays, open_parquet
-from diva_ray.engine import passes
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.kernels import passes
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.shelf import IN_MEMORY, Keeping
 from diva_ray.tasks.fit.derive import Runner, derive, fit_ridge, penalty_pattern

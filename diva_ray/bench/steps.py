@@ -19,8 +19,8 @@ from diva_ray.core.reweight import Step
 from diva_ray.data.shards import Columns
 from diva_ray.data.split import split
 from diva_ray.data.table import from_arrays, open_parquet
-from diva_ray.engine import passes, pool
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.kernels import passes, pool
 from diva_ray.engine.shelf import IN_MEMORY, Shelf
 from diva_ray.tasks.fit.derive import fit_ridge
 from diva_ray.tasks.fit.judge import calibrate

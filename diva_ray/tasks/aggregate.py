@@ -11,7 +11,7 @@ from typing import Any
 from diva_ray.config import AggregateConfig
 from diva_ray.core.bands import shares_of
 from diva_ray.core.reweight import best_trial
-from diva_ray.engine import bands
+from diva_ray.engine.kernels import bands
 from diva_ray.engine.reduce import Tally
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diva_ray.config import AugmentConfig
 from diva_ray.core.reweight import Step, best_trial
-from diva_ray.engine import copies
+from diva_ray.engine.kernels import copies
 from diva_ray.engine.reduce import Partial
 from diva_ray.errors import InputError
 from diva_ray.report import words

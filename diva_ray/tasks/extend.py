@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from diva_ray.config import ExtendConfig
-from diva_ray.engine import selected
+from diva_ray.engine.kernels import selected
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.enroll import enroll

@@ -8,7 +8,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from diva_ray.core import partners
-from diva_ray.engine import pair_verdicts
+from diva_ray.engine.kernels import pair_verdicts
 from diva_ray.engine.reduce import Tally
 from diva_ray.tasks.fit.derived import Derived
 from diva_ray.tasks.fit.pairing import Judged, align, derive_directions, fit_partners, target_scales

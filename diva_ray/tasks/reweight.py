@@ -13,10 +13,10 @@ from torch import Tensor
 from diva_ray.config import ReweightConfig
 from diva_ray.core.reweight import Step, TrialSums, best_base, best_trial
 from diva_ray.core.verdict import Verdict
-from diva_ray.engine import samples
 from diva_ray.engine.context import Fold
+from diva_ray.engine.kernels import samples
+from diva_ray.engine.kernels.steps import Trials, fold_counts
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.steps import Trials, fold_counts
 from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.derive import fit_with_room, with_errors

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from diva_ray.config import DataConfig, ScoreConfig
-from diva_ray.engine import samples
 from diva_ray.engine.context import Kernel
+from diva_ray.engine.kernels import samples
+from diva_ray.engine.kernels.uids import check_uids
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.uids import check_uids
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.derive import Fit, derive

@@ -12,7 +12,7 @@ import torch
 import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig, ValidationConfig
 from diva_ray.data.folder import Folder
-from diva_ray.engine.passes import scored_rows
+from diva_ray.engine.kernels.passes import scored_rows
 from diva_ray.tasks.fit.derive import derive
 from diva_ray.tasks.setup.opened import make_plan
 from diva_ray.tasks.setup.session import open_session

@@ -23,9 +23,10 @@ import ray
 from ray.cluster_utils import Cluster as Nodes
 
 import diva_ray
-from diva_ray.engine import passes, reduce
+from diva_ray.engine import reduce
 from diva_ray.engine.cluster import Cluster
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.kernels import passes
 from diva_ray.errors import InputError
 from diva_ray.tasks.setup import done
 

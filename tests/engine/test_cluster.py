@@ -12,7 +12,7 @@ import torch
 import diva_ray
 from diva_ray.core import reduction
 from diva_ray.data.folder import Folder
-from diva_ray.engine import passes
+from diva_ray.engine.kernels import passes
 from diva_ray.errors import InputError
 from diva_ray.tasks.setup.plan import Plan
 from tests.engine.runs import begun, killing, opened, small_task

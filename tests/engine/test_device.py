@@ -21,8 +21,9 @@ from diva_ray.core.dual import inverse_
 from diva_ray.core.grid import rotate
 from diva_ray.core.leave_out import leave_out
 from diva_ray.core.ridge import FitAccumulator, solve
-from diva_ray.engine import context, inline, pairs, passes, shelf, table_left_out
+from diva_ray.engine import context, inline, shelf
 from diva_ray.engine import device as devices
+from diva_ray.engine.kernels import pairs, passes, table_left_out
 from diva_ray.errors import InputError
 from diva_ray.tasks.fit.gauge import Gauge
 from tests.engine.runs import opened, small_task

@@ -9,7 +9,7 @@ import pytest
 import diva_ray
 from diva_ray.data.shards import Columns, Extent, read_shard
 from diva_ray.data.table import from_arrays
-from diva_ray.engine.identity import alike, count_alike, feature_hashes, fragments, join, row_hashes
+from diva_ray.engine.kernels.identity import alike, count_alike, feature_hashes, fragments, join, row_hashes
 from diva_ray.engine.reduce import Rows
 
 KNOWN = {"numbers": False, "label": "label"}
@@ -93,7 +93,7 @@ def test_rows_without_variety_make_one_segment():
 def test_the_set_of_classes_counts_not_its_order():
     import pyarrow as pa
 
-    from diva_ray.engine.identity import class_hashes
+    from diva_ray.engine.kernels.identity import class_hashes
 
     one, other = (class_hashes(pa.array(rows)) for rows in ([["a", "b"], [], ["c"]], [["b", "a"], ["a"], ["c"]]))
     np.testing.assert_array_equal(one == other, [True, False, True])

@@ -7,7 +7,8 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import diva_ray
-from diva_ray.engine import context, passes, steps
+from diva_ray.engine import context
+from diva_ray.engine.kernels import passes, steps
 from diva_ray.tasks.fit import derive as deriving
 from diva_ray.tasks.fit.derive import derive, fit_ridge
 from diva_ray.tasks.setup import opened as planned

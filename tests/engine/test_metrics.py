@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diva_ray.engine import passes
+from diva_ray.engine.kernels import passes
 from diva_ray.engine.meter import MOST_WORKERS, Meter, Work
 from diva_ray.engine.progress import key_values
 from tests.engine.runs import opened, small_task

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import diva_ray
-from diva_ray.engine import passes
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.kernels import passes
 from diva_ray.tasks.setup import done
 from tests.engine.runs import small_task
 

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 import diva_ray
 from diva_ray.data.sources import digits_bands
-from diva_ray.engine.bands import against
+from diva_ray.engine.kernels.bands import against
 from diva_ray.errors import InputError
 from diva_ray.tasks.told import aggregated, joint
 from tests.forks import run_job
@@ -424,7 +424,8 @@ def test_workers_find_the_same_bits_also_when_one_dies(ray_cluster, monkeypatch)
 
 def test_the_second_search_hears_rows_as_much_less_as_they_weigh(monkeypatch):
     """After two steps too; and rows that the table gives no weight, which no step can lower, in full."""
-    from diva_ray.engine import bands, context
+    from diva_ray.engine import context
+    from diva_ray.engine.kernels import bands
 
     heard, whole = {}, bands.heard
 

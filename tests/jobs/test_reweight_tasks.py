@@ -8,8 +8,8 @@ from sklearn.datasets import load_diabetes
 import diva_ray
 from diva_ray.core import losses
 from diva_ray.core.reweight import trial_losses
-from diva_ray.engine import verdicts
 from diva_ray.engine.context import Fold
+from diva_ray.engine.kernels import verdicts
 from tests.engine.runs import opened
 
 INLINE = {"kind": "inline", "threads": 1}

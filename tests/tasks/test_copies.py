@@ -10,7 +10,7 @@ from diva_ray.data.shards import Columns
 from diva_ray.data.split import split
 from diva_ray.data.table import from_arrays
 from diva_ray.engine.inline import Inline
-from diva_ray.engine.scan import scan
+from diva_ray.engine.kernels.scan import scan
 
 INLINE = {"kind": "inline", "threads": 1}
 

@@ -13,9 +13,9 @@ import torch
 import diva_ray
 from diva_ray.data.folder import Folder
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.kernels.steps import Each
 from diva_ray.engine.packed import pack, unpack
 from diva_ray.engine.reduce import Partial, Rows, Tally
-from diva_ray.engine.steps import Each
 from diva_ray.errors import InputError, LostLeverageError
 from diva_ray.tasks.setup import done
 

@@ -8,7 +8,7 @@ import pytest
 
 import diva_ray
 from diva_ray.data.folder import Folder
-from diva_ray.engine.uids import UID, uids_of
+from diva_ray.engine.kernels.uids import UID, uids_of
 from diva_ray.tasks.told.export import merge_uids
 from tests.tasks.test_pairs import INLINE, made, shuffled
 

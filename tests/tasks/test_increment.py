@@ -11,8 +11,8 @@ import torch
 import diva_ray
 from diva_ray.config import ScoreConfig
 from diva_ray.data.lock import let_others_in
-from diva_ray.engine import parts
 from diva_ray.engine.inline import Inline
+from diva_ray.engine.kernels import parts
 from diva_ray.errors import InputError
 from diva_ray.tasks.fit.derive import derive
 from diva_ray.tasks.fit.increment import Keeper

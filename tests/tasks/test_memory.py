@@ -10,8 +10,8 @@ import diva_ray
 from diva_ray.core.ridge import FitSums
 from diva_ray.engine import course
 from diva_ray.engine.course import Course, Share
+from diva_ray.engine.kernels.steps import Each
 from diva_ray.engine.reduce import add_in_order
-from diva_ray.engine.steps import Each
 from diva_ray.errors import InputError
 from diva_ray.tasks.setup.memory import Sizes, check_fit
 

@@ -10,7 +10,7 @@ import torch
 
 import diva_ray
 from diva_ray.core import loss_verdict
-from diva_ray.engine.scan import Extremes, merge_moments, moments
+from diva_ray.engine.kernels.scan import Extremes, merge_moments, moments
 from diva_ray.errors import InputError
 
 N, RIDGE = 60, 0.5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diva_ray.engine.samples import WEIGHT_EDGES
+from diva_ray.engine.kernels.samples import WEIGHT_EDGES
 from diva_ray.tasks.told.page import weight_histogram
 
 DRAW = np.random.default_rng(0)

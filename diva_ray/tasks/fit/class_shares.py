@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diva_ray.core import choose
 from diva_ray.data.shards import Extent
-from diva_ray.engine import pool_choice, steps
+from diva_ray.engine.kernels import pool_choice, steps
 from diva_ray.tasks.setup.runner import Runner
 
 RARE = 0.1  # of the rows of a class of middling size: of labels with fewer the fit and its calibration can say nothing

@@ -12,7 +12,7 @@ from diva_ray.config import TrainConfig
 from diva_ray.data.given import Given
 from diva_ray.data.shards import Columns
 from diva_ray.engine.course import Course
-from diva_ray.engine.given import STEP, adopt
+from diva_ray.engine.kernels.given import STEP, adopt
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import MODULE

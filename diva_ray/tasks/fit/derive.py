@@ -15,8 +15,8 @@ from diva_ray.core.grid import default_ridges, outputs_factor, rotate
 from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.core.ridge_choice import Moments
-from diva_ray.engine import check, passes
 from diva_ray.engine.context import ValidationRows
+from diva_ray.engine.kernels import check, passes
 from diva_ray.engine.reduce import Partial, Rows
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import LostLeverageError, NotDefiniteError

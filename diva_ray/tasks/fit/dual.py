@@ -20,8 +20,8 @@ from diva_ray.core.products import kernel, multiply
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.core.ridge_choice import Moments, pack_moments
 from diva_ray.core.subspace import row_spaces
-from diva_ray.engine import passes
-from diva_ray.engine.left_out import RowStore, facts_of_outputs
+from diva_ray.engine.kernels import passes
+from diva_ray.engine.kernels.left_out import RowStore, facts_of_outputs
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError

@@ -13,7 +13,7 @@ from torch import Tensor
 from diva_ray.config import ExtendConfig
 from diva_ray.core import choose, evidence, loss_verdict, verdict
 from diva_ray.data.shards import Extent
-from diva_ray.engine import pool, pool_choice, verdicts
+from diva_ray.engine.kernels import pool, pool_choice, verdicts
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.class_shares import ClassShares, compare_shares, hardly_known

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diva_ray.core.grid import rotate
 from diva_ray.core.ridge_choice import Moments, choose_ridge
-from diva_ray.engine import bands
+from diva_ray.engine.kernels import bands
 from diva_ray.engine.reduce import Tally
 from diva_ray.tasks.fit.shares import Aggregated, Search, aggregate_bands
 from diva_ray.tasks.setup.session import Session

@@ -11,7 +11,7 @@ import torch
 from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.ridge import FitSums, Solution
 from diva_ray.data.shards import Extent
-from diva_ray.engine import passes, pool, table_left_out
+from diva_ray.engine.kernels import passes, pool, table_left_out
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derive import (

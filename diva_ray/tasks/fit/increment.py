@@ -14,10 +14,10 @@ import torch
 from diva_ray.core.carry import Frame, carry, of_fit
 from diva_ray.core.ridge import FitSums
 from diva_ray.data.shards import center_of
-from diva_ray.engine.identity import Segments, join
-from diva_ray.engine.parts import Key, Ranges, fit_parts
+from diva_ray.engine.kernels.identity import Segments, join
+from diva_ray.engine.kernels.parts import Key, Ranges, fit_parts
+from diva_ray.engine.kernels.scan import Scan
 from diva_ray.engine.reduce import Tally, sections
-from diva_ray.engine.scan import Scan
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.setup.kept import KeptGroup, Writer, files_of, most_groups, options_of

@@ -14,9 +14,9 @@ from diva_ray.core.links import Mix
 from diva_ray.core.mixing import fit_mix
 from diva_ray.core.recalibration import recalibrate
 from diva_ray.data.shards import Extent
-from diva_ray.engine import neighbours, pool, verdicts
+from diva_ray.engine.kernels import neighbours, pool, verdicts
+from diva_ray.engine.kernels.sampling import in_order
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.sampling import in_order
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.sampled import tell_sample
 from diva_ray.tasks.setup.forms import SAMPLED, SEARCHED

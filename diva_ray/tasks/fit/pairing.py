@@ -10,9 +10,9 @@ from torch import Tensor
 from diva_ray.core import partners
 from diva_ray.core.verdict import Verdict
 from diva_ray.data.scale import Scale
-from diva_ray.engine import pair_verdicts, pairs
+from diva_ray.engine.kernels import pair_verdicts, pairs
+from diva_ray.engine.kernels.sampling import in_order
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.sampling import in_order
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derive import derive, with_errors
 from diva_ray.tasks.fit.derived import Derived

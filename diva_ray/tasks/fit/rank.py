@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diva_ray.core import choose
 from diva_ray.data.shards import Extent
-from diva_ray.engine import selected
+from diva_ray.engine.kernels import selected
 from diva_ray.tasks.setup.runner import Runner
 
 STRETCH = 1 << 21  # keys here at a time

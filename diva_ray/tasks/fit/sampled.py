@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from diva_ray.data.shards import Extent
-from diva_ray.engine import sampling
+from diva_ray.engine.kernels import sampling
 from diva_ray.tasks.setup.runner import Runner
 
 

@@ -14,7 +14,7 @@ from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.bands import Descent, band_slices, descend, penalty_of_columns, shares_of
 from diva_ray.core.grid import default_ridges, rotate
 from diva_ray.core.ridge import FitSums, solve
-from diva_ray.engine import bands, passes
+from diva_ray.engine.kernels import bands, passes
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import FitError
 from diva_ray.tasks.fit.derive import run_with_room, solve_in_range, tell_solution

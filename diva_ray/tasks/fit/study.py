@@ -23,8 +23,8 @@ from diva_ray.core.ridge import FitSums
 from diva_ray.core.subspace import expand, projections, rescale, restrict
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent
-from diva_ray.engine import bands, tuning
 from diva_ray.engine.context import Fold, Kernel
+from diva_ray.engine.kernels import bands, tuning
 from diva_ray.engine.reduce import Tally, add_in_order
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derive import ridge_grid, solve_in_range, with_errors

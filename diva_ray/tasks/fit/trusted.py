@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from diva_ray.core.reweight import Step
-from diva_ray.engine import steps
+from diva_ray.engine.kernels import steps
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError

@@ -12,8 +12,8 @@ from diva_ray.core.reweight import Step, TrialSums, fit_calibration, source_fact
 from diva_ray.core.ridge import FitSums, Solution, solve
 from diva_ray.core.verdict import Verdict
 from diva_ray.data.shards import Extent
-from diva_ray.engine import passes, steps, verdicts
 from diva_ray.engine.context import Fold
+from diva_ray.engine.kernels import passes, steps, verdicts
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derive import score_rows, tell_solution

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diva_ray.data.shards import Extent
-from diva_ray.engine.identity import LOOKED, count_alike, distinct_hashes, validated
+from diva_ray.engine.kernels.identity import LOOKED, count_alike, distinct_hashes, validated
+from diva_ray.engine.kernels.scan import Scan
 from diva_ray.engine.reduce import Rows, Tally
-from diva_ray.engine.scan import Scan
 
 if TYPE_CHECKING:
     from diva_ray.tasks.setup.session import Session

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.shards import Columns
-from diva_ray.engine.identity import places_of_key
+from diva_ray.engine.kernels.identity import places_of_key
+from diva_ray.engine.kernels.scan import CONSTANT, Scan
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.scan import CONSTANT, Scan
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report.words import counted

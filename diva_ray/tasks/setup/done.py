@@ -1,7 +1,7 @@
 """Passes that are done: what each led to is kept, so that a run that is resumed does not run them again.
 
 A resumed run goes its way from the start: the driver's part is computed again, and a pass whose result is in `steps/`
-is not run. What it had left with the rows is found in `steps/` too (`engine.row_files`), as by a worker that takes a
+is not run. What it had left with the rows is found in `steps/` too (`kernels.row_files`), as by a worker that takes a
 dead one's place. `steps/0007-leave-out.json` tells a person of a pass that is done; its result is the npz file beside
 it, written before. Only passes before which all are kept are taken over.
 """
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from diva_ray.data.folder import Folder
+from diva_ray.engine.kernels.row_files import RowFiles
 from diva_ray.engine.packed import pack, unpack
-from diva_ray.engine.row_files import RowFiles
 from diva_ray.errors import InputError, LostLeverageError
 from diva_ray.report.words import counted
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.data.shards import Columns
-from diva_ray.engine.scan import Scan
+from diva_ray.engine.kernels.scan import Scan
 from diva_ray.report.words import counted
 
 log = logging.getLogger("diva_ray")

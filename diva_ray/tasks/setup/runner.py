@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from diva_ray.data.shards import Extent
+from diva_ray.engine.kernels.row_files import RowFiles
 from diva_ray.engine.meter import Meter
 from diva_ray.engine.progress import Progress
-from diva_ray.engine.row_files import RowFiles
 from diva_ray.errors import FitError, InputError
 from diva_ray.tasks.setup.done import Done
 

@@ -16,9 +16,9 @@ from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, open_parquet
-from diva_ray.engine.identity import LOOKED
+from diva_ray.engine.kernels.identity import LOOKED
+from diva_ray.engine.kernels.scan import Scan, scan
 from diva_ray.engine.reduce import Rows
-from diva_ray.engine.scan import Scan, scan
 from diva_ray.engine.setup import Setup
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError

@@ -9,7 +9,7 @@ import torch
 from diva_ray.config import FitConfig
 from diva_ray.core.subspace import projections
 from diva_ray.data.scale import Scale
-from diva_ray.engine.scan import Scan
+from diva_ray.engine.kernels.scan import Scan
 from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
 from diva_ray.errors import InputError
 from diva_ray.tasks.setup.checks import features_take_double, reach_takes_double

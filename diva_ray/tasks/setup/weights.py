@@ -14,7 +14,7 @@ from diva_ray.data.given import FLAGS, MOST_OTHERS, Given
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.data.targets import label_values
-from diva_ray.engine.scan import merge_values
+from diva_ray.engine.kernels.scan import merge_values
 from diva_ray.errors import InputError
 from diva_ray.report.words import counted
 

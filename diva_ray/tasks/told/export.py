@@ -7,7 +7,7 @@ import io
 import numpy as np
 
 from diva_ray.data.folder import Folder
-from diva_ray.engine.uids import UID, in_order
+from diva_ray.engine.kernels.uids import UID, in_order
 
 CHUNK = 4_000_000  # uids merged at a time, 64 MB
 MARKS = 256  # of every part, by which ranges are chosen

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from diva_ray.engine.pool_choice import HARMS
+from diva_ray.engine.kernels.pool_choice import HARMS
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Gallery, Inform, Lines, Sheet, Table, Tile

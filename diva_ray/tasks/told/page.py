@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from diva_ray.data.table import Table
+from diva_ray.engine.kernels.samples import WEIGHT_EDGES, Z_EDGES
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.samples import WEIGHT_EDGES, Z_EDGES
 from diva_ray.engine.setup import Setup
 from diva_ray.report import sheet, words
 from diva_ray.report.sheet import Inform

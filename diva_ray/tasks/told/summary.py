@@ -11,8 +11,8 @@ from diva_ray.core.levels import class_levels
 from diva_ray.core.links import Link
 from diva_ray.core.multilabel import Slips
 from diva_ray.core.verdict import Verdict
+from diva_ray.engine.kernels.scan import CONSTANT
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.scan import CONSTANT
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derived import Derived, precision_of
 from diva_ray.tasks.fit.judge import label_entropy

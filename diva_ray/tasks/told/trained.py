@@ -11,7 +11,7 @@ import torch
 from diva_ray.config import TrainConfig
 from diva_ray.core.compare import Interval, RowSums, mean_interval
 from diva_ray.engine.course import Course
-from diva_ray.engine.given import SAME
+from diva_ray.engine.kernels.given import SAME
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.training import EVALUATION, checkpoint
 from diva_ray.report import words

@@ -10,8 +10,8 @@ from typing import Any
 from diva_ray.config import ScoreConfig
 from diva_ray.data.regroup import restore_order
 from diva_ray.data.table import open_parquet
-from diva_ray.engine import curate as curating
-from diva_ray.engine.once import TOLD, once
+from diva_ray.engine.kernels import curate as curating
+from diva_ray.engine.kernels.once import TOLD, once
 from diva_ray.engine.reduce import Tally
 from diva_ray.tasks.setup.begin import seal
 from diva_ray.tasks.setup.result import Result

@@ -18,13 +18,13 @@ from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, validation_weights, weights_after
-from diva_ray.engine.extremes import confused_pairs, examples
+from diva_ray.engine.kernels.extremes import confused_pairs, examples
+from diva_ray.engine.kernels.passes import left_out_outputs, left_out_rows, lonely_rows, scored_rows
+from diva_ray.engine.kernels.uids import write_uids
+from diva_ray.engine.kernels.verdicts import gap_factors, label_scores, nearness, several_outputs, z_of
 from diva_ray.engine.meter import peak_memory
-from diva_ray.engine.passes import left_out_outputs, left_out_rows, lonely_rows, scored_rows
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.uids import write_uids
-from diva_ray.engine.verdicts import gap_factors, label_scores, nearness, several_outputs, z_of
 
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
 LIKELY = 0.5  # label_score beyond which a label is likelier right than wrong

@@ -12,7 +12,7 @@ from diva_ray.core.losses import subtract_from_targets
 from diva_ray.core.products import multiply
 from diva_ray.data.shards import Shard, prepare
 from diva_ray.engine.context import Known, device_of, group_codes, targets
-from diva_ray.engine.passes import scored_rows
+from diva_ray.engine.kernels.passes import scored_rows
 from diva_ray.engine.reduce import Rows
 from diva_ray.engine.setup import Setup
 

@@ -19,9 +19,9 @@ from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent, Shard, prepare
 from diva_ray.engine.context import Kernel, Known, blocks, device_of, group_codes, source_codes, unit_keys
 from diva_ray.engine.device import CPU
-from diva_ray.engine.passes import left_out_rows, scored_rows
+from diva_ray.engine.kernels.passes import left_out_rows, scored_rows
+from diva_ray.engine.kernels.sampling import rows_of_sample, sampled
 from diva_ray.engine.reduce import Rows, Tally
-from diva_ray.engine.sampling import rows_of_sample, sampled
 from diva_ray.engine.setup import Setup
 
 DIRECTIONS = {"forward": (0, 1), "backward": (1, 0)}  # source and target, as places in `data.features`

@@ -21,10 +21,10 @@ from diva_ray.engine.context import (
     targets,
     validation_weights,
 )
-from diva_ray.engine.passes import fit
+from diva_ray.engine.kernels.passes import fit
+from diva_ray.engine.kernels.steps import Each
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.steps import Each
 
 
 def fold_sums(shard: Shard, known: Known) -> Each:

@@ -29,10 +29,10 @@ from diva_ray.engine.context import (
     validation_weights,
     weights,
 )
-from diva_ray.engine.passes import scored_rows
+from diva_ray.engine.kernels.passes import scored_rows
+from diva_ray.engine.kernels.verdicts import doubtful_scores, gap_kinds, issue_flags, uncertainty, z_of
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import doubtful_scores, gap_kinds, issue_flags, uncertainty, z_of
 
 GATHERED = 4_000_000  # outputs of all models of rows that are judged in one call
 

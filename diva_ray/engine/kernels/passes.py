@@ -38,7 +38,7 @@ from diva_ray.engine.context import (
     validation_weights,
     weights,
 )
-from diva_ray.engine.left_out import (
+from diva_ray.engine.kernels.left_out import (
     RowStore,
     facts_of_outputs,
     fitted,
@@ -46,8 +46,8 @@ from diva_ray.engine.left_out import (
     left_out_of,
     outputs_again,
 )
+from diva_ray.engine.kernels.row_files import found_before
 from diva_ray.engine.reduce import Partial, Rows, Tally, add_in_order
-from diva_ray.engine.row_files import found_before
 from diva_ray.engine.setup import Setup
 
 

@@ -20,8 +20,8 @@ from diva_ray.engine.context import (
     group_codes,
     validation_weights,
 )
-from diva_ray.engine.left_out import leverage_error
-from diva_ray.engine.passes import leave_one_out, left_out_rows
+from diva_ray.engine.kernels.left_out import leverage_error
+from diva_ray.engine.kernels.passes import leave_one_out, left_out_rows
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 

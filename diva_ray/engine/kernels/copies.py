@@ -9,8 +9,8 @@ from torch import Tensor
 
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, source_codes
+from diva_ray.engine.kernels.samples import final_weights
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.samples import final_weights
 from diva_ray.engine.setup import Setup
 
 

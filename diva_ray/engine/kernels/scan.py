@@ -17,7 +17,7 @@ from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Shard, bare_rows
 from diva_ray.data.targets import label_values, number_targets
 from diva_ray.engine.context import Known, validation_weights
-from diva_ray.engine.identity import alike, feature_hashes, fragments, shared
+from diva_ray.engine.kernels.identity import alike, feature_hashes, fragments, shared
 from diva_ray.engine.reduce import Rows, Tally
 from diva_ray.errors import InputError
 
@@ -65,7 +65,7 @@ class Scan:
         extremes: the two least and the two largest numbers, one a row, of rows that train, each with its rows.
         offset_width: numbers of an offset, 0 without.
         looked: hashes of the features of some rows that train, or of all, with their leave-out groups.
-        fragments: what the training rows are by content (`engine.identity`), where it was asked for.
+        fragments: what the training rows are by content (`engine.kernels.identity`), where it was asked for.
     """
 
     place: str

@@ -15,9 +15,9 @@ from diva_ray.core import choose
 from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of
-from diva_ray.engine.extremes import EXAMPLES, Examples
+from diva_ray.engine.kernels.extremes import EXAMPLES, Examples
+from diva_ray.engine.kernels.samples import differ
 from diva_ray.engine.reduce import Rows, Tally
-from diva_ray.engine.samples import differ
 from diva_ray.engine.setup import Setup
 
 NOTHING = {"row": np.zeros(0, np.int64), "weight": np.zeros(0)} | {

@@ -25,9 +25,9 @@ from diva_ray.engine.context import (
     targets,
     weights_after,
 )
+from diva_ray.engine.kernels.verdicts import gap_kinds, label_losses, unit_outputs, worth, wrong_losses
 from diva_ray.engine.reduce import Partial, Tally, add_in_order
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import gap_kinds, label_losses, unit_outputs, worth, wrong_losses
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Choosing rows of a pool: which help and in what order, and adding them to the fit. See `engine.pool`."""
+"""Choosing rows of a pool: which help and in what order, and adding them to the fit. See `engine.kernels.pool`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from diva_ray.engine.context import (
     keep_weights,
     targets,
 )
-from diva_ray.engine.pool import classes_of, scored_pool, taken, waits, weight_of
+from diva_ray.engine.kernels.pool import classes_of, scored_pool, taken, waits, weight_of
+from diva_ray.engine.kernels.selected import remember_chosen
+from diva_ray.engine.kernels.verdicts import gap_kinds
 from diva_ray.engine.reduce import Partial, Tally
-from diva_ray.engine.selected import remember_chosen
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.verdicts import gap_kinds
 
 HARMS = 2.0  # root mean squares of the derivatives: of numbers, where no wrong ones show, rows beyond it are left
 

@@ -17,10 +17,10 @@ from diva_ray.core.products import multiply
 from diva_ray.core.ridge_choice import pack_moments
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, blocks, validation_weights
-from diva_ray.engine.extremes import examples
-from diva_ray.engine.left_out import leverage_error, margins
+from diva_ray.engine.kernels.extremes import examples
+from diva_ray.engine.kernels.left_out import leverage_error, margins
+from diva_ray.engine.kernels.samples import samples_table, write_rows
 from diva_ray.engine.reduce import Tally
-from diva_ray.engine.samples import samples_table, write_rows
 from diva_ray.engine.setup import Setup
 
 
