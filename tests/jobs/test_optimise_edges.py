@@ -51,7 +51,7 @@ def test_rows_set_apart_and_validation_rows_never_get_weight(validation, method,
         keep(shard, known, alpha, step)
 
     for module in ("steps", "passes"):
-        monkeypatch.setattr(f"diva_ray.engine.{module}.keep_weights", spy)
+        monkeypatch.setattr(f"diva_ray.engine.kernels.{module}.keep_weights", spy)
     more = {"validation": held_out} if validation else {}
     diva_ray.reweight(table(), method=method, steps=2, folds=2, ridge=1.0, **more, **QUIET)
     assert len(seen) >= 4
