@@ -32,6 +32,10 @@ NULLS = csv.ConvertOptions().null_values  # what stands for no number, date or t
 LEADING_ZERO = "^-?0[0-9]"
 
 
+def _delimiter(path: str) -> str:
+    return "\t" if ".tsv" in name_of(path).lower() else ","
+
+
 def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, skipped: Any) -> csv.CSVStreamingReader:
     """Return a reader of the columns of `kinds`, values as it says, of which only an empty one is null; or of all, of
     what types they look like.
@@ -39,11 +43,12 @@ def _csv(filesystem: pyarrow.fs.FileSystem, path: str, kinds: pa.Schema | None, 
     A text or a class may be NA or null: of types that are not text `_cast` makes nulls of such words.
     """
     nulls = NULLS if kinds is None else [""]
-    delimiter = "\t" if ".tsv" in name_of(path).lower() else ","
     return csv.open_csv(
         filesystem.open_input_stream(path, compression="detect"),
         read_options=csv.ReadOptions(use_threads=False, block_size=1 << 20),
-        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skipped),
+        parse_options=csv.ParseOptions(
+            delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=skipped
+        ),
         convert_options=csv.ConvertOptions(
             include_columns=None if kinds is None else kinds.names,
             column_types=kinds,
@@ -87,7 +92,7 @@ def _first_names(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.Schema:
     """Return the names of the first line, as texts."""
     with whole(path), filesystem.open_input_stream(path, compression="detect") as stream:
         line = stream.read(1 << 16).decode("utf-8", "replace").partition("\n")[0].strip("\r\ufeff")
-    names = line.split("\t" if ".tsv" in path.lower() else ",")
+    names = line.split(_delimiter(path))
     return pa.schema([(name.strip('"'), pa.string()) for name in names])
 
 

@@ -33,7 +33,7 @@ def curate(shard: Shard, known: Known) -> Tally:
     if changes.num_rows or not index:  # a folder there is in any case
         folder.write_table(f"changes/{part_name(index)}.parquet", changes)
     told = Tally(changed=changes.num_rows, kept=curated.num_rows)
-    if known["task"] == "classification":
+    if known["task"] == "classification" and known["curate"] != "weight":
         told.update(before=_rows_of_classes(rows, known), after=_rows_of_classes(curated, known))
     return told
 

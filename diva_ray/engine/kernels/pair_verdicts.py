@@ -14,9 +14,10 @@ from diva_ray.core.histogram import Histogram
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, unit_keys
 from diva_ray.engine.kernels.pairs import joint_scores, views
-from diva_ray.engine.kernels.passes import left_out_rows, scored_rows, shaping
+from diva_ray.engine.kernels.passes import left_out_rows, scored_rows
 from diva_ray.engine.kernels.samples import as_table, facts_of, lists, write_rows
 from diva_ray.engine.kernels.sampling import rows_of_sample, sampled
+from diva_ray.engine.kernels.shaping import shaping
 from diva_ray.engine.kernels.verdicts import z_of
 from diva_ray.engine.reduce import Rows, Tally
 

@@ -47,6 +47,7 @@ from diva_ray.engine.kernels.left_out import (
     outputs_again,
 )
 from diva_ray.engine.kernels.row_files import found_before
+from diva_ray.engine.kernels.shaping import shaping, units_by_class
 from diva_ray.engine.reduce import Partial, Rows, Tally, add_in_order
 from diva_ray.engine.setup import Setup
 
@@ -161,37 +162,6 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
         ):
             result[name] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, values)
     return result
-
-
-def shaping(shard: Shard, known: Known) -> Tensor:
-    """Return the weight of every row in the rules for verdicts; rows idle, held out or set apart shape nothing, nor do
-    those of `known["lonely"]` classes, which vanish with their only row, unless all are."""
-    lonely, fitted = known.get("lonely"), _fitted(shard, known)
-    return fitted if lonely is None or lonely.all() else fitted.masked_fill(lonely_rows(shard, known), 0.0)
-
-
-def _fitted(shard: Shard, known: Known) -> Tensor:
-    if shard.extent.held_out:
-        return torch.zeros(len(shard), dtype=torch.float64)
-    heard = (shard.weight > 0).double()
-    return heard.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else heard
-
-
-def lonely_rows(shard: Shard, known: Known) -> Tensor:
-    """Return which rows are of a class that vanishes, or nearly, when they are left out: nothing predicts it then."""
-    if known.get("lonely") is None:
-        return torch.zeros(len(shard), dtype=torch.bool)
-    lonely: Tensor = known["lonely"][codes_of(shard, known["setup"])]
-    return lonely
-
-
-def units_by_class(shard: Shard, known: Known) -> Tensor:
-    """Return how many of the rows of every class, or of the groups that hold some, are fitted to and left out alone."""
-    setup, group, rows = known["setup"], leave_out_groups(shard, known), _fitted(shard, known) > 0
-    codes = codes_of(shard, setup)[rows]
-    if group is not None:
-        codes = torch.unique(group[rows] * setup.outputs + codes) % setup.outputs
-    return torch.bincount(codes, minlength=setup.outputs)
 
 
 def left_out_rows(shard: Shard, known: Known) -> RowStore:

@@ -19,7 +19,8 @@ from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, validation_weights, weights_after
 from diva_ray.engine.kernels.extremes import confused_pairs, examples
-from diva_ray.engine.kernels.passes import left_out_outputs, left_out_rows, lonely_rows, scored_rows
+from diva_ray.engine.kernels.passes import left_out_outputs, left_out_rows, scored_rows
+from diva_ray.engine.kernels.shaping import lonely_rows
 from diva_ray.engine.kernels.uids import write_uids
 from diva_ray.engine.kernels.verdicts import gap_factors, label_scores, nearness, several_outputs, z_of
 from diva_ray.engine.meter import peak_memory

@@ -8,7 +8,7 @@ from torch import Tensor
 from diva_ray.core import choose
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known
-from diva_ray.engine.kernels.passes import shaping
+from diva_ray.engine.kernels.shaping import shaping
 from diva_ray.engine.reduce import Rows
 
 

@@ -22,8 +22,9 @@ from diva_ray.core import (
 from diva_ray.core.histogram import LIMIT, Histogram
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, targets, weights
-from diva_ray.engine.kernels.passes import left_out_outputs, left_out_rows, lonely_rows, scored_rows, shaping
+from diva_ray.engine.kernels.passes import left_out_outputs, left_out_rows, scored_rows
 from diva_ray.engine.kernels.sampling import Drawn, draws
+from diva_ray.engine.kernels.shaping import lonely_rows, shaping
 from diva_ray.engine.reduce import Tally, add_in_order
 from diva_ray.engine.setup import Setup
 

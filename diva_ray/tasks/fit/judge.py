@@ -57,7 +57,7 @@ def set_apart_lonely(runner: Runner, tally: Tally) -> None:
     lonely = tally["class_units"] <= 1
     if not lonely.all():
         tally["levels"] = tally["levels"].masked_fill(lonely, 0.0)
-    runner.engine.tell(lonely=lonely)
+    runner.engine.tell(lonely=lonely if lonely.any() else None)
 
 
 def _from_center(runner: Runner, scored: list[Extent]) -> loss_verdict.LossSums | None:
