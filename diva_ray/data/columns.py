@@ -74,11 +74,11 @@ def take_rows(rows: pa.Table, order: np.ndarray) -> pa.Table:
     return pa.table(plain, names=rows.column_names).take(pa.array(order))
 
 
-VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}  # Arrow has few kernels for them
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary(), pa.bool8(): pa.bool_()}  # of few kernels
 
 
 def without_views(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with strings and bytes in place of their views."""
+    """Return the schema with strings and bytes in place of their views, true and false of bits in place of bytes."""
     kinds = [_without_views(field.type) for field in schema]
     if kinds == schema.types:
         return schema

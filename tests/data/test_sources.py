@@ -225,6 +225,16 @@ def test_categories_of_polars_are_strings(option):
     assert found[option].to_pylist() == wanted[option].to_pylist()
 
 
+def test_labels_may_be_true_and_false_in_bytes(tmp_path):
+    given = Y > 0
+    in_bytes = pa.ExtensionArray.from_storage(pa.bool8(), pa.array(given.astype(np.int8)))
+    rows = TABLE.drop_columns("label")
+    pq.write_table(rows.append_column("label", in_bytes), tmp_path / "a.parquet")
+    wanted = score(rows.append_column("label", pa.array(given))).samples
+    for data in (rows.append_column("label", in_bytes), tmp_path / "a.parquet"):
+        assert score(data).samples.select(["label", "derivative"]).equals(wanted.select(["label", "derivative"]))
+
+
 def test_a_path_may_be_a_path(tmp_path):
     pq.write_table(TABLE, tmp_path / "a.parquet")
     result = score(tmp_path / "a.parquet", output=tmp_path / "out")
