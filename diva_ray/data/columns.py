@@ -237,19 +237,29 @@ def finite_values(column: pa.Array, name: str, option: str, where: Where) -> np.
 
 
 def check_nulls(column: pa.Array, name: str, option: str, where: Where, *, classes: bool = False) -> None:
-    """Raise for a null, or a null inside a list of classes; `classes`: it is a ClassLabel, which has -1 for one."""
-    inside = ""
+    """Raise for a null, a number that is none, or a null inside a list of classes; `classes`: it is a ClassLabel, which
+    has -1 for one."""
+    given, column, inside = column, nan_as_null(column), ""
     if is_list(column.type) and not column.null_count and isinstance(column, LISTS):
         parents = pc.list_parent_indices(column)
         column, inside = column.flatten(), " inside a list"
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         row = parents[row].as_py() if inside else row
+        found = "one" if inside or given[row].as_py() is None else "nan"
         stored = " (-1 of a ClassLabel is none)" if classes else ""
         raise InputError(
-            f"{option}: column `{name}` must hold no null, got one{inside} at {where(row)}{stored}. Fix the table, "
+            f"{option}: column `{name}` must hold no null, got {found}{inside} at {where(row)}{stored}. Fix the table, "
             f"copy the rows without nulls (README, Your own table), or change `{option}`."
         )
+
+
+def nan_as_null(column: pa.Array) -> pa.Array:
+    """Return a column with nulls for numbers that are none, as NumPy writes what is missing."""
+    if not pa.types.is_floating(column.type):
+        return column
+    nan = np.isnan(column.to_numpy(zero_copy_only=False))  # of nulls too
+    return pc.if_else(pa.array(nan), pa.scalar(None, column.type), column) if nan.any() else column
 
 
 def row_keys(column: pa.Array, seed: int = 0) -> np.ndarray:

@@ -225,6 +225,23 @@ def test_categories_of_polars_are_strings(option):
     assert found[option].to_pylist() == wanted[option].to_pylist()
 
 
+@pytest.mark.parametrize("option", ["group", "truth", "id"])
+def test_a_number_that_is_none_is_no_value_of_its_own(option):
+    """As NumPy writes what is missing: one group of all such rows would leave together."""
+    keys = np.arange(len(Y), dtype=float)
+    keys[3] = np.nan
+    with pytest.raises(InputError, match=rf"data.{option}: column `key` must hold no null, got nan at row 3"):
+        score({"features": X, "label": Y, "key": keys}, **{option: "key"})
+
+
+def test_a_source_that_is_no_number_is_none():
+    sources = np.where(np.arange(len(Y)) < 10, np.nan, 1.0)
+    result = score({"features": X, "label": Y, "key": sources}, source="key")
+    found = pq.read_table(f"{result.path}/sources.parquet")
+    assert found["source"].to_pylist() == ["1", "(none)"] and found["n"].to_pylist() == [len(Y) - 10, 10]
+    assert result.samples["source"].null_count == 10
+
+
 def test_labels_may_be_true_and_false_in_bytes(tmp_path):
     given = Y > 0
     in_bytes = pa.ExtensionArray.from_storage(pa.bool8(), pa.array(given.astype(np.int8)))

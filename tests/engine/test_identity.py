@@ -36,7 +36,7 @@ def shards_of(data, cuts=()):
 def segments(data, cuts=()):
     found = Rows()
     for shard in shards_of(data, cuts):
-        found = found + fragments(shard, KNOWN, BITS, feature_hashes(shard))
+        found = found + fragments(shard, KNOWN, BITS, feature_hashes(shard, None))
     return join(found)
 
 
@@ -52,7 +52,7 @@ def test_every_changed_row_has_another_hash(kind):
     weight, label = data["weight"].copy(), data["label"].copy()
     weight[4], label[5] = np.nextafter(weight[4], 9), (label[5] + 1) % 4
     (after,) = shards_of({"features": X, "weight": weight, "label": label})
-    features = [feature_hashes(shard) for shard in (before, after)]
+    features = [feature_hashes(shard, None) for shard in (before, after)]
     hashes = [(one, *row_hashes(shard, KNOWN, one)) for shard, one in zip((before, after), features, strict=True)]
     changed = [np.flatnonzero(one != other).tolist() for one, other in zip(*hashes, strict=True)]
     assert changed == [[0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]

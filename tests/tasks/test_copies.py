@@ -59,6 +59,8 @@ def test_rows_of_other_tables_that_are_in_this_one_are_told(caplog):
     assert b"40 of 200 rows of the validation table" in found.folder.read("report.html")
     assert diva_ray.score(core, validation=apart, **options).summary["shared"]["validation"]["known"] == 0
     assert diva_ray.score(core, **options).summary["shared"] == {}
+    wide = {**mixed, "features": mixed["features"].astype(np.float64)}  # as lists and pandas have the same numbers
+    assert diva_ray.score(core, validation=wide, **options).summary["shared"] == found.summary["shared"]
     runs = {
         "pool": diva_ray.extend(core, mixed, budget=20, rounds=1, **options),
         "test": diva_ray.train(core, mixed, epochs=1, seeds=1, **options),

@@ -56,7 +56,7 @@ def join(fragments: Rows) -> Segments:
 def fragments(shard: Shard, known: Known, bits: int, features: np.ndarray) -> Rows:
     """Return (start, rows, whether a segment begins there, hash of features and weight, of all) of a shard's parts.
 
-    `features` are `feature_hashes(shard)`.
+    `features` are `feature_hashes(shard, None)`.
     """
     gram, cross = row_hashes(shard, known, features)
     last = _mix(features) & np.uint64((1 << bits) - 1)
@@ -118,11 +118,12 @@ def _featureless(shard: Shard) -> np.ndarray:
     return gone
 
 
-def feature_hashes(shard: Shard) -> np.ndarray:
-    """Return a 64-bit hash of every row's features."""
+def feature_hashes(shard: Shard, kind: torch.dtype | None = torch.float32) -> np.ndarray:
+    """Return a 64-bit hash of every row's features as numbers of a kind, by default one for all tables: a copy in
+    float64 is still a copy; None: of their bytes."""
     features = np.zeros(len(shard), np.uint64)
     for band, (values, absent) in enumerate(zip(shard.bands, shard.missing, strict=True)):
-        features = _mix(features ^ hash_words(values, band))
+        features = _mix(features ^ hash_words(values, band, kind))
         if absent is not None:
             features[absent.numpy()] = _mix(~features[absent.numpy()])
     return features
@@ -136,24 +137,27 @@ def row_hashes(shard: Shard, known: Known, features: np.ndarray) -> tuple[np.nda
     return gram, cross if shard.offset is None else _mix(cross ^ hash_words(shard.offset, 0))
 
 
-def hash_words(values: Tensor, seed: int) -> np.ndarray:
-    """Return a hash of the bytes of every row (n, d): sum of a_k x_k mod 2^64 over its 32-bit words x, a fixed and odd.
+def hash_words(values: Tensor, seed: int, kind: torch.dtype | None = None) -> np.ndarray:
+    """Return a hash of the bytes of every row (n, d), as numbers of a kind or as they are: sum of a_k x_k mod 2^64 over
+    its 32-bit words x, a fixed and odd.
 
     About 3 GB/s. Two rows that differ have one hash with a chance of 2^-32 at most.
 
     References:
         Lemire and Kaser 2014, Strongly universal string hashing is fast (multilinear hashing).
     """
-    rows = np.ascontiguousarray(values.cpu().numpy())
-    size = rows.shape[1] * rows.itemsize
+    rows, kind = values.cpu().contiguous(), values.dtype if kind is None else kind
+    size = rows.shape[1] * kind.itemsize
     if not size:
         return np.zeros(len(rows), np.uint64)
-    words = rows.view(np.uint32 if size % 4 == 0 else np.uint16 if size % 2 == 0 else np.uint8)
-    factors = _mix(np.arange(1, words.shape[1] + 1, dtype=np.uint64) + np.uint64(seed << 32)) | np.uint64(1)
-    products, found = np.empty((ROWS, words.shape[1]), np.uint64), np.empty(len(rows), np.uint64)
+    word = np.uint32 if size % 4 == 0 else np.uint16 if size % 2 == 0 else np.uint8
+    count = size // np.dtype(word).itemsize
+    factors = _mix(np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 32)) | np.uint64(1)
+    products, found = np.empty((ROWS, count), np.uint64), np.empty(len(rows), np.uint64)
     for a in range(0, len(rows), ROWS):
-        part = products[: len(words[a : a + ROWS])]
-        np.multiply(words[a : a + ROWS], factors, out=part)
+        words = rows[a : a + ROWS].to(kind).numpy().view(word)
+        part = products[: len(words)]
+        np.multiply(words, factors, out=part)
         np.add.reduce(part, 1, out=found[a : a + ROWS])
     return found
 

@@ -242,7 +242,8 @@ def scan(shard: Shard, known: Known) -> Scan:
     elif trains:
         hashes = feature_hashes(shard)
         looked = alike(shard, known["looked"], hashes)
-        known_by = None if known["cut_bits"] is None else fragments(shard, known, known["cut_bits"], hashes)
+        if known["cut_bits"] is not None:
+            known_by = fragments(shard, known, known["cut_bits"], feature_hashes(shard, None))
     widths = tuple(values.shape[1] for values in shard.bands)
     return Scan(
         shard.where(0), widths, rows, sums, squares, None if beside else found.labels, sources, found.width,
