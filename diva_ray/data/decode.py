@@ -159,18 +159,24 @@ class Pictures:
         if self.local and uri.startswith("file:///"):
             return unquote(uri.removeprefix("file://"))
         if not uri.startswith(self.root.rstrip("/") + "/"):
-            raise RefusedError("the URI leaves data.root")
+            raise RefusedError(f"the URI leaves data.root{self._root_told()}")
         return unquote(uri[len(self.root.rstrip("/")) + 1 :])
 
     def _inside(self, named: str) -> str:
         """Return the full path; refuse one that leaves the root: a table must not name any file of the machine."""
         if self.local:
-            full = os.path.realpath(os.path.join(self.base, named))
+            link = os.path.join(self.base, named)
+            full = os.path.realpath(link)
+            if os.path.islink(link) and not os.path.exists(full):
+                raise RefusedError(f"{NO_FILE}{full[:200]}, to which it links")
         else:
             full = os.path.normpath(named if os.path.isabs(named) else f"{self.base}/{named}")
         if not full.startswith(self.base.rstrip("/") + "/") or "\0" in named:
-            raise RefusedError("the path leaves data.root")
+            raise RefusedError(f"the path leaves data.root{self._root_told()}")
         return full
+
+    def _root_told(self) -> str:
+        return f", {self.root[:200]}: set that to the folder or URI below which all pictures lie"
 
 
 def thumbnail(picture: Image.Image, side: int) -> bytes:

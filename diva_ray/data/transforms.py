@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,14 +9,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageFilter, ImageOps
 
-from diva_ray.config import EmbedConfig
-from diva_ray.data.decode import Pictures, RefusedError
+from diva_ray.data.decode import RefusedError
+from diva_ray.data.decoded import open_picture, png
 from diva_ray.errors import InputError, first_line
-from diva_ray.pictures import turned, upright
 
 Transform = Callable[[Image.Image, np.random.Generator], Image.Image]
 IDENTITY = "identity"
-PICTURES = Pictures("/", EmbedConfig().most_pixels)
 
 
 def _shift(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
@@ -72,7 +69,7 @@ def augmented(
     (`data.group`: the picture's number), `image` (PNG, for the report).
 
     Args:
-        pictures: PIL images, encoded bytes, or uint8 arrays (height, width) or (height, width, 3).
+        pictures: PIL images, encoded bytes, or uint8 arrays (height, width) or (height, width, 3); all are held.
         labels: one for each picture.
         transforms: names in `TRANSFORMS`; `identity` must be among them.
         encoder: list of PIL images -> features (n, d); None: the pixels, / 255, of pictures of one size.
@@ -85,6 +82,7 @@ def augmented(
             encoder is given; labels that are no column; an encoder that returns no row of finite numbers for a picture.
     """
     check_transforms(transforms)
+    pictures, labels = (one if hasattr(one, "__len__") else list(one) for one in (pictures, labels))
     given = _labels(pictures, labels)
     for name, value, least in (("seed", seed, 0), ("batch", batch, 1)):
         if not isinstance(value, (int, np.integer)) or value < least:
@@ -103,7 +101,7 @@ def augmented(
         else:
             width = features[0].shape[1] if features else None
             features.append(_encoded(encoder(copies), len(copies), width))
-        images += [_png(copy) for copy in copies]
+        images += [png(copy) for copy in copies]
     flat = np.concatenate(features)
     copies_each = len(transforms)
     original = np.repeat(np.arange(len(pictures)), copies_each)
@@ -140,7 +138,7 @@ def _labels(pictures: Sequence[Any], labels: Sequence[Any]) -> pa.Array:
 def _opened(given: Any, k: int) -> Image.Image:
     """Return picture number k."""
     try:
-        return _open(given)
+        return open_picture(given)
     except InputError as error:
         raise InputError(f"augmented: picture {k:,}: {error}") from error
     except (OSError, ValueError, SyntaxError, RefusedError) as error:  # as Pillow and `decode` raise them
@@ -189,42 +187,3 @@ def check_transforms(transforms: Sequence[str]) -> None:
         raise InputError(f"transforms: each must be named once, got {', '.join(transforms)}. Change `transforms`.")
     if IDENTITY not in transforms:
         raise InputError(f"transforms: `{IDENTITY}` must be among them, got {', '.join(transforms)}. Add it.")
-
-
-def _open(given: Any) -> Image.Image:
-    """Return a picture as `pictures.upright` has it; grey ones stay grey."""
-    if isinstance(given, Image.Image):
-        held = turned(given)
-        return held if held.mode in ("L", "RGB") and "transparency" not in held.info else upright(held)
-    if isinstance(given, bytes):
-        return PICTURES.open(given)
-    pixels = np.asarray(given)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (2, 3, 4))):
-        raise InputError(
-            f"pictures: arrays must be uint8 of shape (height, width) or (height, width, 3), got {pixels.dtype} of "
-            f"shape {pixels.shape}. Convert the picture."
-        )
-    return Image.fromarray(pixels)
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def pictures_as_bytes(values: Any) -> Any:
-    """Return encoded pictures for PIL images or arrays (a list, None where one is missing, or an array); else as is."""
-    whole = isinstance(values, np.ndarray) and values.ndim in (3, 4)
-    first = next((one for one in values if one is not None), None) if isinstance(values, (list, tuple)) else None
-    if whole or _is_picture(first):
-        return [None if picture is None else _png(_open(picture)) for picture in values]
-    return values
-
-
-def _is_picture(value: Any) -> bool:
-    """Return whether a value is a decoded picture."""
-    array = isinstance(value, np.ndarray) and value.ndim in (2, 3)
-    return array or isinstance(value, Image.Image)

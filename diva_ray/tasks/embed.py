@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from diva_ray.config import EmbedConfig
+from diva_ray.data.decoded import with_pictures_as_bytes
 from diva_ray.data.folder import Folder
 from diva_ray.data.in_memory import write_parts
 from diva_ray.data.raw import tables
@@ -20,7 +21,6 @@ from diva_ray.data.raw.find import find_raw
 from diva_ray.data.raw.units import Source, Unit
 from diva_ray.data.sources import open_data
 from diva_ray.data.table import Table, from_arrow
-from diva_ray.data.transforms import pictures_as_bytes
 from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
 from diva_ray.tasks.setup import embed_setup as setup
@@ -106,9 +106,7 @@ def open_raw(config: EmbedConfig, data: Any, folder: Folder) -> Source:
     if data is None and raw.path is not None:
         known = {"id": raw.id, "label": raw.label, "peek": raw.peek}
         return find_raw(raw.path, raw.kind, unit_rows=config.unit_rows, **known)
-    if isinstance(data, Mapping):
-        data = {name: pictures_as_bytes(values) for name, values in data.items()}
-    table = open_data(data, raw.builtin, raw.noise, config.seed)
+    table = open_data(with_pictures_as_bytes(data), raw.builtin, raw.noise, config.seed)
     if data is None:
         assert isinstance(table, Table) and table.memory is not None
         table = from_arrow(table.memory.drop_columns(["features"]), table.name)  # its pixels are what is to be encoded

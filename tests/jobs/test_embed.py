@@ -354,9 +354,10 @@ def test_paths_are_read_under_the_root_and_nowhere_else(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw" / "rows.parquet")
     result = embed(tmp_path / "raw" / "rows.parquet", encoder="edges", most_failed=0.3)
     reasons = {row["id"]: row["reason"] for row in result.folder.read_table("quarantine").to_pylist()}
-    assert all(reasons[k] == "the path leaves data.root" for k in "1238"), reasons
+    left = f"leaves data.root, {tmp_path}/raw: set that to the folder or URI below which all pictures lie"
+    assert all(reasons[k] == f"the path {left}" for k in "1238"), reasons
     assert reasons["4"].startswith("no file at") and reasons["5"].startswith("http is not read")
-    assert reasons["9"] == "the URI leaves data.root"
+    assert reasons["9"] == f"the URI {left}"
     assert set(reasons) == set("1234589")
     by_uri = embed(f"file://{tmp_path}/raw/rows.parquet", encoder="edges", most_failed=0.3)
     assert by_uri.samples.equals(result.samples)

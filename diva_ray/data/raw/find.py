@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable
 from itertools import chain, islice
@@ -17,10 +18,12 @@ from diva_ray.data.raw.listing import Listing, under
 from diva_ray.data.raw.units import PICTURE_SUFFIXES, Source, name_of, suffix_of
 from diva_ray.errors import InputError, first_line
 
+log = logging.getLogger("diva_ray")
 SUFFIXES = {
     "parquet": ("parquet", "pq"), "webdataset": ("tar", "tgz"), "jsonl": ("jsonl", "ndjson"), "csv": ("csv", "tsv"),
     "huggingface": ("arrow",), "folder": PICTURE_SUFFIXES,
 }  # fmt: skip
+TABLES = ("parquet", "jsonl", "csv")
 SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
 
 
@@ -32,20 +35,32 @@ def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int
     """
     if kind not in ("auto", *SUFFIXES):
         raise InputError(f"data.kind: must be auto, {', '.join(SUFFIXES)}, got {kind}. Change `data.kind`.")
-    source = _found(path, kind, id=id, label=label, unit_rows=unit_rows, peek=peek)
-    check_names(source.schema, path)
-    return source
-
-
-def _found(path: str, kind: str, *, id: str | None, label: str, unit_rows: int, peek: int | None) -> Source:
     try:
         filesystem, base, files = list_files(path)
     except UnicodeDecodeError as error:
         raise InputError(
             f"data.path: names of files must be UTF-8, got {error.object!r} below {path}. Rename it."
         ) from error
-    if kind == "auto":
-        kind = kind_of(path, files)
+    auto, kind = kind == "auto", kind_of(path, files) if kind == "auto" else kind
+    beside = sum(suffix_of(info.path) in PICTURE_SUFFIXES for info in files) if auto and kind in TABLES else 0
+    hint = f"{beside:,} picture(s) lie beside it, which data.kind=folder reads"
+    try:
+        source = _found(path, kind, (filesystem, base, files), id=id, label=label, unit_rows=unit_rows, peek=peek)
+    except InputError as error:
+        raise InputError(f"{error} {hint}." if beside else str(error)) from error
+    check_names(source.schema, path)
+    if source.about() < beside:
+        log.warning("data.path: %s is read as a table of %s samples (%s). %s.", path, f"{source.about():,}", kind, hint)
+    return source
+
+
+Found = tuple[pyarrow.fs.FileSystem, str, Listing]
+
+
+def _found(
+    path: str, kind: str, found: Found, *, id: str | None, label: str, unit_rows: int, peek: int | None
+) -> Source:
+    filesystem, base, files = found
     chosen = (info for info in files if suffix_of(info.path) in SUFFIXES[kind])
     first = next(chosen, None)
     if first is None:
@@ -95,7 +110,7 @@ def kind_of(path: str, files: Iterable[pyarrow.fs.FileInfo]) -> str:
     return next(iter(found))
 
 
-def list_files(path: str) -> tuple[pyarrow.fs.FileSystem, str, Listing]:
+def list_files(path: str) -> Found:
     """Return (file system, base folder, the sorted files under a path); names that begin with . or _ are left out."""
     check_named(path)
     if "://" in path:

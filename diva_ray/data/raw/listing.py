@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,18 +55,35 @@ def under(filesystem: pyarrow.fs.FileSystem, base: str) -> Iterator[pyarrow.fs.F
     if info.type in (pyarrow.fs.FileType.File, pyarrow.fs.FileType.NotFound):
         return
 
+    local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+
     def files(one: pyarrow.fs.FileInfo) -> list[pyarrow.fs.FileInfo]:
         if one.type != pyarrow.fs.FileType.Directory:
             return [one]
         inside = filesystem.get_file_info(pyarrow.fs.FileSelector(one.path, recursive=True))
+        inside += _links_to_nothing(one.path) if local else []
         return sorted((found for found in inside if found.type == pyarrow.fs.FileType.File), key=_place)
 
-    top = sorted(filesystem.get_file_info(pyarrow.fs.FileSelector(base)), key=_place)
+    top = filesystem.get_file_info(pyarrow.fs.FileSelector(base))
+    top = sorted(top + (_links_to_nothing(base, deep=False) if local else []), key=_place)
     top = [one for one in top if one.type in (pyarrow.fs.FileType.File, pyarrow.fs.FileType.Directory)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for k in range(0, len(top), AT_ONCE):
             for found in pool.map(files, top[k : k + AT_ONCE]):
                 yield from found
+
+
+def _links_to_nothing(folder: str, *, deep: bool = True) -> list[pyarrow.fs.FileInfo]:
+    """Return links whose file is not there, such as pictures whose contents were never fetched, as empty files: Arrow
+    passes them by, and a class of them would be gone without a word."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                found.append(pyarrow.fs.FileInfo(entry.path, pyarrow.fs.FileType.File, size=0, mtime_ns=0))
+            elif deep and entry.is_dir(follow_symlinks=False):
+                found += _links_to_nothing(entry.path)
+    return found
 
 
 def _place(info: pyarrow.fs.FileInfo) -> str:

@@ -117,15 +117,18 @@ def resolve(config: EmbedConfig, modules: list[Any], source: Source) -> list[tup
 
 
 def _plain(given: EncoderConfig, schema: pa.Schema) -> list[EncoderConfig]:
-    """Return the encoders that need nothing, for the pictures and texts that are there or the column that is named."""
+    """Return the encoders that need nothing, for the pictures (every column of them, where no name tells
+    which) and texts that are there or the column that is named."""
     usual = EncoderConfig()
     same = {k: v for k, v in asdict(given).items() if k not in ("name", "kind", "column") and v != getattr(usual, k)}
     found = []
     for name, tower in (("edges", IMAGE), ("words", TEXT)):
-        column = given.column or _guess(schema, tower)
-        fits = column is not None and (given.column is None or _fits(schema, column, tower, strict=True))
-        if fits:
-            found.append(replace(encoder_config(name), column=column, **same))
+        guessed = _guess(schema, tower)
+        several = _pictures(schema) if guessed is None and tower == IMAGE else []
+        columns = [given.column] if given.column else several if guessed is None else [guessed]
+        for column in columns:
+            if given.column is None or _fits(schema, column, tower, strict=True):
+                found.append(replace(encoder_config(name), column=column, **same))
     return found
 
 
@@ -135,9 +138,10 @@ def column_for(schema: pa.Schema, config: EncoderConfig) -> str:
     column = config.column or _guess(schema, tower)
     if column is None:
         what = "pictures (bytes or paths)" if tower == IMAGE else "texts"
+        several = len(_pictures(schema)) > 1 and tower == IMAGE
         raise InputError(
-            f"encoder.column: a column of {what} must be there for {config.name}, got {_told(schema)}. Set "
-            "`encoder.column`."
+            f"encoder.column: a column of {what} must be {'named' if several else 'there'} for {config.name}, got "
+            f"{_told(schema)}. Set `encoder.column`."
         )
     if column not in schema.names:
         raise InputError(
@@ -187,10 +191,14 @@ def _guess(schema: pa.Schema, tower: str) -> str | None:
     texts = [field.name for field in schema if _is_text(field.type) and field.name != "id"]
     if tower == TEXT:
         return _named(texts, TEXTS)
-    pictures = [field.name for field in schema if is_picture(field.type) and field.name != "id"]
+    pictures = _pictures(schema)
     # Beside texts to embed, an address is where they come from.
     paths = PATHS if _named(texts, TEXTS) is None else tuple(name for name in PATHS if name not in ADDRESSES)
     return _named(pictures, PATHS) or (pictures[0] if len(pictures) == 1 else _named(texts, paths))
+
+
+def _pictures(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if is_picture(field.type) and field.name != "id"]
 
 
 def _named(columns: list[str], usual: tuple[str, ...]) -> str | None:
