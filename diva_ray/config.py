@@ -211,7 +211,7 @@ class TuneConfig(FitConfig):
     space: dict[str, Any] = field(default_factory=dict)
     search: str = "random"  # random | grid: every combination of the choices | optuna: TPE (diva_ray[optuna])
     scheduler: str = "none"  # none | asha: trials that are behind after some folds are stopped
-    trials: int = 16  # points to try, no two alike where the space has that many; of a grid all are tried
+    trials: int = 16  # points to try, no two alike in effect where the space has that many; of a grid all
     reduction: int = 2  # asha: of the trials that reach fold 1, r, r^2, ..., the best 1 / r go on
     folds: int = 5  # outer folds on whose rows a trial is judged
     # none | shrink: harm beyond a standard error removed | paper: plain steps | drop_label_issues | drop_detrimental

@@ -178,8 +178,9 @@ def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Rec
         {name: (one.kind, one.labels()) for name, one in space.dimensions.items()}, config.search, config.scheduler,
         config.trials if points is None else len(points), points, config.folds, config.reduction, config.seed,
     )  # fmt: skip
-    if config.search == "random" and order.trials < config.trials:
-        log.info("%d of %d trials: the space has no more choices that differ", order.trials, config.trials)
+    asked = space.size() if config.search == "grid" else config.trials
+    if order.trials < asked:
+        log.info("%d of %d trials: the space has no more choices that differ in effect", order.trials, asked)
     rows = study.session.scan.counts["heard"] * order.trials
     progress = Progress("trials", int(rows), quiet=quiet)
     code = callable(study.session.loss) or any(":" in name for name in space.values("loss"))

@@ -321,9 +321,21 @@ def test_random_search_of_finitely_many_choices_draws_no_two_that_are_alike():
     assert len(every) == len(space.points("random", 100, 0)) == 8  # without a rule the steps change nothing
     assert [tuple(point.values()) for point in space.points("grid", 1, 0)] == [
         (ridge, rule, step) for ridge in ("0.1", "1.0") for rule in rules for step in ("1", "2", "3")
-    ]
-    config.space["eta"] = {"uniform": [0.1, 0.2]}
-    assert parse_space(config).points("random", 5, 0) is None
+        if rule != "none" or step == "1"
+    ]  # fmt: skip
+
+
+def test_numbers_between_two_ends_are_drawn_and_make_no_two_trials_where_nothing_reads_them():
+    config = TuneConfig(space={"rule": {"choice": ["none", "shrink", "paper"]}, "eta": {"loguniform": [0.001, 10]}})
+    space = parse_space(config)
+    drawn = space.points("random", 40, 0)
+    assert drawn == space.points("random", 40, 0) and drawn != space.points("random", 40, 1)
+    assert sorted(point["rule"] for point in drawn) == ["none"] + 38 * ["paper"] + ["shrink"]
+    eta = np.array([point["eta"] for point in drawn if point["rule"] == "paper"])
+    assert (eta > 0.001).all() and (eta < 10).all() and 10 < (eta < 0.1).sum() < 28
+    config.space = {"rule": {"choice": ["none", "shrink"]}, "eta": {"uniform": [0.1, 0.2]}}
+    assert len(parse_space(config).points("random", 40, 0)) == 2
+    assert parse_space(config).points("optuna", 40, 0) is None
 
 
 def test_what_trials_run_is_light_and_needs_no_torch():

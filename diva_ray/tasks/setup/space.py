@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, product
 from math import prod
@@ -75,6 +75,15 @@ class Dimension:
         """Return the values as Tune and Optuna take them: strings, or the two numbers."""
         return [label(value) for value in self.values] if self.kind == "choice" else self.values
 
+    def draw(self, generator: random.Random) -> Any:
+        """Return a label, or a number between the two ends."""
+        if self.kind == "choice":
+            return generator.choice(self.labels())
+        if self.kind == "uniform":
+            return generator.uniform(*self.values)
+        low, high = self.values
+        return min(max(low, low * (high / low) ** generator.random()), high)
+
 
 @dataclass(frozen=True)
 class Space:
@@ -103,24 +112,35 @@ class Space:
     def points(self, search: str, trials: int, seed: int) -> list[dict[str, Any]] | None:
         """Return the points of a search in their order; None where they are drawn as the search goes on.
 
-        A grid's are all combinations. Random ones of finitely many are drawn without replacement, and of those that
-        differ only in what has no effect (a size of steps without steps) one: fewer than `trials` if there are no more.
+        Of those that differ only in what has no effect (a size of steps without steps) there is one. A grid's are all
+        combinations; random ones of finitely many are drawn without replacement, fewer than `trials` if there are no
+        more.
         """
-        if search == "optuna" or not self.finite:
+        if search == "optuna":
             return None
-        names, labels = list(self.dimensions), [one.labels() for one in self.dimensions.values()]
+        most, given = trials, self._drawn(trials, random.Random(seed))
         if search == "grid":
-            return [dict(zip(names, values, strict=True)) for values in product(*labels)]
+            labels = [one.labels() for one in self.dimensions.values()]
+            most, given = self.size(), (dict(zip(self.dimensions, values, strict=True)) for values in product(*labels))
         found: dict[str, dict[str, Any]] = {}
-        for place in random.Random(seed).sample(range(self.size()), min(self.size(), LOOKED_AT * trials)):
-            point, rest = {}, place
-            for name, values in zip(names, labels, strict=True):
-                rest, k = divmod(rest, len(values))
-                point[name] = values[k]
+        for point in given:
             found.setdefault(self.choice(point).key(), point)
-            if len(found) == trials:
+            if len(found) == most:
                 break
         return list(found.values())
+
+    def _drawn(self, trials: int, generator: random.Random) -> Iterator[dict[str, Any]]:
+        """Yield random points: all there are, in an order, or many times as many as are tried."""
+        if not self.finite:
+            for _ in range(LOOKED_AT * trials):
+                yield {name: one.draw(generator) for name, one in self.dimensions.items()}
+            return
+        for place in generator.sample(range(self.size()), min(self.size(), LOOKED_AT * trials)):
+            point, rest = {}, place
+            for name, one in self.dimensions.items():
+                rest, k = divmod(rest, len(one.values))
+                point[name] = one.labels()[k]
+            yield point
 
     def values(self, name: str) -> list[Any]:
         """Return the values that a name takes, as far as they can be listed."""
