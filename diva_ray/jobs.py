@@ -110,13 +110,18 @@ def _run(task: str, cfg: Any) -> None:
     except InputError as error:
         _leave(error)
     except KeyboardInterrupt as error:
-        begun = name != "benchmark" and not config.plan and ("://" in config.output or os.path.isdir(config.output))
+        begun = name != "benchmark" and not config.plan and ("://" in config.output or _has_files(config.output))
         resumed = f" `output={config.output} resume=true` goes on from what is there." if begun else ""
         _interrupted(name, error, resumed)
     try:
         print("\n".join(plain(line) for line in [*result.lines(), *next_steps(config, result)]), flush=True)
     except BrokenPipeError:
         _hear_no_more()
+
+
+def _has_files(output: str) -> bool:
+    folder = os.path.expanduser(output)
+    return os.path.isdir(folder) and bool(os.listdir(folder))
 
 
 def _tell_own_folder(config: Any) -> None:

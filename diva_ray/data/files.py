@@ -6,12 +6,14 @@ import glob
 import json
 import os
 import re
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 
 from diva_ray.errors import InputError, first_line
 
+RUNS = {"diva_ray", "command"}  # in manifest.json of every run
 RUN = {"data", "config", "format"}  # in state.json of a run that reads a table, not of one that makes one
 
 
@@ -95,11 +97,16 @@ def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> st
     Raises:
         InputError: the output of a run that made no table, or of one that is not finished.
     """
-    keys = _keys_of(filesystem, f"{folder}/manifest.json")
-    if not {"diva_ray", "command"} <= keys:
+    told = _told_in(filesystem, f"{folder}/manifest.json")
+    if not told.keys() >= RUNS:
         parent, _, name = folder.rstrip("/").rpartition("/")
-        _check_finished(filesystem, parent if name in ("features", "curated") else folder, option)
+        run = parent if name in ("features", "curated") else folder
+        _check_finished(filesystem, run, option)
+        if name == "features":
+            _check_whole(filesystem, run, _told_in(filesystem, f"{run}/manifest.json"), option)
         return folder
+    _check_whole(filesystem, folder, told, option)
+    keys = set(told)
     inside = f"{folder}/{'features' if {'encoders', 'units'} <= keys else 'curated'}"
     if filesystem.get_file_info(inside).type == pyarrow.fs.FileType.NotFound:
         rows = filesystem.get_file_info(f"{folder}/samples").type != pyarrow.fs.FileType.NotFound
@@ -110,9 +117,24 @@ def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> st
     return inside
 
 
+def _check_whole(filesystem: pyarrow.fs.FileSystem, run: str, told: dict[str, Any], option: str) -> None:
+    """Raise for features of an embed run of which a file is gone: they would pass for all there are."""
+    if not told.keys() >= {*RUNS, "encoders", "units"}:
+        return
+    there = filesystem.get_file_info(pyarrow.fs.FileSelector(f"{run}/features", allow_not_found=True))
+    names = {info.base_name for info in there}
+    gone = [one["file"] for one in told["units"] if one["rows"] and one["file"].rpartition("/")[2] not in names]
+    if gone:
+        raise InputError(
+            f"{option}: all {len(told['units']):,} files of features that manifest.json lists must be there, got none "
+            f"at {run}/{gone[0]}" + (f" and {len(gone) - 1:,} more" if len(gone) > 1 else "") + ". Run jobs/embed.py "
+            f"again with `output={run} resume=true`, which makes what is missing."
+        )
+
+
 def _check_finished(filesystem: pyarrow.fs.FileSystem, run: str, option: str) -> None:
     """Raise for the output of a run that has begun and not ended: its table is a part of what it will be."""
-    begun = _keys_of(filesystem, f"{run}/state.json")
+    begun = _told_in(filesystem, f"{run}/state.json").keys()
     ours = {"options", "bands"} <= begun or begun >= RUN
     if ours and filesystem.get_file_info(f"{run}/manifest.json").type == pyarrow.fs.FileType.NotFound:
         raise InputError(
@@ -121,16 +143,16 @@ def _check_finished(filesystem: pyarrow.fs.FileSystem, run: str, option: str) ->
         )
 
 
-def _keys_of(filesystem: pyarrow.fs.FileSystem, path: str) -> set[str]:
-    """Return the keys of a JSON object in a file; none where there is no file, or it holds something else."""
+def _told_in(filesystem: pyarrow.fs.FileSystem, path: str) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one where there is no file, or it holds something else."""
     if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
-        return set()
+        return {}
     with filesystem.open_input_stream(path) as stream:
         try:
             told = json.loads(stream.read())
         except ValueError:  # a file of somebody else's
-            return set()
-    return set(told) if isinstance(told, dict) else set()
+            return {}
+    return told if isinstance(told, dict) else {}
 
 
 def check_named(path: str, option: str = "data.path") -> None:
@@ -148,7 +170,7 @@ def _not_of_runs(filesystem: pyarrow.fs.FileSystem, inside: list[str]) -> list[s
     """Return the Parquet files among those inside a folder, but for what runs wrote there: a run whose output lies in
     its table's folder must find the same table when it is resumed."""
     states = [path for path in inside if path.endswith("/state.json")]
-    runs = tuple(path.removesuffix("state.json") for path in states if _keys_of(filesystem, path) >= RUN)
+    runs = tuple(path.removesuffix("state.json") for path in states if _told_in(filesystem, path).keys() >= RUN)
     return [path for path in inside if is_parquet(path) and not path.startswith(runs)]
 
 

@@ -381,6 +381,8 @@ def test_an_interrupted_run_says_in_one_line_how_to_go_on(number, exit, tmp_path
     assert found.returncode == exit, found.stderr
     assert found.stderr == "score: interrupted.\n"
     (tmp_path / "out").mkdir()
+    assert run_job(str(tmp_path / "interrupted.py")).stderr == "score: interrupted.\n"  # nothing is there yet
+    (tmp_path / "out" / "config.yaml").touch()
     found = run_job(str(tmp_path / "interrupted.py"))
     assert found.stderr == f"score: interrupted. `output={tmp_path}/out resume=true` goes on from what is there.\n"
 

@@ -94,6 +94,17 @@ def test_pictures_beside_a_table_that_names_few_of_them_are_told(tmp_path, caplo
         embed(tmp_path)
 
 
+@pytest.mark.parametrize("inside", ["", "/features"])
+def test_features_of_which_a_file_is_gone_are_not_taken_for_all(tmp_path, inside):
+    embed({"image": PIXELS, "label": np.arange(6) % 2}, output=str(tmp_path / "out"), unit_rows=2)
+    options = {"quiet": True, "cluster": INLINE}
+    assert diva_ray.score(f"{tmp_path}/out{inside}", **options).samples.num_rows == 6
+    os.remove(tmp_path / "out" / "features" / "part-00001.parquet")
+    told = r"data.path: all 3 files of features .* must be there, got none at .*part-00001.parquet\. Run jobs/embed"
+    with pytest.raises(InputError, match=told):
+        diva_ray.score(f"{tmp_path}/out{inside}", **options)
+
+
 def test_pictures_of_a_generator_are_copied_as_those_of_a_list():
     given = diva_ray.augmented((one for one in PIXELS[:, :20, :20]), (k for k in range(6)))
     assert given.equals(diva_ray.augmented(list(PIXELS[:, :20, :20]), list(range(6))))

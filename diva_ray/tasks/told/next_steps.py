@@ -14,9 +14,10 @@ def next_steps(config: Any, result: Any) -> list[str]:
     if isinstance(config, ScoreConfig) and summary.get("n_label_issues") and "curated" not in summary:
         where = shlex.quote(f"output={result.path}")
         others = "weight, relabel" if summary["task"] in ("classification", "multilabel") else "weight"
+        asks = "" if summary["task"] == "pairs" else "; jobs/reweight.py asks first whether that helps"
         return [
             f"next: look at the report; the same command with {where} resume=true curate=drop (or {others}) writes a "
-            "cleaned copy; jobs/reweight.py asks first whether that helps"
+            f"cleaned copy{asks}"
         ]
     if isinstance(config, ReweightConfig) and summary.get("accepted"):
         where = shlex.quote(f"weights={result.path}")

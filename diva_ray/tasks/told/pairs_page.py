@@ -65,7 +65,9 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
 def told(summary: dict[str, Any]) -> list[str]:
     """Return a run over pairs in a few lines, for a terminal."""
     s = summary
-    expected = f" ({estimates(s)}; {s['noise_estimate']:.1%} of all)" if s["n_label_issues"] else ""
+    expected = (
+        f" ({estimates(s)}; about {s['noise_estimate']:.1%} of all pairs are such)" if s["n_label_issues"] else ""
+    )
     towers = "aligned towers" if s["aligned"] else "towers that are not aligned"
     lines = [
         f"{s['n_samples']:,} pairs, {towers}; left-out squared error {s['error']['forward']:.3f} forward, "
