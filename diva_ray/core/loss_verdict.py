@@ -111,6 +111,22 @@ def pulled(sums: LossSums) -> bool:
     return bool(abs(middle) >= PULLED * (high - low))
 
 
+def directions(targets: Float[Tensor, "m c"], center: Float[Tensor, " c"], near: float) -> float:
+    """Return along how many directions vectors lie from their center: the participation ratio (tr C)^2 / tr C^2 of the
+    second moments C of their unit vectors, without bias from m rows: one over the mean squared cosine of two of them.
+
+    1 on a line, c where all directions are as common; of vectors no further than `near` from the center nothing counts.
+    """
+    y = targets.double() - center.to(targets).double()
+    size = y.norm(dim=1, keepdim=True)
+    unit = (y / size)[size.squeeze(1) > near]
+    m = len(unit)
+    if m < 2:
+        return 1.0
+    squares = (unit @ unit.T).square()
+    return m * (m - 1) / max(float(squares.sum() - squares.diagonal().sum()), 1e-12)
+
+
 def fit_loss_verdict(sums: LossSums) -> Verdict:
     """Return the cuts for targets that are not classes: numbers and vectors.
 

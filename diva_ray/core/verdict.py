@@ -72,6 +72,7 @@ class Verdict:
     units: dict[int, Unit] = field(default_factory=dict)  # of the losses of every kind of rows (`core.loss_verdict`)
     shift: float = 0.0  # log-odds l are judged as shift + slope l
     slope: float = 1.0
+    loss: str = ""  # by which labels that are no classes are judged
 
 
 def verdict_sums(odds: Float[Tensor, " n"], z: Float[Tensor, " n"], weight: Float[Tensor, " n"]) -> Histogram:

@@ -25,6 +25,18 @@ def class_sums(F, y, weight):
     return levels.class_sums(own, y, weight, F.shape[1])
 
 
+def test_directions_are_counted_as_the_eye_counts_them():
+    generator = torch.Generator().manual_seed(0)
+    Y = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
+    center = torch.full((6,), 3.0)
+    for c in (1, 2, 6):
+        flat = Y * (torch.arange(6) < c) * 10.0 ** torch.randn(4000, 1, generator=generator) + center
+        assert abs(loss_rule.directions(flat, center, 0.0) - c) < 0.05 * c
+    few = [loss_rule.directions(Y[k : k + 8], torch.zeros(6), 0.0) for k in range(0, 4000, 8)]
+    assert abs(1 / np.mean(1 / np.array(few)) - 6) < 0.2  # of few rows the mean squared cosine has no bias
+    assert loss_rule.directions(Y[:1], center, 0.0) == 1.0 == loss_rule.directions(Y, torch.zeros(6), 99.0)
+
+
 def planted(rows: int, classes: int, noise: float, seed: int, spread: float = 0.12) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs that point at a class, labels drawn from them, and labels of which a share is another class at random."""
     generator = torch.Generator().manual_seed(seed)

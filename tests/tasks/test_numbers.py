@@ -420,3 +420,20 @@ def test_rows_of_larger_noise_are_no_gross_errors(seed):
         {"features": features, "label": label}, cluster={"kind": "inline", "threads": 1}, quiet=True
     ).summary
     assert summary["n_label_issues"] == 0
+
+
+@pytest.mark.parametrize(("rank", "loss"), [(1, "squared"), (12, "cosine")])
+def test_vectors_along_a_line_are_not_judged_by_their_sign(rank, loss):
+    """A right one lies on the other side of the center than its prediction as often as that errs."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((600, 20))
+    inner = X @ generator.standard_normal((20, rank)) / np.sqrt(20) + generator.standard_normal((600, rank)) * 0.3
+    Y = inner @ generator.standard_normal((rank, 24))
+    options = {"loss": "cosine", "quiet": True, "cluster": {"kind": "inline", "threads": 1}}
+    right = diva_ray.score({"features": X, "label": Y}, **options)
+    assert right.summary["n_label_issues"] == 0 and right.summary["label_loss"] == loss
+    wrong = generator.random(600) < 0.1
+    Y[wrong] = Y[generator.permutation(600)[: wrong.sum()]]
+    mixed = diva_ray.score({"features": X, "label": Y}, **options)
+    flagged = mixed.samples["is_label_issue"].to_numpy(zero_copy_only=False)
+    assert not flagged.any() if rank == 1 else (flagged & wrong).sum() > 0.9 * wrong.sum() > 0.8 * flagged.sum()

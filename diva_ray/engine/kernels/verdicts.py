@@ -239,13 +239,13 @@ def some_errors(shard: Shard, known: Known) -> Drawn:
 
 
 def label_losses(outputs: Tensor, Y: Tensor, known: Known) -> Tensor:
-    """Return the loss by which a label is judged: of one number with the sign of its error, counted from
-    `known["center"]`."""
+    """Return the loss by which a label is judged, `known["label_loss"]`: of one number with the sign of its error,
+    counted from `known["center"]`."""
     setup: Setup = known["setup"]
     if setup.task == "regression":
         error = (outputs - Y).double().squeeze(1) - known["center"]
         return error * error.abs()
-    loss = setup.loss_function() if setup.loss in ("logistic", "cosine") else losses.squared
+    loss = losses.squared if known["label_loss"] == "squared" else setup.loss_function()
     return loss(outputs, Y)[0].double()
 
 

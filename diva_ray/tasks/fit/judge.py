@@ -23,6 +23,7 @@ from diva_ray.tasks.setup.forms import SAMPLED, SEARCHED
 from diva_ray.tasks.setup.runner import Runner
 
 REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with, for targets that are not classes
+DIRECTIONS = 3.0  # of targets: along fewer, cosines of right ones lie at both ends, in no one hump
 TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 TELLS_ALL = 0.9999  # of the same
 
@@ -40,11 +41,12 @@ def judge(
         set_apart_lonely(runner, tally)
         rule, calibration = _judge_classes(runner, setup, tally, scored, doubt=doubt, seek_flips=flips)
     else:
-        calibration = _calibrate_others(runner, setup, tally, scored)
+        calibration, by = _calibrate_others(runner, setup, tally, scored)
         sums: Any = runner.run(verdicts.judge, "judge", scored, features=False)
         if calibration is None:
             pulled = setup.task == "regression" and loss_verdict.pulled(sums)
             rule = loss_verdict.fit_loss_verdict((_from_center(runner, scored) if pulled else None) or sums)
+            rule = replace(rule, loss=by)
         else:
             rule = verdict.fit_verdict(sums, 2, shows=calibration.shows, flips=True)
     runner.engine.tell(verdict=rule)
@@ -80,7 +82,7 @@ def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) 
     a probability that is told too low at a boundary move that boundary.
     """
     if setup.task != "classification":
-        return _calibrate_others(runner, setup, tally, scored)
+        return _calibrate_others(runner, setup, tally, scored)[0]
     calibrated, classes = _calibrate_classes(runner, setup, tally, scored, by_nearness=False)[0], setup.outputs
     if not 2 < classes <= noise.MOST_CLASSES:
         return calibrated
@@ -124,7 +126,15 @@ def _sums_by_gaps(runner: Runner, setup: Setup, scored: list[Extent]) -> Tally |
     return sums if len(sums["kinds"]) > 1 else None
 
 
-def _calibrate_others(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> multilabel.Slips | None:
+def _calibrate_others(
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]
+) -> tuple[multilabel.Slips | None, str]:
+    """Tell how outputs of several labels become probabilities; or a few other rows' targets, and by which loss a label
+    is held against them. Return the first, or the name of the loss.
+
+    Cosines of targets that lie along a line are 1 or -1, and -1 for a right one whenever the prediction errs on the
+    other side: they are told from wrong ones by squared errors.
+    """
     if setup.task == "multilabel":
         runner.engine.tell(levels=tally["levels"], link=None, gap_factors={})
         sums = _sums_by_gaps(runner, setup, scored)
@@ -135,13 +145,17 @@ def _calibrate_others(runner: Runner, setup: Setup, tally: Tally, scored: list[E
         outputs = runner.run(verdicts.calibrate, "calibrate", scored, features=False)
         slips = runner.timed("calibrate", multilabel.fit_slips, outputs)
         runner.engine.tell(slips=slips, pool_slips=multilabel.even_slips(slips))
-        return slips
+        return slips, ""
     runner.engine.tell(examples=REFERENCE_TARGETS)
     drawn: Tally = runner.run(verdicts.examples, "calibrate", scored, features=False)
-    runner.engine.tell(
-        reference=drawn["targets"].rows, link=None, common_gaps=gaps.common_codes(drawn["gaps"].rows), center=0.0
-    )
-    return None
+    reference, by = drawn["targets"].rows, "squared"
+    if setup.loss == "cosine":
+        assert setup.center is not None
+        spread = loss_verdict.directions(reference, setup.center, setup.near)
+        by = "cosine" if spread >= DIRECTIONS else "squared"
+    common = gaps.common_codes(drawn["gaps"].rows)
+    runner.engine.tell(reference=reference, link=None, common_gaps=common, center=0.0, label_loss=by)
+    return None, by
 
 
 def reached(tally: Tally) -> float | None:

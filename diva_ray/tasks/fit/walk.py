@@ -104,7 +104,7 @@ class Walk:
         if apart:
             self.flips.setdefault(self.at, rule.flips)
         self.class_dependence = rule.class_dependence
-        if self.setup.task in ("regression", "vector") and not self.at:
+        if not self.at and rule.loss == self.setup.loss:  # trials cut the fit's own losses where it says
             self.first = rule
         self.by_source = scored.tally["sources"]
         if any(step.kind == "uncertain" for step in (self.path.chain, *self.path.beside)):

@@ -145,6 +145,7 @@ def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:
         "label_issue_precision": rule.label.precision if flagged else None,
         "label_issue_recall": rule.label.recall if flagged else None,
         "noise_estimate": rule.noise_rate,
+        **({"label_loss": rule.loss} if rule.loss else {}),
     }
 
 
