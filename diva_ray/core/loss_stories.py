@@ -35,7 +35,7 @@ def wrong_losses(
     first = int(np.searchsorted(other.sum(0).cumsum(), 0.5))
     last = max(int(seen[-1]), first + GROSS)
     likely = [np.log(spread)] * known
-    right, (shape,), start = _fit_losses(own, [])
+    right, (shape,), start = fit_losses(own, [])
     best, believed = _Story(0.0, np.zeros(len(whole)), 0.0, 0.0, 0.0), []
     contested: list[_Story] = []  # by that of louder right ones
     large = [side for side in sides if rows * own[side, first:].sum() >= FEWEST]
@@ -49,7 +49,7 @@ def wrong_losses(
     def tell(kinds: list[np.ndarray], free: int) -> None:
         """Hear a story with `free` parameters."""
         nonlocal best
-        likelihood, parts, _ = _fit_losses(own, kinds)
+        likelihood, parts, _ = fit_losses(own, kinds)
         posterior = np.exp(parts - np.logaddexp.reduce(parts))
         wrong = (own * (1 - posterior[0])).sum(0)[seen] / whole[seen]
         wrong = np.interp(np.arange(len(whole)), seen, isotonic_regression(wrong, weights=whole[seen]).x)
@@ -94,7 +94,7 @@ def _narrow(own: np.ndarray, sides: list[int], first: int, last: int, start: np.
     tried = [[_flat(own.shape, side, cell, last) for side in sides] for cell in cells.tolist()]
     found: list[float] = []
     for kinds in tried:  # each from where the one before ended
-        likelihood, _, start = _fit_losses(own, kinds, start)
+        likelihood, _, start = fit_losses(own, kinds, start)
         found.append(likelihood)
     return tried[int(np.argmax(found))]
 
@@ -110,7 +110,7 @@ def _louder(own: np.ndarray, right: np.ndarray) -> float:
         for _ in range(3):  # that of the louder ones is the others', once these are freed of them
             moved = np.full(shape.shape, -690.0)
             moved[:, cells:] = shape[:, :-cells]
-            likelihood, (shape, _), start = _fit_losses(own, [moved], start)
+            likelihood, (shape, _), start = fit_losses(own, [moved], start)
             shape -= np.logaddexp.reduce(shape, None)
             likelihoods.append(likelihood)
         found.append(max(likelihoods))
@@ -139,7 +139,7 @@ class _Story:
         return self.left <= UNDECIDED * self.expected and self.gain >= WORTH * self.expected
 
 
-def _fit_losses(
+def fit_losses(
     own: np.ndarray, kinds: list[np.ndarray], start: np.ndarray | None = None
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the mean log likelihood of the losses (2, cells), and log probabilities of cells: right ones, every kind.

@@ -522,3 +522,17 @@ def test_the_rule_says_what_counts_as_helpful(method, task, said):
     if task == "regression":
         core, pool = (table | {"label": table["features"][:, 0] * 1.0} for table in (core, pool))
     assert said in run(core, pool, method=method, rounds=2).summary["rule"]
+
+
+def test_wrong_numbers_among_right_ones_are_told_by_the_tables_own_losses():
+    """Their losses overlap, so that the pool's alone tell nothing of them."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((1600, 10))
+    truth = X @ generator.standard_normal(10)
+    truth += 0.37 * truth.std() * generator.standard_normal(1600)
+    wrong = (np.arange(1600) >= 400) & (generator.random(1600) < 0.31)
+    y = np.where(wrong, generator.permutation(truth), truth)
+    rows = [{"features": X[at], "label": y[at], "id": at} for at in (np.arange(400), np.arange(400, 1600))]
+    found = run(*rows, budget=300, rounds=3)
+    assert abs(found.summary["pool_noise_estimate"] - 0.31) < 0.06
+    assert wrong[found.samples["id"].to_numpy()].mean() < 0.17

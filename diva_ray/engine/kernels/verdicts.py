@@ -177,6 +177,18 @@ def judge(shard: Shard, known: Known) -> Histogram | loss_verdict.LossSums:
     )  # fmt: skip
 
 
+def left_out_losses(shard: Shard, known: Known) -> loss_verdict.LossSums:
+    """Return the histograms of the losses of targets that are no classes, left out, and with other rows' labels."""
+    Y, weight, kinds = targets(shard, known["setup"]), shaping(shard, known), gap_kinds(shard, known)
+    return add_in_order(
+        loss_verdict.loss_sums(
+            label_losses(F, Y[rows], known), wrong_losses(F, known), torch.zeros(len(F)), weight[rows],
+            None if kinds is None else kinds[rows],
+        )
+        for rows, F in left_out_outputs(shard, known)
+    )  # fmt: skip
+
+
 def class_odds(shard: Shard, known: Known) -> Histogram:
     """Third round, where noise shows: how many classes of labelled rows have which log-odds, given or not."""
     Y, weight, link = codes_of(shard, known["setup"]), shaping(shard, known), known["link"]

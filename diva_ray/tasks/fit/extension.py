@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import ExtendConfig
-from diva_ray.core import choose, evidence, loss_verdict, verdict
+from diva_ray.core import choose, evidence, loss_verdict, pool_losses, verdict
 from diva_ray.data.shards import Extent
 from diva_ray.engine.kernels import pool, pool_choice, verdicts
 from diva_ray.engine.reduce import Partial
@@ -135,6 +135,8 @@ class Extension:
             rule = verdict.fit_verdict(histogram, classes, shows=told)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)
+            table = self.runner.run(verdicts.left_out_losses, "judge", self.session.scored(), features=False)
+            rule = pool_losses.judge_against_table(rule, histogram, table)
         numbers = self.setup.task in ("regression", "vector")
         if numbers and k == 0 and (far := losses_on_another_scale(histogram, left, self.session.scan.counts)):
             log.warning("%s", far)
