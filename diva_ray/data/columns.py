@@ -239,7 +239,8 @@ def finite_values(column: pa.Array, name: str, option: str, where: Where) -> np.
 def check_nulls(column: pa.Array, name: str, option: str, where: Where, *, classes: bool = False) -> None:
     """Raise for a null, a number that is none, or a null inside a list of classes; `classes`: it is a ClassLabel, which
     has -1 for one."""
-    given, column, inside = column, nan_as_null(column), ""
+    given, inside = column, ""
+    column = column if option == "data.label" else nan_as_null(column)  # a label must be finite, which is asked later
     if is_list(column.type) and not column.null_count and isinstance(column, LISTS):
         parents = pc.list_parent_indices(column)
         column, inside = column.flatten(), " inside a list"
