@@ -534,5 +534,5 @@ def test_wrong_numbers_among_right_ones_are_told_by_the_tables_own_losses():
     y = np.where(wrong, generator.permutation(truth), truth)
     rows = [{"features": X[at], "label": y[at], "id": at} for at in (np.arange(400), np.arange(400, 1600))]
     found = run(*rows, budget=300, rounds=3)
-    assert abs(found.summary["pool_noise_estimate"] - 0.31) < 0.06
-    assert wrong[found.samples["id"].to_numpy()].mean() < 0.17
+    assert abs(found.summary["pool_noise_estimate"] - wrong[400:].mean()) < 0.05
+    assert wrong[found.samples["id"].to_numpy()].mean() < 0.75 * wrong[400:].mean()
