@@ -95,6 +95,12 @@ def _without_views(kind: pa.DataType) -> pa.DataType:
     return VIEWS.get(kind, kind)
 
 
+def words_of(column: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return the sources of rows as they are, null where a number is none, and as strings."""
+    found = nan_as_null(column)
+    return found, as_words(found)
+
+
 def as_words(column: pa.Array) -> pa.Array:
     """Return every value as a string; bytes that are no text in hexadecimal digits, numbers of UUIDs too."""
     if isinstance(column.type, pa.BaseExtensionType):

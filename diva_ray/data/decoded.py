@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -100,14 +100,18 @@ def _columns_as_bytes(rows: pa.Table) -> pa.Table:
     """Return a table with PNG in place of pixels."""
     for k, name in enumerate(rows.column_names):
         if _is_pixels(rows.schema.field(k).type):
-            found = [png(open_picture(one)) for chunk in rows.column(k).chunks for one in _pixels(chunk)]
+            found = [one for chunk in rows.column(k).chunks for one in pictures_as_bytes(list(_pixels(chunk)))]
             rows = rows.set_column(k, name, pa.array(found, pa.binary()))
     return rows
 
 
-def _pixels(chunk: Any) -> Any:
-    fixed = isinstance(chunk, pa.FixedShapeTensorArray)
-    return chunk.to_numpy_ndarray() if fixed else chunk.to_numpy(zero_copy_only=False)
+def _pixels(chunk: Any) -> Iterator[np.ndarray | None]:
+    """Yield the pixels of every picture, None where one is missing."""
+    here = chunk.drop_null() if chunk.null_count else chunk
+    fixed = isinstance(here, pa.FixedShapeTensorArray)
+    found = iter(here.to_numpy_ndarray() if fixed else here.to_numpy(zero_copy_only=False)) if len(here) else iter(())
+    for there in chunk.is_valid().to_pylist():
+        yield next(found) if there else None
 
 
 def png(picture: Image.Image) -> bytes:

@@ -19,17 +19,7 @@ from torch import Tensor
 
 from diva_ray.core.gaps import gap_codes
 from diva_ray.core.products import multiply
-from diva_ray.data.columns import (
-    Where,
-    as_words,
-    check_nulls,
-    finite_values,
-    nan_as_null,
-    one_chunk,
-    row_keys,
-    take_rows,
-    to_matrix,
-)
+from diva_ray.data.columns import Where, check_nulls, finite_values, one_chunk, row_keys, take_rows, to_matrix, words_of
 from diva_ray.data.raw.classes import class_names
 from diva_ray.data.scale import Scale
 from diva_ray.data.table import Places, Reader, Table
@@ -196,8 +186,7 @@ def read_shard(table: Table, reader: Reader, columns: Columns, extent: Extent) -
         shard.group_keys, inverse = np.unique(group_keys, return_inverse=True)
         shard.group, shard.group_values = torch.from_numpy(inverse.astype(np.int64)), arrays[columns.group]
     if columns.source:
-        sources = shard.source_values = nan_as_null(arrays[columns.source])
-        shard.source = as_words(sources)
+        shard.source_values, shard.source = words_of(arrays[columns.source])
     if columns.truth:
         shard.truth = arrays[columns.truth]
     if columns.offset:

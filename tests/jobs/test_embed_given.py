@@ -37,6 +37,14 @@ def test_pixels_are_pictures_in_whatever_they_come(kind):
     np.testing.assert_array_equal(features(embed(FRAMES[kind]())), features(embed({"image": PIXELS})))
 
 
+def test_a_missing_tensor_is_put_aside_as_a_missing_picture():
+    storage = pa.array([None if k == 2 else one.ravel() for k, one in enumerate(PIXELS)], pa.list_(pa.uint8(), 1440))
+    holed = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), PIXELS.shape[1:]), storage)
+    result = embed(pa.table({"image": holed}), most_failed=0.2)
+    assert result.samples["id"].to_pylist() == [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(features(result), features(embed({"image": PIXELS}))[[0, 1, 3, 4, 5]])
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("size", [None, (20, 24)])
 def test_pixels_of_a_ray_dataset_are_pictures_even_beside_their_paths(ray_cluster, tmp_path, size):

@@ -164,25 +164,20 @@ def gap_kinds(shard: Shard, known: Known) -> Tensor | None:
 def judge(shard: Shard, known: Known) -> Histogram | loss_verdict.LossSums:
     """Second round: joint histogram of the given label's log-odds and z, or histograms of losses."""
     setup: Setup = known["setup"]
-    z, weight = z_of(scored_rows(shard, known)), shaping(shard, known)
+    z = z_of(scored_rows(shard, known))
     if setup.task in ("classification", "multilabel"):
-        return verdict.verdict_sums(given_odds(shard, known), z, weight)
-    Y, kinds = targets(shard, setup), gap_kinds(shard, known)
+        return verdict.verdict_sums(given_odds(shard, known), z, shaping(shard, known))
+    return left_out_losses(shard, known, z)
+
+
+def left_out_losses(shard: Shard, known: Known, z: Tensor | None = None) -> loss_verdict.LossSums:
+    """Return the histograms of the losses of targets that are no classes, left out, and with other rows' labels; and of
+    z, 0 where it is not given."""
+    Y, weight, kinds = targets(shard, known["setup"]), shaping(shard, known), gap_kinds(shard, known)
+    z = torch.zeros(len(shard)) if z is None else z
     return add_in_order(
         loss_verdict.loss_sums(
             label_losses(F, Y[rows], known), wrong_losses(F, known), z[rows], weight[rows],
-            None if kinds is None else kinds[rows],
-        )
-        for rows, F in left_out_outputs(shard, known)
-    )  # fmt: skip
-
-
-def left_out_losses(shard: Shard, known: Known) -> loss_verdict.LossSums:
-    """Return the histograms of the losses of targets that are no classes, left out, and with other rows' labels."""
-    Y, weight, kinds = targets(shard, known["setup"]), shaping(shard, known), gap_kinds(shard, known)
-    return add_in_order(
-        loss_verdict.loss_sums(
-            label_losses(F, Y[rows], known), wrong_losses(F, known), torch.zeros(len(F)), weight[rows],
             None if kinds is None else kinds[rows],
         )
         for rows, F in left_out_outputs(shard, known)
