@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from itertools import pairwise
@@ -34,6 +35,10 @@ def register() -> None:
     """Make the dataclasses of `diva_ray.config` known to Hydra as schemas."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    if sys.version_info >= (3, 14):
+        # Hydra before 1.4 explains --shell-completion by an object that is made a string when it is printed. Argparse
+        # has come to refuse such help when a flag is added (hydra issue 3121).
+        argparse.ArgumentParser._check_help = lambda self, action: None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def checked(name: str, words: list[str]) -> tuple[str, str | None, list[str], list[str]]:
