@@ -22,17 +22,17 @@ GROSS = 20  # cells, a factor of ten, that gross losses take up at least
 
 
 def wrong_losses(
-    own: np.ndarray, other: np.ndarray, rows: float, *, known: bool
+    own: np.ndarray, other: np.ndarray, rows: float, *, known: bool, beyond: int = 0
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the posteriors of a wrong label in every cell, rising with the loss, by the likeliest story that is
     believed and by the likeliest of all; None if none is believed. Histograms (2, cells) add to 1; `known`: whether
-    wrong labels like those of `other` are thought of."""
+    wrong labels like those of `other` are thought of; `beyond`: cell from which there may be gross ones."""
     from scipy.optimize import isotonic_regression  # 0.4 s to load, which no other run pays
 
     whole = own.sum(0)
     seen, sides = np.flatnonzero(whole), np.flatnonzero(own.sum(1)).tolist()
     spread = np.stack([np.convolve(side, np.full(5, 0.2), "same") for side in other]) + 1e-12  # few of them leave gaps
-    first = int(np.searchsorted(other.sum(0).cumsum(), 0.5))
+    first = max(int(np.searchsorted(other.sum(0).cumsum(), 0.5)), beyond)
     last = max(int(seen[-1]), first + GROSS)
     likely = [np.log(spread)] * known
     right, (shape,), start = fit_losses(own, [])

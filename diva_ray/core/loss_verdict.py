@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diva_ray.core.evidence import LEAST_TOLD
 from diva_ray.core.gaps import ByKind, by_kind
 from diva_ray.core.histogram import LOSS, Histogram, Z, cell_of, count_cells, edges_of
 from diva_ray.core.loss_stories import wrong_losses
@@ -20,6 +21,8 @@ from diva_ray.core.verdict import Cut, Unit, Verdict, best_cut, universal_cut
 
 FEW = 50  # rows of a kind: fewer, and its median loss is too rough a unit (a third off at 50, by its standard error)
 SPREAD = (0.5, 0.75, 0.9)  # quantiles
+FEWEST_ROWS = 20
+COMMON, SHARED = 0.01, 5  # share of the rows, and rows, that have the same number
 PULLED = 1.5  # times the distance between the quartiles of the errors
 
 
@@ -127,7 +130,32 @@ def directions(targets: Float[Tensor, "m c"], center: Float[Tensor, " c"], near:
     return m * (m - 1) / max(float(squares.sum() - squares.diagonal().sum()), 1e-12)
 
 
-def fit_loss_verdict(sums: LossSums) -> Verdict:
+def largest_of_common(errors: Float[Tensor, " m"], numbers: Float[Tensor, " m"]) -> float:
+    """Return the largest squared error of a sample of rows whose number many others have too; 0 if none has, or where
+    left-out predictions tell LEAST_TOLD of the variance.
+
+    Ratings, and counts that are mostly 0, take a few values. Where predictions tell little, errors come in as many
+    lumps, and the largest looks like gross errors of one size. But a number that COMMON of the rows have, and SHARED at
+    least, is no slip. Beyond the others by more than these lie apart it may be a code, such as -999, and does not
+    count.
+    """
+    if errors.square().sum() <= (1 - LEAST_TOLD) * (numbers - numbers.mean()).square().sum():
+        return 0.0
+    values, at, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
+    common = torch.nonzero(counts >= max(SHARED, COMMON * len(numbers))).squeeze(1).tolist()
+    while len(common) > 2:
+        low, below, above, high = (float(values[common[k]]) for k in (0, 1, -2, -1))
+        if below - low > high - below:
+            del common[0]
+        elif high - above > above - low:
+            del common[-1]
+        else:
+            break
+    rows = torch.isin(at, torch.tensor(common, dtype=at.dtype))
+    return float(errors[rows].square().max()) if rows.any() else 0.0
+
+
+def fit_loss_verdict(sums: LossSums, common: float = 0.0) -> Verdict:
     """Return the cuts for targets that are not classes: numbers and vectors.
 
     Losses of right labels are taken for s F(d1, d2), any s, d1 and d2, for errors of either sign: one hump on the
@@ -141,7 +169,9 @@ def fit_loss_verdict(sums: LossSums) -> Verdict:
     neither. A likelier story that is not believed, but finds those that are flagged no less wrong, tells precision,
     recall and share: it knows of wrong labels among right ones, which cannot be flagged. Where a row's own label fits
     better than a wrong one less than 60 % of the time only gross ones are thought of. The cut on z is the universal one
-    of `fit_verdict`.
+    of `fit_verdict`. Of fewer than FEWEST_ROWS nothing is told: their losses have no shape yet.
+
+    `common`: up to which losses are no gross ones (`largest_of_common`).
     """
     even, units = _even_out(sums)
     both, others, beside = np.split(even.counts.numpy(), [2 * LOSS[2], 4 * LOSS[2]])
@@ -150,12 +180,13 @@ def fit_loss_verdict(sums: LossSums) -> Verdict:
     total, reference = float(own.sum()), float(other.sum())
     rows = even.rows(total)
     z = universal_cut(beside, rows)
-    if total == 0 or reference == 0:
+    if total == 0 or reference == 0 or rows < FEWEST_ROWS:
         return Verdict(0.0, 0.0, Cut(0.0), z, units=units)
     edges = 10.0 ** edges_of(LOSS)
     middle = float(edges[np.searchsorted(other.cumsum(), reference / 2) + 1])
     fits_better = float((own.cumsum() - own / 2) @ other) / (total * reference)  # half of those that fit alike
-    found = wrong_losses(both / total, others / reference, rows, known=fits_better >= 0.6)
+    beyond = int(np.searchsorted(edges, common)) if common > 0 else 0
+    found = wrong_losses(both / total, others / reference, rows, known=fits_better >= 0.6, beyond=beyond)
     if found is None:
         return Verdict(math.log(middle), 0.0, Cut(0.0), z, units=units)
     believed, likeliest = (own * posterior for posterior in found)

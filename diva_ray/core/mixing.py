@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diva_ray.core.links import Link, Mix, bent
+from diva_ray.core.links import SCALES, Link, Mix, bent
 
 ROWS = 30  # to a weight, of the sample: fewer fit themselves
 SPREAD = 3.0  # of outputs, in what they tell of their own label; of classes in order, ten loses what tells them
@@ -80,6 +80,37 @@ def confusions_explain(
         return False
     right, flipped = (_mixed(F.double(), y, h, rate, flips)[2] for flips in (None, T))
     return flipped - right <= free * math.log(len(F)) / 2
+
+
+def likeliest_boundaries(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], rate: float | None) -> float:
+    """Return the log likelihood of the given labels where classes may have their boundaries elsewhere.
+
+    Outputs of a linear model are fitted to squares: where a class is rare, or little is told of any, its probability
+    has another boundary and a softer curve than the links of `links.link_sums`. Wrong labels flatten a curve at its
+    ends, and take the place of both. So p = softmax(b g(F) + a), any b and a of every class, under the scale that suits
+    best. O(scales iterations m c).
+
+    Args:
+        F: levelled outputs of a sample of rows.
+        y: their given labels.
+        rate: share of labels replaced at random, that the search starts with; None: all are right.
+
+    References:
+        Platt 1999, Probabilistic outputs for support vector machines.
+    """
+    T = torch.eye(F.shape[1], dtype=torch.float64) if rate is None else None
+    start = np.append(START, np.zeros(F.shape[1]))
+    found = []
+    for scale in SCALES:
+        G = bent(F, scale) / (1.0 if math.isinf(scale) else scale)
+        found.append(
+            _maximise(
+                lambda x, G=G: x[0] * G + x[1:],
+                lambda slope, G=G: torch.cat([(slope * G).sum()[None], slope.sum(0)]),
+                start, y, rate or 0.0, T,
+            )[1]
+        )  # fmt: skip
+    return max(found)
 
 
 def _sharpened(G: Tensor, y: Tensor, rate: float) -> tuple[float, float]:

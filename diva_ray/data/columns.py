@@ -205,6 +205,8 @@ def _numbers(
     """Return a flat numeric Arrow array as numpy; `owner` is the row of every vector: only absent rows may be null."""
     if pa.types.is_decimal(flat.type):
         flat = flat.cast(pa.float64())
+    if pa.types.is_boolean(flat.type):
+        flat = flat.cast(pa.uint8())
     kind = flat.type
     if not is_number(kind):
         raise InputError(
@@ -221,8 +223,6 @@ def _numbers(
                 "Fix the table, or make the whole vector null (a missing modality)."
             )
         flat = pc.fill_null(flat, pa.scalar(0, kind) if not pa.types.is_float16(kind) else np.float16(0))
-    if pa.types.is_boolean(kind):
-        flat = flat.cast(pa.uint8())
     return flat.to_numpy(zero_copy_only=False)
 
 

@@ -127,3 +127,25 @@ def test_confusions_explain_a_masked_class_and_not_one_that_flips(share: float) 
 def test_confusions_that_cannot_be_measured_explain_nothing() -> None:
     F, y, h, _ = linear_outputs(600, OVERLAPPING[1:], 0.1, 3)
     assert not mixing.confusions_explain(F, y, h, 0.05, -6.0, torch.eye(3, dtype=torch.float64), 2)
+
+
+@pytest.mark.parametrize(("classes", "rate"), [(2, None), (2, 0.1), (3, None), (3, 0.1)])
+def test_the_likelihood_of_boundaries_elsewhere_is_that_of_an_independent_search(
+    classes: int, rate: float | None
+) -> None:
+    F, y, _, _ = linear_outputs(600, OVERLAPPING[:classes] / 2, rate or 0.0, 3)
+    found = mixing.likeliest_boundaries(F, y, rate)
+    at, likelihoods = y.numpy(), []
+    for scale in (None, 0.3, 0.1, 0.03):
+        G = F.numpy() if scale is None else np.arcsinh(F.numpy() / scale)
+
+        def loss(x: np.ndarray, G: np.ndarray = G) -> float:
+            logits = 5 * x[0] * G + np.append(0.0, x[1:classes])
+            p = np.exp(logits - logits.max(1, keepdims=True))
+            own = (p / p.sum(1, keepdims=True))[np.arange(len(G)), at]
+            e = 0.0 if rate is None else 1 / (1 + np.exp(-x[-1]))
+            return -np.log((1 - e) * own + e * (1 - own) / (classes - 1)).sum()
+
+        start = np.r_[1.0, np.zeros(classes - 1), [-2.0] * (rate is not None)]
+        likelihoods.append(-minimize(loss, start, method="BFGS", options={"maxiter": 2000}).fun)
+    assert found == pytest.approx(max(likelihoods), abs=2e-3)

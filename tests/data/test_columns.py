@@ -196,3 +196,9 @@ def test_keys_depend_on_the_value_alone():
     # another seed gives keys that meet none of the first
     first, second = row_keys(pa.array(np.arange(1000))), row_keys(pa.array(np.arange(1000)), seed=1)
     assert not set(first.tolist()) & set(second.tolist())
+
+
+def test_a_null_among_columns_of_true_and_false_is_a_missing_modality():
+    column = pa.chunked_array([[True, None, False, True]])
+    values, missing = to_matrix(column, "x", "here")
+    assert values.ravel().tolist() == [1, 0, 0, 1] and missing.tolist() == [False, True, False, False]

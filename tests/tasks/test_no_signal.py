@@ -172,3 +172,22 @@ def test_nothing_is_known_of_the_only_row_of_a_class(rows, alone):
     assert found.samples["label_score"].to_numpy()[:only].min() > 0.99
     weight = diva_ray.reweight(data, **options).samples["weight"].to_numpy()
     assert np.isfinite(weight).all() and weight.min() > 0
+
+
+@pytest.mark.parametrize(("rows", "columns", "base", "slope"), [(4000, 4, -1.3, 0.3), (8000, 10, -1.3, 1.0)])
+def test_outcomes_that_hardly_depend_on_anything_are_right(rows, columns, base, slope):
+    """Of a logistic model: it hangs on where the boundary lies, and how soft it is, what a linear fit makes of it."""
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(rows, columns))
+    label = np.where(generator.random(rows) < 1 / (1 + np.exp(-base - slope * X[:, 0])), "yes", "no")
+    assert diva_ray.score({"features": X, "label": label}, cluster=INLINE, quiet=True).summary["n_label_issues"] == 0
+
+
+def test_wrong_labels_of_rare_classes_far_apart_are_no_boundary():
+    generator = np.random.default_rng(0)
+    truth = (generator.random(2000) < 0.15).astype(int)
+    X = generator.normal(size=(2000, 4)) + 4 * truth[:, None]
+    wrong = generator.random(2000) < 0.1
+    found = diva_ray.score({"features": X, "label": truth ^ wrong}, cluster=INLINE, quiet=True)
+    flagged = np.array(found.samples["is_label_issue"])
+    assert (flagged & wrong).sum() > 0.9 * wrong.sum() and (flagged & ~wrong).sum() < 0.05 * wrong.sum()

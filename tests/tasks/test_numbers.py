@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from sklearn.datasets import load_diabetes
 
 import diva_ray
 from diva_ray.core import loss_verdict
@@ -437,3 +438,46 @@ def test_vectors_along_a_line_are_not_judged_by_their_sign(rank, loss):
     mixed = diva_ray.score({"features": X, "label": Y}, **options)
     flagged = mixed.samples["is_label_issue"].to_numpy(zero_copy_only=False)
     assert not flagged.any() if rank == 1 else (flagged & wrong).sum() > 0.9 * wrong.sum() > 0.8 * flagged.sum()
+
+
+def flagged(features, label):
+    cluster = {"kind": "inline", "threads": 1}
+    result = diva_ray.score({"features": features, "label": label}, task="regression", quiet=True, cluster=cluster)
+    return np.array(result.samples["is_label_issue"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_few_values_that_nothing_tells_are_no_gross_errors(seed):
+    generator = np.random.default_rng(seed)
+    X = generator.normal(size=(500, 4))
+    for label in (generator.integers(1, 5, 500), 12 * (generator.random(500) < 0.2) + generator.integers(0, 3, 500)):
+        assert not flagged(X, label.astype(float)).any()
+
+
+@pytest.mark.parametrize(("gross", "tells"), [("code", True), ("code", False), ("ten times", True)])
+def test_gross_numbers_among_a_few_values_are_found(gross, tells):
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(800, 5))
+    label = np.round(tells * (X @ [1, 2, 0, 0, 1]) + generator.normal(size=800) + 5)
+    wrong = generator.random(800) < 0.03
+    label[wrong] = -999 if gross == "code" else 10 * label[wrong]
+    found = flagged(X, label)
+    assert not (found & ~wrong).any() and (found & wrong).sum() >= (1.0 if gross == "code" else 0.7) * wrong.sum()
+
+
+def test_lumps_that_predictions_tell_apart_are_judged_by_their_errors():
+    errors, numbers = 2 * torch.randn(300, generator=torch.Generator().manual_seed(0)), torch.arange(300) % 5.0
+    assert loss_verdict.largest_of_common(errors, numbers) == pytest.approx(float(errors.square().max()))
+    assert loss_verdict.largest_of_common(errors / 9, numbers) == 0.0
+    code = torch.where(torch.arange(300) < 9, -999.0, numbers)  # a code, not a lump
+    errors[:9] = 1000.0
+    assert loss_verdict.largest_of_common(errors, code) == pytest.approx(float(errors[9:].square().max()))
+    assert loss_verdict.largest_of_common(errors, torch.arange(300.0)) == 0.0  # all different
+
+
+@pytest.mark.parametrize("rows", [6, 10, 15])
+def test_nothing_is_told_of_a_handful_of_numbers(rows):
+    diabetes = load_diabetes()
+    for seed in range(6):
+        at = np.random.default_rng(seed).choice(442, rows, replace=False)
+        assert not flagged(diabetes.data[at], diabetes.target[at] + 0.25).any()

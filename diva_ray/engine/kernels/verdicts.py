@@ -236,11 +236,11 @@ def as_likeliest(known: Known) -> Known:
 
 
 def some_errors(shard: Shard, known: Known) -> Drawn:
-    """Return the left-out errors and the labels of one number, (m, 2), of a few rows that shape the rules, drawn by
-    their keys."""
+    """Return the left-out errors, from `known["center"]`, and the labels of one number, (m, 2), of a few rows that
+    shape the rules, drawn by their keys."""
     Y = targets(shard, known["setup"])
     assert isinstance(Y, Tensor)
-    errors = torch.cat([F - Y[rows] for rows, F in left_out_outputs(shard, known)])
+    errors = torch.cat([F - Y[rows] for rows, F in left_out_outputs(shard, known)]) - known["center"]
     kept = shaping(shard, known) > 0
     return Drawn(draws(shard, known)[kept], torch.cat([errors, Y], 1).double()[kept], known["examples"])
 

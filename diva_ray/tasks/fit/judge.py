@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from diva_ray.core import evidence, gaps, labellers, levels, links, loss_verdict, multilabel, noise, sureness, verdict
 from diva_ray.core.histogram import Histogram
 from diva_ray.core.links import Mix
-from diva_ray.core.mixing import fit_mix
+from diva_ray.core.mixing import fit_mix, likeliest_boundaries
 from diva_ray.core.recalibration import recalibrate
 from diva_ray.data.shards import Extent
 from diva_ray.engine.kernels import neighbours, pool, verdicts
@@ -26,6 +27,7 @@ REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with
 DIRECTIONS = 3.0  # of targets: along fewer, cosines of right ones lie at both ends, in no one hump
 TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 TELLS_ALL = 0.9999  # of the same
+MOST_BOUNDARIES = 100  # classes: of more, other classes' labels are too unlikely for a boundary to explain them
 
 
 def judge(
@@ -44,8 +46,12 @@ def judge(
         calibration, by = _calibrate_others(runner, setup, tally, scored)
         sums: Any = runner.run(verdicts.judge, "judge", scored, features=False)
         if calibration is None:
-            pulled = setup.task == "regression" and loss_verdict.pulled(sums)
-            rule = loss_verdict.fit_loss_verdict((_from_center(runner, scored) if pulled else None) or sums)
+            number = setup.task == "regression"
+            sums = (_from_center(runner, scored) if number and loss_verdict.pulled(sums) else None) or sums
+            rule = loss_verdict.fit_loss_verdict(sums)
+            if number and rule.noise_rate > 0:
+                common = loss_verdict.largest_of_common(*_some_errors(runner, scored))
+                rule = loss_verdict.fit_loss_verdict(sums, common) if common > 0 else rule
             rule = replace(rule, loss=by)
         else:
             rule = verdict.fit_verdict(sums, 2, shows=calibration.shows, flips=True)
@@ -62,11 +68,16 @@ def set_apart_lonely(runner: Runner, tally: Tally) -> None:
     runner.engine.tell(lonely=lonely if lonely.any() else None)
 
 
+def _some_errors(runner: Runner, scored: list[Extent]) -> Tensor:
+    """Return the left-out errors and the numbers of a sample of rows, (2, m)."""
+    runner.engine.tell(examples=SAMPLED)
+    return runner.run(verdicts.some_errors, "judge", scored, features=False).rows.T
+
+
 def _from_center(runner: Runner, scored: list[Extent]) -> loss_verdict.LossSums | None:
     """Return the histograms of losses whose errors are counted from their median; None where most labels are the very
     same number, as of counts that are mostly 0: the rest are rare, not gross."""
-    runner.engine.tell(examples=SAMPLED)
-    errors, labels = runner.run(verdicts.some_errors, "judge", scored, features=False).rows.T
+    errors, labels = _some_errors(runner, scored)
     if float((labels == labels.median()).double().mean()) >= 0.5:
         return None
     runner.engine.tell(center=float(errors.median()))
@@ -188,16 +199,18 @@ def calibrate_on_pool(runner: Runner, setup: Setup, extents: list[Extent], count
     return shows
 
 
-def _uniform_link(best: links.Link, calibrated: Histogram, weight: Tensor) -> tuple[links.Link, bool, bool]:
-    """Return the link under uniform noise, the likeliest where wrong labels show, whether they do, and whether as
-    classes lie far apart."""
-    if evidence.noise_shows(best, weight, calibrated.rows(float(calibrated.counts[0, 0].sum()))):
+def _uniform_link(
+    best: links.Link, calibrated: Histogram, weight: Tensor, *, right: bool = False
+) -> tuple[links.Link, bool, bool]:
+    """Return the link under uniform noise, the likeliest where wrong labels show, whether they do (`right`: they do
+    not), and whether as classes lie far apart."""
+    if not right and evidence.noise_shows(best, weight, calibrated.rows(float(calibrated.counts[0, 0].sum()))):
         return best, True, False
-    clear = evidence.fit_clear_link(calibrated, weight)
+    clear = None if right else evidence.fit_clear_link(calibrated, weight)
     if clear is not None:
         return clear, True, True
-    right = links.fit_link(calibrated, len(weight), right=True)  # probabilities as sure as right labels let them be
-    return replace(right, likelihood=best.likelihood), False, False
+    sure = links.fit_link(calibrated, len(weight), right=True)  # probabilities as sure as right labels let them be
+    return replace(sure, likelihood=best.likelihood), False, False
 
 
 def _judge_classes(
@@ -214,6 +227,9 @@ def _judge_classes(
         return _recalibrated(runner, scored, classes, uniform), link
     sample = _sample(runner, scored, divisors)
     F, y, h = sample.F, sample.y, sample.h
+    if rule.noise_rate > 0 and _boundaries_explain(runner, sample, link, rule.noise_rate, label_entropy(own)):
+        uniform = _judge_uniform(runner, scored, calibrated, own, right=True)
+        link, rule = uniform.link, uniform.rule
     found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate) if seek_flips else None
     suspected, share = found is None and rule.noise_rate > 0, 0.0
     if found is not None:
@@ -232,6 +248,18 @@ def _judge_classes(
         rule = _recalibrated(runner, scored, classes, uniform)
     dependence = noise.dependence_of_suspects(F, y, link, flips, rule)
     return replace(rule, class_dependence=dependence, flips=flips is not None), link
+
+
+def _boundaries_explain(runner: Runner, sample: _Sample, link: links.Link, rate: float, entropy: float) -> bool:
+    """Return whether labels that are all right, of classes whose boundaries lie elsewhere, are as likely as wrong ones.
+
+    Asked where predictions tell little of the labels: of classes that lie apart any boundary between them would do.
+    """
+    F, y = sample.F, sample.y
+    if entropy + link.likelihood >= evidence.LEAST_TOLD * entropy or F.shape[1] > MOST_BOUNDARIES:
+        return False
+    wrong, right = (runner.timed("judge", likeliest_boundaries, F, y, e) for e in (rate, None))
+    return wrong - right <= math.log(len(F)) / 2
 
 
 class _Sample(NamedTuple):
@@ -273,16 +301,23 @@ class _Uniform(NamedTuple):
 
 
 def _judge_uniform(
-    runner: Runner, scored: list[Extent], calibrated: Histogram, own: Tensor, like: links.Link | None = None
+    runner: Runner,
+    scored: list[Extent],
+    calibrated: Histogram,
+    own: Tensor,
+    like: links.Link | None = None,
+    *,
+    right: bool = False,
 ) -> _Uniform:
-    """Tell the link under uniform noise, which mixes outputs as another one does, and judge by it."""
+    """Tell the link under uniform noise, which mixes outputs as another one does, and judge by it; `right`: that of
+    right labels."""
     classes, rows = own.shape[1], calibrated.rows(float(calibrated.counts[0, 0].sum()))
 
     def carried(link: links.Link) -> links.Link:
         return link if like is None else replace(link, near=like.near, mix=like.mix)
 
     likeliest = links.fit_link(calibrated, classes)
-    link, shows, clear = _uniform_link(likeliest, calibrated, own[1])
+    link, shows, clear = _uniform_link(likeliest, calibrated, own[1], right=right)
     offset = verdict.offset_of(links.noise_rate_at(calibrated, likeliest, classes), classes, rows)
     runner.engine.tell(link=carried(link), likeliest=carried(likeliest), likeliest_offset=offset)
     sums = runner.run(verdicts.judge, "judge", scored, features=False)
