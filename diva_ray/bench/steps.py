@@ -22,8 +22,8 @@ from diva_ray.data.table import from_arrays, open_parquet
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.kernels import passes, pool
 from diva_ray.engine.shelf import IN_MEMORY, Shelf
+from diva_ray.tasks.fit.calibrate import calibrate
 from diva_ray.tasks.fit.derive import fit_ridge
-from diva_ray.tasks.fit.judge import calibrate
 from diva_ray.tasks.fit.walk import Walk
 from diva_ray.tasks.setup.paths import Path
 from diva_ray.tasks.setup.runner import Runner

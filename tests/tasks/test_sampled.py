@@ -6,7 +6,7 @@ import pytest
 import diva_ray
 from diva_ray.core import noise, partners
 from diva_ray.tasks import pairs
-from diva_ray.tasks.fit import judge
+from diva_ray.tasks.fit import calibrate
 from tests.tasks.test_pairs import made, shuffled
 
 
@@ -35,7 +35,7 @@ def swapped():
 @pytest.mark.parametrize("kind", ["classes", "pairs"])
 def test_which_rows_are_sampled_does_not_depend_on_their_order(kind, monkeypatch):
     data, options, room, fit, module, at = {
-        "classes": (flipped(), {"features": "features", "label": "label"}, noise, "fit_flips", judge, 1),
+        "classes": (flipped(), {"features": "features", "label": "label"}, noise, "fit_flips", calibrate, 1),
         "pairs": (swapped(), {"features": ["image", "text"], "task": "pairs"}, partners, "fit_sharpness", pairs, 0),
     }[kind]
     monkeypatch.setattr(module, "SAMPLED", 300)

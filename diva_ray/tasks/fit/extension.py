@@ -16,10 +16,10 @@ from diva_ray.data.shards import Extent
 from diva_ray.engine.kernels import pool, pool_choice, verdicts
 from diva_ray.engine.reduce import Partial
 from diva_ray.engine.setup import Setup
+from diva_ray.tasks.fit.calibrate import calibrate, calibrate_on_pool, tells_of_classes
 from diva_ray.tasks.fit.class_shares import ClassShares, compare_shares, hardly_known
 from diva_ray.tasks.fit.enroll import losses_on_another_scale
 from diva_ray.tasks.fit.gauge import Gauge
-from diva_ray.tasks.fit.judge import calibrate, calibrate_on_pool, tells_of_classes
 from diva_ray.tasks.fit.rank import keys_at, rank_chosen
 from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES
 from diva_ray.tasks.setup.runner import Runner

@@ -14,8 +14,8 @@ from diva_ray.core.verdict import Verdict
 from diva_ray.engine.kernels.scan import CONSTANT
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
+from diva_ray.tasks.fit.calibrate import label_entropy
 from diva_ray.tasks.fit.derived import Derived, precision_of
-from diva_ray.tasks.fit.judge import label_entropy
 from diva_ray.tasks.fit.trusted import TRUST
 from diva_ray.tasks.setup.alike import alike_of
 from diva_ray.tasks.setup.forms import errors_in_words

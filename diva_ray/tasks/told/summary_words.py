@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from diva_ray.report.words import counted
-from diva_ray.tasks.fit.judge import TELLS_ALL, TELLS_NOTHING
+from diva_ray.tasks.fit.calibrate import TELLS_ALL, TELLS_NOTHING
 from diva_ray.tasks.setup.alike import alike_in_words, shared_in_words
 from diva_ray.tasks.told.planted import planted_in_words
 
