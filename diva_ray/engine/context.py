@@ -141,8 +141,8 @@ def weights(shard: Shard, known: Known) -> Tensor:
     if shard.extent.pool:  # a pool's rows enter the fit when they are chosen, by sums of their own
         return torch.zeros_like(shard.weight)
     alpha = weights_after(shard, known, known.get("step"), known.get("factor", 1.0))
-    if known.get("even"):  # every row alike, whatever weights there are
-        alpha = torch.ones_like(alpha)
+    if known.get("even"):  # every row alike that the table gives any weight
+        alpha = (shard.weight > 0).to(alpha)
     if known.get("trust") and not known.get("step"):  # later steps start from there
         alpha = torch.where(validation_weights(shard, known) > 0, known["trust"] * alpha, alpha)
     return alpha.masked_fill(idle(shard, known), 0.0)

@@ -151,18 +151,23 @@ class Share:
 
     def weights(self, arm: str) -> Tensor:
         """Return the weight of every row under an arm; rows of weight 0 take no part."""
-        given, ones = self.course.given, torch.ones(self.stop - self.start, dtype=torch.float64)
+        given = self.course.given
+        if arm == "weighted" and given is not None:
+            assert self.given is not None
+            return given.weights(self.given, self.start, self.stop)
+        own = torch.cat([self._own(a, b) for a, b in cut(self.start, self.stop, PIECE)])
+        if arm == "weighted":
+            return own
+        even = (own > 0).double()
         if arm == "uniform":
-            return ones
-        if given is None:
-            parts = [self._own(a, b) for a, b in cut(self.start, self.stop, PIECE)]
-            return torch.cat(parts)
-        assert self.given is not None
-        if arm == "without_flagged":
-            return ones.masked_fill(given.flagged(self.given, self.start, self.stop), 0.0)
-        return given.weights(self.given, self.start, self.stop)
+            return even
+        assert given is not None and self.given is not None
+        return even.masked_fill(given.flagged(self.given, self.start, self.stop), 0.0)
 
     def _own(self, start: int, stop: int) -> Tensor:
+        """Return the table's own weights."""
+        if self.course.columns.weight is None:
+            return torch.ones(stop - start, dtype=torch.float64)
         name = str(self.course.columns.weight)
         values, _ = to_matrix(self.reader.read(start, stop, [name])[name], name, "", "data.weight")
         return torch.from_numpy(values[:, 0].astype("float64"))  # a list of one number is one, too

@@ -49,12 +49,12 @@ ERRORS = pa.schema([("arm", pa.string()), ("seed", pa.int64()), ("error", pa.flo
 def train(data: Any, test: Any = None, *, quiet: bool = False, **options: Any) -> Result | Plan:
     """Return the test error of a module trained by SGD under weights, beside three others, with intervals.
 
-    Arms: `weighted`; `uniform`, every row alike; `without_flagged`, uniform without the rows that the run flagged; each
-    trained `seeds` times. `closed_form` is the ridge solution under the weights, with the run's ridge, and
-    `closed_form_uniform` the one with every row alike, with the ridge that the run compared it under; where no run
-    tells them, both ridges are chosen by leave-one-out. Differences are like to like, SGD to uniform SGD and closed
-    form to closed form, and paired: seed against seed (Student's t), and test row against test row. Nothing is
-    compared where the weights are alike. `summary["warnings"]` says where training did not converge.
+    Arms: `weighted`; `uniform`, every row alike, but none of weight 0 in the table; `without_flagged`, uniform without
+    the rows that the run flagged; each trained `seeds` times. `closed_form` is the ridge solution under the weights,
+    with the run's ridge, and `closed_form_uniform` the one with every row alike, with the ridge that the run compared
+    it under; where no run tells them, both ridges are chosen by leave-one-out. Differences are like to like, SGD to
+    uniform SGD and closed form to closed form, and paired: seed against seed (Student's t), and test row against test
+    row. Nothing is compared where the weights are alike. `summary["warnings"]` says where training did not converge.
     A row of weight w adds w times its loss to its step; weights are brought to mean 1 over the rows that take part.
     `data.offset` is added to the module's outputs (of classes: to its logits), and to those of the closed form.
     Workers read their own rows, and write a checkpoint after every epoch from which a killed run goes on.

@@ -179,6 +179,25 @@ def test_weights_that_differ_are_compared_though_no_run_gave_them():
     assert arms["closed_form"]["verdict"] is not None and "closed_form_uniform" in arms
 
 
+def test_rows_of_weight_0_take_no_part_in_what_training_is_held_against(tmp_path):
+    data, test, wrong = noisy(400)
+    own = (~wrong).astype(float)
+    lowered = own * np.where(np.arange(400) % 2, 1.0, 0.5)
+    folder = run_of(tmp_path / "run", lowered, np.zeros(400, bool), ridge=0.5, ridge_compared=0.5)
+    options = {"weights": folder, "weight": "w", "standardize": "none", **QUICK}
+    result, right = trained({**data, "w": own}, test, **options), {name: x[~wrong] for name, x in data.items()}
+    alone = run_of(tmp_path / "alone", lowered[~wrong], np.zeros(int((~wrong).sum()), bool), ridge=0.5)
+    expected = trained({**right, "w": own[~wrong]}, test, **{**options, "weights": alone})
+    for name in ("closed_form", "closed_form_uniform"):
+        found, wanted = (one.folder.read_arrays(f"model/{name}.npz")["weight"] for one in (result, expected))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    errors = [by_name(one)["uniform"]["error"] for one in (result, expected)]
+    assert errors[0] == pytest.approx(errors[1], abs=0.03)
+    assert (result.summary["n_zero"], result.summary["n_lowered"]) == (0, int((own > lowered).sum()))
+    same = trained({**data, "w": own}, test, **{**options, "weights": "none"})
+    assert same.summary["weights_alike"] and "closed_form_uniform" not in by_name(same)
+
+
 def test_weights_are_counted_as_the_run_that_gave_them_counts_them():
     X, y, _, X_test, y_test = digits_split(0.2)
     data = {"features": X, "label": y}

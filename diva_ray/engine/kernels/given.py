@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from diva_ray.data.given import Given
@@ -24,20 +26,22 @@ def adopt(shard: Shard, known: Known) -> Tally:
     keep_weights(shard, known, alpha, STEP)
     kept = given.factor * shard.weight  # what a row has whose weight the run neither lowered nor raised
     return Tally(
-        n=len(alpha), weight=float(alpha.sum()), n_zero=int((alpha == 0).sum()), n_flagged=int(flagged.sum()),
+        n=len(alpha), weight=float(alpha.sum()), n_flagged=int(flagged.sum()),
+        n_zero=int(((alpha == 0) & (kept > 0)).sum()),
         n_lowered=int((alpha < kept * (1 - SAME)).sum()), n_raised=int((alpha > kept * (1 + SAME)).sum()),
     )  # fmt: skip
 
 
 def row_sizes(shard: Shard, known: Known) -> Tally:
     """Return what the step of SGD follows from: rows that take part, their weights alpha, and the sums of alpha |z|^2
-    and alpha^2 |z|^4; also the least (`max_minus`: less it) and the largest weight of all rows."""
+    and alpha^2 |z|^4; also the least (`max_minus`: less it) and the largest weight of the rows that had or have one."""
     alpha = weights(shard, known)
+    counted = alpha[(shard.weight > 0) | (alpha > 0)]
     sizes = torch.zeros(2, dtype=torch.float64)
     for block in blocks(shard, known):
         size = block.Z.double().square().sum(1).cpu() * alpha[block.start : block.stop]
         sizes += torch.stack([size.sum(), size.square().sum()])
     return Tally(
         taken=int((alpha > 0).sum()), weight=float(alpha.sum()), sizes=sizes, max_weight=float(alpha.max()),
-        max_minus=float(-alpha.min()),
+        max_minus=float(-counted.min()) if len(counted) else -math.inf,
     )  # fmt: skip
