@@ -69,6 +69,8 @@ def find_columns(
         kind = element_type(schema.field(name).type)
         if not is_number(kind):
             got, cure = _nested(kind, name) if is_list(kind) else (schema.field(name).type, "Change `data.features`")
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind):
+                cure += ", or give each of its values a column of 0 and 1 (`pandas.get_dummies`) if it holds categories"
             raise InputError(
                 f"data.features: column `{name}` must hold numbers or lists of numbers, got {got}. {cure}."
             )

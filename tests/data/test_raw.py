@@ -238,7 +238,7 @@ def test_a_value_of_csv_that_does_not_fit_puts_its_row_aside_and_no_more(tmp_pat
     assert sorted(failures) == sorted([
         ("a.csv:59000", "n", "value does not fit: int64 must be there, got '3.5'"),
         ("a.csv", "", "4 values must be there, got 2"),
-        ("a.csv:60000", "text", "value does not fit: string must be there, got 'na\ufffdve'"),
+        ("a.csv:60000", "text", "value does not fit: text must be UTF-8, got 'na\ufffdve'"),
     ])  # fmt: skip
 
 

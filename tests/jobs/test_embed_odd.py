@@ -134,6 +134,14 @@ def test_a_csv_of_another_separator_or_encoding_is_one_line(tmp_path):
     refuses(r"data.path: the names in a CSV file must be UTF-8, got other bytes at .*a.csv", path)
 
 
+def test_a_row_of_a_csv_in_another_encoding_is_set_aside_as_such(tmp_path):
+    rows = [f"{k},text {k}" for k in range(500)]
+    rows[300] = "300,caf\xe9"
+    (tmp_path / "a.csv").write_bytes("\n".join(["id,text", *rows]).encode("latin-1"))
+    (aside,) = embed(tmp_path / "a.csv").folder.read_table("quarantine").to_pylist()
+    assert aside["reason"] == "value does not fit: text must be UTF-8, got 'caf\N{REPLACEMENT CHARACTER}'"
+
+
 def test_in_a_csv_words_such_as_na_are_texts_and_classes_but_no_numbers(tmp_path):
     (tmp_path / "a.csv").write_text("id,text,label,n\n1,NA,NA,1\n2,null,FR,NA\n3,foo,,3\n4,bar,nan,4\n")
     found = embed(tmp_path / "a.csv").samples

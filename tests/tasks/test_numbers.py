@@ -375,6 +375,7 @@ def test_gross_errors_of_one_size_are_found_and_no_right_number_with_them(size, 
     result = diva_ray.score({"features": X, "label": y}, cluster={"kind": "inline", "threads": 1}, quiet=True)
     assert (result.samples["is_label_issue"].to_numpy() == bad).all()
     assert result.summary["label_issue_precision"] > 0.99
+    assert result.summary["detrimental_precision"] is None  # of a cut that a share of all rows passes
     assert result.summary["noise_estimate"] == pytest.approx(bad.mean(), abs=0.01)
 
 

@@ -170,13 +170,23 @@ def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Itera
     return rechunk(parts(), rows, lambda k: f"{name} row {numbers[k]}")
 
 
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _typed(written: pa.Table, kinds: dict[str, pa.DataType]) -> tuple[pa.Table, dict[int, tuple[str, str]]]:
     """Return the rows whose values are of these types, and (column, reason) of the others by row."""
     wrong: dict[int, tuple[str, str]] = {}
     for name, kind in kinds.items():
         for k in _unfit(written[name], kind, 0):
-            shown = (written[name][k].as_py() or b"")[:60].decode("utf-8", "replace")
-            wrong.setdefault(k, (name, f"value does not fit: {kind} must be there, got {shown!r}"))
+            value = written[name][k].as_py() or b""
+            shown = value[:60].decode("utf-8", "replace")
+            must = f"{kind} must be there" if _is_utf8(value) else "text must be UTF-8"
+            wrong.setdefault(k, (name, f"value does not fit: {must}, got {shown!r}"))
     if wrong:
         written = written.filter(pa.array([k not in wrong for k in range(written.num_rows)]))
     return pa.table({name: _cast(written[name], kind) for name, kind in kinds.items()}), wrong

@@ -131,15 +131,17 @@ def errors_of(derived: Derived) -> str:
 def verdict_figures(rule: Verdict, written: Tally) -> dict[str, Any]:
     """Return the cuts of both verdicts, what they are expected to find, and how many rows they take.
 
-    Precision and recall are None where no label is flagged: nothing is estimated of nothing.
+    Precision and recall are None where no label is flagged: nothing is estimated of nothing. So are those of
+    detrimental rows where no cut was sought, but a share of all rows passes it.
     """
     flagged = int(written["n_label_issues"])
+    sought = flagged and rule.z.precision > 0
     return {
         "threshold": rule.z.value,
         "n_detrimental": int(written["n_detrimental"]),
         **({key: int(written[key])} if (key := "n_detrimental_right") in written else {}),
-        "detrimental_precision": rule.z.precision if flagged else None,
-        "detrimental_recall": rule.z.recall if flagged else None,
+        "detrimental_precision": rule.z.precision if sought else None,
+        "detrimental_recall": rule.z.recall if sought else None,
         "label_threshold": rule.label.value,
         "n_label_issues": flagged,
         "label_issue_precision": rule.label.precision if flagged else None,
