@@ -23,6 +23,7 @@ FEW = 50  # rows of a kind: fewer, and its median loss is too rough a unit (a th
 SPREAD = (0.5, 0.75, 0.9)  # quantiles
 FEWEST_ROWS = 20
 COMMON, SHARED = 0.01, 5  # share of the rows, and rows, that have the same number
+CODE = 3.0  # times the distance between all others, from which on a number is none of them
 PULLED = 1.5  # times the distance between the quartiles of the errors
 
 
@@ -136,8 +137,8 @@ def largest_of_common(errors: Float[Tensor, " m"], numbers: Float[Tensor, " m"])
 
     Ratings, and counts that are mostly 0, take a few values. Where predictions tell little, errors come in as many
     lumps, and the largest looks like gross errors of one size. But a number that COMMON of the rows have, and SHARED at
-    least, is no slip. Beyond the others by more than these lie apart it may be a code, such as -999, and does not
-    count.
+    least, is no slip. Beyond the others by more than CODE times as much as these lie apart it may be a code, such as
+    -999, and does not count.
     """
     if errors.square().sum() <= (1 - LEAST_TOLD) * (numbers - numbers.mean()).square().sum():
         return 0.0
@@ -145,9 +146,9 @@ def largest_of_common(errors: Float[Tensor, " m"], numbers: Float[Tensor, " m"])
     common = torch.nonzero(counts >= max(SHARED, COMMON * len(numbers))).squeeze(1).tolist()
     while len(common) > 2:
         low, below, above, high = (float(values[common[k]]) for k in (0, 1, -2, -1))
-        if below - low > high - below:
+        if below - low > CODE * (high - below):
             del common[0]
-        elif high - above > above - low:
+        elif high - above > CODE * (above - low):
             del common[-1]
         else:
             break

@@ -473,6 +473,7 @@ def test_lumps_that_predictions_tell_apart_are_judged_by_their_errors():
     code = torch.where(torch.arange(300) < 9, -999.0, numbers)  # a code, not a lump
     errors[:9] = 1000.0
     assert loss_verdict.largest_of_common(errors, code) == pytest.approx(float(errors[9:].square().max()))
+    assert loss_verdict.largest_of_common(errors, torch.where(code < 0, 12.0, numbers)) == 1000.0**2  # is no code
     assert loss_verdict.largest_of_common(errors, torch.arange(300.0)) == 0.0  # all different
 
 
