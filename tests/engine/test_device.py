@@ -42,6 +42,8 @@ ROWS = {
     "few": 1.0 * (np.arange(N) % 9 == 0),
     "y": list(GENERATOR.standard_normal((N, 3))), "id": np.arange(N),
     "c": list(GENERATOR.standard_normal((N, 6)) + X[:, :6]),
+    "clear": np.where(np.arange(N) % 7 == 0, Y, [f"class {k}" for k in X[:, :4].argmax(1)]),  # some look wrong
+    "slight": list(X[:, 5:9] / 50), "d": list(X[:, 7:].astype(np.float32) ** 2),
 }  # fmt: skip
 ALL = {
     "features": ["x", "b"], "group": "group", "weight": "weight", "source": "source", "offset": "offset",
@@ -115,8 +117,8 @@ def test_scores_on_a_device_are_those_on_a_cpu(path, simulated, name):
 
 @pytest.mark.parametrize("place", ["host", pytest.param("cache", marks=pytest.mark.long), "storage"])
 def test_features_that_the_device_cannot_hold_come_in_every_pass(paths, simulated, place):
-    path, options = paths[1], {"features": ["x", "b"], "offset": "offset", "precision": "float64"}
-    options["labeller_doubt"] = "on"  # two passes more
+    path, options = paths[1], {"features": ["x", "d"], "offset": "slight", "precision": "float64"}
+    options.update(label="clear", labeller_doubt="on")  # two passes more, where labels look wrong
     first = diva_ray.score(path, cluster=HERE, quiet=True, **options)
     sent = []
     with pytest.MonkeyPatch.context() as patch:
