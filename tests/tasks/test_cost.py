@@ -9,7 +9,8 @@ import diva_ray
 from diva_ray.config import TuneConfig
 from diva_ray.core import reduction
 from diva_ray.tasks.fit.derived import RidgeGrid, may_lie_further
-from diva_ray.tasks.setup.cost import Cost, cost_of, tried
+from diva_ray.tasks.setup.cost import NEAR, Cost, cost_of, tried
+from diva_ray.tasks.setup.forms import SAMPLED
 from diva_ray.tasks.setup.work import tuning_work
 
 
@@ -141,7 +142,7 @@ def test_neighbours_are_only_sought_where_doubt_is_asked_for_and_trials_cost_by_
     data = {"features": draw.standard_normal((20_000, 32)), "label": np.arange(20_000) % 4}
     options = {"plan": True, "quiet": True, "cluster": {"kind": "inline", "threads": 1}}
     asked = diva_ray.score(data, **options).seconds
-    assert asked - diva_ray.score(data, labeller_doubt="off", **options).seconds > 0.7
+    assert asked - diva_ray.score(data, labeller_doubt="off", **options).seconds > NEAR * 20_000 * SAMPLED
     numbers = data | {"label": draw.standard_normal(20_000)}  # fewer arms
     safe, other = (diva_ray.reweight(one, **options).seconds for one in (data, numbers))
     trials = tried(20_000, 33, 4, 33, classes=True).rest - tried(20_000, 33, 1, 21, classes=False).rest
