@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -32,6 +32,10 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }  # fmt: skip
 AGAIN = 0.1  # seconds between questions to a desk that is being started again
+MOST_SEARCHES = 8  # that ask again for trials whose process died before it asked
+CHATTY = (  # what is said there is mended here, raised, or (of files that QUIET leaves out) no loss
+    "ray.tune.analysis.experiment_analysis", "ray.tune.execution.tune_controller", "ray.tune.tune",
+)  # fmt: skip
 SMALL = 100 << 20  # bytes of object store where only trials talk
 ROOM = {
     "memory": 1.0
@@ -102,11 +106,13 @@ def trial(config: dict[str, Any], desk: Any, folds: int) -> None:
 
 
 class Server(threading.Thread):
-    """Answers the desk's questions, one after another, until it closes; keeps the first mistake."""
+    """Answers the desk's questions, one after another, until it closes; keeps the first mistake, and what points were
+    asked about."""
 
     def __init__(self, desk: Any, evaluate: Evaluate) -> None:
         super().__init__(daemon=True)
         self.desk, self.evaluate = desk, evaluate
+        self.points: list[dict[str, Any]] = []
         self.fault: BaseException | None = None
 
     def run(self) -> None:
@@ -116,6 +122,8 @@ class Server(threading.Thread):
                 if (question := ray.get(self.desk.next.remote())) is None:
                     return
                 ticket, *asked = question
+                if asked[1] not in self.points:
+                    self.points.append(asked[1])
                 ray.get(self.desk.answer.remote(ticket, self._found(*asked)))
             except ray.exceptions.ActorUnavailableError:  # it died, and is started again: trials ask once more
                 time.sleep(AGAIN)
@@ -147,15 +155,41 @@ def run_trials(search: Search, evaluate: Evaluate) -> int:
     server.start()
     try:
         found = _run(search, desk)
+        lost = _lost(found, search, server.points)
+        for _ in range(MOST_SEARCHES if search.points is not None else 0):
+            if not lost or server.fault is not None:
+                break
+            again = replace(search, trials=len(lost), points=lost)
+            lost = _lost(_run(again, desk), again, server.points)
         ray.get(desk.close.remote())
         server.join()
     finally:
         ray.kill(desk)  # type: ignore[arg-type]  # a typed proxy is a handle
     if server.fault is not None:
         raise server.fault
-    if found.errors:
-        raise found.errors[0]
+    if lost:
+        raise InputError(
+            f"tune: processes of trials must stay alive, got {len(lost)} trials whose process died before they began. "
+            "Look for what ends them (memory, the cluster's logs), and run again with `resume=true`."
+        )
     return len(found)
+
+
+def _lost(found: Any, search: Search, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the points of trials whose process died before it asked; of points that the method draws, what is known.
+
+    Tune starts a trial again whose process dies while it runs; one that was about to take over a living process
+    (`reuse_actors`) it gives up at once.
+
+    Raises:
+        what ended a trial that did ask: its process died more often than Tune starts one again.
+    """
+    if not found.errors or search.points is None:
+        return [{} for _ in found.errors]
+    lost = [point for point in search.points if point not in asked]
+    if len(lost) < len(found.errors):
+        raise found.errors[0]
+    return lost
 
 
 def _run(search: Search, desk: Any) -> Any:
@@ -175,7 +209,7 @@ def _run(search: Search, desk: Any) -> Any:
                 name="trials", storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=8)
             ),
         )  # fmt: skip
-        with _patient("ray.tune.analysis.experiment_analysis"):  # which misses the files that QUIET leaves out
+        with _silent(CHATTY):
             return tuner.fit()
 
 
@@ -231,15 +265,17 @@ def check_search(method: str) -> None:
 
 
 @contextmanager
-def _patient(logger: str) -> Iterator[None]:
-    """Let a logger tell only errors for a while."""
-    one = logging.getLogger(logger)
-    level = one.level
-    one.setLevel(logging.ERROR)
+def _silent(names: tuple[str, ...]) -> Iterator[None]:
+    """Let loggers tell nothing below CRITICAL for a while."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        one.setLevel(level)
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
 
 
 @contextmanager

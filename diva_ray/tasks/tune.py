@@ -189,7 +189,7 @@ def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Rec
     runner.quiet, start = True, time.perf_counter()
     with connected(study.session.plan.kind):
         run_trials(order, trials.evaluate)
-    records = trials.end()
+    records = trials.end(points)
     runner.quiet = quiet
     runner.seconds["trials"] = time.perf_counter() - start
     progress.close()

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import diva_ray
 from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.tasks import tune
 from diva_ray.tasks.fit.study import Study
+from diva_ray.tasks.fit.trials import Trials
 from tests.forks import run_job
 from tests.jobs.problems import digits_split, weighted_error
 
@@ -100,6 +102,35 @@ def test_a_dead_worker_and_a_dead_trial_change_no_bit(ray_cluster, monkeypatch, 
     assert sorted(killed) == ["propose", "trial"]
     assert told(result).equals(told(calm))
     assert "weights" not in result.folder.names(""), "what only a restart needs is gone in the end"
+
+
+@pytest.mark.ray
+def test_a_trial_whose_process_dies_between_two_trials_is_asked_again(ray_cluster, monkeypatch, tmp_path):
+    space, grid = {"ridge": {"choice": [0.1, 0.3, 1.0, 3.0, 10.0]}}, {"search": "grid", "folds": 2}
+    calm = run(space=space, **grid)
+    evaluate, killed = Trials.evaluate, []
+
+    def kill_at_reset():
+        """Kill the trials' process as it is handed the next trial, which Tune gives up then."""
+        (process,) = [one for one in psutil.Process().children(recursive=True) if "ImplicitFunc" in one.name()]
+        title, end = Path(f"/proc/{process.pid}/cmdline"), time.monotonic() + 20
+        while b".reset" not in title.read_bytes():  # for a few milliseconds
+            assert time.monotonic() < end
+        process.kill()
+        killed.append(process.pid)
+
+    def evaluate_with_a_death(self, name, point, fold):
+        found = evaluate(self, name, point, fold)
+        if fold == 1 and len(self.records) in (2, 3):
+            threading.Thread(target=kill_at_reset, daemon=True).start()
+            time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(Trials, "evaluate", evaluate_with_a_death)
+    result = run(space=space, **grid, output=str(tmp_path / "out"))
+    assert len(set(killed)) == 2
+    assert told(result).equals(told(calm))
+    assert told(result)["trial"].to_pylist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.ray

@@ -183,14 +183,19 @@ class Trials:
         best = f"; best {min(one.error for one in done):.4f}" if done else ""
         log.info("trial %d: %s (%s)%s", last.number, ended, varied, best)
 
-    def end(self) -> list[Record]:
-        """Return every trial in the order of their first question.
+    def end(self, points: list[dict[str, Any]] | None = None) -> list[Record]:
+        """Return every trial in the order of the points, where those are known, else of their first question.
 
         Raises:
             InputError: none was judged on every fold.
         """
         self._tell_last()
         found = list(self.records.values())
+        if points is not None:  # a trial whose process died before it asked comes last
+            place = {self.space.choice(point).key(): k for k, point in reversed(list(enumerate(points)))}
+            found.sort(key=lambda one: place[one.choice.key()])
+            for number, one in enumerate(found):
+                one.number = number
         if not any(record.complete for record in found):
             reason = next((record.failed for record in found if record.failed), "none was judged on every fold")
             raise InputError(f"tune: some trial must succeed, got {len(found)} that failed: {reason} Change `space`.")
