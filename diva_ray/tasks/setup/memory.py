@@ -27,6 +27,7 @@ DECODED = 5  # times its size is what a batch takes while it is decoded (measure
 OWNED = 16  # bytes of a row for which a training worker reads a weight
 PICKED = 33  # bytes of a row of a window beside itself: its place in an order, and in another, and whether it is taken
 KEY = 24  # bytes of a row whose key is sorted among others, once, to find an id that occurs twice
+ROOM = 1.1  # times the need that is named: with more memory shards are larger, which need a little more
 SHARE = 0.8  # of the machine's free memory that rows may take where no budget is given
 
 
@@ -125,8 +126,8 @@ def check_fit(sizes: Sizes, place: str, workers: int, budget: int | None) -> Non
         raise InputError(
             f"cluster.memory: a worker's rows and sums must fit {budget / 2**30:.3g} GiB, got about "
             f"{need / 2**30:.3g} GiB with features {'in memory' if place == 'memory' else 'out of it'} "
-            f"({sizes.rows:,} rows, {workers} worker(s)). Raise `cluster.memory` or `cluster.workers`, or use fewer "
-            "features (`projection`)."
+            f"({sizes.rows:,} rows, {workers} worker(s)). Raise `cluster.memory` to {ROOM * need / 2**30:.3g}GiB, or "
+            "`cluster.workers`, or use fewer features (`projection`)."
         )
 
 

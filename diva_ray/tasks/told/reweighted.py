@@ -293,7 +293,7 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
         return parts
     parts.append(Columns("The new weights", edges, counts, kept + far, "weight"))
     if s["level"] == "sample":  # else rows of a source are lowered alike
-        parts.append(Gallery("Lowered most", shown(session, lowered), "Samples by z, with their new weight."))
+        parts.append(Gallery("Lowered", shown(session, lowered), "Largest z first, with their new weight."))
     classes = weights_by_class(session, weighed.setup, written)
     if classes:
         intro = "Most lowered first: a class that loses much of its weight deserves a look."
