@@ -31,13 +31,14 @@ class Mix(NamedTuple):
 
 @dataclass(frozen=True)
 class Link:
-    """Outputs to probabilities: p_k ~ exp(beta g(f_k)), g(f) = delta asinh(f / delta); `near`: of outputs times the
-    row's nearness; `mix`: then mixed, before all else here."""
+    """Outputs to probabilities: p_k ~ exp(beta g(f_k) + shift_k), g(f) = delta asinh(f / delta); `near`: of outputs
+    times the row's nearness; `mix`: then mixed, before all else here."""
 
     scale: float  # delta
     sharpness: float  # beta
     near: bool = field(default=False, kw_only=True)
     mix: Mix | None = field(default=None, kw_only=True)
+    shift: Float[Tensor, " c"] | None = field(default=None, kw_only=True)  # float64; None: none
     likelihood: float = 0.0  # log, mean over rows, of given labels some of which are wrong
     evidence: float = 0.0  # how much larger its sum is than that of right labels under the link that suits those best
 
@@ -50,7 +51,8 @@ def bent(F: Float[Tensor, "n c"], scale: float) -> Float[Tensor, "n c"]:
 
 def probabilities(F: Float[Tensor, "n c"], link: Link) -> Float[Tensor, "n c"]:
     """Return the probability of every class, from levelled outputs."""
-    return (link.sharpness * bent(F, link.scale)).softmax(1)
+    logits = link.sharpness * bent(F, link.scale)
+    return (logits if link.shift is None else logits + link.shift.to(logits)).softmax(1)
 
 
 def uncertainty(F: Float[Tensor, "n c"], link: Link) -> Float[Tensor, " n"]:
@@ -63,8 +65,11 @@ def log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link) -> Float
     odds = torch.full((len(F),), LIMIT, dtype=F.dtype, device=F.device)
     known = y >= 0
     if F.shape[1] > 1:
-        own, others = _against_best_other(F[known].T.contiguous(), y[known], link.scale)
-        odds[known] = link.sharpness * own - others.mul_(link.sharpness).exp_().sum(0).log()
+        G, scale = F[known], link.scale
+        if link.shift is not None:
+            G, scale = bent(G, scale) + link.shift.to(F.device) / link.sharpness, math.inf
+        own, others = _against_best_other(G.T.contiguous(), y[known], scale)
+        odds[known] = (link.sharpness * own - others.mul_(link.sharpness).exp_().sum(0).log()).to(odds)
     return odds.nan_to_num(0.0).clamp_(-LIMIT, LIMIT)
 
 

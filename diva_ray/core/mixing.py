@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -82,8 +84,35 @@ def confusions_explain(
     return flipped - right <= free * math.log(len(F)) / 2
 
 
-def likeliest_boundaries(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], rate: float | None) -> float:
-    """Return the log likelihood of the given labels where classes may have their boundaries elsewhere.
+def fit_boundaries(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], link: Link, rate: float) -> Link | None:
+    """Return the link of right labels of classes whose boundaries lie elsewhere, if it explains the given labels as
+    well as wrong ones next to such boundaries do (`likeliest_boundaries`); else None, as of fewer than ROWS rows to a
+    class, which fit themselves.
+
+    Args:
+        F, y: as of `likeliest_boundaries`.
+        link: the calibration they have.
+        rate: share of wrong labels under it.
+    """
+    if len(F) < ROWS * F.shape[1]:
+        return None
+    some_wrong, right = (likeliest_boundaries(F, y, e) for e in (rate, None))
+    if some_wrong.likelihood - right.likelihood > math.log(len(F)) / 2 or not right.sharpness > 0:
+        return None
+    return replace(link, scale=right.scale, sharpness=right.sharpness, shift=right.shift)
+
+
+class Boundaries(NamedTuple):
+    """Log likelihood of the given labels under p ~ exp(sharpness g(f) + shift), as of `links.Link`."""
+
+    likelihood: float
+    scale: float
+    sharpness: float
+    shift: Float[Tensor, " c"]
+
+
+def likeliest_boundaries(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], rate: float | None) -> Boundaries:
+    """Return the likeliest probabilities of the given labels where classes may have their boundaries elsewhere.
 
     Outputs of a linear model are fitted to squares: where a class is rare, or little is told of any, its probability
     has another boundary and a softer curve than the links of `links.link_sums`. Wrong labels flatten a curve at its
@@ -102,15 +131,15 @@ def likeliest_boundaries(F: Float[Tensor, "m c"], y: Int[Tensor, " m"], rate: fl
     start = np.append(START, np.zeros(F.shape[1]))
     found = []
     for scale in SCALES:
-        G = bent(F, scale) / (1.0 if math.isinf(scale) else scale)
-        found.append(
-            _maximise(
-                lambda x, G=G: x[0] * G + x[1:],
-                lambda slope, G=G: torch.cat([(slope * G).sum()[None], slope.sum(0)]),
-                start, y, rate or 0.0, T,
-            )[1]
+        unit = 1.0 if math.isinf(scale) else scale
+        G = bent(F, scale) / unit
+        at, likelihood = _maximise(
+            lambda x, G=G: x[0] * G + x[1:],
+            lambda slope, G=G: torch.cat([(slope * G).sum()[None], slope.sum(0)]),
+            start, y, rate or 0.0, T,
         )  # fmt: skip
-    return max(found)
+        found.append(Boundaries(likelihood, scale, float(at[0]) / unit, torch.from_numpy(at[1:])))
+    return max(found, key=lambda one: one.likelihood)
 
 
 def _sharpened(G: Tensor, y: Tensor, rate: float) -> tuple[float, float]:

@@ -82,6 +82,11 @@ def augmented(
             encoder is given; labels that are no column; an encoder that returns no row of finite numbers for a picture.
     """
     check_transforms(transforms)
+    if encoder is not None and not callable(encoder):
+        raise InputError(
+            f"encoder: must be a function from a list of pictures to their features, got {encoder!r}. Names are "
+            "for `diva_ray.embed`."
+        )
     pictures, labels = (one if hasattr(one, "__len__") else list(one) for one in (pictures, labels))
     given = _labels(pictures, labels)
     for name, value, least in (("seed", seed, 0), ("batch", batch, 1)):

@@ -43,7 +43,12 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
         else:
             ray.init(address="auto", **quiet)  # never start a cluster where one was asked for
         hear_again()
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray's own raise any type; of a node that is not up in time a bare Exception
+        if kind == "local":
+            raise InputError(
+                f"cluster: Ray must start on this machine, got {type(error).__name__} ({first_line(error)}). Run it "
+                "again (a busy machine may take longer than Ray waits), or use `cluster=inline`."
+            ) from error
         raise InputError(
             f"cluster: a Ray cluster must answer, got {type(error).__name__} "
             f"({first_line(error)}) at "

@@ -39,7 +39,7 @@ def score_pairs(session: Session) -> Result:
     judged = session.runner.run(pair_verdicts.judge, "judge", session.scored())
     rule = partners.fit_pair_verdict(judged, fitted.clear)
     session.engine.tell(verdict=rule)
-    return _finish(session, derived, by_source, Judged(aligned, alignment, fitted, rule))
+    return _finish(session, derived, by_source, Judged(aligned, alignment, slopes, fitted, rule))
 
 
 def _finish(session: Session, derived: dict[str, Derived], by_source: Tensor, judged: Judged) -> Result:

@@ -134,7 +134,7 @@ def test_the_likelihood_of_boundaries_elsewhere_is_that_of_an_independent_search
     classes: int, rate: float | None
 ) -> None:
     F, y, _, _ = linear_outputs(600, OVERLAPPING[:classes] / 2, rate or 0.0, 3)
-    found = mixing.likeliest_boundaries(F, y, rate)
+    found = mixing.likeliest_boundaries(F, y, rate).likelihood
     at, likelihoods = y.numpy(), []
     for scale in (None, 0.3, 0.1, 0.03):
         G = F.numpy() if scale is None else np.arcsinh(F.numpy() / scale)
@@ -149,3 +149,40 @@ def test_the_likelihood_of_boundaries_elsewhere_is_that_of_an_independent_search
         start = np.r_[1.0, np.zeros(classes - 1), [-2.0] * (rate is not None)]
         likelihoods.append(-minimize(loss, start, method="BFGS", options={"maxiter": 2000}).fun)
     assert found == pytest.approx(max(likelihoods), abs=2e-3)
+
+
+def outcomes(rows: int, classes: int, share: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return least-squares outputs of outcomes of chance that a few features tell a little of, given labels of which a
+    share was replaced, and the true probabilities."""
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(rows, 4, generator=g, dtype=torch.float64)
+    slopes = torch.randn(4, classes, generator=g, dtype=torch.float64)
+    p = (0.3 * X @ slopes + torch.linspace(0, 1.5, classes, dtype=torch.float64)).softmax(1)
+    truth = p.multinomial(1, generator=g).squeeze(1)
+    given = (truth + torch.randint(1, classes, (rows,), generator=g)) % classes
+    given = torch.where(torch.rand(rows, generator=g) < share, given, truth)
+    Z = torch.cat([X, torch.ones(rows, 1, dtype=torch.float64)], 1)
+    Y = torch.nn.functional.one_hot(given, classes).double()
+    return Z @ torch.linalg.lstsq(Z, Y).solution, given, p
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_boundaries_that_lie_elsewhere_give_the_probabilities_of_right_labels(classes: int) -> None:
+    F, y, p = outcomes(4000, classes, 0.0, 3)
+    found = mixing.fit_boundaries(F, y, links.Link(0.3, 8.0, near=True), 0.05)
+    assert found is not None and found.near, "only what bends outputs and what is added is another"
+    told, own = links.probabilities(F, found), y[:, None]
+    likelihood = mixing.likeliest_boundaries(F, y, None).likelihood
+    assert float(told.gather(1, own).log().sum()) == pytest.approx(likelihood, abs=1e-6)
+    odds = links.log_odds(F, y, found)
+    assert torch.allclose(odds.sigmoid(), told.gather(1, own).squeeze(1), atol=1e-12)
+    assert torch.allclose(links.log_odds(F.float(), y, found).double(), odds, atol=1e-4)
+    assert float((told - p).abs().mean()) < 0.02
+
+
+def test_labels_that_wrong_ones_explain_better_have_no_boundaries_elsewhere() -> None:
+    F, y, _, _ = linear_outputs(4000, APART, 0.3, 3)
+    link, rate = uniform_link(F, y)
+    assert rate > 0.2 and mixing.fit_boundaries(F, y, link, rate) is None
+    F, y, _ = outcomes(59, 2, 0.0, 3)
+    assert mixing.fit_boundaries(F, y, link, rate) is None, "fewer rows than shape a boundary"

@@ -132,6 +132,7 @@ WHOLE, FEW = "labels are whole numbers of type", "classes of 1.0 rows each on av
         (Y.astype(np.int16), {}, "classification, 3 classes", None),
         (Y.astype(np.float64), {}, "regression, one number", WHOLE),
         (Y.astype(np.float16), {}, "regression, one number", WHOLE),
+        (pa.array(Y).cast(pa.decimal128(19, 0)), {}, "regression, one number", WHOLE),
         (Y.astype(np.float64), {"task": "regression"}, "regression, one number", None),
         (Y + 0.5, {}, "regression, one number", None),
         (np.arange(len(Y)) + 0.0, {}, "regression, one number", None),

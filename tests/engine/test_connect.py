@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import diva_ray
+from diva_ray.engine.connect import connect
 
 CODE = """
 import os
@@ -45,3 +46,18 @@ def test_a_driver_outside_the_cluster_runs_no_ray_data(options, tmp_path, monkey
     with pytest.raises(diva_ray.InputError, match="a Ray Dataset takes Ray Data, which does not run through"):
         diva_ray.score(Dataset(), output=str(tmp_path / "run"), quiet=True, **options)
     assert not (tmp_path / "run").exists(), "nothing stands in the way of the next try"
+
+
+def test_a_ray_that_does_not_start_is_told_in_a_line(monkeypatch, tmp_path):
+    """A stand-in for a machine too busy to start a node in Ray's half a minute; what it raises is Ray's own type."""
+    import ray
+
+    def init(*args, **options):
+        raise Exception("The current node timed out during startup.\nAnd more.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    told = r"^cluster: Ray must start on this machine, got Exception \(The current node timed out.*`cluster=inline`\.$"
+    with pytest.raises(diva_ray.InputError, match=told):
+        connect("local", cpus=1)

@@ -117,6 +117,7 @@ def test_copies_do_not_depend_on_order_or_batches_and_every_transform_runs():
         ({"labels": [object(), object()]}, "labels must be of one kind"),
         ({"seed": -1}, "seed: must be a whole number of at least 0, got -1"),
         ({"batch": 0}, "batch: must be a whole number of at least 1, got 0"),
+        ({"encoder": "edges"}, r"encoder: must be a function from a list of pictures .*, got 'edges'"),
         ({"encoder": lambda batch: np.ones(3)}, r"encoder: must return a row of numbers for each of 4 pictures"),
         ({"encoder": lambda batch: [["a"]] * len(batch)}, "encoder: must return a row of numbers"),
         ({"encoder": lambda batch: np.full((len(batch), 2), np.nan)}, "finite numbers, got others in 4 of 4 rows"),

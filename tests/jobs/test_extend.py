@@ -85,6 +85,29 @@ def test_a_clean_pool_is_used_up_and_no_budget_is_much_worse_than_chance():
     assert np.mean(ours) < np.mean(chance) + 0.005
 
 
+@pytest.mark.parametrize(("seed", "strength"), [(0, 0.5), (3, 0.5), (1, 1.0)])
+def test_outcomes_of_chance_that_are_rare_are_taken_as_often_as_others(seed, strength):
+    """Left-out outputs fitted to squares say too little of a rare class: its right labels looked wrong."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(6000, 10))
+    y = (rng.random(6000) < 1 / (1 + np.exp(1.4 - strength * X[:, 0] - strength / 2 * X[:, 1]))).astype(int)
+    core, pool = np.arange(1500), np.arange(1500, 6000)
+    result = run(
+        {"features": X[core], "label": y[core], "id": core}, {"features": X[pool], "label": y[pool], "id": pool}
+    )
+    chosen = y[np.array(result.samples["id"])]
+    assert len(chosen) > 0.98 * len(pool)
+    assert chosen.mean() == pytest.approx(y[pool].mean(), rel=0.04)
+    g = y.copy()
+    wrong = (rng.random(6000) < 0.3) & (np.arange(6000) >= 1500)
+    g[wrong] = 1 - g[wrong]
+    result = run(
+        {"features": X[core], "label": g[core], "id": core}, {"features": X[pool], "label": g[pool], "id": pool}
+    )
+    ids = np.array(result.samples["id"])
+    assert wrong[ids].mean() < 0.7 * wrong[pool].mean(), "replaced labels are less likely than the table's"
+
+
 def test_a_budget_is_spent_exactly_and_ranked_without_gaps():
     core, pool, _, _ = tables(0.4)
     result = run(core, pool, budget=500, rounds=7)

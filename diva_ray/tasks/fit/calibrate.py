@@ -11,7 +11,7 @@ from torch import Tensor
 from diva_ray.core import evidence, gaps, levels, links, loss_verdict, multilabel, noise, sureness
 from diva_ray.core.histogram import Histogram
 from diva_ray.core.links import Mix
-from diva_ray.core.mixing import fit_mix
+from diva_ray.core.mixing import fit_boundaries, fit_mix
 from diva_ray.data.shards import Extent
 from diva_ray.engine.kernels import neighbours, pool, verdicts
 from diva_ray.engine.kernels.sampling import in_order
@@ -25,29 +25,40 @@ REFERENCE_TARGETS = 64  # labels of other rows that a row's own is compared with
 DIRECTIONS = 3.0  # of targets: along fewer, cosines of right ones lie at both ends, in no one hump
 TELLS_NOTHING = 0.02  # of the entropy of the labels, or of the variance of numbers
 TELLS_ALL = 0.9999  # of the same
+MOST_BOUNDARIES = 100  # classes whose boundaries are sought in 7 s; those of 250 in 34
 
 
-def calibrate(runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]) -> Histogram | multilabel.Slips | None:
+def calibrate(
+    runner: Runner, setup: Setup, tally: Tally, scored: list[Extent]
+) -> tuple[Histogram | multilabel.Slips | None, bool]:
     """Tell how outputs become probabilities of classes, return the sums that say so, or of several labels what they
-    say; of other targets, a few stand for other rows' labels.
+    say; of other targets, a few stand for other rows' labels. Also whether these labels were taken as right.
 
     Outputs are mixed where that suits the given labels better (`core.mixing`): rows of a pool whose label is right with
-    a probability that is told too low at a boundary move that boundary.
+    a probability that is told too low at a boundary move that boundary. Where predictions tell little of the labels,
+    those of the table are taken as right if boundaries that lie elsewhere explain them as well as wrong ones do: a
+    pool's labels are wrong as far as they are less likely than these.
     """
     if setup.task != "classification":
-        return calibrate_others(runner, setup, tally, scored)[0]
+        return calibrate_others(runner, setup, tally, scored)[0], False
     calibrated, classes = calibrate_classes(runner, setup, tally, scored, by_nearness=False)[0], setup.outputs
-    if not 2 < classes <= noise.MOST_CLASSES:
-        return calibrated
+    if not 2 <= classes <= noise.MOST_CLASSES:
+        return calibrated, False
     link = links.fit_link(calibrated, classes)
     rate = links.noise_rate_at(calibrated, link, classes)
+    weak = rate > 0 and boundaries_matter(link, tally["levels"])
+    if not weak and classes == 2:
+        return calibrated, False
     sample = draw_sample(runner, scored, levels.class_levels(tally["levels"]))
+    if weak and (found := runner.timed("calibrate", fit_boundaries, sample.F, sample.y, link, rate)):
+        runner.engine.tell(link=found)
+        return calibrated, True
     mixed = mix_outputs(runner, scored, sample, link, rate)
     if mixed is None:
-        return calibrated
+        return calibrated, False
     mix, calibrated = mixed
     runner.engine.tell(link=replace(links.fit_link(calibrated, classes), mix=mix))
-    return calibrated
+    return calibrated, False
 
 
 def calibrate_classes(
@@ -120,6 +131,13 @@ def reached(tally: Tally) -> float | None:
 def label_entropy(levels: Tensor) -> float:
     """Return the entropy of the labels, by the weights of the classes in the tally's `levels`, in nats."""
     return float(torch.special.entr(levels[1] / levels[1].sum()).sum())
+
+
+def boundaries_matter(link: links.Link, levels: Tensor) -> bool:
+    """Return whether predictions tell so little of the labels that classes may have any boundary between them, and
+    whether it can be sought."""
+    entropy = label_entropy(levels)
+    return entropy + link.likelihood < evidence.LEAST_TOLD * entropy and levels.shape[1] <= MOST_BOUNDARIES
 
 
 def tells_of_classes(calibrated: object, levels: Tensor, outputs: int) -> bool:

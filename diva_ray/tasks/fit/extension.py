@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Extension:
         taken: rows chosen so far, by class.
         shares: of classes, since the first round that knew something of labels.
         gauge: the fit to the table and what was chosen, and how good it is.
+        offset: of the first verdict on a pool beside a table whose labels were taken as right.
         kept: the step of the gauge with which it ends; `best`: the one after which the error has risen beyond chance.
     """
 
@@ -56,6 +57,7 @@ class Extension:
     helping: int = 0
     reason: str = ""
     noise_rate: float = 0.0
+    offset: float | None = None
     single: bool = False  # whether most rows of the table were the only ones of their class in some round
     blind: bool = False  # `single`, and the pool is as small: nothing is known of its labels
     was_blind: bool = False
@@ -114,7 +116,7 @@ class Extension:
         self.gauge.tell_derivative()
         left, self.setup = self.gauge.left, self.gauge.setup
         self.find_lonely()
-        calibrated = calibrate(self.runner, self.setup, left, self.session.scored())
+        calibrated, all_right = calibrate(self.runner, self.setup, left, self.session.scored())
         engine.forget("pool")
         if self.setup.task == "classification":
             engine.tell(new=hardly_known(left["class_n"]))
@@ -133,6 +135,9 @@ class Extension:
         if self.setup.task in ("classification", "multilabel"):
             told = shows if self.on_pool else tells_of_classes(calibrated, left["levels"], self.setup.outputs)
             rule = verdict.fit_verdict(histogram, classes, shows=told)
+            if all_right:  # rows whose coin fell on wrong stay behind: what is left would have ever more of them
+                self.offset = rule.offset if self.offset is None else self.offset
+                rule = replace(rule, offset=self.offset)
         else:
             rule = loss_verdict.fit_loss_verdict(histogram)
             table = self.runner.run(verdicts.left_out_losses, "judge", self.session.scored(), features=False)

@@ -19,17 +19,15 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.calibrate import (
     Sample,
+    boundaries_matter,
     calibrate_classes,
     calibrate_others,
     draw_sample,
-    label_entropy,
     mix_outputs,
     uniform_link,
 )
 from diva_ray.tasks.setup.forms import SAMPLED, SEARCHED
 from diva_ray.tasks.setup.runner import Runner
-
-MOST_BOUNDARIES = 100  # classes whose boundaries are sought in 7 s; those of 250 in 34
 
 
 def judge(
@@ -101,7 +99,7 @@ def _judge_classes(
         return _recalibrated(runner, scored, classes, uniform), link
     sample = draw_sample(runner, scored, divisors)
     F, y, h = sample.F, sample.y, sample.h
-    if rule.noise_rate > 0 and _boundaries_explain(runner, sample, link, rule.noise_rate, label_entropy(own)):
+    if rule.noise_rate > 0 and boundaries_matter(link, own) and _boundaries_explain(runner, sample, rule.noise_rate):
         uniform = _judge_uniform(runner, scored, calibrated, own, right=True)
         link, rule = uniform.link, uniform.rule
     found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate) if seek_flips else None
@@ -124,15 +122,10 @@ def _judge_classes(
     return replace(rule, class_dependence=dependence, flips=flips is not None), link
 
 
-def _boundaries_explain(runner: Runner, sample: Sample, link: links.Link, rate: float, entropy: float) -> bool:
-    """Return whether labels that are all right, of classes whose boundaries lie elsewhere, are as likely as wrong ones.
-
-    Asked where predictions tell little of the labels: of classes that lie apart any boundary between them would do.
-    """
+def _boundaries_explain(runner: Runner, sample: Sample, rate: float) -> bool:
+    """Return whether right labels of classes whose boundaries lie elsewhere are as likely as wrong ones."""
     F, y = sample.F, sample.y
-    if entropy + link.likelihood >= evidence.LEAST_TOLD * entropy or F.shape[1] > MOST_BOUNDARIES:
-        return False
-    wrong, right = (runner.timed("judge", likeliest_boundaries, F, y, e) for e in (rate, None))
+    wrong, right = (runner.timed("judge", likeliest_boundaries, F, y, e).likelihood for e in (rate, None))
     return wrong - right <= math.log(len(F)) / 2
 
 

@@ -28,12 +28,14 @@ class Judged:
 
     Attributes:
         aligned: whether the towers share a space, `alignment` standard errors beyond chance.
+        slopes: of the pretrained model in each direction; None where they do not.
         partners: the similarities and how they add up.
         rule: cuts on the probability of belonging together and on z.
     """
 
     aligned: bool
     alignment: float
+    slopes: dict[str, float | None]
     partners: partners.Partners
     rule: Verdict
 

@@ -20,7 +20,7 @@ def doubts_of_task(label: pa.Array) -> list[str]:
     """Return what speaks against the task that the type of labels has chosen."""
     kind = label.type
     whole = pa.types.is_integer(kind)
-    if not (whole or pa.types.is_floating(kind)):
+    if not (whole or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         return []
     numbers = label.drop_null().cast(pa.float64(), safe=False)
     rows, values = len(numbers), len(pc.unique(numbers))
