@@ -231,9 +231,8 @@ def _check_same(folder: Folder, now: ReweightConfig, table: Table) -> None:
     before = folder.read_config()
     wanted = {name: value for name, value in asdict(now).items() if name not in ("output", "resume", "plan", "cluster")}
     differing = differing_options(before, json.loads(json.dumps(wanted, default=str)))
-    if not differing and folder.read_json("state.json")["data"][0] != fingerprint(table):
-        differing = ["data.path"]
-    refuse_differing(folder, differing, "weights")
+    changed = folder.read_json("state.json")["data"][0] != fingerprint(table)
+    refuse_differing(folder, differing, ["data.path"] * changed, "weights")
 
 
 def go(session: Session, course: Course, *, quiet: bool) -> None:

@@ -440,8 +440,12 @@ def test_another_copy_or_other_data_are_another_run(tmp_path):
     other = data | {"features": data["features"] + 1}
     for given, curate, told in (
         (data, "weight", r"got another curate\. Use"),
-        (other, "none", r"got another data\.path \(its files have changed\)\. Use"),
-        (other, "weight", r"got another curate, data\.path\. Use"),
+        (other, "none", r"got another data\.path \(what lies there has changed\)\. Put it back"),
+        (
+            other,
+            "weight",
+            r"got another curate, data\.path \(what lies there has changed\)\. Use the same options, or use a new",
+        ),
     ):
         with pytest.raises(InputError, match=told):
             diva_ray.score(given, curate=curate, resume=True, **options)

@@ -43,7 +43,7 @@ def test_a_class_that_was_renamed_meanwhile_is_another_input(tmp_path):
     first = sorted(path for path in (tmp_path / "raw").iterdir() if path.is_dir())[0]
     (tmp_path / "run" / "features" / "part-00000.parquet").unlink()
     os.rename(first, first.with_name(f"{first.name}0"))  # sizes and times of change stay
-    told = r"resume: .* must have the same data and options, got another data.path \(its files have changed\)\. Use the"
+    told = r"resume: .* got another data.path \(what lies there has changed\)\. Put it back as"
     with pytest.raises(InputError, match=told):
         embed(tmp_path / "raw", output=str(tmp_path / "run"), unit_rows=4, resume=True)
     os.rename(first.with_name(f"{first.name}0"), first)

@@ -157,5 +157,7 @@ def test_another_table_in_memory_is_no_run_to_resume(tmp_path):
     diva_ray.reweight(first, folds=2, steps=1, output=str(tmp_path / "run"), **QUIET)
     with pytest.raises(InputError, match="resume: the run in .* must have the same data .* another data.path"):
         diva_ray.reweight(other, folds=2, steps=1, output=str(tmp_path / "run"), resume=True, **QUIET)
+    with pytest.raises(InputError, match="resume: the run in .* must be one of this job, got another job's"):
+        diva_ray.score(first, output=str(tmp_path / "run"), resume=True, **QUIET)
     again = diva_ray.reweight(first, folds=2, steps=1, output=str(tmp_path / "run"), resume=True, **QUIET)
     assert again.samples.num_rows == 900

@@ -475,7 +475,8 @@ def test_training_is_not_resumed_under_another_run(tmp_path):
     assert diva_ray.train(data, test, **options, resume=True).summary["arms"] == first
     run_of(tmp_path / "w", 1.0 - 0.5 * wrong, wrong)
     with pytest.raises(
-        InputError, match=r"must have the same data and options, got another weights \(its files have changed\)\. Use"
+        InputError,
+        match=r"must have the same data and options, got another weights \(what lies there has changed\)\. Put",
     ):
         diva_ray.train(data, test, **options, resume=True)
 

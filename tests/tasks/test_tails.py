@@ -69,3 +69,18 @@ def test_features_without_tails_have_no_such_column():
     X, y = generator.normal(size=(500, 8)), generator.integers(0, 3, 500)
     result = diva_ray.score({"features": X, "label": y}, **QUIET)
     assert not result.summary["calibration"]["by_nearness"] and "nearness" not in result.samples.column_names
+
+
+@pytest.mark.parametrize(("tails", "rough"), [(0.2, False), (1.0, True)])
+def test_estimated_standard_errors_far_from_exact_ones_are_told(tails, rough):
+    """A group of heavy rows has most of the second order that is spread over all others."""
+    generator = np.random.default_rng(1)
+    X = generator.normal(size=(600, 12)) * np.exp(tails * generator.normal(size=(600, 1)))
+    y = X @ generator.normal(size=12) + generator.normal(size=600)
+    data = {"features": X, "label": y, "group": np.sort(generator.integers(0, 150, 600))}
+    options = {"group": "group", "ridge": 1.0, "precision": "float64", **QUIET}
+    estimate, exact = (diva_ray.score(data, standard_errors=kind, **options) for kind in ("estimate", "exact"))
+    ratio = estimate.samples["standard_error"].to_numpy() / exact.samples["standard_error"].to_numpy()
+    assert (np.quantile(ratio, 0.99) > 2) == rough
+    told = [line for line in estimate.lines() if "z is rough. Use `standard_errors=exact`" in line]
+    assert len(told) == rough and "z is rough" not in "".join(exact.lines())

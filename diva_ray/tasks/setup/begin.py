@@ -257,6 +257,11 @@ def _mark(
             f"resume: the run in {folder.path} must have been begun by this version of diva_ray, got another one's. "
             "Use a new `output`."
         )
+    if config.resume and found is not None and found["config"].keys() != mark["config"].keys():
+        raise InputError(
+            f"resume: the run in {folder.path} must be one of this job, got another job's. Use its `output`, or a new "
+            "one."
+        )
     if config.resume and found is not None and found != mark:
         differing = differing_options(found["config"], mark["config"])
         changed = [name for name, table in mark.get("beside", {}).items() if found.get("beside", {}).get(name) != table]
@@ -264,9 +269,7 @@ def _mark(
         changed += [PATHS[role] for role, now, then in pairs if now != then]
         if not MAKING.isdisjoint(differing) or len(mark["data"]) != len(found["data"]):
             changed = []  # which the options explain
-        differing = list(dict.fromkeys([*differing, *changed])) or ["data.path"]
-        differing[-1] += "" if found["config"] != mark["config"] else " (its files have changed)"
-        refuse_differing(folder, differing)
+        refuse_differing(folder, differing, changed or ["data.path"] * (not differing))
     return mark
 
 

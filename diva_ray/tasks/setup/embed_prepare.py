@@ -129,9 +129,7 @@ def _check_same(state: Any, now: dict[str, Any], folder: Folder) -> None:
     options, before = now["options"], state.get("options", {})
     differing = differing_options(before, options)
     differing += ["encoder"] * (state.get("bands") != now["bands"])
-    changed = "" if "data.path" in differing else " (its files have changed)"
-    differing += [f"data.path{changed}"] * (state.get("units") != now["units"])
-    refuse_differing(folder, differing)
+    refuse_differing(folder, differing, ["data.path"] * (state.get("units") != now["units"]))
 
 
 def _on_cluster(config: EmbedConfig, kind: str, units: int, *, networks: bool) -> tuple[int, float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -53,10 +54,12 @@ def differing_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def refuse_differing(folder: Folder, differing: list[str], what: str = "run") -> None:
-    """Raise if what is in the folder to resume was made of other data or with other options, which are named."""
-    if differing:
+def refuse_differing(folder: Folder, differing: list[str], changed: Sequence[str] = (), what: str = "run") -> None:
+    """Raise if what is in the folder to resume was made with other options or, at the `changed` ones, of other data."""
+    same = [f"{name} (what lies there has changed)" for name in dict.fromkeys(changed) if name not in differing]
+    if differing or same:
+        cure = "Use the same options" if differing else "Put it back as it was (`cp -p` keeps the times of files)"
         raise InputError(
             f"resume: the {what} in {folder.path} must have the same data and options, got another "
-            f"{', '.join(dict.fromkeys(differing))}. Use the same options, or a new `output`."
+            f"{', '.join([*dict.fromkeys(differing), *same])}. {cure}, or use a new `output`."
         )
