@@ -13,6 +13,8 @@ from diva_ray.tasks.setup.cost import Cost, Other, pooled, tried
 from diva_ray.tasks.setup.paths import RIDGES, Path, walk_path
 from diva_ray.tasks.setup.space import Space, parse_space
 
+JUDGED = 0.3  # seconds of a derivative of few rows with its verdicts on classes: passes and searches, not products
+
 Work = list[tuple[float, Cost | Other]]  # how many times each
 
 
@@ -95,6 +97,7 @@ def tuning_work(config: TuneConfig, cost: Cost, widths: list[int], features: tup
     ]
     sizes = columns_of(space, widths, features)
     work: Work = [(fits / 4, bare(cost))]  # a fit is a quarter of the products
+    work += [(float(derivatives), Other(0.0, JUDGED))] if cost.classes else []
     for p in sizes:
         given = replace(cost, p=p, auto=False, dual=False)
         work.append((derivatives / len(sizes), given))
