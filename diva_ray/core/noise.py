@@ -45,7 +45,12 @@ def flip_log_odds(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], link: Link, fli
 
 
 def fit_flips(
-    F: Float[Tensor, "m c"], y: Int[Tensor, " m"], h: Float[Tensor, " m"], link: Link, rate: float
+    F: Float[Tensor, "m c"],
+    y: Int[Tensor, " m"],
+    h: Float[Tensor, " m"],
+    link: Link,
+    rate: float,
+    right: float = -math.inf,
 ) -> tuple[Link, Flips] | None:
     """Return a calibration and flip rates T (given j where the truth is k) if classes flip into each other, else None.
 
@@ -66,6 +71,7 @@ def fit_flips(
         h: their leverages.
         link: the calibration under uniform noise; no link less than a third as sharp is tried.
         rate: the share of wrong labels under uniform noise.
+        right: log likelihood of right labels under what explains them better than any link, if something does.
     """
     m, c = F.shape
     if not 2 <= c <= MOST_CLASSES or m < 2:
@@ -82,7 +88,7 @@ def fit_flips(
         sound = pays.any(1) & (T.diagonal() >= MOSTLY_RIGHT)
         held = float(rows[sound].sum())
         if held < (0.5 * m if c > 2 else 1) or float(N[pays].sum()) < FEWEST_SUSPECTS:
-            return _fit_few_flips(F, y, h, rate, *few)
+            return _fit_few_flips(F, y, h, rate, right, *few)
         if torch.equal(pays, free):
             break
         free, common = pays, float(T[off].median()) if c > 2 else uniform
@@ -91,17 +97,19 @@ def fit_flips(
     link, flips, _, likelihood = settle_flips(F, y, free, T, link)
     flipped = int(free.sum())
     if (
-        likelihood - _likelihood_if_right(F, y) <= flipped * math.log(m) / 2
+        likelihood - max(right, _likelihood_if_right(F, y)) <= flipped * math.log(m) / 2
         or bool((flips.rates.diagonal() < MOSTLY_RIGHT)[free.any(1)].all())
         or not _surest_flip(F, y, link, flips, free, MORE if c == 2 else math.inf)
         or confusions_explain(F, y, h, rate, likelihood, flips.rates, flipped)
         or (c == 2 and _precision(F, y, link, flips) < SURE)
     ):
-        return _fit_few_flips(F, y, h, rate, *few)
+        return _fit_few_flips(F, y, h, rate, right, *few)
     return link, flips
 
 
-def _fit_few_flips(F: Tensor, y: Tensor, h: Tensor, rate: float, T: Tensor, pairs: Tensor) -> tuple[Link, Flips] | None:
+def _fit_few_flips(
+    F: Tensor, y: Tensor, h: Tensor, rate: float, right: float, T: Tensor, pairs: Tensor
+) -> tuple[Link, Flips] | None:
     """Return a calibration and flip rates if few classes flip, each into another that does not flip back; else None.
 
     As `fit_flips`, but no other label is wrong (a common rate takes rows near every boundary for wrong ones), unless
@@ -112,7 +120,7 @@ def _fit_few_flips(F: Tensor, y: Tensor, h: Tensor, rate: float, T: Tensor, pair
     are tried: right labels that outputs hardly tell must not look wrong for want of a soft one.
 
     Args:
-        F, y, h, rate: as of `fit_flips`.
+        F, y, h, rate, right: as of `fit_flips`.
         T: rates that the search begins with.
         pairs: which may be free.
     """
@@ -133,7 +141,8 @@ def _fit_few_flips(F: Tensor, y: Tensor, h: Tensor, rate: float, T: Tensor, pair
             break
         pairs = kept
     flipped, cost = int(pairs.sum()), math.log(len(F)) / 2
-    if not flipped or likelihood - _likelihood_if_right(F, y) <= flipped * (2 * cost + math.log(c * (c - 1))):
+    right = max(right, _likelihood_if_right(F, y))
+    if not flipped or likelihood - right <= flipped * (2 * cost + math.log(c * (c - 1))):
         return None
     if _precision(F, y, link, flips) < (SURE_OF_FEW if c > 2 else SURE):
         return None

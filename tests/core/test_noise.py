@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -33,11 +34,11 @@ def flipped(rows: int, classes: int, share: float, seed: int) -> tuple[Tensor, T
     return F, torch.where(wrong, (truth + 1) % classes, truth), wrong
 
 
-def fit(F: Tensor, y: Tensor) -> tuple[links.Link, Flips] | None:
+def fit(F: Tensor, y: Tensor, right: float = -math.inf) -> tuple[links.Link, Flips] | None:
     link = links.fit_link(links.link_sums(F, y, torch.ones(len(y))), F.shape[1])
     odds = links.log_odds(F, y, link)
     uniform = rule.fit_verdict(rule.verdict_sums(odds, torch.zeros(len(y)), torch.ones(len(y))), F.shape[1])
-    return noise.fit_flips(F, y, torch.zeros(len(y)), link, uniform.noise_rate)
+    return noise.fit_flips(F, y, torch.zeros(len(y)), link, uniform.noise_rate, right)
 
 
 @pytest.mark.parametrize(("classes", "share"), [(3, 0.3), (10, 0.2), (40, 0.3)])
@@ -72,6 +73,10 @@ def test_one_class_that_flips_into_another_is_found_and_its_rate_measured(classe
     suspects = noise.flip_log_odds(F, y, link, flips) < 0
     assert int((suspects & wrong).sum()) > 0.85 * int(wrong.sum())
     assert int((suspects & ~wrong).sum()) < 0.15 * int(suspects.sum())
+    q = noise.probabilities(flips.true_outputs(F), link) @ flips.rates
+    as_likely = float(q.gather(1, y[:, None]).log().sum())
+    assert fit(F, y, right=as_likely - 1) is None, "right labels of classes with boundaries elsewhere, say"
+    assert fit(F, y, right=as_likely - 100) is not None
     assert fit(F, truth) is None and fit(outputs(3000, classes, seed=classes)[0], truth) is None
 
 

@@ -102,7 +102,11 @@ def _judge_classes(
     if rule.noise_rate > 0 and boundaries_matter(link, own) and _boundaries_explain(runner, sample, rule.noise_rate):
         uniform = _judge_uniform(runner, scored, calibrated, own, right=True)
         link, rule = uniform.link, uniform.rule
-    found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate) if seek_flips else None
+    found = None
+    if seek_flips:
+        matter = boundaries_matter(link, own)
+        right = runner.timed("judge", likeliest_boundaries, F, y, None).likelihood if matter else -math.inf
+        found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate, right)
     suspected, share = found is None and rule.noise_rate > 0, 0.0
     if found is not None:
         link, flips = replace(found[0], likelihood=link.likelihood, near=link.near), found[1]
