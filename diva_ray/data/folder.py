@@ -269,8 +269,9 @@ class Folder:
         return self._full(name)
 
     def location(self, name: str) -> str:
-        """Return the path or URI of a name inside."""
-        return f"{self.path}/{name}"
+        """Return the path or URI of a name inside; of a URI before its options."""
+        where, mark, options = self.path.partition("?") if "://" in self.path else (self.path, "", "")
+        return f"{where}/{name}{mark}{options}"
 
     def read_table(self, name: str) -> pa.Table:
         """Return the Parquet files of a sub-folder as one table, in the order of their names."""
@@ -292,8 +293,12 @@ class Folder:
 
 
 def place_of(path: str) -> str:
-    """Return an absolute path, or a URI as it is."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+    """Return an absolute path, or a URI without slashes at its end."""
+    if "://" not in path:
+        return os.path.abspath(os.path.expanduser(path))
+    scheme, _, rest = path.partition("://")
+    where, mark, options = rest.partition("?")
+    return f"{scheme}://{where.rstrip('/') or where}{mark}{options}"
 
 
 def _is_half(name: str) -> bool:

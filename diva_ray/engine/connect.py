@@ -6,6 +6,8 @@ import logging
 import os
 import secrets
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 import ray.util.client
@@ -14,6 +16,8 @@ from diva_ray.errors import InputError, first_line
 from diva_ray.signals import hear_again
 
 CONNECT_TIMEOUT = 10.0  # seconds until a cluster must answer
+_ONE = threading.Lock()  # Ray is started once, whichever threads ask
+_STARTER = ThreadPoolExecutor(1, "diva_ray-ray")  # its thread lives as long as the process
 TOKEN_LOG = "ray._private.authentication.authentication_token_setup"
 
 
@@ -25,6 +29,15 @@ def connect(kind: str, cpus: int | None = None, object_store_memory: int | None 
     Raises:
         InputError: no cluster answers.
     """
+    with _ONE:
+        if kind == "local" and threading.current_thread() is not threading.main_thread():
+            # Ray's processes end with the thread that starts them, not with the process.
+            _STARTER.submit(_connect, kind, cpus, object_store_memory).result()
+        else:
+            _connect(kind, cpus, object_store_memory)
+
+
+def _connect(kind: str, cpus: int | None, object_store_memory: int | None) -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "") if kind == "ray" else ""

@@ -61,3 +61,36 @@ def test_a_ray_that_does_not_start_is_told_in_a_line(monkeypatch, tmp_path):
     told = r"^cluster: Ray must start on this machine, got Exception \(The current node timed out.*`cluster=inline`\.$"
     with pytest.raises(diva_ray.InputError, match=told):
         connect("local", cpus=1)
+
+
+THREADS = """
+import threading, time
+import numpy as np
+import diva_ray
+
+X = np.random.default_rng(0).normal(size=(200, 4))
+
+def score():
+    table = {"features": X, "label": (X[:, 0] > 0).astype(int)}
+    print(diva_ray.score(table, quiet=True, cluster={"kind": "local", "workers": 1}).summary["n_samples"], flush=True)
+
+first = threading.Thread(target=score)
+first.start()
+first.join()
+time.sleep(1)  # in which processes end that ended with their thread
+both = [threading.Thread(target=score) for _ in range(2)]
+for one in both:
+    one.start()
+for one in both:
+    one.join()
+"""
+
+
+@pytest.mark.cluster
+def test_a_ray_outlives_the_thread_that_asked_for_it_and_is_started_once(tmp_path):
+    """Linux ends its processes with the thread that started them, and whoever asked next waited a minute to die."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {**kept, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    command = [sys.executable, "-c", THREADS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert (done.returncode, done.stdout.split()) == (0, ["200"] * 3), done.stderr[-2000:]

@@ -22,7 +22,7 @@ from diva_ray.data.lock import check_free, is_kept, keep_others_out, let_others_
 from diva_ray.data.regroup import write_on_ray
 from diva_ray.data.table import Table, check_rows, from_arrow
 from diva_ray.engine.meter import peak_memory
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 from diva_ray.tasks.setup.done import PLACE, Done
 from diva_ray.tasks.setup.kept import PLACE as SUMS
 from diva_ray.tasks.setup.kept import expect_sums
@@ -137,6 +137,13 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
             return run(*args, **options)
         except Finished as finished:
             return cast(R, finished.result)
+        except OSError as error:
+            if "://" not in str(config.output or ""):
+                raise
+            raise InputError(
+                f"output: storage must stay within reach, got {first_line(error)} at {config.output}. Run it again, "
+                "with `resume=true` if it had begun."
+            ) from error
         except BaseException as error:
             made = _local(config.output)
             if not (made and new and is_kept(made)):  # nothing was made, or it is somewhere else, or another run's
