@@ -82,5 +82,5 @@ def test_estimated_standard_errors_far_from_exact_ones_are_told(tails, rough):
     estimate, exact = (diva_ray.score(data, standard_errors=kind, **options) for kind in ("estimate", "exact"))
     ratio = estimate.samples["standard_error"].to_numpy() / exact.samples["standard_error"].to_numpy()
     assert (np.quantile(ratio, 0.99) > 2) == rough
-    told = [line for line in estimate.lines() if "z is rough. Use `standard_errors=exact`" in line]
+    told = [line for line in estimate.lines() if "z is rough. `standard_errors=exact` is not" in line]
     assert len(told) == rough and "z is rough" not in "".join(exact.lines())

@@ -13,6 +13,7 @@ from diva_ray.data.shards import Shard
 
 PAIRS_KEPT = 5_000  # confused pairs of classes that a shard reports, the most frequent first
 EXAMPLES = 60  # worst samples that a shard reports
+NUMBERS = 9  # of a vector: one more than `words.label` shows
 
 
 def examples(shard: Shard, table: pa.Table, values: Tensor, key: str = "z") -> Examples:
@@ -23,12 +24,20 @@ def examples(shard: Shard, table: pa.Table, values: Tensor, key: str = "z") -> E
     def rows_at(at: Tensor) -> list[dict[str, Any]]:
         rows = table.select(names).take(pa.array(at.numpy())).to_pylist()
         return [
-            {key: float(in_order[k]), **row, "row": shard.extent.start + int(k)}
+            {key: float(in_order[k]), **_begun(row), "row": shard.extent.start + int(k)}
             for row, k in zip(rows, at, strict=True)
         ]
 
     k = min(EXAMPLES, len(values))
     return Examples(rows_at(in_order.topk(k).indices), rows_at(in_order.topk(k, largest=False).indices), key)
+
+
+def _begun(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the first NUMBERS of every vector: a page shows no more of them."""
+    return {
+        name: value[:NUMBERS] if isinstance(value, list) and value and isinstance(value[0], float) else value
+        for name, value in row.items()
+    }
 
 
 class Examples:

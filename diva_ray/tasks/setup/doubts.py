@@ -9,10 +9,10 @@ FEW_ROWS = 3  # of a class on average: fewer, and whole numbers are probably no 
 FEW_VALUES = 20  # different whole numbers: no more, and they are probably classes
 
 
-def task_in_words(task: str, outputs: int) -> str:
-    """Return what is learnt, for a plan; classes are those of the first rows."""
+def task_in_words(task: str, outputs: int, *, all_seen: bool) -> str:
+    """Return what is learnt, for a plan; classes are at least those of the rows that were looked at."""
     if task in ("classification", "multilabel"):
-        return f"{task}, {outputs:,} {'class' if outputs == 1 else 'classes'}"
+        return f"{task}, {'' if all_seen else 'at least '}{outputs:,} {'class' if outputs == 1 else 'classes'}"
     return {"regression": "regression, one number", "vector": f"vector, {outputs:,} numbers"}.get(task, task)
 
 

@@ -46,6 +46,7 @@ TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from w
 # other where other programs keep the cores busy (docs/results/clusters.md). Of sizes alone, so that bits are the same
 # on every day.
 ONE_THREAD = 2e11
+SEEN, STRETCHES = 1 << 18, 16  # rows whose labels a plan looks at, and in how many places
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
 
@@ -56,7 +57,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     widths = band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
     pairs = opened.task == "pairs"
-    label = None if pairs else _labels_at_sight(table, opened.columns)
+    label = None if pairs else _labels_at_sight(table, opened.columns, opened.task)
     outputs = p - int(config.intercept) if label is None else _outputs_at_sight(label, opened.task)
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
     fits = [(p, outputs)]
@@ -106,7 +107,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     plan = planning.Plan(
         table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
         Keeping(gpus=config.cluster.gpus_per_worker), None, passes_of(config), seconds, alone, notes,
-        task_in_words(opened.task, outputs), doubts,
+        task_in_words(opened.task, outputs, all_seen=label is None or len(label) == table.rows), doubts,
     )  # fmt: skip
     budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
     return plan.settle(workers, budget, config.cluster.cache), opened
@@ -238,13 +239,21 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     return Opened(tables, columns, show, task, choose_loss(config, task, loss), roles)
 
 
-def _labels_at_sight(table: Table, columns: Columns) -> pa.Array:
-    """Return the labels of the first rows."""
-    return one_chunk(table.reader().read(0, min(table.rows, 65_536), [columns.label])[columns.label])
+def _labels_at_sight(table: Table, columns: Columns, task: str) -> pa.Array:
+    """Return the labels of some rows: all of a small table, else of stretches all over it, as a table may be in the
+    order of its classes; of vectors one, which has as many numbers as all."""
+    reader, name = table.reader(), [columns.label]
+    if task == "vector":
+        return one_chunk(reader.read(0, 1, name)[columns.label])
+    if table.rows <= SEEN:
+        return one_chunk(reader.read(0, table.rows, name)[columns.label])
+    starts = [k * (table.rows - SEEN // STRETCHES) // (STRETCHES - 1) for k in range(STRETCHES)]
+    parts = [reader.read(start, start + SEEN // STRETCHES, name)[columns.label] for start in starts]
+    return pa.concat_arrays([one_chunk(part) for part in parts])
 
 
 def _outputs_at_sight(label: pa.Array, task: str) -> int:
-    """Return the number of outputs as the first rows show it (classes may be more)."""
+    """Return the number of outputs as these rows show it (classes may be more)."""
     if task in ("classification", "multilabel"):
         return max(1, len(pc.unique((label.flatten() if is_list(label.type) else label).drop_null())))
     return 1 if task == "regression" else max(1, len(label[0].as_py() or [0]))

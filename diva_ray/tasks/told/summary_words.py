@@ -169,7 +169,8 @@ def warnings_of(summary: dict[str, Any]) -> list[str]:
     if check["rows"] and check["spread"] > ROUGH:
         found.append(
             f"The estimated standard errors of {check['rows']} rows are {check['median_ratio']:.2f} +- "
-            f"{check['spread']:.2f} times the exact ones: z is rough. Use `standard_errors=exact`."
+            f"{check['spread']:.2f} times the exact ones: z is rough. `standard_errors=exact` is not; "
+            "`plan=true` says what it takes."
         )
     if summary["labeller_doubt"] > 0:
         found.append(
