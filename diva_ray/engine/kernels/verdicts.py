@@ -253,7 +253,8 @@ def label_losses(outputs: Tensor, Y: Tensor, known: Known) -> Tensor:
         error = (outputs - Y).double().squeeze(1) - known["center"]
         return error * error.abs()
     loss = losses.squared if known["label_loss"] == "squared" else setup.loss_function()
-    return loss(outputs, Y)[0].double()
+    rows = max(1, links.TOGETHER // outputs.shape[1])
+    return torch.cat([loss(*part)[0].double() for part in zip(outputs.split(rows), Y.split(rows), strict=True)])
 
 
 def wrong_losses(outputs: Tensor, known: Known) -> Tensor:
