@@ -56,7 +56,8 @@ class ClusterConfig:
     # Ray actors, but no more than shards; an autoscaling cluster adds nodes until they run. None: one for every
     # `threads` CPUs that are there; an autoscaling cluster is asked for one for every minute of passes if that is more
     workers: int | None = None
-    # BLAS threads of a worker; None: 1 on Ray; inline 1 for a small table, else every core, or OMP_NUM_THREADS
+    # BLAS threads of a worker; None: 1 on Ray; inline 1 for a small or narrow table, else every core, or
+    # OMP_NUM_THREADS
     threads: int | None = None
     # GPUs of a worker, 0..1, of the process inline 0 or 1: passes and encoders run there; a fraction shares one GPU
     gpus_per_worker: float = 0.0

@@ -190,9 +190,16 @@ def test_threads_are_those_asked_for_while_a_run_lasts_and_no_longer(monkeypatch
             diva_ray.score(data, loss=loss, ridge=1.0, cluster={"kind": "inline", "threads": 1}, quiet=True)
             assert seen and all(found == {1} for found in seen)
             assert counts() == {2}
-            for least, threads in ((0.0, 2), (1e12, 1)):  # one where the work is little; where it is not, as they are
+            # One where the work is little, or the table narrow; where it is neither, as they are.
+            for least, narrow, threads in (
+                (0.0, 0, 2),
+                (1e12, 0, 1),
+                (0.0, 7, 1),
+                (0.0, 6, 2),
+            ):  # 4 + 1 columns, 1 output
                 seen.clear()
                 monkeypatch.setattr(planned, "ONE_THREAD", least)
+                monkeypatch.setattr(planned, "NARROW", narrow)
                 diva_ray.score(data, loss=loss, ridge=1.0, cluster="inline", quiet=True)
                 assert seen and all(found == {threads} for found in seen)
     finally:

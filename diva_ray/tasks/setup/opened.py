@@ -46,6 +46,7 @@ TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from w
 # other where other programs keep the cores busy (docs/results/clusters.md). Of sizes alone, so that bits are the same
 # on every day.
 ONE_THREAD = 2e11
+NARROW = 200  # columns and outputs up to which more threads gain nothing however many the rows, for the same reasons
 SEEN, STRETCHES = 1 << 18, 16  # rows whose labels a plan looks at, and in how many places
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
@@ -84,7 +85,7 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS)
     pool = opened.tables[-1] if isinstance(config, ExtendConfig) else None
     work, notes = work_of(config, costs, [width for width, _ in widths], opened.columns.features, pool)
-    little = sum(times * one.operations() for times, one in work) < ONE_THREAD
+    little = p + outputs < NARROW or sum(times * one.operations() for times, one in work) < ONE_THREAD
     threads = config.cluster.threads or (1 if little or kind != "inline" else torch.get_num_threads())
     asked = config.cluster.workers or (os.cpu_count() or 1) // threads
     workers = 1 if kind == "inline" else max(1, min(asked, len(extents)))
