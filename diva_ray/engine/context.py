@@ -216,6 +216,16 @@ def source_codes(shard: Shard, setup: Setup) -> Tensor | None:
     return torch.from_numpy(encode(shard.source, setup.sources))
 
 
+def own_sources(shard: Shard, setup: Setup, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    """Return the codes of the sources that a shard's rows have, rising, and every row's place among them; none of a
+    validation table, which is no source."""
+    codes = None if shard.extent.held_out else source_codes(shard, setup)
+    if codes is None:
+        return torch.zeros(0, dtype=torch.int64, device=device), None
+    held, place = torch.unique(codes, return_inverse=True)
+    return held.to(device), place.to(device)
+
+
 def validation_weights(shard: Shard, known: Known) -> Tensor:
     """Return v: with a separate validation table the training rows do not validate."""
     if known.get("validates") == "fitted":  # every row as much as it weighs in the fit

@@ -57,6 +57,40 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class ByCode:
+    """Sums of rows by a code of theirs, of the codes that occur, rising: of a million sources a shard has a few. `+`
+    merges; to the bits what sums of every code would be."""
+
+    codes: Tensor
+    sums: Tensor
+
+    @staticmethod
+    def of(codes: Tensor, values: Tensor) -> ByCode:
+        """Return the sums of the rows' values (n, m) by their codes (n,)."""
+        held, place = torch.unique(codes, return_inverse=True)
+        return ByCode(held, values.new_zeros(len(held), values.shape[1]).index_add_(0, place, values))
+
+    @staticmethod
+    def none(columns: int) -> ByCode:
+        """Return the sums of no rows."""
+        return ByCode(torch.zeros(0, dtype=torch.int64), torch.zeros(0, columns, dtype=torch.float64))
+
+    def __add__(self, other: ByCode) -> ByCode:
+        if torch.equal(self.codes, other.codes):
+            return ByCode(self.codes, self.sums + other.sums)
+        codes, place = torch.unique(torch.cat([self.codes, other.codes]), return_inverse=True)
+        sums = self.sums.new_zeros(len(codes), self.sums.shape[1])
+        sums[place[: len(self.codes)]] = self.sums
+        return ByCode(codes, sums.index_add_(0, place[len(self.codes) :], other.sums))
+
+    def whole(self, count: int) -> Tensor:
+        """Return the sums of every code below `count`."""
+        every = self.sums.new_zeros(count, self.sums.shape[1])
+        every[self.codes] = self.sums
+        return every
+
+
+@dataclass(frozen=True)
 class Partial:
     """What one shard adds: any parts that know `+`."""
 

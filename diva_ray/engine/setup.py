@@ -56,6 +56,11 @@ class Setup:
     inputs: str = "full"
     near: float = 0.0
 
+    @property
+    def n_sources(self) -> int:
+        """How many sources there are."""
+        return 0 if self.sources is None else len(self.sources)
+
     def source_names(self) -> list[str]:
         """Return the names of the sources; that of rows without one is no other's."""
         names = [] if self.sources is None else self.sources.to_pylist()

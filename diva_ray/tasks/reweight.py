@@ -194,11 +194,10 @@ def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Resul
     written = write_samples(session, samples.write)
     summary = figures(session, config, weighed, written)
     if session.setup.sources is not None:
+        totals = written["by_source"].whole(session.setup.n_sources)[:, 1]
         summary["sources"] = [
             {**source, "weight": float(total / source["n"]) if source["n"] else 0.0}
-            for source, total in zip(
-                sources_of(weighed.setup, weighed.by_source, written), written["source_weight"], strict=True
-            )
+            for source, total in zip(sources_of(weighed.setup, weighed.by_source, written), totals, strict=True)
         ]
         folder.write_table("sources.parquet", pa.Table.from_pylist(summary["sources"]))
     page = render_sheet(sheet_of(session, weighed, summary, written))

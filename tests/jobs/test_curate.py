@@ -444,7 +444,7 @@ def test_another_copy_or_other_data_are_another_run(tmp_path):
         (
             other,
             "weight",
-            r"got another curate, data\.path \(what lies there has changed\)\. Use the same options, or use a new",
+            r"got another curate, data\.path \(what lies there has changed\)\. Use the same options, or a new",
         ),
     ):
         with pytest.raises(InputError, match=told):

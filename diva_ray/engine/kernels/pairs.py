@@ -17,11 +17,11 @@ from torch import Tensor
 from diva_ray.core.products import add_rows_
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Extent, Shard, prepare
-from diva_ray.engine.context import Kernel, Known, blocks, device_of, group_codes, source_codes, unit_keys
+from diva_ray.engine.context import Kernel, Known, blocks, device_of, group_codes, own_sources, unit_keys
 from diva_ray.engine.device import CPU
 from diva_ray.engine.kernels.passes import left_out_rows, scored_rows
 from diva_ray.engine.kernels.sampling import rows_of_sample, sampled
-from diva_ray.engine.reduce import Rows, Tally
+from diva_ray.engine.reduce import ByCode, Rows, Tally
 from diva_ray.engine.setup import Setup
 
 DIRECTIONS = {"forward": (0, 1), "backward": (1, 0)}  # source and target, as places in `data.features`
@@ -129,17 +129,15 @@ def join(shard: Shard, known: Known) -> Tally:
     both = views(shard, known)
     scored = torch.stack([scored_rows(*one)[:, 0] for one in both]).sum(0)[:, None].repeat(1, 2)
     setup: Setup = known["setup"]
-    codes = None if shard.extent.held_out else source_codes(shard, setup)
-    sums: Tensor | None = None
+    (held, codes), sums = own_sources(shard, setup, device_of(known)), None
     for rows, contributions in _contributions(both):
         every = torch.cat([scored[rows, :1].to(contributions), contributions], 1)
         scored[rows, 1] = both[0][1]["setup"].errors_of(every)[1].cpu()
-        if setup.sources is not None:
-            sums = every.new_zeros(len(setup.sources), every.shape[1]) if sums is None else sums
-            if codes is not None:
-                add_rows_(sums, codes[rows].to(sums.device), every)
+        sums = torch.zeros(len(held), every.shape[1], dtype=every.dtype, device=held.device) if sums is None else sums
+        if codes is not None:
+            add_rows_(sums, codes[rows], every.to(sums.device))
     shard.state["scored"] = scored
-    return Tally(rows=len(shard), sources=torch.zeros(0) if sums is None else sums)
+    return Tally(rows=len(shard), sources=ByCode.none(1) if sums is None else ByCode(held, sums))
 
 
 def _contributions(both: list[tuple[Shard, Known]]) -> Iterator[tuple[slice, Tensor]]:

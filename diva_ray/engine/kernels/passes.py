@@ -32,6 +32,7 @@ from diva_ray.engine.context import (
     idle,
     keep_weights,
     leave_out_groups,
+    own_sources,
     row_signs,
     source_codes,
     targets,
@@ -48,7 +49,7 @@ from diva_ray.engine.kernels.left_out import (
 )
 from diva_ray.engine.kernels.row_files import found_before
 from diva_ray.engine.kernels.shaping import shaping, units_by_class
-from diva_ray.engine.reduce import Partial, Rows, Tally, add_in_order
+from diva_ray.engine.reduce import ByCode, Partial, Rows, Tally, add_in_order
 from diva_ray.engine.setup import Setup
 
 
@@ -197,17 +198,16 @@ def score(shard: Shard, known: Known) -> Partial:
     """
     setup: Setup = known["setup"]
     rows, adjoint_, device = left_out_rows(shard, known), known["adjoint"], device_of(known)
-    signs, codes, folding = row_signs(shard, setup).to(device), source_codes(shard, setup), setup.folding()
+    signs, folding = row_signs(shard, setup).to(device), setup.folding()
+    held, codes = own_sources(shard, setup, device)
     exact = None if known.get("draws") else known.get("validation")  # pairs: added up in `pairs.join`
     update = known.get("update")
     scored = torch.zeros(len(shard), 2, dtype=torch.float64)
     drawn = torch.zeros(len(shard), setup.vectors + 1, dtype=torch.float64) if known.get("draws") else None
     columns = 1 + (len(exact.codes) if exact else setup.vectors + 1)
-    sources = 0 if setup.sources is None else len(setup.sources)
-    by_source = torch.zeros(sources, columns, dtype=torch.float64, device=device)
     following = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device) if update else None
     alpha, apart = weights(shard, known).clone(), idle(shard, known)
-    codes = None if codes is None or shard.extent.held_out else codes.to(device)  # a validation table is no source
+    by_source = ByCode(held, torch.zeros(len(held), columns, dtype=torch.float64, device=device))
     groups = group_codes(shard, known).to(device)
     # What a source's derivative is of: a weight added to every row, or (in steps) a factor of the weights there are.
     moved = (alpha.clone() if known.get("multiplied") else torch.ones_like(alpha)).to(device)
@@ -231,11 +231,11 @@ def score(shard: Shard, known: Known) -> Partial:
         if codes is not None:
             factor = moved[part, None].expand(every.shape).clone()
             factor[:, setup.vectors + 1 :].square_()  # of variances
-            add_rows_(by_source[:, : every.shape[1]], codes[part], every * factor)
+            add_rows_(by_source.sums[:, : every.shape[1]], codes[part], every * factor)
         for inner, C in exact.contributions(b.Z, r, groups[part]) if exact else ():
             error[inner] = C.norm(dim=1).double()
             if codes is not None:
-                add_rows_(by_source[:, 1:], codes[part][inner], C.double() * moved[part][inner, None])
+                add_rows_(by_source.sums[:, 1:], codes[part][inner], C.double() * moved[part][inner, None])
         d, error = d.cpu(), error.cpu()
         scored[part, 0], scored[part, 1] = d, error
         if following is not None and update is not None:
@@ -283,11 +283,10 @@ def receive(shard: Shard, known: Known) -> Partial:
     shard.state.pop("rows", None)
     shard.state.pop("scored", None)
     counts, setup = tally(shard, known, left_out_rows(shard, known)), known["setup"]
-    counts["sources"] = torch.zeros(0, 1, dtype=torch.float64)
+    counts["sources"] = ByCode.none(1)
     if setup.sources is not None:
         moved = known["dual_contributions"][shard.extent.index].double()
         every = torch.cat([moved.sum(1, keepdim=True), moved], 1)
-        by_source = torch.zeros(len(setup.sources), every.shape[1], dtype=torch.float64)
         codes = None if shard.extent.held_out else source_codes(shard, setup)  # a validation table is no source
-        counts["sources"] = by_source if codes is None else by_source.index_add_(0, codes, every)
+        counts["sources"] = ByCode.none(every.shape[1]) if codes is None else ByCode.of(codes, every)
     return Partial(None, counts)

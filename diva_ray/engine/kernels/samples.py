@@ -24,7 +24,7 @@ from diva_ray.engine.kernels.shaping import lonely_rows
 from diva_ray.engine.kernels.uids import write_uids
 from diva_ray.engine.kernels.verdicts import gap_factors, label_scores, nearness, several_outputs, z_of
 from diva_ray.engine.meter import peak_memory
-from diva_ray.engine.reduce import Rows, Tally
+from diva_ray.engine.reduce import ByCode, Rows, Tally
 from diva_ray.engine.setup import Setup
 
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
@@ -90,10 +90,8 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
         counts["pairs"] = confused_pairs(Y, facts["predicted"], issue, setup.outputs)
     if shard.source is not None and setup.sources is not None:
         codes = torch.from_numpy(pc.index_in(shard.source, setup.sources).to_numpy().astype(np.int64))
-        counts["source_n"] = torch.bincount(codes, minlength=len(setup.sources))
-        counts["source_weight"] = torch.zeros(len(setup.sources), dtype=torch.float64).index_add_(0, codes, alpha)
-        for key, chosen in (("source_detrimental", facts["detrimental"]), ("source_issues", issue)):
-            counts[key] = torch.bincount(codes[chosen], minlength=len(setup.sources))
+        columns = (torch.ones_like(alpha), alpha, facts["detrimental"], issue)
+        counts["by_source"] = ByCode.of(codes, torch.stack([column.double() for column in columns], 1))
     if shard.truth is not None:
         planted, hurts = facts["planted"], facts["detrimental"]
         found = [planted, issue, hurts, planted & issue, planted & hurts]

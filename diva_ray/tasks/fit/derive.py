@@ -130,7 +130,7 @@ def derive(
         by_band(setup, penalty),
         kind,
         "primal",
-        scored.tally["sources"],
+        scored.tally["sources"].whole(setup.n_sources),
         agreement,
         accuracy if low else None,
     )
@@ -152,7 +152,7 @@ def lowered(runner: Runner, setup: Setup, solution: Solution, dtype: torch.dtype
 
 def with_errors(setup: Setup, heard: int, errors: str, vectors: int | None = None) -> Setup:
     """Return the setup for standard errors that are `exact`, an `estimate`, chosen by size (`auto`), or `none`."""
-    small = takes_exact(heard, setup.scale.width, setup.outputs, setup.dtype.itemsize)
+    small = takes_exact(heard, setup.scale.width, setup.outputs, setup.dtype.itemsize, setup.n_sources)
     exact = errors == "exact" or (errors == "auto" and small)
     vectors = sign_vectors(setup.scale.width, setup.outputs) if vectors is None else vectors
     vectors = 0 if exact or errors == "none" else vectors

@@ -79,7 +79,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool 
     store |= facts_of_outputs(outputs, Y, setup)
     runner.seconds["solve"] = time.perf_counter() - start
     found = _hand_back(runner, setup, store, scored, moved, left.least_room)
-    by_source = found.tally.pop("sources")
+    by_source = found.tally.pop("sources").whole(setup.n_sources)
     return Derived(
         setup, setup.dtype, float(ridge), fit.condition, grid, found.tally, bands, "exact", "dual", by_source
     )

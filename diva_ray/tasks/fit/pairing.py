@@ -84,7 +84,7 @@ def derive_directions(
         runner.engine.tell(setup=setup, slope=slopes[name], draws=True)
         derived[name] = derive(runner, setup, config.ridge, rows, heard, errors, dual=dual, vectors=vectors)
     joint: Tally = session.runner.run(pairs.join, "join", session.scored())
-    return derived, joint["sources"]
+    return derived, joint["sources"].whole(session.setup.n_sources)
 
 
 def direction_setup(setup: Setup, scales: tuple[Scale, Scale], source: int, target: int) -> Setup:

@@ -106,7 +106,7 @@ class Walk:
         self.class_dependence = rule.class_dependence
         if not self.at and rule.loss == self.setup.loss:  # trials cut the fit's own losses where it says
             self.first = rule
-        self.by_source = scored.tally["sources"]
+        self.by_source = scored.tally["sources"].whole(self.setup.n_sources)
         if any(step.kind == "uncertain" for step in (self.path.chain, *self.path.beside)):
             total = self.runner.run(verdicts.total_uncertainty, "judge", self.scored, features=False).tolist()
             self.runner.engine.tell(mean_uncertainty=total[1] / total[0])

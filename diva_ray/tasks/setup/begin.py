@@ -42,7 +42,7 @@ MAKING = {"data.builtin", "data.noise", "seed"}  # of which the rows of a built-
 RAW = "raw"  # rows in memory that are to be embedded
 ON_RAY = "the given Ray Dataset"
 HEAD = 1000  # of its rows, which a plan looks at
-FORMAT = 17  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 18  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -20,9 +20,11 @@ def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
     return rows < width and (ridge == "auto" or float(ridge) > 0)
 
 
-def takes_exact(heard: int, width: int, outputs: int, itemsize: int) -> bool:
-    """Return whether standard errors are exact by default: every validation row is then known to every worker."""
-    return heard <= EXACT_ROWS and heard * max(width, 2 * outputs) * itemsize <= EXACT_BYTES
+def takes_exact(heard: int, width: int, outputs: int, itemsize: int, sources: int = 0) -> bool:
+    """Return whether standard errors are exact by default: every validation row is then known to every worker, and what
+    each adds to every source."""
+    rows = heard * max(width, 2 * outputs) * itemsize
+    return heard <= EXACT_ROWS and rows <= EXACT_BYTES and heard * sources * 8 <= EXACT_BYTES
 
 
 def sign_vectors(width: int, outputs: int) -> int:

@@ -58,8 +58,9 @@ def refuse_differing(folder: Folder, differing: list[str], changed: Sequence[str
     """Raise if what is in the folder to resume was made with other options or, at the `changed` ones, of other data."""
     same = [f"{name} (what lies there has changed)" for name in dict.fromkeys(changed) if name not in differing]
     if differing or same:
-        cure = "Use the same options" if differing else "Put it back as it was (`cp -p` keeps the times of files)"
+        back = "Put it back as it was (`cp -p` keeps the times of files), or use a new `output`."
+        cure = "Use the same options, or a new `output`." if differing else back
         raise InputError(
             f"resume: the {what} in {folder.path} must have the same data and options, got another "
-            f"{', '.join([*dict.fromkeys(differing), *same])}. {cure}, or use a new `output`."
+            f"{', '.join([*dict.fromkeys(differing), *same])}. {cure}"
         )

@@ -175,12 +175,12 @@ def sources_of(setup: Setup, sums: Tensor, written: Tally) -> list[dict[str, Any
     if not names:
         return []
     d, error = (x.tolist() for x in setup.errors_of(sums))
-    n, hurt, wrong = (written[key].tolist() for key in ("source_n", "source_detrimental", "source_issues"))
+    counts = written["by_source"].whole(len(names)).tolist()
     return [
         {
-            "source": name, "n": int(n[k]), "derivative": d[k], "standard_error": error[k],
-            "z": d[k] / error[k] if error[k] > 0 else 0.0, "n_detrimental": int(hurt[k]),
-            "n_label_issues": int(wrong[k]),
+            "source": name, "n": int(counts[k][0]), "derivative": d[k], "standard_error": error[k],
+            "z": d[k] / error[k] if error[k] > 0 else 0.0, "n_detrimental": int(counts[k][2]),
+            "n_label_issues": int(counts[k][3]),
         }
         for k, name in enumerate(names)
     ]  # fmt: skip
