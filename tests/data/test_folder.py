@@ -43,5 +43,9 @@ def test_storage_that_is_gone_is_told_in_a_line(tmp_path, monkeypatch):
             diva_ray.score(table, output=f"file://{tmp_path}/run/", **options)
         with pytest.raises(OSError, match="NETWORK"):  # a folder of this machine says more in its own words
             diva_ray.score(table, output=str(tmp_path / "local"), **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read_json", lambda self, name: (_ for _ in ()).throw(TimeoutError("of a worker")))
+        with pytest.raises(TimeoutError, match="of a worker"):
+            diva_ray.score(table, output=f"file://{tmp_path}/late", **options)
     result = diva_ray.score(table, output=f"file://{tmp_path}/again/", **options)
     assert not any("again//" in line for line in result.lines())

@@ -18,7 +18,6 @@ from diva_ray.engine.kernels.sampling import in_order
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.calibrate import (
-    Sample,
     boundaries_matter,
     calibrate_classes,
     calibrate_others,
@@ -88,9 +87,11 @@ def _from_center(runner: Runner, scored: list[Extent]) -> loss_verdict.LossSums 
 def _judge_classes(
     runner: Runner, setup: Setup, tally: Tally, scored: list[Extent], *, doubt: bool, seek_flips: bool
 ) -> tuple[verdict.Verdict, links.Link]:
-    """Uniform noise first; then, where there is evidence, flips between classes, or doubt of the labellers (none where
-    rows lack bands that tell, as what is missed for want of those looks like it). Of labels that none of these explain
-    outputs may be mixed: not where none look wrong, as there is nothing to mend then."""
+    """Uniform noise first, unless right labels of classes whose boundaries lie elsewhere are as likely (asked where
+    predictions tell little: of classes that lie apart any boundary would do); then, where there is evidence, flips
+    between classes, or doubt of the labellers (none where rows lack bands that tell, as what is missed for want of
+    those looks like it). Of labels that none of these explain outputs may be mixed: not where none look wrong, as there
+    is nothing to mend then."""
     calibrated, factors = calibrate_classes(runner, setup, tally, scored, by_nearness=True)
     classes, own, divisors = setup.outputs, tally["levels"], levels.class_levels(tally["levels"])
     uniform = _judge_uniform(runner, scored, calibrated, own)
@@ -99,14 +100,15 @@ def _judge_classes(
         return _recalibrated(runner, scored, classes, uniform), link
     sample = draw_sample(runner, scored, divisors)
     F, y, h = sample.F, sample.y, sample.h
-    if rule.noise_rate > 0 and boundaries_matter(link, own) and _boundaries_explain(runner, sample, rule.noise_rate):
-        uniform = _judge_uniform(runner, scored, calibrated, own, right=True)
-        link, rule = uniform.link, uniform.rule
-    found = None
-    if seek_flips:
-        matter = boundaries_matter(link, own)
-        right = runner.timed("judge", likeliest_boundaries, F, y, None).likelihood if matter else -math.inf
-        found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate, right)
+    right = -math.inf
+    if boundaries_matter(link, own) and (seek_flips or rule.noise_rate > 0):
+        right = runner.timed("judge", likeliest_boundaries, F, y, None).likelihood
+        if rule.noise_rate > 0:
+            wrong = runner.timed("judge", likeliest_boundaries, F, y, rule.noise_rate).likelihood
+            if wrong - right <= math.log(len(F)) / 2:
+                uniform = _judge_uniform(runner, scored, calibrated, own, right=True)
+                link, rule = uniform.link, uniform.rule
+    found = runner.timed("judge", noise.fit_flips, F, y, h, link, rule.noise_rate, right) if seek_flips else None
     suspected, share = found is None and rule.noise_rate > 0, 0.0
     if found is not None:
         link, flips = replace(found[0], likelihood=link.likelihood, near=link.near), found[1]
@@ -124,13 +126,6 @@ def _judge_classes(
         rule = _recalibrated(runner, scored, classes, uniform)
     dependence = noise.dependence_of_suspects(F, y, link, flips, rule)
     return replace(rule, class_dependence=dependence, flips=flips is not None), link
-
-
-def _boundaries_explain(runner: Runner, sample: Sample, rate: float) -> bool:
-    """Return whether right labels of classes whose boundaries lie elsewhere are as likely as wrong ones."""
-    F, y = sample.F, sample.y
-    wrong, right = (runner.timed("judge", likeliest_boundaries, F, y, e).likelihood for e in (rate, None))
-    return wrong - right <= math.log(len(F)) / 2
 
 
 class _Uniform(NamedTuple):

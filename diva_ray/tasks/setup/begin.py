@@ -138,7 +138,8 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
         except Finished as finished:
             return cast(R, finished.result)
         except OSError as error:
-            if "://" not in str(config.output or ""):
+            # A time-out, or a connection to Ray that is lost, is an OSError too, and no storage.
+            if "://" not in str(config.output or "") or isinstance(error, (TimeoutError, ConnectionError)):
                 raise
             raise InputError(
                 f"output: storage must stay within reach, got {first_line(error)} at {config.output}. Run it again, "
