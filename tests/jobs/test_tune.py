@@ -106,31 +106,34 @@ def test_a_dead_worker_and_a_dead_trial_change_no_bit(ray_cluster, monkeypatch, 
 
 @pytest.mark.ray
 def test_a_trial_whose_process_dies_between_two_trials_is_asked_again(ray_cluster, monkeypatch, tmp_path):
-    space, grid = {"ridge": {"choice": [0.1, 0.3, 1.0, 3.0, 10.0]}}, {"search": "grid", "folds": 2}
+    space, grid = {"ridge": {"choice": [0.1 * 1.5**k for k in range(12)]}}, {"search": "grid", "folds": 2}
     calm = run(space=space, **grid)
     evaluate, killed = Trials.evaluate, []
 
     def kill_at_reset():
         """Kill the trials' process as it is handed the next trial, which Tune gives up then."""
         (process,) = [one for one in psutil.Process().children(recursive=True) if "ImplicitFunc" in one.name()]
-        title, end = Path(f"/proc/{process.pid}/cmdline"), time.monotonic() + 20
-        while b".reset" not in title.read_bytes():  # for a few milliseconds
-            assert time.monotonic() < end
+        title = Path(f"/proc/{process.pid}/cmdline")
+        try:
+            while b".reset" not in title.read_bytes():  # for a few milliseconds; if it is missed, before the next trial
+                pass
+        except OSError:  # the search has ended
+            return
         process.kill()
         killed.append(process.pid)
 
     def evaluate_with_a_death(self, name, point, fold):
         found = evaluate(self, name, point, fold)
-        if fold == 1 and len(self.records) in (2, 3):
+        if fold == 1 and len(self.records) == 2:
             threading.Thread(target=kill_at_reset, daemon=True).start()
             time.sleep(0.3)
         return found
 
     monkeypatch.setattr(Trials, "evaluate", evaluate_with_a_death)
     result = run(space=space, **grid, output=str(tmp_path / "out"))
-    assert len(set(killed)) == 2
+    assert len(killed) == 1
     assert told(result).equals(told(calm))
-    assert told(result)["trial"].to_pylist() == [0, 1, 2, 3, 4]
+    assert told(result)["trial"].to_pylist() == list(range(12))
 
 
 @pytest.mark.ray
