@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from diva_ray.core.derivative import Validation, pairwise_contributions, random_
 from diva_ray.core.hashing import splitmix
 from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.core.products import multiply, multiply_triangular_, spare
-from diva_ray.data.columns import encode, is_list
+from diva_ray.data.columns import is_list
 from diva_ray.data.shards import Shard, block_bounds, prepare
 from diva_ray.data.targets import SeveralClasses, class_codes, number_targets
 from diva_ray.engine.device import CPU, block_rows, row_bytes
@@ -210,20 +211,31 @@ def group_codes(shard: Shard, known: Known) -> Tensor:
 
 
 def source_codes(shard: Shard, setup: Setup) -> Tensor | None:
-    """Return the code of every row's source."""
-    if shard.source is None or setup.sources is None:
-        return None
-    return torch.from_numpy(encode(shard.source, setup.sources))
+    """Return the code of every row's source; None of a validation table, which is no source."""
+    held, place = own_sources(shard, setup, "cpu")
+    return None if place is None else held[place]
 
 
 def own_sources(shard: Shard, setup: Setup, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
     """Return the codes of the sources that a shard's rows have, rising, and every row's place among them; none of a
     validation table, which is no source."""
-    codes = None if shard.extent.held_out else source_codes(shard, setup)
-    if codes is None:
+    if shard.extent.held_out or shard.source is None or setup.sources is None:
         return torch.zeros(0, dtype=torch.int64, device=device), None
-    held, place = torch.unique(codes, return_inverse=True)
+    held, place = _sources_held(shard.source, setup.sources)
     return held.to(device), place.to(device)
+
+
+def _sources_held(column: pa.Array, sources: pa.Array) -> tuple[Tensor, Tensor]:
+    """Return the codes in `sources` that occur in a column, rising, and every row's place among them.
+
+    All sources are looked for in a table of the column's own: a table of a million would be made for every shard.
+    """
+    own = pc.unique(column)
+    at = pc.index_in(sources, own)
+    held = pc.indices_nonzero(at.is_valid()).to_numpy().astype(np.int64)
+    place = np.empty_like(held)
+    place[at.drop_null().to_numpy()] = np.arange(len(held))
+    return torch.from_numpy(held), torch.from_numpy(place[pc.index_in(column, own).to_numpy()])
 
 
 def validation_weights(shard: Shard, known: Known) -> Tensor:

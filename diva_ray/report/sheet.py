@@ -108,6 +108,7 @@ class Table:
     rows: list[dict]
     intro: str = ""
     most: int = 200  # rows shown
+    of: int = 0  # rows that there are, where `rows` are but the first of them
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ def _table(part: Table) -> dict:
                for key, _, kind in part.columns if kind == "most"}  # fmt: skip
     rows = [[_cell(row.get(key), kind, largest.get(key)) for key, _, kind in part.columns]
             for row in part.rows[: part.most]]  # fmt: skip
-    return {"heads": heads, "rows": rows if heads else [], "left_out": max(len(part.rows) - part.most, 0)}
+    return {"heads": heads, "rows": rows if heads else [], "left_out": max(max(part.of, len(part.rows)) - part.most, 0)}
 
 
 def _cell(value, kind: str, largest: float | None = None) -> dict:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
 from torch import Tensor
 
 from diva_ray.core import partners
@@ -17,8 +16,8 @@ from diva_ray.tasks.setup.begin import conclude
 from diva_ray.tasks.setup.checks import check_bands
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.by_source import sources_of
 from diva_ray.tasks.told.pairs_page import page_of, summarise, told
-from diva_ray.tasks.told.summary import sources_of
 from diva_ray.tasks.told.written import finish_copies, write_samples
 
 SAMPLED = 1024  # pairs to which similarities are fitted; the references are among them
@@ -46,8 +45,8 @@ def _finish(session: Session, derived: dict[str, Derived], by_source: Tensor, ju
     written: Tally = write_samples(session, pair_verdicts.write)
     summary: dict[str, Any] = summarise(session, derived, judged, written)
     sources = sources_of(derived["forward"].setup, by_source, written)
-    if sources:
-        session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
+    if sources is not None:
+        session.folder.write_table("sources.parquet", sources)
     finish_copies(session, summary)
     page = page_of(session, summary, written, sources)
     return conclude(session, summary, page, told, worker_memory=written["max_memory"])

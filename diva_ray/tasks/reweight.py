@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 from torch import Tensor
 
 from diva_ray.config import ReweightConfig
@@ -31,8 +30,8 @@ from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.runner import Runner
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.by_source import ends_of, sources_of, weighed_sources
 from diva_ray.tasks.told.reweighted import Weighed, figures, sheet_of, told
-from diva_ray.tasks.told.summary import sources_of
 from diva_ray.tasks.told.written import write_samples
 
 log = logging.getLogger("diva_ray")
@@ -193,12 +192,10 @@ def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Resul
     runner.engine.tell(mean_weight=scan.counts["weight"] / scan.counts["rows"])
     written = write_samples(session, samples.write)
     summary = figures(session, config, weighed, written)
-    if session.setup.sources is not None:
-        totals = written["by_source"].whole(session.setup.n_sources)[:, 1]
-        summary["sources"] = [
-            {**source, "weight": float(total / source["n"]) if source["n"] else 0.0}
-            for source, total in zip(sources_of(weighed.setup, weighed.by_source, written), totals, strict=True)
-        ]
-        folder.write_table("sources.parquet", pa.Table.from_pylist(summary["sources"]))
+    sources = sources_of(weighed.setup, weighed.by_source, written)
+    if sources is not None:
+        sources = weighed_sources(sources, written)
+        folder.write_table("sources.parquet", sources)
+        summary |= {"n_sources": len(sources), "sources": ends_of(sources)}
     page = render_sheet(sheet_of(session, weighed, summary, written))
     return conclude(session, summary, page, told, worker_memory=written["max_memory"])

@@ -28,8 +28,9 @@ from diva_ray.tasks.setup.option_checks import check_choices
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.by_source import sources_of
 from diva_ray.tasks.told.scored import sheet_of
-from diva_ray.tasks.told.summary import sources_of, summarise
+from diva_ray.tasks.told.summary import summarise
 from diva_ray.tasks.told.summary_words import told
 from diva_ray.tasks.told.written import add_copy, finish_copies, write_samples
 
@@ -129,7 +130,7 @@ def _finish(session: Session, config: ScoreConfig, derived: Derived, keeper: Kee
 
 def write_rows(
     session: Session, derived: Derived, *, doubt: str = "auto", kernel: Kernel = samples.write
-) -> tuple[dict[str, Any], Tally, list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], Tally, pa.Table | None]:
     """Judge every row and write `samples/` (by the kernel) and `sources.parquet`; return the summary's figures, tallies
     and sources."""
     wanted = doubt == "on" or (doubt == "auto" and sum(session.scan.widths) >= OBJECTS)
@@ -140,8 +141,8 @@ def write_rows(
     written = write_samples(session, kernel)
     summary = summarise(session, derived, rule, calibration, written)
     sources = sources_of(derived.setup, derived.by_source, written)
-    if sources:
-        session.folder.write_table("sources.parquet", pa.Table.from_pylist(sources))
+    if sources is not None:
+        session.folder.write_table("sources.parquet", sources)
     return summary, written, sources
 
 

@@ -34,6 +34,6 @@ def weights_by_source(shard: Shard, known: Known) -> Tensor:
     setup: Setup = known["setup"]
     codes = source_codes(shard, setup)
     assert setup.sources is not None
-    if codes is None or shard.extent.held_out:
+    if codes is None:
         return torch.zeros(len(setup.sources), dtype=torch.float64)
     return torch.zeros(len(setup.sources), dtype=torch.float64).index_add_(0, codes, final_weights(shard, known))

@@ -287,6 +287,6 @@ def receive(shard: Shard, known: Known) -> Partial:
     if setup.sources is not None:
         moved = known["dual_contributions"][shard.extent.index].double()
         every = torch.cat([moved.sum(1, keepdim=True), moved], 1)
-        codes = None if shard.extent.held_out else source_codes(shard, setup)  # a validation table is no source
+        codes = source_codes(shard, setup)
         counts["sources"] = ByCode.none(every.shape[1]) if codes is None else ByCode.of(codes, every)
     return Partial(None, counts)

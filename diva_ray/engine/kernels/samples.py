@@ -17,7 +17,7 @@ from diva_ray.core import multilabel, verdict
 from diva_ray.data.columns import is_list, storage_type
 from diva_ray.data.files import part_name
 from diva_ray.data.shards import Shard
-from diva_ray.engine.context import Known, codes_of, validation_weights, weights_after
+from diva_ray.engine.context import Known, codes_of, source_codes, validation_weights, weights_after
 from diva_ray.engine.kernels.extremes import confused_pairs, examples
 from diva_ray.engine.kernels.passes import left_out_outputs, left_out_rows, scored_rows
 from diva_ray.engine.kernels.shaping import lonely_rows
@@ -88,8 +88,8 @@ def write_rows(shard: Shard, known: Known, table: pa.Table, facts: dict[str, Ten
         counts["n_only_of_class"] = int(lonely_rows(shard, known).sum())
         counts["class_weight"] = torch.zeros(setup.outputs, dtype=torch.float64).index_add_(0, Y, alpha)
         counts["pairs"] = confused_pairs(Y, facts["predicted"], issue, setup.outputs)
-    if shard.source is not None and setup.sources is not None:
-        codes = torch.from_numpy(pc.index_in(shard.source, setup.sources).to_numpy().astype(np.int64))
+    codes = source_codes(shard, setup)
+    if codes is not None:
         columns = (torch.ones_like(alpha), alpha, facts["detrimental"], issue)
         counts["by_source"] = ByCode.of(codes, torch.stack([column.double() for column in columns], 1))
     if shard.truth is not None:

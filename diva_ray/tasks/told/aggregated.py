@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from torch import Tensor
 
 from diva_ray.core.bands import share_derivatives, shares_of
@@ -17,6 +18,7 @@ from diva_ray.tasks.fit.few_heard import NOTE
 from diva_ray.tasks.fit.shares import Aggregated
 from diva_ray.tasks.setup.options import UNDER
 from diva_ray.tasks.setup.session import Session, apart
+from diva_ray.tasks.told.by_source import table_by_z
 from diva_ray.tasks.told.chance import CLEAR
 from diva_ray.tasks.told.joint import Joint, moved, tiles_of, verdict_in_words, weights_of
 from diva_ray.tasks.told.page import histogram, notes_of, run_facts, shown
@@ -174,7 +176,12 @@ def by_chance(session: Session, summary: dict[str, Any]) -> str:
 
 
 def sheet_of(
-    session: Session, derived: Derived, found: Aggregated, summary: dict[str, Any], written: Tally, sources: list
+    session: Session,
+    derived: Derived,
+    found: Aggregated,
+    summary: dict[str, Any],
+    written: Tally,
+    sources: pa.Table | None,
 ) -> Sheet:
     """Return the contents of report.html."""
     s, alone, word, show = summary, best_alone(summary), error_word(summary), _shown_error(summary)
@@ -207,10 +214,7 @@ def sheet_of(
         against = [row for row in written[f"against_{name}"].worst if row["gap"] > 0][:SHOWN]
         if against:
             parts.append(Gallery(f"Where {name} stands alone", shown(session, against), AGAINST))
-    if sources:
-        parts.append(
-            Table("Sources", [("source", "Source", "label"), ("n", "Samples", "count"), ("z", "z", "z")], sources)
-        )
+    parts += table_by_z(sources, [("source", "Source", "label"), ("n", "Samples", "count"), ("z", "z", "z")])
     files = [
         "bands.json: penalty, share and errors of every band; other jobs take it as `shares=`",
         f"samples/: derivative, z and verdicts of every sample under {under}",

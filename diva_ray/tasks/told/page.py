@@ -10,7 +10,7 @@ from diva_ray.data.table import Table
 from diva_ray.engine.kernels.samples import WEIGHT_EDGES, Z_EDGES
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
-from diva_ray.report import sheet, words
+from diva_ray.report import words
 from diva_ray.report.sheet import Inform
 from diva_ray.tasks.fit.derived import Derived, leaning_in_words, may_lie_further
 from diva_ray.tasks.setup.manifest import versions
@@ -143,16 +143,6 @@ def weights_by_class(session: Session, setup: Setup, written: Tally) -> list[dic
         {"label": str(session.named(label)), "n": int(n), "weight": total / n if n else 0.0} for label, n, total in rows
     ]
     return sorted(found, key=lambda row: row["weight"])
-
-
-def sources_table(sources: list[dict[str, Any]], things: str, wrong: str) -> list[sheet.Table]:
-    """Return the table of sources, of largest z first, where there are any."""
-    columns = [("source", "Source", "label"), ("n", things, "count"), ("z", "z", "z"),
-               ("derivative", "Derivative", "number"), ("standard_error", "Standard error", "number"),
-               ("n_detrimental", "Hurt", "count"), ("n_label_issues", wrong, "count")]  # fmt: skip
-    intro = "Derivatives summed over each source: above 0, more weight on the whole source raises the loss."
-    rows = sorted(sources, key=lambda row: -row["z"])
-    return [sheet.Table("Sources", columns, rows, intro)] if rows else []
 
 
 def notes_of(session: Session, derived: Derived, summary: dict[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
 from diva_ray.core.partners import CLEAR
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
@@ -11,7 +13,8 @@ from diva_ray.report.sheet import Bars, Gallery, Inform, Pulls, Sheet, Terms, Ti
 from diva_ray.tasks.fit.derived import Derived, precision_of
 from diva_ray.tasks.fit.pairing import Judged
 from diva_ray.tasks.setup.session import Session
-from diva_ray.tasks.told.page import downloads, histogram, run_facts, seen, shown, sources_table
+from diva_ray.tasks.told.by_source import sources_table
+from diva_ray.tasks.told.page import downloads, histogram, run_facts, seen, shown
 from diva_ray.tasks.told.planted import found_in_words, planted
 from diva_ray.tasks.told.summary import common_figures, errors_of, verdict_figures
 from diva_ray.tasks.told.summary_words import curated_in_words, estimates
@@ -116,7 +119,7 @@ def planted_in_words(summary: dict[str, Any]) -> list[str]:
     return [f"{known} not belong together by `{p['by']}`, found {p['n_found']:,}: {found_in_words(p)}"]
 
 
-def page_of(session: Session, summary: dict[str, Any], written: Tally, sources: list) -> str:
+def page_of(session: Session, summary: dict[str, Any], written: Tally, sources: pa.Table | None) -> str:
     """Return report.html."""
     s, (first, second) = summary, session.columns.features
     worst, hurting = written["examples"].worst[:SHOWN], shown(session, written["hurting"].worst[:SHOWN])
@@ -152,7 +155,7 @@ def page_of(session: Session, summary: dict[str, Any], written: Tally, sources: 
     sheet = Sheet(
         "Which pairs belong together", headline(s), tiles, parts, run_facts_of(session, s),
         session.runner.seconds,
-        notes=notes_of(s), downloads=[*downloads(bool(sources), "curated" in s), *exported(s)],
+        notes=notes_of(s), downloads=[*downloads(sources is not None, "curated" in s), *exported(s)],
         footer="Each derivative is of the left-out loss of predicting either side from the other (DIVA, ICLR 2022).",
     )  # fmt: skip
     return render_sheet(sheet)

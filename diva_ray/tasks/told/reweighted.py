@@ -159,7 +159,7 @@ def few_judged_in_words(summary: dict[str, Any]) -> list[str]:
 
 def sources_in_words(summary: dict[str, Any]) -> list[str]:
     """Return the mean weight of every source, the least first; of the least and the largest where they are many."""
-    found = sorted(summary.get("sources", []), key=lambda row: row["weight"])
+    found = summary.get("sources", [])
     if not (summary["accepted"] and found):
         return []
     shown = [f"{words.clip(str(row['source']), 40)} {words.number(row['weight'])}" for row in found]
@@ -286,9 +286,16 @@ def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally
     if s.get("sources"):
         columns = [("source", "Source", "label"), *rest, ("z", "z", "z"), ("derivative", "Derivative", "number")]
         columns.append(("standard_error", "Standard error", "number"))
-        of_sources = sorted(s["sources"], key=lambda row: (row["weight"], -row["z"]))
         intro = "Least weight first. Derivatives summed over each source, as they were before the last step: above 0, "
-        parts.append(Table("Sources", columns, of_sources, f"{intro}more weight on the whole source raises the loss."))
+        parts.append(
+            Table(
+                "Sources",
+                columns,
+                s["sources"],
+                f"{intro}more weight on the whole source raises the loss.",
+                of=s["n_sources"],
+            )
+        )
     if not s["accepted"]:
         return parts
     parts.append(Columns("The new weights", edges, counts, kept + far, "weight"))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pyarrow as pa
+
 from diva_ray.core.verdict import MOST_DETRIMENTAL
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Facts, Gallery, Pulls, Sheet, Table, Terms, Tile
 from diva_ray.tasks.fit.derived import Derived
 from diva_ray.tasks.setup.session import Session
-from diva_ray.tasks.told.page import downloads, histogram, notes_of, run_facts, shown, sources_table
+from diva_ray.tasks.told.by_source import sources_table
+from diva_ray.tasks.told.page import downloads, histogram, notes_of, run_facts, shown
 from diva_ray.tasks.told.summary_words import estimates, heard, hurt_by_loss_alone, tells_nothing
 
 SUSPECTS, BEST = 30, 12  # labels that look most wrong, and samples that help most (or are doubtful), on the page
@@ -21,7 +24,9 @@ FIGURES = [("precision", "precision"), ("recall", "recall"), ("f1", "F1"), ("auc
            ("auc_z", "AUC z"), ("auc_margin", "AUC margin")]  # fmt: skip
 
 
-def sheet_of(session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: list) -> Sheet:
+def sheet_of(
+    session: Session, derived: Derived, summary: dict[str, Any], written: Tally, sources: pa.Table | None
+) -> Sheet:
     """Return the contents of report.html."""
     s, (edges, counts, issues) = summary, histogram(written)
     doubtful = written["suspects"].worst
@@ -41,7 +46,7 @@ def sheet_of(session: Session, derived: Derived, summary: dict[str, Any], writte
     facts = [*run_facts(session, s), ("Standard errors", s["standard_errors"]), ("Precision", s["precision"])]
     return Sheet(
         "What each sample is worth", headline(s), tiles(s), parts, facts, session.runner.seconds,
-        notes=notes_of(session, derived, s), downloads=downloads(bool(sources), "curated" in s),
+        notes=notes_of(session, derived, s), downloads=downloads(sources is not None, "curated" in s),
         footer=f"Each number is a derivative of the {left_out(s)} loss with respect to the weight of one sample (DIVA, "
         "ICLR 2022). Made by diva_ray.",
     )  # fmt: skip

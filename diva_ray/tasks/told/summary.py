@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from diva_ray.core.levels import class_levels
 from diva_ray.core.links import Link
@@ -166,21 +165,3 @@ def error_of(session: Session, wrong: float) -> float:
     variance = float(squares.sum())
     varies = variance > CONSTANT * (variance + total * float(mean @ mean))
     return 1.0 - wrong / variance if varies else 0.0
-
-
-def sources_of(setup: Setup, sums: Tensor, written: Tally) -> list[dict[str, Any]]:
-    """Return every source with the derivative of adding the same weight to all its rows (while sources are weighed, of
-    multiplying theirs), its standard error, and how many of them are flagged; `sums`: see `Setup.errors_of`."""
-    names = setup.source_names()
-    if not names:
-        return []
-    d, error = (x.tolist() for x in setup.errors_of(sums))
-    counts = written["by_source"].whole(len(names)).tolist()
-    return [
-        {
-            "source": name, "n": int(counts[k][0]), "derivative": d[k], "standard_error": error[k],
-            "z": d[k] / error[k] if error[k] > 0 else 0.0, "n_detrimental": int(counts[k][2]),
-            "n_label_issues": int(counts[k][3]),
-        }
-        for k, name in enumerate(names)
-    ]  # fmt: skip
