@@ -13,6 +13,7 @@ from diva_ray.engine.course import Course, Share
 from diva_ray.engine.kernels.steps import Each
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.errors import InputError
+from diva_ray.tasks.setup import opened
 from diva_ray.tasks.setup.memory import Sizes, check_fit
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -103,3 +104,32 @@ def test_fits_without_each_of_many_bands_count_in_what_a_worker_needs():
     data = {**parts, "label": table(2000)["label"]}
     found, bare = (job(data, **options).sizes.sums for job in (diva_ray.aggregate, diva_ray.score))
     assert found - bare > 8 * 4 * 280**2
+
+
+@pytest.fixture
+def few_seen(monkeypatch):
+    """600 rows in the order of their 300 classes, of which a plan sees 12."""
+    monkeypatch.setattr(opened, "SEEN", 24)
+    monkeypatch.setattr(opened, "STRETCHES", 3)
+    X = np.random.default_rng(0).normal(size=(600, 200)).astype(np.float32)
+    return {"features": X, "label": np.repeat(np.arange(300), 2)}
+
+
+def test_classes_that_a_plan_did_not_see_count_when_the_scan_has_counted_them(few_seen, caplog):
+    options = {"ridge": 1.0, "cluster": {"kind": "inline", "threads": 1}}
+    plan = diva_ray.score(few_seen, plan=True, **options)
+    assert 3 <= plan.outputs <= 15 and "at least" in plan.task
+    caplog.set_level("INFO", "diva_ray")
+    result = diva_ray.score(few_seen, **options)
+    (told,) = [record.message for record in caplog.records if "classes where some rows showed" in record.message]
+    assert (
+        told.startswith(f"300 classes where some rows showed {plan.outputs}: ") and result.summary["n_samples"] == 600
+    )
+
+    room = plan.sizes.need("cache", 1) + (1 << 20)  # more than a plan with few classes needs
+    tight = {**options, "cluster": {**options["cluster"], "memory": f"{room}"}}
+    assert diva_ray.score(few_seen, plan=True, **tight).outputs == plan.outputs
+    with pytest.raises(
+        InputError, match=r"cluster.memory: a worker's rows and sums must fit .* Raise `cluster.memory`"
+    ):
+        diva_ray.score(few_seen, quiet=True, **tight)

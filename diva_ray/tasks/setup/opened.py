@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,12 +36,13 @@ from diva_ray.tasks.setup.column_checks import check_columns, check_task
 from diva_ray.tasks.setup.cost import Cost, cost_of
 from diva_ray.tasks.setup.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES, takes_dual
-from diva_ray.tasks.setup.memory import PROCESS, Sizes, budget_here, parse_bytes
+from diva_ray.tasks.setup.memory import PROCESS, Sizes, budget_here, check_fit, parse_bytes
 from diva_ray.tasks.setup.options import choose_loss, chosen_shares
 from diva_ray.tasks.setup.paths import LOWERED, SOURCES, walk_path
 from diva_ray.tasks.setup.work import work_of
 from diva_ray.threads import blas_environment
 
+log = logging.getLogger("diva_ray")
 TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
 # Operations of all passes up to which this process takes one thread: more gain a second at the most, and wait for each
 # other where other programs keep the cores busy (docs/results/clusters.md). Of sizes alone, so that bits are the same
@@ -55,11 +57,41 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     """Return the plan of a run and what it found; nothing is started or written."""
     opened = open_tables(config, data, loss, pool)
     table = opened.tables[0]
+    label = None if opened.task == "pairs" else _labels_at_sight(table, opened.columns, opened.task)
+    plan = _plan_of(config, opened, None if label is None else _outputs_at_sight(label, opened.task))
+    doubts = doubts_of_task(label) if label is not None and config.task == "auto" else []
+    task = task_in_words(opened.task, plan.outputs, all_seen=label is None or len(label) == table.rows)
+    asked, workers = config.cluster.memory, plan.workers
+    budget = parse_bytes(asked) if plan.kind == "ray" else budget_here(asked, workers)
+    return replace(plan, task=task, warnings=doubts).settle(workers, budget, config.cluster.cache), opened
+
+
+def count_again(plan: planning.Plan, config: FitConfig, opened: Opened, outputs: int) -> planning.Plan:
+    """Return the plan with the outputs that the scan has counted: of a table in the order of its classes, some rows
+    show few of them.
+
+    Raises:
+        InputError: what they take does not fit a worker's memory.
+    """
+    if opened.task == "pairs" or outputs <= plan.outputs:
+        return plan
+    again = _plan_of(config, opened, outputs)
+    need = again.sizes.need(plan.keeping.place, plan.workers) / 2**30
+    log.info(
+        "%s classes where some rows showed %s: %.3f GiB a worker, about %.1f s", f"{outputs:,}", f"{plan.outputs:,}",
+        need, again.seconds / plan.workers + again.alone,
+    )  # fmt: skip
+    check_fit(again.sizes, plan.keeping.place, plan.workers, plan.budget)
+    return replace(plan, outputs=outputs, sizes=again.sizes, seconds=again.seconds, alone=again.alone)
+
+
+def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning.Plan:
+    """Return the plan of a run on these tables with so many outputs; None: of pairs, as many as columns."""
+    table = opened.tables[0]
     widths = band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
-    pairs = opened.task == "pairs"
-    label = None if pairs else _labels_at_sight(table, opened.columns, opened.task)
-    outputs = p - int(config.intercept) if label is None else _outputs_at_sight(label, opened.task)
+    pairs = outputs is None
+    outputs = p - int(config.intercept) if outputs is None else outputs
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
     fits = [(p, outputs)]
     if pairs:  # either band is predicted from the other
@@ -104,14 +136,10 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     notes += products_in_words(config, more)
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
-    doubts = doubts_of_task(label) if label is not None and config.task == "auto" else []
-    plan = planning.Plan(
+    return planning.Plan(
         table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
         Keeping(gpus=config.cluster.gpus_per_worker), None, passes_of(config), seconds, alone, notes,
-        task_in_words(opened.task, outputs, all_seen=label is None or len(label) == table.rows), doubts,
     )  # fmt: skip
-    budget = parse_bytes(config.cluster.memory) if kind == "ray" else budget_here(config.cluster.memory, workers)
-    return plan.settle(workers, budget, config.cluster.cache), opened
 
 
 def _trained_on(config: FitConfig, opened: Opened, p: int, outputs: int) -> dict[str, int]:

@@ -27,7 +27,7 @@ from diva_ray.tasks.setup.alike import alike_in_words, alike_of, look_for_copies
 from diva_ray.tasks.setup.checks import check_columns_vary, check_scan
 from diva_ray.tasks.setup.kept import Kept
 from diva_ray.tasks.setup.manifest import fingerprint
-from diva_ray.tasks.setup.opened import APART, Opened
+from diva_ray.tasks.setup.opened import APART, Opened, count_again
 from diva_ray.tasks.setup.remarks import (
     tell_hot,
     tell_missing,
@@ -140,6 +140,7 @@ def open_session(
             runner = start(config, plan, tables, roles, columns, folder, quiet)
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
+        plan = count_again(plan, config, opened, setup.outputs)
         check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
         if config.ridge == "auto" and config.intercept:
             check_columns_vary(found)
