@@ -196,7 +196,7 @@ class TrainConfig(FitConfig):
     weight_decay: float = 0.0  # of SGD, on all parameters
     seeds: int = 3  # models of every arm: initial weights and order of rows differ
     module: str | None = (
-        None  # module:function (n_features, n_outputs) -> torch.nn.Module (needs trust_code); None: linear
+        None  # module:function (n_features, n_outputs) -> a new torch.nn.Module (needs trust_code); None: linear
     )
     window: int = 262_144  # rows that a worker holds and shuffles at a time; all it owns, if they are fewer
     output: str = "outputs/train"

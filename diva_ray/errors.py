@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import socket
 
+# In what Arrow says of a store that does not answer, or refuses: the file there may be as it was.
+OF_STORAGE = ("AWS Error", "HTTP status", "curl", "google::cloud", "Azure", "onnection")
+
 
 class InputError(ValueError):
     """Bad input, bad option or too small a machine: one line that says what must hold, what was found, what to change.
@@ -38,6 +41,11 @@ def unreadable(option: str, error: Exception, where: str) -> InputError:
         return InputError(
             f"{option}: every node must find every file, got none on {socket.gethostname()} at {where}. Use a URI, or "
             "a folder that is mounted on every node, and leave its files there while a run reads them."
+        )
+    if isinstance(error, OSError) and any(sign in str(error) for sign in OF_STORAGE):
+        return InputError(
+            f"{option}: storage must stay within reach, got {type(error).__name__} ({first_line(error)}) at {where}. "
+            "Run it again, with `resume=true` if it had begun."
         )
     return InputError(
         f"{option}: every file must be readable Parquet, got {type(error).__name__} ({first_line(error)}) at {where}. "

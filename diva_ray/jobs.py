@@ -17,7 +17,7 @@ from diva_ray.command_line import CONFIGS, checked, is_override, quoted, registe
 from diva_ray.config import SCHEMAS
 from diva_ray.errors import InputError
 from diva_ray.help import job_help
-from diva_ray.signals import TerminatedError, hear_term
+from diva_ray.signals import hear_term, was_terminated
 from diva_ray.threads import blas_environment
 
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
@@ -90,7 +90,7 @@ def _use_every_instruction() -> None:
     missing = blas_environment()
     if missing:
         os.environ.update(missing)
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _run(task: str, cfg: Any) -> None:
@@ -147,7 +147,7 @@ def plain(text: str) -> str:
 
 def _interrupted(name: str, error: KeyboardInterrupt, resumed: str = "") -> NoReturn:
     """End as what Ctrl-C or SIGTERM has ended."""
-    _leave(f"{name}: interrupted.{resumed}", TERMINATED if isinstance(error, TerminatedError) else INTERRUPTED)
+    _leave(f"{name}: interrupted.{resumed}", TERMINATED if was_terminated(error) else INTERRUPTED)
 
 
 def _leave(error: InputError | str, code: int = 2) -> NoReturn:

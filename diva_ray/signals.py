@@ -11,6 +11,7 @@ class TerminatedError(KeyboardInterrupt):
 
 
 _jobs: list[bool] = []  # whether this process is a job's
+_came: list[int] = []  # signals that it was sent
 
 
 def hear_term() -> None:
@@ -25,5 +26,11 @@ def hear_again() -> None:
         signal.signal(signal.SIGTERM, _raise)
 
 
+def was_terminated(error: KeyboardInterrupt) -> bool:
+    """Return whether SIGTERM is behind an interrupt: Ray makes its own of any that comes while it waits."""
+    return isinstance(error, TerminatedError) or bool(_came)
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
+    _came.append(number)
     raise TerminatedError

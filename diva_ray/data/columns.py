@@ -280,6 +280,8 @@ def row_keys(column: pa.Array, seed: int = 0) -> np.ndarray:
     from pandas import util  # a quarter of a second, which tables of numbers are spared in every process
 
     hash_array: Any = util.hash_array
+    if pa.types.is_floating(plain):  # of any width: the same number is the same group in another table
+        column = column.cast(pa.float64())
     return hash_array(column.to_numpy(zero_copy_only=False), hash_key=f"diva_ray{seed:08d}")
 
 

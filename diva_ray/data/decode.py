@@ -139,13 +139,12 @@ class Pictures:
         """Return the bytes of a file named by a path or a URI under the root."""
         try:
             path = self._inside(self._relative(named) if "://" in named else named)
-            info = self.filesystem.get_file_info(path)
-            if info.type != pyarrow.fs.FileType.File:
-                raise RefusedError(f"{NO_FILE}{named[:200]} below data.root, {self.root[:200]}")
-            if info.size > MOST_BYTES:
-                raise RefusedError(f"{info.size} bytes, more than {MOST_BYTES}")
-            with self.filesystem.open_input_stream(path) as stream:
+            with self.filesystem.open_input_file(path) as stream:  # two requests to a store
+                if stream.size() > MOST_BYTES:
+                    raise RefusedError(f"{stream.size()} bytes, more than {MOST_BYTES}")
                 return stream.read()
+        except FileNotFoundError as error:
+            raise RefusedError(f"{NO_FILE}{named[:200]} below data.root, {self.root[:200]}") from error
         except (OSError, pa.ArrowException, ValueError) as error:
             raise RefusedError(f"{NOT_READABLE}{' '.join(str(error).split())[:160]}") from error
 

@@ -64,6 +64,8 @@ def list_files(path: str, option: str) -> tuple[pyarrow.fs.FileSystem, list[str]
         names = [folder] if os.path.exists(folder) else sorted(glob.glob(folder, recursive=True))
         files, inner = [], folder if os.path.exists(folder) else os.path.dirname(re.split(r"[*?[]", folder)[0])
         for name in names:
+            if os.path.isdir(name):
+                check_links(name, option)
             inside = (
                 glob.glob(os.path.join(glob.escape(name), "**", "*"), recursive=True) if os.path.isdir(name) else []
             )
@@ -119,7 +121,7 @@ def _table_of(filesystem: pyarrow.fs.FileSystem, folder: str, option: str) -> st
 
 def _check_whole(filesystem: pyarrow.fs.FileSystem, run: str, told: dict[str, Any], option: str) -> None:
     """Raise for features of an embed run of which a file is gone: they would pass for all there are."""
-    if not told.keys() >= {*RUNS, "encoders", "units"}:
+    if not (told.keys() >= {*RUNS, "encoders", "units"} and _is_list_of_units(told["units"])):
         return
     there = filesystem.get_file_info(pyarrow.fs.FileSelector(f"{run}/features", allow_not_found=True))
     names = {info.base_name for info in there}
@@ -130,6 +132,13 @@ def _check_whole(filesystem: pyarrow.fs.FileSystem, run: str, told: dict[str, An
             f"at {run}/{gone[0]}" + (f" and {len(gone) - 1:,} more" if len(gone) > 1 else "") + ". Run jobs/embed.py "
             f"again with `output={run} resume=true`, which makes what is missing."
         )
+
+
+def _is_list_of_units(units: Any) -> bool:
+    """Return whether a manifest lists files as embed runs do; it may be somebody else's."""
+    return isinstance(units, list) and all(
+        isinstance(one, dict) and isinstance(one.get("file"), str) and "rows" in one for one in units
+    )
 
 
 def _check_finished(filesystem: pyarrow.fs.FileSystem, run: str, option: str) -> None:
@@ -150,7 +159,7 @@ def _told_in(filesystem: pyarrow.fs.FileSystem, path: str) -> dict[str, Any]:
     with filesystem.open_input_stream(path) as stream:
         try:
             told = json.loads(stream.read())
-        except ValueError:  # a file of somebody else's
+        except (ValueError, RecursionError):  # a file of somebody else's
             return {}
     return told if isinstance(told, dict) else {}
 
@@ -159,6 +168,21 @@ def check_named(path: str, option: str = "data.path") -> None:
     """Raise for an empty path: it would be the folder in which the job was started, and all that lies there."""
     if not path.strip():
         raise InputError(f"{option}: a file, folder, glob or URI must be named, got an empty text. Change `{option}`.")
+
+
+def check_links(folder: str, option: str = "data.path", above: tuple[str, ...] = ()) -> None:
+    """Raise for a link that leads back to a folder in which it lies: its files would be read again and again."""
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as entries:
+        inside = [entry for entry in entries if entry.is_dir()]
+    for entry in inside:
+        real = os.path.realpath(entry.path) if entry.is_symlink() else ""
+        if real and any(f"{one}/".startswith(f"{real.rstrip('/')}/") for one in above):
+            raise InputError(
+                f"{option}: no link in a folder may lead back to it, got one to {real} at {entry.path}. Remove it, or "
+                "name a folder without it."
+            )
+        check_links(entry.path, option, above)
 
 
 def is_parquet(path: str) -> bool:

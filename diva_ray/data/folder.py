@@ -20,13 +20,16 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, first_line
 
 log = logging.getLogger("diva_ray")
 
 WRITTEN = {"samples", "selected", "errors", "curated", "changes", "features", "report.html", "summary.json"}  # by runs
 BEGUN = {"state.json", "steps", "sums", "weights", "reweight"}  # what a run writes first; it can be resumed from there
+BEGUN |= {"table.json", "pool.json", "validation.json", "raw.json"}  # a Ray Dataset has been written out
 TOKEN = ".run"  # what the driver leaves for workers to find: a path may be another folder on another node
 LOCK = ".lock"  # by which a run keeps others out (`data.lock`)
 OURS = {TOKEN, LOCK}  # no results of a run
@@ -36,13 +39,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota an
 class Folder:
     """Files under one path; picklable, so workers write their own."""
 
-    def __init__(self, path: str) -> None:
-        self.path = place_of(path)
+    def __init__(self, path: str, option: str = "output") -> None:
+        """Open a folder that `option` names; it need not be there."""
+        self.path, self.option = place_of(path), option
         try:
+            if "\0" in self.path:
+                raise ValueError("a character 0")
             self.filesystem, self.base = pyarrow.fs.FileSystem.from_uri(self.path)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(
-                f"output: must be a folder or URI that can be written, got {path} ({error}). Change `output`."
+                f"{option}: must be a folder or URI that can be written, got {path} ({error}). Change `{option}`."
             ) from error
         self.local = isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
         self.token = ""  # of this run, where workers of other nodes are to write
@@ -254,15 +260,62 @@ class Folder:
         self.write(name, (json.dumps(value, indent=2, default=str, allow_nan=False) + "\n").encode())
 
     def read_config(self) -> dict[str, Any]:
-        """Return the options in config.yaml."""
-        found: Any = OmegaConf.to_container(OmegaConf.create(self.read("config.yaml").decode()), resolve=True)
-        return found
+        """Return the options in config.yaml.
+
+        Raises:
+            InputError: it is damaged, or somebody else's.
+        """
+        try:
+            found: Any = OmegaConf.to_container(OmegaConf.create(self.read("config.yaml").decode()), resolve=True)
+        except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+            raise self._damaged("config.yaml", error) from error
+        return self._mapping("config.yaml", found)
 
     def read_json(self, name: str) -> Any:
-        """Return a JSON file's value, or None."""
+        """Return a JSON file's value, or None.
+
+        Raises:
+            InputError: it is damaged, or somebody else's.
+        """
         if self.filesystem.get_file_info(self._full(name)).type != pyarrow.fs.FileType.File:
             return None
-        return json.loads(self.read(name))
+        try:
+            return json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(name, error) from error
+
+    def read_object(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON file's mapping, or None.
+
+        Raises:
+            InputError: it is damaged, or somebody else's.
+        """
+        found = self.read_json(name)
+        return None if found is None else self._mapping(name, found)
+
+    def read_positive(self, name: str, key: str, otherwise: Any) -> Any:
+        """Return the number > 0 of a key in a JSON file; `otherwise` where there is none.
+
+        Raises:
+            InputError: it is something else.
+        """
+        value = (self.read_object(name) or {}).get(key)
+        if value is None:
+            return otherwise
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise self._damaged(name, f"{key}: {value!r} instead of a number > 0")
+        return value
+
+    def _mapping(self, name: str, found: Any) -> dict[str, Any]:
+        if not isinstance(found, dict):
+            raise self._damaged(name, f"{type(found).__name__} instead of a mapping")
+        return found
+
+    def _damaged(self, name: str, why: Any) -> InputError:
+        return InputError(
+            f"{self.option}: files of a run must be as it wrote them, got {first_line(why)} in {self.location(name)}. "
+            f"Change `{self.option}`, or make that run again."
+        )
 
     def within(self, name: str) -> str:
         """Return the path of a name inside, as the file system has it."""
@@ -276,6 +329,11 @@ class Folder:
     def read_table(self, name: str) -> pa.Table:
         """Return the Parquet files of a sub-folder as one table, in the order of their names."""
         files = sorted(file for file in self.names(name) if file.endswith(".parquet"))
+        if not files:
+            raise InputError(
+                f"{self.option}: the run's rows must be there, got none at {self.location(name)}. Name an `output` "
+                "that stays, and run it again."
+            )
         return pa.concat_tables(
             pq.read_table(self._full(f"{name}/{file}"), filesystem=self.filesystem) for file in files
         )

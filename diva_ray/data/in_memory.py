@@ -24,14 +24,18 @@ def stored(table: Table, folder: Folder, name: str) -> Table:
 def write_parts(table: Table, folder: Folder, name: str, row_group_size: int | None = None) -> None:
     """Write a table that is in memory as Parquet files of a sub-folder.
 
-    A file that is there already with the same bytes is left alone: a resumed run finds the data it began with.
+    A file that is there already with the same bytes is left alone: a resumed run finds the data it began with. Files
+    of other rows, which a run that had hardly begun has left, are deleted.
 
     Raises:
         InputError: a column that Parquet cannot hold.
     """
     assert table.memory is not None
-    rows, present = table.memory, folder.names(name)
-    for k, start in enumerate(range(0, rows.num_rows, PART_ROWS)):
+    rows, present = table.memory, set(folder.names(name))
+    starts = range(0, rows.num_rows, PART_ROWS)
+    for other in present - {f"{part_name(k)}.parquet" for k in range(len(starts))}:
+        folder.remove(f"{name}/{other}")
+    for k, start in enumerate(starts):
         file, sink = f"{part_name(k)}.parquet", pa.BufferOutputStream()
         part = rows.slice(start, PART_ROWS)
         try:

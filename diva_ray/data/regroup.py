@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -32,7 +34,10 @@ def regroup_in_memory(table: Table, columns: Columns) -> Table:
     rows = table.reader().read(0, table.rows, columns.names())
     keys = row_keys(one_chunk(rows[columns.group])).view(np.int64)  # as Ray Data sorts them
     order = np.argsort(keys, kind="stable")
-    return from_arrow(take_rows(rows, order).append_column(POSITION, pa.array(order)), table.name)
+    grouped = take_rows(rows, order).append_column(POSITION, pa.array(order))
+    del rows
+    pa.default_memory_pool().release_unused()  # as large as the table
+    return from_arrow(grouped, table.name)
 
 
 def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> None:
@@ -46,6 +51,18 @@ def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> None:
     write_on_ray(read.sort([GROUP, POSITION]), folder, "grouped")
 
 
+@contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Let Ray Data log errors alone."""
+    loud = logging.getLogger("ray.data")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        loud.setLevel(level)
+
+
 def write_on_ray(dataset: Any, folder: Folder, name: str) -> None:
     """Write a Ray Dataset as Parquet into a sub-folder, from every node that has rows of it.
 
@@ -57,7 +74,8 @@ def write_on_ray(dataset: Any, folder: Folder, name: str) -> None:
     if folder.local:  # fused with the write, so it runs where that does
         dataset = dataset.map_batches(folder.pass_on, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
     try:
-        dataset.write_parquet(folder.location(name))
+        with quiet_ray_data():
+            dataset.write_parquet(folder.location(name))
     except ray.exceptions.RayTaskError:
         folder.drop(name)
         _check_nodes(folder)  # Ray Data hands on what is wrong as text only, between its own
@@ -87,8 +105,18 @@ def _read_pieces(batch: pa.Table, table: Table, columns: Columns) -> Iterator[pa
             stop = min(start + ROWS, piece.start + piece.rows)
             rows = reader.read(start, stop, columns.names())
             keys = row_keys(one_chunk(rows[columns.group])).view(np.int64)
-            rows = rows.append_column(POSITION, pa.array(np.arange(start, stop)))
+            rows = without_tensors(rows).append_column(POSITION, pa.array(np.arange(start, stop)))
             yield rows.append_column(GROUP, pa.array(keys))
+
+
+def without_tensors(rows: pa.Table) -> pa.Table:
+    """Return rows with tensors as lists of their numbers: Ray Data's sort makes an empty table of their schema, which
+    Arrow cannot of a tensor that names a permutation, as all of its own do."""
+    for k, field in enumerate(rows.schema):
+        if isinstance(field.type, pa.FixedShapeTensorType):
+            flat = pa.chunked_array([part.storage for part in rows[k].chunks], field.type.storage_type)
+            rows = rows.set_column(k, field.name, flat)
+    return rows
 
 
 def restore_order(folder: Folder, *, on_ray: bool) -> None:

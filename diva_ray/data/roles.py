@@ -138,7 +138,8 @@ def _listed(name: str, names: list[str]) -> str:
 
 def _names(option: str, given: Any) -> list[str]:
     """Return the columns that an option names, one or several."""
-    names = list(given) if isinstance(given, (list, tuple)) else [given]
+    several = isinstance(given, (list, tuple)) or (hasattr(given, "tolist") and hasattr(given, "__len__"))
+    names = list(given) if several else [given]  # also an Index of pandas
     for name in names:
         if not isinstance(name, (str, int)):
             raise InputError(
@@ -197,7 +198,8 @@ def _left_out(flags: list[str]) -> str:
 
 def _notes(schema: pa.Schema, name: str) -> dict[str, str]:
     """Return a column's metadata."""
-    return {key.decode(): value.decode() for key, value in (schema.field(name).metadata or {}).items()}
+    found = (schema.field(name).metadata or {}).items()
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in found}
 
 
 def _check_bands(features: list[str], *, pair: bool) -> None:

@@ -210,9 +210,8 @@ def _merge_schemas(first: pa.Schema, other: pa.Schema, first_file: str, file: st
         one, two = map(family, kinds)
         if one != two and not {one, two} & {"null", "list of null"}:
             raise InputError(
-                f"{option}: column `{name}` must hold one type, got {one} in {os.path.basename(first_file)} and {two} "
-                "in "
-                f"{os.path.basename(file)}. Fix the table or choose other columns."
+                f"{option}: column `{name}` must hold one type, got {one} in {first_file} and {two} in {file}. "
+                "Fix the table or choose other columns."
             )
         pair = [pa.schema([pa.field(name, storage_type(kind))]) for kind in kinds]
         found.append(pa.unify_schemas(pair, promote_options="permissive").field(0))

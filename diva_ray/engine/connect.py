@@ -18,6 +18,7 @@ from diva_ray.signals import hear_again
 CONNECT_TIMEOUT = 10.0  # seconds until a cluster must answer
 _ONE = threading.Lock()  # Ray is started once, whichever threads ask
 _STARTER = ThreadPoolExecutor(1, "diva_ray-ray")  # its thread lives as long as the process
+_started: list[str] = []  # addresses of those that were started here
 TOKEN_LOG = "ray._private.authentication.authentication_token_setup"
 
 
@@ -51,6 +52,7 @@ def _connect(kind: str, cpus: int | None, object_store_memory: int | None) -> No
             _own_token()  # which Ray, since 2.59, then asks of whoever connects: its processes listen on the network
             logging.getLogger(TOKEN_LOG).setLevel(logging.ERROR)  # every start would tell how to do without
             ray.init(address="local", include_dashboard=False, **room, **quiet)
+            _started.append(ray.get_runtime_context().gcs_address)
         elif address:
             ray.init(**quiet)
         else:
@@ -68,6 +70,15 @@ def _connect(kind: str, cpus: int | None, object_store_memory: int | None) -> No
             f"{os.environ.get('RAY_ADDRESS', 'the default address')}. Start it, fix RAY_ADDRESS, or use "
             "`cluster=local`."
         ) from error
+
+
+def started_here() -> bool:
+    """Return whether the Ray that this process has joined is one that was started for an earlier run of it."""
+    return (
+        ray.is_initialized()
+        and not ray.util.client.ray.is_connected()
+        and (ray.get_runtime_context().gcs_address in _started)
+    )
 
 
 def check_driver(what: str) -> None:

@@ -29,6 +29,7 @@ from diva_ray.engine.meter import peak_memory
 from diva_ray.errors import InputError
 
 AHEAD = 2  # chunks that are decoded and wait
+REQUESTS = 16  # pictures that are fetched at a time from where a request waits for its answer
 GROUP = 1024  # rows of a row group, at least
 TEXT_CHUNK = 16  # batches of texts that are sorted by length together
 NOTED = 3  # refused samples of a unit that its result tells of
@@ -103,7 +104,8 @@ class UnitEncoder:
     def __init__(self, job: Job, encoders: list[Encoder]) -> None:
         self.job, self.encoders = job, encoders
         self.pictures = Pictures(job.root, job.most_pixels)
-        self.pool = ThreadPoolExecutor(max(1, job.threads), thread_name_prefix="decode")
+        at_once = max(REQUESTS if "://" in job.root else 1, job.threads)
+        self.pool = ThreadPoolExecutor(at_once, thread_name_prefix="decode")
         read = [*job.kept, *(band.column for band in job.bands), *([job.picture] if job.picture else [])]
         self.columns: list[str] = [name for name in dict.fromkeys(read) if name != "id"]
 

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import ray
+import ray.exceptions
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from torch import Tensor
 
 from diva_ray.engine.course import Course
-from diva_ray.engine.training import CHECKPOINTS, PROGRESS, DivergedError, train_all
+from diva_ray.engine.training import CHECKPOINTS, PROGRESS, AgreedError, train_all
 from diva_ray.errors import InputError
 
 FAILURES = 8  # times that the workers are started again from their last checkpoint
+ABORT = 10.0  # seconds that workers have to end
 POLL = 1.0  # seconds between looks at how far they are
 STORAGE = "ray_train"  # folder of Ray Train's own notes; dropped at the end
 DIVERGED = f"{CHECKPOINTS}/diverged.json"
+
+
+class Trainer(TorchTrainer):
+    """Ray's, which leaves Ctrl-C to this process: with Ray's own handler it would end without a word and with code 1,
+    and hear none ever after."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+    def abort(self) -> None:
+        """End the workers, as far as they are there."""
+        if self.controller is not None:
+            with suppress(ray.exceptions.RayError):  # it ends itself, too
+                ray.get(self.controller.abort.remote(), timeout=ABORT)
 
 
 class Together:
@@ -49,7 +69,7 @@ def loop(config: dict[str, Any]) -> None:
     crew = Together()
     try:
         train_all(course, crew)
-    except DivergedError as error:  # not raised: Ray would start the workers again
+    except AgreedError as error:  # not raised: Ray would start the workers again
         if crew.rank == 0:
             course.folder.write_json(DIVERGED, str(error))
     ray.train.report({"models": len(course.models)})
@@ -63,7 +83,7 @@ def run_on_ray(course: Course, workers: int, environment: dict[str, str], told: 
     """
     course.folder.drop(STORAGE)
     course.folder.remove(DIVERGED)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         loop,
         train_loop_config={"course": course},
         torch_config=TorchConfig(backend="gloo"),
@@ -81,13 +101,16 @@ def run_on_ray(course: Course, workers: int, environment: dict[str, str], told: 
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _mistake(error) or error from None
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
     finally:
         over.set()
         watcher.join()
     course.folder.drop(STORAGE)
     diverged = course.folder.read_json(DIVERGED)
     if diverged is not None:
-        raise DivergedError(diverged)
+        raise AgreedError(diverged)
 
 
 def _watch(course: Course, told: Callable[[dict], Any], over: threading.Event) -> None:

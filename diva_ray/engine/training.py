@@ -6,8 +6,10 @@ them from its own rows, and every worker makes the same number of steps, so none
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -24,10 +26,11 @@ EVALUATION = f"{CHECKPOINTS}/evaluation.npz"
 PROGRESS = f"{CHECKPOINTS}/progress.json"
 MODULE = f"{CHECKPOINTS}/module.json"  # layers and parameters of what is trained
 BLOCK = 4096  # test rows at a time
+_GENERATOR = threading.Lock()  # torch's own is the process's: threads that train would draw from each other's
 
 
-class DivergedError(InputError):
-    """The loss of an epoch is no number any more. Every worker finds it, at the same time."""
+class AgreedError(InputError):
+    """What no further epoch can do, and what every worker finds at the same time."""
 
 
 class Crew(Protocol):
@@ -69,10 +72,10 @@ class Alone:
 def train_all(course: Course, crew: Crew) -> None:
     """Train every arm under every seed, then compare all of them on the test rows; checkpoints say what is done."""
     share = Share(course, crew.rank, crew.world)
-    with torch.random.fork_rng(devices=[]):
+    with _GENERATOR, torch.random.fork_rng(devices=[]):
         for k, (arm, seed) in enumerate(course.models):
             train_one(course, share, crew, arm, seed, before=k * course.epochs)
-    found = evaluate(course, crew)
+        found = evaluate(course, crew)
     if crew.rank == 0:
         course.folder.write_arrays(EVALUATION, {name: value.numpy() for name, value in found.items()})
 
@@ -86,8 +89,16 @@ def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, bef
     if len(history) == course.epochs:
         return
     alpha = share.weights(arm)
-    kept, weight = crew.add(torch.stack([(alpha > 0).double().sum(), alpha.sum()])).tolist()
+    own = int((alpha > 0).sum())
+    kept, weight = crew.add(torch.stack([torch.tensor(float(own)).double(), alpha.sum()])).tolist()
     steps = max(1, math.ceil(kept / course.batch_size))
+    single = own // steps < 2 and refusal_of_single_rows(model, course.scale.width) is not None
+    if float(crew.add(torch.tensor([float(single)]))):
+        raise AgreedError(
+            f"batch_size: must give every worker 2 rows of a step at least, as the module takes no single row, got "
+            f"{course.batch_size} rows a step, one at most of a worker's, in arm {arm}: rows of weight 0 take no part. "
+            "Raise `batch_size`, or shuffle the table."
+        )
     wrapped = crew.wrap(model, unused=course.unused)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=course.learning_rate, momentum=course.momentum, weight_decay=course.weight_decay
@@ -107,7 +118,7 @@ def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, bef
             loss += float(found.detach())
         history.append(float(crew.add(torch.tensor([loss], dtype=torch.float64))) / weight)
         if not math.isfinite(history[-1]):
-            raise DivergedError(
+            raise AgreedError(
                 f"learning_rate: the training loss must stay finite, got {history[-1]} in epoch {epoch + 1} of arm "
                 f"{arm}, seed {seed}. Lower `learning_rate` ({course.learning_rate:g} now), with a new `output`."
             )
@@ -115,6 +126,16 @@ def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, bef
             save(course, arm, seed, model, history, optimizer)
         done = before + epoch + 1
         crew.tell({"done": done, "arm": arm, "seed": seed, "epoch": epoch + 1, "loss": history[-1]})
+
+
+def refusal_of_single_rows(model: torch.nn.Module, width: int) -> Exception | None:
+    """Return why a module takes no step of one row, as with batch normalisation; None where it does."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            copy.deepcopy(model).train()(torch.zeros(1, width, dtype=torch.float32))
+    except Exception as error:  # the user's code
+        return error
+    return None
 
 
 def seeded(seed: int, epoch: int, rank: int) -> torch.Generator:

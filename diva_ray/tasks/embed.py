@@ -81,7 +81,7 @@ def run(
         source = open_raw(config, data, folder)
         opened = time.perf_counter()
         found = setup.resolve(config, modules or [], source)
-        state = folder.read_json("state.json") if config.resume and not config.plan else None
+        state = folder.read_object("state.json") if config.resume and not config.plan else None
         prepared = prepare(config, source, found, folder, state)
         if config.plan:
             with threads(prepared.job.threads):  # as workers have

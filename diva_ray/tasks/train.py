@@ -156,7 +156,7 @@ def choose_module(config: TrainConfig, given: Callable | None) -> Callable[..., 
     """Return what builds the module: the user's callable, code that is trusted, or a linear head."""
     if given is None and config.module is None:
         return partial(linear, bias=config.intercept)
-    build: Any = given or import_code("module", str(config.module), trusted=config.trust_code)
+    build: Any = given if given is not None else import_code("module", str(config.module), trusted=config.trust_code)
     if not callable(build):
         raise InputError(
             f"module: must be a function (n_features, n_outputs) -> torch.nn.Module, got {config.module}. Change "

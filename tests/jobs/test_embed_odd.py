@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 import diva_ray
@@ -369,3 +370,40 @@ def test_the_rows_without_nulls_are_copied_by_the_first_command_and_scored_by_th
     features = given.get("features", "features").strip("[]").split(",")
     result = diva_ray.score(given["path"], task=given.get("task", "auto"), features=features, cluster=INLINE)
     assert result.summary["n_samples"] == 58
+
+
+def test_the_next_command_takes_names_of_any_kind():
+    from diva_ray.command_line import quoted
+    from diva_ray.tasks.told.embed_done import _value
+
+    for name in ("plain", "front image", "back (2)", "a,b", "true", "7", "größe", "x=1", "[y]"):
+        lex = OverridesParser.create()
+        for word, wanted in ((f"data.label={_value(name)}", name), (f"data.features=[{_value(name)},b]", [name, "b"])):
+            value = lex.parse_override(quoted(word)).value()
+            found = [str(getattr(one, "text", one)) for one in value] if isinstance(value, list) else value
+            assert (found if isinstance(found, list) else str(getattr(found, "text", found))) == wanted
+
+
+def test_a_fraction_is_not_cut_off_where_the_head_has_whole_numbers(tmp_path):
+    rows: list = [{"text": f"word {k}", "n": 1, "in": {"m": [k if k < 1300 else 0.5]}} for k in range(1400)]
+    rows[1200:] = [{**row, "n": 1.5} for row in rows[1200:]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"cluster": INLINE, "quiet": True, "most_failed": 1.0}
+    result = diva_ray.embed(str(tmp_path / "rows.jsonl"), **options)
+    assert result.summary["n_failed"] == 200 and result.summary["n_samples"] == 1200
+    reasons = set(result.folder.read_table("quarantine")["reason"].to_pylist())
+    assert reasons == {"value does not fit: int64 must be there, got 1.5; `data.peek` looks at more samples"}
+    rows[1200:1400] = [{**row, "n": 2.0} for row in rows[1200:1400]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert diva_ray.embed(str(tmp_path / "rows.jsonl"), **options).summary["n_failed"] == 100  # those of `in.m`
+
+
+def test_a_quote_that_is_not_closed_is_no_single_row(tmp_path):
+    lines = [f"word {k},{k}" for k in range(400)]
+    (tmp_path / "good.csv").write_text("text,n\n" + "\n".join([*lines, '"two\nlines",3']) + "\n")
+    options = {"cluster": INLINE, "quiet": True}
+    assert diva_ray.embed(str(tmp_path / "good.csv"), **options).summary["n_samples"] == 401
+    lines[100] = '"oops,100'
+    (tmp_path / "bad.csv").write_text("text,n\n" + "\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"every quote in a CSV file must be closed, got one .* in '\"oops,100"):
+        diva_ray.embed(str(tmp_path / "bad.csv"), **options)

@@ -1,5 +1,12 @@
 """Modules of a user's own: what a run is resumed with, parameters that take no part, rows that are too few."""
 
+import copy
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +62,61 @@ def test_batch_normalisation_needs_two_rows():
         diva_ray.train(data, test, module=build, batch_size=1, cluster=INLINE, **QUICK)
     assert diva_ray.train(data, test, module=build, batch_size=2, cluster=INLINE, epochs=1, seeds=1, quiet=True).summary
     assert diva_ray.train(data, test, batch_size=1, cluster=INLINE, epochs=1, seeds=1, quiet=True).summary
+
+
+def test_batch_normalisation_needs_two_rows_of_positive_weight():
+    data, test, _ = noisy(300)
+    weight = (np.arange(300) < 3).astype(float)
+
+    def build(p, c):
+        return torch.nn.Sequential(torch.nn.BatchNorm1d(p), torch.nn.Linear(p, c))
+
+    message = r"batch_size: must give every worker 2 rows .* one at most of a worker's, in arm \w+: rows of weight 0"
+    for module, error in ((build, message), (None, None)):
+        options = {"module": module, "weight": "w", "weights": None, "batch_size": 2, "cluster": INLINE, **QUICK}
+        if error is None:
+            assert diva_ray.train({**data, "w": weight}, test, **options).summary
+            continue
+        with pytest.raises(InputError, match=error):
+            diva_ray.train({**data, "w": weight}, test, **options)
+
+
+def test_a_module_that_is_always_the_same_net_is_refused():
+    data, test, _ = noisy(300)
+    net, body = torch.nn.Linear(12, 4), torch.nn.Linear(12, 12)
+    shared = {
+        "whole": lambda p, c: net,
+        "body": lambda p, c: torch.nn.Sequential(body, torch.nn.Linear(p, c)),
+    }
+    for build in shared.values():
+        with pytest.raises(InputError, match=r"module: must build new parameters every time, got 2 of the same"):
+            diva_ray.train(data, test, module=build, cluster=INLINE, **QUICK)
+    before = net.weight.clone()
+    fresh = diva_ray.train(data, test, module=lambda p, c: copy.deepcopy(net), cluster=INLINE, **QUICK).summary["arms"]
+    assert torch.equal(net.weight, before) and fresh[0]["per_seed"]
+    for one in body.parameters():  # frozen, it may be shared
+        one.requires_grad_(False)
+    assert diva_ray.train(data, test, module=shared["body"], cluster=INLINE, **QUICK).summary
+
+
+def test_the_callers_random_numbers_go_on_as_they_were():
+    data, test, _ = noisy(300)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    diva_ray.train(data, test, cluster=INLINE, **QUICK)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_trainings_in_several_threads_are_those_of_one():
+    data, test, _ = noisy(300)
+
+    def errors(seed):
+        return diva_ray.train(data, test, seed=seed, cluster=INLINE, **QUICK).summary["arms"][0]["per_seed"]
+
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(errors, range(3)))
+    assert together == [errors(seed) for seed in range(3)]
 
 
 def test_a_module_without_anything_to_train_is_one_line():
@@ -123,3 +185,28 @@ def write(path, rows):
     """Write columns of arrays as Parquet."""
     features = pa.array(list(rows["features"].astype(np.float32)))
     pq.write_table(pa.table({"features": features, "label": rows["label"]}), path)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_training_on_ray_that_is_interrupted_ends_as_other_runs_do(tmp_path, number, code):
+    data, test, _ = noisy(400)
+    flat = pa.FixedSizeListArray.from_arrays
+    for name, rows in (("data", data), ("test", test)):
+        features = flat(pa.array(rows["features"].ravel()), 12)
+        pq.write_table(pa.table({"features": features, "label": rows["label"]}), tmp_path / f"{name}.parquet")
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # no shell's background job
+    (tmp_path / "start.py").write_text(start + "from diva_ray.jobs import job; job('diva_ray.tasks.train')")
+    options = [f"data.path={tmp_path}/data.parquet", f"test.path={tmp_path}/test.parquet", f"output={tmp_path}/out",
+               "cluster=local", "cluster.workers=1", "epochs=100000", "seeds=1", "weights=null"]  # fmt: skip
+    command = [sys.executable, str(tmp_path / "start.py"), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as job:
+        until = time.monotonic() + 120
+        while not (tmp_path / "out" / training.PROGRESS).exists():
+            assert job.poll() is None and time.monotonic() < until
+            time.sleep(0.2)
+        job.send_signal(number)
+        _, said = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert said.endswith(f"train: interrupted. `output={tmp_path}/out resume=true` goes on from what is there.\n")
+    assert "Traceback" not in said

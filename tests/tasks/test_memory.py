@@ -133,3 +133,15 @@ def test_classes_that_a_plan_did_not_see_count_when_the_scan_has_counted_them(fe
         InputError, match=r"cluster.memory: a worker's rows and sums must fit .* Raise `cluster.memory`"
     ):
         diva_ray.score(few_seen, quiet=True, **tight)
+
+
+def test_few_rows_in_wide_bands_count_as_the_space_they_span():
+    X = np.random.default_rng(0).normal(size=(200, 3, 2000)).astype(np.float32)
+    data = {name: X[:, k] for k, name in enumerate("abc")} | {"label": (X[:, 0, 0] > 0).astype(int)}
+    options = {"features": ["a", "b", "c"], "plan": True, "cluster": INLINE}
+    for call in (diva_ray.reweight, diva_ray.aggregate):
+        plan = call(data, **options)
+        assert plan.features == 6000 and plan.sizes.sums < 8 * 6000**2
+        assert plan.sizes.sums > 3 * 8 * 200 * 6000 + 24 * 600**2
+    longer = {name: np.tile(value.T, 12).T for name, value in data.items()}  # of more rows than a band has columns
+    assert diva_ray.reweight(longer, **options).sizes.sums > 24 * 6000**2

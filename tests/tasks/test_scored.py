@@ -1,10 +1,12 @@
 """The page of a scoring run: complete, worst first, calm where nothing was found, and safe against hostile names."""
 
+import pyarrow as pa
 import pytest
 
 from diva_ray.report import Sheet, render_sheet
 from diva_ray.tasks.told import scored
-from diva_ray.tasks.told.page import in_order, sources_table
+from diva_ray.tasks.told.by_source import sources_table
+from diva_ray.tasks.told.page import in_order
 from tests.pages import EVIL, Page
 
 SUMMARY = {
@@ -32,7 +34,8 @@ def page_of(*, suspects=(), worst=(SAMPLE,), best=(), classes=CLASSES, pairs=PAI
     s = {**SUMMARY, **changes}
     parts = [
         scored.reading(s), *scored.against_truth(s), *scored.galleries(s, list(suspects), list(worst), list(best)),
-        *scored.classes_table(classes), *scored.confused_table(pairs), *sources_table(sources, "Samples", "Look wrong"),
+        *scored.classes_table(classes), *scored.confused_table(pairs),
+        *sources_table(pa.Table.from_pylist(sources) if sources else None, "Samples", "Look wrong"),
     ]  # fmt: skip
     page = Page(render_sheet(Sheet("t", scored.headline(s), scored.tiles(s), parts)))
     assert not page.open and "None" not in page.text and "nan" not in page.text

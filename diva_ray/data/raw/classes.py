@@ -19,7 +19,7 @@ def class_names(schema: pa.Schema) -> dict[str, pa.Array]:
     try:
         features = json.loads((schema.metadata or {}).get(KEY, b"{}"))["info"]["features"]
         found = {name: _names(feature) for name, feature in features.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):  # another library's, or none
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # another library's, or none
         return {}
     return {
         name: pa.array(names, pa.string())

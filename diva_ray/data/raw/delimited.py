@@ -139,11 +139,15 @@ def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Itera
     known = stored_types(source)
     kinds = {name: known.field(name).type for name in stored_columns(source, columns)}
     skipped: list[Failure] = []
+    endless: list[str] = []  # begins of rows that go on beyond their line, as a quote is not closed
     numbers: list[int] = []  # of the rows that fit, as the file has them
 
     def skip(row: Any) -> str:
         reason = f"{row.expected_columns} values must be there, got {row.actual_columns}"
-        skipped.append(Failure(name, f"{name}: {(row.text or '')[:60]!r}", "", reason))
+        text = row.text or ""
+        skipped.append(Failure(name, f"{name}: {text[:60]!r}", "", reason))
+        if "\n" in text.strip() and text.count('"') % 2:
+            endless.append(text[:60])
         return "skip"
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:
@@ -161,6 +165,8 @@ def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Itera
                     made = pa.array([f"{name}:{number}" for number in at], pa.string())
                     yield to_rows(fits, source, columns, good, made), good, failed
                     read, good = read + batch.num_rows, good + len(at)
+                    _check_closed(endless, unit.path)
+            _check_closed(endless, unit.path)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise InputError(
                 f"data.path: every file must be CSV of the same columns, got {first_line(error)} at "
@@ -168,6 +174,15 @@ def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Itera
             ) from error
 
     return rechunk(parts(), rows, lambda k: f"{name} row {numbers[k]}")
+
+
+def _check_closed(endless: list[str], path: str) -> None:
+    """Raise where the rest of a file would pass for one row."""
+    if endless:
+        raise InputError(
+            f"data.path: every quote in a CSV file must be closed, got one that is not in {endless[0]!r} at {path}. "
+            'Close it, or write it twice (`""`) inside quotes.'
+        )
 
 
 def _is_utf8(value: bytes) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow.fs
 
+from diva_ray.data.files import check_links
+
 BLOCK = 4096  # files that are packed together
 AT_ONCE = 8  # folders that are listed at a time: with their files unpacked
 
@@ -56,6 +58,8 @@ def under(filesystem: pyarrow.fs.FileSystem, base: str) -> Iterator[pyarrow.fs.F
         return
 
     local = isinstance(filesystem, pyarrow.fs.LocalFileSystem)
+    if local:
+        check_links(base)
 
     def files(one: pyarrow.fs.FileInfo) -> list[pyarrow.fs.FileInfo]:
         if one.type != pyarrow.fs.FileType.Directory:

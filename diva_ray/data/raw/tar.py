@@ -41,6 +41,7 @@ LONG_HEADERS = (
 )  # fmt: skip
 MOST_HEADERS = 16  # of one member: tarfile calls itself for each
 BUFFER = 1 << 16  # bytes that tarfile reads at a time
+AHEAD = 1 << 22  # bytes that storage is asked for at a time: every request to a store waits for an answer
 PEEKED = 64  # first samples, which tell the columns
 READ_ROWS = 64
 TWICE = "/"  # after the suffix of a second member that has it: no suffix holds one
@@ -164,7 +165,7 @@ def samples(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[Sample]:
     key, members, held, stored = None, {}, 0, 0
     try:
         with (
-            filesystem.open_input_stream(path, compression=None) as stream,
+            filesystem.open_input_stream(path, compression=None, buffer_size=AHEAD) as stream,
             tarfile.open(
                 fileobj=(tarred := cast(Any, Stored(stream))), mode="r|*", tarinfo=Watched, bufsize=BUFFER
             ) as tar,

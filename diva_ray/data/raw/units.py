@@ -206,7 +206,21 @@ def misfit(row: dict[str, Any], kinds: Iterable[tuple[str, pa.DataType]]) -> tup
             pa.array([row.get(column)], kind)
         except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             return column, f"value does not fit: {first_line(error, 160)}; `data.peek` looks at more samples"
+        if (lost := _fraction(row.get(column), kind)) is not None:  # which Arrow cuts off without a word
+            return column, f"value does not fit: {kind} must be there, got {lost}; `data.peek` looks at more samples"
     return None
+
+
+def _fraction(value: Any, kind: pa.DataType) -> float | None:
+    """Return a number in a value that is not whole where its type has whole numbers alone."""
+    if isinstance(value, float):
+        return value if pa.types.is_integer(kind) and not value.is_integer() else None
+    inside: list[tuple[Any, pa.DataType]] = []
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        inside = [(value.get(field.name), field.type) for field in kind]
+    elif isinstance(value, list) and pa.types.is_list(kind):
+        inside = [(one, kind.value_type) for one in value]
+    return next((lost for one, of in inside if (lost := _fraction(one, of)) is not None), None)
 
 
 def head_columns(rows: Iterable[dict[str, Any]]) -> list[pa.Field]:

@@ -85,23 +85,25 @@ def solve_both(session: Session, config: TrainConfig, setup: Setup, *, given: bo
 def ridges_of(config: TrainConfig, session: Session) -> tuple[float | str, float | str]:
     """Return the ridge of the weights' run, and the one under which it compared the weights as they were, if it says
     so and was of the same features."""
-    folder = Folder(session.folder.location(REWEIGHTED) if config.weights == "auto" else str(config.weights))
+    named = session.folder.location(REWEIGHTED) if config.weights == "auto" else str(config.weights)
+    folder = Folder(named, "weights")
     if "config.yaml" in folder.names(""):
         theirs, ours = folder.read_config(), asdict(config)
-        if found := folder.read_json("bands.json"):  # of an aggregation, which finds them
+        if found := folder.read_object("bands.json"):  # of an aggregation, which finds them
             theirs["shares"] = {band: figures["share"] for band, figures in found.items()}
-        if not isinstance(theirs["shares"], str):
+        if not isinstance(theirs.get("shares"), str):
             shares = chosen_shares(config, session.columns.features)
             ours["shares"] = shares and dict(zip(session.columns.features, shares, strict=True))
         pairs = [(name, theirs.get(name), ours[name]) for name in OF_FEATURES]
-        pairs.append(("data.features", listed(theirs["data"]["features"]), listed(ours["data"]["features"])))
+        data = theirs.get("data")
+        named = (data.get("features") if isinstance(data, dict) else None) or []
+        pairs.append(("data.features", listed(named), listed(ours["data"]["features"])))
         differ = [name for name, their, our in pairs if their != our]
         if differ:
             log.info("weights: that run had another %s, so that the ridge is chosen anew", ", ".join(differ))
             return "auto", "auto"
-    told = folder.read_json("summary.json") or {}
-    ridge = told.get("ridge", "auto")
-    return ridge, told.get("ridge_compared", ridge)
+    ridge = folder.read_positive("summary.json", "ridge", "auto")
+    return ridge, folder.read_positive("summary.json", "ridge_compared", ridge)
 
 
 def listed(names: Any) -> list[str]:

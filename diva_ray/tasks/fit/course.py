@@ -15,7 +15,7 @@ from diva_ray.engine.course import Course
 from diva_ray.engine.kernels.given import STEP, adopt
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
-from diva_ray.engine.training import MODULE
+from diva_ray.engine.training import MODULE, refusal_of_single_rows
 from diva_ray.errors import InputError
 from diva_ray.tasks.fit.closed import CLOSED, EVEN, Closed, rate_of, solve_both
 from diva_ray.tasks.setup.session import Session, look_beside
@@ -111,7 +111,9 @@ def check_module(course: Course, workers: int) -> Course:
     p, c = course.scale.width, course.outputs
     try:
         with torch.random.fork_rng(devices=[]):
-            model = course.build(p, c).float().eval()
+            model, again = course.build(p, c), course.build(p, c)
+            shared = _changing(model) & _changing(again)
+            model = model.float().eval()
             found = model(torch.zeros(2, p, dtype=torch.float32))
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             if trained:
@@ -121,6 +123,11 @@ def check_module(course: Course, workers: int) -> Course:
             f"module: must be built and run for {p} features and {c} outputs, got {type(error).__name__} ({error}). "
             "Change `module`."
         ) from error
+    if shared:  # the next arm would go on from where the last has ended
+        raise InputError(
+            f"module: must build new parameters every time, got {len(shared)} of the same in two. Build the module "
+            "inside the function, or return `copy.deepcopy(net)`."
+        )
     if tuple(found.shape) != (2, c) or not trained:
         raise InputError(
             f"module: must have parameters to train and take (2, {p}) to (2, {c}), got {len(trained)} parameters and "
@@ -138,15 +145,19 @@ def check_module(course: Course, workers: int) -> Course:
     return replace(course, unused=any(parameter.grad is None for parameter in trained))
 
 
+def _changing(model: torch.nn.Module) -> set[int]:
+    """Return which parameters and buffers training changes."""
+    trained = [one for one in model.parameters() if one.requires_grad]
+    return {id(one) for one in trained + [one for one in model.buffers() if one.is_floating_point()]}
+
+
 def check_few_rows(course: Course, model: torch.nn.Module, workers: int) -> None:
     """Raise if a worker has single rows in a step and the module, as with batch normalisation, takes none."""
     steps = -(-course.table.rows // course.batch_size)
     if course.table.rows // workers // steps > 1:
         return
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model.train()(torch.zeros(1, course.scale.width, dtype=torch.float32))
-    except Exception as error:  # the user's code
+    error = refusal_of_single_rows(model, course.scale.width)
+    if error is not None:
         raise InputError(
             f"batch_size: must give every worker 2 rows of a step at least, as the module takes no single row "
             f"({type(error).__name__}: {error}), got {course.batch_size} rows a step for {workers} worker"

@@ -6,7 +6,6 @@ import datetime
 import json
 import logging
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -40,6 +39,9 @@ PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers 
 PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
 MAKING = {"data.builtin", "data.noise", "seed"}  # of which the rows of a built-in table are made
 RAW = "raw"  # rows in memory that are to be embedded
+# What a run makes again from what it was given; not a Ray Dataset, which may take hours (and its `table.json` says so).
+ROWS = ("table", "table-1", "table-2", "grouped", "grouped.json")
+COPIES = (SUMS, RAW, *ROWS)
 ON_RAY = "the given Ray Dataset"
 HEAD = 1000  # of its rows, which a plan looks at
 FORMAT = 18  # of what an unfinished run leaves: another one's sums and rows are not those of this code
@@ -124,7 +126,7 @@ def open_folder(config: Any) -> Folder:
 
 def tidy(run: Callable[P, R]) -> Callable[P, R]:
     """Return the run of a task, which takes its config first, so that a mistake leaves nothing behind that stands in
-    the way of the next try: neither sums of the fit nor rows to be embedded in a folder that was new, and no empty
+    the way of the next try: neither sums of the fit nor copies of its rows in a folder that was new, and no empty
     folder that was not there. Then other runs may write there."""
 
     @wraps(run)
@@ -139,19 +141,22 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
             return cast(R, finished.result)
         except OSError as error:
             # A time-out, or a connection to Ray that is lost, is an OSError too, and no storage.
-            if "://" not in str(config.output or "") or isinstance(error, (TimeoutError, ConnectionError)):
+            places = {"output": str(config.output or ""), "data.path": str(config.data.path or "")}
+            far = [name for name, place in places.items() if "://" in place]
+            if not far or isinstance(error, (TimeoutError, ConnectionError)):
                 raise
             raise InputError(
-                f"output: storage must stay within reach, got {first_line(error)} at {config.output}. Run it again, "
-                "with `resume=true` if it had begun."
+                f"{far[0]}: storage must stay within reach, got {first_line(error)} at "
+                f"{' or '.join(places[name] for name in far)}. Run it again, with `resume=true` if it had begun."
             ) from error
         except BaseException as error:
             made = _local(config.output)
             if not (made and new and is_kept(made)):  # nothing was made, or it is somewhere else, or another run's
                 raise
-            if isinstance(error, InputError) and set(os.listdir(made)) <= {SUMS, RAW, *OURS}:
-                for name in {SUMS, RAW} & set(os.listdir(made)):
-                    shutil.rmtree(os.path.join(made, name))
+            if isinstance(error, InputError) and set(os.listdir(made)) <= {*COPIES, *OURS}:
+                for name in COPIES:
+                    Folder(made).drop(name)
+                    Folder(made).remove(name)
                 Folder(made).remove(TOKEN)
             let_others_in(made)
             for folder in absent if named else [made]:
@@ -211,7 +216,8 @@ def conclude(
 def seal(result: Result, session: Session) -> Result:
     """Write the manifest, the last file of a run, which says that it is whole, and delete what is not needed now."""
     folder = result.folder
-    written = {name: len(folder.names(name)) for name in folder.names("") if name not in NEEDED}
+    spent = _spent(folder)
+    written = {name: len(folder.names(name)) for name in folder.names("") if name not in spent}
     came = {"told": result.told, "rows": result.rows, "written": written}
     folder.write_json("manifest.json", manifest(session, session.started, now()) | came)
     _clear(folder)
@@ -219,15 +225,22 @@ def seal(result: Result, session: Session) -> Result:
 
 
 def _clear(folder: Folder) -> None:
-    for name in NEEDED:
+    for name in _spent(folder):
         folder.drop(name)
+        folder.remove(name)
     folder.remove(TOKEN)
+
+
+def _spent(folder: Folder) -> list[str]:
+    """Return what only an unfinished run needs: steps, and its own copies of rows, but for those of a Ray Dataset."""
+    names = set(folder.names(""))
+    return [name for name in (*NEEDED, *ROWS) if name in names and f"{name}.json" not in names - {"grouped.json"}]
 
 
 def _finished(folder: Folder, *, on_ray: bool) -> Result | None:
     """Return what came of the run in a folder if it is whole: what it wrote is all there."""
-    came = folder.read_json("manifest.json") or {}
-    summary = folder.read_json("summary.json")
+    came = folder.read_object("manifest.json") or {}
+    summary = folder.read_object("summary.json")
     if summary is None or "written" not in came:
         return None
     missing = [name for name, files in came["written"].items() if len(folder.names(name)) < files]
@@ -256,15 +269,16 @@ def _mark(
     mark = {"data": [fingerprint(table) for table in opened.tables], "config": options, "format": FORMAT}
     mark |= {"beside": {name: fingerprint(table) for name, table in beside.items()}} if beside else {}
     mark = json.loads(json.dumps(mark, default=str))
-    found = folder.read_json("state.json")
-    copied = (found or {}).get("config", {}).get("curate")
-    if isinstance(config, ScoreConfig) and copied and "none" in (copied, config.curate if finished else copied):
-        found["config"]["curate"] = config.curate  # a copy may be asked for later, and stays: no figure needs it
+    found = folder.read_object("state.json")
     if config.resume and found is not None and found.get("format") != FORMAT:
         raise InputError(
             f"resume: the run in {folder.path} must have been begun by this version of diva_ray, got another one's. "
             "Use a new `output`."
         )
+    copied = found["config"].get("curate") if found is not None and "config" in found else None
+    now_asked = config.curate if isinstance(config, ScoreConfig) and finished else copied
+    if found and copied and isinstance(config, ScoreConfig) and "none" in (copied, now_asked):
+        found["config"]["curate"] = config.curate  # a copy may be asked for later, and stays: no figure needs it
     if config.resume and found is not None and found["config"].keys() != mark["config"].keys():
         raise InputError(
             f"resume: the run in {folder.path} must be one of this job, got another job's. Use its `output`, or a new "

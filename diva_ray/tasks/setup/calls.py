@@ -70,7 +70,7 @@ def configure(
         else:
             values[name] = _nested(schema, name, value.path if isinstance(value, Result) else value)
     config = schema(**values)
-    config.output = config.output or ""
+    config.output = "" if config.output is None else config.output
     check_types(config)
     path = path_of(data)
     if path is not None:
@@ -110,13 +110,16 @@ def takes_table(call: Callable[P, R]) -> Callable[P, R]:
 def check_columns(options: Mapping[str, Any]) -> None:
     """Raise where an array stands in place of a column's name."""
     for name, value in options.items():
+        if name in SEVERAL and hasattr(value, "tolist") and all(isinstance(one, str) for one in value.tolist()):
+            continue  # names in an Index of pandas, or an array
         array = hasattr(value, "shape") and getattr(getattr(value, "dtype", None), "kind", "") != "U"
         numbers = isinstance(value, (list, tuple)) and value and not isinstance(value[0], str)
         if name in COLUMNS and (array or numbers):
             raise InputError(
                 f"data.{name}: must be a column's name{' or a list of names' * (name in SEVERAL)}, got a "
                 f"{type(value).__name__}. Put the array into the mapping and name its column: "
-                f'{{"features": X, "label": y, "{name}": array}}, {name}="{name}".'
+                f'{{"features": X, "label": y, "{name}": array}}, {name}="{name}". Names that are numbers are written '
+                "as texts."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,7 @@ LARGEST_NORM = 1e30  # of standardised rows; of rows as given, which are multipl
 CLASS_VARIANCE = 0.25  # at most, of zeros and ones
 LARGEST_WEIGHT = 1e12  # beyond it, or below its inverse, squares of a derivative's parts leave float32
 LEAST_SPREAD = 1e-6  # standard deviation of number targets below which, or above its inverse, they are, too
+VANISHING = 1e-150  # numbers whose squares float64 takes for 0, or nearly
 TOO_SPREAD = 1e15  # beyond it, or below its inverse, derivatives (of squares) leave float32, in which they are written
 
 
@@ -63,6 +65,7 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
             "data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`."
         )
     check_labels(columns, setup, found)
+    check_validation(columns, setup, found)
     check_ids(runner, columns)
 
 
@@ -75,6 +78,23 @@ def check_weights(columns: Columns, counts: Tally) -> None:
         raise InputError(
             f"data.weight: weights above 0 must have a mean of {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, got "
             f"{mean:.3g} in `{columns.weight}`. Scale the column, or change `data.weight`."
+        )
+
+
+def check_validation(columns: Columns, setup: Setup, found: Scan) -> None:
+    """Raise for validation weights with which derivatives could not be written: they grow as those do, and as the
+    inverse of the weights and (numbers) the square of the spread."""
+    v, weight = (found.counts[a] / found.counts[b] for a, b in (("validation", "heard"), ("weight", "positive")))
+    spread = (spread_of(found.target) or 1.0) if setup.task in ("regression", "vector") else 1.0
+    if not 1 / LARGEST_WEIGHT <= v / weight <= LARGEST_WEIGHT:
+        raise InputError(
+            f"data.validation_weight: weights above 0 must have a mean of {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g} "
+            f"times that of the weights in the fit, got {v:.3g} and {weight:.3g}. Scale the column."
+        )
+    if not 1 / TOO_SPREAD**2 <= v * spread**2 / weight <= TOO_SPREAD**2:
+        raise InputError(
+            f"data.label: validation weight times variance of the numbers over weight must be {1 / TOO_SPREAD**2:g} to "
+            f"{TOO_SPREAD**2:g}, got {v:.3g}, {spread**2:.3g} and {weight:.3g}. Scale one of these columns."
         )
 
 
@@ -117,6 +137,11 @@ def check_variety(columns: Columns, reach: Tensor, outputs: int) -> None:
     """Raise for numbers to predict that are the same in every row."""
     mean, squares = (x.view(-1, outputs)[-1] for x in reach[1:].chunk(2))
     if reach[0] > 1 and bool((squares <= CONSTANT * (squares + reach[0] * mean.square())).all()):
+        if bool((mean != 0).any()) and float(mean.abs().max()) < VANISHING:
+            raise InputError(
+                f"data.label: numbers must have a standard deviation of {1 / TOO_SPREAD:g} to {TOO_SPREAD:g}, got "
+                f"numbers as small as {float(mean[0]):g} in `{columns.label}`, whose squares are 0. Scale the column."
+            )
         raise InputError(
             f"data.label: numbers must differ from row to row, got {float(mean[0]):g} in every row of "
             f"`{columns.label}`. Change `data.label`."
@@ -179,11 +204,17 @@ def check_several(columns: Columns, classes: list, most: int, fewest: int) -> No
         )
 
 
+def spread_of(target: Tensor) -> float:
+    """Return the standard deviation of number targets, 0 where it is but rounding; `target` is the scan's."""
+    mean, squares = target[1:].chunk(2)
+    spread = float((squares.sum() / target[0]).sqrt())
+    return 0.0 if spread <= 1e-12 * float(mean.norm()) else spread
+
+
 def check_spread(columns: Columns, target: Tensor) -> None:
     """Raise for numbers whose derivatives could not be written."""
-    mean, squares = target[1:].chunk(2)
-    spread, constant = float((squares.sum() / target[0]).sqrt()), 1e-12 * float(mean.norm())
-    if not spread <= constant and not 1 / TOO_SPREAD <= spread <= TOO_SPREAD:
+    spread = spread_of(target)
+    if spread and not 1 / TOO_SPREAD <= spread <= TOO_SPREAD:
         raise InputError(
             f"data.label: numbers must have a standard deviation of {1 / TOO_SPREAD:g} to {TOO_SPREAD:g}, got "
             f"{spread:.3g} in `{columns.label}`. Scale the column, or change `data.label`."
@@ -208,12 +239,15 @@ def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:
         if key is not None:
             asked = [extent for extent in runner.engine.extents if pool or not extent.pool]
             everywhere = runner.engine.each(_places(key), asked, int, False)
-            rows = [place for places in everywhere for place in places]
-            raise InputError(
-                f"data.id: ids must be unique, got {rows[0][0]!r} twice at "
-                f"{' and '.join(place for _, place in rows[:2])}. "
-                "Fix the table, choose another `data.id`, or use row positions (`data.id=none`)."
-            )
+            places: dict[object, list[str]] = {}
+            for one, place in chain.from_iterable(everywhere):
+                places.setdefault(one, []).append(place)
+            for one, twice in places.items():  # else different ids have one key, by chance
+                if len(twice) > 1:
+                    raise InputError(
+                        f"data.id: ids must be unique, got {one!r} twice at {' and '.join(twice[:2])}. "
+                        "Fix the table, choose another `data.id`, or use row positions (`data.id=none`)."
+                    )
 
 
 def _places(key: int) -> Callable:

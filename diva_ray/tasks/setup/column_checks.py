@@ -131,6 +131,13 @@ def check_columns(table: Table, other: Table, columns: Columns, task: str, role:
         )
     if role == "pool" and columns.truth in other.schema.names:
         check_truth(other, columns, f" in {other.option}")
+    if columns.group and columns.group in other.schema.names and "group" not in idle:
+        kinds = [_comparable(t.schema.field(columns.group).type) for t in (table, other)]
+        if kinds[0] != kinds[1]:
+            raise InputError(
+                f"{other.option}: column `{columns.group}` must hold {kinds[0]} as in the table, got {kinds[1]} at "
+                f"{other.name}: a group that both have would not be found. Fix the table or `{other.option}`."
+            )
     if task not in ("classification", "multilabel"):
         return
     kinds = [family(t.schema.field(columns.label).type) for t in (table, other)]

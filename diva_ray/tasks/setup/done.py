@@ -118,15 +118,15 @@ class Done:
         if self.count >= len(self.found):
             return None
         name = f"{PLACE}/{self.found[self.count]}"
-        told = self.folder.read_json(f"{name}.json")
         expected = {"pass": label, "kernel": kernel, "rows": rows}
-        if {key: told.get(key) for key in expected} != expected:
+        told = self._told(name)
+        if told and {key: told.get(key) for key in expected} != expected:
             raise InputError(
                 f"resume: the run must go the way it went, got `{label}` over {rows:,} rows where {name}.json says "
                 f"`{told.get('pass')}` over {told.get('rows'):,}. It was made by another version: use a new `output`."
             )
         try:
-            arrays = self.folder.read_arrays(f"{name}.npz")
+            arrays = self.folder.read_arrays(f"{name}.npz") if told else None
             value = None if arrays is None else (unpack(arrays),)
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
             log.warning("resume: %s.npz is damaged (%s)", name, error)
@@ -138,3 +138,11 @@ class Done:
             passes = counted(self.count + 1, "pass is", "passes are")
             log.info("resume: %s done already, up to `%s` (%s)", passes, label, told["finished"])
         return value
+
+    def _told(self, name: str) -> dict[str, Any]:
+        """Return what is said of a kept pass; nothing where that is damaged."""
+        try:
+            return self.folder.read_object(f"{name}.json") or {}
+        except InputError as error:
+            log.warning("resume: %s", error)
+            return {}

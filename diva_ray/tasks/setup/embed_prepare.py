@@ -167,7 +167,7 @@ def _threads_beside(gpus: float, nodes: list[dict[str, float]]) -> int:
 def _finished(job: Job) -> dict[int, dict[str, Any]]:
     """Return the units whose files are there, whole and of this run; another run's or broken ones are made again, and
     those of samples whose own files could not be read."""
-    listed = {one["file"]: one for one in (job.folder.read_json("manifest.json") or {}).get("units", [])}
+    listed = {one["file"]: one for one in (job.folder.read_object("manifest.json") or {}).get("units", [])}
     names = set(job.folder.names("features"))
     found = {}
     for unit in job.source.units:

@@ -97,11 +97,11 @@ def open_kept(config: FitConfig, update: str, features: tuple[str, ...], task: s
     Raises:
         InputError: no such run, or one whose sums are of something else.
     """
-    folder = Folder(update)
+    folder = Folder(update, "update")
     if config.output and folder.path == Folder(config.output).path:
         raise InputError(f"update: must be another folder than output, got {folder.path} for both. Change `output`.")
-    index = _whole(folder.read_json, folder, "index.json")
-    if index is None or index["version"] != VERSION:
+    index = _whole(folder.read_object, folder, "index.json")
+    if index is None or index.get("version") != VERSION:
         raise InputError(
             "update: must be the folder of a score run that kept its fit sums (not with keep_sums=false, pairs, or "
             f"fewer rows than features, and by this version), got none at {folder.path}. Score without `update`."

@@ -113,6 +113,8 @@ def choose_place(sizes: Sizes, workers: int, budget: int | None, cache: str) -> 
 
 def check_fit(sizes: Sizes, place: str, workers: int, budget: int | None) -> None:
     """Raise if a worker needs more than its budget even with its rows out of memory."""
+    # Of few shards the cache holds as many as there are, beside what it reads: in memory they may need less.
+    place = min((place, "memory"), key=lambda one: sizes.need(one, workers))
     need = sizes.need(place, workers)
     if budget is not None and need > budget and replace(sizes, window=0).need(place, workers) <= budget:
         most = sizes.most_window(workers, budget)

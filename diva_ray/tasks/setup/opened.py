@@ -50,6 +50,8 @@ TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from w
 ONE_THREAD = 2e11
 NARROW = 200  # columns and outputs up to which more threads gain nothing however many the rows, for the same reasons
 SEEN, STRETCHES = 1 << 18, 16  # rows whose labels a plan looks at, and in how many places
+MANY_FITS = (ReweightConfig, AggregateConfig, AugmentConfig)
+GATHERED = 3  # copies of all rows in float64, while the space that they span is sought
 APART = {"held_out": ("held_out", "test"), "pool": ("pool", "test")}  # which roles of a table mark its shards so
 
 
@@ -93,11 +95,13 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
     pairs = outputs is None
     outputs = p - int(config.intercept) if outputs is None else outputs
     rows = sum(t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role not in APART["pool"])
-    fits = [(p, outputs)]
+    bands = _spanned(config, [min(width, config.projection or width) for width, _ in widths], rows)
+    q = sum(bands) + int(config.intercept)  # columns of the fits
+    fits = [(q, outputs)]
     if pairs:  # either band is predicted from the other
         fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
     costs = [_cost(config, rows, *fit, opened.task) for fit in fits]
-    cost = _cost(config, rows, p, outputs, opened.task)
+    cost = _cost(config, rows, q, outputs, opened.task)
     extents = split(table, replace(opened.columns, group=None))
     row = sum(width * size for width, size in widths)
     fewest = min(costs, key=lambda one: one.vectors)  # both directions of pairs take as many
@@ -108,7 +112,7 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
         rows,
         row,
         results,
-        state_of(config, cost, [width for width, _ in widths]),
+        state_of(config, cost, bands) + (GATHERED * 8 * rows * p if q < p else 0),
         extents[0].stop,
         groups,
         sum(t.rows for t in opened.tables) - rows,
@@ -128,11 +132,13 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
         notes.append(
             f"cluster.workers={config.cluster.workers}: {len(extents)} shard(s) keep no more than {workers} busy"
         )
+    if opened.columns.group:
+        notes.append("groups: leaving them out takes several times what rows take; scattered ones are sorted first")
     if isinstance(config, TrainConfig):
         notes.append(time_of_training(config))
     elif not isinstance(config, TuneConfig) and fewest.vectors:
         notes.append(f"standard errors are estimated from {fewest.errors()}")
-    more = _cost(replace(config, precision="float64"), rows, p, outputs, opened.task).state() - cost.state()
+    more = _cost(replace(config, precision="float64"), rows, q, outputs, opened.task).state() - cost.state()
     notes += products_in_words(config, more)
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
@@ -140,6 +146,13 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
         table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
         Keeping(gpus=config.cluster.gpus_per_worker), None, passes_of(config), seconds, alone, notes,
     )  # fmt: skip
+
+
+def _spanned(config: FitConfig, widths: list[int], rows: int) -> list[int]:
+    """Return the columns of bands in the fits: tasks of many fits take bands of more columns than rows in the space
+    that the rows span, where that halves them (`tasks.fit.dual.for_few_rows`)."""
+    few = [min(width, rows) for width in widths]
+    return few if isinstance(config, MANY_FITS) and 2 * sum(few) <= sum(widths) else widths
 
 
 def _trained_on(config: FitConfig, opened: Opened, p: int, outputs: int) -> dict[str, int]:
@@ -215,7 +228,8 @@ def products_in_words(config: FitConfig, more: int) -> list[str]:
 
 def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str) -> Cost:
     """Return the cost of one derivative."""
-    double, auto = config.precision == "float64", config.ridge == "auto"
+    double = config.precision == "float64" or (isinstance(config, MANY_FITS) and rows < p)
+    auto = config.ridge == "auto"
     gpus, errors = bool(config.cluster.gpus_per_worker), config.standard_errors
     dual = isinstance(config, ScoreConfig) and takes_dual(rows, p, config.ridge)
     doubt = isinstance(config, ScoreConfig) and config.labeller_doubt != "off"

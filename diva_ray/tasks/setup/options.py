@@ -43,10 +43,10 @@ def check_options(config: FitConfig) -> None:
         "standard_errors": ("auto", "exact", "estimate"),
     })  # fmt: skip
     ridge = config.ridge
-    if ridge != "auto" and (
+    if not (isinstance(ridge, str) and ridge == "auto") and (
         not isinstance(ridge, (int, float)) or isinstance(ridge, bool) or not 0 <= ridge <= sys.float_info.max
     ):
-        raise InputError(f"ridge: must be auto or a number >= 0, got {ridge!r}. Change `ridge`.")
+        raise InputError(f"ridge: must be auto or a number >= 0, got {short(ridge)}. Change `ridge`.")
     check_least(config, {"block_rows": 1, "projection": 1, **CLUSTER})
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed: must be 0 to {2**32 - 1}, got {config.seed}. Change `seed`.")
@@ -73,7 +73,8 @@ def check_types(config: Any, within: str = "") -> None:
         if not isinstance(value, np.ndarray) or value.dtype.kind == "U":  # numbers are a table in a wrong place
             value = plain(value)
             setattr(config, option.name, value)
-        if value == "" and option.default != "" and option.name != "output":  # as of a shell's unset variable
+        empty = isinstance(value, str) and not value  # as of a shell's unset variable
+        if empty and option.default != "" and option.name != "output":
             name = f"{within}{option.name}"
             raise InputError(f"{name}: must not be empty, got ''. Leave `{name}` out, or give it a value.")
         kinds = str(option.type).split(" | ")
@@ -171,7 +172,7 @@ def chosen_shares(config: FitConfig, bands: Sequence[str]) -> list[float] | None
         return None
     if isinstance(given, str):
         folder, _, name = given.rpartition("/") if given.endswith(".json") else (given, "", "bands.json")
-        there = Folder(folder or ".")
+        there = Folder(folder or ".", "shares")
         found = there.read_json(name)
         if found is None:
             raise InputError(

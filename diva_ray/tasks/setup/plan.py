@@ -102,7 +102,8 @@ def choose_kind(cluster: ClusterConfig, need: int) -> tuple[str, str]:
         raise InputError(f"cluster: must be auto, inline, local or ray, got {cluster.kind}. Change `cluster`.")
     if cluster.kind != "auto":
         return cluster.kind, f"cluster={cluster.kind}"
-    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") or ray_is_running():
+    own = getattr(sys.modules.get("diva_ray.engine.connect"), "started_here", bool)()
+    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID") or (ray_is_running() and not own):
         return "ray", "a Ray cluster is in reach of this process"
     budget = parse_bytes(cluster.memory)
     room = budget if budget is not None else psutil.virtual_memory().available // 2

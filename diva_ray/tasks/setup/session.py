@@ -41,6 +41,7 @@ from diva_ray.tasks.setup.settle import make_setup
 from diva_ray.threads import blas_environment, of_worker
 
 log = logging.getLogger("diva_ray")
+COPIED = 2  # copies of the features while rows are sorted in memory: as read, and in their new order
 
 
 @dataclass
@@ -127,9 +128,12 @@ def open_session(
                     "scattered, or split between both. Sort the tables by it, or move its rows into one."
                 )
             inline, original = plan.kind == "inline", tables[0]
-            if inline and plan.keeping.place != "memory":  # sorting them here would take all of them into it
+            sizes = plan.sizes
+            sorted_here = sizes.need("memory", 1) + COPIED * sizes.rows * sizes.features
+            if inline and (plan.keeping.place != "memory" or sorted_here > (plan.budget or sorted_here)):
                 raise InputError(
-                    f"data.group: rows of a group must lie together where rows do not fit memory, got groups scattered "
+                    f"data.group: rows of a group must lie together where memory has no room to sort them "
+                    f"({sorted_here / 2**30:.3g} GiB), got groups scattered "
                     f"over {original.name}. Sort the table by `{columns.group}`, use `cluster=local` (Ray Data sorts "
                     "it), or raise `cluster.memory`."
                 )

@@ -32,12 +32,13 @@ def open_given(config: TrainConfig, table: Table | None = None, columns: Columns
     """
     if config.weights in (None, "auto"):
         return None
-    if "samples" not in Folder(str(config.weights)).names(""):
+    folder = Folder(str(config.weights), "weights")
+    if "samples" not in folder.names(""):
         raise InputError(
             "weights: must be the output of a reweight or score run, with samples/, got none at "
             f"{config.weights}. Change `weights`."
         )
-    told = Folder(str(config.weights)).read_json("summary.json")
+    told = folder.read_object("summary.json")
     if told is not None and not {"accepted", "weights"} & told.keys():
         log.info("weights: that run changed no weight, so that `weighted` is trained with the table's own")
     samples = open_parquet(f"{str(config.weights).rstrip('/')}/samples", "weights")
@@ -49,7 +50,7 @@ def open_given(config: TrainConfig, table: Table | None = None, columns: Columns
                 f"{samples.name}. Change `weights`{' or `flag`' if name in flags else ''}."
             )
     present = tuple(name for name in flags if name in samples.schema.names)
-    given = Given(samples, present, (told or {}).get("weight_factor", 1.0))
+    given = Given(samples, present, folder.read_positive("summary.json", "weight_factor", 1.0))
     if table is not None and columns is not None:
         _compare(given, table, columns)
     return given

@@ -144,10 +144,10 @@ def _falls_on(arm: dict[str, Any], s: dict[str, Any]) -> str:
     classes = s["task"] in ("classification", "multilabel")
     if not classes or lost(arm, s) or rose(arm, s) or _short(arm, s) or not half - last > FALLS_ON * half:
         return ""
+    why = ", as more wrong labels are fitted" if s["n_flagged"] and arm["name"] != "without_flagged" else ""
     return (
         f"{{}}: the training loss fell from {half:.3g} in epoch {halfway(losses) + 1} to {last:.3g} at last and would "
-        f"fall on, as more wrong labels are fitted: what weights are worth hangs on `epochs` ({s['epochs']} now). Try "
-        "others."
+        f"fall on{why}: what weights are worth hangs on `epochs` ({s['epochs']} now). Try others."
     )
 
 

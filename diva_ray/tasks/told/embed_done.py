@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import shlex
 from collections import Counter
 from importlib.metadata import version
@@ -189,15 +191,23 @@ def _next(config: EmbedConfig, prepared: Prepared, summary: dict[str, Any]) -> l
         return lines
     words = [f"data.path={path}"]
     words += ["task=pairs"] if pairs else []
-    words += [f"data.features=[{','.join(bands)}]"] if len(bands) > 1 else []
-    words += [f"data.features={bands[0]}"] if len(bands) == 1 and bands != ["features"] else []
-    words += [f"data.label={label}"] if label and label != "label" else []
-    words += [f"data.label={others[0]}"] if not (label or pairs) else []
+    listed = ",".join(map(_value, bands))
+    words += [f"data.features=[{listed}]"] if len(bands) > 1 else []
+    words += [f"data.features={listed}"] if len(bands) == 1 and bands != ["features"] else []
+    words += [f"data.label={_value(label)}"] if label and label != "label" else []
+    words += [f"data.label={_value(others[0])}"] if not (label or pairs) else []
     words += ["data.truth=true_label"] if config.data.builtin and "true_label" in job.schema.names else []
     lines.append(f"next: python jobs/score.py {' '.join(map(shlex.quote, words))}")
     if not (label or pairs) and len(others) > 1:
         lines.append(f"data.label may also be {', '.join(others[1:TOLD])}")
     return lines
+
+
+def _value(name: str) -> str:
+    """Return a column's name as an override takes it, also inside a list."""
+    plain = re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII)
+    plain = plain and name.lower() not in ("true", "false", "null", "nan", "inf")
+    return name if plain else json.dumps(name, ensure_ascii=False)
 
 
 def _command_without_nulls(path: str, copy: str, columns: list[str]) -> str:

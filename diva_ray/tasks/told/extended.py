@@ -104,14 +104,13 @@ def rule_of(method: str, task: str, *, blind: bool, single: bool) -> str:
 
 
 def chosen_first(session: Session, written: Tally) -> list[dict[str, Any]]:
-    """Return the rows chosen first with their picture or text, read from the pool one by one."""
+    """Return the rows chosen first with their picture or text."""
     pool = session.tables[-1]
     show = [name for name in session.show if name in pool.schema.names]
     kept = ("id", "label", "z", "label_score")  # the score is NaN where labels are not judged
-    return [
-        with_names(session, {name: row[name] for name in kept if name in row}) | seen_in(pool, show, row["row"])
-        for row in written["first"].worst[:SHOWN]
-    ]
+    rows = written["first"].worst[:SHOWN]
+    found = seen_in(pool, show, [row["row"] for row in rows])
+    return [with_names(session, {name: row[name] for name in kept if name in row}) | found[row["row"]] for row in rows]
 
 
 def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: list[dict[str, Any]]) -> Sheet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from diva_ray.data.table import Table
 from diva_ray.engine.kernels.samples import WEIGHT_EDGES, Z_EDGES
@@ -91,11 +92,13 @@ def weight_histogram(counts: np.ndarray, mean: float) -> tuple[list[float], list
 
 
 def shown(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with their picture or text, read from the table one by one; of several labels those that were
-    corrected, in one order, since theirs means nothing."""
+    """Return the rows with their picture or text; of several labels those that were corrected, in one order, since
+    theirs means nothing."""
     if session.task == "multilabel":
         rows = [in_order(row) for row in rows]
-    return [with_names(session, row) | seen(session, row.get("__row__", row["row"])) for row in rows]
+    places = [row.get("__row__", row["row"]) for row in rows]
+    found = seen(session, places)
+    return [with_names(session, row) | found[at] for row, at in zip(rows, places, strict=True)]
 
 
 def with_names(session: Session, row: dict[str, Any]) -> dict[str, Any]:
@@ -111,17 +114,20 @@ def in_order(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **{key: sorted(found, key=str) for key, found in lists.items() if isinstance(found, list)}}
 
 
-def seen(session: Session, at: int) -> dict[str, Any]:
-    """Return the picture and the text of one row of the table as it was given, as far as there are columns to show."""
-    return seen_in(session.original or session.tables[0], list(session.show), at)
+def seen(session: Session, places: list[int]) -> dict[int, dict[str, Any]]:
+    """Return the pictures and texts of rows of the table as it was given, as far as there are columns to show."""
+    return seen_in(session.original or session.tables[0], list(session.show), places)
 
 
-def seen_in(table: Table, show: list[str], at: int) -> dict[str, Any]:
-    """Return the picture and the text of one row of any table, from the columns to show."""
+def seen_in(table: Table, show: list[str], places: list[int]) -> dict[int, dict[str, Any]]:
+    """Return the pictures and texts of rows of any table, from the columns to show, by the rows' places; read in their
+    order, so that a row group is fetched once for all of them."""
+    reader = table.reader()
+    return {at: _seen(reader.read(at, at + 1, show), show) if show else {} for at in sorted(set(places))}
+
+
+def _seen(values: pa.Table, show: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if not show:
-        return found
-    values = table.reader().read(at, at + 1, show)
     for name in show:
         value = values[name][0].as_py()
         if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # a picture as Hugging Face keeps it

@@ -218,21 +218,26 @@ def exported(summary: dict[str, Any]) -> list[str]:
     return ["subset.npy: sorted uids of the pairs to keep, in DataComp's format"] if "exported" in summary else []
 
 
+def place(row: dict[str, Any]) -> int:
+    """Return where a row lies in the table as it was given."""
+    return row.get("__row__", row["row"])
+
+
 def closer(session: Session, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """Return pairs as they are, each with the text (or id) of the sampled pair that suits its first side."""
-    found = []
+    found, known = [], seen(session, [row[key] for row in rows] + [place(row) for row in rows])
     for row in rows:
-        other = seen(session, row[key]).get("text")
-        found.append({**as_card(row), **seen(session, row.get("__row__", row["row"])),
+        other = known[row[key]].get("text")
+        found.append({**as_card(row), **known[place(row)],
                       "closer": f"closer: {other}" if other else f"closer: row {row[key]}"})  # fmt: skip
     return found
 
 
 def swapped(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return each pair's text beside the picture of the sampled pair that suits its second side."""
-    found = []
+    found, known = [], seen(session, [row["better_first"] for row in rows] + [place(row) for row in rows])
     for row in rows:
-        own, other = seen(session, row.get("__row__", row["row"])), seen(session, row["better_first"])
+        own, other = known[place(row)], known[row["better_first"]]
         pictured = {"picture": other["picture"]} if "picture" in other else {}
         text = {"text": own["text"]} if "text" in own else {}
         told = f"row {row['better_first']}" if pictured or "text" not in other else other["text"]
