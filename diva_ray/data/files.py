@@ -173,8 +173,13 @@ def check_named(path: str, option: str = "data.path") -> None:
 def check_links(folder: str, option: str = "data.path", above: tuple[str, ...] = ()) -> None:
     """Raise for a link that leads back to a folder in which it lies: its files would be read again and again."""
     above = (*above, os.path.realpath(folder))
-    with os.scandir(folder) as entries:
-        inside = [entry for entry in entries if entry.is_dir()]
+    try:
+        with os.scandir(folder) as entries:  # what writers have set aside is not read
+            inside = [entry for entry in entries if not entry.name.startswith((".", "_")) and entry.is_dir()]
+    except OSError as error:
+        raise InputError(
+            f"{option}: every folder must be readable, got {first_line(error)}. Change its rights, or `{option}`."
+        ) from error
     for entry in inside:
         real = os.path.realpath(entry.path) if entry.is_symlink() else ""
         if real and any(f"{one}/".startswith(f"{real.rstrip('/')}/") for one in above):

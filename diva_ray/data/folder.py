@@ -293,8 +293,8 @@ class Folder:
         found = self.read_json(name)
         return None if found is None else self._mapping(name, found)
 
-    def read_positive(self, name: str, key: str, otherwise: Any) -> Any:
-        """Return the number > 0 of a key in a JSON file; `otherwise` where there is none.
+    def read_number(self, name: str, key: str, otherwise: Any) -> Any:
+        """Return the number >= 0 of a key in a JSON file; `otherwise` where there is none.
 
         Raises:
             InputError: it is something else.
@@ -302,8 +302,8 @@ class Folder:
         value = (self.read_object(name) or {}).get(key)
         if value is None:
             return otherwise
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise self._damaged(name, f"{key}: {value!r} instead of a number > 0")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise self._damaged(name, f"{key}: {value!r} instead of a number >= 0")
         return value
 
     def _mapping(self, name: str, found: Any) -> dict[str, Any]:

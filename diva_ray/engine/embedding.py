@@ -127,6 +127,7 @@ class UnitEncoder:
             for prepared in ahead(self._prepared(unit), AHEAD):
                 now = time.perf_counter()
                 seconds["wait"] += now - before
+                self._check_storage(prepared)
                 held.append(self._encoded(prepared))
                 nulls.update({name: held[-1][name].null_count for name in job.schema.names})
                 failures += prepared.failures
@@ -158,6 +159,17 @@ class UnitEncoder:
             "noted": [f"{one.id} at {one.where}: {one.reason}" for one in failures[:NOTED]], "process": os.getpid(),
             "host": socket.gethostname(), "memory": peak_memory(),
         }  # fmt: skip
+
+    def _check_storage(self, prepared: Prepared) -> None:
+        """Raise where a whole chunk of pictures could not be read from a store: it is gone, and each would be refused
+        after a wait of seconds or minutes."""
+        failures = prepared.failures
+        unread = failures and all(one.reason.startswith(NOT_READABLE) for one in failures)
+        if unread and not self.pictures.local and not prepared.good.any():
+            raise InputError(
+                f"data.root: storage must stay within reach, got {len(failures)} pictures in a row that are "
+                f"{failures[0].reason} at {self.pictures.root}. Run it again with `resume=true`."
+            )
 
     def _prepared(self, unit: Unit) -> Iterator[Prepared]:
         for rows in self.job.source.read(self.job.source, unit, self.columns, self.job.chunk):

@@ -53,7 +53,7 @@ def test_a_weight_factor_that_is_none(tmp_path, value):
     run = diva_ray.score(TABLE, output=str(tmp_path), **OPTIONS)
     told = json.loads((tmp_path / "summary.json").read_text())
     (tmp_path / "summary.json").write_text(json.dumps({**told, "weight_factor": value}))
-    with pytest.raises(InputError, match=r"^weights: .*weight_factor: .* instead of a number > 0"):
+    with pytest.raises(InputError, match=r"^weights: .*weight_factor: .* instead of a number >= 0"):
         diva_ray.train(TABLE, TABLE, weights=run.path, epochs=1, seeds=1, **OPTIONS)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 import diva_ray
 from diva_ray.data.columns import to_matrix
-from diva_ray.data.decode import Pictures
+from diva_ray.data.decode import NOT_READABLE, Pictures, RefusedError
 from diva_ray.errors import InputError
 from tests.data import raw_sets
 
@@ -407,3 +407,25 @@ def test_a_quote_that_is_not_closed_is_no_single_row(tmp_path):
     (tmp_path / "bad.csv").write_text("text,n\n" + "\n".join(lines) + "\n")
     with pytest.raises(InputError, match=r"every quote in a CSV file must be closed, got one .* in '\"oops,100"):
         diva_ray.embed(str(tmp_path / "bad.csv"), **options)
+
+
+def test_a_store_that_is_gone_ends_a_run_and_not_every_picture(tmp_path, monkeypatch):
+    for k in range(900):
+        Image.new("RGB", (32, 32), (k % 256, 0, 0)).save(tmp_path / f"{k}.png")
+    read, opened = Pictures._file, []
+
+    def gone(self, named):
+        self.local = False
+        opened.append(named)
+        if len(opened) > 100:
+            raise RefusedError(f"{NOT_READABLE}AWS Error SLOW_DOWN")
+        return read(self, named)
+
+    monkeypatch.setattr(Pictures, "_file", gone)
+    options = {"cluster": INLINE, "quiet": True, "most_failed": 1.0, "output": str(tmp_path / "out")}
+    data = {"image": [f"{k}.png" for k in range(900)], "label": [0, 1] * 450}
+    with pytest.raises(InputError, match=r"data.root: storage must stay within reach, got \d+ pictures in a row"):
+        diva_ray.embed(data, root=str(tmp_path), **options)
+    assert len(opened) < 600
+    monkeypatch.setattr(Pictures, "_file", read)
+    assert diva_ray.embed(data, root=str(tmp_path), resume=True, **options).summary["n_samples"] == 900
