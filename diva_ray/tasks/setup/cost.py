@@ -16,7 +16,8 @@ EIGEN = 9.0  # p^3 operations of an eigendecomposition, which run at a third of 
 TILES = 8 / 3  # p^3 operations of a reduction to tiles, which run at three quarters of it
 SOLVED = 4.0 * WIDTH  # operations of a row, column and ridge under tiles, which run at half of it
 # Seconds a number, of one thread of a processor of 2024 (Zen 5), measured:
-CALIBRATE = 8e-8  # of the left-out outputs, under every calibration
+ROW = 5e-6  # of the rows, in all passes together, beside what is below
+CALIBRATE = 1e-7  # of the left-out outputs, under every calibration
 FLIPS = 5e-6  # of the sample's outputs: the search for classes that flip into each other, where there are none
 OUTPUTS = 2e-8  # of the left-out outputs: loss, gradient, verdicts
 NEAR = 5e-9  # of the cosines in the search for neighbours, beside their products
@@ -114,7 +115,7 @@ class Cost:
         passes = 4 + (1 if self.auto else 0) + (0 if self.kept else 3)
         outputs = c * (OUTPUTS + (CALIBRATE if self.classes else 0.0)) + 3 * DRAWN * (self.columns - c)
         flips = FLIPS * min(n, SAMPLED) * c if self.classes and c <= MOST_CLASSES else 0.0
-        return NEAR * self.cosines() + flips + n * outputs + n * p * (DECODED + PASSED * passes)
+        return NEAR * self.cosines() + flips + n * (ROW + outputs) + n * p * (DECODED + PASSED * passes)
 
     def driver(self) -> float:
         """Return the float64 operations between the passes, on the driver: p^3 and p^2 times outputs; or of the rows'
