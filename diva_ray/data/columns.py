@@ -126,6 +126,20 @@ def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether values are texts."""
+    kind = storage_type(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def is_picture(kind: pa.DataType) -> bool:
+    """Return whether values are encoded pictures: bytes, or {bytes, path} as Hugging Face has them."""
+    kind = storage_type(kind)
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def storage_type(kind: pa.DataType) -> pa.DataType:
     """Return the plain type under an extension or a dictionary."""
     if isinstance(kind, pa.DictionaryType):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from diva_ray.data.columns import element_type, is_list, is_number, storage_type
+from diva_ray.data.columns import element_type, is_list, is_number, is_picture, is_text, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.errors import InputError
 
@@ -223,20 +223,9 @@ def _shown(schema: pa.Schema, *, several: bool) -> list[str]:
     found: dict[bool, str] = {}
     for name in SHOWN:
         kind = schema.field(name).type if name in schema.names else None
-        if kind is not None and not is_list(kind) and (_is_text(kind) or _is_bytes(kind)):
-            found.setdefault(_is_bytes(kind), name)
+        if kind is not None and not is_list(kind) and (is_text(kind) or is_picture(kind)):
+            found.setdefault(is_picture(kind), name)
     return list(found.values())[: 2 if several else 1]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    """Return whether values are bytes, or the struct of bytes and a path that Hugging Face makes of a picture."""
-    if pa.types.is_struct(kind):
-        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def task_of(schema: pa.Schema, label: str, task: str) -> str:
@@ -244,7 +233,7 @@ def task_of(schema: pa.Schema, label: str, task: str) -> str:
     kind = schema.field(label).type
     element = element_type(kind)
     number = pa.types.is_floating(element) or pa.types.is_decimal(element)
-    named = _is_text(element) or pa.types.is_integer(element) or pa.types.is_boolean(element)
+    named = is_text(element) or pa.types.is_integer(element) or pa.types.is_boolean(element)
     fits = {
         "classification": not is_list(kind) and named,
         "regression": not is_list(kind) and (number or pa.types.is_integer(element)),

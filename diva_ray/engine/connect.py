@@ -58,6 +58,8 @@ def _connect(kind: str, cpus: int | None, object_store_memory: int | None) -> No
         else:
             ray.init(address="auto", **quiet)  # never start a cluster where one was asked for
         hear_again()
+    except InputError:
+        raise
     except Exception as error:  # Ray's own raise any type; of a node that is not up in time a bare Exception
         if kind == "local":
             raise InputError(
@@ -124,10 +126,15 @@ def _own_token() -> None:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = os.environ.get("RAY_AUTH_TOKEN_PATH", os.path.expanduser("~/.ray/auth_token"))
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
-    except FileExistsError:
+    except OSError as error:
+        if not os.path.isfile(path):
+            raise InputError(
+                f"cluster: Ray on this machine must have a token, which could not be written ({first_line(error)}). "
+                "Name a file of yours in RAY_AUTH_TOKEN_PATH, or use `cluster=inline`."
+            ) from error
         if os.stat(path).st_uid == os.getuid():
             os.chmod(path, 0o600)

@@ -103,5 +103,5 @@ def _finish(work: Extension) -> Result:
     work.runner.engine.tell(folder=folder, rounds=work.kept["rounds"])
     written = work.runner.run(selected.write_selected, "write", work.extents, features=False, again=True)
     summary = figures(session, work, written)
-    page = render_sheet(sheet_of(session, work, summary, chosen_first(session, written)))
+    page = render_sheet(sheet_of(session, summary, chosen_first(session, written)))
     return conclude(session, summary, page, partial(told, where=folder.location("selected")), "selected")

@@ -8,11 +8,15 @@ import sys
 import pytest
 
 import diva_ray
+from diva_ray.engine import connect as connecting
 from diva_ray.engine.connect import connect
+from diva_ray.errors import InputError
 
 CODE = """
 import os
+from diva_ray.engine import connect as connecting
 from diva_ray.engine.connect import connect
+from diva_ray.errors import InputError
 connect("local", cpus=1, object_store_memory=100 << 20)
 print(os.environ["RAY_AUTH_MODE"])  # as Ray has set it for its processes
 """
@@ -94,3 +98,16 @@ def test_a_ray_outlives_the_thread_that_asked_for_it_and_is_started_once(tmp_pat
     command = [sys.executable, "-c", THREADS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stdout.split()) == (0, ["200"] * 3), done.stderr[-2000:]
+
+
+def test_a_token_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file" / "token"))
+    with pytest.raises(InputError, match="cluster: Ray on this machine must have a token, .* RAY_AUTH_TOKEN_PATH"):
+        connecting._own_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    connecting._own_token()
+    first = (tmp_path / "token").read_text()
+    connecting._own_token()
+    assert (tmp_path / "token").read_text() == first and (tmp_path / "token").stat().st_mode & 0o777 == 0o600

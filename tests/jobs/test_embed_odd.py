@@ -429,3 +429,16 @@ def test_a_store_that_is_gone_ends_a_run_and_not_every_picture(tmp_path, monkeyp
     assert len(opened) < 600
     monkeypatch.setattr(Pictures, "_file", read)
     assert diva_ray.embed(data, root=str(tmp_path), resume=True, **options).summary["n_samples"] == 900
+
+
+def test_lines_in_another_encoding_say_so(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes('{"text": "gr\u00f6\u00dfer"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"lines must be JSON objects in UTF-8, got none in .* \('utf-8' codec can't"):
+        diva_ray.embed(str(tmp_path / "rows.jsonl"), cluster=INLINE, quiet=True)
+
+
+def test_workers_tell_their_processor_time(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (200, 32, 32, 3)).astype(np.uint8)
+    workers = diva_ray.embed({"image": list(pictures)}, cluster=INLINE, quiet=True).summary["workers"]
+    (one,) = workers["each"]
+    assert 0 < one["cpu_seconds"] < 2 * one["seconds"] + 1

@@ -28,7 +28,6 @@ KINDS = {
     "sentence_transformers": {TEXT: language.sentence_transformers},
 }
 PLAIN = ("edges", "words")
-LEAST_BATCH = 1
 
 
 def ready() -> list[str]:
@@ -87,7 +86,7 @@ def build(config: EncoderConfig, device: str, precision: str, given: Any = None)
             layer that is not there.
     """
     tower = tower_of(config)
-    if config.batch is not None and config.batch < LEAST_BATCH:
+    if config.batch is not None and config.batch < 1:
         raise InputError(f"encoder.batch: must be at least 1, got {config.batch}. Change `encoder.batch`.")
     check_jacobian(config)
     if config.kind not in PLAIN and config.model in ("", "???") and given is None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diva_ray.data.decode import Form
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.encoders.network import finish, form_of
 
@@ -52,7 +51,7 @@ def edge_encoder(config: Any, device: str, precision: str) -> Encoder:
     def run(pictures: Sequence[np.ndarray]) -> Tensor:
         return finish(edges(pictures), config.normalize)
 
-    return Encoder(IMAGE, Form(form.size, form.fit, form.crop, form.filter), run, None, "cpu", 64, "edges-1")
+    return Encoder(IMAGE, form, run, None, "cpu", 64, "edges-1")
 
 
 BUCKETS = 1 << 18

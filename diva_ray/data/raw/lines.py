@@ -90,15 +90,16 @@ def _unpacked(filesystem: pyarrow.fs.FileSystem, path: str) -> float:
 
 def _json_schema(filesystem: pyarrow.fs.FileSystem, units: list[Unit], peek: int) -> tuple[pa.Schema, float]:
     """Return (columns, bytes of a line) of the first lines."""
-    count, size = 0, 0
+    count, size, why = 0, 0, ""
 
     def rows() -> Iterator[dict[str, Any]]:
-        nonlocal count, size
+        nonlocal count, size, why
         for _, line in islice(chain.from_iterable(_lines(filesystem, unit) for unit in units), peek):
             size += len(line)
             try:
                 row = loaded(line)
-            except ValueError:
+            except ValueError as error:  # also letters that are not UTF-8
+                why = why or f" ({first_line(error)})"
                 continue
             if isinstance(row, dict):
                 count += 1
@@ -106,7 +107,9 @@ def _json_schema(filesystem: pyarrow.fs.FileSystem, units: list[Unit], peek: int
 
     fields = head_columns(rows())
     if not count:
-        raise InputError(f"data.path: lines must be JSON objects, got none in {units[0].path}. Change `data.path`.")
+        raise InputError(
+            f"data.path: lines must be JSON objects in UTF-8, got none in {units[0].path}{why}. Change `data.path`."
+        )
     return pa.schema(fields), size / count
 
 

@@ -13,7 +13,7 @@ import psutil
 import pyarrow as pa
 
 from diva_ray.config import EmbedConfig, EncoderConfig, RawConfig
-from diva_ray.data.columns import is_list, storage_type
+from diva_ray.data.columns import is_list, is_picture, is_text, storage_type
 from diva_ray.data.encoders.build import build, encoder_config, tower_of, width_of
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder, choose_device
 from diva_ray.data.raw.units import Source, Unit
@@ -157,23 +157,10 @@ def column_for(schema: pa.Schema, config: EncoderConfig) -> str:
 
 
 def _told(schema: pa.Schema) -> str:
-    texts = [field for field in schema if _is_text(field.type) or is_picture(field.type)]  # what may be meant
+    texts = [field for field in schema if is_text(field.type) or is_picture(field.type)]  # what may be meant
     some = [*texts, *(field for field in schema if field not in texts)][:TOLD]
     more = len(schema) - len(some)
     return "columns " + ", ".join(f"{one.name} ({one.type})" for one in some) + (f" and {more} more" if more else "")
-
-
-def is_picture(kind: pa.DataType) -> bool:
-    """Return whether a column holds encoded pictures: bytes, or {bytes, path} as Hugging Face has them."""
-    kind = storage_type(kind)
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = storage_type(kind)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _fits(schema: pa.Schema, column: str, tower: str, *, strict: bool = False) -> bool:
@@ -181,14 +168,14 @@ def _fits(schema: pa.Schema, column: str, tower: str, *, strict: bool = False) -
     if column not in schema.names:
         return False
     kind = schema.field(column).type
-    if strict and _is_text(kind):
+    if strict and is_text(kind):
         return (tower == IMAGE) == (column in PATHS)
-    return _is_text(kind) or (tower == IMAGE and is_picture(kind))
+    return is_text(kind) or (tower == IMAGE and is_picture(kind))
 
 
 def _guess(schema: pa.Schema, tower: str) -> str | None:
     """Return the column that an encoder reads unasked: the only one of its kind, or the one with a telling name."""
-    texts = [field.name for field in schema if _is_text(field.type) and field.name != "id"]
+    texts = [field.name for field in schema if is_text(field.type) and field.name != "id"]
     if tower == TEXT:
         return _named(texts, TEXTS)
     pictures = _pictures(schema)

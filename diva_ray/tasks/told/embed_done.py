@@ -124,7 +124,8 @@ def _workers(fresh: list[dict[str, Any]]) -> dict[str, Any]:
     meter, numbers = Meter(label="encode"), {}
     for one in fresh:
         number = numbers.setdefault((one["host"], one["process"]), len(numbers))
-        meter.add(number, Work(one["rows"], one["bytes"], one["seconds"], one["memory"], 0, one["host"]))
+        facts = (one[name] for name in ("rows", "bytes", "seconds", "memory"))
+        meter.add(number, Work(*facts, host=one["host"], cpu_seconds=one["cpu_seconds"]))
     return meter.summary()
 
 

@@ -113,7 +113,7 @@ def chosen_first(session: Session, written: Tally) -> list[dict[str, Any]]:
     return [with_names(session, {name: row[name] for name in kept if name in row}) | found[row["row"]] for row in rows]
 
 
-def sheet_of(session: Session, work: Extension, summary: dict[str, Any], first: list[dict[str, Any]]) -> Sheet:
+def sheet_of(session: Session, summary: dict[str, Any], first: list[dict[str, Any]]) -> Sheet:
     """Return the contents of report.html; `first`: the rows chosen first."""
     s, (error, shape), which = summary, error_words(summary), apart(summary["validation"])
     steps, kept = s["error_by_budget"], kept_step(s)
