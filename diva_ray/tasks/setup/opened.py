@@ -77,7 +77,9 @@ def count_again(plan: planning.Plan, config: FitConfig, opened: Opened, outputs:
     """
     if opened.task == "pairs" or outputs <= plan.outputs:
         return plan
-    again = _plan_of(config, opened, outputs)
+    again, before = (_plan_of(config, opened, count) for count in (outputs, plan.outputs))
+    kept = plan.sizes.sums - before.sizes.sums  # those that an update needs
+    again = replace(again, sizes=replace(again.sizes, sums=again.sizes.sums + kept))
     need = again.sizes.need(plan.keeping.place, plan.workers) / 2**30
     log.info(
         "%s classes where some rows showed %s: %.3f GiB a worker, about %.1f s", f"{outputs:,}", f"{plan.outputs:,}",
