@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import queue
 import socket
 import threading
@@ -24,6 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from diva_ray.data.encoders.build import build
 from diva_ray.data.raw.units import Unit
+from diva_ray.data.regroup import quiet_ray_data
 from diva_ray.engine.batch_size import find_batch
 from diva_ray.engine.cluster import fetch
 from diva_ray.engine.device import CPU, given_device
@@ -102,23 +102,20 @@ def encode_on_ray(
     context = DataContext.get_current()
     kept = context.enable_progress_bars, context.wait_for_min_actors_s
     context.enable_progress_bars, context.wait_for_min_actors_s = False, int(max(1, start_timeout))
-    loud = logging.getLogger("ray.data")
-    level = loud.level
-    loud.setLevel(logging.ERROR)
     try:
-        given = dict(zip(given, there(given.values()), strict=True))
-        ref = ray.put((job, {unit.index: unit for unit in units}, given))
-        rows = [{"unit": unit.index} for unit in units]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows))  # a block a unit; made here, without tasks
-        pool = ActorPoolStrategy(size=min(workers, len(units)), max_tasks_in_flight_per_actor=IN_FLIGHT)
-        results = dataset.map_batches(
-            PoolEncoder, fn_constructor_args=(ref,), batch_size=1, batch_format="pyarrow", compute=pool,
-            num_cpus=job.threads, num_gpus=gpus or None,
-        )  # fmt: skip
-        yield from _watched(results.iter_rows, start_timeout + unit_timeout, unit_timeout)
+        with quiet_ray_data():
+            given = dict(zip(given, there(given.values()), strict=True))
+            ref = ray.put((job, {unit.index: unit for unit in units}, given))
+            rows = [{"unit": unit.index} for unit in units]
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows))  # a block a unit; here, without tasks
+            pool = ActorPoolStrategy(size=min(workers, len(units)), max_tasks_in_flight_per_actor=IN_FLIGHT)
+            results = dataset.map_batches(
+                PoolEncoder, fn_constructor_args=(ref,), batch_size=1, batch_format="pyarrow", compute=pool,
+                num_cpus=job.threads, num_gpus=gpus or None,
+            )  # fmt: skip
+            yield from _watched(results.iter_rows, start_timeout + unit_timeout, unit_timeout)
     finally:
         context.enable_progress_bars, context.wait_for_min_actors_s = kept
-        loud.setLevel(level)
 
 
 def _watched(rows: Callable[[], Any], first: float, later: float) -> Iterator[dict[str, Any]]:
