@@ -15,6 +15,8 @@ from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+COMPARED = 4_000_000  # outputs at a time, of several labels
+
 
 def subtract_from_targets(Y: Tensor, F: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """Return Y - F, class codes standing for one-hot rows that are never formed; a code of -1 is a row of zeros."""
@@ -28,14 +30,35 @@ def subtract_from_targets(Y: Tensor, F: Float[Tensor, "n c"]) -> Float[Tensor, "
     return residual
 
 
-def errors(F: Float[Tensor, "n c"], Y: Tensor, *, several: bool = False) -> Float[Tensor, " n"]:
-    """Return what a person counts: 1 for a wrong class, the share of wrong labels of several (f > 1/2 means yes),
-    else the squared error."""
+def errors(F: Float[Tensor, "n c"], Y: Tensor, *, several: bool = False, threshold: float = 0.5) -> Float[Tensor, " n"]:
+    """Return what a person counts: 1 for a wrong class, how badly several labels are ranked (`ranking_errors`), else
+    the squared error."""
     if Y.ndim == 1:
         return (F.argmax(1) != Y).double()
     if several:
-        return ((F > 0.5) != (Y > 0.5)).double().mean(1)
+        return ranking_errors(F, Y, threshold)
     return (F - Y).double().square().sum(1)
+
+
+def ranking_errors(F: Float[Tensor, "n c"], Y: Float[Tensor, "n c"], threshold: float = 0.5) -> Float[Tensor, " n"]:
+    """Return 1 - the average precision of a row's own classes in the order of its outputs, float64 in [0, 1].
+
+    The mean is 1 - label ranking average precision (Schapire and Singer 2000; Tsoumakas et al. 2010, Mining
+    Multi-label Data, section 6), of equal outputs the last place. It asks no output to pass a threshold, which those of
+    rare classes never do: counted by 1/2, every model of them has the share of their labels for its error. A row with
+    none of the classes, or all, has nothing to rank: there it is the share of outputs on the wrong side of `threshold`.
+    2 n m c comparisons of rows with m classes.
+    """
+    own, c = Y > 0.5, Y.shape[1]
+    count = own.sum(1)
+    ranked = (count > 0) & (count < c)
+    precision = torch.zeros(Y.shape, dtype=torch.float64, device=F.device)
+    row, column = torch.nonzero(own & ranked[:, None], as_tuple=True)
+    for some, at in zip(row.split(max(1, COMPARED // c)), column.split(max(1, COMPARED // c)), strict=True):
+        above = F[some] >= F[some, at][:, None]
+        precision[some, at] = (above & own[some]).sum(1).double() / above.sum(1)
+    plain = ((threshold < F) != own).double().mean(1)
+    return torch.where(ranked, 1 - precision.sum(1) / count.clamp_min(1), plain)
 
 
 def cross_entropy(F: Float[Tensor, "n c"], Y: Tensor) -> tuple[Tensor, Tensor]:

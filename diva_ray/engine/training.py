@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from diva_ray.core import losses
 from diva_ray.engine.course import Course, Rows, Share, cut
 from diva_ray.errors import InputError
 
@@ -172,12 +173,9 @@ def row_losses(course: Course, model: torch.nn.Module, rows: Rows) -> Tensor:
 
 
 def row_errors(course: Course, found: Tensor, Y: Tensor, threshold: float) -> Tensor:
-    """Return the error of every row: 0 or 1; the share of classes that are wrong; the squared error."""
-    if course.task == "classification":
-        return (found.argmax(1) != Y).double()
-    if course.task == "multilabel":
-        return ((found > threshold) != (Y > 0.5)).double().mean(1)
-    return (found - Y).double().square().sum(1) * course.target_scale**2
+    """Return `losses.errors` of every row, of numbers in their own units."""
+    unit = 1.0 if course.classes is not None else course.target_scale**2
+    return losses.errors(found, Y, several=course.task == "multilabel", threshold=threshold) * unit
 
 
 def checkpoint(arm: str, seed: int) -> str:
@@ -214,24 +212,28 @@ def restore(course: Course, arm: str, seed: int) -> tuple[torch.nn.Module, list[
 
 def evaluate(course: Course, crew: Crew) -> dict[str, Tensor]:
     """Return over all test rows n, `total` sum e and `products` sum e e' of the errors e of every model, the closed
-    forms last, and the error of a model that `learns_nothing`; one read."""
+    forms last, and the error of a model that `learns_nothing`; one read, of several labels two."""
     crew.add(torch.zeros(1))  # every checkpoint is written
     models = [restore(course, arm, seed)[0].eval() for arm, seed in course.models]
     closed = [_closed(course, name) for name in course.closed]
-    K, reader = len(models) + len(closed), course.test.reader()
+    K = len(models) + len(closed)
     sums = torch.zeros(1 + K + K * K + course.outputs, dtype=torch.float64)
-    pieces = cut(0, course.test.rows, BLOCK)
     with torch.no_grad():
-        for a, b in pieces[len(pieces) * crew.rank // crew.world : len(pieces) * (crew.rank + 1) // crew.world]:
-            rows = course.read(course.test, reader, a, b)
+        for rows in _test_rows(course, crew):
             errors = [row_errors(course, outputs(model, rows), rows.Y, 0.0) for model in models]
             errors += [row_errors(course, predict(rows), rows.Y, 0.5) for predict in closed]
             E = torch.stack(errors, 1)
-            sums += torch.cat([torch.tensor([float(b - a)]), E.sum(0), (E.T @ E).reshape(-1), _idle(course, rows)])
+            sums += torch.cat([torch.tensor([float(len(E))]), E.sum(0), (E.T @ E).reshape(-1), _idle(course, rows)])
     n, total, products, idle = crew.add(sums).split([1, K, K * K, course.outputs])
-    return {
-        "n": n[0], "total": total, "products": products.reshape(K, K), "idle": learns_nothing(course, float(n), idle)
-    }  # fmt: skip
+    idle = learns_nothing(course, crew, float(n), idle)
+    return {"n": n[0], "total": total, "products": products.reshape(K, K), "idle": idle}
+
+
+def _test_rows(course: Course, crew: Crew) -> Iterator[Rows]:
+    """Yield this worker's test rows, block by block."""
+    pieces, reader = cut(0, course.test.rows, BLOCK), course.test.reader()
+    for a, b in pieces[len(pieces) * crew.rank // crew.world : len(pieces) * (crew.rank + 1) // crew.world]:
+        yield course.read(course.test, reader, a, b)
 
 
 def _closed(course: Course, name: str) -> Callable[[Rows], Tensor]:
@@ -258,9 +260,14 @@ def _idle(course: Course, rows: Rows) -> Tensor:
     return torch.bincount(rows.Y, minlength=course.outputs).double() if rows.Y.ndim == 1 else rows.Y.double().sum(0)
 
 
-def learns_nothing(course: Course, n: float, idle: Tensor) -> Tensor:
+def learns_nothing(course: Course, crew: Crew, n: float, idle: Tensor) -> Tensor:
     """Return the test error of always predicting the table's mean, or the class that is commonest in the test rows (of
-    several: each as most rows have it); with offsets, of those alone."""
+    several: how common each is); with offsets, of those alone."""
     if course.classes is None or course.columns.offset:
         return idle[0] / n
-    return 1 - idle.max() / n if course.task == "classification" else torch.minimum(idle, n - idle).mean() / n
+    if course.task == "classification":
+        return 1 - idle.max() / n
+    found = (
+        row_errors(course, (idle / n).expand(rows.Y.shape), rows.Y, 0.5).sum() for rows in _test_rows(course, crew)
+    )
+    return crew.add(sum(found, torch.zeros(1, dtype=torch.float64)))[0] / n

@@ -28,8 +28,8 @@ from diva_ray.tasks.setup.paths import SOURCES, Path
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.measures import error_words
 from diva_ray.tasks.told.page import run_facts
-from diva_ray.tasks.told.reweighted import error_words
 from diva_ray.tasks.told.summary import common_figures
 from diva_ray.tasks.told.tried import at_ridge, explained
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from sklearn.metrics import hamming_loss, label_ranking_average_precision_score
 
 from diva_ray.core import losses
 from tests.core.problems import KINDS, loss_of, make_problem
@@ -17,6 +18,32 @@ def test_values_and_gradients_are_those_of_the_plain_formula(kind):
     found, slope = loss_of(problem)(F.detach(), problem.Y)
     assert_close(found, values.detach(), 1e-14, "values")
     assert_close(slope, gradient, 1e-14, "gradient")
+
+
+@pytest.mark.parametrize("compared", [1, 40, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_ranking_errors_are_those_of_scikit_learn(monkeypatch, compared, dtype):
+    monkeypatch.setattr(losses, "COMPARED", compared)
+    draw = torch.Generator().manual_seed(3)
+    F = (8 * torch.rand(200, 7, generator=draw)).round().to(dtype) / 8  # many are equal
+    Y = (torch.rand(200, 7, generator=draw) < torch.linspace(0.02, 0.6, 7)).to(dtype)
+    Y[:3], Y[3:6] = 0, 1
+    found = losses.errors(F, Y, several=True)
+    ranked = (Y.sum(1) > 0) & (Y.sum(1) < 7)
+    assert 100 < ranked.sum() < 195
+    expected = [1 - label_ranking_average_precision_score(y[None], f[None]) for y, f in zip(Y, F, strict=True)]
+    assert_close(found[ranked], torch.tensor(expected, dtype=F64)[ranked], 1e-14)
+    plain = [hamming_loss(y, f > 0.5) for y, f in zip(Y, F, strict=True)]
+    assert_close(found[~ranked], torch.tensor(plain, dtype=F64)[~ranked], 1e-14)
+    shuffled = torch.randperm(7, generator=draw)
+    assert_close(losses.errors(F[:, shuffled], Y[:, shuffled], several=True), found, 1e-14)
+
+
+def test_the_only_class_of_several_labels_is_judged_by_the_threshold():
+    F, Y = torch.tensor([[0.2], [0.7], [-0.1]]), torch.tensor([[1.0], [1.0], [0.0]])
+    assert losses.errors(F, Y, several=True).tolist() == [1.0, 0.0, 0.0]
+    assert losses.errors(F, Y, several=True, threshold=0.0).tolist() == [0.0, 0.0, 0.0]
+    assert losses.errors(F, Y, several=True, threshold=-1.0).tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

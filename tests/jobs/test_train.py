@@ -188,7 +188,7 @@ def test_other_targets(task):
     result = diva_ray.train(rows, test, weight="w", cluster=INLINE, epochs=15, seeds=2, quiet=True)
     arms = by_name(result)
     assert list(arms) == ["weighted", "uniform", "closed_form", "closed_form_uniform"]  # nothing flags a row
-    noise = {"regression": 25.0, "vector": 50.0, "multilabel": 0.05}[task]
+    noise = {"regression": 25.0, "vector": 50.0, "multilabel": 0.025}[task]  # half of the rows have one label
     for arm in arms.values():
         assert 0.2 * noise < arm["error"] < 1.5 * noise, arms
 

@@ -63,7 +63,8 @@ class Model:
 def model_errors(shard: Shard, known: Known) -> Tally:
     """Return sums over the model's unseen rows: of v, v e and their products over units (rows, or whole groups).
 
-    e is `losses.errors`: 1 for a wrong class, the squared error of numbers. 2 n p c operations on these rows alone.
+    e is `losses.errors`: 1 for a wrong class, the ranking error of several labels, the squared error of numbers.
+    2 n p c operations on these rows alone.
     """
     setup: Setup = known["setup"]
     model: Model = known["model"]

@@ -33,7 +33,7 @@ class Record:
     whole: int  # folds of a whole trial
     folds: list[dict[str, Any]] = field(default_factory=list)
     failed: str | None = None
-    counted: bool = True  # errors are wrong labels, at most 1 a row
+    counted: bool = True  # errors are wrong or badly ranked labels, at most 1 a row
 
     @property
     def complete(self) -> bool:
@@ -203,7 +203,7 @@ class Trials:
 
 
 def counts_errors(study: Study) -> bool:
-    """Return whether errors are wrong labels that are counted, not squared errors."""
+    """Return whether errors are at most 1 a row, not squared errors."""
     return study.session.task in ("classification", "multilabel")
 
 

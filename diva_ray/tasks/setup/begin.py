@@ -44,7 +44,7 @@ ROWS = ("table", "table-1", "table-2", "grouped", "grouped.json")
 COPIES = (SUMS, RAW, *ROWS)
 ON_RAY = "the given Ray Dataset"
 HEAD = 1000  # of its rows, which a plan looks at
-FORMAT = 18  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 19  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 

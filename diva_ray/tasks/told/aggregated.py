@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,9 @@ from diva_ray.tasks.setup.session import Session, apart
 from diva_ray.tasks.told.by_source import table_by_z
 from diva_ray.tasks.told.chance import CLEAR
 from diva_ray.tasks.told.joint import Joint, moved, tiles_of, verdict_in_words, weights_of
+from diva_ray.tasks.told.measures import SHARES, error_words, figure_words
 from diva_ray.tasks.told.page import histogram, notes_of, run_facts, shown
-from diva_ray.tasks.told.reweighted import LOSS, error_words
+from diva_ray.tasks.told.reweighted import LOSS
 from diva_ray.tasks.told.summary import error_of
 from diva_ray.tasks.told.summary_words import warnings_of
 
@@ -44,8 +44,8 @@ MEANING = {
     "weights": "errors and squared errors of bands, together, alone, without and concatenated, and what follows from "
     "them, are those under the weights as given and the penalties first found; penalties and shares were found once "
     "more under the weights accepted, rows heard as much less as they weigh. `error` and `loss` are under those, on "
-    "the rows that chose them: too good. error_uniform and error_reweighted, on folds that took no part, are shares of "
-    "wrong labels, of numbers mean squared errors. gain = loss_uniform - loss_reweighted decides: weights are accepted "
+    "the rows that chose them: too good. error_uniform and error_reweighted, on folds that took no part, are errors "
+    "like `error`, of numbers mean squared errors. gain = loss_uniform - loss_reweighted decides: weights are accepted "
     f"where it is above half a standard error over those given under any of three ridges; {LOSS}. chosen names the "
     "ridge of its trial too. The best of all that was tried is chosen on these folds: its figures are a little too "
     "good",
@@ -115,8 +115,8 @@ def bands_of(summary: dict[str, Any]) -> dict[str, Any]:
 
 def told(summary: dict[str, Any], where: str) -> list[str]:
     """Return an aggregation in a few lines, for a terminal; `where` is its bands.json."""
-    s, word = summary, error_word(summary)
-    gain = (s["error_concatenated"] - s["error_together"]) * (1 if word == "error" else -1)  # of R2 more is better
+    s, word = summary, figure_words(summary)[0]
+    gain = (s["error_concatenated"] - s["error_together"]) * (1 if s["task"] in SHARES else -1)  # of R2 more is better
     joined = ", to a table with the weights of samples/, joined by id, in a column (data.weight=NAME)"
     use, given = (f"use them{joined}", ", weights as given") if moved(s) else ("use them", "")
     alone, first = best_alone(summary), next(iter(summary["bands"].values()))
@@ -135,11 +135,6 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
         *map(words.plain, ["; ".join(verdict)] if verdict else []),
     ]
     return lines + [f"warning: {warning}" for warning in warnings_of(s)]
-
-
-def error_word(summary: dict[str, Any]) -> str:
-    """Return what `error` is of the task at hand."""
-    return "error" if summary["task"] in ("classification", "multilabel") else "R2"
 
 
 def best_alone(summary: dict[str, Any]) -> str:
@@ -184,7 +179,7 @@ def sheet_of(
     sources: pa.Table | None,
 ) -> Sheet:
     """Return the contents of report.html."""
-    s, alone, word, show = summary, best_alone(summary), error_word(summary), _shown_error(summary)
+    s, alone, (word, show) = summary, best_alone(summary), figure_words(summary)
     which = apart(s["validation"])
     given, under = _weights_in_words(s)
     headline = [
@@ -228,11 +223,6 @@ def sheet_of(
     )  # fmt: skip
 
 
-def _shown_error(summary: dict[str, Any]) -> Callable[[float], str]:
-    """Return how an error is written: in percent, or R2 to three digits."""
-    return words.percent if error_word(summary) == "error" else (lambda value: words.fixed(value, 3))
-
-
 def _weights_in_words(summary: dict[str, Any]) -> tuple[str, str]:
     """Return under which weights errors are compared, and under which samples are judged."""
     return (", weights as given", "the shares and weights found") if moved(summary) else ("", "the shares found")
@@ -240,7 +230,7 @@ def _weights_in_words(summary: dict[str, Any]) -> tuple[str, str]:
 
 def _bars_of(session: Session, summary: dict[str, Any]) -> Bars:
     """Return the errors of all bands, of each alone and without each, side by side."""
-    s, word, which, heard = summary, error_word(summary), apart(summary["validation"]), _rows_heard(session)
+    s, word, which, heard = summary, figure_words(summary)[0], apart(summary["validation"]), _rows_heard(session)
     how = "Leave-one-out" if which == "left-out" else f"On {s['n_validation']:,} rows of the validation table"
     bars = [
         ("all bands, shares found", s["error_together"], True),
@@ -255,16 +245,16 @@ def _bars_of(session: Session, summary: dict[str, Any]) -> Bars:
         for name, value, strong in bars
     ]
     text = f"{how}, every fit under its own best ridge{_weights_in_words(s)[0]}." + by_chance(session, s)
-    return Bars(f"{which.capitalize()} {word}", drawn, text, percent=word == "error")
+    return Bars(f"{which.capitalize()} {word}", drawn, text, percent=s["task"] in SHARES)
 
 
 def _table_of(summary: dict[str, Any]) -> Table:
     """Return share, penalty and errors of every band."""
-    s, word = summary, error_word(summary)
-    kind = "percent" if word == "error" else "fixed3"
+    s, (word, show) = summary, figure_words(summary)
+    kind = "percent" if s["task"] in SHARES else "fixed3"
     told = (
         "A share is ridge / penalty: how freely a band is used beside the others, not what it adds to them. That is "
-        f"how much worse than {_shown_error(s)(s['error_together'])}, with all bands, the {word} without it is: a band "
+        f"how much worse than {show(s['error_together'])}, with all bands, the {word} without it is: a band "
         "whose absence costs nothing can be left out, whatever its share."
     )
     if moved(s):

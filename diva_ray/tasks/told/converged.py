@@ -155,7 +155,7 @@ def nothing(s: dict[str, Any]) -> str:
     """Return in words what a model says that learns nothing."""
     if s["offset"]:
         return "the offsets alone"
-    kinds = {"classification": "the commonest class", "multilabel": "what most rows have of every class"}
+    kinds = {"classification": "the commonest class", "multilabel": "how common every class is"}
     return f"always predicting {kinds.get(s['task'], 'the mean')}"
 
 

@@ -29,9 +29,9 @@ from diva_ray.tasks.told.extended_words import (
     validated,
     wrong_in_pool,
 )
+from diva_ray.tasks.told.measures import error_words, loss_words
 from diva_ray.tasks.told.page import run_facts, seen_in, with_names
 from diva_ray.tasks.told.planted import right_of_chosen
-from diva_ray.tasks.told.reweighted import error_words, loss_words
 from diva_ray.tasks.told.summary import common_figures
 
 SHOWN = 24  # of the rows chosen first, on the page

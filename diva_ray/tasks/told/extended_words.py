@@ -10,8 +10,8 @@ from diva_ray.tasks.fit.trials import few_in_words
 from diva_ray.tasks.setup.alike import few_shared_in_words
 from diva_ray.tasks.setup.session import apart
 from diva_ray.tasks.told.chance import clear
+from diva_ray.tasks.told.measures import error_words, gap_words
 from diva_ray.tasks.told.planted import right_in_words
-from diva_ray.tasks.told.reweighted import gap_words
 
 LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with one decimal
 
@@ -19,7 +19,7 @@ LEAST_SHARE = 0.0005  # of wrong labels, which is written as a percentage with o
 def told(summary: dict[str, Any], where: str) -> list[str]:
     """Return an extension in a few lines, for a terminal; `where` its chosen rows are."""
     s = summary
-    kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
+    kind = error_words(s)[0]
     first, last = s["error_by_budget"][0], kept_step(s)
     few = few_shared_in_words(s["shared"], s["n_samples"])
     notes = [

@@ -12,7 +12,8 @@ from diva_ray.core.reweight import TrialSums
 from diva_ray.report.sheet import Tile
 from diva_ray.tasks.fit.shares import Search
 from diva_ray.tasks.fit.walk import RIDGES, Arm
-from diva_ray.tasks.told.reweighted import error_words, gain_words, tone_of
+from diva_ray.tasks.told.measures import error_words
+from diva_ray.tasks.told.reweighted import gain_words, tone_of
 
 
 @dataclass(frozen=True)

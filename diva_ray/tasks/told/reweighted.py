@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from diva_ray.tasks.fit.walk import RIDGES, Arm
 from diva_ray.tasks.setup.alike import shared_in_words
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.chance import TONES, clear
+from diva_ray.tasks.told.measures import error_words
 from diva_ray.tasks.told.page import run_facts, shown, weight_histogram, weights_by_class
 from diva_ray.tasks.told.planted import planted, planted_in_words
 from diva_ray.tasks.told.summary import common_figures
@@ -127,7 +127,7 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
 def told(summary: dict[str, Any]) -> list[str]:
     """Return a reweighting run in a few lines, for a terminal."""
     s = summary
-    kind = "error" if s["task"] in ("classification", "multilabel") else "squared error"
+    kind = error_words(s)[0]
     first, as_given = f"{s['n_samples']:,} samples, ridge {s['ridge']:.4g}", f"{kind} {s['error_uniform']:.4f} as given"
     as_given += at_ridge(s, "ridge_compared") if s["accepted"] else ""
     warnings = [f"warning: {warning}" for warning in dependence_in_words(s)]
@@ -234,28 +234,6 @@ def gain_words(summary: dict[str, Any]) -> str:
     gain, error = summary["gain"], summary["gain_standard_error"]
     told = f"{words.number(gain)}{words.PLUS_MINUS}{words.number(error, 2)}"
     return f"loss gain {told}, {'beyond' if clear(-gain, error) else 'within'} chance"
-
-
-def error_words(summary: dict[str, Any]) -> tuple[str, Callable]:
-    """Return what the errors of a task are called, and how they are written."""
-    if summary["task"] in ("classification", "multilabel"):
-        return "error", words.percent
-    return "squared error", words.number
-
-
-def gap_words(summary: dict[str, Any], difference: float, error: float) -> str:
-    """Return the difference of two errors of a task with its standard error: of shares in percentage points."""
-    if error_words(summary)[1] is words.percent:
-        return words.points(difference, error)
-    return f"{words.number(difference)}{words.PLUS_MINUS}{words.number(error)}"
-
-
-def loss_words(name: str) -> str:
-    """Return what a loss is called, with its unit where it has one."""
-    return {
-        "cross_entropy": "cross-entropy (nats)", "logistic": "logistic loss (nats)", "squared": "squared error",
-        "cosine": "1 - cosine",
-    }.get(name, "loss")  # fmt: skip
 
 
 def _parts(session: Session, weighed: Weighed, s: dict[str, Any], written: Tally) -> list[Any]:

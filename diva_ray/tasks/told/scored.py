@@ -14,6 +14,7 @@ from diva_ray.report.sheet import Facts, Gallery, Pulls, Sheet, Table, Terms, Ti
 from diva_ray.tasks.fit.derived import Derived
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.by_source import sources_table
+from diva_ray.tasks.told.measures import figure_words
 from diva_ray.tasks.told.page import downloads, histogram, notes_of, run_facts, shown
 from diva_ray.tasks.told.summary_words import estimates, heard, hurt_by_loss_alone, tells_nothing
 
@@ -59,9 +60,8 @@ def left_out(summary: dict[str, Any]) -> str:
 
 def error_in_words(summary: dict[str, Any]) -> tuple[str, str]:
     """Return name and value of `error`, which is a share of errors or, of numbers, R²."""
-    if "r2" in summary:
-        return "R²", words.fixed(summary["error"], 3)
-    return "error", words.percent(summary["error"])
+    name, shape = figure_words(summary)
+    return name.replace("R2", "R²"), shape(summary["error"])
 
 
 def headline(summary: dict[str, Any]) -> list[str]:

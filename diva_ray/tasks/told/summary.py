@@ -23,7 +23,10 @@ from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.planted import planted
 
 RULES = {
-    "error": "share of left-out predictions that are wrong; of numbers R2, greater when better, which is `r2` too",
+    "error": "share of left-out predictions that are wrong; of several labels the ranking error, 1 - label ranking "
+    "average precision: 0 where the outputs of a sample's own classes lie above those of all others (of a sample with "
+    "none of the classes, or all, the share of outputs on the wrong side of 1/2); of numbers R2, greater when better, "
+    "which is `r2` too",
     "is_detrimental": "z > threshold: more weight on this sample raises the validation loss, beyond chance",
     "n_detrimental_right": "of classes: detrimental samples that are predicted right when left out, label_score > 0.5: "
     "they raise the loss, not the count of errors",
@@ -157,7 +160,7 @@ def error_figures(session: Session, wrong: float) -> dict[str, float]:
 
 
 def error_of(session: Session, wrong: float) -> float:
-    """Return the left-out error rate (classes), share of wrong labels (several), or R2 (numbers) of counted errors."""
+    """Return the left-out error rate (classes), ranking error (several labels), or R2 (numbers) of counted errors."""
     total = session.scan.counts["validation"]
     if session.task in ("classification", "multilabel"):
         return wrong / total

@@ -8,6 +8,7 @@ from typing import Any
 from diva_ray.report.words import counted
 from diva_ray.tasks.fit.calibrate import TELLS_ALL, TELLS_NOTHING
 from diva_ray.tasks.setup.alike import alike_in_words, shared_in_words
+from diva_ray.tasks.told.measures import figure_words
 from diva_ray.tasks.told.planted import planted_in_words
 
 CLASS_DEPENDENT = 1 / 3  # class dependence beyond which a reader is warned
@@ -19,7 +20,7 @@ MANY_MISSED = 0.05  # error from which a run that calls no label wrong says what
 def told(summary: dict[str, Any]) -> list[str]:
     """Return a scoring run in a few lines, for a terminal."""
     s = summary
-    kind = {"classification": "error", "multilabel": "error"}.get(s["task"], "R2")
+    kind = figure_words(s)[0]
     expected = f" ({estimates(s)})" if s["n_label_issues"] else ""
     lines = [
         f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}{heard(s)}, ridge {s['ridge']:.4g}",
@@ -68,7 +69,9 @@ def unflagged(summary: dict[str, Any]) -> list[str]:
     """Return what it means that no label is called wrong, where predictions tell something and miss something."""
     likeliest = "those with the least label_score are likeliest."
     if summary["task"] in ("classification", "multilabel"):
-        said = f"though {summary['error']:.1%} are not predicted: hard samples explain it too. Wrong labels that look "
+        missed = f"{summary['error']:.1%} are not predicted"
+        missed = missed if summary["task"] == "classification" else f"the ranking error is {summary['error']:.1%}"
+        said = f"though {missed}: hard samples explain it too. Wrong labels that look "
         told = summary["error"] >= MANY_MISSED and not tells_nothing(summary)
         return [f"No label is called wrong, {said}like them cannot be told from them; {likeliest}"] * told
     return [

@@ -19,7 +19,7 @@ from diva_ray.tasks.fit.closed import CLOSED, EVEN
 from diva_ray.tasks.fit.course import Trained
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.converged import error_text, settle
-from diva_ray.tasks.told.reweighted import error_words
+from diva_ray.tasks.told.measures import error_words
 from diva_ray.tasks.told.summary import common_figures
 
 WORDS = {
@@ -38,8 +38,9 @@ RULE = (
     "that compared_to names, of which nothing differs but the weights: of closed_form the closed form with every row "
     "alike (the ridge of both chosen by one rule). low and high are over seeds, rows_low and rows_high over test "
     "rows; an arm is lower or higher when no interval that is known holds 0. difference_to_closed_form: SGD beside "
-    "the closed form of its weights. learns_nothing: error of always predicting the mean or the commonest class "
-    "(offsets: those alone)"
+    "the closed form of its weights. learns_nothing: error of always predicting the mean, the commonest class or "
+    "how common each is (several labels, whose error is the ranking error, 1 - label ranking average precision); with "
+    "offsets of those alone"
 )
 
 

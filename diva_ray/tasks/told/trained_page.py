@@ -13,8 +13,8 @@ from diva_ray.tasks.setup.alike import shared_in_words
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.chance import TONES
 from diva_ray.tasks.told.converged import places
+from diva_ray.tasks.told.measures import error_words, loss_words
 from diva_ray.tasks.told.page import run_facts
-from diva_ray.tasks.told.reweighted import error_words, loss_words
 from diva_ray.tasks.told.trained import given_in_words
 
 CALLED = (

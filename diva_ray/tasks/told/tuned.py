@@ -18,8 +18,8 @@ from diva_ray.tasks.setup.alike import shared_in_words
 from diva_ray.tasks.setup.saved_config import literal
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.setup.space import NAMES, Choice, Space, short
+from diva_ray.tasks.told.measures import error_words
 from diva_ray.tasks.told.page import run_facts
-from diva_ray.tasks.told.reweighted import error_words
 from diva_ray.tasks.told.summary import common_figures
 from diva_ray.tasks.told.tuned_plots import parts_of
 

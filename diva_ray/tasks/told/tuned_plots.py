@@ -8,7 +8,7 @@ from typing import Any
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Lines, Table
 from diva_ray.tasks.setup.space import Space, short
-from diva_ray.tasks.told.reweighted import error_words
+from diva_ray.tasks.told.measures import error_words
 
 
 def parts_of(space: Space, s: dict[str, Any], rows: list[dict[str, Any]]) -> list[Any]:
