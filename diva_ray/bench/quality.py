@@ -21,7 +21,7 @@ from diva_ray.config import BenchmarkConfig
 from diva_ray.data.folder import Folder
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Sheet, render_sheet
-from diva_ray.tasks.setup.begin import now
+from diva_ray.tasks.setup.finish import now
 from diva_ray.tasks.setup.manifest import described
 from diva_ray.tasks.setup.option_checks import check_least
 from diva_ray.tasks.setup.saved_config import write_config

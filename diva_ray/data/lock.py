@@ -9,7 +9,8 @@ from contextlib import suppress
 
 from filelock import FileLock, Timeout
 
-from diva_ray.data.folder import LOCK, Folder
+from diva_ray.data.folder import Folder
+from diva_ray.data.store import LOCK
 from diva_ray.errors import InputError
 
 # By `Folder.path` and thread: a run that is refused must not give away what another of this process has.

@@ -22,9 +22,10 @@ from diva_ray.tasks.fit.shares import Aggregated, Search, aggregate_bands, refin
 from diva_ray.tasks.fit.walk import Walk, walk_to
 from diva_ray.tasks.reweight import check_folds, try_folds
 from diva_ray.tasks.score import write_rows
-from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, takes_table
 from diva_ray.tasks.setup.checks import check_bands
+from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_choices, check_range
 from diva_ray.tasks.setup.paths import LOWERED
 from diva_ray.tasks.setup.plan import Plan

@@ -21,8 +21,9 @@ from diva_ray.tasks.fit.derive import fit_with_room, with_errors
 from diva_ray.tasks.fit.dual import for_few_rows
 from diva_ray.tasks.fit.walk import RIDGES, Walk, walk_to
 from diva_ray.tasks.reweight import check_sources, try_folds
-from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, takes_table
+from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_range, check_size
 from diva_ray.tasks.setup.paths import SOURCES, Path
 from diva_ray.tasks.setup.plan import Plan

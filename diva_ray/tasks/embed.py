@@ -24,9 +24,11 @@ from diva_ray.data.table import Table, from_arrow
 from diva_ray.engine.embedding import UnitEncoder
 from diva_ray.engine.progress import Progress
 from diva_ray.tasks.setup import embed_setup as setup
-from diva_ray.tasks.setup.begin import from_dataset, now, open_folder, tidy
+from diva_ray.tasks.setup.begin import open_folder, tidy
 from diva_ray.tasks.setup.calls import takes_table
+from diva_ray.tasks.setup.datasets import from_dataset
 from diva_ray.tasks.setup.embed_prepare import Prepared, prepare
+from diva_ray.tasks.setup.finish import now
 from diva_ray.tasks.setup.manifest import fingerprint
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.told.embed_done import conclude, told

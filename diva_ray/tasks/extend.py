@@ -13,8 +13,9 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.enroll import enroll
 from diva_ray.tasks.fit.extension import Extension
-from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, path_of, takes_table
+from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_choices, check_least, check_range
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result

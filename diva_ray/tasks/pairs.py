@@ -12,8 +12,8 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.tasks.fit.derived import Derived
 from diva_ray.tasks.fit.pairing import Judged, align, derive_directions, fit_partners, target_scales
 from diva_ray.tasks.fit.sampled import tell_sample
-from diva_ray.tasks.setup.begin import conclude
 from diva_ray.tasks.setup.checks import check_bands
+from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.by_source import sources_of

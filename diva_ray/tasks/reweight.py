@@ -22,8 +22,9 @@ from diva_ray.tasks.fit.derive import fit_with_room, with_errors
 from diva_ray.tasks.fit.dual import for_few_rows
 from diva_ray.tasks.fit.trusted import check_trust
 from diva_ray.tasks.fit.walk import RIDGES, Arm, Walk, hear_arms, pack, try_arms, walk_arms, walk_to
-from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, takes_table
+from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_choices, check_range, check_size
 from diva_ray.tasks.setup.paths import Path, walk_path
 from diva_ray.tasks.setup.plan import Plan

@@ -22,8 +22,9 @@ from diva_ray.tasks.fit.increment import Keeper, figures_of
 from diva_ray.tasks.fit.judge import judge
 from diva_ray.tasks.fit.trusted import derive_trusted
 from diva_ray.tasks.pairs import score_pairs
-from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import ARRAYS, configure, takes_table
+from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_choices
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result

@@ -25,8 +25,10 @@ from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.closed import REWEIGHTED
 from diva_ray.tasks.fit.course import Trained, prepare_course, workers_of
-from diva_ray.tasks.setup.begin import begin, conclude, from_dataset, open_folder, tidy
+from diva_ray.tasks.setup.begin import begin, open_folder, tidy
 from diva_ray.tasks.setup.calls import configure, path_of, takes_table
+from diva_ray.tasks.setup.datasets import from_dataset
+from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.manifest import fingerprint
 from diva_ray.tasks.setup.opened import open_tables
 from diva_ray.tasks.setup.option_checks import check_choices, check_least

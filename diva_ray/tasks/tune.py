@@ -20,9 +20,10 @@ from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.study import Study
 from diva_ray.tasks.fit.trials import FOLDS, Record, Trials, best_of, counts_errors, error_figures
 from diva_ray.tasks.reweight import check_folds
-from diva_ray.tasks.setup.begin import begin, conclude, tidy
+from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, path_of, takes_table
 from diva_ray.tasks.setup.checks import check_columns_held
+from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.opened import open_tables
 from diva_ray.tasks.setup.option_checks import check_choices, check_range
 from diva_ray.tasks.setup.options import check_options, choose_loss

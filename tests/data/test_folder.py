@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import diva_ray
-from diva_ray.data.folder import Folder, place_of
+from diva_ray.data.folder import Folder
+from diva_ray.data.store import place_of
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import diva_ray
-from diva_ray.data.folder import LOCK, Folder
+from diva_ray.data.folder import Folder
 from diva_ray.data.lock import is_kept, keep_others_out, let_others_in
+from diva_ray.data.store import LOCK
 from diva_ray.errors import InputError
 from tests.data.tables import INLINE
 from tests.forks import ROOT, run_job

@@ -146,3 +146,22 @@ def test_scattered_groups_are_sorted_in_memory_only_where_it_has_room(tmp_path):
     assert diva_ray.score(plan=True, cluster=cluster, **options).keeping.place == "memory"
     with pytest.raises(InputError, match=r"where memory has no room to sort them .*got groups scattered"):
         diva_ray.score(cluster=cluster, **options)
+
+
+@pytest.mark.ray
+def test_a_run_of_a_ray_dataset_is_not_resumed_with_another(ray_cluster, tmp_path, caplog):
+    import ray
+
+    options = {"ridge": 1.0, "cluster": INLINE, "quiet": True, "output": str(tmp_path)}
+    features = pa.FixedSizeListArray.from_arrays(pa.array(X[:300].ravel()), 4)
+    rows = pa.table({"features": features, "label": TABLE["label"][:300]})
+    one, other = ray.data.from_arrow(rows), ray.data.from_arrow(rows.rename_columns(["x", "label"]))
+    first = diva_ray.score(one, **options)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(
+        InputError, match=r"resume: the given Ray Dataset must be .* got columns x: .*; then features: "
+    ):
+        diva_ray.score(other, resume=True, features="x", **options)
+    lazily = one.map_batches(lambda batch: batch)  # of which Ray knows no columns before it runs
+    assert diva_ray.score(lazily, resume=True, **options).samples.equals(first.samples)
+    assert "the Ray Dataset is not read again: its rows are those in" in caplog.text

@@ -1,8 +1,7 @@
-"""How every run of a task begins and ends: options and folder checked, a plan made, shards loaded; files described."""
+"""How every run of a task begins: options and folder checked, a plan made, shards loaded."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import os
@@ -13,37 +12,26 @@ from dataclasses import asdict, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
-import pyarrow as pa
-
 from diva_ray.config import FitConfig, ScoreConfig, TrainConfig, TuneConfig, ValidationConfig
-from diva_ray.data.folder import OURS, TOKEN, Folder, place_of
+from diva_ray.data.folder import Folder
 from diva_ray.data.lock import check_free, is_kept, keep_others_out, let_others_in
-from diva_ray.data.regroup import write_on_ray
-from diva_ray.data.table import Table, check_rows, from_arrow
-from diva_ray.engine.meter import peak_memory
+from diva_ray.data.store import OURS, TOKEN, place_of
+from diva_ray.data.table import Table
 from diva_ray.errors import InputError, first_line
-from diva_ray.tasks.setup.done import PLACE, Done
-from diva_ray.tasks.setup.kept import PLACE as SUMS
+from diva_ray.tasks.setup.datasets import PATHS, from_dataset
+from diva_ray.tasks.setup.done import Done
+from diva_ray.tasks.setup.finish import COPIES, clear, found_whole, now
 from diva_ray.tasks.setup.kept import expect_sums
-from diva_ray.tasks.setup.manifest import fingerprint, manifest
+from diva_ray.tasks.setup.manifest import fingerprint
 from diva_ray.tasks.setup.opened import Opened, make_plan
 from diva_ray.tasks.setup.options import check_options, chosen_shares
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
-from diva_ray.tasks.setup.saved_config import differing_options, refuse_differing, with_places, write_config
+from diva_ray.tasks.setup.saved_config import differing_options, refuse_differing, with_places
 from diva_ray.tasks.setup.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
-NEEDED = (PLACE, "weights", "uids")  # only by an unfinished run; steps first, they need the others
-PARTS = ("samples", "selected", "errors", "curated", "changes")  # that workers write
-PATHS = {"train": "data.path", "held_out": "validation.path", "pool": "pool.path", "test": "test.path"}
 MAKING = {"data.builtin", "data.noise", "seed"}  # of which the rows of a built-in table are made
-RAW = "raw"  # rows in memory that are to be embedded
-# What a run makes again from what it was given; not a Ray Dataset, which may take hours (and its `table.json` says so).
-ROWS = ("table", "table-1", "table-2", "grouped", "grouped.json")
-COPIES = (SUMS, RAW, *ROWS)
-ON_RAY = "the given Ray Dataset"
-HEAD = 1000  # of its rows, which a plan looks at
 FORMAT = 19  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,11 +82,11 @@ def begin(
         return join(plan, config) if plan.kind == "ray" else plan
     # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
     by_steps = loss is None and not isinstance(config, TrainConfig | TuneConfig)
-    finished = _finished(folder, on_ray=plan.kind != "inline") if by_steps and config.resume else None
+    finished = found_whole(folder, on_ray=plan.kind != "inline") if by_steps and config.resume else None
     mark = _mark(config, opened, folder, beside or {}, finished=finished is not None)
     if finished and not _lacks_copy(config, finished.summary):
         log.info("resume: the run in %s had finished: nothing is left to do", folder.path)
-        _clear(folder)
+        clear(folder)
         raise Finished(finished)
     session = open_session(config, plan, opened, folder, quiet=quiet, cut_bits=cut_bits, kept=kept)
     session.started, session.mark, session.finished = started, mark, finished
@@ -186,71 +174,6 @@ def _absent(folder: str) -> list[str]:
     return found
 
 
-def conclude(
-    session: Session,
-    summary: dict[str, Any],
-    page: str,
-    told: Callable[[dict[str, Any]], list[str]],
-    rows: str = "samples",
-    *,
-    worker_memory: float = 0,
-) -> Result:
-    """Write what every run writes: report.html, summary.json (with seconds, memory, workers), config and manifest.
-
-    `told` says in a few lines what came out; `rows` is the sub-folder of the run's rows.
-    """
-    config, folder = session.config, session.folder
-    driver, meter = peak_memory(), session.engine.meter
-    summary["peak_memory_bytes"] = int(max(driver, worker_memory, meter.memory))
-    summary["driver_memory_bytes"] = int(driver)
-    summary["seconds"] = {name: round(seconds, 4) for name, seconds in session.runner.seconds.items()}
-    summary["workers"] = meter.summary()
-    folder.write("report.html", page.encode())
-    folder.write_json("summary.json", summary)
-    write_config(folder, config)
-    for name in PARTS:
-        folder.sweep(name)
-    return seal(Result(summary, folder, session.plan.kind != "inline", told(summary), rows), session)
-
-
-def seal(result: Result, session: Session) -> Result:
-    """Write the manifest, the last file of a run, which says that it is whole, and delete what is not needed now."""
-    folder = result.folder
-    spent = _spent(folder)
-    written = {name: len(folder.names(name)) for name in folder.names("") if name not in spent}
-    came = {"told": result.told, "rows": result.rows, "written": written}
-    folder.write_json("manifest.json", manifest(session, session.started, now()) | came)
-    _clear(folder)
-    return result
-
-
-def _clear(folder: Folder) -> None:
-    for name in _spent(folder):
-        folder.drop(name)
-        folder.remove(name)
-    folder.remove(TOKEN)
-
-
-def _spent(folder: Folder) -> list[str]:
-    """Return what only an unfinished run needs: steps, and its own copies of rows, but for those of a Ray Dataset."""
-    names = set(folder.names(""))
-    return [name for name in (*NEEDED, *ROWS) if name in names and f"{name}.json" not in names - {"grouped.json"}]
-
-
-def _finished(folder: Folder, *, on_ray: bool) -> Result | None:
-    """Return what came of the run in a folder if it is whole: what it wrote is all there."""
-    came = folder.read_object("manifest.json") or {}
-    summary = folder.read_object("summary.json")
-    if summary is None or "written" not in came:
-        return None
-    missing = [name for name, files in came["written"].items() if len(folder.names(name)) < files]
-    missing += sorted(set(came["written"]) - set(folder.names("")))
-    if missing:
-        log.info("resume: the run in %s had finished, but not all of %s is there", folder.path, ", ".join(missing))
-        return None
-    return Result(summary, folder, on_ray, came["told"], came["rows"])
-
-
 def _lacks_copy(config: FitConfig, summary: dict[str, Any]) -> bool:
     """Return whether a finished run is asked for a curated copy that it has not made."""
     return isinstance(config, ScoreConfig) and config.curate != "none" and "curated" not in summary
@@ -293,35 +216,3 @@ def _mark(
             changed = []  # which the options explain
         refuse_differing(folder, differing, changed or ["data.path"] * (not differing))
     return mark
-
-
-def from_dataset(dataset: Any, folder: Folder, name: str, *, plan: bool) -> Any:
-    """Write a Ray Dataset once into shards that survive a restart; return their path, or a table for a plan.
-
-    That one holds the first rows alone, but counts all: Ray knows how many, or runs what is mapped lazily to count.
-    """
-    from diva_ray.engine.connect import check_driver
-
-    check_driver("a Ray Dataset")
-    option = PATHS["train"] if name in ("table", RAW) else f"{name}.path"
-    if plan:
-        rows = dataset.count()
-        check_rows(rows, ON_RAY, option)
-        head = pa.concat_tables(dataset.limit(HEAD).iter_batches(batch_size=HEAD, batch_format="pyarrow"))
-        table = from_arrow(head, ON_RAY, option)
-        return replace(table, rows=rows, bytes=table.bytes * rows // table.rows)
-    if f"{name}.json" in folder.names(""):  # written when all of it is there
-        log.info("the rows of the Ray Dataset are those that were written to %s", folder.location(name))
-    else:
-        log.info("the Ray Dataset is written to %s for the workers", folder.location(name))
-        folder.drop(name)
-        folder.share()
-        write_on_ray(dataset, folder, name)
-        check_rows(len(folder.names(name)), ON_RAY, option)  # no rows, no file
-        folder.write_json(f"{name}.json", {"finished": now()})
-    return folder.location(name)
-
-
-def now() -> str:
-    """Return the time, for manifests."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from diva_ray.config import SCHEMAS
-from diva_ray.data.folder import Folder, place_of
+from diva_ray.data.folder import Folder
+from diva_ray.data.store import place_of
 from diva_ray.errors import InputError
 
 

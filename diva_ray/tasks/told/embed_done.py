@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diva_ray.config import EmbedConfig
-from diva_ray.data.folder import TOKEN
 from diva_ray.data.raw.units import Source
+from diva_ray.data.store import TOKEN
 from diva_ray.engine.embedding import QUARANTINE
 from diva_ray.engine.meter import Meter, Work, peak_memory
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Gallery, Sheet, Table, Tile, render_sheet
 from diva_ray.report.words import counted
-from diva_ray.tasks.setup.begin import now
+from diva_ray.tasks.setup.finish import now
 from diva_ray.tasks.setup.manifest import described
 from diva_ray.tasks.setup.saved_config import write_config
 

@@ -13,7 +13,7 @@ from diva_ray.data.table import open_parquet
 from diva_ray.engine.kernels import curate as curating
 from diva_ray.engine.kernels.once import TOLD, once
 from diva_ray.engine.reduce import Tally
-from diva_ray.tasks.setup.begin import seal
+from diva_ray.tasks.setup.finish import seal
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.saved_config import write_config
 from diva_ray.tasks.setup.session import Session
