@@ -20,7 +20,7 @@ FLAGS = {
     "either": ("is_label_issue", "is_detrimental"),
 }
 
-
+WINDOW = 1 << 20  # rows between which some are picked
 MOST_OTHERS = 0.05  # of the rows that are not flagged, whose label may be another than in the run
 
 
@@ -38,25 +38,34 @@ class Given:
     flags: tuple[str, ...]
     factor: float = 1.0
 
-    def weights(self, reader: Reader, start: int, stop: int) -> Tensor:
-        """Return the weights of rows [start, stop), float64."""
-        column = one_chunk(reader.read(start, stop, ["weight"])["weight"])
-        values = finite_values(column, "weight", "weights", lambda row: self.table.where(start + row))
+    def _read(self, reader: Reader, rows: np.ndarray, names: tuple[str, ...]) -> pa.Table:
+        """Return the rows at these positions; at most WINDOW are read at a time of those between them."""
+        order = np.argsort(rows, kind="stable")
+        cuts = np.flatnonzero(np.diff(rows[order] // WINDOW)) + 1
+        parts = []
+        for inside in np.split(rows[order], cuts):
+            first = int(inside[0])
+            parts.append(reader.read(first, int(inside[-1]) + 1, list(names)).take(pa.array(inside - first)))
+        return pa.concat_tables(parts).take(pa.array(np.argsort(order)))
+
+    def weights(self, reader: Reader, rows: np.ndarray) -> Tensor:
+        """Return the weights of the rows at these positions, float64."""
+        column = one_chunk(self._read(reader, rows, ("weight",))["weight"])
+        values = finite_values(column, "weight", "weights", lambda row: self.table.where(int(rows[row])))
         negative = np.flatnonzero(values[:, 0] < 0)
         if len(negative):
             row = int(negative[0])
             raise InputError(
-                f"weights: column `weight` must be >= 0, got {values[row, 0]} at {self.table.where(start + row)}. "
+                f"weights: column `weight` must be >= 0, got {values[row, 0]} at {self.table.where(int(rows[row]))}. "
                 "Change `weights`."
             )
         return torch.from_numpy(values[:, 0].astype(np.float64))
 
-    def flagged(self, reader: Reader, start: int, stop: int) -> Tensor:
-        """Return which of rows [start, stop) are flagged; a null flags nothing."""
-        rows = reader.read(start, stop, list(self.flags))
-        columns = [one_chunk(rows[name]).cast(pa.bool_()).fill_null(False) for name in self.flags]
-        found = [column.to_numpy(zero_copy_only=False).astype(bool) for column in columns]
-        return torch.from_numpy(np.logical_or.reduce(found))
+    def flagged(self, reader: Reader, rows: np.ndarray) -> Tensor:
+        """Return which of the rows at these positions are flagged; a null flags nothing."""
+        found = self._read(reader, rows, self.flags)
+        columns = [one_chunk(found[name]).cast(pa.bool_()).fill_null(False) for name in self.flags]
+        return torch.from_numpy(np.logical_or.reduce([x.to_numpy(zero_copy_only=False).astype(bool) for x in columns]))
 
     def other_labels(self, reader: Reader, start: int, stop: int, label: pa.Array) -> tuple[int, int, int]:
         """Return how many of rows [start, stop) have another label than in the run, how many of those the run has not
@@ -67,13 +76,12 @@ class Given:
         if theirs.type != label.type:
             theirs, label = (one_chunk(values.cast(pa.string())) for values in (theirs, label))
         other = pc.fill_null(pc.not_equal(theirs, label), False).to_numpy(zero_copy_only=False)
-        free = ~self.flagged(reader, start, stop).numpy() if self.flags else np.ones(len(other), bool)
+        free = ~self.flagged(reader, np.arange(start, stop)).numpy() if self.flags else np.ones(len(other), bool)
         return int(other.sum()), int((other & free).sum()), int(free.sum())
 
     def check(self, reader: Reader, rows: np.ndarray, ids: pa.Array | None, where: Where) -> None:
         """Raise unless the rows at these positions have these ids; without ids the position is one."""
-        low, high = int(rows.min()), int(rows.max()) + 1
-        found = one_chunk(reader.read(low, high, ["id"])["id"]).take(pa.array(rows - low))
+        found = one_chunk(self._read(reader, rows, ("id",))["id"])
         known = pa.array(rows) if ids is None else ids
         if found.type != known.type:
             found, known = (one_chunk(values.cast(pa.string())) for values in (found, known))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -154,7 +155,7 @@ class Share:
         given = self.course.given
         if arm == "weighted" and given is not None:
             assert self.given is not None
-            return given.weights(self.given, self.start, self.stop)
+            return given.weights(self.given, np.arange(self.start, self.stop))
         own = torch.cat([self._own(a, b) for a, b in cut(self.start, self.stop, PIECE)])
         if arm == "weighted":
             return own
@@ -162,7 +163,7 @@ class Share:
         if arm == "uniform":
             return even
         assert given is not None and self.given is not None
-        return even.masked_fill(given.flagged(self.given, self.start, self.stop), 0.0)
+        return even.masked_fill(given.flagged(self.given, np.arange(self.start, self.stop)), 0.0)
 
     def _own(self, start: int, stop: int) -> Tensor:
         """Return the table's own weights."""

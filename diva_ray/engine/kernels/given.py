@@ -20,9 +20,8 @@ def adopt(shard: Shard, known: Known) -> Tally:
     given: Given = known["given"]
     rows, reader = shard.positions(), given.table.reader()
     given.check(reader, rows, shard.id, shard.where)
-    low = int(rows.min())
-    alpha = given.weights(reader, low, int(rows.max()) + 1)[rows - low]
-    flagged = given.flagged(reader, low, int(rows.max()) + 1)[rows - low] if given.flags else alpha < 0
+    alpha = given.weights(reader, rows)
+    flagged = given.flagged(reader, rows) if given.flags else alpha < 0
     keep_weights(shard, known, alpha, STEP)
     kept = given.factor * shard.weight  # what a row has whose weight the run neither lowered nor raised
     return Tally(
