@@ -163,7 +163,9 @@ def _stuck(what: str) -> InputError:
     )
 
 
-def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: float, start_timeout: float) -> list[int]:
+def batch_on_gpu(
+    configs: list[Any], given: list[Any], precision: str, gpus: float, start_timeout: float, pass_timeout: float
+) -> list[int]:
     """Return the batch sizes that fit a worker's share of a GPU, tried on one; raise if none is free in time."""
     given = there(given)
 
@@ -186,4 +188,4 @@ def batch_on_gpu(configs: list[Any], given: list[Any], precision: str, gpus: flo
     except ray.exceptions.GetTimeoutError as error:
         ray.cancel(asked, force=True)
         raise _stuck(f"{gpus:g} of a GPU must be free in {start_timeout:g} s, to try batch sizes on") from error
-    return fetch(tried.remote())
+    return fetch(tried.remote(), pass_timeout)  # if another run takes the GPU meanwhile

@@ -107,7 +107,7 @@ def _with_batches(
 
         sizes = batch_on_gpu(
             [one for one, _ in found], [module for _, module in found], config.precision, gpus,
-            config.cluster.start_timeout,
+            config.cluster.start_timeout, config.cluster.pass_timeout,
         )  # fmt: skip
     else:
         sizes = setup.batches(config, built, workers)
