@@ -213,13 +213,13 @@ def told(summary: dict[str, Any]) -> list[str]:
     if s["n_changed"] is not None:
         lines.append(f"weights: {given_in_words(s)}")
     for arm in s["arms"]:
-        spread = "" if arm["standard_error"] is None else f" +- {error_text(s, arm['standard_error'])}"
+        spread = "" if arm["standard_error"] is None else f" +- {arm['standard_error']:.2g}"
         line = f"{arm['name']:<19} test {kind} {error_text(s, arm['error'])}{spread}"
         gap = arm["difference_to_uniform"]
         compared = "" if gap is None else f"; to {arm['compared_to']} {error_text(s, gap['mean'], sign=True)}"
         lines.append(f"{line}{compared}{', ' * (gap is not None)}{arm['verdict'] or ''}")
     error = s["arms"][0]["rows_standard_error"]
-    rows = "" if error is None else f"one standard error over the {s['n_test']:,} test rows is {error_text(s, error)}"
+    rows = "" if error is None else f"one standard error over the {s['n_test']:,} test rows is {error:.2g}"
     parts = ["+- is one standard error over seeds"] * several + [rows] * bool(rows)
     lines += ["; ".join(parts)] * bool(parts)
     lines += [f"warning: {said}" for said in s["warnings"]]
