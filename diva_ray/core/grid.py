@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.factors import eigen_
-from diva_ray.core.leave_out import LeverageError, check_leverage, leave_out, solve_left_out
+from diva_ray.core.leave_out import LeverageError, check_leverage, left_out_residuals
 from diva_ray.core.losses import subtract_from_targets
 from diva_ray.core.products import multiply, multiply_add_, multiply_triangular_, row_dot, symmetric
 from diva_ray.core.reduction import Chain, Tiles, block_tridiagonal_, factor, takes_tiles
@@ -146,33 +146,31 @@ def grid_values(
     """
     found = torch.empty(len(measures), len(Z), len(family.ridges), dtype=torch.float64, device=Z.device)
     fits = _by_eigenvalues if family.chain is None else _by_tiles
-    for k, (fitted, q, U) in enumerate(fits(Z, family, whitened=bool(group_rows))):
+    for k, (fitted, q, own) in enumerate(fits(Z, family, group_rows)):
         F = fitted if offset is None else fitted + offset
         r = subtract_from_targets(Y, F)
         try:
-            if U is not None:
-                origin = torch.full((len(U), 1), family.mean_variance**0.5, dtype=U.dtype, device=U.device)
-                left = leave_out(torch.cat([U, origin], 1), r, alpha, group_rows)
-            else:
-                left = solve_left_out(r, alpha, q, 1 - alpha * q, [])
+            e = left_out_residuals(r, alpha, 1 - alpha * q, own, family.mean_variance)
         except LeverageError:
             found[..., k] = torch.inf  # this ridge is too small for these features: not a candidate
             continue
-        outputs = F + r - left.e
+        outputs = F + r - e
         for j, measure in enumerate(measures):
             found[j, :, k] = measure(outputs, Y)
     return found
 
 
-# Of every ridge: what it fits (n, c), q (n,) and, if asked for, the rows whitened, the intercept apart (n, k).
-Fits = Iterator[tuple[Tensor, Tensor, Tensor | None]]
+# Of every ridge: what it fits (n, c), q (n,) and the groups' rows with those whitened, the intercept apart.
+Groups = list[tuple[Tensor, Tensor]]
+Fits = Iterator[tuple[Tensor, Tensor, Groups]]
 
 
-def _by_eigenvalues(Z: Tensor, family: Family, *, whitened: bool) -> Fits:
+def _by_eigenvalues(Z: Tensor, family: Family, group_rows: list[Tensor]) -> Fits:
     """Yield the fit at every ridge: q = sum_k x_k^2 / (e_k + ridge) + 1 / sum alpha."""
     X, shrink = multiply(Z, family.basis), family.shrink
     assert shrink is not None
     leverages = multiply(X.square(), shrink) + family.mean_variance
+    groups = [(rows, X[rows]) for rows in group_rows]
     at_once = max(1, SIDE_BY_SIDE // family.cross.shape[1])
     for first in range(0, shrink.shape[1], at_once):
         # The predictions of some ridges side by side, from one product.
@@ -180,10 +178,10 @@ def _by_eigenvalues(Z: Tensor, family: Family, *, whitened: bool) -> Fits:
         predictions = multiply(X, solutions.flatten(1)).unflatten(1, solutions.shape[1:])
         for k in range(first, first + solutions.shape[1]):
             fitted = predictions[:, k - first] + family.mean
-            yield fitted, leverages[:, k], X * shrink[:, k].sqrt() if whitened else None
+            yield fitted, leverages[:, k], [(rows, own * shrink[:, k].sqrt()) for rows, own in groups]
 
 
-def _by_tiles(Z: Tensor, family: Family, *, whitened: bool) -> Fits:
+def _by_tiles(Z: Tensor, family: Family, group_rows: list[Tensor]) -> Fits:
     """Yield the fit at every ridge: u = L^-1 x, q = |u|^2 + 1 / sum alpha, and x'w = u' L^-1 C; summed tile by tile, in
     the cache."""
     X, chain = multiply(family.basis.T, Z.T), family.chain
@@ -194,10 +192,11 @@ def _by_tiles(Z: Tensor, family: Family, *, whitened: bool) -> Fits:
         for part, U in zip(cross.split(chain.width), chain.whitened(k, X), strict=True):
             squares[: len(U)].addcmul_(U, U)
             multiply_add_(F, U.T, part)
-            if whitened:
+            if group_rows:
                 parts.append(U)
         q = squares.sum(0) + family.mean_variance
-        yield F.add_(family.mean), q, torch.cat(parts).T if whitened else None
+        whitened = torch.cat(parts).T if group_rows else X
+        yield F.add_(family.mean), q, [(rows, whitened[rows]) for rows in group_rows]
 
 
 def outputs_factor(family: Family) -> Float[Tensor, "k k"]:

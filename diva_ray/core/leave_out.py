@@ -207,6 +207,55 @@ def solve_left_out(
     return _left_out(r, q, room, [Small.of(rows, Q, alpha, room) for rows, Q in blocks])
 
 
+def left_out_residuals(
+    r: Float[Tensor, "n c"],
+    alpha: Float[Tensor, " n"],
+    room: Float[Tensor, " n"],
+    groups: list[tuple[Int[Tensor, "_ _"], Float[Tensor, "_ _ p"]]],
+    mean_variance: float,
+) -> Float[Tensor, "n c"]:
+    """Return e alone, as `leave_out`, for a search among ridges: Cholesky factors say whether a leverage reaches 1, at
+    a fraction of the cost of eigenvalues. n k p + n k^2 operations for groups of k <= p rows, n p^2 and p^3 a group for
+    larger ones.
+
+    Args:
+        room: 1 - alpha q of every row.
+        groups: rows (m, k) and their whitened features (m, k, p), without the intercept.
+        mean_variance: what the intercept adds to z' A^-1 z; 0 without one.
+
+    Raises:
+        ValueError: as `leave_out`.
+    """
+    check_leverage(room)
+    e = r / room[:, None]
+    for rows, U in groups:
+        own, root = r[rows], alpha[rows].sqrt()[..., None]
+        if rows.shape[1] > U.shape[2] + 1:
+            whole = torch.cat([U, U.new_full((*rows.shape, 1), mean_variance**0.5)], 2)
+            weighted = root * whole
+            moved = torch.cholesky_solve(weighted.mT @ (root * own), _factor_of_room(rows, weighted.mT @ weighted))
+            e[rows] = own + whole @ moved
+        else:
+            Q = U @ U.mT + mean_variance
+            moved = torch.cholesky_solve(root * own, _factor_of_room(rows, root * Q * root.mT))
+            e[rows] = own + Q @ (root * moved)  # and not over the root, which may be 0
+    return e
+
+
+def _factor_of_room(rows: Tensor, taken: Tensor) -> Tensor:
+    """Return the Cholesky factors of I - taken; raise if an eigenvalue of `taken` reaches 1."""
+    least, n = least_room_of(taken.dtype), taken.shape[1]
+    room = torch.eye(n, dtype=taken.dtype, device=taken.device) - taken
+    factor, failed = torch.linalg.cholesky_ex(room)
+    below = taken.flatten(1).norm(dim=1) < 1 - least  # and so is every eigenvalue
+    close = torch.nonzero(~below | (failed != 0)).squeeze(1)
+    if len(close):
+        room.diagonal(dim1=1, dim2=2).sub_(least)
+        for group in close[torch.nonzero(torch.linalg.cholesky_ex(room[close])[1]).squeeze(1)][:1]:
+            raise LeverageError(int(rows[group, 0]), float(torch.linalg.eigvalsh(taken[group])[-1]))
+    return factor
+
+
 def _left_out(r: Tensor, q: Tensor, room: Tensor, groups: Sequence[Small | Large]) -> LeftOut:
     e = r / room[:, None]
     for group in groups:
@@ -219,11 +268,15 @@ def check_leverage(room: Float[Tensor, " n"], rows: Int[Tensor, " n"] | None = N
 
     Of a group, h is the largest eigenvalue of D^1/2 Q D^1/2, and `rows` names its first row.
     """
-    least = 1e-5 if room.dtype == torch.float32 else 1e-10
-    lost = torch.nonzero(~(room > least)).squeeze(1)
+    lost = torch.nonzero(~(room > least_room_of(room.dtype))).squeeze(1)
     if len(lost):
         first = int(lost[0])
         raise LeverageError(first if rows is None else int(rows[first]), 1 - float(room[first]))
+
+
+def least_room_of(dtype: torch.dtype) -> float:
+    """Return how near to 1 a leverage may come."""
+    return 1e-5 if dtype == torch.float32 else 1e-10
 
 
 class LeverageError(ValueError):

@@ -113,3 +113,42 @@ def test_a_group_that_holds_all_the_weight_is_refused_like_a_row_that_does(form)
     assert int((alpha > 0).sum()) > 1
     with pytest.raises(ValueError, match="leverage"):
         form(problem.but(alpha=alpha))
+
+
+@pytest.mark.parametrize("origin", [0.0, 0.01])
+def test_residuals_alone_are_those_of_leaving_out(origin):
+    draw = torch.Generator().manual_seed(5)
+    n, p = 120, 6
+    groups = torch.cat([torch.arange(20), 20 + torch.arange(60) // 3, 40 + torch.arange(40) // 20])
+    rows = leave_out.rows_by_group_size(groups)
+    assert [x.shape[1] for x in rows] == [3, 20]  # fewer and more than there are columns
+    U, r = (torch.randn(n, k, generator=draw, dtype=F64) for k in (p, 2))
+    U *= 0.3 / U.norm(dim=1, keepdim=True)
+    alpha = 1 + torch.rand(n, generator=draw, dtype=F64)
+    alpha[::5] = 0
+    whole = torch.cat([U, torch.full((n, 1), origin**0.5, dtype=F64)], 1)
+    expected = leave_out.leave_out(whole, r, alpha, rows)
+    found = leave_out.left_out_residuals(r, alpha, expected.room, [(x, U[x]) for x in rows], origin)
+    assert_close(found, expected.e, 1e-13)
+
+
+@pytest.mark.parametrize("size", [4, 12])
+@pytest.mark.parametrize("room", [1e-3, 2e-10, 5e-11, -1e-3])
+def test_residuals_alone_are_refused_where_those_of_leaving_out_are(size, room):
+    U = torch.zeros(size + 8, 6, dtype=F64)
+    U[:8, 1:] = 0.1
+    U[8:, 0] = ((1 - room) / size) ** 0.5  # no row alone has a leverage near 1
+    r, alpha = torch.ones(size + 8, 1, dtype=F64), torch.ones(size + 8, dtype=F64)
+    rows = [8 + torch.arange(size)[None]]
+    kept = 1 - U.square().sum(1)
+    if room > 1e-10:
+        expected = leave_out.leave_out(U, r, alpha, rows).e
+        assert_close(leave_out.left_out_residuals(r, alpha, kept, [(rows[0], U[rows[0]])], 0.0), expected, 1e-4)
+        return
+    for call in (
+        lambda: leave_out.leave_out(U, r, alpha, rows),
+        lambda: leave_out.left_out_residuals(r, alpha, kept, [(rows[0], U[rows[0]])], 0.0),
+    ):
+        with pytest.raises(leave_out.LeverageError) as caught:
+            call()
+        assert caught.value.row == 8 and caught.value.leverage == pytest.approx(1 - room, abs=1e-12)
