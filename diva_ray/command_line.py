@@ -19,10 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diva_ray.config import SCHEMAS
+from diva_ray.config import CONFIGS, SCHEMAS
 from diva_ray.errors import InputError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FLAGS = (  # Hydra's
     "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
     "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",

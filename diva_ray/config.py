@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+# A link to the repository's folder; where links cannot be (some checkouts on Windows) that itself.
+CONFIGS = next(place for up in Path(__file__).parents[:2] if (place := up / "configs").is_dir()).resolve()
 
 
 @dataclass

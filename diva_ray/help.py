@@ -10,14 +10,12 @@ import textwrap
 import tokenize
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from diva_ray import config
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from diva_ray.config import CONFIGS
 
 WIDTH, INDENT = 110, 4
 OWN_TABLE = (

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import OmegaConf
 
-from diva_ray.command_line import CONFIGS, checked, is_override, quoted, register
-from diva_ray.config import SCHEMAS
+from diva_ray.command_line import checked, is_override, quoted, register
+from diva_ray.config import CONFIGS, SCHEMAS
 from diva_ray.errors import InputError
 from diva_ray.help import job_help
 from diva_ray.signals import hear_term, was_terminated

@@ -3,8 +3,10 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -175,3 +177,19 @@ def test_every_link_inside_the_project_leads_somewhere(page):
 def test_every_job_takes_no_option_at_all(job):
     register()
     assert checked(job, []) == (job, None, [], [])
+
+
+def test_an_installed_package_has_the_configs(tmp_path):
+    """As a wheel has them: the files that links lead to, and nothing that lies beside the package."""
+    shutil.copytree(ROOT / "diva_ray", tmp_path / "diva_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from diva_ray import config, help, data; from diva_ray.data.encoders.build import encoder_config as of; "
+    code += "print(config.CONFIGS, of('edges').kind, len(help.job_help('score')) > 1000)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.stdout.split() == [str(tmp_path / "diva_ray" / "configs"), "edges", "True"]
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert found["diva_ray.configs"] == ["**/*.yaml"] and not any(
+        path.suffix not in (".yaml", ".json") for path in (ROOT / "configs").rglob("*.*")
+    )

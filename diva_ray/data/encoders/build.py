@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from diva_ray.config import EncoderConfig
+from diva_ray.config import CONFIGS, EncoderConfig
 from diva_ray.data.encoders import language, plain, vision
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.encoders.gradient import check_jacobian
 from diva_ray.errors import InputError
 
-READY = Path(__file__).resolve().parents[3] / "configs" / "encoder"
+READY = CONFIGS / "encoder"
 KINDS = {
     "edges": {IMAGE: plain.edge_encoder},
     "words": {TEXT: plain.word_encoder},
