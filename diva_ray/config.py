@@ -48,7 +48,7 @@ class ValidationConfig:
 
     @property
     def given(self) -> bool:
-        """Return whether there is such a table."""
+        """Whether there is such a table."""
         return bool(self.path) or self.rows is not None
 
 

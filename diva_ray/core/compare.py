@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.stats import t as student
 from torch import Tensor
 
 CONFIDENCE = 0.95
+NORMAL = 1.959964  # standard errors to either side that 95 % of normal values lie within
 
 
 @dataclass(frozen=True)
@@ -64,5 +67,32 @@ class RowSums:
         if self.n < 2:
             return Interval(mean, None, None, None)
         error = (variance / (self.n - 1)) ** 0.5
-        reach = 1.959964 * error
+        reach = NORMAL * error
         return Interval(mean, error, mean - reach, mean + reach)
+
+
+def ratio_error(
+    mean: Tensor | float, squares: Tensor | float, products: Tensor | float, weight_squares: float, weight: float
+) -> Tensor:
+    """Return the standard error of mean = sum s / sum w over units, sqrt(sum (s - mean w)^2) / sum w, float64.
+
+    Args:
+        squares, products, weight_squares: sums of s^2, s w and w^2 over units; `weight`: sum w.
+
+    References:
+        Cochran 1977, Sampling Techniques, section 6.4, without its correction for few units.
+    """
+    mean, squares, products = (torch.as_tensor(x, dtype=torch.float64) for x in (mean, squares, products))
+    spread = squares - 2 * mean * products + mean.square() * weight_squares
+    return spread.clamp_min(0).sqrt() / weight
+
+
+def wilson(share: float, rows: float, reach: float = NORMAL) -> tuple[float, float]:
+    """Return the ends of Wilson's interval of a share that was found in so many rows: `reach` standard errors.
+
+    References:
+        Wilson 1927, J. Am. Stat. Assoc. 22.
+    """
+    odd = reach**2 / rows
+    middle, half = share + odd / 2, math.sqrt(odd * (max(share * (1 - share), 0.0) + odd / 4))
+    return max((middle - half) / (1 + odd), 0.0), min((middle + half) / (1 + odd), 1.0)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core import links
+from diva_ray.core.compare import ratio_error
 from diva_ray.core.histogram import Histogram
 from diva_ray.core.links import Link
 from diva_ray.core.losses import Loss, errors
@@ -180,9 +181,7 @@ class TrialSums:
     @property
     def gain_error(self) -> Tensor:
         """Standard error of the gain over units, (bases, models)."""
-        gain = self.gain
-        total = self.gain_squares - 2 * gain * self.gain_v + gain.square() * self.squares
-        return total.clamp_min(0).sqrt() / self.weight
+        return ratio_error(self.gain, self.gain_squares, self.gain_v, float(self.squares), float(self.weight))
 
 
 def trial_sums(

@@ -239,15 +239,15 @@ class Lane:
     def keep(self, bands: Sequence[Tensor]) -> list[Tensor]:
         """Return features where they stay between passes."""
         size = sum(band.numel() * band.element_size() for band in bands)
-        if size <= self.left:
+        with self.lock:  # shards are loaded ahead by one thread, and fetched again by another
+            fits = size <= self.left
+            self.left -= size * fits
+        if fits:
             try:
-                found = self.bring(bands)
+                return self.bring(bands)
             except InputError as error:  # others have taken what was free
                 log.warning("%s", error)
                 self.left = 0
-            else:
-                self.left -= size
-                return found
         return [self._locked(band) if self.cuda and band.numel() else band.clone() for band in bands]
 
     def _locked(self, band: Tensor) -> Tensor:

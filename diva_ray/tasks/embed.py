@@ -125,24 +125,25 @@ def _encode(prepared: Prepared, quiet: bool) -> tuple[list[dict[str, Any]], floa
     rows = job.source.about() - sum(one["rows"] + one["failed"] for one in prepared.reused.values())
     progress = Progress("encode", max(rows, 1), quiet=quiet)
     done = list(prepared.reused.values())
+    failed, seen = (sum(one[name] for one in done) for name in ("failed", "rows"))
     start = time.perf_counter()
     try:
         for one in _each(prepared, pending, progress) if pending else ():
             done.append(one)
-            failed = sum(one["failed"] for one in done)
-            if failed >= EARLY and failed > prepared.most_failed * _most_rows(job.source, done):
+            failed, seen = failed + one["failed"], seen + one["rows"]
+            if failed >= EARLY and failed > prepared.most_failed * _most_rows(job.source, len(done), seen + failed):
                 break  # whatever comes, it is too many
     finally:
         progress.close()
     return sorted(done, key=lambda one: one["unit"]), time.perf_counter() - start
 
 
-def _most_rows(source: Source, done: list[dict[str, Any]]) -> float:
-    """Return how many rows there are, or, where only reading tells, twice as many as the units read so far suggest."""
+def _most_rows(source: Source, units: int, seen: int) -> float:
+    """Return how many rows there are, or, where only reading tells, twice as many as those seen in some units
+    suggest."""
     if source.rows is not None:
         return source.rows
-    seen = sum(one["rows"] + one["failed"] for one in done)
-    return MARGIN * max(seen * len(source.units) / len(done), source.about())
+    return MARGIN * max(seen * len(source.units) / units, source.about())
 
 
 def _each(prepared: Prepared, pending: list[Unit], progress: Progress) -> Iterator[dict[str, Any]]:

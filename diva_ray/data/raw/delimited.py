@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -140,7 +141,7 @@ def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Itera
     kinds = {name: known.field(name).type for name in stored_columns(source, columns)}
     skipped: list[Failure] = []
     endless: list[str] = []  # begins of rows that go on beyond their line, as a quote is not closed
-    numbers: list[int] = []  # of the rows that fit, as the file has them
+    numbers = array("q")  # of the rows that fit, as the file has them
 
     def skip(row: Any) -> str:
         reason = f"{row.expected_columns} values must be there, got {row.actual_columns}"

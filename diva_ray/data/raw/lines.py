@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -163,7 +164,7 @@ def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iter
     known = stored_types(source)
     kinds = {name: known.field(name).type for name in stored_columns(source, columns)}
     unknown: dict[str, dict[str, Any]] = {}
-    offsets: list[int] = []
+    offsets = array("q")
     name = below(source.more["base"], unit.path)
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.losses import subtract_from_targets
 from diva_ray.core.products import multiply
-from diva_ray.data.shards import Shard, prepare
+from diva_ray.data.shards import Shard, prepare_rows
 from diva_ray.engine.context import Known, device_of, group_codes, targets
+from diva_ray.engine.kernels.left_out import outputs_of
 from diva_ray.engine.kernels.passes import scored_rows
 from diva_ray.engine.reduce import Rows
 from diva_ray.engine.setup import Setup
@@ -45,12 +46,11 @@ def _positions(shard: Shard, known: Known) -> list[int]:
 def sample(shard: Shard, known: Known) -> Rows:
     """Return the checked rows of a shard: features as the fit sees them, residuals, group codes."""
     setup: Setup = known["setup"]
-    rows, place = _positions(shard, known), {"dtype": setup.dtype, "device": device_of(known)}
-    Z = torch.cat([prepare(shard, k, k + 1, setup.scale, torch.empty(1, setup.scale.width, **place)) for k in rows])
-    W = known["solution"]["W"]
-    F = (Z.to(W.dtype) @ W).cpu()
-    if shard.offset is not None:
-        F = F + shard.offset[torch.tensor(rows).to(shard.offset.device)].to("cpu", setup.dtype)
+    rows = torch.tensor(_positions(shard, known))
+    into = torch.empty(len(rows), setup.scale.width, dtype=setup.dtype, device=device_of(known))
+    Z = prepare_rows(shard, rows, setup.scale, into)
+    offset = None if shard.offset is None else shard.offset[rows.to(shard.offset.device)]
+    F = outputs_of(Z, offset, known).cpu()
     return Rows((Z.cpu(), subtract_from_targets(targets(shard, setup)[rows], F), group_codes(shard, known)[rows]))
 
 

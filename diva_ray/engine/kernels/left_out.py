@@ -69,11 +69,16 @@ def margins(outputs: Tensor, Y: Tensor) -> Tensor:
     return own.squeeze(1) - others.amax(1)
 
 
+def outputs_of(Z: Tensor, offset: Tensor | None, known: Known) -> Tensor:
+    """Return the outputs of the fit, in the precision of the solution; 2 n p c operations."""
+    W = known["solution"]["W"]
+    F = multiply(Z.to(W.dtype), W)
+    return F if offset is None else F + offset.to(F)
+
+
 def fitted(b: Block, known: Known) -> tuple[Tensor, Tensor]:
     """Return the outputs of the fit to all rows, and its residuals, found in the precision of the solution."""
-    W = known["solution"]["W"]
-    F = multiply(b.Z.to(W.dtype), W)
-    F = F if b.offset is None else F + b.offset
+    F = outputs_of(b.Z, b.offset, known)
     r = losses.subtract_from_targets(b.Y, F)
     return F.to(b.Z.dtype), r.to(b.Z.dtype)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diva_ray.core import choose, levels, links, loss_verdict, losses, multilabel, verdict
+from diva_ray.core import choose, levels, links, loss_verdict, multilabel, verdict
 from diva_ray.core import derivative as dd
 from diva_ray.core.histogram import Histogram
 from diva_ray.core.ridge import FitAccumulator, FitSums
@@ -25,6 +25,7 @@ from diva_ray.engine.context import (
     targets,
     weights_after,
 )
+from diva_ray.engine.kernels.left_out import fitted
 from diva_ray.engine.kernels.verdicts import gap_kinds, label_losses, unit_outputs, worth, wrong_losses
 from diva_ray.engine.reduce import Partial, Tally, add_in_order
 from diva_ray.engine.setup import Setup
@@ -63,7 +64,8 @@ def classes_of(shard: Shard, setup: Setup) -> Tensor:
 
 
 def weight_of(shard: Shard, known: Known) -> Tensor:
-    """Return what every row weighs once it is chosen, float64: its own weight times its class's (`tasks.extend`)."""
+    """Return what every row weighs once it is chosen, float64: its own weight times its class's
+    (`tasks.fit.class_shares`)."""
     by_class = known.get("class_weights")
     return shard.weight if by_class is None else shard.weight * by_class[codes_of(shard, known["setup"])]
 
@@ -79,11 +81,10 @@ def calibrate_pool(shard: Shard, known: Known) -> Histogram:
     """Return the likelihood of the given classes under a grid of calibrations, by outputs of a fit that heard none of
     these rows; 2 n p c operations, one read."""
     setup: Setup = known["setup"]
-    Y, weight, W = codes_of(shard, setup), judged(shard, known).double(), known["solution"]["W"]
+    Y, weight = codes_of(shard, setup), judged(shard, known).double()
     parts = []
     for b in blocks(shard, known):
-        F = b.Z @ W
-        F = (F if b.offset is None else F + b.offset).cpu()
+        F = fitted(b, known)[0].cpu()
         rows = slice(b.start, b.stop)
         F = levels.level(F, torch.zeros(len(F), dtype=F.dtype), known["levels"])
         parts.append(links.link_sums(F, Y[rows], weight[rows]))
@@ -103,7 +104,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     """Score every row of a pool's shard; return the histogram of the evidence on its labels, and the fit sums of the
     slice that stands for uniform choice. n p^2 + 4 n p c operations, one read."""
     setup: Setup = known["setup"]
-    W, adjoint, device = known["solution"]["W"], known["adjoint"].first(setup.outputs), device_of(known)
+    adjoint, device = known["adjoint"].first(setup.outputs), device_of(known)
     n, given = len(shard), shard.weight.to(setup.dtype)
     derivative, evidence = torch.empty(n), torch.empty(n)
     slice_sums, Y = FitAccumulator(setup.scale.width, setup.outputs, setup.dtype, device), targets(shard, setup)
@@ -112,9 +113,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
     value = worth(shard, known, known["link"]) if setup.task in ("classification", "multilabel") else None
     for b in blocks(shard, known):
         part = slice(b.start, b.stop)
-        F = b.Z @ W
-        F = F if b.offset is None else F + b.offset
-        r = losses.subtract_from_targets(b.Y, F)
+        F, r = fitted(b, known)
         Z = coordinates(b.Z, known)
         derivative[part] = dd.derivative(Z, r.to(Z), dd.OwnTerms.none(Z), Z.new_empty(len(Z), 0), adjoint)[0].float()
         F, nothing = F.cpu(), torch.zeros(len(F), dtype=F.dtype)

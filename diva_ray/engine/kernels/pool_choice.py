@@ -19,6 +19,7 @@ from diva_ray.engine.context import (
     keep_weights,
     targets,
 )
+from diva_ray.engine.kernels.left_out import outputs_of
 from diva_ray.engine.kernels.pool import classes_of, scored_pool, taken, waits, weight_of
 from diva_ray.engine.kernels.selected import remember_chosen
 from diva_ray.engine.kernels.verdicts import gap_kinds
@@ -136,8 +137,7 @@ def take(shard: Shard, known: Known) -> Partial:
 def _remember(shard: Shard, known: Known, at: Tensor, keys: Tensor, Z: Tensor, offset: Tensor | None) -> None:
     """Keep what the output says of the rows chosen in this round, standard errors among it."""
     setup: Setup = known["setup"]
-    F = Z @ known["solution"]["W"]
-    F = F if offset is None else F + offset.to(F)
+    F = outputs_of(Z, offset, known)
     r = losses.subtract_from_targets(targets(shard, setup)[at].to(F.device), F)
     exact, error = known.get("validation"), torch.zeros(len(at), dtype=torch.float64)
     if exact is not None:

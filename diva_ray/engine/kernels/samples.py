@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -245,15 +244,14 @@ def in_input_order(shard: Shard, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         return
     place = np.argsort(shard.order)
     with tempfile.TemporaryFile() as file:
-        size, bytes_of_row, width = 1, 0, 0
+        size, width = 1, 0
         for part in parts:
             size, width = max(size, len(part)), part.shape[1]
-            bytes_of_row = part[0].nbytes
             file.write(part.contiguous().numpy().data)
         file.flush()
+        kept = np.memmap(file, np.float32, mode="r", shape=(len(place), width)) if width else np.empty((len(place), 0))
         for a in range(0, len(place), size):
-            rows = [os.pread(file.fileno(), bytes_of_row, int(k) * bytes_of_row) for k in place[a : a + size]]
-            yield torch.from_numpy(np.frombuffer(b"".join(rows), np.float32).reshape(-1, width).copy())
+            yield torch.from_numpy(kept[place[a : a + size]].astype(np.float32, copy=False))
 
 
 def lists(values: Tensor, dtype: torch.dtype = torch.float32) -> pa.Array:

@@ -253,7 +253,7 @@ def scan(shard: Shard, known: Known) -> Scan:
 
 
 def _scan_bands(shard: Shard, known: Known) -> tuple[tuple[int, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return rows, sums and sums of squares of every band, nothing of rows that do not train.
+    """Return rows, sums and sums of squared deviations of every band, nothing of rows that do not train.
 
     Raises:
         InputError: a value that is not finite; of pairs, a side that is missing.

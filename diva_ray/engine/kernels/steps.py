@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import links, loss_verdict, losses, reweight, verdict
+from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
@@ -135,7 +136,7 @@ def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[int, Block, Tens
         for k, W in trials.solutions.items():
             rows = torch.nonzero((folds[b.start : b.stop] == k) & (b.v > 0)).squeeze(1)
             if len(rows):
-                F = (b.Z[rows] @ W).unflatten(1, (trials.models, -1))
+                F = multiply(b.Z[rows], W).unflatten(1, (trials.models, -1))
                 F = F if b.offset is None else F + b.offset[rows, None]
                 yield k, replace(b, Y=b.Y.cpu(), v=b.v.cpu()), rows.cpu(), F.cpu()
 

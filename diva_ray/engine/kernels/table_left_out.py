@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from diva_ray.core import losses
-from diva_ray.core.leave_out import LeverageError, leave_out
-from diva_ray.core.products import multiply_triangular_
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
-    Block,
     Known,
     blocks,
     device_of,
@@ -20,7 +15,7 @@ from diva_ray.engine.context import (
     group_codes,
     validation_weights,
 )
-from diva_ray.engine.kernels.left_out import leverage_error
+from diva_ray.engine.kernels.left_out import fitted, left_out_of
 from diva_ray.engine.kernels.passes import leave_one_out, left_out_rows
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
@@ -41,7 +36,8 @@ def core_error(shard: Shard, known: Known) -> Tally:
     total = torch.zeros(2, dtype=torch.float64, device=device_of(known))
     every = torch.empty(len(shard), dtype=torch.float64)
     for b in blocks(shard, known):
-        outputs = _left_out(shard, b, known["solution"])
+        F, r = fitted(b, known)
+        outputs = F + r - left_out_of(shard, known, b, r)[1].e
         wrong = losses.errors(outputs, b.Y, several=several)
         total += torch.stack([b.v.double() @ loss(outputs, b.Y)[0].double(), b.v.double() @ wrong])
         every[b.start : b.stop] = wrong
@@ -72,15 +68,3 @@ def compare_errors(shard: Shard, known: Known) -> Tally:
         by_unit[k].index_add_(0, unit, errors[one] - errors[other])
     products = {"square": by_unit.square().sum(1), "product": by_unit @ weight, "weight_square": float(weight @ weight)}
     return Tally(difference=by_unit.sum(1), **products)
-
-
-def _left_out(shard: Shard, b: Block, solution: Mapping[str, Tensor]) -> Tensor:
-    """Return what a fit without each row of a block predicts for it; the block's rows are overwritten."""
-    F = b.Z @ solution["W"]
-    F = F if b.offset is None else F + b.offset
-    r = losses.subtract_from_targets(b.Y, F)
-    try:
-        left = leave_out(multiply_triangular_(b.Z, solution["whiten"], upper=True), r, b.alpha, b.group_rows)
-    except LeverageError as error:
-        raise leverage_error(shard, b.start + error.row, error.leverage) from error
-    return F + r - left.e

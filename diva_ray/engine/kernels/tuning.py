@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import losses
+from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.data.scale import Scale
 from diva_ray.data.shards import Shard, prepare_rows
@@ -91,6 +92,6 @@ def _errors(shard: Shard, known: Known, rows: Tensor, Y: Tensor) -> Tensor:
     """Return the error of each of some rows, float64."""
     setup, model = known["setup"], known["model"]
     into = torch.empty(len(rows), model.scale.width, dtype=setup.dtype, device=device_of(known))
-    F = (prepare_rows(shard, rows, model.scale, into) @ model.solution).cpu()
+    F = multiply(prepare_rows(shard, rows, model.scale, into), model.solution).cpu()
     F = F if shard.offset is None else F + shard.offset[rows].to(F)
     return losses.errors(F, Y, several=setup.task == "multilabel")

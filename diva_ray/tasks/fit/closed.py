@@ -39,7 +39,7 @@ class Closed:
     """A closed form, and what the rows look like under its weights.
 
     Attributes:
-        sizes: what `engine.given.row_sizes` adds up.
+        sizes: what `engine.kernels.given.row_sizes` adds up.
         largest: largest eigenvalue of the weighted mean of z z'.
     """
 
@@ -50,7 +50,7 @@ class Closed:
 
     @property
     def alike(self) -> bool:
-        """Return whether every row has the same weight."""
+        """Whether every row has the same weight."""
         return self.sizes["max_weight"] + self.sizes["max_minus"] <= SAME * self.sizes["max_weight"]
 
 

@@ -88,7 +88,7 @@ class RidgeGrid(NamedTuple):
 
     @property
     def leans(self) -> bool:
-        """Return whether another ridge than the best of the rows that validate was chosen."""
+        """Whether another ridge than the best of the rows that validate was chosen."""
         return bool(self.tried) and self.chosen != min(range(len(self.tried)), key=lambda k: self.tried[k][1])
 
 

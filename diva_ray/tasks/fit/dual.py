@@ -77,7 +77,7 @@ def derive_dual(runner: Runner, setup: Setup, ridge: float | str, *, keep: bool 
     store = {"r": fit.r, "outputs": outputs, "own": own, "leverage": 1 - fit.room, "loss": values}
     store["q"] = fit.K.diagonal()
     store |= facts_of_outputs(outputs, Y, setup)
-    runner.seconds["solve"] = time.perf_counter() - start
+    runner.add_seconds("solve", time.perf_counter() - start)
     found = _hand_back(runner, setup, store, scored, moved, left.least_room)
     by_source = found.tally.pop("sources").whole(setup.n_sources)
     return Derived(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diva_ray.core.adjoint import solve_adjoint
+from diva_ray.core.compare import ratio_error
 from diva_ray.core.ridge import FitSums, Solution
 from diva_ray.data.shards import Extent
 from diva_ray.engine.kernels import passes, pool, table_left_out
@@ -144,8 +145,8 @@ class Gauge:
         found: Tally = self.runner.run(table_left_out.compare_errors, "compare", features=False)
         v = self.session.scan.counts["validation"]
         mean = found["difference"] / v
-        variance = found["square"] - 2 * mean * found["product"] + mean.square() * found["weight_square"]
-        return list(zip(mean.tolist(), (variance.clamp_min(0.0).sqrt() / v).tolist(), strict=True))
+        error = ratio_error(mean, found["square"], found["product"], found["weight_square"], float(v))
+        return list(zip(mean.tolist(), error.tolist(), strict=True))
 
     def _fit(self, sums: FitSums) -> tuple[Solution, float] | None:
         """Return the fit, and the ridge with the least left-out squared error on the table; None where float32 sums

@@ -144,7 +144,7 @@ class Keeper:
         self._note(groups, rows, writer)
         total = of_fit(sums.total(), frame, intercept=setup.scale.intercept)
         spent = time.perf_counter() - start - (runner.seconds.get("fit", 0.0) - before.get("fit", 0.0))
-        runner.seconds["sums"] = runner.seconds.get("sums", 0.0) + spent
+        runner.add_seconds("sums", spent)
         return total
 
     def _usable(self, dtype: torch.dtype) -> list[KeptGroup]:

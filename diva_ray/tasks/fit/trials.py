@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from diva_ray.core.compare import NORMAL, ratio_error, wilson
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import FitError, InputError
 from diva_ray.report.words import counted, percent
@@ -20,7 +20,6 @@ log = logging.getLogger("diva_ray")
 FOLDS = "folds"  # folder of what every fold said
 SUMS = ("rows", "weight", "error", "weight_weight", "weight_error", "error_error")
 FIGURES = ("error", "standard_error", "low", "high")
-NORMAL = 1.959964
 FEW = 100  # rows: the error of fewer says little
 
 
@@ -85,17 +84,15 @@ def error_figures(sums: dict[str, float], *, counted: bool) -> dict[str, Any]:
     others have (not below 0), holds the truth far less often where few are wrong, and is no interval where none is.
 
     References:
-        Wilson 1927, J. Am. Stat. Assoc. 22; Korn and Graubard 1998, Surv. Methodol. 24 (effective sample size).
+        Korn and Graubard 1998, Surv. Methodol. 24 (effective sample size).
     """
     mean = sums["error"] / sums["weight"]
-    spread = sums["error_error"] - 2 * mean * sums["weight_error"] + mean**2 * sums["weight_weight"]
-    error = max(spread, 0.0) ** 0.5 / sums["weight"]
+    parts = (float(sums[name]) for name in ("error_error", "weight_error", "weight_weight", "weight"))
+    error = float(ratio_error(mean, *parts))
     low, high = max(mean - NORMAL * error, 0.0), mean + NORMAL * error
     if counted:
         rows = mean * (1 - mean) / error**2 if error > 0 else sums["weight"] ** 2 / sums["weight_weight"]
-        odd = NORMAL**2 / rows
-        middle, half = mean + odd / 2, math.sqrt(odd * (mean * (1 - mean) + odd / 4))
-        low, high = max((middle - half) / (1 + odd), 0.0), min((middle + half) / (1 + odd), 1.0)
+        low, high = wilson(mean, float(rows))
     return {"error": mean, "standard_error": error, "low": low, "high": high}
 
 

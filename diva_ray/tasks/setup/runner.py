@@ -59,7 +59,11 @@ class Runner:
         progress = Progress("load", self.rows, quiet=self.quiet)
         for rows in self.engine.load():
             progress.add(rows)
-        self.seconds["load"] = progress.close()
+        self.add_seconds("load", progress.close())
+
+    def add_seconds(self, label: str, seconds: float) -> None:
+        """Add to what a part of the run took."""
+        self.seconds[label] = self.seconds.get(label, 0.0) + seconds
 
     def run(
         self,
@@ -119,7 +123,7 @@ class Runner:
         yield from self.engine.each(kernel, chosen, progress.add, features)
         seconds = progress.close(**meter.figures())
         meter.end(seconds)
-        self.seconds[label] = self.seconds.get(label, 0.0) + seconds
+        self.add_seconds(label, seconds)
 
     def timed(self, label: str, function: Any, *args: Any) -> Any:
         """Return a result of work on the driver (or the device that solves for it), counting its seconds."""
@@ -130,5 +134,5 @@ class Runner:
             raise
         except ValueError as error:  # core says which option to change
             raise FitError(str(error)) from error
-        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
+        self.add_seconds(label, time.perf_counter() - start)
         return result

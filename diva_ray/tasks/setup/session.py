@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from diva_ray.config import AggregateConfig, FitConfig, ScoreConfig
@@ -122,26 +123,14 @@ def open_session(
     try:
         found = look(runner, roles, columns, opened.task, cut_bits)
         if columns.group and len(runner.engine.extents) > 1 and runner.engine.duplicate("group_keys") is not None:
-            if {"held_out", "pool"} & set(roles):
-                raise InputError(
-                    "data.group: every group must lie together in one table when there are two, got one that is "
-                    "scattered, or split between both. Sort the tables by it, or move its rows into one."
-                )
-            inline, original = plan.kind == "inline", tables[0]
-            sizes = plan.sizes
-            sorted_here = sizes.need("memory", 1) + COPIED * sizes.rows * sizes.features
-            if inline and (plan.keeping.place != "memory" or sorted_here > (plan.budget or sorted_here)):
-                raise InputError(
-                    f"data.group: rows of a group must lie together where memory has no room to sort them "
-                    f"({sorted_here / 2**30:.3g} GiB), got groups scattered "
-                    f"over {original.name}. Sort the table by `{columns.group}`, use `cluster=local` (Ray Data sorts "
-                    "it), or raise `cluster.memory`."
-                )
+            original, began = tables[0], time.perf_counter()
+            check_may_gather(plan, roles, original, columns)
             runner.engine.close()
             log.info("groups lie scattered: their rows are brought together first")
-            tables[0] = regroup_in_memory(tables[0], columns) if inline else _grouped(tables[0], columns, folder)
+            tables[0] = (regroup_in_memory if plan.kind == "inline" else partial(_grouped, folder))(original, columns)
             columns = replace(columns, position=POSITION)
-            runner = start(config, plan, tables, roles, columns, folder, quiet)
+            runner.add_seconds("group", time.perf_counter() - began)
+            runner = replace(start(config, plan, tables, roles, columns, folder, quiet), seconds=runner.seconds)
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
         plan = count_again(plan, config, opened, setup.outputs)
@@ -194,7 +183,24 @@ def join(plan: planning.Plan, config: FitConfig) -> planning.Plan:
     return plan.settle(workers, budget, cluster.cache)
 
 
-def _grouped(table: Table, columns: Columns, folder: Folder) -> Table:
+def check_may_gather(plan: planning.Plan, roles: list[str], table: Table, columns: Columns) -> None:
+    """Raise where the rows of scattered groups cannot be brought together: in two tables, or without the memory."""
+    if {"held_out", "pool"} & set(roles):
+        raise InputError(
+            "data.group: every group must lie together in one table when there are two, got one that is "
+            "scattered, or split between both. Sort the tables by it, or move its rows into one."
+        )
+    sizes = plan.sizes
+    need = sizes.need("memory", 1) + COPIED * sizes.rows * sizes.features
+    if plan.kind == "inline" and (plan.keeping.place != "memory" or need > (plan.budget or need)):
+        raise InputError(
+            f"data.group: rows of a group must lie together where memory has no room to sort them "
+            f"({need / 2**30:.3g} GiB), got groups scattered over {table.name}. Sort the table by `{columns.group}`, "
+            "use `cluster=local` (Ray Data sorts it), or raise `cluster.memory`."
+        )
+
+
+def _grouped(folder: Folder, table: Table, columns: Columns) -> Table:
     """Return the table sorted by group, in files written once: a resumed run finds those it began with."""
     from diva_ray.engine.connect import check_driver
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-CLEAR = 1.96  # standard errors beyond which a difference is told as one
+from diva_ray.core.compare import NORMAL
+
+CLEAR = NORMAL  # standard errors beyond which a difference is told as one
 TONES = {"lower": "good", "higher": "hurts"}  # of errors and losses
 
 

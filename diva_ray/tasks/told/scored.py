@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pyarrow as pa
 
+from diva_ray.core.compare import wilson
 from diva_ray.core.verdict import MOST_DETRIMENTAL
 from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
@@ -189,10 +189,7 @@ def classes_of(session: Session, derived: Derived, written: Tally) -> list[dict[
 
 def cautious_error(error: float, n: int) -> float:
     """Return the lower end of Wilson's interval (one standard error): small classes are not called worst by chance."""
-    if not n:
-        return 0.0
-    spread = math.sqrt(max(error * (1 - error), 0) / n + 1 / (4 * n * n))
-    return (error + 1 / (2 * n) - spread) / (1 + 1 / n)
+    return wilson(error, float(n), 1.0)[0] if n else 0.0
 
 
 def classes_table(classes: list[dict[str, Any]]) -> list[Table]:
