@@ -73,6 +73,16 @@ def test_a_floor_of_the_tasks_imports_none_above_it(floor):
         assert own <= {*below}, path
 
 
+def test_a_task_takes_nothing_from_another_but_whole_runs():
+    """`train` reweights first, and pairs are what `score` makes of them."""
+    files = sorted((ROOT / "diva_ray" / "tasks").glob("*.py"))
+    assert files
+    verbs, allowed = {path.stem for path in files}, {("train", "reweight"), ("score", "pairs")}
+    for path in files:
+        own = {name.removeprefix("diva_ray.tasks.").split(".")[0] for name in imported(path) if ".tasks." in name}
+        assert {(path.stem, name) for name in own & verbs} <= allowed, path
+
+
 def test_what_runs_passes_knows_no_kernel():
     files = sorted((ROOT / "diva_ray" / "engine").glob("*.py"))
     assert files

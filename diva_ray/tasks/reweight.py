@@ -7,37 +7,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from diva_ray.config import ReweightConfig
-from diva_ray.core.reweight import Step, TrialSums, best_base, best_trial
-from diva_ray.core.verdict import Verdict
-from diva_ray.engine.context import Fold
+from diva_ray.core.reweight import Step, best_base, best_trial
 from diva_ray.engine.kernels import samples
-from diva_ray.engine.kernels.steps import Trials, fold_counts
-from diva_ray.engine.setup import Setup
-from diva_ray.errors import EmptyFoldError, InputError
+from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.derive import fit_with_room, with_errors
 from diva_ray.tasks.fit.dual import for_few_rows
+from diva_ray.tasks.fit.folds import try_folds
 from diva_ray.tasks.fit.trusted import check_trust
-from diva_ray.tasks.fit.walk import RIDGES, Arm, Walk, hear_arms, pack, try_arms, walk_arms, walk_to
+from diva_ray.tasks.fit.walk import RIDGES, Walk, walk_to
 from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, takes_table
+from diva_ray.tasks.setup.checks import check_sources
 from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_choices, check_range, check_size
 from diva_ray.tasks.setup.paths import Path, walk_path
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
-from diva_ray.tasks.setup.runner import Runner
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.by_source import ends_of, sources_of, weighed_sources
 from diva_ray.tasks.told.reweighted import Weighed, figures, sheet_of, told
 from diva_ray.tasks.told.written import write_samples
 
 log = logging.getLogger("diva_ray")
-CLEAR = 4.0  # standard errors beyond which no further fold is asked,
-CLEAR_ROWS = 5_000  # once so many rows have spoken
 
 
 @takes_table
@@ -105,16 +98,6 @@ def check(config: ReweightConfig) -> None:
         raise InputError("data.source: must name the column of sources with level=source, got none. Set `data.source`.")
 
 
-def check_sources(session: Session, what: str) -> None:
-    """Raise unless there are sources to weigh against each other: of one alone the mean weight is kept."""
-    names = session.setup.source_names()
-    if len(names) < 2:
-        raise InputError(
-            f"data.source: at least two {what} must be there to weigh them against each other, got {len(names)} "
-            f"({', '.join(names)}) in column `{session.columns.source}`. Change `data.source`."
-        )
-
-
 def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     """Return the weights of a method, tried on folds and taken on all rows."""
     runner, heard, setup = session.runner, session.scan.counts["heard"], session.setup
@@ -137,53 +120,6 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     return Weighed(
         arms, sums, taken, left, setup, ridge * arms[taken].ridge, ridge, folds, walk.class_dependence, walk.by_source
     )  # fmt: skip
-
-
-def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums, int]:
-    """Return every arm, how it does on the folds set apart, and how many were asked until the answer was clear."""
-    asked = check_folds(walk.runner, walk.setup, folds)
-    solutions: dict[int, Tensor] = {}
-    rules: dict[int, Verdict | None] = {}
-    heard, fresh = None, []  # what calibrates the arms, and the folds of which that says nothing yet
-    for at, k in enumerate(asked, 1):
-        if not walk.runner.quiet:
-            log.info("fold %d of %d set apart", k + 1, folds)
-        found = walk_arms(walk, Fold(k, folds), steps)
-        arms, solutions[k], rules[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype), walk.first
-        last, fresh = at == len(asked), [*fresh, k]
-        if last or walk.runner.rows >= CLEAR_ROWS * folds / at:
-            trials = Trials(folds, dict(solutions), dict(rules), len(found), len(RIDGES))
-            more = hear_arms(walk.runner, walk.setup, replace(trials, solutions={k: solutions[k] for k in fresh}))
-            heard, fresh = more if heard is None else heard + more, []
-            sums = try_arms(walk.runner, walk.setup, trials, heard)
-            if last or _clear(sums):
-                return arms, sums, at
-    raise AssertionError("the last fold always answers")
-
-
-def check_folds(runner: Runner, setup: Setup, folds: int, *, every: bool = False) -> list[int]:
-    """Return the folds in which rows are heard: of ten trusted rows one fold of five has none every other time, and
-    says nothing. Raise unless they are most (or `every`) of them, and each leaves rows to hear and to fit to."""
-    runner.engine.tell(setup=setup, folds=folds)
-    counts = runner.run(fold_counts, "count").tolist()
-    which = "every outer fold" if every else "most outer folds"
-    asked = [k for k, (inside, _, _) in enumerate(counts) if inside or every]
-    for k in asked if 2 * len(asked) > folds else range(folds):
-        inside, outside, fitted = counts[k]
-        if not (inside and outside and fitted):
-            found = f"{inside} heard in fold {k}, {outside} outside and {fitted} to fit to"
-            raise EmptyFoldError(
-                f"folds: {which} must hear rows and leave some, got {found}. Lower `folds`, or let more rows (or "
-                "groups) validate.",
-                found,
-            )
-    return asked
-
-
-def _clear(sums: TrialSums) -> bool:
-    """Return whether another fold could hardly change the answer: some arm surely gains, or none can."""
-    z = (sums.gain / sums.gain_error.clamp_min(1e-300)).amin(0)[len(RIDGES) :]
-    return bool((z > CLEAR).any() or (z < -CLEAR / 2).all())
 
 
 def _finish(session: Session, config: ReweightConfig, weighed: Weighed) -> Result:

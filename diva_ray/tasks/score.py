@@ -7,19 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-
 from diva_ray.config import DataConfig, ScoreConfig
-from diva_ray.engine.context import Kernel
-from diva_ray.engine.kernels import samples
 from diva_ray.engine.kernels.uids import check_uids
-from diva_ray.engine.reduce import Tally
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.derive import Fit, derive
 from diva_ray.tasks.fit.derived import Derived
 from diva_ray.tasks.fit.increment import Keeper, figures_of
-from diva_ray.tasks.fit.judge import judge
 from diva_ray.tasks.fit.trusted import derive_trusted
 from diva_ray.tasks.pairs import score_pairs
 from diva_ray.tasks.setup.begin import begin, tidy
@@ -29,14 +23,11 @@ from diva_ray.tasks.setup.option_checks import check_choices
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
-from diva_ray.tasks.told.by_source import sources_of
 from diva_ray.tasks.told.scored import sheet_of
-from diva_ray.tasks.told.summary import summarise
 from diva_ray.tasks.told.summary_words import told
-from diva_ray.tasks.told.written import add_copy, finish_copies, write_samples
+from diva_ray.tasks.told.written import add_copy, finish_copies, tell_no_doubt, write_rows
 
 log = logging.getLogger("diva_ray")
-OBJECTS = 128  # columns from which on rows are taken for encoded things that have one class, not outcomes
 
 
 @takes_table
@@ -127,29 +118,6 @@ def _finish(session: Session, config: ScoreConfig, derived: Derived, keeper: Kee
     finish_copies(session, summary)
     page = render_sheet(sheet_of(session, derived, summary, written, sources))
     return conclude(session, summary, page, told, worker_memory=written["max_memory"])
-
-
-def write_rows(
-    session: Session, derived: Derived, *, doubt: str = "auto", kernel: Kernel = samples.write
-) -> tuple[dict[str, Any], Tally, pa.Table | None]:
-    """Judge every row and write `samples/` (by the kernel) and `sources.parquet`; return the summary's figures, tallies
-    and sources."""
-    wanted = doubt == "on" or (doubt == "auto" and sum(session.scan.widths) >= OBJECTS)
-    asked = derived.form == "primal" and wanted
-    if doubt == "on" and not (asked and session.task == "classification"):
-        tell_no_doubt()
-    rule, calibration = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
-    written = write_samples(session, kernel)
-    summary = summarise(session, derived, rule, calibration, written)
-    sources = sources_of(derived.setup, derived.by_source, written)
-    if sources is not None:
-        session.folder.write_table("sources.parquet", sources)
-    return summary, written, sources
-
-
-def tell_no_doubt() -> None:
-    """Warn that labellers' doubt is not asked though it was to be."""
-    log.warning("labeller_doubt: on is read for rows of one class each, where they are no fewer than the columns")
 
 
 @takes_table

@@ -10,14 +10,13 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from diva_ray.config import FitConfig, ReweightConfig, TrainConfig, TuneConfig
+from diva_ray.config import FitConfig, ReweightConfig, TrainConfig
 from diva_ray.data.folder import Folder
 from diva_ray.data.given import FLAGS, Given
-from diva_ray.data.sources import digits, open_data
-from diva_ray.data.table import Table, from_arrow
+from diva_ray.data.sources import open_data
+from diva_ray.data.table import Table
 from diva_ray.engine.course import Course
 from diva_ray.engine.progress import Progress
 from diva_ray.engine.training import Alone, checkpoint, linear, train_all
@@ -38,12 +37,12 @@ from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.saved_config import differing_options, refuse_differing
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.setup.weights import check_classes, open_given
+from diva_ray.tasks.setup.with_test import open_both
 from diva_ray.tasks.told.trained import figures, given_in_words, told, weight_figures, write_model
 from diva_ray.tasks.told.trained_page import sheet_of
 from diva_ray.threads import blas_environment, of_worker
 
 log = logging.getLogger("diva_ray")
-TEST_SHARE = 0.2  # of the built-in digits
 ERRORS = pa.schema([("arm", pa.string()), ("seed", pa.int64()), ("error", pa.float64())])
 
 
@@ -165,32 +164,6 @@ def choose_module(config: TrainConfig, given: Callable | None) -> Callable[..., 
             "`module`."
         )
     return build
-
-
-def open_both(config: TrainConfig | TuneConfig, data: Any, test: Any) -> tuple[Any, Table, Folder | None]:
-    """Return the table (a Ray Dataset as it is) and the test table, and the output folder where a Ray Dataset of test
-    rows was written there; the built-in digits are split by themselves."""
-    named, folder = config.test.path if test is None else test, None
-    builtin = data is None and config.data.path is None and config.data.builtin == "digits"
-    if named is None and builtin:
-        rows = digits(config.data.noise, config.seed)
-        order = np.random.default_rng([config.seed, 1]).permutation(rows.num_rows)
-        count = round(TEST_SHARE * len(order))
-        apart, rest = rows.take(np.sort(order[:count])), rows.take(np.sort(order[count:]))
-        label = apart.column_names.index("label")
-        apart = apart.set_column(label, "label", apart["true_label"])
-        config.data.truth = config.data.truth or "true_label"
-        name = f"scikit-learn's digits, {config.data.noise:.0%} of the labels flipped"
-        return from_arrow(rest, name), from_arrow(apart, "a fifth of scikit-learn's digits", "test.path"), None
-    if named is None:
-        raise InputError("test.path: a table of test rows must be named, got none. Set `test.path`.")
-    table = open_data(
-        data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
-    )
-    if type(named).__module__.startswith("ray.data"):
-        folder = open_folder(config)
-        named = from_dataset(named, folder, "test", plan=config.plan)
-    return table, open_data(named, None, 0.0, 0, "test.path"), folder
 
 
 def look_ahead(config: TrainConfig, data: Any, loss: Callable | None, test: Table) -> Given | None:

@@ -17,9 +17,9 @@ from diva_ray.data.table import Table
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
+from diva_ray.tasks.fit.folds import check_folds
 from diva_ray.tasks.fit.study import Study
 from diva_ray.tasks.fit.trials import FOLDS, Record, Trials, best_of, counts_errors, error_figures
-from diva_ray.tasks.reweight import check_folds
 from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, path_of, takes_table
 from diva_ray.tasks.setup.checks import check_columns_held
@@ -32,8 +32,8 @@ from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import look_beside
 from diva_ray.tasks.setup.space import MOST_TRIALS, Space, parse_space
 from diva_ray.tasks.setup.weights import check_classes, check_scanned_classes
+from diva_ray.tasks.setup.with_test import open_both
 from diva_ray.tasks.told.tuned import best_options, best_yaml, figures, sheet_of, told
-from diva_ray.tasks.train import open_both
 
 log = logging.getLogger("diva_ray")
 TABLE = "trials.parquet"

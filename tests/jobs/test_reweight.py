@@ -139,7 +139,7 @@ def test_arms_are_judged_on_models_that_never_saw_the_fold():
 
 def test_a_fold_calibrates_arms_once_however_often_they_are_tried(monkeypatch):
     X, y, _, _, _ = digits_split(0.2)
-    monkeypatch.setattr("diva_ray.tasks.reweight._clear", lambda sums: False)
+    monkeypatch.setattr("diva_ray.tasks.fit.folds._clear", lambda sums: False)
     once = run(X, y, folds=3, steps=1)
     heard, whole = [], reweight.hear_arms
 

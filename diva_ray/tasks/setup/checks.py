@@ -295,3 +295,13 @@ def offsets_take_double(reach: Tensor) -> bool:
     if double:
         log.info("offsets lie far from 0: products in float64")
     return double
+
+
+def check_sources(session: Session, what: str) -> None:
+    """Raise unless there are sources to weigh against each other: of one alone the mean weight is kept."""
+    names = session.setup.source_names()
+    if len(names) < 2:
+        raise InputError(
+            f"data.source: at least two {what} must be there to weigh them against each other, got {len(names)} "
+            f"({', '.join(names)}) in column `{session.columns.source}`. Change `data.source`."
+        )

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial, update_wrapper
 from itertools import chain, count
 from typing import Any
 
+import pyarrow as pa
+
 from diva_ray.config import ScoreConfig
 from diva_ray.data.regroup import restore_order
 from diva_ray.data.table import open_parquet
+from diva_ray.engine.context import Kernel
 from diva_ray.engine.kernels import curate as curating
+from diva_ray.engine.kernels import samples
 from diva_ray.engine.kernels.once import TOLD, once
 from diva_ray.engine.reduce import Tally
+from diva_ray.tasks.fit.derived import Derived
+from diva_ray.tasks.fit.judge import judge
 from diva_ray.tasks.setup.finish import seal
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.saved_config import write_config
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.told.by_source import sources_of
 from diva_ray.tasks.told.export import merge_uids
+from diva_ray.tasks.told.summary import summarise
 from diva_ray.tasks.told.summary_words import curated_in_words
 
+log = logging.getLogger("diva_ray")
+OBJECTS = 128  # columns from which on rows are taken for encoded things that have one class, not outcomes
 MOST_RANKED = 1_000_000  # rows up to which scores come to the driver to be ranked against a known truth (AUC)
 
 
@@ -42,6 +53,29 @@ def write_samples(session: Session, kernel: Any) -> Tally:
     if session.original is not None:
         restore_order(folder, on_ray=session.plan.kind != "inline")
     return written
+
+
+def write_rows(
+    session: Session, derived: Derived, *, doubt: str = "auto", kernel: Kernel = samples.write
+) -> tuple[dict[str, Any], Tally, pa.Table | None]:
+    """Judge every row and write `samples/` (by the kernel) and `sources.parquet`; return the summary's figures, tallies
+    and sources."""
+    wanted = doubt == "on" or (doubt == "auto" and sum(session.scan.widths) >= OBJECTS)
+    asked = derived.form == "primal" and wanted
+    if doubt == "on" and not (asked and session.task == "classification"):
+        tell_no_doubt()
+    rule, calibration = judge(session.runner, derived.setup, derived.tally, session.scored(), doubt=asked)
+    written = write_samples(session, kernel)
+    summary = summarise(session, derived, rule, calibration, written)
+    sources = sources_of(derived.setup, derived.by_source, written)
+    if sources is not None:
+        session.folder.write_table("sources.parquet", sources)
+    return summary, written, sources
+
+
+def tell_no_doubt() -> None:
+    """Warn that labellers' doubt is not asked though it was to be."""
+    log.warning("labeller_doubt: on is read for rows of one class each, where they are no fewer than the columns")
 
 
 def finish_copies(session: Session, summary: dict[str, Any]) -> None:
