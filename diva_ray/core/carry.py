@@ -88,6 +88,13 @@ def carry(sums: FitSums, old: Frame, new: Frame) -> FitSums:
     return FitSums(gram, torch.cat([cross, C[kept[1:]]]))
 
 
+def distance(old: Frame, new: Frame) -> float:
+    """Return how far the centres of two frames lie apart, of the bands the most, in the units of the new one: there
+    rows are 1 from the centre, in root mean square. Sums carried lose eps times its square."""
+    moved = zip(old.means, new.means, new.scales, strict=True)
+    return max(float((before - now).norm()) * scale for before, now, scale in moved)
+
+
 def of_fit(sums: FitSums, frame: Frame, *, intercept: bool) -> FitSums:
     """Return the sums of the fit's own columns: without the indicators, and without the 1 if there is no intercept."""
     columns = torch.arange(0 if intercept else 1, frame.body)

@@ -334,7 +334,7 @@ def test_rows_of_a_dataset_that_were_written_in_part_are_written_again(tmp_path)
         def __init__(self, whole):
             self.whole = whole
 
-        def schema(self):
+        def schema(self, fetch_if_missing=True):
             return None  # nothing is known before it is read
 
         def map_batches(self, *_, **__):

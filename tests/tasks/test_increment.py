@@ -240,6 +240,22 @@ def test_sums_of_features_far_from_zero_keep_their_digits(far, kind):
     same(updated, exact, 2e-6)
 
 
+@pytest.mark.parametrize("mistake", ["another unit", "one entry", "one row"])
+def test_rows_that_were_far_too_large_leave_no_rounding_behind_once_they_are_mended(mistake):
+    rows = rows_of()
+    X = np.random.default_rng(1).standard_normal((N, 12)).astype(np.float32) + 1
+    X[:, 0] += np.array(rows["label"].to_pylist(), dtype=str) == "a"
+    wrong = X.copy()
+    wrong[: N // 20] *= 1e6 if mistake == "another unit" else 1
+    wrong[0, : 1 if mistake == "one entry" else 12] *= 1 if mistake == "another unit" else 1e8
+    then, now = (rows.set_column(0, "a", vectors(x)) for x in (wrong, X))
+    options = {"features": ["a"], "ridge": 1.0, "weight": None, "precision": "auto"}
+    before = derived(then, **options)[3]
+    after = now if mistake == "another unit" else now.slice(1)
+    updated, scratch = derived(after, update=before, **options), derived(after, **options)
+    same(updated, scratch, 2e-5)
+
+
 def test_other_ridge_shares_intercept_and_column_names_take_the_same_sums(table, first):
     renamed = table.rename_columns(["a", "b", "class", "amount", "w", "near", "id"])
     options = {"label": "class", "weight": "w", "intercept": False, "ridge": 0.3, "shares": {"a": 0.9, "b": 0.1}}

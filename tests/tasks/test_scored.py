@@ -10,7 +10,8 @@ from diva_ray.tasks.told.page import in_order
 from tests.pages import EVIL, Page
 
 SUMMARY = {
-    "n_samples": 1797, "n_features": 64, "n_outputs": 10, "n_validation": 1797, "validation": "leave-one-out",
+    "task": "classification", "n_samples": 1797, "n_features": 64, "n_outputs": 10, "n_validation": 1797,
+    "validation": "leave-one-out",
     "loss": 0.51, "error": 0.123, "threshold": 2.31, "n_detrimental": 203, "detrimental_precision": 0.94,
     "n_label_issues": 178, "label_issue_precision": 0.953, "label_issue_recall": 0.91, "noise_estimate": 0.196,
 }  # fmt: skip
@@ -86,7 +87,7 @@ def test_the_title_over_the_largest_z_says_whether_any_hurts(n, title):
 
 
 def test_numbers_speak_of_r2_and_of_no_precision_of_nothing():
-    numbers = {"n_samples": 1, "n_validation": 1, "error": 0.8312, "r2": 0.8312, **NOTHING}
+    numbers = {"task": "regression", "n_samples": 1, "n_validation": 1, "error": 0.8312, "r2": 0.8312, **NOTHING}
     text = page_of(worst=[], classes=[], pairs=[], sources=[], **numbers).text
     assert "precision" not in text and "of the flagged" not in text
     assert "1 sample, leave-one-out R² 0.831. No labels look wrong, no samples hurt." in text

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diva_ray.core.carry import Frame, carry, of_fit
+from diva_ray.core.carry import Frame, carry, distance, of_fit
 from diva_ray.core.ridge import FitSums
 from diva_ray.data.shards import center_of
 from diva_ray.engine.kernels.identity import Segments, join
@@ -25,6 +25,7 @@ from diva_ray.tasks.setup.runner import Runner
 from diva_ray.tasks.setup.session import Session
 
 log = logging.getLogger("diva_ray")
+FAR = 1.0  # distance of centres from which on sums of float32 are not carried: they would lose eps times its square
 
 
 @dataclass
@@ -120,7 +121,7 @@ class Keeper:
         self.frame = next(k for k, one in enumerate(self.frames) if same_frame(one, frame))
         self._check_widths(frame)
         most = most_groups(int(self.segments.rows.sum()), frame.width, setup.outputs)
-        groups = plan_groups(self.segments, self._usable(setup.dtype), max(1, most))
+        groups = plan_groups(self.segments, self._usable(setup.dtype, frame), max(1, most))
         if self.kept and self.session.columns.offset and self.classes != self.kept.classes:
             for part in (part for group in groups for part in group if part.kept):
                 part.relabelled = True  # of a class that is new the kept targets hold no offset
@@ -147,9 +148,18 @@ class Keeper:
         runner.add_seconds("sums", spent)
         return total
 
-    def _usable(self, dtype: torch.dtype) -> list[KeptGroup]:
-        """Return the earlier run's groups whose products were precise enough."""
-        return [g for g in (self.kept.groups if self.kept else []) if g.dtype == "float64" or dtype == torch.float32]
+    def _usable(self, dtype: torch.dtype, frame: Frame) -> list[KeptGroup]:
+        """Return the earlier run's groups whose products are precise enough here.
+
+        Those of float32 have lost what is small beside the distance of both centres: of rows that lay far from the old
+        one, as where others that were far larger are mended or gone, nearly all.
+        """
+        if self.kept is None:
+            return []
+        near = [distance(old, frame) <= FAR for old in self.kept.frames]
+        if dtype == torch.float32 and not all(near[g.frame] for g in self.kept.groups if g.dtype == "float32"):
+            log.info("update: the features' centre has moved far: float32 sums about the old one are not taken")
+        return [g for g in self.kept.groups if g.dtype == "float64" or (dtype == torch.float32 and near[g.frame])]
 
     def _check_widths(self, frame: Frame) -> None:
         if self.kept is None:
