@@ -55,4 +55,5 @@ def unreadable(option: str, error: Exception, where: str) -> InputError:
 
 def first_line(error: object, most: int = 200) -> str:
     """Return the first line of what an error says, in at most so many characters."""
-    return next(iter(str(error).strip().splitlines()), "no message")[:most]
+    line = next(iter(str(error).strip().splitlines()), "no message")
+    return line if len(line) <= most else f"{line[: most - 4].rpartition(' ')[0] or line[: most - 4]} ..."

@@ -35,12 +35,14 @@ class Told(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record where it belongs."""
-        self.setStream(sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
-        super().emit(record)
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        if stream is not None:  # as Python has it where it is closed
+            self.setStream(stream)
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Go on where nobody listens any more (`| head`): the run's files are what it is for."""
-        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+        """Go on where nobody listens any more (`| head`), or the disk is full: the run's files are what it is for."""
+        if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
@@ -68,7 +70,7 @@ def _compose(task: str) -> None:
     if {"--help", "-h"} & set(words):
         try:
             print(job_help(name), flush=True)
-        except BrokenPipeError:
+        except OSError:
             _hear_no_more()
         return
     try:
@@ -115,7 +117,7 @@ def _run(task: str, cfg: Any) -> None:
         _interrupted(name, error, resumed)
     try:
         print("\n".join(plain(line) for line in [*result.lines(), *next_steps(config, result)]), flush=True)
-    except BrokenPipeError:
+    except OSError:  # nobody listens, or the disk is full
         _hear_no_more()
 
 

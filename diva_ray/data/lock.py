@@ -32,17 +32,18 @@ def keep_others_out(folder: Folder) -> None:
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
+        with open(path, "w") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout:
         raise InputError(
             f"output: no other run may be writing there, got {_holder(path)} at {folder.path}. Wait until it has "
             "ended, or change `output`."
         ) from None
-    except OSError as error:
+    except OSError as error:  # the disk may be full, too
+        lock.release()
         raise InputError(
             f"output: the folder must be writable, got {error} at {folder.path}. Change `output`."
         ) from error
-    with open(path, "w") as file:
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
     _held[folder.path, threading.get_ident()] = lock
 
 

@@ -79,7 +79,9 @@ def find_columns(
         tuple(named["data.features"]), options.label if labelled else "", identifier, options.weight,
         options.validation_weight, options.group, options.source, options.offset, truth,
     )  # fmt: skip
-    unasked = _shown(schema, several=not labelled) if isinstance(options.show, str) and options.show == "auto" else []
+    unasked: list[str] = []
+    if isinstance(options.show, str) and options.show == "auto":
+        unasked = _shown(schema, several=not labelled or len(named["data.features"]) > 1)
     return columns, tuple(named.get("data.show", unasked))
 
 
@@ -219,7 +221,7 @@ def _check_bands(features: list[str], *, pair: bool) -> None:
 
 
 def _shown(schema: pa.Schema, *, several: bool) -> list[str]:
-    """Return the first column of pictures or of texts by its name; of `several`, the first of either."""
+    """Return the first column of pictures or of texts by its name; of `several` bands, the first of either."""
     found: dict[bool, str] = {}
     for name in SHOWN:
         kind = schema.field(name).type if name in schema.names else None

@@ -114,9 +114,17 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     Raises:
         InputError: nothing there, not Parquet, or files whose columns differ.
     """
-    filesystem, files, base = list_files(path, option)
+    try:
+        filesystem, files, base = list_files(path, option)
+        with ThreadPoolExecutor(min(32, len(files))) as pool:
+            marks = dict(zip(files, pool.map(lambda file: mark_of(filesystem.get_file_info(file)), files), strict=True))
+    except UnicodeError as error:
+        name = getattr(error, "object", error)
+        raise InputError(
+            f"{option}: names of files must be UTF-8, got {name!r} at {ascii(path)}. Rename it; without a UTF-8 locale "
+            "(LC_ALL=C, PYTHONUTF8=0) none may have letters beyond ASCII."
+        ) from error
     with ThreadPoolExecutor(min(32, len(files))) as pool:
-        marks = dict(zip(files, pool.map(lambda file: mark_of(filesystem.get_file_info(file)), files), strict=True))
         footers = list(pool.map(lambda file: _footer(file, filesystem, option), files))
     found = list(zip(files, footers, strict=True))
     found = [(file, footer) for file, footer in found if footer.rows] or found  # pandas gives empty ones no types

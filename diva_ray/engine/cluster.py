@@ -27,6 +27,7 @@ from diva_ray.errors import InputError
 
 log = logging.getLogger("diva_ray")
 
+LOOK = 10.0  # seconds after which it is looked whether nodes were lost
 GRACE = 2.0  # seconds for what runs when a mistake is found
 
 
@@ -191,9 +192,24 @@ class Cluster:
         part = [extent for unit in units for extent in unit]
         return part, self._actor(part[0]).run.remote(kernel, indices, self.known, features, self.meter.label)
 
+    def _comes(self, ref: Any) -> bool:
+        """Return whether a result comes within `pass_timeout`; say so if nodes are lost meanwhile."""
+        end, nodes = time.monotonic() + self.pass_timeout, _nodes()
+        while not ray.wait([ref], timeout=min(LOOK, max(end - time.monotonic(), 0)))[0]:
+            if time.monotonic() >= end:
+                return False
+            if (now := _nodes()) < nodes:
+                log.warning(
+                    "cluster: %d of %d nodes are there, with %g CPUs free: workers of those lost wait until Ray finds "
+                    "a place for them. Add a node, or stop and go on later with `resume=true`",
+                    now, nodes, ray.available_resources().get("CPU", 0.0),
+                )  # fmt: skip
+            nodes = now
+        return True
+
     def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:
         waited, finished = 0.0, 0
-        while not ray.wait([ref], timeout=self.pass_timeout)[0]:
+        while not self._comes(ref):
             waited += self.pass_timeout
             now = len(ray.wait(others, num_returns=len(others), timeout=0)[0]) if others else 0
             if now <= finished:
@@ -233,6 +249,11 @@ class Cluster:
         for actor in self.actors:
             ray.kill(actor)  # type: ignore[arg-type]  # a typed proxy is a handle
         self.actors = []
+
+
+def _nodes() -> int:
+    """Return how many nodes of the cluster are alive."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def give_up(refs: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 log = logging.getLogger("diva_ray")
 LOG_EVERY = 10.0  # seconds between lines when nobody watches a terminal
+NARROW = 70  # columns below which a bar would lose the time left
 WORTH_A_LINE = 1.0  # seconds of a pass that leaves one on a terminal: a hundred shorter ones would hide what came out
 
 
@@ -21,10 +23,7 @@ class Progress:
     def __init__(self, label: str, rows: int, *, quiet: bool = False) -> None:
         self.label, self.rows, self.done, self.quiet = label, rows, 0, quiet
         self.start = self.last = time.perf_counter()
-        watched = sys.stderr.isatty() and not quiet
-        self.bar = (
-            tqdm(total=rows, desc=f"{label:<10}", unit=" rows", unit_scale=True, leave=False) if watched else None
-        )
+        self.bar = None if quiet or sys.stderr is None or not sys.stderr.isatty() else _bar(label, rows)
 
     def add(self, rows: int) -> None:
         """Count finished rows."""
@@ -63,6 +62,16 @@ class Progress:
             told = {"rows": self.done, "seconds": round(seconds, 4), "rows_per_second": round(rate), **figures}
             log.info("%s", key_values({"pass": self.label, **told}))
         return seconds
+
+
+def _bar(label: str, rows: int) -> tqdm:
+    """Return a bar; on a narrow terminal of what cannot be done without, and drawn on one that does not know its
+    height, where tqdm draws nothing."""
+    size = shutil.get_terminal_size()  # 80 by 24 where it is not known
+    narrow = "{desc}{percentage:3.0f}% {rate_fmt} {remaining} left" if size.columns < NARROW else None
+    return tqdm(
+        total=rows, desc=f"{label:<10}", unit=" rows", unit_scale=True, leave=False, nrows=size.lines, bar_format=narrow
+    )
 
 
 def key_values(figures: dict[str, Any]) -> str:

@@ -107,6 +107,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     found = aggregate_bands(search, names, config.starts, config.evaluations)
     if some_validate(session):
         found = lean(search, found, names, config.starts, config.evaluations)
+    found.warn_of_ends(names)
     joint, penalties = None, found.multiple * found.penalties
     if config.weights == "joint":
         joint = weigh(session, config, search, found)

@@ -103,9 +103,9 @@ def count_copies(session: Session, config: AugmentConfig) -> Tensor:
 
 def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the figures of the run, and of every transform."""
-    runner, heard = session.runner, session.scan.counts["heard"]
+    runner, reached = session.runner, session.scan.counts["rows"]  # copies move with the original that is heard
     setup = for_few_rows(runner, session.setup, sum(table.rows for table in session.tables))
-    setup = with_errors(setup, heard, config.standard_errors)
+    setup = with_errors(setup, reached, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     walk = Walk(runner, setup, ridge, SOURCES, session.scored(), session.folder)
     arms, sums, folds = try_folds(walk, config.folds, config.steps)

@@ -198,7 +198,7 @@ class Aggregated:
         loss: mean left-out squared error there; `wrong`: summed counted errors, under that multiple.
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
         descents: the starts, in the order they were tried.
-        ends: bands whose penalty lies at the least that was tried.
+        least: the least penalty of every band that was tried, (bands,).
         toward: how far the penalties lie from those of the rows that validate to those of all rows (`few_heard.lean`).
     """
 
@@ -212,8 +212,21 @@ class Aggregated:
     without: list[Fitted]
     descents: list[Descent]
     evaluations: int
-    ends: list[str]
+    least: Tensor
     toward: float = 0.0
+
+    def warn_of_ends(self, names: list[str]) -> None:
+        """Warn where a penalty lies at the least that was tried."""
+        at = [
+            name
+            for name, found, low in zip(names, self.penalties, self.least, strict=True)
+            if found <= (1 + EDGE) * low
+        ]
+        if at:
+            log.warning(
+                "the penalty of `%s` lies at the least that was tried: a smaller one may do better. Are its columns of "
+                "different units?", "`, `".join(at),
+            )  # fmt: skip
 
 
 def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: int) -> Aggregated:
@@ -240,16 +253,10 @@ def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: 
             log.info("from %s: squared error %.6f after %d evaluations", name, last.loss, len(last.losses))
     best = most_even(descents)
     loss, gradient = search.evaluate(best.penalties)
-    ends = [name for name, at, least in zip(names, best.penalties, low, strict=True) if at <= (1 + EDGE) * least]
-    if ends:
-        log.warning(
-            "the penalty of `%s` lies at the least that was tried: a smaller one may do better. Are its columns of "
-            "different units?", "`, `".join(ends),
-        )  # fmt: skip
     without = search.without(best.penalties) or alone[::-1]
     multiple, wrong = search.multiple(best.penalties)
     return Aggregated(
-        best.penalties, multiple, gradient, loss, wrong, together, alone, without, descents, len(search.seen), ends
+        best.penalties, multiple, gradient, loss, wrong, together, alone, without, descents, len(search.seen), low
     )
 
 

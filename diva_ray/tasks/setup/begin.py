@@ -193,6 +193,8 @@ def _mark(
     mark |= {"beside": {name: fingerprint(table) for name, table in beside.items()}} if beside else {}
     mark = json.loads(json.dumps(mark, default=str))
     found = folder.read_object("state.json")
+    if config.resume and found is None:
+        log.info("resume: no pass was kept in %s yet: the run begins anew", folder.path)
     if config.resume and found is not None and found.get("format") != FORMAT:
         raise InputError(
             f"resume: the run in {folder.path} must have been begun by this version of diva_ray, got another one's. "
