@@ -121,7 +121,7 @@ def open_parquet(path: str, option: str = "data.path") -> Table:
     except UnicodeError as error:
         name = getattr(error, "object", error)
         raise InputError(
-            f"{option}: names of files must be UTF-8, got {name!r} at {ascii(path)}. Rename it; without a UTF-8 locale "
+            f"{option}: names of files must be UTF-8, got {name!r} at {path!a}. Rename it; without a UTF-8 locale "
             "(LC_ALL=C, PYTHONUTF8=0) none may have letters beyond ASCII."
         ) from error
     with ThreadPoolExecutor(min(32, len(files))) as pool:
