@@ -159,9 +159,8 @@ class Cost:
         met = MOST_BLOCK_ROWS if self.gpus else block  # rows whose outputs under all ridges are held
         grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * met) if self.auto and self.kept else b * p * c
         grid = b * p * (2 * c + RIDGES * 2 * WIDTH) if self.tiles() else grid
-        pairs = (
-            3 * b * self.heard * (p + c) if self.exact else 0
-        )  # validation rows: as they come, joined, and their kernel's
+        # Validation rows: as they come, joined, and their kernel's.
+        pairs = 3 * b * self.heard * (p + c) if self.exact else 0
         return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + max(grid, sample) + pairs
 
     def errors(self) -> str:
