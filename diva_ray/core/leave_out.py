@@ -251,8 +251,9 @@ def _factor_of_room(rows: Tensor, taken: Tensor) -> Tensor:
     close = torch.nonzero(~below | (failed != 0)).squeeze(1)
     if len(close):
         room.diagonal(dim1=1, dim2=2).sub_(least)
-        for group in close[torch.nonzero(torch.linalg.cholesky_ex(room[close])[1]).squeeze(1)][:1]:
-            raise LeverageError(int(rows[group, 0]), float(torch.linalg.eigvalsh(taken[group])[-1]))
+        lost = close[torch.nonzero(torch.linalg.cholesky_ex(room[close])[1] | failed[close]).squeeze(1)]
+        if len(lost):
+            raise LeverageError(int(rows[lost[0], 0]), float(torch.linalg.eigvalsh(taken[lost[0]])[-1]))
     return factor
 
 
