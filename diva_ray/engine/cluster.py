@@ -56,6 +56,7 @@ class Cluster:
         self.extents, self.meter = extents, Meter(PassMetrics())
         self.start_timeout, self.pass_timeout = start_timeout, pass_timeout
         self.known: dict[str, Any] = {}
+        self.nodes = 0  # that were alive when it was last looked
         self.asked, self.gpus = workers is not None, gpus_per_worker
         self.parts = (tables, columns, threads, keep, output)
         self.options = {
@@ -89,6 +90,7 @@ class Cluster:
             self.close()
             self._launch(ran)
             await_workers([actor.process.remote() for actor in self.actors], self.start_timeout, all_of_them=True)
+        self.nodes = _nodes()
 
     def load(self) -> Iterator[int]:
         """Wait until every shard is read; yield its rows when it is there.
@@ -194,17 +196,17 @@ class Cluster:
 
     def _comes(self, ref: Any) -> bool:
         """Return whether a result comes within `pass_timeout`; say so if nodes are lost meanwhile."""
-        end, nodes = time.monotonic() + self.pass_timeout, _nodes()
+        end = time.monotonic() + self.pass_timeout
         while not ray.wait([ref], timeout=min(LOOK, max(end - time.monotonic(), 0)))[0]:
             if time.monotonic() >= end:
                 return False
-            if (now := _nodes()) < nodes:
+            if (now := _nodes()) < self.nodes:
                 log.warning(
                     "cluster: %d of %d nodes are there, with %g CPUs free: workers of those lost wait until Ray finds "
                     "a place for them. Add a node, or stop and go on later with `resume=true`",
-                    now, nodes, ray.available_resources().get("CPU", 0.0),
+                    now, self.nodes, ray.available_resources().get("CPU", 0.0),
                 )  # fmt: skip
-            nodes = now
+            self.nodes = now
         return True
 
     def _await(self, ref: Any, part: list[Extent], others: list[Any]) -> Any:

@@ -1,6 +1,7 @@
 """The same bits inline and on Ray, with any number of workers, and when workers die."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import diva_ray
 from diva_ray.core import reduction
 from diva_ray.data.folder import Folder
 from diva_ray.engine.kernels import passes
+from diva_ray.engine.reduce import Tally
 from diva_ray.errors import InputError
 from diva_ray.tasks.setup.plan import Plan
 from tests.engine.runs import begun, killing, opened, small_task
@@ -108,6 +110,24 @@ def test_a_stuck_pass_ends_with_a_message(ray_cluster):
         InputError, match=r"cluster: a unit of shards must be finished every 1 s, got none .* worker 0.*pass_timeout"
     ):
         runner.run(stuck, "stuck")
+    runner.engine.close()
+
+
+def test_nodes_that_are_lost_while_a_pass_waits_are_named(ray_cluster, monkeypatch, caplog):
+    from diva_ray.engine import cluster
+
+    monkeypatch.setattr(cluster, "LOOK", 0.3)
+    runner, _ = opened(small_task(), "ray", workers=1)
+    monkeypatch.setattr(cluster, "_nodes", lambda there=cluster._nodes: there() - 1)  # none is killed: others use them
+
+    def slow(shard, known):
+        time.sleep(1.5)
+        return Tally(rows=1)
+
+    runner.run(slow, "slow")
+    said = [line for line in caplog.messages if "workers of those lost wait" in line]
+    assert len(said) == 1
+    assert re.match(r"cluster: \d of \d nodes are there, with [\d.]+ CPUs free", said[0])
     runner.engine.close()
 
 
