@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("diva_ray")
 SHOWN_FILES, SHOWN = 8, 24  # of features on the page; samples
 WHOLE = "-whole"  # ends the name of a copy without nulls
+ALIKE = 30  # characters by which reasons are one
 TOLD = 5  # columns that were left out, in a warning
 LISTED = 100  # refused samples on the page
 READ_FILES = 50  # of quarantine, for the page
@@ -49,12 +50,12 @@ def conclude(
     rows, failed = (sum(one[key] for one in done) for key in ("rows", "failed"))
     cut = len(job.source.units) - len(done)  # units that were not read any more, since too many had been refused
     if failed > config.most_failed * (rows + failed) or cut or not rows:
-        noted = next((one["noted"][0] for one in done if one.get("noted")), "")
+        noted = _commonest([said for one in done for said in one.get("noted", ())])
         before = f" before the last {counted(cut, 'unit was', 'units were')} read" if cut else ""
         raise InputError(
             f"embed: at most a share of {config.most_failed:.4g} of the samples may be refused, got {failed:,} of "
             f"{rows + failed:,}{before}"
-            f"{f' (the first: {noted})' if noted else ''}; all of them with reasons are in "
+            f"{noted}; all of them with reasons are in "
             f"{folder.location('quarantine')}. Mend the data and use a new `output`, or raise `most_failed` with "
             "`resume=true`, which also reads files again that could not be read."
         )
@@ -106,6 +107,16 @@ def _dropped(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             found.setdefault(name, first)["rows"] += here["rows"]
         before += one["rows"] + one["failed"]
     return list(found.values())
+
+
+def _commonest(noted: list[str]) -> str:
+    """Return the first of the samples that are refused for the commonest reason, of those noted."""
+    if not noted:
+        return ""
+    reasons = [said.partition(" at ")[2].partition(": ")[2][:ALIKE] for said in noted]
+    (reason, count), *others = Counter(reasons).most_common()
+    first = noted[reasons.index(reason)]
+    return f" ({count:,} of the {len(noted):,} noted like this: {first})" if others else f" (the first: {first})"
 
 
 def told_dropped(source: Source, dropped: list[dict[str, Any]]) -> str:
