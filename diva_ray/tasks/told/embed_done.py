@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("diva_ray")
 SHOWN_FILES, SHOWN = 8, 24  # of features on the page; samples
 WHOLE = "-whole"  # ends the name of a copy without nulls
-ALIKE = 30  # characters by which reasons are one
+ALIKE = 20  # characters by which reasons are one
 TOLD = 5  # columns that were left out, in a warning
 LISTED = 100  # refused samples on the page
 READ_FILES = 50  # of quarantine, for the page

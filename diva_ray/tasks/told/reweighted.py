@@ -39,7 +39,8 @@ RULE = (
     "on them: error_reweighted and gain are a little too good. error_uniform and loss_uniform: of the weights as they "
     "are under ridge_compared, the best of the ridges for them where steps were accepted. In trials, gain is over the "
     "weights as they are under the best of the ridges, gain_over_given under ridge_uniform; steps (kind and value, one "
-    "after another) and ridge_factor (times ridge_uniform) say in numbers what weights says in words"
+    "after another) and ridge_factor (times ridge_uniform) say in numbers what weights says in words. is_label_issue "
+    "is by the model alone: where score asks how sure the labellers were (labeller_doubt), fewer are flagged there"
 )
 PLAIN_RULE = (
     "plain steps are taken, not tested: error_reweighted and gain (below 0: the loss rose), on rows set apart that "
