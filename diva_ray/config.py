@@ -91,7 +91,7 @@ class FitConfig:
     # whitened rows on a GPU's tensor cores (score, method=plain): faster, an error of about 1e-3, checked on some rows
     precision: str = "auto"
     block_rows: int = 1024  # rows worked on at a time
-    standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows | exact | estimate
+    standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows (of many rows fewer) | exact | estimate
     seed: int = 0  # of every draw: sign vectors, folds, projections, samples
     output: str = ""  # a new or empty folder or URI; a job's default ends in the time of the run
     resume: bool = False  # go on with the unfinished run in `output`, which must have the same data and options

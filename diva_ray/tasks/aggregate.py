@@ -138,7 +138,7 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     """
     ridge, shares = shares_of(found.multiple * found.penalties)
     setup = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()), dtype=search.setup.dtype)
-    setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
+    setup = with_errors(setup, session.scan.counts["rows"], session.scan.counts["heard"], config.standard_errors)
     setup = fit_with_room(session.runner, setup, ridge)[0]  # steps do not look at leverages
     walk = Walk(session.runner, setup, ridge, LOWERED, session.scored(), session.folder)
     arms, sums, _ = try_folds(walk, config.folds, config.steps)

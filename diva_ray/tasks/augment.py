@@ -105,7 +105,7 @@ def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict
     """Return the figures of the run, and of every transform."""
     runner, reached = session.runner, session.scan.counts["rows"]  # copies move with the original that is heard
     setup = for_few_rows(runner, session.setup, sum(table.rows for table in session.tables))
-    setup = with_errors(setup, reached, config.standard_errors)
+    setup = with_errors(setup, reached, reached, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     walk = Walk(runner, setup, ridge, SOURCES, session.scored(), session.folder)
     arms, sums, folds = try_folds(walk, config.folds, config.steps)
@@ -158,7 +158,7 @@ def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], T
     engine.tell(ungrouped=True)
     alone = _looked(walk)
     engine.tell(heard_source=None)
-    plain = replace(walk, path=Path(Step("plain", config.eta)), setup=with_errors(walk.setup, 0, "none"))
+    plain = replace(walk, path=Path(Step("plain", config.eta)), setup=with_errors(walk.setup, 0, 0, "none"))
     sums = plain.begin(None)
     for _ in range(config.steps):
         sums = plain.move(plain.solve(sums))

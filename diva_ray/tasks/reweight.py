@@ -104,11 +104,11 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     if config.method == "trusted":
         check_trust(session, setup)
     rows = sum(table.rows for table in session.tables)
-    setup = with_errors(for_few_rows(runner, setup, rows), heard, config.standard_errors)
+    setup = with_errors(for_few_rows(runner, setup, rows), rows, heard, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     path = Path(Step("plain", config.eta)) if config.method == "paper" else walk_path(setup.task, config.level)
     walk = Walk(runner, setup, ridge, path, session.scored(), session.folder)
-    bare = with_errors(setup, heard, "none")  # plain steps look at no standard error
+    bare = with_errors(setup, rows, heard, "none")  # plain steps look at no standard error
     trying = replace(walk, setup=bare) if config.method == "paper" else walk
     arms, sums, folds = try_folds(trying, config.folds, config.steps)
     taken = len(arms) - len(RIDGES) if config.method == "paper" else best_trial(sums)

@@ -46,7 +46,10 @@ def test_what_a_shard_returns_does_not_grow_with_the_sources_of_others():
 
 
 def test_many_sources_have_estimated_standard_errors_unless_exact_ones_are_asked_for():
-    assert takes_exact(9_000, 16, 2, 4, 3) and not takes_exact(9_000, 16, 2, 4, EXACT_BYTES // (8 * 9_000) + 1)
+    sizes = (9_000, 9_000, 16, 2, 4)
+    assert takes_exact(*sizes, 3) and not takes_exact(*sizes, EXACT_BYTES // (8 * 9_000) + 1)
+    assert not takes_exact(300_000, 9_000, 16, 2, 4), "pairs of rows"
+    assert takes_exact(10**9, 500, 512, 2, 4), "no more than the derivative itself"
     rng = np.random.default_rng(0)
     X = rng.normal(size=(6_000, 4)).astype(np.float32)
     data = {"features": X, "label": (X[:, 0] + rng.normal(size=6_000) > 0).astype(int), "user": np.arange(6_000)}

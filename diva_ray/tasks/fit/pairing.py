@@ -75,9 +75,9 @@ def derive_directions(
     setups = {name: direction_setup(session.setup, scales, *places) for name, places in pairs.DIRECTIONS.items()}
     widest = max(setups.values(), key=lambda setup: setup.scale.width)
     dual = takes_dual(rows, widest.scale.width, config.ridge)
-    errors = "exact" if dual or with_errors(widest, heard, config.standard_errors).collect else "estimate"
+    errors = "exact" if dual or with_errors(widest, rows, heard, config.standard_errors).collect else "estimate"
     # The draws of both directions are added, so both take the same sign vectors.
-    vectors = min(with_errors(setup, heard, errors).vectors for setup in setups.values())
+    vectors = min(with_errors(setup, rows, heard, errors).vectors for setup in setups.values())
     derived = {}
     for name, setup in setups.items():
         runner = replace(session.runner, engine=pairs.Directed(session.engine, name))

@@ -200,11 +200,18 @@ class Study:
         assert step is not None
         step = Step("plain", choice.eta) if step.kind == "plain" else step
         session = self.session
-        heard = session.scan.counts["heard"]
+        rows, heard = (int(session.scan.counts[name]) for name in ("rows", "heard"))
         errors = "none" if choice.rule in BARE else self.config.standard_errors
         self._tell(setup)
         store = session.folder if session.plan.kind != "inline" else None
-        walk = Walk(session.runner, with_errors(setup, heard, errors), ridge, Path(step), session.scored(), store)
+        walk = Walk(
+            session.runner,
+            with_errors(setup, rows, heard, errors),
+            ridge,
+            Path(step),
+            session.scored(),
+            store,
+        )
         sums = walk.begin(None if fold is None else Fold(fold, self.config.folds), sums)
         for _ in range(choice.steps):
             solution = walk.solve(sums)

@@ -61,7 +61,7 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     rows = sum(table.rows for table in session.tables)
     few = rows < session.setup.scale.width  # then the p x p form needs every digit
     setup = replace(session.setup, dtype=torch.float64) if few else session.setup
-    setup = with_errors(setup, session.scan.counts["heard"], config.standard_errors)
+    setup = with_errors(setup, rows, session.scan.counts["heard"], config.standard_errors)
     setup, ridge, _, grid = fit_with_room(runner, setup, config.ridge, fit)
     runner.engine.tell(trust=TRUST)
     walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), session.folder)

@@ -183,7 +183,7 @@ def cost_of(
     """Return the cost of a derivative; `errors`: as the option `standard_errors`; `heard`: rows that validate,
     all where that is not known."""
     itemsize, heard = 8 if double else 4, rows if heard is None else heard
-    exact = dual or errors == "exact" or (errors == "auto" and takes_exact(heard, p, outputs, itemsize))
+    exact = dual or errors == "exact" or (errors == "auto" and takes_exact(rows, heard, p, outputs, itemsize))
     vectors = 0 if exact or errors == "none" else sign_vectors(p, outputs)
     columns = outputs + vectors * min(outputs, BUCKETS)
     kept, classes = keeps_outputs(task, outputs, p), task == "classification"

@@ -6,6 +6,7 @@ from diva_ray.core import choose
 from diva_ray.engine.setup import BUCKETS
 
 EXACT_ROWS = 10_000  # validation rows up to which standard errors are exact by default
+EXACT_PAIRS = 2_000_000_000  # of them and all rows, where they are more than columns: beyond, most of a run is theirs
 EXACT_BYTES = 256 << 20  # and the memory of their whitened features, and of what they have of every output
 CHEAP = 1024  # columns
 LEAST_VECTORS, MOST_VECTORS = 8, 32  # random sign vectors beyond that: a spread of 25 to 12 % of a standard error
@@ -20,11 +21,12 @@ def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
     return rows < width and (ridge == "auto" or float(ridge) > 0)
 
 
-def takes_exact(heard: int, width: int, outputs: int, itemsize: int, sources: int = 0) -> bool:
-    """Return whether standard errors are exact by default: every validation row is then known to every worker, and what
-    each adds to every source."""
-    rows = heard * max(width, 2 * outputs) * itemsize
-    return heard <= EXACT_ROWS and rows <= EXACT_BYTES and heard * sources * 8 <= EXACT_BYTES
+def takes_exact(rows: int, heard: int, width: int, outputs: int, itemsize: int, sources: int = 0) -> bool:
+    """Return whether standard errors are exact by default: every validation row is then known to every worker, with
+    what each adds to every source, and meets every row."""
+    size = heard * max(width, 2 * outputs) * itemsize
+    few = heard <= EXACT_ROWS and (heard <= width or rows * heard <= EXACT_PAIRS)
+    return few and size <= EXACT_BYTES and heard * sources * 8 <= EXACT_BYTES
 
 
 def sign_vectors(width: int, outputs: int) -> int:
