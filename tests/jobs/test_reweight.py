@@ -14,7 +14,6 @@ import torch
 import diva_ray
 from diva_ray.core.hashing import splitmix
 from diva_ray.core.reweight import Step
-from diva_ray.tasks import reweight
 from diva_ray.tasks.setup import paths
 from diva_ray.tasks.setup.paths import Path as Walked
 from diva_ray.tasks.told.reweighted import headline, tone_of
@@ -139,16 +138,18 @@ def test_arms_are_judged_on_models_that_never_saw_the_fold():
 
 def test_a_fold_calibrates_arms_once_however_often_they_are_tried(monkeypatch):
     X, y, _, _, _ = digits_split(0.2)
-    monkeypatch.setattr("diva_ray.tasks.fit.folds._clear", lambda sums: False)
+    from diva_ray.tasks.fit import folds as module
+
+    monkeypatch.setattr(module, "_clear", lambda sums: False)
     once = run(X, y, folds=3, steps=1)
-    heard, whole = [], reweight.hear_arms
+    heard, whole = [], module.hear_arms
 
     def hear(runner, setup, trials):
         heard.append(list(trials.solutions))
         return whole(runner, setup, trials)
 
-    monkeypatch.setattr(reweight, "hear_arms", hear)
-    monkeypatch.setattr(reweight, "CLEAR_ROWS", 450)  # tried after two of three folds of 900 rows, and after all
+    monkeypatch.setattr(module, "hear_arms", hear)
+    monkeypatch.setattr(module, "CLEAR_ROWS", 450)  # tried after two of three folds of 900 rows, and after all
     assert run(X, y, folds=3, steps=1).summary["trials"] == once.summary["trials"]
     assert heard == [[0, 1], [2]]
 
