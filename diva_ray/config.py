@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# A link to the repository's folder; where links cannot be (some checkouts on Windows) that itself.
-CONFIGS = next(place for up in Path(__file__).parents[:2] if (place := up / "configs").is_dir()).resolve()
+# The package's own, which in the repository is a link to configs/; where there can be no links, configs/ itself.
+SHIPPED = Path(__file__).parent / "shipped-configs"
+CONFIGS = (SHIPPED if SHIPPED.is_dir() else SHIPPED.parents[1] / "configs").resolve()
 
 
 @dataclass

@@ -198,8 +198,8 @@ def test_an_installed_package_has_the_configs(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True,
         capture_output=True, text=True,
     )  # fmt: skip
-    assert run.stdout.split() == [str(tmp_path / "diva_ray" / "configs"), "edges", "True"]
+    assert run.stdout.split() == [str(tmp_path / "diva_ray" / "shipped-configs"), "edges", "True"]
     found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert found["diva_ray.configs"] == ["**/*.yaml"] and not any(
+    assert "shipped-configs/**/*.yaml" in found["diva_ray"] and not any(
         path.suffix not in (".yaml", ".json") for path in (ROOT / "configs").rglob("*.*")
     )

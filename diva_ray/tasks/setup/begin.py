@@ -134,7 +134,7 @@ def tidy(run: Callable[P, R]) -> Callable[P, R]:
             if not far or isinstance(error, (TimeoutError, ConnectionError)):
                 raise
             raise InputError(
-                f"{far[0]}: storage must stay within reach, got {first_line(error)} at "
+                f"{' or '.join(far)}: storage must stay within reach, got {first_line(error)} at "
                 f"{' or '.join(places[name] for name in far)}. Run it again, with `resume=true` if it had begun."
             ) from error
         except BaseException as error:
