@@ -25,8 +25,8 @@ from diva_ray.engine.shelf import IN_MEMORY, Shelf
 from diva_ray.tasks.fit.calibrate import calibrate
 from diva_ray.tasks.fit.derive import fit_ridge
 from diva_ray.tasks.fit.walk import Walk
-from diva_ray.tasks.setup.paths import Path
 from diva_ray.tasks.setup.runner import Runner
+from diva_ray.tasks.setup.step_paths import Path
 
 STEPS = 3
 CHUNK = 65_536  # rows of a row group of the pool

@@ -16,7 +16,7 @@ from torch import Tensor
 from diva_ray.core.evidence import LEAST_TOLD
 from diva_ray.core.gaps import ByKind, by_kind
 from diva_ray.core.histogram import LOSS, Histogram, Z, cell_of, count_cells, edges_of
-from diva_ray.core.loss_stories import wrong_losses
+from diva_ray.core.loss_mixtures import wrong_losses
 from diva_ray.core.verdict import Cut, Unit, Verdict, best_cut, universal_cut
 
 FEW = 50  # rows of a kind: fewer, and its median loss is too rough a unit (a third off at 50, by its standard error)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from diva_ray.core.histogram import LOSS, edges_of
-from diva_ray.core.loss_stories import fit_losses
+from diva_ray.core.loss_mixtures import fit_losses
 from diva_ray.core.loss_verdict import LossSums
 from diva_ray.core.verdict import Cut, Verdict
 

@@ -16,7 +16,9 @@ from diva_ray.core.verdict import Recalibration
 ENTRIES = 2_000_000  # of rows x classes that are judged at a time
 
 
-def class_sums(F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tensor, " n"], link: Link) -> Histogram:
+def odds_of_classes(
+    F: Float[Tensor, "n c"], y: Int[Tensor, " n"], weight: Float[Tensor, " n"], link: Link
+) -> Histogram:
     """Return the histogram of the log-odds of all classes of every labelled row, given or not, (cells,).
 
     Of levelled outputs of at least two classes, codes (-1 does not count) and weights >= 0, as `links.link_sums`.
@@ -45,7 +47,7 @@ def recalibrate(given: Float[Tensor, " cells"], sums: Histogram, classes: int, r
 
     Args:
         given: weight of the given labels in every cell of log-odds.
-        sums: from `class_sums`, under the same link.
+        sums: from `odds_of_classes`, under the same link.
         classes: number of them, at least two.
         rate: the share of wrong labels under the link as it is, in (0, 1).
 

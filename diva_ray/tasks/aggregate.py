@@ -17,7 +17,7 @@ from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.derive import derive, fit_with_room, with_errors
 from diva_ray.tasks.fit.dual import for_few_rows
-from diva_ray.tasks.fit.few_heard import lean, some_validate
+from diva_ray.tasks.fit.few_validate import lean, some_validate
 from diva_ray.tasks.fit.folds import check_folds, try_folds
 from diva_ray.tasks.fit.shares import Aggregated, Search, aggregate_bands, refine
 from diva_ray.tasks.fit.walk import Walk, walk_to
@@ -26,10 +26,10 @@ from diva_ray.tasks.setup.calls import configure, takes_table
 from diva_ray.tasks.setup.checks import check_bands
 from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_choices, check_range
-from diva_ray.tasks.setup.paths import LOWERED
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.setup.step_paths import LOWERED
 from diva_ray.tasks.told.aggregated import bands_of, figures, sheet_of, telling, told
 from diva_ray.tasks.told.joint import Joint
 from diva_ray.tasks.told.written import write_rows

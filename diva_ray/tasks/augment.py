@@ -25,10 +25,10 @@ from diva_ray.tasks.setup.calls import configure, takes_table
 from diva_ray.tasks.setup.checks import check_sources
 from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_range, check_size
-from diva_ray.tasks.setup.paths import SOURCES, Path
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.setup.step_paths import SOURCES, Path
 from diva_ray.tasks.told.augmented import RULE, VALIDATED, sheet_of, told
 from diva_ray.tasks.told.summary import common_figures
 

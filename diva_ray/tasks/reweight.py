@@ -22,10 +22,10 @@ from diva_ray.tasks.setup.calls import configure, takes_table
 from diva_ray.tasks.setup.checks import check_sources
 from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_choices, check_range, check_size
-from diva_ray.tasks.setup.paths import Path, walk_path
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.setup.step_paths import Path, walk_path
 from diva_ray.tasks.told.by_source import ends_of, sources_of, weighed_sources
 from diva_ray.tasks.told.reweighted import Weighed, figures, sheet_of, told
 from diva_ray.tasks.told.written import write_samples

@@ -35,7 +35,7 @@ def test_all_classes_of_labelled_rows_are_counted(classes: int, scale: float, dt
     F, weight = F.to(dtype) / 4, torch.arange(500) % 3 / 2
     y = torch.where(torch.arange(500) % 7 == 0, -1, y)
     link = links.Link(scale, 16.0)
-    sums = recalibration.class_sums(F, y, weight, link)
+    sums = recalibration.odds_of_classes(F, y, weight, link)
     G = F.double().numpy()
     G = 16 * (G if np.isinf(scale) else scale * np.arcsinh(G / scale))
     others = np.stack([np.logaddexp.reduce(np.delete(G, k, 1), axis=1) for k in range(classes)], 1)
@@ -53,7 +53,7 @@ def test_sharpness_and_share_of_wrong_labels_are_found_again(classes: int, rate:
     F, y, _ = made(60_000, classes, rate, 1)
     link = links.Link(np.inf, factor)  # as sharp as it should be, or not
     ones = torch.ones(len(y))
-    sums = recalibration.class_sums(F, y, ones, link)
+    sums = recalibration.odds_of_classes(F, y, ones, link)
     found = recalibration.recalibrate(given_cells(F, y, ones, link), sums, classes, 0.05)
     assert found.rate == pytest.approx(rate, abs=0.006 if classes == 2 else 0.02)
     if classes == 2:  # of more, log-odds under another sharpness are no multiple
@@ -64,11 +64,13 @@ def test_weights_count_as_rows_do() -> None:
     F, y, _ = made(3000, 3, 0.1, 2)
     link, many = links.Link(np.inf, 1.5), torch.arange(3000) % 4
     one = recalibration.recalibrate(
-        given_cells(F, y, many.double(), link), recalibration.class_sums(F, y, many.double(), link), 3, 0.1
+        given_cells(F, y, many.double(), link), recalibration.odds_of_classes(F, y, many.double(), link), 3, 0.1
     )
     F, y = F.repeat_interleave(many, 0), y.repeat_interleave(many)
     ones = torch.ones(len(y))
-    other = recalibration.recalibrate(given_cells(F, y, ones, link), recalibration.class_sums(F, y, ones, link), 3, 0.1)
+    other = recalibration.recalibrate(
+        given_cells(F, y, ones, link), recalibration.odds_of_classes(F, y, ones, link), 3, 0.1
+    )
     np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
@@ -77,7 +79,7 @@ def test_scores_are_the_posterior_and_precision_is_told() -> None:
     link, ones = links.Link(np.inf, 2.0), torch.ones(20_000)
     odds = links.log_odds(F, y, link)
     sums = verdict.verdict_sums(odds, torch.zeros(20_000), ones)
-    again = recalibration.recalibrate(sums.counts.sum(1), recalibration.class_sums(F, y, ones, link), 2, 0.2)
+    again = recalibration.recalibrate(sums.counts.sum(1), recalibration.odds_of_classes(F, y, ones, link), 2, 0.2)
     rule = verdict.fit_verdict(sums, 2, again=again)
     p = softmax(F.numpy(), 1)[np.arange(20_000), y.numpy()]
     expected = expit(logit(np.clip(p, 1e-12, 1 - 1e-12)) - logit(0.1))
@@ -94,7 +96,7 @@ def test_no_verdict_without_wrong_labels() -> None:
     link, ones = links.Link(np.inf, 4.0), torch.ones(5000)
     sums = verdict.verdict_sums(links.log_odds(F, y, link), torch.zeros(5000), ones)
     assert verdict.fit_verdict(sums, 3).noise_rate > 0.02  # a link too sharp
-    again = recalibration.recalibrate(sums.counts.sum(1), recalibration.class_sums(F, y, ones, link), 3, 0.05)
+    again = recalibration.recalibrate(sums.counts.sum(1), recalibration.odds_of_classes(F, y, ones, link), 3, 0.05)
     rule = verdict.fit_verdict(sums, 3, again=again)
     assert again.rate < 0.01 and rule.label.share < 0.002
 

@@ -10,8 +10,8 @@ from diva_ray.core.reweight import Step
 from diva_ray.data.folder import Folder
 from diva_ray.tasks.fit.walk import Walk
 from diva_ray.tasks.setup.opened import make_plan
-from diva_ray.tasks.setup.paths import Path
 from diva_ray.tasks.setup.session import open_session
+from diva_ray.tasks.setup.step_paths import Path
 
 
 def small_task(n=3000, d=12, seed=0):

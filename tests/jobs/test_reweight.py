@@ -14,8 +14,8 @@ import torch
 import diva_ray
 from diva_ray.core.hashing import splitmix
 from diva_ray.core.reweight import Step
-from diva_ray.tasks.setup import paths
-from diva_ray.tasks.setup.paths import Path as Walked
+from diva_ray.tasks.setup import step_paths
+from diva_ray.tasks.setup.step_paths import Path as Walked
 from diva_ray.tasks.told.reweighted import headline, tone_of
 from diva_ray.tasks.told.tried import best_by_steps, trial_bars
 from tests.forks import run_job
@@ -142,20 +142,20 @@ def test_a_fold_calibrates_arms_once_however_often_they_are_tried(monkeypatch):
 
     monkeypatch.setattr(module, "_clear", lambda sums: False)
     once = run(X, y, folds=3, steps=1)
-    heard, whole = [], module.hear_arms
+    heard, whole = [], module.calibrate_arms
 
     def hear(runner, setup, trials):
         heard.append(list(trials.solutions))
         return whole(runner, setup, trials)
 
-    monkeypatch.setattr(module, "hear_arms", hear)
+    monkeypatch.setattr(module, "calibrate_arms", hear)
     monkeypatch.setattr(module, "CLEAR_ROWS", 450)  # tried after two of three folds of 900 rows, and after all
     assert run(X, y, folds=3, steps=1).summary["trials"] == once.summary["trials"]
     assert heard == [[0, 1], [2]]
 
 
 def test_steps_that_change_no_weight_in_the_end_are_not_accepted(monkeypatch):
-    monkeypatch.setattr(paths, "LOWERED", Walked(Step("shrink", 2.0), (Step("issues"),)))
+    monkeypatch.setattr(step_paths, "LOWERED", Walked(Step("shrink", 2.0), (Step("issues"),)))
     draw = np.random.default_rng(3)
     X = draw.standard_normal((600, 8))
     V = X @ draw.standard_normal((8, 5)) + 1.2 * draw.standard_normal((600, 5))

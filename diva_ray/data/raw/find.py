@@ -36,7 +36,7 @@ def find_raw(path: str, kind: str, *, id: str | None, label: str, unit_rows: int
     if kind not in ("auto", *SUFFIXES):
         raise InputError(f"data.kind: must be auto, {', '.join(SUFFIXES)}, got {kind}. Change `data.kind`.")
     try:
-        filesystem, base, files = list_files(path)
+        filesystem, base, files = list_raw(path)
     except UnicodeDecodeError as error:
         raise InputError(
             f"data.path: names of files must be UTF-8, got {error.object!r} below {path}. Rename it."
@@ -110,7 +110,7 @@ def kind_of(path: str, files: Iterable[pyarrow.fs.FileInfo]) -> str:
     return next(iter(found))
 
 
-def list_files(path: str) -> Found:
+def list_raw(path: str) -> Found:
     """Return (file system, base folder, the sorted files under a path); names that begin with . or _ are left out."""
     check_named(path)
     if "://" in path:

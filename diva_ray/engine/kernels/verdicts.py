@@ -188,7 +188,7 @@ def class_odds(shard: Shard, known: Known) -> Histogram:
     """Third round, where noise shows: how many classes of labelled rows have which log-odds, given or not."""
     Y, weight, link = codes_of(shard, known["setup"]), shaping(shard, known), known["link"]
     return add_in_order(
-        recalibration.class_sums(F, Y[rows], weight[rows], link) for rows, F in levelled(shard, known, link)
+        recalibration.odds_of_classes(F, Y[rows], weight[rows], link) for rows, F in levelled(shard, known, link)
     )
 
 

@@ -13,7 +13,7 @@ from diva_ray.engine.context import Fold
 from diva_ray.engine.kernels.steps import Trials, fold_counts
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import EmptyFoldError
-from diva_ray.tasks.fit.walk import RIDGES, Arm, Walk, hear_arms, pack, try_arms, walk_arms
+from diva_ray.tasks.fit.walk import RIDGES, Arm, Walk, calibrate_arms, pack, try_arms, walk_arms
 from diva_ray.tasks.setup.runner import Runner
 
 log = logging.getLogger("diva_ray")
@@ -35,7 +35,7 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
         last, fresh = at == len(asked), [*fresh, k]
         if last or walk.runner.rows >= CLEAR_ROWS * folds / at:
             trials = Trials(folds, dict(solutions), dict(rules), len(found), len(RIDGES))
-            more = hear_arms(walk.runner, walk.setup, replace(trials, solutions={k: solutions[k] for k in fresh}))
+            more = calibrate_arms(walk.runner, walk.setup, replace(trials, solutions={k: solutions[k] for k in fresh}))
             heard, fresh = more if heard is None else heard + more, []
             sums = try_arms(walk.runner, walk.setup, trials, heard)
             if last or _clear(sums):

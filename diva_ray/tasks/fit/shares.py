@@ -199,7 +199,8 @@ class Aggregated:
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
         descents: the starts, in the order they were tried.
         least: the least penalty of every band that was tried, (bands,).
-        toward: how far the penalties lie from those of the rows that validate to those of all rows (`few_heard.lean`).
+        toward: how far the penalties lie from those of the rows that validate to those of all rows, see
+            `few_validate.lean`.
     """
 
     penalties: Tensor

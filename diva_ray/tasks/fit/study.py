@@ -33,10 +33,10 @@ from diva_ray.tasks.fit.shares import Search, aggregate_bands
 from diva_ray.tasks.fit.walk import Walk
 from diva_ray.tasks.setup.checks import features_take_double
 from diva_ray.tasks.setup.options import choose_loss
-from diva_ray.tasks.setup.paths import Path
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.setup.settle import make_scale
 from diva_ray.tasks.setup.space import BARE, RULES, Choice
+from diva_ray.tasks.setup.step_paths import Path
 
 log = logging.getLogger("diva_ray")
 STARTS, EVALUATIONS = 2, 20  # of the descents for shares, without each fold

@@ -14,8 +14,8 @@ from diva_ray.errors import InputError
 from diva_ray.tasks.fit.derive import Fit, fit_with_room, with_errors
 from diva_ray.tasks.fit.derived import Derived, by_band
 from diva_ray.tasks.fit.walk import Walk
-from diva_ray.tasks.setup.paths import Path
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.setup.step_paths import Path
 
 TRUST = 5.0  # weight of a trusted row in the fit; with few of them, more would leave the fit to them alone
 PASSES = 2  # times that the others' weights follow the trusted loss

@@ -19,8 +19,8 @@ from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derive import score_rows, tell_solution
 from diva_ray.tasks.fit.derived import penalty_pattern
 from diva_ray.tasks.fit.judge import judge
-from diva_ray.tasks.setup.paths import RIDGES, Path
 from diva_ray.tasks.setup.runner import Runner
+from diva_ray.tasks.setup.step_paths import RIDGES, Path
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
     return walk.look(walk.solve(sums))
 
 
-def hear_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> steps.Each:
+def calibrate_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> steps.Each:
     """Return the sums by which every arm's outputs of classes are calibrated on the rows set apart from it, none for
     other targets: one read of these rows, 2 n p c models operations. Those of different folds add up."""
     if setup.task != "classification":
@@ -219,8 +219,8 @@ def hear_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> steps.Each:
 
 
 def try_arms(runner: Runner, setup: Setup, trials: steps.Trials, heard: steps.Each) -> TrialSums:
-    """Return how every arm does on the rows set apart from it, calibrated by what `hear_arms` found of all of them: one
-    read of these rows, 2 n p c models operations."""
+    """Return how every arm does on the rows set apart from it, calibrated by what `calibrate_arms` found of all of
+    them: one read of these rows, 2 n p c models operations."""
     engine = runner.engine
     engine.forget("fold")
     engine.tell(trials=trials, calibrations=[fit_calibration(one, setup.outputs) for one in heard])

@@ -38,7 +38,7 @@ from diva_ray.tasks.setup.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES, takes_dual
 from diva_ray.tasks.setup.memory import PROCESS, Sizes, budget_here, check_fit, parse_bytes
 from diva_ray.tasks.setup.options import choose_loss, chosen_shares
-from diva_ray.tasks.setup.paths import LOWERED, SOURCES, walk_path
+from diva_ray.tasks.setup.step_paths import LOWERED, SOURCES, walk_path
 from diva_ray.tasks.setup.work import work_of
 from diva_ray.threads import blas_environment
 

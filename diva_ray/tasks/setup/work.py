@@ -10,8 +10,8 @@ from diva_ray.config import AggregateConfig, AugmentConfig, ExtendConfig, FitCon
 from diva_ray.data.table import Table
 from diva_ray.report.words import counted
 from diva_ray.tasks.setup.cost import Cost, Other, pooled, tried
-from diva_ray.tasks.setup.paths import RIDGES, Path, walk_path
 from diva_ray.tasks.setup.space import Space, parse_space
+from diva_ray.tasks.setup.step_paths import RIDGES, Path, walk_path
 
 JUDGED = 0.3  # seconds of a derivative of few rows with its verdicts on classes: passes and searches, not products
 

@@ -13,7 +13,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Gallery, Inform, Lines, Pulls, Sheet, Table, Tile
 from diva_ray.tasks.fit.derived import Derived
-from diva_ray.tasks.fit.few_heard import NOTE
+from diva_ray.tasks.fit.few_validate import NOTE
 from diva_ray.tasks.fit.shares import Aggregated
 from diva_ray.tasks.setup.options import UNDER
 from diva_ray.tasks.setup.session import Session, apart

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import diva_ray
-from diva_ray.tasks.fit import few_heard
+from diva_ray.tasks.fit import few_validate
 from tests.core.test_ridge_choice import naive
 from tests.data.tables import INLINE
 
@@ -104,13 +104,13 @@ def left_out_under(X, y, penalties, group):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_shares_go_as_far_towards_those_of_all_rows_as_refits_say(grouped, monkeypatch):
-    seen, whole = [], few_heard._moments
+    seen, whole = [], few_validate._moments
 
     def moments(search, candidates):
         seen.append(np.stack([one.numpy() for one in candidates]))
         return whole(search, candidates)
 
-    monkeypatch.setattr(few_heard, "_moments", moments)
+    monkeypatch.setattr(few_validate, "_moments", moments)
     toward = set()
     for seed in range(4):
         data = two_bands(seed)
