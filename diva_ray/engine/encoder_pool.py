@@ -23,11 +23,11 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from diva_ray.data.encoders.build import build
 from diva_ray.data.raw.units import Unit
-from diva_ray.data.regroup import quiet_ray_data
 from diva_ray.engine.batch_size import find_batch
 from diva_ray.engine.cluster import fetch
 from diva_ray.engine.device import CPU, given_device
 from diva_ray.engine.embedding import Job, UnitEncoder
+from diva_ray.engine.regroup_on_ray import quiet_ray_data
 from diva_ray.errors import InputError
 
 IN_FLIGHT = 2  # units at an actor, so that it never waits for the driver

@@ -8,7 +8,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 import diva_ray
-from diva_ray.data import regroup
+from diva_ray.engine import regroup_on_ray
 from diva_ray.errors import InputError
 from tests.jobs.problems import digits_split
 
@@ -162,7 +162,7 @@ def test_a_weight_of_0_that_stays_is_no_change(table):
 def test_workers_that_hold_every_cpu_write_the_same_copy_of_a_table_whose_groups_lie_scattered(
     ray_cluster, table, monkeypatch
 ):
-    monkeypatch.setattr(regroup, "SAMPLES_BLOCK", 3_000)  # samples of several parts
+    monkeypatch.setattr(regroup_on_ray, "SAMPLES_BLOCK", 3_000)  # samples of several parts
     rows = pa.concat_tables([table[1].drop_columns("id")] * 8)  # several shards, for two workers
     scattered = rows.append_column("group", pa.array(np.random.default_rng(0).integers(0, 2000, len(rows))))
     options = {"group": "group", "ridge": 1.0, "quiet": True}

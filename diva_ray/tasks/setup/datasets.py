@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from diva_ray.data.folder import Folder
-from diva_ray.data.regroup import write_on_ray
 from diva_ray.data.table import check_rows, from_arrow
 from diva_ray.errors import InputError
 from diva_ray.tasks.setup.finish import RAW, now
@@ -31,6 +30,7 @@ def from_dataset(dataset: Any, folder: Folder, name: str, *, plan: bool) -> Any:
             those that were written are taken, which is said.
     """
     from diva_ray.engine.connect import check_driver
+    from diva_ray.engine.regroup_on_ray import write_on_ray
 
     check_driver("a Ray Dataset")
     option = PATHS["train"] if name in ("table", RAW) else f"{name}.path"

@@ -13,7 +13,7 @@ from diva_ray.config import AggregateConfig, FitConfig, ScoreConfig
 from diva_ray.data.folder import Folder
 from diva_ray.data.in_memory import stored
 from diva_ray.data.raw.classes import class_names
-from diva_ray.data.regroup import POSITION, regroup_in_memory, regroup_on_ray
+from diva_ray.data.regroup import POSITION, regroup_in_memory
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, open_parquet
@@ -203,6 +203,7 @@ def check_may_gather(plan: planning.Plan, roles: list[str], table: Table, column
 def _grouped(folder: Folder, table: Table, columns: Columns) -> Table:
     """Return the table sorted by group, in files written once: a resumed run finds those it began with."""
     from diva_ray.engine.connect import check_driver
+    from diva_ray.engine.regroup_on_ray import regroup_on_ray
 
     told = {"of": fingerprint(table), "by": columns.group, "columns": columns.names()}
     if folder.read_json("grouped.json") != told:

@@ -116,7 +116,8 @@ def _commonest(noted: list[str]) -> str:
     reasons = [said.partition(" at ")[2].partition(": ")[2][:ALIKE] for said in noted]
     (reason, count), *others = Counter(reasons).most_common()
     first = noted[reasons.index(reason)]
-    return f" ({count:,} of the {len(noted):,} noted like this: {first})" if others else f" (the first: {first})"
+    like = f"{count:,} of the {len(noted):,} noted like this" if others and count > 1 else "the first"
+    return f" ({like}: {first})"
 
 
 def told_dropped(source: Source, dropped: list[dict[str, Any]]) -> str:

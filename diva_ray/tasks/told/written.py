@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from diva_ray.config import ScoreConfig
-from diva_ray.data.regroup import restore_order
+from diva_ray.data.folder import Folder
+from diva_ray.data.regroup import restore_in_memory
 from diva_ray.data.table import open_parquet
 from diva_ray.engine.context import Kernel
 from diva_ray.engine.kernels import curate as curating
@@ -53,6 +54,18 @@ def write_samples(session: Session, kernel: Any) -> Tally:
     if session.original is not None:
         restore_order(folder, on_ray=session.plan.kind != "inline")
     return written
+
+
+def restore_order(folder: Folder, *, on_ray: bool) -> None:
+    """Sort `samples/` back into the order of the input and drop the position column."""
+    folder.drop("samples-in-order")  # of a run that was interrupted
+    if on_ray:
+        from diva_ray.engine.regroup_on_ray import restore_on_ray
+
+        restore_on_ray(folder)
+    else:
+        restore_in_memory(folder)
+    folder.replace("samples-in-order", "samples")
 
 
 def write_rows(
