@@ -70,8 +70,8 @@ def _compose(task: str) -> None:
     if {"--help", "-h"} & set(words):
         try:
             print(job_help(name), flush=True)
-        except OSError:
-            _hear_no_more()
+        except OSError as error:
+            _hear_no_more(error)
         return
     try:
         chosen, folder, rest, own = checked(name, words)
@@ -117,8 +117,8 @@ def _run(task: str, cfg: Any) -> None:
         _interrupted(name, error, resumed)
     try:
         print("\n".join(plain(line) for line in [*result.lines(), *next_steps(config, result)]), flush=True)
-    except OSError:  # nobody listens, or the disk is full
-        _hear_no_more()
+    except OSError as error:
+        _hear_no_more(error)
 
 
 def _has_files(output: str) -> bool:
@@ -136,9 +136,13 @@ def _tell_own_folder(config: Any) -> None:
         )  # fmt: skip
 
 
-def _hear_no_more() -> None:
-    """Let output go nowhere, or Python says when it ends that nobody listens."""
+def _hear_no_more(error: OSError) -> None:
+    """Let output go nowhere, or Python says when it ends that nobody listens; exit with 1 where nobody chose that, as
+    `| head` does, but the disk is full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        print(f"standard output could not be written ({error}); the files of a run are whole", file=sys.stderr)
+        sys.exit(1)
 
 
 def plain(text: str) -> str:

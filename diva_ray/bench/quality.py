@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +18,7 @@ from diva_ray.bench.sets import NAMES, RealSet, found_sets, read_set
 from diva_ray.bench.tables import Results, Table
 from diva_ray.config import BenchmarkConfig
 from diva_ray.data.folder import Folder
+from diva_ray.engine.progress import quieted
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import Sheet, render_sheet
 from diva_ray.tasks.setup.finish import now
@@ -155,22 +155,11 @@ def _measure_set(
 ) -> None:
     for share in noise if one.given is None else (None,):  # human errors are what they are
         start = time.perf_counter()
-        with _hushed():
+        with quieted("diva_ray", logging.WARNING):  # the steps of every single run; warnings stay
             found = TASKS[report.task].measure(one, share or 0.0, seed)
         report.results.add(one.name, share, found)
         what = "human errors" if share is None else f"{share:.0%} planted"
         log.info("%s, %s, seed %d: %.0f s", one.name, what, seed, time.perf_counter() - start)
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep the steps of every single run off the terminal; warnings stay."""
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def open_folder(config: BenchmarkConfig) -> tuple[Folder, str]:

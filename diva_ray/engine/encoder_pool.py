@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import queue
 import socket
 import threading
@@ -27,7 +28,7 @@ from diva_ray.engine.batch_size import find_batch
 from diva_ray.engine.cluster import fetch
 from diva_ray.engine.device import CPU, given_device
 from diva_ray.engine.embedding import Job, UnitEncoder
-from diva_ray.engine.regroup_on_ray import quiet_ray_data
+from diva_ray.engine.progress import quieted
 from diva_ray.errors import InputError
 
 IN_FLIGHT = 2  # units at an actor, so that it never waits for the driver
@@ -103,7 +104,7 @@ def encode_on_ray(
     kept = context.enable_progress_bars, context.wait_for_min_actors_s
     context.enable_progress_bars, context.wait_for_min_actors_s = False, int(max(1, start_timeout))
     try:
-        with quiet_ray_data():
+        with quieted("ray.data", logging.ERROR):
             given = dict(zip(given, there(given.values()), strict=True))
             ref = ray.put((job, {unit.index: unit for unit in units}, given))
             rows = [{"unit": unit.index} for unit in units]

@@ -7,6 +7,8 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -72,6 +74,18 @@ def _bar(label: str, rows: int) -> tqdm:
     return tqdm(
         total=rows, desc=f"{label:<10}", unit=" rows", unit_scale=True, leave=False, nrows=size.lines, bar_format=narrow
     )
+
+
+@contextmanager
+def quieted(name: str, level: int) -> Iterator[None]:
+    """Let a logger tell nothing below a level."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def key_values(figures: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -24,6 +23,7 @@ from diva_ray.data.folder import Folder
 from diva_ray.data.regroup import POSITION, SAMPLES_BLOCK, restore_in_memory
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table
+from diva_ray.engine.progress import quieted
 from diva_ray.errors import InputError
 
 GROUP = "__group__"  # 64-bit key of the group, the order of the copy
@@ -41,18 +41,6 @@ def regroup_on_ray(table: Table, columns: Columns, folder: Folder) -> None:
     write_on_ray(read.sort([GROUP, POSITION]), folder, "grouped")
 
 
-@contextmanager
-def quiet_ray_data() -> Iterator[None]:
-    """Let Ray Data log errors alone."""
-    loud = logging.getLogger("ray.data")
-    level = loud.level
-    loud.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        loud.setLevel(level)
-
-
 def write_on_ray(dataset: Any, folder: Folder, name: str) -> None:
     """Write a Ray Dataset as Parquet into a sub-folder, from every node that has rows of it.
 
@@ -62,7 +50,7 @@ def write_on_ray(dataset: Any, folder: Folder, name: str) -> None:
     if folder.local:  # fused with the write, so it runs where that does
         dataset = dataset.map_batches(folder.pass_on, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
     try:
-        with quiet_ray_data():
+        with quieted("ray.data", logging.ERROR):
             dataset.write_parquet(folder.location(name))
     except ray.exceptions.RayTaskError:
         folder.drop(name)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import stat
 import subprocess
@@ -294,3 +295,16 @@ def test_the_first_command_of_the_readme_has_no_options(tmp_path):
         again.stdout.splitlines()[-2].startswith("curated copy: 1,436 rows, 361 dropped") and "next" not in again.stdout
     )
     assert told[3] == f"report: {folder / 'report.html'}" and (folder / "report.html").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full is Linux's own")
+@pytest.mark.parametrize("words", [["--help"], ["cluster=inline", "data.noise=0.1"]])
+def test_output_that_cannot_be_written_is_one_line_and_no_success(words, tmp_path):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / "score.py"), *words], stdout=full, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr.count("standard output could not be written") == 1 and "Traceback" not in run.stderr
+    assert words == ["--help"] or len(list(tmp_path.rglob("manifest.json"))) == 1
