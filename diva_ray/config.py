@@ -123,7 +123,7 @@ class ScoreConfig(FitConfig):
 class ReweightConfig(FitConfig):
     """Schema of `configs/reweight.yaml`."""
 
-    method: str = "safe"  # safe: accepted on outer folds | paper: plain steps (eq. 14) | trusted: safe, heard by a few
+    method: str = "safe"  # safe: accepted on outer folds | paper: plain steps (eq. 14) | trusted: safe, few validate
     level: str = "sample"  # sample: a weight for every row | source: one for every value of `data.source`
     steps: int = 2  # weight steps at most, 1..10 (paper: exactly)
     eta: float = 0.1  # size of a plain step (method=paper): alpha - eta dL/dalpha

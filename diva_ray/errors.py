@@ -28,7 +28,7 @@ class LostLeverageError(FitError):
 
 
 class EmptyFoldError(InputError):
-    """An outer fold that hears no row or leaves none; `found` says which."""
+    """An outer fold in which no row validates or outside which none does; `found` says which."""
 
     def __init__(self, message: str, found: str = "") -> None:
         super().__init__(message)

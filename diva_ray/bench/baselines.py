@@ -67,8 +67,8 @@ def _train_head(
     W, velocity = torch.zeros(Z.shape[1], classes, dtype=Z.dtype), torch.zeros(Z.shape[1], classes, dtype=Z.dtype)
     for k in range(steps):
         rows = torch.randint(len(Z), (batch,), generator=draw)
-        heard = torch.randint(len(Zt), (batch,), generator=draw)
-        goal = Zt[heard].T @ _residual(Zt[heard], yt[heard], W) / batch  # gradient of the trusted batch's loss
+        picked = torch.randint(len(Zt), (batch,), generator=draw)
+        goal = Zt[picked].T @ _residual(Zt[picked], yt[picked], W) / batch  # gradient of the trusted batch's loss
         weight, r = example_weights(Z[rows], y[rows], W, goal)
         velocity = 0.9 * velocity + Z[rows].T @ (weight[:, None] * r)
         W = W - rate * 0.5 * (1 + np.cos(np.pi * k / steps)) * velocity

@@ -154,16 +154,16 @@ class RealSet:
         pattern[0] = 0
         return pattern
 
-    def tuned_ridge(self, sums: FitSums, y: np.ndarray, weight: np.ndarray, heard: np.ndarray) -> float:
-        """Return the ridge with the least left-out squared error on the rows `heard`, for a fit with these weights."""
-        rotation = rotate(sums, self._pattern, len(heard))
-        ridges = default_ridges(rotation, len(heard))
-        at = torch.from_numpy(heard)
+    def tuned_ridge(self, sums: FitSums, y: np.ndarray, weight: np.ndarray, validating: np.ndarray) -> float:
+        """Return the ridge with the least left-out squared error on these rows, for a fit with these weights."""
+        rotation = rotate(sums, self._pattern, len(validating))
+        ridges = default_ridges(rotation, len(validating))
+        at = torch.from_numpy(validating)
         alpha = torch.from_numpy(weight.astype(np.float64))[at]
         together = rows_by_group_size(torch.from_numpy(self.groups)[at])
         labels = torch.from_numpy(y)[at]
         values = grid_values(self.features[at], labels, alpha, None, together, rotation.at(ridges), (squares,))
-        return float(ridges[int(weighted_sums(values, torch.ones(len(heard)))[0].argmin())])
+        return float(ridges[int(weighted_sums(values, torch.ones(len(validating)))[0].argmin())])
 
     def tuned_error(self, y: np.ndarray, weight: np.ndarray) -> float:
         """Return the test error of a weighted fit with its own tuned ridge, in percent; rows of weight 0 are not

@@ -42,7 +42,7 @@ class Columns:
     source: str | None = None
     offset: str | None = None
     truth: str | None = None
-    heard_source: str | None = None  # value of `source` whose rows alone validate
+    validation_source: str | None = None  # value of `source` whose rows alone validate
     position: str | None = None  # row numbers of the original table, when rows were brought together by group
 
     def names(self) -> list[str]:
@@ -74,7 +74,7 @@ class Extent:
         index: of the shard, among those of all tables.
         table: which table.
         held_out: of a separate validation table: no weight, not scored.
-        pool: of a pool: weight 0 until chosen, not heard, and not resident. Rows of a test table are both.
+        pool: of a pool: weight 0 until chosen, does not validate, and is not resident. Rows of a test table are both.
     """
 
     index: int

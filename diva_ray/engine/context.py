@@ -109,7 +109,7 @@ def leave_out_groups(shard: Shard, known: Known) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows set apart, fold `k` of `count` by the hash of their key (or group's): neither fitted to nor heard.
+    """Rows set apart, fold `k` of `count` by the hash of their key (or group's): neither fitted to nor validating.
 
     With a separate validation table only its rows are set apart; every training row is fitted to.
     """
@@ -245,9 +245,9 @@ def validation_weights(shard: Shard, known: Known) -> Tensor:
     if shard.extent.pool or (known.get("held_out", False) and not shard.extent.held_out):
         return torch.zeros_like(shard.validation)
     v = shard.validation
-    if known.get("heard_source") is not None and shard.source is not None:
-        heard = pc.equal(shard.source, known["heard_source"]).fill_null(False).to_numpy(zero_copy_only=False)
-        v = v * torch.from_numpy(heard).double()
+    if known.get("validation_source") is not None and shard.source is not None:
+        validates = pc.equal(shard.source, known["validation_source"]).fill_null(False).to_numpy(zero_copy_only=False)
+        v = v * torch.from_numpy(validates).double()
     if known.get("believed") and not shard.extent.held_out:  # a row whose weight was lowered validates as much less
         left = weights_after(shard, known, known.get("step"), 1 / known["believed"]) / shard.weight
         v = v * torch.where(shard.weight > 0, left.clamp_max(1.0), 1.0)  # of weight 0 in the table: never lowered

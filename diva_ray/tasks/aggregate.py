@@ -103,7 +103,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     rows = sum(table.rows for table in session.tables)
     setup = for_few_rows(runner, session.setup, rows)
     session.setup = replace(setup, dtype=session.setup.dtype)
-    search = Search(runner, setup, counts["validation"], counts["heard"])
+    search = Search(runner, setup, counts["validation"], counts["validating"])
     found = aggregate_bands(search, names, config.starts, config.evaluations)
     if some_validate(session):
         found = lean(search, found, names, config.starts, config.evaluations)
@@ -115,7 +115,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     ridge, shares = shares_of(penalties)
     final = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()))
     runner.engine.forget("rows", "scored", "targets")
-    derived = derive(runner, final, ridge, rows, counts["heard"], config.standard_errors)
+    derived = derive(runner, final, ridge, rows, counts["validating"], config.standard_errors)
     ridges = [fit.ridge for fit in found.alone]
     runner.engine.tell(
         alone=search.alone(names, ridges, shares), telling=telling(session, found.alone, derived.tally.get("class_n"))
@@ -133,12 +133,12 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
     """Try sample weights under the shares found, and search once more under those taken.
 
     There a row validates as much less as its weight was lowered: what is believed to be wrong must choose no penalty
-    (with such rows heard in full, the ridge found is far too large). So no weight follows how unsure its row's class
-    is, which is no belief in its label. The engine knows the weights from then on.
+    (where such rows validate in full, the ridge found is far too large). So no weight follows how unsure its row's
+    class is, which is no belief in its label. The engine knows the weights from then on.
     """
     ridge, shares = shares_of(found.multiple * found.penalties)
     setup = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()), dtype=search.setup.dtype)
-    setup = with_errors(setup, session.scan.counts["rows"], session.scan.counts["heard"], config.standard_errors)
+    setup = with_errors(setup, session.scan.counts["rows"], session.scan.counts["validating"], config.standard_errors)
     setup = fit_with_room(session.runner, setup, ridge)[0]  # steps do not look at leverages
     walk = Walk(session.runner, setup, ridge, LOWERED, session.scored(), session.folder)
     arms, sums, _ = try_folds(walk, config.folds, config.steps)
@@ -152,8 +152,8 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
         engine.tell(step=step, factor=factor, believed=walk.grown, setup=setup)
         if found.toward > 0.5:  # those that the penalties lie nearer to choose them here, too
             engine.tell(validates="fitted")
-        heard: Tally = session.runner.run(bands.heard, "count")
-        search = Search(session.runner, replace(session.setup, dtype=setup.dtype), heard["weight"], heard["rows"])
+        count: Tally = session.runner.run(bands.validating, "count")
+        search = Search(session.runner, replace(session.setup, dtype=setup.dtype), count["weight"], count["rows"])
         penalties, multiple = refine(search, found, config.evaluations)
         engine.forget("believed", "validates")
     return Joint(arms, sums, taken, penalties, multiple, search)

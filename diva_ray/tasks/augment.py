@@ -103,7 +103,7 @@ def count_copies(session: Session, config: AugmentConfig) -> Tensor:
 
 def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the figures of the run, and of every transform."""
-    runner, reached = session.runner, session.scan.counts["rows"]  # copies move with the original that is heard
+    runner, reached = session.runner, session.scan.counts["rows"]  # copies move with the original that validates
     setup = for_few_rows(runner, session.setup, sum(table.rows for table in session.tables))
     setup = with_errors(setup, reached, reached, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
@@ -157,7 +157,7 @@ def _paper(walk: Walk, config: AugmentConfig) -> tuple[tuple[Partial, Tensor], T
     engine.forget("final")
     engine.tell(ungrouped=True)
     alone = _looked(walk)
-    engine.tell(heard_source=None)
+    engine.tell(validation_source=None)
     plain = replace(walk, path=Path(Step("plain", config.eta)), setup=with_errors(walk.setup, 0, 0, "none"))
     sums = plain.begin(None)
     for _ in range(config.steps):

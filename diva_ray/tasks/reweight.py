@@ -100,15 +100,15 @@ def check(config: ReweightConfig) -> None:
 
 def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     """Return the weights of a method, tried on folds and taken on all rows."""
-    runner, heard, setup = session.runner, session.scan.counts["heard"], session.setup
+    runner, validating, setup = session.runner, session.scan.counts["validating"], session.setup
     if config.method == "trusted":
         check_trust(session, setup)
     rows = sum(table.rows for table in session.tables)
-    setup = with_errors(for_few_rows(runner, setup, rows), rows, heard, config.standard_errors)
+    setup = with_errors(for_few_rows(runner, setup, rows), rows, validating, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     path = Path(Step("plain", config.eta)) if config.method == "paper" else walk_path(setup.task, config.level)
     walk = Walk(runner, setup, ridge, path, session.scored(), session.folder)
-    bare = with_errors(setup, rows, heard, "none")  # plain steps look at no standard error
+    bare = with_errors(setup, rows, validating, "none")  # plain steps look at no standard error
     trying = replace(walk, setup=bare) if config.method == "paper" else walk
     arms, sums, folds = try_folds(trying, config.folds, config.steps)
     taken = len(arms) - len(RIDGES) if config.method == "paper" else best_trial(sums)

@@ -107,8 +107,8 @@ def check(config: ScoreConfig) -> None:
 def derive_all(session: Session, fit: Fit | None = None) -> Derived:
     """Return the derivative of every row of a session, as its config says."""
     rows = sum(table.rows for table in session.tables)
-    config, heard = session.config, session.scan.counts["heard"]
-    return derive(session.runner, session.setup, config.ridge, rows, heard, config.standard_errors, fit=fit)
+    config, validating = session.config, session.scan.counts["validating"]
+    return derive(session.runner, session.setup, config.ridge, rows, validating, config.standard_errors, fit=fit)
 
 
 def _finish(session: Session, config: ScoreConfig, derived: Derived, keeper: Keeper | None) -> Result:

@@ -182,7 +182,7 @@ def search(study: Study, space: Space, *, quiet: bool) -> tuple[Trials, list[Rec
     asked = space.size() if config.search == "grid" else config.trials
     if order.trials < asked:
         log.info("%d of %d trials: the space has no more choices that differ in effect", order.trials, asked)
-    rows = study.session.scan.counts["heard"] * order.trials
+    rows = study.session.scan.counts["validating"] * order.trials
     progress = Progress("trials", int(rows), quiet=quiet)
     code = callable(study.session.loss) or any(":" in name for name in space.values("loss"))
     same = config.resume and not code  # of a function nothing tells whether it is the same one

@@ -12,12 +12,12 @@ from diva_ray.core.ridge_choice import Moments, choose_ridge, pack_moments
 F64 = torch.float64
 
 
-def drawn(seed, n=40, ridges=7, heard=6):
+def drawn(seed, n=40, ridges=7, validated=6):
     """Losses with one valley, weights of a fit, weights of few rows that validate, and groups of one to three rows."""
     generator = np.random.default_rng(seed)
     valley = 0.05 * (np.arange(ridges) - 3) ** 2
     losses = valley + generator.standard_normal((n, 1)) + 0.2 * generator.standard_normal((n, ridges)).cumsum(1)
-    v = np.where(generator.permutation(n) < heard, generator.uniform(0.5, 2.0, n), 0.0)
+    v = np.where(generator.permutation(n) < validated, generator.uniform(0.5, 2.0, n), 0.0)
     return losses, generator.uniform(0.2, 2.0, n), v, np.sort(generator.integers(0, n // 2, n))
 
 
@@ -52,11 +52,11 @@ def naive(losses, alpha, v, groups, errors=1.0):
     return min(alike, key=lambda k: abs(k - target))
 
 
-@pytest.mark.parametrize("heard", [1, 2, 6, 40])
-def test_the_choice_is_that_of_a_loop_over_groups_in_any_blocks(heard):
+@pytest.mark.parametrize("validated", [1, 2, 6, 40])
+def test_the_choice_is_that_of_a_loop_over_groups_in_any_blocks(validated):
     chosen = set()
     for seed in range(40):
-        problem = drawn(seed, heard=heard)
+        problem = drawn(seed, validated=validated)
         for errors in (1.0, 2.5):
             found = {choose_ridge(moments(*problem, blocks), errors) for blocks in (1, 3, 7)}
             assert found == {naive(*problem, errors)}, seed
@@ -73,7 +73,7 @@ def test_where_all_rows_validate_their_best_ridge_is_chosen():
 
 
 def test_rows_that_validate_are_followed_where_they_are_sure():
-    losses, alpha, v, groups = drawn(0, n=400, heard=200)
+    losses, alpha, v, groups = drawn(0, n=400, validated=200)
     losses[v > 0] += 0.3 * np.arange(7)[::-1] ** 2
     assert np.average(losses, 0, alpha).argmin() < 6
     assert choose_ridge(moments(losses, alpha, v, groups)) == 6
@@ -92,10 +92,10 @@ def test_a_ridge_refused_in_any_block_is_not_chosen():
     losses[:, best] -= 5
     losses[5] = np.where(np.arange(7) == best, np.inf, losses[5])
     found = moments(losses, alpha, v, groups, 3)
-    assert found.heard[best] == found.fitted[best] == torch.inf and bool(found.products[0].isfinite().all())
+    assert found.validated[best] == found.fitted[best] == torch.inf and bool(found.products[0].isfinite().all())
     others = np.arange(7) != best
     assert choose_ridge(found) == np.flatnonzero(others)[naive(losses[:, others], alpha, v, groups)]
-    assert not bool(moments(np.full_like(losses, np.inf), alpha, v, groups).heard[:-1].isfinite().any())
+    assert not bool(moments(np.full_like(losses, np.inf), alpha, v, groups).validated[:-1].isfinite().any())
 
 
 def test_products_of_float32_rows_are_summed_in_float64():

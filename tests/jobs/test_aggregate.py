@@ -427,13 +427,13 @@ def test_the_second_search_hears_rows_as_much_less_as_they_weigh(monkeypatch):
     from diva_ray.engine import context
     from diva_ray.engine.kernels import bands
 
-    heard, whole = {}, bands.heard
+    heard, whole = {}, bands.validating
 
     def hear(shard, known):
         heard.update(zip(shard.positions().tolist(), context.validation_weights(shard, known).tolist(), strict=True))
         return whole(shard, known)
 
-    monkeypatch.setattr(bands, "heard", hear)
+    monkeypatch.setattr(bands, "validating", hear)
     generator = np.random.default_rng(0)
     latent = generator.normal(size=(300, 3))
     label, held = latent.argmax(1), np.arange(300) % 3 == 0

@@ -123,7 +123,7 @@ def test_folds_that_hear_nothing_are_refused_before_any_trial_and_leave_nothing_
     options = {"validation_weight": "v", "output": str(output), "quiet": True, "cluster": INLINE}
     given = ({"ridge": RIDGE},) if call == "tune" else ()
     options |= {} if call == "tune" else {"features": ["features", "more"], "weights": "joint"}
-    with pytest.raises(InputError, match=r"folds: (every|most) outer folds? must hear rows"):
+    with pytest.raises(InputError, match=r"folds: (every|most) outer folds? must have rows that validate"):
         getattr(diva_ray, call)(table, *given, **options)
     assert not output.exists(), "the same command with fewer folds may take the folder"
 

@@ -128,7 +128,7 @@ def test_scattered_groups_of_a_pool_are_told_apart_on_ray_too(ray_cluster):
 
 def test_folds_that_hear_nothing_are_refused():
     data = table(v=(np.arange(900) == 5).astype(float))
-    with pytest.raises(InputError, match="folds: most outer folds must hear rows and leave some, got"):
+    with pytest.raises(InputError, match="folds: most outer folds must have rows that validate and leave some"):
         diva_ray.reweight(data, validation_weight="v", **QUIET)
 
 

@@ -82,7 +82,7 @@ def test_the_driver_keeps_no_hashes_of_a_pool():
     for pool, kept in ((False, 500), (True, 0)):
         engine = Inline([table], columns, split(table, columns, first=0, pool=pool), 1)
         engine.tell(features=("features",), label="label", numbers=False, held_out=False, cut_bits=None, looked=1.0)
-        engine.tell(heard_source=None, trained=np.zeros(0, np.uint64), validated=np.zeros(0, np.uint64))
+        engine.tell(validation_source=None, trained=np.zeros(0, np.uint64), validated=np.zeros(0, np.uint64))
         found = engine.total(engine.each(scan, engine.extents))
         assert sum(len(part[0]) for part in found.looked.parts) == kept
         assert found.counts["rows"] == 500

@@ -156,6 +156,6 @@ def test_neighbours_are_only_sought_where_doubt_is_asked_for_and_trials_cost_by_
 def test_a_small_validation_table_is_counted_as_what_it_is():
     """Its rows, not those of the table, decide on exact standard errors, and what those take."""
     options = {"errors": "auto", "double": False, "auto": False, "gpus": False}
-    few, all_rows = (cost_of(200_000, 65, 6, "classification", heard=heard, **options) for heard in (9_000, None))
+    few, all_rows = (cost_of(200_000, 65, 6, "classification", validating=v, **options) for v in (9_000, None))
     assert few.exact and not all_rows.exact
     assert few.operations() - 2.0 * 200_000 * 9_000 * 71 < all_rows.operations() < few.operations()

@@ -68,7 +68,7 @@ def part_moments(shard: Shard, known: Known) -> Tensor:
     return total
 
 
-def heard(shard: Shard, known: Known) -> Tally:
+def validating(shard: Shard, known: Known) -> Tally:
     """Return how many rows validate, without those set apart, and the sum of their weights there."""
     v = validation_weights(shard, known)
     return Tally(rows=int((v > 0).sum()), weight=float(v.sum()))
@@ -113,10 +113,10 @@ def against(says: Tensor, telling: list[bool], *, classes: bool) -> Tensor:
     """Return by how much the best other band says each label better than this one, (bands, n); -inf where it does not,
     where either lacks the row, or, of margins, where it is not itself for the label or this band is not against it.
     Bands that are not `telling`, as they predict no better than guessing, support nothing."""
-    heard = says.nan_to_num(-torch.inf).masked_fill(~torch.tensor(telling)[:, None], -torch.inf)
+    supporting = says.nan_to_num(-torch.inf).masked_fill(~torch.tensor(telling)[:, None], -torch.inf)
     gaps = torch.full_like(says, -torch.inf)
     for m in range(len(says)):
-        others = torch.cat([heard[:m], heard[m + 1 :]]).amax(0)
+        others = torch.cat([supporting[:m], supporting[m + 1 :]]).amax(0)
         stands = (others > 0) & (says[m] < 0) if classes else others > says[m]
         gaps[m] = torch.where(stands, others - says[m], -torch.inf).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
     return gaps

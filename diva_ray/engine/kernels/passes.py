@@ -95,9 +95,9 @@ def leave_one_out(shard: Shard, known: Known) -> Partial:
         if checked is not None:
             squares += checked.sums(U, t, b.alpha[:, None] * left.e, codes[b.start : b.stop])
         if setup.collect:
-            heard = torch.nonzero((b.v > 0) | (t != 0).any(1)).squeeze(1)  # or whose group is heard
-            moved = b.alpha[heard, None] * left.e[heard]
-            kept.append((U[heard], t[heard], moved, codes[b.start : b.stop][heard]))
+            some = torch.nonzero((b.v > 0) | (t != 0).any(1)).squeeze(1)  # or whose group validates
+            moved = b.alpha[some, None] * left.e[some]
+            kept.append((U[some], t[some], moved, codes[b.start : b.stop][some]))
     counts = tally(shard, known, left_out_rows(shard, known))
     counts["checked"] = squares
     return Partial(sums.sums(), counts, Rows(*kept) if kept else None)
@@ -145,16 +145,16 @@ def tally(shard: Shard, known: Known, rows: RowStore) -> Tally:
     result = Tally(loss=float(v @ rows.loss.double()), max_leverage=1 - rows.least_room)
     result["wrong"] = float(v @ rows.wrong)
     if setup.task == "multilabel":
-        several, heard = targets(shard, setup), shaping(shard, known)
+        several, shapes = targets(shard, setup), shaping(shard, known)
         parts = (slice(a, b) for a, b in block_bounds(shard, setup.block_rows))
-        result["levels"] = add_in_order(multilabel.class_shares(several[rows], heard[rows]) for rows in parts)
+        result["levels"] = add_in_order(multilabel.class_shares(several[rows], shapes[rows]) for rows in parts)
     if setup.task == "classification":
         Y = codes_of(shard, setup)
-        heard = shaping(shard, known)
-        result["levels"] = levels.class_sums(rows.given, Y, heard, setup.outputs)
+        shapes = shaping(shard, known)
+        result["levels"] = levels.class_sums(rows.given, Y, shapes, setup.outputs)
         result["class_units"] = units_by_class(shard, known)
-        result["reach"] = levels.reach_sums(rows.q, heard)
-        result["max_q"] = float((rows.q * heard.to(rows.q)).max()) if len(heard) else 0.0
+        result["reach"] = levels.reach_sums(rows.q, shapes)
+        result["max_q"] = float((rows.q * shapes.to(rows.q)).max()) if len(shapes) else 0.0
         own = torch.full_like(v, not shard.extent.held_out)  # a validation table's rows are no samples
         for name, values in (
             ("class_n", own),

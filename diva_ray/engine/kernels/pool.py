@@ -78,7 +78,7 @@ def class_counts(shard: Shard, known: Known) -> Tensor:
 
 
 def calibrate_pool(shard: Shard, known: Known) -> Histogram:
-    """Return the likelihood of the given classes under a grid of calibrations, by outputs of a fit that heard none of
+    """Return the likelihood of the given classes under a grid of calibrations, by outputs of a fit that saw none of
     these rows; 2 n p c operations, one read."""
     setup: Setup = known["setup"]
     Y, weight = codes_of(shard, setup), judged(shard, known).double()
@@ -142,7 +142,7 @@ def score_pool(shard: Shard, known: Known) -> Partial:
         histogram = verdict.verdict_sums(evidence, torch.zeros(n), judged(shard, known).double())
     else:
         kinds = gap_kinds(shard, known)
-        # Rows that were chosen count too, with the losses of a fit that heard them: wrong ones, when most of the rest
+        # Rows that were chosen count too, with the losses of a fit that saw them: wrong ones, when most of the rest
         # are, would be taken for the right ones.
         weighing = (shard.weight > 0).double()
         histogram = loss_verdict.loss_sums(evidence, torch.cat(reference), torch.zeros(n), weighing, kinds)

@@ -229,7 +229,7 @@ def scan(shard: Shard, known: Known) -> Scan:
         weight=float(shard.weight.sum()),
         validation=float(v.sum()),
         validation_squares=float(v.square().sum()),
-        heard=int((v > 0).sum()),
+        validating=int((v > 0).sum()),
         groups=len(shard) if shard.group_keys is None else len(shard.group_keys),
         max_labels=found.lengths[1],
         max_less_labels=-found.lengths[0],

@@ -20,8 +20,8 @@ def fitted_rows(shard: Shard, known: Known) -> Tensor:
     """Return 1.0 for every row that the model is fitted to, else 0.0."""
     if shard.extent.held_out:
         return torch.zeros(len(shard), dtype=torch.float64)
-    heard = (shard.weight > 0).double()
-    return heard.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else heard
+    fitted = (shard.weight > 0).double()
+    return fitted.masked_fill(known["fold"](shard, known), 0.0) if "fold" in known else fitted
 
 
 def lonely_rows(shard: Shard, known: Known) -> Tensor:

@@ -90,17 +90,17 @@ def next_weights(shard: Shard, known: Known, step: reweight.Step, alpha: Tensor)
 
 
 def fold_counts(shard: Shard, known: Known) -> Tensor:
-    """Return, for every fold, how many rows are heard in it, heard outside, and fitted to outside, (folds, 3)."""
+    """Return, for every fold, how many rows validate in it, validate outside, and are fitted to outside, (folds, 3)."""
     found = []
     for k in range(known["folds"]):
         within = {**known, "fold": Fold(k, known["folds"])}
-        heard, outside = validation_weights(shard, known) > 0, validation_weights(shard, within) > 0
-        found.append([int((heard & ~outside).sum()), int(outside.sum()), int((weights(shard, within) > 0).sum())])
+        inside, outside = validation_weights(shard, known) > 0, validation_weights(shard, within) > 0
+        found.append([int((inside & ~outside).sum()), int(outside.sum()), int((weights(shard, within) > 0).sum())])
     return torch.tensor(found)
 
 
-def heard_by_class(shard: Shard, known: Known) -> Tensor:
-    """Return the rows of every class that are heard in validation, and their weight in it, (2, c)."""
+def validating_by_class(shard: Shard, known: Known) -> Tensor:
+    """Return the rows of every class that validate, and their weight in it, (2, c)."""
     setup: Setup = known["setup"]
     v = validation_weights(shard, known)
     Y, v = codes_of(shard, setup)[v > 0], v[v > 0].double()
@@ -126,8 +126,8 @@ class Trials:
 
 
 def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[int, Block, Tensor, Tensor]]:
-    """Yield (fold, block, rows, outputs (m, models, c)) of the heard rows of every fold, by the models fitted without
-    it; all but the block's features on the CPU."""
+    """Yield (fold, block, rows, outputs (m, models, c)) of every fold's rows that validate, by the models fitted
+    without it; all but the block's features on the CPU."""
     trials: Trials = known["trials"]
     if known.get("held_out", False) and not shard.extent.held_out:
         return

@@ -58,11 +58,11 @@ def compare_errors(shard: Shard, known: Known) -> Tally:
     shard's rows are above the second's, summed with the rows' validation weights; and over units (rows, or groups that
     leave together) the sums of the squares of that, of it times the unit's weight, and of the weight's square."""
     pairs, v = known["compared"], validation_weights(shard, known)
-    heard = v > 0
+    validates = v > 0
     files = {name: found_in_store(known, _errors_file(shard, name)) for pair in pairs for name in pair}
-    errors = {name: v[heard] * torch.from_numpy(file["wrong"]).double()[heard] for name, file in files.items()}
-    names, unit = torch.unique(group_codes(shard, known)[heard], return_inverse=True)
-    weight = torch.zeros(len(names), dtype=torch.float64).index_add_(0, unit, v[heard])
+    errors = {name: v[validates] * torch.from_numpy(file["wrong"]).double()[validates] for name, file in files.items()}
+    names, unit = torch.unique(group_codes(shard, known)[validates], return_inverse=True)
+    weight = torch.zeros(len(names), dtype=torch.float64).index_add_(0, unit, v[validates])
     by_unit = torch.zeros(len(pairs), len(names), dtype=torch.float64)
     for k, (one, other) in enumerate(pairs):
         by_unit[k].index_add_(0, unit, errors[one] - errors[other])

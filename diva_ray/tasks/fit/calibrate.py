@@ -150,7 +150,7 @@ def tells_of_classes(calibrated: object, levels: Tensor, outputs: int) -> bool:
 
 
 def calibrate_on_pool(runner: Runner, setup: Setup, extents: list[Extent], counts: Tensor) -> bool:
-    """Tell how outputs become probabilities by the labels of a pool, of which the fit heard none, and return whether
+    """Tell how outputs become probabilities by the labels of a pool, of which the fit saw none, and return whether
     wrong labels show there: left out, the only row of a class says nothing. `counts`: the pool's rows by class."""
     runner.engine.tell(levels=torch.ones(setup.outputs, dtype=torch.float64), gap_factors={})
     sums: Histogram = runner.run(pool.calibrate_pool, "calibrate", extents)

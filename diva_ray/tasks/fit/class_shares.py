@@ -42,7 +42,7 @@ def compare_shares(runner: Runner, extents: list[Extent], given: Tensor | None, 
         runner.engine.tell(near_only=False)
         found: Tensor = runner.run(pool_choice.count_choices, "choose", extents, features=False)
         given = found[0]
-    rows, weight = runner.run(steps.heard_by_class, "choose", features=False)
+    rows, weight = runner.run(steps.validating_by_class, "choose", features=False)
     own, counts = rows.sum() * weight / weight.sum(), given.double()
     other = choose.shares_apart(own, counts) >= choose.OTHER_SHARES
     weights = choose.class_weights(own, counts) if weigh else torch.ones_like(counts)

@@ -68,7 +68,7 @@ def derive(
     setup: Setup,
     ridge: float | str,
     rows: int,
-    heard: int,
+    validating: int,
     errors: str,
     *,
     dual: bool | None = None,
@@ -82,7 +82,7 @@ def derive(
             in the fit.
         ridge: penalty, or `auto`.
         rows: rows of all tables together: the n x n form is chosen below p.
-        heard: rows with validation weight.
+        validating: rows with validation weight.
         errors: `auto`, `exact`, `estimate`, or `none`: standard errors of 0.
         dual: whether to take the n x n form, which then keeps every contribution; None: by the size.
         fit: what returns the fit sums, where they are not those of one pass over all rows.
@@ -90,7 +90,7 @@ def derive(
     """
     if dual or (dual is None and takes_dual(rows, setup.scale.width, ridge)):
         return derive_dual(runner, setup, ridge, keep=bool(dual))
-    setup, low = with_errors(setup, rows, heard, errors, vectors), setup.inputs != "full"
+    setup, low = with_errors(setup, rows, validating, errors, vectors), setup.inputs != "full"
     exact, asked = setup.collect, setup.dtype
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge, fit)
     accuracy, agreement, fitted = None, None, setup.dtype
@@ -150,9 +150,9 @@ def lowered(runner: Runner, setup: Setup, solution: Solution, dtype: torch.dtype
     return setup
 
 
-def with_errors(setup: Setup, rows: int, heard: int, errors: str, vectors: int | None = None) -> Setup:
+def with_errors(setup: Setup, rows: int, validating: int, errors: str, vectors: int | None = None) -> Setup:
     """Return the setup for standard errors that are `exact`, an `estimate`, chosen by size (`auto`), or `none`."""
-    small = takes_exact(rows, heard, setup.scale.width, setup.outputs, setup.dtype.itemsize, setup.n_sources)
+    small = takes_exact(rows, validating, setup.scale.width, setup.outputs, setup.dtype.itemsize, setup.n_sources)
     exact = errors == "exact" or (errors == "auto" and small)
     vectors = sign_vectors(setup.scale.width, setup.outputs) if vectors is None else vectors
     vectors = 0 if exact or errors == "none" else vectors

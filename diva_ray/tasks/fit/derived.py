@@ -83,7 +83,7 @@ class RidgeGrid(NamedTuple):
     @classmethod
     def of(cls, ridges: Tensor, moments: Moments) -> RidgeGrid:
         """Return the grid of these ridges."""
-        tried = list(zip(ridges.tolist(), moments.heard[:-1].tolist(), strict=True))
+        tried = list(zip(ridges.tolist(), moments.validated[:-1].tolist(), strict=True))
         return cls(tried, choose_ridge(moments), int(moments.fitted[:-1].argmin()))
 
     @property

@@ -90,11 +90,11 @@ def _contributions(
 ) -> tuple[Tensor, Tensor | None]:
     """Return derivative and standard error of every row (n, 2), and all contributions (n, groups) if asked for."""
     _, group = torch.unique(codes, return_inverse=True)
-    heard = Validation(t, weighted, group)
+    validation = Validation(t, weighted, group)
     scored, kept = torch.empty(len(t), 2, dtype=torch.float64), []
     for a in range(0, len(t), 256):
         part = slice(a, a + 256)
-        C = pairwise_contributions(fit.K[part], fit.r[part], group[part], heard)
+        C = pairwise_contributions(fit.K[part], fit.r[part], group[part], validation)
         scored[part, 0], scored[part, 1] = C.sum(1).double(), C.norm(dim=1).double()
         if keep:
             kept.append(C)

@@ -123,6 +123,6 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
         setup = replace(setup, dtype=torch.float64)  # the table would be lost beside them
     if core.counts["rows"] < setup.scale.width:
         setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
-    setup = with_errors(setup, int(core.counts["rows"]), core.counts["heard"], config.standard_errors)
+    setup = with_errors(setup, int(core.counts["rows"]), core.counts["validating"], config.standard_errors)
     runner.engine.tell(setup=setup)
     return extents, setup, runner.run(pool.class_counts, "count", extents, features=False), bare

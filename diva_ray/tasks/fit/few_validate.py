@@ -37,8 +37,8 @@ def lean(search: Search, found: Aggregated, names: list[str], starts: int, evalu
     """
     runner = search.runner
     runner.engine.tell(validates="fitted")
-    heard: Tally = runner.run(bands.heard, "count")
-    all_rows = Search(runner, search.setup, heard["weight"], heard["rows"], search.sums)
+    validating: Tally = runner.run(bands.validating, "count")
+    all_rows = Search(runner, search.setup, validating["weight"], validating["rows"], search.sums)
     theirs = aggregate_bands(all_rows, names, starts, evaluations)
     runner.engine.forget("validates")
     search.begin()

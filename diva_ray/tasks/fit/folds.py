@@ -26,7 +26,7 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
     asked = check_folds(walk.runner, walk.setup, folds)
     solutions: dict[int, Tensor] = {}
     rules: dict[int, Verdict | None] = {}
-    heard, fresh = None, []  # what calibrates the arms, and the folds of which that says nothing yet
+    calibrating, fresh = None, []  # what calibrates the arms, and the folds of which that says nothing yet
     for at, k in enumerate(asked, 1):
         if not walk.runner.quiet:
             log.info("fold %d of %d set apart", k + 1, folds)
@@ -36,16 +36,16 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
         if last or walk.runner.rows >= CLEAR_ROWS * folds / at:
             trials = Trials(folds, dict(solutions), dict(rules), len(found), len(RIDGES))
             more = calibrate_arms(walk.runner, walk.setup, replace(trials, solutions={k: solutions[k] for k in fresh}))
-            heard, fresh = more if heard is None else heard + more, []
-            sums = try_arms(walk.runner, walk.setup, trials, heard)
+            calibrating, fresh = more if calibrating is None else calibrating + more, []
+            sums = try_arms(walk.runner, walk.setup, trials, calibrating)
             if last or _clear(sums):
                 return arms, sums, at
     raise AssertionError("the last fold always answers")
 
 
 def check_folds(runner: Runner, setup: Setup, folds: int, *, every: bool = False) -> list[int]:
-    """Return the folds in which rows are heard: of ten trusted rows one fold of five has none every other time, and
-    says nothing. Raise unless they are most (or `every`) of them, and each leaves rows to hear and to fit to."""
+    """Return the folds in which rows validate: of ten trusted rows one fold of five has none every other time, and
+    says nothing. Raise unless they are most (or `every`) of them, and each leaves rows to validate and to fit to."""
     runner.engine.tell(setup=setup, folds=folds)
     counts = runner.run(fold_counts, "count").tolist()
     which = "every outer fold" if every else "most outer folds"
@@ -53,10 +53,10 @@ def check_folds(runner: Runner, setup: Setup, folds: int, *, every: bool = False
     for k in asked if 2 * len(asked) > folds else range(folds):
         inside, outside, fitted = counts[k]
         if not (inside and outside and fitted):
-            found = f"{inside} heard in fold {k}, {outside} outside and {fitted} to fit to"
+            found = f"{inside} in fold {k}, {outside} outside and {fitted} to fit to"
             raise EmptyFoldError(
-                f"folds: {which} must hear rows and leave some, got {found}. Lower `folds`, or let more rows (or "
-                "groups) validate.",
+                f"folds: {which} must have rows that validate and leave some outside, got {found}. Lower "
+                "`folds`, or let more rows (or groups) validate.",
                 found,
             )
     return asked

@@ -70,19 +70,19 @@ def derive_directions(
 ) -> tuple[dict[str, Derived], Tensor]:
     """Return what is known of either direction, and joint sums for every source; the joint derivative and its standard
     error stay with the shards."""
-    config, heard = session.config, session.scan.counts["heard"]
+    config, validating = session.config, session.scan.counts["validating"]
     rows = sum(table.rows for table in session.tables)
     setups = {name: direction_setup(session.setup, scales, *places) for name, places in pairs.DIRECTIONS.items()}
     widest = max(setups.values(), key=lambda setup: setup.scale.width)
     dual = takes_dual(rows, widest.scale.width, config.ridge)
-    errors = "exact" if dual or with_errors(widest, rows, heard, config.standard_errors).collect else "estimate"
+    errors = "exact" if dual or with_errors(widest, rows, validating, config.standard_errors).collect else "estimate"
     # The draws of both directions are added, so both take the same sign vectors.
-    vectors = min(with_errors(setup, rows, heard, errors).vectors for setup in setups.values())
+    vectors = min(with_errors(setup, rows, validating, errors).vectors for setup in setups.values())
     derived = {}
     for name, setup in setups.items():
         runner = replace(session.runner, engine=pairs.Directed(session.engine, name))
         runner.engine.tell(setup=setup, slope=slopes[name], draws=True)
-        derived[name] = derive(runner, setup, config.ridge, rows, heard, errors, dual=dual, vectors=vectors)
+        derived[name] = derive(runner, setup, config.ridge, rows, validating, errors, dual=dual, vectors=vectors)
     joint: Tally = session.runner.run(pairs.join, "join", session.scored())
     return derived, joint["sources"].whole(session.setup.n_sources)
 

@@ -48,16 +48,16 @@ class Fitted:
 class Search:
     """The mean left-out squared error of a fit to every band, as a function of their penalties.
 
-    `validation`: the sum of the validation weights, `heard`: of how many rows.
+    `validation`: the sum of the validation weights, `validating`: of how many rows.
     `sums`: the fit sums of all bands and pairs of bands, the only ones ever needed, where they are known already.
 
     Squared error whatever the loss, as for the ridge: cross-entropy of raw outputs prefers no ridge at all.
     """
 
     def __init__(
-        self, runner: Runner, setup: Setup, validation: float, heard: float, sums: FitSums | None = None
+        self, runner: Runner, setup: Setup, validation: float, validating: float, sums: FitSums | None = None
     ) -> None:
-        self.runner, self.total, self.heard = runner, validation, heard
+        self.runner, self.total, self.validating = runner, validation, validating
         self.setup = replace(setup, loss="squared", vectors=0, collect=False)
         self.widths, self.first = setup.scale.widths, int(setup.scale.intercept)
         self.seen: dict[tuple[float, ...], tuple[float, Tensor, float]] = {}
@@ -129,7 +129,7 @@ class Search:
         (part,), (losses,) = self._tried([list(range(len(self.widths)))], penalties, MULTIPLES)
         wrong, least = losses[1], float(losses[1].min())
         rate = least / self.total
-        error = self.total * (rate * max(1 - rate, 0.0) / self.heard) ** 0.5
+        error = self.total * (rate * max(1 - rate, 0.0) / self.validating) ** 0.5
         alike = torch.nonzero(wrong <= least + error).squeeze(1)
         taken = alike[part.family.ridges[alike].log().abs().argmin()]
         return float(part.family.ridges[taken]), float(wrong[taken])

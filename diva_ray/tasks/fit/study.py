@@ -167,8 +167,8 @@ class Study:
         key = (bare.key(), setup.dtype, fold)
         if key not in self.shares:
             self._tell(setup, fold)
-            heard: Tally = self.session.runner.run(bands.heard, "count", features=False)
-            search = Search(self.session.runner, setup, heard["weight"], heard["rows"], sums)
+            validating: Tally = self.session.runner.run(bands.validating, "count", features=False)
+            search = Search(self.session.runner, setup, validating["weight"], validating["rows"], sums)
             found = aggregate_bands(search, list(choice.bands), STARTS, EVALUATIONS)
             self._count("shares", found.evaluations)
             self.dtype = search.setup.dtype
@@ -200,13 +200,13 @@ class Study:
         assert step is not None
         step = Step("plain", choice.eta) if step.kind == "plain" else step
         session = self.session
-        rows, heard = (int(session.scan.counts[name]) for name in ("rows", "heard"))
+        rows, validating = (int(session.scan.counts[name]) for name in ("rows", "validating"))
         errors = "none" if choice.rule in BARE else self.config.standard_errors
         self._tell(setup)
         store = session.folder if session.plan.kind != "inline" else None
         walk = Walk(
             session.runner,
-            with_errors(setup, rows, heard, errors),
+            with_errors(setup, rows, validating, errors),
             ridge,
             Path(step),
             session.scored(),

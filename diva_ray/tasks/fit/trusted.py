@@ -30,19 +30,19 @@ def check_trust(session: Session, setup: Setup) -> None:
             "method: trusted must be told which rows to trust, got neither `data.validation_weight` nor "
             "`validation.path`. Set one of them."
         )
-    if not config.validation.given and counts["heard"] >= counts["rows"]:
+    if not config.validation.given and counts["validating"] >= counts["rows"]:
         raise InputError(
             f"data.validation_weight: must be 0 on rows that are not trusted, got {config.data.validation_weight} > 0 "
             "everywhere. Mark the trusted rows only."
         )
     if setup.task == "classification" and setup.classes is not None:
         session.engine.tell(setup=setup)
-        heard = session.runner.run(steps.heard_by_class, "count")[0]
-        without = [str(name) for name, n in zip(setup.classes.to_pylist(), heard.tolist(), strict=True) if not n]
+        validating = session.runner.run(steps.validating_by_class, "count")[0]
+        without = [str(name) for name, n in zip(setup.classes.to_pylist(), validating.tolist(), strict=True) if not n]
         if without:
             raise InputError(
-                f"method: trusted rows must show every class, got none for {len(without)} of {len(heard)}, such as "
-                f"{without[0]!r}. Trust a row of each, or use another `method`."
+                f"method: trusted rows must show every class, got none for {len(without)} of {len(validating)}, such "
+                f"as {without[0]!r}. Trust a row of each, or use another `method`."
             )
 
 
@@ -61,7 +61,7 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     rows = sum(table.rows for table in session.tables)
     few = rows < session.setup.scale.width  # then the p x p form needs every digit
     setup = replace(session.setup, dtype=torch.float64) if few else session.setup
-    setup = with_errors(setup, rows, session.scan.counts["heard"], config.standard_errors)
+    setup = with_errors(setup, rows, session.scan.counts["validating"], config.standard_errors)
     setup, ridge, _, grid = fit_with_room(runner, setup, config.ridge, fit)
     runner.engine.tell(trust=TRUST)
     walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), session.folder)

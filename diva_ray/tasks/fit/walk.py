@@ -218,12 +218,12 @@ def calibrate_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> steps.
     return found
 
 
-def try_arms(runner: Runner, setup: Setup, trials: steps.Trials, heard: steps.Each) -> TrialSums:
+def try_arms(runner: Runner, setup: Setup, trials: steps.Trials, calibrating: steps.Each) -> TrialSums:
     """Return how every arm does on the rows set apart from it, calibrated by what `calibrate_arms` found of all of
     them: one read of these rows, 2 n p c models operations."""
     engine = runner.engine
     engine.forget("fold")
-    engine.tell(trials=trials, calibrations=[fit_calibration(one, setup.outputs) for one in heard])
+    engine.tell(trials=trials, calibrations=[fit_calibration(one, setup.outputs) for one in calibrating])
     found: TrialSums = runner.run(steps.judge_trials, "try")
     engine.forget("trials", "calibrations")
     return found

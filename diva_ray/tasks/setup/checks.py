@@ -54,13 +54,13 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
             f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`."
         )
     check_weights(columns, counts)
-    names = setup.source_names() if columns.heard_source is not None else []
-    if counts["heard"] == 0 and columns.heard_source not in (None, *names):
+    names = setup.source_names() if columns.validation_source is not None else []
+    if counts["validating"] == 0 and columns.validation_source not in (None, *names):
         raise InputError(
-            f"identity: some row's transform must be `{columns.heard_source}`, got {', '.join(names[:10])} in "
+            f"identity: some row's transform must be `{columns.validation_source}`, got {', '.join(names[:10])} in "
             f"`{columns.source}`. Change `identity`, or add the originals."
         )
-    if counts["heard"] == 0:
+    if counts["validating"] == 0:
         raise InputError(
             "data.validation_weight: some validation weight must be > 0, got all zero. Fix `data.validation_weight`."
         )
@@ -84,7 +84,7 @@ def check_weights(columns: Columns, counts: Tally) -> None:
 def check_validation(columns: Columns, setup: Setup, found: Scan) -> None:
     """Raise for validation weights with which derivatives could not be written: they grow as those do, and as the
     inverse of the weights and (numbers) the square of the spread."""
-    v, weight = (found.counts[a] / found.counts[b] for a, b in (("validation", "heard"), ("weight", "positive")))
+    v, weight = (found.counts[a] / found.counts[b] for a, b in (("validation", "validating"), ("weight", "positive")))
     spread = (spread_of(found.target) or 1.0) if setup.task in ("regression", "vector") else 1.0
     if not 1 / LARGEST_WEIGHT <= v / weight <= LARGEST_WEIGHT:
         raise InputError(

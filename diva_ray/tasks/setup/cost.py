@@ -64,7 +64,7 @@ class Cost:
 
     Attributes:
         vectors: sign vectors; `columns`: of M, theirs too.
-        heard: rows that validate; `exact`: whether standard errors are exact, over all of them.
+        validating: rows that validate; `exact`: whether standard errors are exact, over all of them.
         kept: whether left-out outputs stay with the rows.
         itemsize: bytes of a number in the products.
         auto: whether the ridge is chosen; `gpus`: whether products are on GPUs.
@@ -73,7 +73,7 @@ class Cost:
     """
 
     rows: int
-    heard: int
+    validating: int
     p: int
     outputs: int
     vectors: int
@@ -96,7 +96,7 @@ class Cost:
         ridges = RIDGES * each + 2 * n * p * p if self.auto else 0.0
         again = 0.0 if self.kept else 4 * 2 * n * p * c  # score, calibrate, judge, write
         once = 2 * n * p * p + 2 * n * p * c + (0.0 if self.classes else 2 * n * p * c)
-        errors = 2.0 * n * self.heard * (p + c) if self.exact else 0.0
+        errors = 2.0 * n * self.validating * (p + c) if self.exact else 0.0
         near = 2.0 * p * self.cosines()
         return once + ridges + again + errors + near + 2 * n * p * p + 4 * n * p * self.columns
 
@@ -160,7 +160,7 @@ class Cost:
         grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * met) if self.auto and self.kept else b * p * c
         grid = b * p * (2 * c + RIDGES * 2 * WIDTH) if self.tiles() else grid
         # Validation rows: as they come, joined, and their kernel's.
-        pairs = 3 * b * self.heard * (p + c) if self.exact else 0
+        pairs = 3 * b * self.validating * (p + c) if self.exact else 0
         return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + max(grid, sample) + pairs
 
     def errors(self) -> str:
@@ -178,13 +178,13 @@ class Cost:
 def cost_of(
     rows: int, p: int, outputs: int, task: str,
     *, errors: str, double: bool, auto: bool, gpus: bool, dual: bool = False, doubt: bool = False,
-    heard: int | None = None,
+    validating: int | None = None,
 ) -> Cost:  # fmt: skip
-    """Return the cost of a derivative; `errors`: as the option `standard_errors`; `heard`: rows that validate,
+    """Return the cost of a derivative; `errors`: as the option `standard_errors`; `validating`: rows that validate,
     all where that is not known."""
-    itemsize, heard = 8 if double else 4, rows if heard is None else heard
-    exact = dual or errors == "exact" or (errors == "auto" and takes_exact(rows, heard, p, outputs, itemsize))
+    itemsize, validating = 8 if double else 4, rows if validating is None else validating
+    exact = dual or errors == "exact" or (errors == "auto" and takes_exact(rows, validating, p, outputs, itemsize))
     vectors = 0 if exact or errors == "none" else sign_vectors(p, outputs)
     columns = outputs + vectors * min(outputs, BUCKETS)
     kept, classes = keeps_outputs(task, outputs, p), task == "classification"
-    return Cost(rows, heard, p, outputs, vectors, columns, exact, kept, itemsize, auto, classes, gpus, dual, doubt)
+    return Cost(rows, validating, p, outputs, vectors, columns, exact, kept, itemsize, auto, classes, gpus, dual, doubt)

@@ -21,12 +21,12 @@ def takes_dual(rows: int, width: int, ridge: float | str) -> bool:
     return rows < width and (ridge == "auto" or float(ridge) > 0)
 
 
-def takes_exact(rows: int, heard: int, width: int, outputs: int, itemsize: int, sources: int = 0) -> bool:
+def takes_exact(rows: int, validating: int, width: int, outputs: int, itemsize: int, sources: int = 0) -> bool:
     """Return whether standard errors are exact by default: every validation row is then known to every worker, with
     what each adds to every source, and meets every row."""
-    size = heard * max(width, 2 * outputs) * itemsize
-    few = heard <= EXACT_ROWS and (heard <= width or rows * heard <= EXACT_PAIRS)
-    return few and size <= EXACT_BYTES and heard * sources * 8 <= EXACT_BYTES
+    size = validating * max(width, 2 * outputs) * itemsize
+    few = validating <= EXACT_ROWS and (validating <= width or rows * validating <= EXACT_PAIRS)
+    return few and size <= EXACT_BYTES and validating * sources * 8 <= EXACT_BYTES
 
 
 def sign_vectors(width: int, outputs: int) -> int:

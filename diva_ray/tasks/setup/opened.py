@@ -103,9 +103,9 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
     if pairs:  # either band is predicted from the other
         fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
     apart = [t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role == "held_out"]
-    heard = sum(apart) if apart else rows  # a column of validation weights is not read yet
-    costs = [_cost(config, rows, *fit, opened.task, heard) for fit in fits]
-    cost = _cost(config, rows, q, outputs, opened.task, heard)
+    validating = sum(apart) if apart else rows  # a column of validation weights is not read yet
+    costs = [_cost(config, rows, *fit, opened.task, validating) for fit in fits]
+    cost = _cost(config, rows, q, outputs, opened.task, validating)
     extents = split(table, replace(opened.columns, group=None))
     row = sum(width * size for width, size in widths)
     fewest = min(costs, key=lambda one: one.vectors)  # both directions of pairs take as many
@@ -142,7 +142,7 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
         notes.append(time_of_training(config))
     elif not isinstance(config, TuneConfig) and fewest.vectors:
         notes.append(f"standard errors are estimated from {fewest.errors()}")
-    more = _cost(replace(config, precision="float64"), rows, q, outputs, opened.task, heard).state() - cost.state()
+    more = _cost(replace(config, precision="float64"), rows, q, outputs, opened.task, validating).state() - cost.state()
     notes += products_in_words(config, more)
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
@@ -230,16 +230,15 @@ def products_in_words(config: FitConfig, more: int) -> list[str]:
     return notes
 
 
-def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str, heard: int) -> Cost:
+def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str, validating: int) -> Cost:
     """Return the cost of one derivative."""
     double = config.precision == "float64" or (isinstance(config, MANY_FITS) and rows < p)
     auto = config.ridge == "auto"
     gpus, errors = bool(config.cluster.gpus_per_worker), config.standard_errors
     dual = isinstance(config, ScoreConfig) and takes_dual(rows, p, config.ridge)
     doubt = isinstance(config, ScoreConfig) and config.labeller_doubt != "off"
-    return cost_of(
-        rows, p, outputs, task, errors=errors, double=double, auto=auto, gpus=gpus, dual=dual, doubt=doubt, heard=heard
-    )
+    forms = {"errors": errors, "double": double, "auto": auto, "dual": dual, "doubt": doubt}
+    return cost_of(rows, p, outputs, task, gpus=gpus, validating=validating, **forms)
 
 
 @dataclass
@@ -266,7 +265,7 @@ def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any =
     chosen_shares(config, columns.features)
     tables, roles = [table], ["train"]
     if isinstance(config, AugmentConfig) and not config.validation.given:
-        columns = replace(columns, heard_source=config.identity)
+        columns = replace(columns, validation_source=config.identity)
     if config.validation.given:
         named = config.validation.path if config.validation.rows is None else config.validation.rows
         found = open_data(named, None, 0.0, 0, "validation.path")

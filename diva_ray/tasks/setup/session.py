@@ -259,7 +259,7 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str, cut_bits
     numbers = task in ("regression", "vector")
     runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out="held_out" in roles)
     rows = sum(extent.stop - extent.start for extent in runner.engine.extents if not (extent.held_out or extent.pool))
-    runner.engine.tell(heard_source=columns.heard_source, pairs=task == "pairs", cut_bits=cut_bits)
+    runner.engine.tell(validation_source=columns.validation_source, pairs=task == "pairs", cut_bits=cut_bits)
     runner.engine.tell(looked=min(1.0, LOOKED / max(rows, 1)))
     runner.load()
     return runner.run(scan, "scan")

@@ -43,12 +43,12 @@ MEANING = {
     "squared_error and share_derivative are not at their least",
     "weights": "errors and squared errors of bands, together, alone, without and concatenated, and what follows from "
     "them, are those under the weights as given and the penalties first found; penalties and shares were found once "
-    "more under the weights accepted, rows heard as much less as they weigh. `error` and `loss` are under those, on "
-    "the rows that chose them: too good. error_uniform and error_reweighted, on folds that took no part, are errors "
-    "like `error`, of numbers mean squared errors. gain = loss_uniform - loss_reweighted decides: weights are accepted "
-    f"where it is above half a standard error over those given under any of three ridges; {LOSS}. chosen names the "
-    "ridge of its trial too. The best of all that was tried is chosen on these folds: its figures are a little too "
-    "good",
+    "more under the weights accepted, rows validating as much less as they weigh. `error` and `loss` are under "
+    "those, on the rows that chose them: too good. error_uniform and error_reweighted, on folds that took no part, "
+    "are errors like `error`, of numbers mean squared errors. gain = loss_uniform - loss_reweighted decides: weights "
+    "are accepted where it is above half a standard error over those given under any of three ridges; "
+    f"{LOSS}. chosen names the ridge of its trial too. The best of all that was tried is chosen on these folds: its "
+    "figures are a little too good",
 }
 SHOWN = 12  # samples of a band on the page
 AGAINST = (
@@ -147,12 +147,12 @@ def telling(session: Session, alone: list[Any], rows: Tensor | None) -> list[boo
     beyond chance; of numbers their mean. Of several labels all are taken to."""
     errors = [error_of(session, fit.wrong) for fit in alone]
     if session.task == "classification" and rows is not None:
-        guessing, heard = 1 - float(rows.max() / rows.sum()), _rows_heard(session)
-        return [error + CLEAR * _spread(error, heard) < guessing for error in errors]
+        guessing, validating = 1 - float(rows.max() / rows.sum()), _rows_validating(session)
+        return [error + CLEAR * _spread(error, validating) < guessing for error in errors]
     return [session.task == "multilabel" or error > 0 for error in errors]
 
 
-def _rows_heard(session: Session) -> float:
+def _rows_validating(session: Session) -> float:
     """Return how many rows of one weight would tell as much as those that validate (Kish 1965)."""
     return session.scan.counts["validation"] ** 2 / session.scan.counts["validation_squares"]
 
@@ -230,7 +230,8 @@ def _weights_in_words(summary: dict[str, Any]) -> tuple[str, str]:
 
 def _bars_of(session: Session, summary: dict[str, Any]) -> Bars:
     """Return the errors of all bands, of each alone and without each, side by side."""
-    s, word, which, heard = summary, figure_words(summary)[0], apart(summary["validation"]), _rows_heard(session)
+    s, word, which = summary, figure_words(summary)[0], apart(summary["validation"])
+    validating = _rows_validating(session)
     how = "Leave-one-out" if which == "left-out" else f"On {s['n_validation']:,} rows of the validation table"
     bars = [
         ("all bands, shares found", s["error_together"], True),
@@ -241,7 +242,7 @@ def _bars_of(session: Session, summary: dict[str, Any]) -> Bars:
         bars += [(f"without {name}", band["error_without"], False) for name, band in s["bands"].items()]
     one_label = s["task"] == "classification"  # of several labels, none says how much a row tells
     drawn = [
-        {"label": name, "value": value, "error": _spread(value, heard) if one_label else None, "strong": strong}
+        {"label": name, "value": value, "error": _spread(value, validating) if one_label else None, "strong": strong}
         for name, value, strong in bars
     ]
     text = f"{how}, every fit under its own best ridge{_weights_in_words(s)[0]}." + by_chance(session, s)

@@ -298,5 +298,5 @@ def notes_of(session: Session, summary: dict[str, Any]) -> list[str]:
     if summary["folds"].split(" of ")[0] != summary["folds"].split(" of ")[1]:
         notes.append(Inform("Not every fold was asked: the answer was clear before, or no row of a fold validates."))
     if session.config.data.validation_weight:
-        notes.append(Inform("Only rows with a validation weight were heard, in the derivative and on the folds."))
+        notes.append(Inform("Only rows with a validation weight validated, in the derivative and on the folds."))
     return notes

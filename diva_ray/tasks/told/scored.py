@@ -16,7 +16,7 @@ from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.by_source import sources_table
 from diva_ray.tasks.told.measures import figure_words
 from diva_ray.tasks.told.page import downloads, histogram, notes_of, run_facts, shown
-from diva_ray.tasks.told.summary_words import estimates, heard, hurt_by_loss_alone, tells_nothing
+from diva_ray.tasks.told.summary_words import estimates, hurt_by_loss_alone, tells_nothing, validating
 
 SUSPECTS, BEST = 30, 12  # labels that look most wrong, and samples that help most (or are doubtful), on the page
 CLASSES, CONFUSED = 30, 25  # rows of their tables
@@ -72,7 +72,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
     wrong += f" (estimated precision {words.fixed(s['label_issue_precision'])})" if n else ""
     mostly = ", most of them by the loss alone: they are predicted right" if hurt_by_loss_alone(s) else ""
     return [
-        f"{words.plural(s['n_samples'], 'sample', 'samples')}, {left_out(s)} {name} {error}{heard(s)}.",
+        f"{words.plural(s['n_samples'], 'sample', 'samples')}, {left_out(s)} {name} {error}{validating(s)}.",
         f"{wrong}, {words.plural(hurt, 'sample hurts', 'samples hurt')}{mostly}.",
     ]
 

@@ -57,7 +57,7 @@ def common_figures(session: Session, setup: Setup, ridge: float) -> dict[str, An
         "n_samples": int(counts["rows"]),
         "n_features": sum(min(width, session.config.projection or width) for width in widths),
         "n_outputs": setup.outputs,
-        "n_validation": int(counts["heard"]),
+        "n_validation": int(counts["validating"]),
         "task": session.task,
         "loss_function": loss,
         "validation": session.validation,

@@ -23,7 +23,7 @@ def told(summary: dict[str, Any]) -> list[str]:
     kind = figure_words(s)[0]
     expected = f" ({estimates(s)})" if s["n_label_issues"] else ""
     lines = [
-        f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}{heard(s)}, ridge {s['ridge']:.4g}",
+        f"{s['n_samples']:,} samples, {s['validation']} {kind} {s['error']:.4f}{validating(s)}, ridge {s['ridge']:.4g}",
         f"{counted(s['n_label_issues'], 'label looks', 'labels look')} wrong{expected}; "
         f"{counted(s['n_detrimental'], 'sample hurts', 'samples hurt')} (z > {s['threshold']:.2f}"
         f"{'' if s['noise_estimate'] else ', which 5 % pass at most'})",
@@ -110,7 +110,7 @@ def curated_in_words(summary: dict[str, Any]) -> str:
     return f"curated copy: {counted(curated['rows'], 'row', 'rows')}, {curated['changed']:,} {done}{why}{gone}"
 
 
-def heard(summary: dict[str, Any]) -> str:
+def validating(summary: dict[str, Any]) -> str:
     """Return of which rows the error is, where they are not all."""
     n = summary["n_validation"]
     return "" if n == summary["n_samples"] else f" of the {n:,} that validate"
@@ -124,8 +124,8 @@ def estimates(summary: dict[str, Any]) -> str:
 
 def dependence_in_words(summary: dict[str, Any]) -> list[str]:
     """Return what is to be said where the labels that look wrong are not wrong at random."""
-    heard = summary["validation"] == "leave-one-out" and summary["method"] != "trusted"
-    if not heard or summary["class_dependence"] <= CLASS_DEPENDENT:
+    own = summary["validation"] == "leave-one-out" and summary["method"] != "trusted"
+    if not own or summary["class_dependence"] <= CLASS_DEPENDENT:
         return []
     kept = "go mostly one way" if summary["n_outputs"] == 2 else "keep to few pairs of classes"
     return [
