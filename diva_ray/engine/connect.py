@@ -42,7 +42,7 @@ def _connect(kind: str, cpus: int | None, object_store_memory: int | None) -> No
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "") if kind == "ray" else ""
-    check_address(address)
+    check_address(address or (_noted_address() if kind == "ray" else ""))
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if kind == "local":
@@ -119,6 +119,17 @@ def check_address(address: str) -> None:
             f"cluster: a Ray cluster must answer, got {type(error).__name__} ({error}) at {address}. "
             "Start it, fix RAY_ADDRESS, or use `cluster=local`."
         ) from error
+
+
+def _noted_address() -> str:
+    """Return where the Ray that was last started on this machine was: Ray's `auto` goes there, and waits for 100 s in
+    silence if it has died since; empty if none is noted."""
+    folder = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))  # as Ray itself looks for it
+    try:
+        with open(os.path.join(folder, "ray", "ray_current_cluster")) as file:
+            return file.read().strip()
+    except OSError:  # none was started, or by someone else: Ray says so at once
+        return ""
 
 
 def _own_token() -> None:

@@ -434,6 +434,22 @@ def test_the_job_ends_quickly_when_no_cluster_answers(tmp_path):
     assert line.endswith("at 127.0.0.1:1. Start it, fix RAY_ADDRESS, or use `cluster=local`.")
 
 
+@pytest.mark.jobs
+def test_a_cluster_of_this_machine_that_has_died_is_told_at_once(tmp_path):
+    """Ray leaves a note where it is; itself it would wait there for 100 s."""
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("127.0.0.1:1")
+    start = time.monotonic()
+    found = job("cluster=ray", f"output={tmp_path / 'out'}", RAY_TMPDIR=str(tmp_path))
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    line = found.stderr.splitlines()[-1]
+    assert re.search(r"must answer, got ConnectionRefusedError .* at 127.0.0.1:1\. Start it, fix RAY_ADDRESS", line), (
+        line
+    )
+    assert time.monotonic() - start < 60, "Ray waits longer"
+
+
 def test_arrays_in_place_of_names():
     refuses(
         r"data.features: must be a column's name or a list of names, got a ndarray. Put the array into the mapping",
