@@ -55,5 +55,16 @@ def unreadable(option: str, error: Exception, where: str) -> InputError:
 
 def first_line(error: object, most: int = 200) -> str:
     """Return the first line of what an error says, in at most so many characters."""
-    line = next(iter(str(error).strip().splitlines()), "no message")
-    return line if len(line) <= most else f"{line[: most - 4].rpartition(' ')[0] or line[: most - 4]} ..."
+    return _cut(next(iter(str(error).strip().splitlines()), ""), most)
+
+
+def one_line(error: object, most: int = 200) -> str:
+    """Return all that an error says on one line, in at most so many characters: of what libraries of networks raise,
+    the first line is often a heading."""
+    return _cut(" ".join(str(error).split()), most)
+
+
+def _cut(line: str, most: int) -> str:
+    if len(line) <= most:
+        return line or "no message"
+    return f"{line[: most - 4].rpartition(' ')[0] or line[: most - 4]} ..."

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diva_ray.errors import one_line
+
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 COMPARED = 4_000_000  # outputs at a time, of several labels
@@ -161,8 +163,7 @@ def _told(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:  # the user's code raises what it likes
-        told = " ".join(str(error).split())
         raise ValueError(
-            f"loss: the callable must work on outputs and targets, got {type(error).__name__} ({told[:300]}). Change "
-            "`loss`."
+            f"loss: the callable must work on outputs and targets, got {type(error).__name__} ({one_line(error)}). "
+            "Change `loss`."
         ) from error

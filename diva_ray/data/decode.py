@@ -17,6 +17,7 @@ import pyarrow.fs
 from PIL import Image, ImageOps
 
 from diva_ray.data.raw.units import MOST_BYTES
+from diva_ray.errors import one_line
 from diva_ray.pictures import FORMATS, upright
 
 FILTERS = {
@@ -146,7 +147,7 @@ class Pictures:
         except FileNotFoundError as error:
             raise RefusedError(f"{NO_FILE}{named[:200]} below data.root, {self.root[:200]}") from error
         except (OSError, pa.ArrowException, ValueError) as error:
-            raise RefusedError(f"{NOT_READABLE}{' '.join(str(error).split())[:160]}") from error
+            raise RefusedError(f"{NOT_READABLE}{one_line(error, 160)}") from error
 
     def _relative(self, uri: str) -> str:
         """Return the path of a URI; refuse one that is not under the root, as text.

@@ -26,7 +26,7 @@ from diva_ray.data.raw.units import MOST_HELD, Failure, Rows, Source, Unit
 from diva_ray.engine.ahead import ahead
 from diva_ray.engine.fetched import sent_home, store, told_room
 from diva_ray.engine.meter import peak_memory
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, one_line
 
 AHEAD = 2  # chunks that are decoded and wait
 REQUESTS = 16  # pictures that are fetched at a time from where a request waits for its answer
@@ -221,7 +221,7 @@ class UnitEncoder:
         except RefusedError as error:
             return str(error)
         except (ValueError, MemoryError, OverflowError, OSError) as error:  # a size that Pillow cannot make
-            return f"not to be cut to size: {' '.join(str(error).split())[:160] or type(error).__name__}"
+            return f"not to be cut to size: {one_line(error, 160) if error.args else type(error).__name__}"
 
     def _text(self, value: Any) -> tuple[list[str], None] | str:
         try:
@@ -285,7 +285,7 @@ def _told(band: Band) -> Iterator[None]:
     except Exception as error:  # a network raises what it likes
         raise InputError(
             f"encoder: the model must take every sample, got {type(error).__name__} "
-            f"({' '.join(str(error).split())[:200]}) from {band.config.name or band.config.kind} in a batch of column "
+            f"({one_line(error)}) from {band.config.name or band.config.kind} in a batch of column "
             f"`{band.column}`. Change `encoder.model` or `encoder.tokens`, or leave the sample out."
         ) from error
 

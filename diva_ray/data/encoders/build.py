@@ -13,7 +13,7 @@ from diva_ray.config import CONFIGS, EncoderConfig
 from diva_ray.data.encoders import language, plain, vision
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.encoders.gradient import check_jacobian
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, one_line
 
 READY = CONFIGS / "encoder"
 KINDS = {
@@ -117,7 +117,7 @@ def width_of(encoder: Encoder, config: EncoderConfig) -> int:
         size = f" of side {encoder.form.size}" if encoder.form else ""
         raise InputError(
             f"encoder: the model must take samples{size}, got {type(error).__name__} "
-            f"({' '.join(str(error).split())[:200]}) from {config.name or config.kind}. Change `encoder.size`, "
+            f"({one_line(error)}) from {config.name or config.kind}. Change `encoder.size`, "
             "`encoder.layer` or `encoder.model`."
         ) from error
     if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != 2 or not found.shape[1]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diva_ray.core.products import float32_products
 from diva_ray.data.decode import Form
-from diva_ray.errors import InputError, first_line
+from diva_ray.errors import InputError, first_line, one_line
 
 IMAGE, TEXT = "image", "text"
 
@@ -164,10 +164,9 @@ def read_weights(path: str) -> dict[str, Tensor]:
     except InputError:
         raise
     except Exception as error:  # torch, zipfile and pickle raise many types; a file that needs code to load is refused
-        told = " ".join(str(error).split())[:160]
         raise InputError(
-            f"encoder.weights: must be safetensors or a plain torch state_dict, got {type(error).__name__} ({told}) at "
-            f"{path}. Save `model.state_dict()` as .safetensors."
+            f"encoder.weights: must be safetensors or a plain torch state_dict, got {type(error).__name__} "
+            f"({one_line(error)}) at {path}. Save `model.state_dict()` as .safetensors."
         ) from error
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from diva_ray.core.linearize import count_sketch, gradient_features, gradient_features_singly
 from diva_ray.data.encoders.encoder import TEXT, exact
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, one_line
 
 log = logging.getLogger("diva_ray")
 SEED = 0  # the sketch is the same in every run: tables that are embedded apart go together
@@ -145,7 +145,7 @@ def _vmap_takes(together: Callable[[Any], Tensor], by_sample: Callable[[Any], Te
         raise
     except Exception as error:  # vmap refuses in many ways: RuntimeError, NotImplementedError, what the network raises
         by_sample(one)
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        told = f"{type(error).__name__}: {one_line(error)}"
         log.warning(SINGLY, config.name or config.kind, told)
         return False
     return True

@@ -17,7 +17,7 @@ from torch import nn
 
 from diva_ray.data.encoders.encoder import Encoder, check_weights_file, is_file, load_weights, need
 from diva_ray.data.encoders.network import form_of, last_linear, picture_encoder, scale_of
-from diva_ray.errors import InputError
+from diva_ray.errors import InputError, one_line
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -40,10 +40,9 @@ def from_hub(config: Any, load: Any) -> Any:
         TypeError,
         AssertionError,
     ) as error:
-        told = " ".join(str(error).split())[:200]
         raise InputError(
             f"encoder.model: {config.model} with weights={config.weights} must load by {config.kind}, got "
-            f"{type(error).__name__} ({told}). Change `encoder.model`, or give a local file or folder."
+            f"{type(error).__name__} ({one_line(error)}). Change `encoder.model`, or give a local file or folder."
         ) from error
 
 
@@ -205,7 +204,7 @@ def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
         except Exception as error:  # the user's code raises what it likes
             raise InputError(
                 f"encoder.model: must be a torch.nn.Module or a function that returns one, got {type(error).__name__} "
-                f"({' '.join(str(error).split())[:160]}) from {config.model or given}. Change `encoder.model`."
+                f"({one_line(error)}) from {config.model or given}. Change `encoder.model`."
             ) from error
     if not isinstance(model, nn.Module):
         raise InputError(
