@@ -69,6 +69,12 @@ def test_every_form_gives_the_same_features_in_the_order_of_the_input(tmp_path, 
     assert not [name for name in os.listdir(tmp_path / "out" / "features") if not name.startswith("part-")]
 
 
+def test_a_path_may_be_given_as_everywhere_else(tmp_path):
+    raw_sets.FORMS["parquet"](tmp_path)
+    first, second = (embed(data, encoder="edges").samples for data in (str(tmp_path), {"path": tmp_path}))
+    assert first.equals(second) and len(first) == raw_sets.N
+
+
 def test_pairs_become_two_bands_and_a_missing_side_is_null():
     rows = raw_sets.table().to_pydict()
     rows["image"][3] = rows["caption"][5] = None

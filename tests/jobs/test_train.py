@@ -396,6 +396,9 @@ def test_mistakes_in_tables(known, tmp_path):
     )
     other = run_of(tmp_path / "other", np.ones(2400), ids=np.arange(2400)[::-1].copy())
     refuses(r"weights: the run must have the table's rows in the table's order, got id 2399 in", weights=other)
+    named = {**rest, "epochs": 1, "seeds": 1, "group": "who"}  # nothing needs the groups of test rows: of any type
+    test_named = {**test, "who": [f"user {k}" for k in range(1000)]}
+    diva_ray.train({**data, "who": np.arange(2400) // 2}, test_named, **named)
     short = run_of(tmp_path / "short", np.ones(7))
     refuses(r"weights: the run must have the table's 2,400 rows, got 7 at", weights=short)
     zero = run_of(tmp_path / "zero", np.zeros(2400))

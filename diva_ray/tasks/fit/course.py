@@ -43,7 +43,7 @@ def prepare_course(
     """
     setup = session.setup
     check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.tables[-1])
-    if sum(table.rows for table in session.tables) < setup.scale.width:
+    if session.runner.rows < setup.scale.width:  # without the test table's
         setup = replace(setup, dtype=torch.float64)
     adopted = None if given is None else take_weights(session, config, given)
     closed, even = solve_both(session, config, setup, given=given is not None)

@@ -131,7 +131,7 @@ def check_columns(table: Table, other: Table, columns: Columns, task: str, role:
         )
     if role == "pool" and columns.truth in other.schema.names:
         check_truth(other, columns, f" in {other.option}")
-    if columns.group and columns.group in other.schema.names and "group" not in idle:
+    if columns.group and columns.group in other.schema.names and columns.group not in idle:
         kinds = [_comparable(t.schema.field(columns.group).type) for t in (table, other)]
         if kinds[0] != kinds[1]:
             raise InputError(

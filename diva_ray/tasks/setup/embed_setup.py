@@ -20,6 +20,7 @@ from diva_ray.data.raw.units import Source, Unit
 from diva_ray.engine.batch_size import find_batch
 from diva_ray.engine.embedding import Band
 from diva_ray.errors import InputError
+from diva_ray.tasks.setup.calls import path_of
 from diva_ray.tasks.setup.memory import parse_bytes
 from diva_ray.tasks.setup.option_checks import CLUSTER, check_choices, check_least
 from diva_ray.tasks.setup.options import check_types, cluster_options, import_code
@@ -56,8 +57,9 @@ def configure(data: Any, options: Mapping[str, Any]) -> tuple[EmbedConfig, Any, 
         else:
             values[name] = value
     config = EmbedConfig(**values)
-    if isinstance(data, str) or hasattr(data, "__fspath__"):
-        config.data.path, data = str(data), None
+    path = path_of(data)
+    if path is not None:
+        config.data.path, data = path, None
     elif data is None and config.data.path is None:
         config.data.builtin = "digits"
     return config, data, modules
