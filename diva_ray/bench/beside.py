@@ -20,7 +20,7 @@ def accuracy(s: Sizes) -> Iterator[Figure]:
     for condition, goal in ((1e3, 1e-5), (2.5e4, 5e-5), (1e8, 5e-5)):
         X, ridge = peers.conditioned(n, p, condition), 1e-3 * n / condition
         runner, setup = loaded(X, y), setup_of(p, s.c)
-        found = derive(runner, setup, ridge, n, n, "estimate")
+        found = derive(runner, setup, ridge, n, "estimate")
         Z, penalty = peers.with_intercept(X, torch.float64), ridge * penalty_pattern(setup)
         true = peers.autograd_primal(Z, torch.from_numpy(y), s.c, penalty, torch.ones(n, dtype=torch.float64))
         products = str(found.setup.dtype).removeprefix("torch.")

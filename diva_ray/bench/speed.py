@@ -207,7 +207,7 @@ def errors(s: Sizes) -> Iterator[Figure]:
     small = loaded(X[:m], y[:m])
     for kind in ("exact", "estimate"):
         small.engine.forget("rows", "scored", "validation")
-        derive(small, setup, 1.0, m, m, kind)
+        derive(small, setup, 1.0, m, kind)
         found[kind] = scored(small)
     ratio = (found["estimate"][:, 1] / found["exact"][:, 1]).numpy()
     z = [(rows[:, 0] / rows[:, 1]).argsort().argsort().double() for rows in found.values()]
@@ -222,7 +222,7 @@ def dual(s: Sizes) -> Iterator[Figure]:
     X, y = draw(n, p, s.c)
     runner, setup = loaded(X, y), setup_of(p, s.c)
     before = peers.dual_floor(n, p)
-    seconds = peers.seconds_of(lambda: derive(runner, setup, float(p), n, n, "auto"), s.repeats)
+    seconds = peers.seconds_of(lambda: derive(runner, setup, float(p), n, "auto"), s.repeats)
     syrk, invert = map(min, before, peers.dual_floor(n, p))
     Z, alpha, offset = peers.with_intercept(X, torch.float32), torch.ones(n), torch.zeros(n, s.c)
     penalty = p * penalty_pattern(setup).float()

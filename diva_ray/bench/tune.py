@@ -17,7 +17,6 @@ from diva_ray.config import ClusterConfig, DataConfig, TuneConfig
 from diva_ray.data.table import from_arrays
 from diva_ray.tasks.fit.study import Study
 from diva_ray.tasks.setup.begin import begin
-from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.space import parse_space
 
 BANDS = ["image", "text"]
@@ -70,14 +69,14 @@ class ProcessorSeconds:
 
 def in_one_process(config: TuneConfig) -> list[float]:
     """Return the errors of every combination, judged in this process one after another; Ray is not loaded."""
-    session, chosen = begin(config, None, None, quiet=True), parse_space(config)
-    assert not isinstance(session, Plan)
-    study, names, found = Study(session, config), list(chosen.dimensions), []
-    for point in itertools.product(*(chosen.dimensions[name].labels() for name in names)):
-        choice = chosen.choice(dict(zip(names, point, strict=True)))
-        sums = [study.judge(choice, k) for k in range(config.folds)]
-        found.append(sum(one["error"] for one in sums) / sum(one["weight"] for one in sums))
-    session.engine.close()
+    chosen, found = parse_space(config), []
+    names = list(chosen.dimensions)
+    with begin(config, None, None, quiet=True) as session:
+        study = Study(session, config)
+        for point in itertools.product(*(chosen.dimensions[name].labels() for name in names)):
+            choice = chosen.choice(dict(zip(names, point, strict=True)))
+            sums = [study.judge(choice, k) for k in range(config.folds)]
+            found.append(sum(one["error"] for one in sums) / sum(one["weight"] for one in sums))
     return found
 
 

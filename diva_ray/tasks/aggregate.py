@@ -74,13 +74,8 @@ def run(
 ) -> Result | Plan:
     """Return the result of an aggregation as its config says (`jobs/aggregate.py`); see `aggregate`."""
     check(config)
-    session = begin(config, data, loss, quiet=quiet)
-    if isinstance(session, Plan):
-        return session
-    try:
+    with begin(config, data, loss, quiet=quiet) as session:
         return _finish(session, config)
-    finally:
-        session.engine.close()
 
 
 def check(config: AggregateConfig) -> None:
@@ -100,8 +95,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     runner, names, counts = session.runner, list(session.columns.features), session.scan.counts
     if config.weights == "joint":
         check_folds(runner, session.setup, config.folds)  # before the descents, which take long
-    rows = sum(table.rows for table in session.tables)
-    setup = for_few_rows(runner, session.setup, rows)
+    setup = for_few_rows(runner, session.setup)
     session.setup = replace(setup, dtype=session.setup.dtype)
     search = Search(runner, setup, counts["validation"], counts["validating"])
     found = aggregate_bands(search, names, config.starts, config.evaluations)
@@ -115,7 +109,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     ridge, shares = shares_of(penalties)
     final = replace(session.setup, scale=session.setup.scale.shared(shares.tolist()))
     runner.engine.forget("rows", "scored", "targets")
-    derived = derive(runner, final, ridge, rows, counts["validating"], config.standard_errors)
+    derived = derive(runner, final, ridge, counts["validating"], config.standard_errors)
     ridges = [fit.ridge for fit in found.alone]
     runner.engine.tell(
         alone=search.alone(names, ridges, shares), telling=telling(session, found.alone, derived.tally.get("class_n"))

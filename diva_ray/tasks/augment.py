@@ -63,14 +63,9 @@ def augment(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
 def run(config: AugmentConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False) -> Result | Plan:
     """Return the result of a run as its config says (`jobs/augment.py`); see `augment`."""
     check(config)
-    session = begin(config, data, loss, quiet=quiet)
-    if isinstance(session, Plan):
-        return session
-    try:
+    with begin(config, data, loss, quiet=quiet) as session:
         counts = count_copies(session, config)
         return _finish(session, config, counts, *weigh(session, config))
-    finally:
-        session.engine.close()
 
 
 def check(config: AugmentConfig) -> None:
@@ -104,7 +99,7 @@ def count_copies(session: Session, config: AugmentConfig) -> Tensor:
 def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the figures of the run, and of every transform."""
     runner, reached = session.runner, session.scan.counts["rows"]  # copies move with the original that validates
-    setup = for_few_rows(runner, session.setup, sum(table.rows for table in session.tables))
+    setup = for_few_rows(runner, session.setup)
     setup = with_errors(setup, reached, reached, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     walk = Walk(runner, setup, ridge, SOURCES, session.scored(), session.folder)

@@ -73,16 +73,11 @@ def run(
         raise InputError(
             "data.path: a table of one's own must be named beside a pool of one's own, got none. Set `data.path`."
         )
-    session = begin(config, data, loss, quiet=quiet, pool=pool_rows)
-    if isinstance(session, Plan):
-        return session
-    try:
+    with begin(config, data, loss, quiet=quiet, pool=pool_rows) as session:
         work = Extension(session, config, *enroll(session, config))
         work.go()
         session.folder.write_json("state.json", session.mark)
         return _finish(work)
-    finally:
-        session.engine.close()
 
 
 def check(config: ExtendConfig) -> None:

@@ -74,15 +74,10 @@ def run(
 ) -> Result | Plan:
     """Return the result of a reweighting run as its config says (`jobs/reweight.py`); see `reweight`."""
     check(config)
-    session = begin(config, data, loss, quiet=quiet)
-    if isinstance(session, Plan):
-        return session
-    try:
+    with begin(config, data, loss, quiet=quiet) as session:
         if config.level == "source":
             check_sources(session, "sources")
         return _finish(session, config, _weigh(session, config))
-    finally:
-        session.engine.close()
 
 
 def check(config: ReweightConfig) -> None:
@@ -103,8 +98,8 @@ def _weigh(session: Session, config: ReweightConfig) -> Weighed:
     runner, validating, setup = session.runner, session.scan.counts["validating"], session.setup
     if config.method == "trusted":
         check_trust(session, setup)
-    rows = sum(table.rows for table in session.tables)
-    setup = with_errors(for_few_rows(runner, setup, rows), rows, validating, config.standard_errors)
+    rows = runner.rows
+    setup = with_errors(for_few_rows(runner, setup), rows, validating, config.standard_errors)
     setup, ridge, _, _ = fit_with_room(runner, setup, config.ridge)
     path = Path(Step("plain", config.eta)) if config.method == "paper" else walk_path(setup.task, config.level)
     walk = Walk(runner, setup, ridge, path, session.scored(), session.folder)

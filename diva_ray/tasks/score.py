@@ -69,10 +69,7 @@ def score(data: Any, *, quiet: bool = False, **options: Any) -> Result | Plan:
 def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, quiet: bool = False) -> Result | Plan:
     """Return the result of a scoring run as its config says (`jobs/score.py`); see `score`."""
     check(config)
-    session = begin(config, data, loss, quiet=quiet)
-    if isinstance(session, Plan):
-        return session
-    try:
+    with begin(config, data, loss, quiet=quiet) as session:
         if session.finished is not None:
             return add_copy(session, session.finished, config.curate)
         if config.export == "datacomp":
@@ -86,8 +83,6 @@ def run(config: ScoreConfig, data: Any = None, *, loss: Callable | None = None, 
         derived = derive_trusted(session, fit) if config.method == "trusted" else derive_all(session, fit)
         session.folder.write_json("state.json", session.mark)
         return _finish(session, config, derived, keeper)
-    finally:
-        session.engine.close()
 
 
 def check(config: ScoreConfig) -> None:
@@ -106,9 +101,8 @@ def check(config: ScoreConfig) -> None:
 
 def derive_all(session: Session, fit: Fit | None = None) -> Derived:
     """Return the derivative of every row of a session, as its config says."""
-    rows = sum(table.rows for table in session.tables)
     config, validating = session.config, session.scan.counts["validating"]
-    return derive(session.runner, session.setup, config.ridge, rows, validating, config.standard_errors, fit=fit)
+    return derive(session.runner, session.setup, config.ridge, validating, config.standard_errors, fit=fit)
 
 
 def _finish(session: Session, config: ScoreConfig, derived: Derived, keeper: Keeper | None) -> Result:

@@ -111,10 +111,7 @@ def run(
             "weights=auto: the rows are reweighted first (see `jobs/reweight.py plan=true`), then, as planned here:"
         )
     beside = {} if given is None or config.weights == "auto" else {"weights": given.table}
-    session = begin(config, data, loss, quiet=quiet, pool=test, folder=folder, beside=beside)
-    if isinstance(session, Plan):
-        return session
-    try:
+    with begin(config, data, loss, quiet=quiet, pool=test, folder=folder, beside=beside) as session:
         course, trained = prepare_course(session, config, given, build, own=own)
         if trained.adopted is not None:
             log.info("weights: %s", given_in_words(weight_figures(trained.adopted, trained.factor)))
@@ -122,8 +119,6 @@ def run(
         session.engine.close()
         go(session, course, quiet=quiet)
         return _finish(session, config, course, trained)
-    finally:
-        session.engine.close()
 
 
 def check(config: TrainConfig, loss: Callable | None) -> None:

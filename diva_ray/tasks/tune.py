@@ -115,10 +115,7 @@ def run(
     if config.test.path or test_rows is not None or builtin:
         data, test, folder = open_both(config, data, test_rows)
     look_ahead(config, data, loss, test, space)
-    session = begin(config, data, loss, quiet=quiet, pool=test, folder=folder)
-    if isinstance(session, Plan):
-        return session
-    try:
+    with begin(config, data, loss, quiet=quiet, pool=test, folder=folder) as session:
         check_values(config, session.task, space)  # of a Ray Dataset nothing told the task before
         check_folds(session.runner, session.setup, config.folds, every=True)
         if session.beside():
@@ -130,8 +127,6 @@ def run(
         study = Study(session, config)
         trials, records = search(study, space, quiet=quiet)
         return _finish(study, space, trials, records)
-    finally:
-        session.engine.close()
 
 
 def check(config: TuneConfig) -> Space:

@@ -63,8 +63,7 @@ def in_float64(data, *, ridge=0.5, standard_errors="exact", **options):
         config.data.path, data = data, None
     plan, opened = make_plan(config, data, None)
     session = open_session(config, plan, opened, Folder(config.output), quiet=True)
-    rows = sum(table.rows for table in session.tables)
-    derive(session.runner, session.setup, ridge, rows, session.scan.counts["validating"], standard_errors)
+    derive(session.runner, session.setup, ridge, session.scan.counts["validating"], standard_errors)
     found = torch.empty(session.tables[0].rows, 2, dtype=torch.float64)
     for shard in session.engine.shards:
         if not shard.extent.held_out:

@@ -24,7 +24,7 @@ def test_block_size_does_not_matter_beyond_rounding(n, block_rows):
     derivatives = []
     for rows in (2048, block_rows):
         runner, setup = opened(small_task(n), block_rows=rows, precision="float64")
-        derive(runner, setup, 3.0, n, n, "none")
+        derive(runner, setup, 3.0, n, "none")
         derivatives.append(scored(runner))
     torch.testing.assert_close(*derivatives, rtol=0, atol=1e-12 * float(derivatives[0].abs().max()))
 
@@ -35,7 +35,7 @@ def test_row_order_does_not_matter_beyond_rounding():
     derivatives = []
     for rows in (np.arange(3000), order):
         runner, setup = opened({name: values[rows] for name, values in data.items()}, precision="float64")
-        derive(runner, setup, 3.0, 3000, 3000, "none")
+        derive(runner, setup, 3.0, 3000, "none")
         derivatives.append(scored(runner))
     one, other = derivatives[0][torch.from_numpy(order)], derivatives[1]
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12 * float(one.abs().max()))
@@ -59,11 +59,11 @@ def test_weight_steps_equal_steps_from_scratch():
     for _ in range(3):
         sums = walk.move(walk.solve(sums))
         again, again_setup = opened({**data, "w": alpha.numpy()}, precision="float64", weight="w")
-        derive(again, again_setup, 1.0, 3000, 3000, "none")
+        derive(again, again_setup, 1.0, 3000, "none")
         alpha = (alpha - 5 * scored(again)).clamp_min(0)
     assert bool((alpha == 0).any()), "the case of a weight that reaches 0 belongs to this test"
     last, last_setup = opened({**data, "w": alpha.numpy()}, precision="float64", weight="w")
-    expected = derive(last, last_setup, 1.0, 3000, 3000, "none")
+    expected = derive(last, last_setup, 1.0, 3000, "none")
     assert walk.leave_out(walk.solve(sums)).tally["loss"] == pytest.approx(expected.tally["loss"], rel=1e-11)
 
 
@@ -161,7 +161,7 @@ def test_ridge_is_the_one_with_the_least_left_out_squared_error():
 
 def test_results_lost_by_a_worker_are_computed_again():
     runner, setup = opened(small_task())
-    derive(runner, setup, 1.0, 3000, 3000, "exact")
+    derive(runner, setup, 1.0, 3000, "exact")
     shard = runner.engine.shards[1]
     rows, kept = passes.left_out_rows(shard, runner.engine.known), shard.state["scored"]
     shard.state.clear()

@@ -18,6 +18,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.engine.training import MODULE, refusal_of_single_rows
 from diva_ray.errors import InputError
 from diva_ray.tasks.fit.closed import CLOSED, EVEN, Closed, rate_of, solve_both
+from diva_ray.tasks.fit.dual import double_if_few
 from diva_ray.tasks.setup.session import Session, look_beside
 from diva_ray.tasks.setup.weights import check_scanned_classes
 
@@ -41,10 +42,8 @@ def prepare_course(
 
     `own`: the module is not the linear head.
     """
-    setup = session.setup
+    setup = double_if_few(session.setup, session.runner.rows)
     check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.tables[-1])
-    if session.runner.rows < setup.scale.width:  # without the test table's
-        setup = replace(setup, dtype=torch.float64)
     adopted = None if given is None else take_weights(session, config, given)
     closed, even = solve_both(session, config, setup, given=given is not None)
     session.folder.drop("weights")

@@ -67,7 +67,6 @@ def derive(
     runner: Runner,
     setup: Setup,
     ridge: float | str,
-    rows: int,
     validating: int,
     errors: str,
     *,
@@ -81,16 +80,16 @@ def derive(
         setup: see `Setup`; its dtype may be raised to float64 where float32 products would not do, for good or only
             in the fit.
         ridge: penalty, or `auto`.
-        rows: rows of all tables together: the n x n form is chosen below p.
         validating: rows with validation weight.
         errors: `auto`, `exact`, `estimate`, or `none`: standard errors of 0.
-        dual: whether to take the n x n form, which then keeps every contribution; None: by the size.
+        dual: whether to take the n x n form, which then keeps every contribution; None: where there are fewer rows, of
+            all tables together, than columns.
         fit: what returns the fit sums, where they are not those of one pass over all rows.
         vectors: sign vectors of estimated standard errors; None: as many as suit the setup.
     """
-    if dual or (dual is None and takes_dual(rows, setup.scale.width, ridge)):
+    if dual or (dual is None and takes_dual(runner.rows, setup.scale.width, ridge)):
         return derive_dual(runner, setup, ridge, keep=bool(dual))
-    setup, low = with_errors(setup, rows, validating, errors, vectors), setup.inputs != "full"
+    setup, low = with_errors(setup, runner.rows, validating, errors, vectors), setup.inputs != "full"
     exact, asked = setup.collect, setup.dtype
     setup, chosen, solution, grid = fit_ridge(runner, setup, ridge, fit)
     accuracy, agreement, fitted = None, None, setup.dtype

@@ -153,10 +153,15 @@ def dual_grid(Z: Tensor, Y: Tensor, alpha: Tensor, v: Tensor, offset: Tensor, gr
     return RidgeGrid.of(ridges, Moments.unpack(pack_moments(losses, alpha, v, groups)))
 
 
-def for_few_rows(runner: Runner, setup: Setup, rows: int) -> Setup:
-    """Return the setup for many fits of the p x p form: of fewer rows than columns in float64, as that form needs every
-    digit then, and on the spaces that the rows span. Not for rows that are yet to come (a pool)."""
-    setup = _on_row_spaces(runner, setup, rows)
+def for_few_rows(runner: Runner, setup: Setup) -> Setup:
+    """Return the setup for many fits of the p x p form: of fewer rows than columns in float64, and on the spaces that
+    the rows span. Not for rows that are yet to come (a pool)."""
+    rows = runner.rows
+    return double_if_few(_on_row_spaces(runner, setup, rows), rows)
+
+
+def double_if_few(setup: Setup, rows: int) -> Setup:
+    """Return the setup in float64 for fewer rows than columns: the p x p form needs every digit then."""
     return replace(setup, dtype=torch.float64) if rows < setup.scale.width else setup
 
 

@@ -19,6 +19,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.report.words import counted
 from diva_ray.tasks.fit.derive import with_errors
+from diva_ray.tasks.fit.dual import double_if_few
 from diva_ray.tasks.setup.checks import check_ids, reach_takes_double
 from diva_ray.tasks.setup.remarks import tell_missing
 from diva_ray.tasks.setup.session import Session, look_beside
@@ -121,8 +122,7 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     if far := bands_on_another_scale(session.columns.features, core, found):
         log.warning("%s", far)
         setup = replace(setup, dtype=torch.float64)  # the table would be lost beside them
-    if core.counts["rows"] < setup.scale.width:
-        setup = replace(setup, dtype=torch.float64)  # fewer rows than columns: the p x p form needs every digit
+    setup = double_if_few(setup, int(core.counts["rows"]))
     setup = with_errors(setup, int(core.counts["rows"]), core.counts["validating"], config.standard_errors)
     runner.engine.tell(setup=setup)
     return extents, setup, runner.run(pool.class_counts, "count", extents, features=False), bare

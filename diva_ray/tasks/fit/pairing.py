@@ -71,7 +71,7 @@ def derive_directions(
     """Return what is known of either direction, and joint sums for every source; the joint derivative and its standard
     error stay with the shards."""
     config, validating = session.config, session.scan.counts["validating"]
-    rows = sum(table.rows for table in session.tables)
+    rows = session.runner.rows
     setups = {name: direction_setup(session.setup, scales, *places) for name, places in pairs.DIRECTIONS.items()}
     widest = max(setups.values(), key=lambda setup: setup.scale.width)
     dual = takes_dual(rows, widest.scale.width, config.ridge)
@@ -82,7 +82,7 @@ def derive_directions(
     for name, setup in setups.items():
         runner = replace(session.runner, engine=pairs.Directed(session.engine, name))
         runner.engine.tell(setup=setup, slope=slopes[name], draws=True)
-        derived[name] = derive(runner, setup, config.ridge, rows, validating, errors, dual=dual, vectors=vectors)
+        derived[name] = derive(runner, setup, config.ridge, validating, errors, dual=dual, vectors=vectors)
     joint: Tally = session.runner.run(pairs.join, "join", session.scored())
     return derived, joint["sources"].whole(session.setup.n_sources)
 

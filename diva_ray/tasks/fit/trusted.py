@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
-
 from diva_ray.core.reweight import Step
 from diva_ray.engine.kernels import steps
 from diva_ray.engine.reduce import Tally
@@ -13,6 +9,7 @@ from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
 from diva_ray.tasks.fit.derive import Fit, fit_with_room, with_errors
 from diva_ray.tasks.fit.derived import Derived, by_band
+from diva_ray.tasks.fit.dual import double_if_few
 from diva_ray.tasks.fit.walk import Walk
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.setup.step_paths import Path
@@ -58,10 +55,8 @@ def derive_trusted(session: Session, fit: Fit | None = None) -> Derived:
     """
     config, runner = session.config, session.runner
     check_trust(session, session.setup)
-    rows = sum(table.rows for table in session.tables)
-    few = rows < session.setup.scale.width  # then the p x p form needs every digit
-    setup = replace(session.setup, dtype=torch.float64) if few else session.setup
-    setup = with_errors(setup, rows, session.scan.counts["validating"], config.standard_errors)
+    setup = double_if_few(session.setup, runner.rows)
+    setup = with_errors(setup, runner.rows, session.scan.counts["validating"], config.standard_errors)
     setup, ridge, _, grid = fit_with_room(runner, setup, config.ridge, fit)
     runner.engine.tell(trust=TRUST)
     walk = Walk(runner, setup, ridge, Path(SHRINK), session.scored(), session.folder)

@@ -38,10 +38,11 @@ R = TypeVar("R")
 
 
 class Finished(Exception):  # noqa: N818 (no error)
-    """Ends a task whose run, which was to be resumed, had finished: `tidy` returns what came of it."""
+    """Ends a task of which only the plan was asked, or whose run, which was to be resumed, had finished: `tidy` returns
+    what there is."""
 
-    def __init__(self, result: Result) -> None:
-        super().__init__(result.path)
+    def __init__(self, result: Result | Plan) -> None:
+        super().__init__()
         self.result = result
 
 
@@ -54,14 +55,15 @@ def begin(
     pool: Any = None,
     folder: Folder | None = None,
     beside: dict[str, Table] | None = None,
-) -> Session | Plan:
-    """Return a session with every shard (but a pool's) loaded and checked; only its plan with `config.plan`.
+) -> Session:
+    """Return a session with every shard (but a pool's) loaded and checked.
 
     `pool` are rows of a pool or of a test table; `folder` is the output, where it is open already; `beside` are tables
     that options name, which a resumed run must find as they were.
 
     Raises:
-        Finished: the run to be resumed had; no cluster is asked then.
+        Finished: with its plan, if only that is asked for (`config.plan`); with its result, if the run to be resumed
+            had: no cluster is asked then.
     """
     started = now()
     check_options(config)
@@ -79,7 +81,7 @@ def begin(
     cut_bits, kept = expect_sums(config, plan, opened)
     plan = plan.settle(plan.workers, plan.budget, config.cluster.cache)
     if config.plan:
-        return join(plan, config) if plan.kind == "ray" else plan
+        raise Finished(join(plan, config) if plan.kind == "ray" else plan)
     # Training and trials resume by files of their own; of a function nothing tells whether it is the same one.
     by_steps = loss is None and not isinstance(config, TrainConfig | TuneConfig)
     finished = found_whole(folder, on_ray=plan.kind != "inline") if by_steps and config.resume else None

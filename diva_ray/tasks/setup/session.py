@@ -70,6 +70,12 @@ class Session:
     validated: Rows | None = None  # hashes of the validation table's rows
     finished: Result | None = None  # what came of the run that is resumed, if only a copy is left to be made
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+
     @property
     def engine(self) -> Engine:
         """The engine that holds the shards."""
