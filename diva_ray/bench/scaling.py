@@ -40,7 +40,7 @@ class Drawn(Inline):
         """Yield the partial of every shard."""
         for extent in unit:
             start = time.perf_counter()
-            rows = extent.stop - extent.start
+            rows = extent.rows
             X, y = draw(rows, *self.shape, seed=1 + extent.index)
             ones, keys = torch.ones(rows, dtype=torch.float64), torch.arange(extent.start, extent.stop)
             shard = Shard(extent, [torch.from_numpy(X)], [None], pa.array(y), ones, ones, keys)

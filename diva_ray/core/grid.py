@@ -20,6 +20,7 @@ from diva_ray.core.products import multiply, multiply_add_, multiply_triangular_
 from diva_ray.core.reduction import Chain, Tiles, block_tridiagonal_, factor, takes_tiles
 from diva_ray.core.ridge import FitSums
 
+GRID_RIDGES = 20  # that are tried
 SIDE_BY_SIDE = 8192  # outputs of different ridges in one product
 
 
@@ -112,7 +113,7 @@ def rotate(sums: FitSums, pattern: Float[Tensor, " p"], rows: int | None = None)
     return Rotation(basis, values, rotated_cross, target, variance, tiles)
 
 
-def default_ridges(rotation: Rotation, rows: int, count: int = 20) -> Float[Tensor, " ridges"]:
+def default_ridges(rotation: Rotation, rows: int, count: int = GRID_RIDGES) -> Float[Tensor, " ridges"]:
     """Return `count` ridges from 1e-6 to 1e3 times the mean eigenvalue, in equal ratios.
 
     The mean is over as many as there are rows, if those are fewer: the p x p and the n x n form try the same ridges.

@@ -215,11 +215,15 @@ def best_trial(sums: TrialSums) -> int:
     return best if float(bound[best]) > 0 else 0
 
 
+def least_base(sums: TrialSums) -> int:
+    """Return the base with the least loss: what a model is to beat."""
+    return int(sums.loss[: len(sums.gain_v)].argmin())
+
+
 def best_base(sums: TrialSums) -> int:
     """Return the base to go on with where no model is taken: 0, the first, unless another's loss is lower by more than
     three standard errors; then the nearest to the first of those within one standard error of the best."""
-    bases = len(sums.gain_v)
-    best = int(sums.loss[:bases].argmin())
+    best = least_base(sums)
     if not float(sums.gain[0, best]) > 3 * float(sums.gain_error[0, best]):
         return 0
     within = sums.gain[:, best] <= sums.gain_error[:, best]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import uuid
 from typing import Any
@@ -17,8 +16,7 @@ from yaml import YAMLError
 from diva_ray.data.store import TOKEN, Store
 from diva_ray.errors import InputError, first_line
 
-log = logging.getLogger("diva_ray")
-
+SUMMARY = "summary.json"
 WRITTEN = {"samples", "selected", "errors", "curated", "changes", "features", "report.html", "summary.json"}  # by runs
 BEGUN = {"state.json", "steps", "sums", "weights", "reweight"}  # what a run writes first; it can be resumed from there
 BEGUN |= {"table.json", "pool.json", "validation.json", "raw.json"}  # a Ray Dataset has been written out
@@ -130,17 +128,17 @@ class Folder(Store):
         found = self.read_json(name)
         return None if found is None else self._mapping(name, found)
 
-    def read_number(self, name: str, key: str, otherwise: Any) -> Any:
-        """Return the number >= 0 of a key in a JSON file; `otherwise` where there is none.
+    def read_figure(self, key: str, otherwise: Any) -> Any:
+        """Return the number >= 0 of a key in summary.json; `otherwise` where there is none.
 
         Raises:
             InputError: it is something else.
         """
-        value = (self.read_object(name) or {}).get(key)
+        value = (self.read_object(SUMMARY) or {}).get(key)
         if value is None:
             return otherwise
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise self._damaged(name, f"{key}: {value!r} instead of a number >= 0")
+            raise self._damaged(SUMMARY, f"{key}: {value!r} instead of a number >= 0")
         return value
 
     def _mapping(self, name: str, found: Any) -> dict[str, Any]:

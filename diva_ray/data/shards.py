@@ -84,6 +84,11 @@ class Extent:
     held_out: bool = False
     pool: bool = False
 
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return self.stop - self.start
+
 
 @dataclass
 class Shard:
@@ -123,13 +128,21 @@ class Shard:
     state: MutableMapping[str, object] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return self.extent.stop - self.extent.start
+        return self.extent.rows
 
     def positions(self) -> np.ndarray:
         """Return the position of every row in the table."""
         if self.original is not None:
             return self.original
         return self.extent.start + (np.arange(len(self)) if self.order is None else self.order)
+
+    def ids(self) -> pa.Array:
+        """Return the id of every row; without ids, its position in the table."""
+        return pa.array(self.positions()) if self.id is None else self.id
+
+    def input_order(self) -> np.ndarray | None:
+        """Return where the rows are, in the order of the input; None where they are in that order."""
+        return None if self.order is None else np.argsort(self.order)
 
     def name(self, row: int) -> str:
         """Return a row's id and place, for a person."""
@@ -213,12 +226,12 @@ def read_bands(arrays: dict, columns: Columns, where: Where) -> tuple[list[Tenso
         values, absent = to_matrix(arrays[name], name, where)
         if values.dtype not in (np.float16, np.float32, np.float64):
             values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
-        bands.append(_tensor(values))
+        bands.append(as_tensor(values))
         missing.append(None if absent is None else torch.from_numpy(absent))
     return bands, missing
 
 
-def _tensor(values: np.ndarray) -> Tensor:
+def as_tensor(values: np.ndarray) -> Tensor:
     """Return a tensor on the same memory; shards are never written to, and Arrow's memory is read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -227,7 +240,7 @@ def _tensor(values: np.ndarray) -> Tensor:
 
 def finite_matrix(column: pa.Array, name: str, option: str, where: Where) -> Tensor:
     """Return a finite numeric column as (n, d), or raise with the row."""
-    return _tensor(finite_values(column, name, option, where))
+    return as_tensor(finite_values(column, name, option, where))
 
 
 def _weights(arrays: dict, name: str | None, option: str, where: Where, n: int) -> Tensor:

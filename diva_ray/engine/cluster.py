@@ -34,8 +34,6 @@ GRACE = 2.0  # seconds for what runs when a mistake is found
 class Cluster:
     """Resident workers, each holding consecutive shards. Bits do not depend on how many there are."""
 
-    kind = "ray"
-
     def __init__(
         self,
         tables: list[Table],
@@ -158,7 +156,7 @@ class Cluster:
                     found.append(partial)
                     for worker, work in works:
                         self.meter.add(worker, work)
-                    done(sum(extent.stop - extent.start for extent in part))
+                    done(sum(extent.rows for extent in part))
                 yield add_in_order(found)
         finally:
             give_up(waiting)

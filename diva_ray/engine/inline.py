@@ -24,7 +24,6 @@ SMALL = 512  # columns up to which a second thread gains nothing in a solve
 class Inline:
     """Holds every shard of a run's tables (training, validation, pool, test) in this process."""
 
-    kind = "inline"
     workers = 1
 
     def __init__(
@@ -49,7 +48,7 @@ class Inline:
         for extent in self.extents:
             if not extent.pool:
                 self.shelf.load(extent)
-                yield extent.stop - extent.start
+                yield extent.rows
 
     @property
     def shards(self) -> list[Shard]:
@@ -82,7 +81,7 @@ class Inline:
                 counted = Counted(kernel, features=features)
                 partial = counted(next(shards), self.known)
                 self.meter.add(0, counted.work)
-                done(extent.stop - extent.start)
+                done(extent.rows)
                 yield partial
 
         for section in sections(extents):

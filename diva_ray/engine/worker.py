@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import ray
 import torch
 
 from diva_ray.data.folder import Folder
-from diva_ray.data.shards import Columns, Extent
+from diva_ray.data.shards import Columns, Extent, as_tensor
 from diva_ray.data.table import Table
 from diva_ray.engine import device
 from diva_ray.engine.context import Kernel
@@ -27,13 +26,7 @@ from diva_ray.errors import InputError
 
 def share_tensors() -> None:
     """Let tensors cross between processes as numpy arrays, which Ray maps instead of copying."""
-    ray.util.register_serializer(torch.Tensor, serializer=lambda t: t.detach().cpu().numpy(), deserializer=_as_tensor)
-
-
-def _as_tensor(values: np.ndarray) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(values)
+    ray.util.register_serializer(torch.Tensor, serializer=lambda t: t.detach().cpu().numpy(), deserializer=as_tensor)
 
 
 class Worker:
@@ -99,7 +92,7 @@ class Worker:
     def loaded(self, index: int) -> int:
         """Return the rows of a shard once it is here."""
         (extent,) = self._wait([index])
-        return extent.stop - extent.start
+        return extent.rows
 
     def run(
         self, kernel: Kernel, units: list[list[int]], refs: dict[str, Any], features: bool = True, label: str = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -30,11 +29,9 @@ from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.setup.step_paths import LOWERED
-from diva_ray.tasks.told.aggregated import bands_of, figures, sheet_of, telling, told
+from diva_ray.tasks.told.aggregated import figures, sheet_of, telling, told
 from diva_ray.tasks.told.joint import Joint
 from diva_ray.tasks.told.written import write_rows
-
-log = logging.getLogger("diva_ray")
 
 
 @takes_table
@@ -117,7 +114,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     session.folder.write_json("state.json", session.mark)
     summary, written, sources = write_rows(session, derived, kernel=bands.write)
     summary.update(figures(session, found, joint, summary["error"]))
-    session.folder.write_json("bands.json", bands_of(summary))
+    session.folder.write_json("bands.json", summary["bands"])  # {band: {penalty, share, error_alone, ...}}
     page = render_sheet(sheet_of(session, derived, found, summary, written, sources))
     where = session.folder.location("bands.json")
     return conclude(session, summary, page, partial(told, where=where), worker_memory=written["max_memory"])

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from diva_ray.config import AugmentConfig
-from diva_ray.core.reweight import Step, best_trial
+from diva_ray.core.reweight import Step, best_trial, least_base
 from diva_ray.engine.kernels import copies
 from diva_ray.engine.reduce import Partial
 from diva_ray.errors import InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.derive import fit_with_room, with_errors
 from diva_ray.tasks.fit.dual import for_few_rows
-from diva_ray.tasks.fit.folds import try_folds
-from diva_ray.tasks.fit.walk import RIDGES, Walk, walk_to
+from diva_ray.tasks.fit.folds import outcome, try_folds
+from diva_ray.tasks.fit.walk import Walk, walk_to
 from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, takes_table
 from diva_ray.tasks.setup.checks import check_sources
@@ -122,16 +122,14 @@ def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict
         }
         for k, name in enumerate(names)
     }  # fmt: skip
-    base = int(sums.loss[: len(RIDGES)].argmin()) if taken else 0
-    share = sums.error / sums.weight
+    base = least_base(sums) if taken else 0
     v = session.scan.counts["validation"]
     figures = {
         "ridge": ridge * arms[taken].ridge, "ridge_uniform": ridge, "ridge_compared": ridge * arms[base].ridge,
         "accepted": taken > 0, "chosen": arms[taken].name.replace("sources moved", "transforms moved"),
         **{name: value for name, value in arms[taken].figures.items() if name != "moves"},
-        "error_uniform": float(share[base]), "error_reweighted": float(share[taken]),
-        "gain": float(sums.gain[base, taken]), "gain_standard_error": float(sums.gain_error[base, taken]),
-        "folds": f"{folds} of {config.folds}", "loss_leave_group_out": left_out.tally["loss"] / v,
+        **outcome(sums, taken, base), "folds": f"{folds} of {config.folds}",
+        "loss_leave_group_out": left_out.tally["loss"] / v,
         "error_leave_group_out": left_out.tally["wrong"] / v, "error_leave_one_out": alone[0].tally["wrong"] / v,
     }  # fmt: skip
     return figures, transforms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,8 +20,6 @@ from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.told.extended import chosen_first, figures, sheet_of
 from diva_ray.tasks.told.extended_words import told
-
-log = logging.getLogger("diva_ray")
 
 
 @takes_table

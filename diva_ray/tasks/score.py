@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -26,8 +25,6 @@ from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.scored import sheet_of
 from diva_ray.tasks.told.summary_words import told
 from diva_ray.tasks.told.written import add_copy, finish_copies, tell_no_doubt, write_rows
-
-log = logging.getLogger("diva_ray")
 
 
 @takes_table

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -95,13 +94,12 @@ def write(shard: Shard, known: Known) -> Tally:
     a fit to that band alone; null where the row lacks the band. n k^2 operations a band of k columns.
     """
     table, facts = samples_table(shard, known)
-    names, told = list(known["alone"]), []
+    names, told, order = list(known["alone"]), [], shard.input_order()
     for m, (name, fit) in enumerate(known["alone"].items()):
         says, columns = _said(shard, known, fit, m)
         told.append(says)
         for kind, values in columns.items():
-            in_order = values if shard.order is None else values.take(pa.array(np.argsort(shard.order)))
-            table = table.append_column(f"{kind}_{name}", in_order)
+            table = table.append_column(f"{kind}_{name}", values if order is None else values.take(pa.array(order)))
     counts = write_rows(shard, known, table, facts)
     gaps = against(torch.stack(told), known["telling"], classes=known["setup"].task == "classification")
     for name, gap in zip(names, gaps, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -18,7 +17,8 @@ NUMBERS = 9  # of a vector: one more than `words.label` shows
 
 def examples(shard: Shard, table: pa.Table, values: Tensor, key: str = "z") -> Examples:
     """Return the rows with the largest and the smallest values, with their place in the table."""
-    in_order = values if shard.order is None else values[torch.from_numpy(np.argsort(shard.order))]
+    order = shard.input_order()
+    in_order = values if order is None else values[torch.from_numpy(order)]
     names = [name for name in table.column_names if not name.startswith("loo_")]
 
     def rows_at(at: Tensor) -> list[dict[str, Any]]:

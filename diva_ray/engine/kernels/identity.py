@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diva_ray.core.hashing import splitmix
 from diva_ray.data.columns import is_list, one_chunk, row_keys
-from diva_ray.data.shards import Shard
+from diva_ray.data.shards import Shard, bare_rows
 from diva_ray.data.targets import number_targets
 from diva_ray.engine.context import Known, unit_keys
 from diva_ray.engine.reduce import Rows, Tally
@@ -77,7 +77,8 @@ def fragments(shard: Shard, known: Known, bits: int, features: np.ndarray) -> Ro
 def alike(shard: Shard, share: float, features: np.ndarray) -> Rows:
     """Return hashes of features, and leave-out groups, of the rows whose hash lies in the first `share` of all hashes:
     of rows with the same features all are among them, or none. A row without any feature is like no other."""
-    chosen = np.flatnonzero((_mix(features) >> np.uint64(32) < share * 2.0**32) & ~_featureless(shard))
+    in_share = _mix(features) >> np.uint64(32) < share * 2.0**32
+    chosen = np.flatnonzero(in_share & ~bare_rows(shard.missing, len(shard)).numpy())
     return Rows((torch.from_numpy(features[chosen].view(np.int64)), unit_keys(shard)[torch.from_numpy(chosen)]))
 
 
@@ -108,14 +109,6 @@ def validated(shard: Shard, known: Known) -> Tally:
     hashes = feature_hashes(shard)
     found = int(np.isin(hashes, known["trained"]).sum())
     return Tally(shared_trained=found, looked=alike(shard, known["looked"], hashes))
-
-
-def _featureless(shard: Shard) -> np.ndarray:
-    """Return which rows have no band at all."""
-    gone = np.ones(len(shard), bool)
-    for absent in shard.missing:
-        gone &= False if absent is None else absent.numpy()
-    return gone
 
 
 def feature_hashes(shard: Shard, kind: torch.dtype | None = torch.float32) -> np.ndarray:

@@ -95,7 +95,7 @@ def pairs_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tensor]
     facts["odds"] = odds.float()
     found = [(left_out_rows(*one), scored_rows(*one)) for one in directions]
     columns: dict[str, Any] = {
-        "id": shard.id if shard.id is not None else pa.array(shard.positions()),
+        "id": shard.ids(),
         "weight": facts["weight"].float(),
         "derivative": scored[:, 0].float(),
         "standard_error": scored[:, 1].float(),

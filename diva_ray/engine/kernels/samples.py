@@ -112,7 +112,7 @@ def samples_table(shard: Shard, known: Known) -> tuple[pa.Table, dict[str, Tenso
         facts["margin"] = margin = rows.margin.float()
     if shard.truth is not None:
         facts["planted"] = torch.from_numpy(differ(shard.label, shard.truth, numbers=setup.task == "regression"))
-    identifier = shard.id if shard.id is not None else pa.array(shard.positions())
+    identifier = shard.ids()
     columns: dict[str, Any] = {
         "id": identifier,
         "label": shard.label,
@@ -161,7 +161,8 @@ def as_table(shard: Shard, columns: dict[str, Any]) -> pa.Table:
     if shard.original is not None:
         columns["__row__"] = pa.array(shard.original)
     table = pa.table({k: pa.array(v.numpy()) if isinstance(v, Tensor) else v for k, v in columns.items()})
-    return table if shard.order is None else table.take(pa.array(np.argsort(shard.order)))
+    order = shard.input_order()
+    return table if order is None else table.take(pa.array(order))
 
 
 def final_weights(shard: Shard, known: Known) -> Tensor:
@@ -239,10 +240,10 @@ def in_input_order(shard: Shard, parts: Iterable[Tensor]) -> Iterator[Tensor]:
 
     Rows that were sorted by group wait in a file without a name.
     """
-    if shard.order is None:
+    place = shard.input_order()
+    if place is None:
         yield from parts
         return
-    place = np.argsort(shard.order)
     with tempfile.TemporaryFile() as file:
         size, width = 1, 0
         for part in parts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -65,11 +66,9 @@ def rank_stretch(shard: Shard, known: Known) -> int:
 def write_selected(shard: Shard, known: Known) -> Tally:
     """Write a shard's rows chosen in the rounds that are kept, with their rank; return how many and their classes,
     and where the truth is known how many labels are wrong, in the pool (its rows with a weight) and among them."""
-    import pyarrow as pa
-
     setup: Setup = known["setup"]
     parts, places, by_class = [], [], setup.task == "classification"
-    identifier = shard.id if shard.id is not None else pa.array(shard.positions())
+    identifier = shard.ids()
     counts = torch.zeros(setup.outputs if by_class else 1, dtype=torch.int64)
     wrong, wrong_chosen = None, 0  # labels that are not the true ones
     if shard.truth is not None:

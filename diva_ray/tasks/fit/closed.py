@@ -102,8 +102,8 @@ def ridges_of(config: TrainConfig, session: Session) -> tuple[float | str, float
         if differ:
             log.info("weights: that run had another %s, so that the ridge is chosen anew", ", ".join(differ))
             return "auto", "auto"
-    ridge = folder.read_number("summary.json", "ridge", "auto")
-    return ridge, folder.read_number("summary.json", "ridge_compared", ridge)
+    ridge = folder.read_figure("ridge", "auto")
+    return ridge, folder.read_figure("ridge_compared", ridge)
 
 
 def listed(names: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,8 +20,6 @@ from diva_ray.tasks.fit.closed import CLOSED, EVEN, Closed, rate_of, solve_both
 from diva_ray.tasks.fit.dual import double_if_few
 from diva_ray.tasks.setup.session import Session, look_beside
 from diva_ray.tasks.setup.weights import check_scanned_classes
-
-log = logging.getLogger("diva_ray")
 
 
 @dataclass(frozen=True)

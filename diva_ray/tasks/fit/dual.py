@@ -106,7 +106,7 @@ def _hand_back(
 ) -> Partial:
     """Give every shard its rows of the results, and return their tallies."""
     extents = runner.engine.extents
-    sizes = [extent.stop - extent.start for extent in extents]
+    sizes = [extent.rows for extent in extents]
     kept, at = {}, 0
     for extent, n in zip(extents, sizes, strict=True):
         kept[extent.index] = RowStore(n, setup)

@@ -43,6 +43,17 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
     raise AssertionError("the last fold always answers")
 
 
+def outcome(sums: TrialSums, taken: int, base: int) -> dict[str, float]:
+    """Return how the trial that was taken did on the folds, beside one of the weights as given, for a summary."""
+    error = (sums.error / sums.weight).tolist()
+    return {
+        "error_uniform": error[base],
+        "error_reweighted": error[taken],
+        "gain": float(sums.gain[base, taken]),
+        "gain_standard_error": float(sums.gain_error[base, taken]),
+    }
+
+
 def check_folds(runner: Runner, setup: Setup, folds: int, *, every: bool = False) -> list[int]:
     """Return the folds in which rows validate: of ten trusted rows one fold of five has none every other time, and
     says nothing. Raise unless they are most (or `every`) of them, and each leaves rows to validate and to fit to."""

@@ -183,7 +183,7 @@ def _doubt(
     if leverage > labellers.MOST_LEVERAGE:
         return 0.0
     references = tuple(in_order(runner.run(neighbours.sample_whitened, "neighbours", scored)))
-    rows = sum(extent.stop - extent.start for extent in scored)
+    rows = sum(extent.rows for extent in scored)
     runner.engine.tell(references=references, searched=min(1.0, SEARCHED / rows))
     near = runner.run(neighbours.nearest, "neighbours", scored)
     runner.engine.forget("references", "searched")

@@ -13,7 +13,7 @@ def tell_sample(runner: Runner, scored: list[Extent], most: int, phase: str) -> 
     """Tell the shards which rows are of a sample of `most` rows that shape the rules: all of them, if no more are
     there; one pass that reads no feature, else."""
     last = math.inf
-    if sum(extent.stop - extent.start for extent in scored) > most:
+    if sum(extent.rows for extent in scored) > most:
         runner.engine.tell(most=most)
         drawn: sampling.Drawn = runner.run(sampling.least_draws, phase, scored, features=False)
         last = float(drawn.draw[-1]) if len(drawn.draw) else last

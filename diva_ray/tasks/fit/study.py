@@ -8,7 +8,6 @@ the fold, to count errors; `ridge=auto` adds one pass for a grid, and a rule for
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,7 +37,6 @@ from diva_ray.tasks.setup.settle import make_scale
 from diva_ray.tasks.setup.space import BARE, RULES, Choice
 from diva_ray.tasks.setup.step_paths import Path
 
-log = logging.getLogger("diva_ray")
 STARTS, EVALUATIONS = 2, 20  # of the descents for shares, without each fold
 LEFT_BEHIND = ("fold", "step", "factor", "weights", "rows", "scored", "update", "next_step", "validation")
 

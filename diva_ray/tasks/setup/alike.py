@@ -60,7 +60,7 @@ def look_for_copies(session: Session, held: list[Extent], *, quiet: bool) -> Non
     session.engine.tell(trained=distinct_hashes(session.scan.looked), validated=np.zeros(0, np.uint64))
     if not held:
         return
-    rows = sum(extent.stop - extent.start for extent in held)
+    rows = sum(extent.rows for extent in held)
     session.engine.tell(looked=min(1.0, LOOKED / rows))
     found: Tally = session.runner.run(validated, "copies", held)
     note_shared(session, "validation", rows, found, quiet=quiet)

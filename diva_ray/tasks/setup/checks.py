@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -238,7 +237,7 @@ def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:
         key = runner.engine.duplicate("keys", pool=pool)
         if key is not None:
             asked = [extent for extent in runner.engine.extents if pool or not extent.pool]
-            everywhere = runner.engine.each(_places(key), asked, int, False)
+            everywhere = runner.engine.each(partial(places_of_key, key), asked, int, False)
             places: dict[object, list[str]] = {}
             for one, place in chain.from_iterable(everywhere):
                 places.setdefault(one, []).append(place)
@@ -248,10 +247,6 @@ def check_ids(runner: Runner, columns: Columns, *, pool: bool = False) -> None:
                         f"data.id: ids must be unique, got {one!r} twice at {' and '.join(twice[:2])}. "
                         "Fix the table, choose another `data.id`, or use row positions (`data.id=none`)."
                     )
-
-
-def _places(key: int) -> Callable:
-    return partial(places_of_key, key)
 
 
 def features_take_double(found: Scan, *, standardized: bool, intercept: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diva_ray.core.grid import GRID_RIDGES
 from diva_ray.core.labellers import MOST_LEVERAGE
 from diva_ray.core.noise import MOST_CLASSES
 from diva_ray.core.reduction import WIDTH, takes_tiles
@@ -11,7 +12,6 @@ from diva_ray.engine.device import MOST_BLOCK_ROWS
 from diva_ray.engine.setup import BUCKETS, keeps_outputs, rows_of_block
 from diva_ray.tasks.setup.forms import SAMPLED, SEARCHED, errors_in_words, sign_vectors, takes_exact
 
-RIDGES = 20
 EIGEN = 9.0  # p^3 operations of an eigendecomposition, which run at a third of the rate of products
 TILES = 8 / 3  # p^3 operations of a reduction to tiles, which run at three quarters of it
 SOLVED = 4.0 * WIDTH  # operations of a row, column and ridge under tiles, which run at half of it
@@ -93,7 +93,7 @@ class Cost:
             return 0.0
         n, p, c = float(self.rows), self.p, self.outputs
         each = 2.0 * n * p * c + (2 * SOLVED * n * p if self.tiles() else 0.0) if self.kept else n * p * p
-        ridges = RIDGES * each + 2 * n * p * p if self.auto else 0.0
+        ridges = GRID_RIDGES * each + 2 * n * p * p if self.auto else 0.0
         again = 0.0 if self.kept else 4 * 2 * n * p * c  # score, calibrate, judge, write
         once = 2 * n * p * p + 2 * n * p * c + (0.0 if self.classes else 2 * n * p * c)
         errors = 2.0 * n * self.validating * (p + c) if self.exact else 0.0
@@ -124,7 +124,7 @@ class Cost:
         kernel matrix, which is made and decomposed for the grid, and made and inverted for the fit."""
         p, n = float(self.p), float(self.rows)
         if self.dual:
-            grid = 2 * n * n * p + 2 * EIGEN * n**3 + 2 * RIDGES * n * n * self.outputs if self.auto else 0.0
+            grid = 2 * n * n * p + 2 * EIGEN * n**3 + 2 * GRID_RIDGES * n * n * self.outputs if self.auto else 0.0
             return grid + 2 * n * n * p + 2 * n**3 + 4 * n * n * self.outputs
         reduced = 4 / 3 * TILES if self.tiles() else 3 * EIGEN
         grid = reduced * p**3 + 2 * p * p * self.outputs if self.auto else 0.0
@@ -157,8 +157,8 @@ class Cost:
         block = 1024 if self.kept else rows_of_block(c, p)
         of_rows = block * b * (4 * p + 3 * self.columns + 14 * c)
         met = MOST_BLOCK_ROWS if self.gpus else block  # rows whose outputs under all ridges are held
-        grid = b * min(RIDGES * c, max(8192, c)) * (p + 2 * met) if self.auto and self.kept else b * p * c
-        grid = b * p * (2 * c + RIDGES * 2 * WIDTH) if self.tiles() else grid
+        grid = b * min(GRID_RIDGES * c, max(8192, c)) * (p + 2 * met) if self.auto and self.kept else b * p * c
+        grid = b * p * (2 * c + GRID_RIDGES * 2 * WIDTH) if self.tiles() else grid
         # Validation rows: as they come, joined, and their kernel's.
         pairs = 3 * b * self.validating * (p + c) if self.exact else 0
         return p * p * square + p * (8 * 3 * c + 28 * self.columns) + of_rows + max(grid, sample) + pairs

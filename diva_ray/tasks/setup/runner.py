@@ -18,7 +18,6 @@ from diva_ray.tasks.setup.done import Done
 class Engine(Protocol):
     """What a task needs of an engine; `engine.inline` and `engine.cluster` describe it."""
 
-    kind: str
     workers: int
     extents: list[Extent]
     meter: Meter
@@ -51,7 +50,7 @@ class Runner:
     @property
     def rows(self) -> int:
         """Resident rows."""
-        return sum(extent.stop - extent.start for extent in self._resident)
+        return sum(extent.rows for extent in self._resident)
 
     def load(self) -> None:
         """Read every shard; the start of workers is counted apart, though they read from the moment they run."""
@@ -88,7 +87,7 @@ class Runner:
 
         chosen = self._resident if extents is None else extents
         name = getattr(kernel, "__name__", "") or kernel.func.__name__
-        return self.once(label, go, name, sum(e.stop - e.start for e in chosen), again=again)
+        return self.once(label, go, name, sum(e.rows for e in chosen), again=again)
 
     def once(self, label: str, go: Callable[[], Any], kernel: str, rows: int, *, again: bool = False) -> Any:
         """Return what some passes lead to; see `run`."""
@@ -117,7 +116,7 @@ class Runner:
 
     def _sections(self, kernel: Any, label: str, extents: list[Extent] | None, *, features: bool) -> Iterator[Any]:
         chosen = self._resident if extents is None else extents
-        rows, meter = sum(e.stop - e.start for e in chosen), self.engine.meter
+        rows, meter = sum(e.rows for e in chosen), self.engine.meter
         progress = Progress(label, rows, quiet=self.quiet)
         meter.begin(label, rows)
         yield from self.engine.each(kernel, chosen, progress.add, features)

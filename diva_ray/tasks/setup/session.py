@@ -264,7 +264,7 @@ def look(runner: Runner, roles: list[str], columns: Columns, task: str, cut_bits
     """Load and scan every shard; those of a pool are left for its task."""
     numbers = task in ("regression", "vector")
     runner.engine.tell(features=columns.features, label=columns.label, numbers=numbers, held_out="held_out" in roles)
-    rows = sum(extent.stop - extent.start for extent in runner.engine.extents if not (extent.held_out or extent.pool))
+    rows = sum(extent.rows for extent in runner.engine.extents if not (extent.held_out or extent.pool))
     runner.engine.tell(validation_source=columns.validation_source, pairs=task == "pairs", cut_bits=cut_bits)
     runner.engine.tell(looked=min(1.0, LOOKED / max(rows, 1)))
     runner.load()
@@ -277,7 +277,7 @@ def look_beside(session: Session, role: str) -> Scan:
     found: Scan = session.runner.run(scan, f"scan {role}", extents, again=role == "pool")
     place = "the pool" if role == "pool" else "the test table"
     replace(session.scan, place="the table").check_widths(replace(found, place=place))
-    note_shared(session, role, sum(extent.stop - extent.start for extent in extents), found.counts)
+    note_shared(session, role, sum(extent.rows for extent in extents), found.counts)
     return found
 
 

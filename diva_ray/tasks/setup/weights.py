@@ -49,7 +49,7 @@ def open_given(config: TrainConfig, table: Table | None = None, columns: Columns
                 f"{samples.name}. Change `weights`{' or `flag`' if name in flags else ''}."
             )
     present = tuple(name for name in flags if name in samples.schema.names)
-    given = Given(samples, present, folder.read_number("summary.json", "weight_factor", 1.0))
+    given = Given(samples, present, folder.read_figure("weight_factor", 1.0))
     if table is not None and columns is not None:
         _compare(given, table, columns)
     return given

@@ -108,11 +108,6 @@ def figures(session: Session, found: Aggregated, joint: Joint | None, error: flo
     return result
 
 
-def bands_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return bands.json: {band: {penalty, share, error_alone, ...}}; `shares=bands.json` gives it to other jobs."""
-    return summary["bands"]
-
-
 def told(summary: dict[str, Any], where: str) -> list[str]:
     """Return an aggregation in a few lines, for a terminal; `where` is its bands.json."""
     s, word = summary, figure_words(summary)[0]

@@ -41,7 +41,7 @@ def figures(session: Session, work: Extension, written: Tally) -> dict[str, Any]
     """Return the figures of summary.json."""
     config, setup = work.config, work.setup
     pool, by = int(work.pool_counts.sum()), session.config.data.truth
-    rows = sum(extent.stop - extent.start for extent in work.extents)
+    rows = sum(extent.rows for extent in work.extents)
     steps, kept = work.gauge.steps, work.kept
     weights = torch.ones_like(work.pool_counts) if work.shares is None else work.shares.weights
     names = setup.classes.to_pylist() if setup.classes is not None and len(written["classes"]) > 1 else []

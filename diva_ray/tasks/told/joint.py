@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diva_ray.core.reweight import TrialSums
+from diva_ray.core.reweight import TrialSums, least_base
 from diva_ray.report.sheet import Tile
+from diva_ray.tasks.fit.folds import outcome
 from diva_ray.tasks.fit.shares import Search
-from diva_ray.tasks.fit.walk import RIDGES, Arm
+from diva_ray.tasks.fit.walk import Arm
 from diva_ray.tasks.told.measures import error_words
 from diva_ray.tasks.told.reweighted import gain_words, tone_of
 
@@ -37,18 +38,14 @@ def weights_of(joint: Joint) -> dict[str, Any]:
     """Return how sample weights did on folds that took no part in them, beside those given under the best of the
     ridges tried for them."""
     sums, taken = joint.sums, joint.taken
-    base = int(sums.loss[: len(RIDGES)].argmin()) if taken else 0
-    error, loss = ((values / sums.weight).tolist() for values in (sums.error, sums.loss))
+    base, loss = least_base(sums) if taken else 0, (sums.loss / sums.weight).tolist()
     return {
         "accepted": taken > 0,
         "chosen": joint.arms[taken].name,
         **joint.arms[taken].figures,
-        "error_uniform": error[base],
-        "error_reweighted": error[taken],
         "loss_uniform": loss[base],
         "loss_reweighted": loss[taken],
-        "gain": float(sums.gain[base, taken]),
-        "gain_standard_error": float(sums.gain_error[base, taken]),
+        **outcome(sums, taken, base),
     }
 
 

@@ -15,7 +15,7 @@ from diva_ray.tasks.fit.pairing import Judged
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.by_source import sources_table
 from diva_ray.tasks.told.page import downloads, histogram, run_facts, seen, shown
-from diva_ray.tasks.told.planted import found_in_words, planted
+from diva_ray.tasks.told.planted import found_in_words, planted_figures
 from diva_ray.tasks.told.summary import common_figures, errors_of, verdict_figures
 from diva_ray.tasks.told.summary_words import curated_in_words, estimates
 
@@ -62,10 +62,7 @@ def summarise(session: Session, derived: dict[str, Derived], judged: Judged, wri
     }
     if first.accuracy is not None:
         summary["derivative_check"] = {name: one.accuracy for name, one in derived.items()}
-    if "planted" in written:
-        found = planted(written["planted"], written["ranked"].joined()[0])
-        summary["planted"] = {**found, "by": session.config.data.truth}
-    return summary
+    return summary | planted_figures(written, session.config.data.truth)
 
 
 def told(summary: dict[str, Any]) -> list[str]:
@@ -129,7 +126,7 @@ def page_of(session: Session, summary: dict[str, Any], written: Tally, sources: 
         for name, one in s["similarities"].items()
     ]
     title = "Probably mismatched" if s["n_label_issues"] else "Least probable pairs (none is flagged)"
-    called, turned = closer(session, worst, "better_second"), swapped(session, worst)
+    called, turned = closer(session, worst), swapped(session, worst)
     parts: list[Any] = [
         Gallery(f"{title}: what {first} calls for", called,
                 f"Each pair as it is, least probable first; below it, what suits {first} better among sampled pairs.",
@@ -223,9 +220,10 @@ def place(row: dict[str, Any]) -> int:
     return row.get("__row__", row["row"])
 
 
-def closer(session: Session, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+def closer(session: Session, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return pairs as they are, each with the text (or id) of the sampled pair that suits its first side."""
-    found, known = [], seen(session, [row[key] for row in rows] + [place(row) for row in rows])
+    key, found = "better_second", []
+    known = seen(session, [row[key] for row in rows] + [place(row) for row in rows])
     for row in rows:
         other = known[row[key]].get("text")
         found.append({**as_card(row), **known[place(row)],

@@ -10,6 +10,14 @@ import torch
 from diva_ray.report import words
 
 
+def planted_figures(written: Mapping[str, Any], by: str | None) -> dict[str, Any]:
+    """Return `planted` of a summary, with the column that knows (None: the built-in table's own); empty where none
+    does."""
+    if "planted" not in written:
+        return {}
+    return {"planted": {**planted(written["planted"], written["ranked"].joined()[0]), "by": by}}
+
+
 def planted(counts: torch.Tensor, ranked: torch.Tensor) -> dict[str, Any]:
     """Return what was found against the truth.
 

@@ -9,19 +9,20 @@ from typing import Any
 from torch import Tensor
 
 from diva_ray.config import ReweightConfig
-from diva_ray.core.reweight import TrialSums
+from diva_ray.core.reweight import TrialSums, least_base
 from diva_ray.engine.reduce import Partial, Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Inform, Sheet, Table, Tile
+from diva_ray.tasks.fit.folds import outcome
 from diva_ray.tasks.fit.trials import few_in_words
-from diva_ray.tasks.fit.walk import RIDGES, Arm
+from diva_ray.tasks.fit.walk import Arm
 from diva_ray.tasks.setup.alike import shared_in_words
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.chance import TONES, clear
 from diva_ray.tasks.told.measures import error_words
 from diva_ray.tasks.told.page import run_facts, shown, weight_histogram, weights_by_class
-from diva_ray.tasks.told.planted import planted, planted_in_words
+from diva_ray.tasks.told.planted import planted_figures, planted_in_words
 from diva_ray.tasks.told.summary import common_figures
 from diva_ray.tasks.told.summary_words import dependence_in_words
 from diva_ray.tasks.told.tried import as_given_ridge, at_ridge, best_by_steps, explained, trial_bars
@@ -80,7 +81,8 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
     sums, taken, weight = weighed.sums, weighed.taken, weighed.sums.weight
     stepped = bool(weighed.arms[taken].steps)
     plain = config.method == "paper"  # takes its steps whatever the folds say, under the ridge as it is
-    base = 0 if plain else int(sums.loss[: len(RIDGES)].argmin())  # what is to be beaten
+    base = 0 if plain else least_base(sums)  # what is to be beaten
+    before = base if stepped else 0
     gain, error = sums.gain[base], sums.gain_error[base]
     share = (sums.error / weight).tolist()
     zero, lowered, total, squares, raised = written["weights"].tolist()
@@ -93,26 +95,19 @@ def figures(session: Session, config: ReweightConfig, weighed: Weighed, written:
         }
         for k, arm in enumerate(weighed.arms)
     ]  # fmt: skip
-    known = {}
-    if "planted" in written:
-        known["planted"] = planted(written["planted"], written["ranked"].joined()[0])
-        known["planted"]["by"] = session.config.data.truth
     return {
         **common_figures(session, weighed.setup, weighed.ridge),
-        **known,
+        **planted_figures(written, session.config.data.truth),
         "ridge_uniform": weighed.ridge_before,
-        "ridge_compared": weighed.ridge_before * weighed.arms[base if stepped else 0].ridge,
+        "ridge_compared": weighed.ridge_before * weighed.arms[before].ridge,
         "method": config.method,
         "level": config.level,
         "class_dependence": weighed.class_dependence,
         "accepted": stepped,
         "chosen": weighed.arms[taken].name,
-        "error_uniform": share[base if stepped else 0],
-        "error_reweighted": share[taken],
-        "loss_uniform": trials[base if stepped else 0]["loss"],
+        "loss_uniform": trials[before]["loss"],
         "loss_reweighted": trials[taken]["loss"],
-        "gain": float(sums.gain[base if stepped else 0, taken]),
-        "gain_standard_error": float(sums.gain_error[base if stepped else 0, taken]),
+        **outcome(sums, taken, before),
         "folds": f"{weighed.folds} of {config.folds}",
         "n_judged": sums.rows,
         "n_lowered": int(lowered),

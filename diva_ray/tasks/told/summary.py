@@ -20,7 +20,7 @@ from diva_ray.tasks.setup.alike import alike_of
 from diva_ray.tasks.setup.forms import errors_in_words
 from diva_ray.tasks.setup.remarks import missing_of
 from diva_ray.tasks.setup.session import Session
-from diva_ray.tasks.told.planted import planted
+from diva_ray.tasks.told.planted import planted_figures
 
 RULES = {
     "error": "share of left-out predictions that are wrong; of several labels the ranking error, 1 - label ranking "
@@ -116,10 +116,7 @@ def summarise(
         summary["n_only_of_class"] = int(written["n_only_of_class"])
         summary["label_entropy"] = label_entropy(derived.tally["levels"])
         summary["information"] = summary["label_entropy"] + calibration.likelihood
-    if "planted" in written:
-        found = planted(written["planted"], written["ranked"].joined()[0])
-        summary["planted"] = {**found, "by": session.config.data.truth}  # None: the built-in table's own
-    return summary
+    return summary | planted_figures(written, session.config.data.truth)
 
 
 def errors_of(derived: Derived) -> str:

@@ -80,7 +80,6 @@ def figures(session: Session, config: TrainConfig, course: Course, trained: Trai
     per_seed = {arm: _per_seed(course, sums, arm) for arm in (*course.arms, *course.closed)}
     common = common_figures(session, trained.closed.setup, trained.closed.ridge)
     common["loss_function"] = losses.get(course.task, "squared")
-    common["validation"] = "separate table" if config.validation.given else "leave-one-out"
     adopted = trained.adopted
     summary = {
         **common,
