@@ -8,6 +8,8 @@ with one thread, 1.1 to 1.6 times with 10,000 turns, and with 300 as long or les
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SPIN = {"GOMP_SPINCOUNT": "300"}
 
@@ -22,6 +24,21 @@ def wait_briefly() -> None:
 def of_worker(threads: int) -> dict[str, str]:
     """Return the environment of a worker with so many threads."""
     return {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads), **SPIN}
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables that a library reads, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def blas_environment() -> dict[str, str]:

@@ -155,7 +155,7 @@ def _measure_set(
 ) -> None:
     for share in noise if one.given is None else (None,):  # human errors are what they are
         start = time.perf_counter()
-        with quieted("diva_ray", logging.WARNING):  # the steps of every single run; warnings stay
+        with quieted(logging.WARNING, "diva_ray"):  # the steps of every single run; warnings stay
             found = TASKS[report.task].measure(one, share or 0.0, seed)
         report.results.add(one.name, share, found)
         what = "human errors" if share is None else f"{share:.0%} planted"

@@ -175,6 +175,10 @@ class UnitEncoder:
         for rows in self.job.source.read(self.job.source, unit, self.columns, self.job.chunk):
             yield self._prepare(rows)
 
+    def encode_rows(self, rows: Rows) -> pa.Table:
+        """Return the output rows of some input rows, at once."""
+        return self._encoded(self._prepare(rows))
+
     def _prepare(self, rows: Rows) -> Prepared:
         """Decode a chunk."""
         bands, n = self.job.bands, rows.table.num_rows

@@ -104,7 +104,7 @@ def encode_on_ray(
     kept = context.enable_progress_bars, context.wait_for_min_actors_s
     context.enable_progress_bars, context.wait_for_min_actors_s = False, int(max(1, start_timeout))
     try:
-        with quieted("ray.data", logging.ERROR):
+        with quieted(logging.ERROR, "ray.data"):
             given = dict(zip(given, there(given.values()), strict=True))
             ref = ray.put((job, {unit.index: unit for unit in units}, given))
             rows = [{"unit": unit.index} for unit in units]

@@ -77,15 +77,17 @@ def _bar(label: str, rows: int) -> tqdm:
 
 
 @contextmanager
-def quieted(name: str, level: int) -> Iterator[None]:
-    """Let a logger tell nothing below a level."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(level)
+def quieted(level: int, *names: str) -> Iterator[None]:
+    """Let loggers tell nothing below a level."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for one, before in zip(loggers, levels, strict=True):
+            one.setLevel(before)
 
 
 def key_values(figures: dict[str, Any]) -> str:

@@ -23,8 +23,8 @@ from diva_ray.data.folder import Folder
 from diva_ray.data.regroup import POSITION, SAMPLES_BLOCK, restore_in_memory
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table
+from diva_ray.engine.cluster import fetch
 from diva_ray.engine.progress import quieted
-from diva_ray.errors import InputError
 
 GROUP = "__group__"  # 64-bit key of the group, the order of the copy
 ROWS = 8_192  # read at a time
@@ -50,7 +50,7 @@ def write_on_ray(dataset: Any, folder: Folder, name: str) -> None:
     if folder.local:  # fused with the write, so it runs where that does
         dataset = dataset.map_batches(folder.pass_on, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
     try:
-        with quieted("ray.data", logging.ERROR):
+        with quieted(logging.ERROR, "ray.data"):
             dataset.write_parquet(folder.location(name))
     except ray.exceptions.RayTaskError:
         folder.drop(name)
@@ -62,12 +62,7 @@ def _check_nodes(folder: Folder) -> None:
     """Raise where a node does not reach the folder."""
     check = ray.remote(Folder.check_reached)
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
-    try:
-        ray.get([check.options(num_cpus=0, scheduling_strategy=place).remote(folder) for place in there])
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None
-        raise
+    fetch([check.options(num_cpus=0, scheduling_strategy=place).remote(folder) for place in there])
 
 
 def _read_pieces(batch: pa.Table, table: Table, columns: Columns) -> Iterator[pa.Table]:
@@ -106,12 +101,7 @@ def restore_on_ray(folder: Folder) -> None:
         deal, gather = ray.remote(num_cpus=0, num_returns=parts)(_deal), ray.remote(num_cpus=0)(_gather)
         dealt = _few(deal.remote(folder, name, bounds) for name in names)
         written = _few(gather.remote(folder, k, *(refs[k] for refs in dealt)) for k in range(parts))
-    try:
-        ray.get(written)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None
-        raise
+    fetch(written)
 
 
 def _few(calls: Iterator[Any]) -> list[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import os
 import tempfile
 import threading
 import time
@@ -24,7 +23,9 @@ import ray
 import ray.exceptions
 
 from diva_ray.engine.connect import connect
+from diva_ray.engine.progress import quieted
 from diva_ray.errors import InputError
+from diva_ray.threads import environment
 
 Evaluate = Callable[[str, dict[str, Any], int], dict[str, Any]]
 # The run writes its own table, and Ctrl-C ends it instead of looking like the end of the search.
@@ -196,7 +197,7 @@ def _run(search: Search, desk: Any) -> Any:
     """Return what Tune reports of a search whose trials ask at a desk."""
     from ray import tune
 
-    with tempfile.TemporaryDirectory() as scratch, _environment(QUIET):
+    with tempfile.TemporaryDirectory() as scratch, environment(QUIET):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trial, desk=desk, folds=search.folds), ROOM),
             param_space={name: _domain(*one) for name, one in search.space.items()},
@@ -209,7 +210,7 @@ def _run(search: Search, desk: Any) -> Any:
                 name="trials", storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=8)
             ),
         )  # fmt: skip
-        with _silent(CHATTY):
+        with quieted(logging.CRITICAL, *CHATTY):
             return tuner.fit()
 
 
@@ -262,32 +263,3 @@ def check_search(method: str) -> None:
             "search: optuna must be installed, got no package of that name. Run `pip install diva_ray[optuna]`, or "
             "use search=random."
         )
-
-
-@contextmanager
-def _silent(names: tuple[str, ...]) -> Iterator[None]:
-    """Let loggers tell nothing below CRITICAL for a while."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set variables that Tune reads, for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

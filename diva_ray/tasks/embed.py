@@ -87,9 +87,7 @@ def run(
         prepared = prepare(config, source, found, folder, state)
         if config.plan:
             with threads(prepared.job.threads):  # as workers have
-                return make_plan(
-                    config, prepared.job, prepared.built, prepared.kind, prepared.why, prepared.workers, prepared.gpus
-                )
+                return make_plan(config, prepared)
         seconds = {"open": opened - clock, "load": time.perf_counter() - opened}
         if not quiet:
             for line in prepared.lines():

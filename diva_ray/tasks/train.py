@@ -15,7 +15,7 @@ import pyarrow as pa
 from diva_ray.config import FitConfig, ReweightConfig, TrainConfig
 from diva_ray.data.folder import Folder
 from diva_ray.data.given import FLAGS, Given
-from diva_ray.data.sources import open_data
+from diva_ray.data.sources import is_ray_dataset, open_data
 from diva_ray.data.table import Table
 from diva_ray.engine.course import Course
 from diva_ray.engine.progress import Progress
@@ -100,7 +100,7 @@ def run(
     data, test, folder = open_both(config, data, test_rows)
     given = look_ahead(config, data, loss, test)
     folder = folder or open_folder(config)
-    if type(data).__module__.startswith("ray.data") and not config.plan:
+    if is_ray_dataset(data) and not config.plan:
         # Read once, for the weights and for training: its order may be another each time.
         config.data.path = data = from_dataset(data, folder, "table", plan=False)
         given = look_ahead(config, open_data(data, None, 0.0, config.seed), loss, test)
@@ -163,7 +163,7 @@ def choose_module(config: TrainConfig, given: Callable | None) -> Callable[..., 
 
 def look_ahead(config: TrainConfig, data: Any, loss: Callable | None, test: Table) -> Given | None:
     """Return the weights' run; raise for what footers, labels and the first ids tell, before anything is started."""
-    distant = type(config.validation.rows).__module__.startswith("ray.data")
+    distant = is_ray_dataset(config.validation.rows)
     if distant or not isinstance(data, Table):  # a Ray Dataset tells nothing before it is read
         return open_given(config)
     opened = open_tables(config, data, loss, test)

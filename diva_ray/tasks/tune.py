@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diva_ray.config import TuneConfig
+from diva_ray.data.sources import is_ray_dataset
 from diva_ray.data.table import Table
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import InputError
@@ -32,7 +33,7 @@ from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import look_beside
 from diva_ray.tasks.setup.space import MOST_TRIALS, Space, parse_space
 from diva_ray.tasks.setup.weights import check_classes, check_scanned_classes
-from diva_ray.tasks.setup.with_test import open_both
+from diva_ray.tasks.setup.with_test import is_digits, open_both
 from diva_ray.tasks.told.tuned import best_options, best_yaml, figures, sheet_of, told
 
 log = logging.getLogger("diva_ray")
@@ -110,9 +111,8 @@ def run(
     """Return the result of a tuning run as its config says (`jobs/tune.py`); see `tune`."""
     check_options(config)
     space = check(config)
-    builtin = data is None and config.data.path is None and config.data.builtin == "digits"
     test, folder = test_rows, None
-    if config.test.path or test_rows is not None or builtin:
+    if config.test.path or test_rows is not None or is_digits(config, data):
         data, test, folder = open_both(config, data, test_rows)
     look_ahead(config, data, loss, test, space)
     with begin(config, data, loss, quiet=quiet, pool=test, folder=folder) as session:
@@ -142,9 +142,7 @@ def check(config: TuneConfig) -> Space:
 
 def look_ahead(config: TuneConfig, data: Any, loss: Callable | None, test: Any, space: Space) -> None:
     """Raise for what footers and labels tell, before anything is started."""
-    if any(
-        type(d).__module__.startswith("ray.data") for d in (data, config.validation.rows)
-    ):  # tells nothing before it is read
+    if any(is_ray_dataset(d) for d in (data, config.validation.rows)):  # tells nothing before it is read
         return
     opened = open_tables(config, data, loss, test)
     check_values(config, opened.task, space)

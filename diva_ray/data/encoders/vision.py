@@ -18,17 +18,20 @@ from torch import nn
 from diva_ray.data.encoders.encoder import Encoder, check_weights_file, is_file, load_weights, need
 from diva_ray.data.encoders.network import form_of, last_linear, picture_encoder, scale_of
 from diva_ray.errors import InputError, one_line
+from diva_ray.threads import environment
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 RESIZED = {"squash": "squash", "longest": "pad"}  # open_clip's words for ours
+# Weights files are pickles and could run code: whatever a library asks for, torch loads tensors only.
+TENSORS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
 LITE_SIZES = {"0": 224, "1": 240, "2": 260, "3": 280, "4": 300}
 
 
 def from_hub(config: Any, load: Any) -> Any:
     """Return what a library loads; one line if its hub does not answer or does not know the name."""
     try:
-        with without_bars(), no_code():
+        with without_bars(), environment(TENSORS_ONLY):
             return load()
     except (
         pickle.UnpicklingError,
@@ -44,20 +47,6 @@ def from_hub(config: Any, load: Any) -> Any:
             f"encoder.model: {config.model} with weights={config.weights} must load by {config.kind}, got "
             f"{type(error).__name__} ({one_line(error)}). Change `encoder.model`, or give a local file or folder."
         ) from error
-
-
-@contextmanager
-def no_code() -> Iterator[None]:
-    """Let torch load tensors only, whatever a library asks for: weights files are pickles and could run code."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 @contextmanager

@@ -83,13 +83,28 @@ def course_of(
         spread = variance**0.5 if variance > 1e-24 * size else 1.0
     known = session.columns
     return Course(
-        session.original or session.tables[0], session.tables[-1],
-        Columns(known.features, known.label, weight=known.weight, offset=known.offset), given, session.folder,
-        session.task, replace(setup.scale, intercept=False), setup.classes, setup.outputs, mean, spread, arms,
-        tuple(range(config.seed, config.seed + config.seeds)), build, config.epochs, config.batch_size,
-        rate, config.momentum, config.weight_decay, config.window,
-        config.cluster.threads or (torch.get_num_threads() if session.plan.kind == "inline" else 1),
-    )  # fmt: skip
+        table=session.original or session.tables[0],
+        test=session.tables[-1],
+        columns=Columns(known.features, known.label, weight=known.weight, offset=known.offset),
+        given=given,
+        folder=session.folder,
+        task=session.task,
+        scale=replace(setup.scale, intercept=False),
+        classes=setup.classes,
+        outputs=setup.outputs,
+        target_mean=mean,
+        target_scale=spread,
+        arms=arms,
+        seeds=tuple(range(config.seed, config.seed + config.seeds)),
+        build=build,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        window=config.window,
+        threads=config.cluster.threads or (torch.get_num_threads() if session.plan.kind == "inline" else 1),
+    )
 
 
 def workers_of(session: Session, course: Course) -> int:

@@ -17,10 +17,10 @@ from diva_ray.engine.kernels.scan import Scan, merge_values
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
-from diva_ray.report.words import counted
 from diva_ray.tasks.fit.derive import with_errors
 from diva_ray.tasks.fit.dual import double_if_few
 from diva_ray.tasks.setup.checks import check_ids, reach_takes_double
+from diva_ray.tasks.setup.column_checks import check_known_classes
 from diva_ray.tasks.setup.remarks import tell_missing
 from diva_ray.tasks.setup.session import Session, look_beside
 
@@ -92,15 +92,10 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     if core.labels is not None and found.labels is not None:
         classes = merge_values(core.labels, found.labels)
         assert classes is not None
+        if config.pool.new_classes == "error":
+            cure = "Fix the pool, or set `pool.new_classes=allow`."
+            check_known_classes("pool", core.labels, found.labels, cure)
         if len(classes) > len(core.labels):
-            known = set(core.labels.to_pylist())
-            new = [label for label in classes.to_pylist() if label not in known]
-            if config.pool.new_classes == "error":
-                raise InputError(
-                    f"pool: labels must be among the table's {len(known)} classes, got "
-                    f"{counted(len(new), 'new one', 'new ones')}, such as {new[0]!r}. Fix the pool, or set "
-                    "`pool.new_classes=allow`."
-                )
             setup = replace(setup, classes=classes, outputs=len(classes))
     check_ids(runner, session.columns, pool=True)
     if session.columns.group and runner.engine.shared("group_keys") is not None:

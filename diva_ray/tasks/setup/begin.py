@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from diva_ray.config import FitConfig, ScoreConfig, TrainConfig, TuneConfig, ValidationConfig
 from diva_ray.data.folder import Folder
 from diva_ray.data.lock import check_free, is_kept, keep_others_out, let_others_in
+from diva_ray.data.sources import is_ray_dataset
 from diva_ray.data.store import OURS, TOKEN, place_of
 from diva_ray.data.table import Table
 from diva_ray.errors import InputError, first_line
@@ -68,12 +69,12 @@ def begin(
     started = now()
     check_options(config)
     folder = folder or open_folder(config)
-    if type(data).__module__.startswith("ray.data"):
+    if is_ray_dataset(data):
         data = from_dataset(data, folder, "table", plan=config.plan)
         config.data.path = None if config.plan else data
-    if type(pool).__module__.startswith("ray.data"):
+    if is_ray_dataset(pool):
         pool = from_dataset(pool, folder, "pool", plan=config.plan)
-    if type(config.validation.rows).__module__.startswith("ray.data"):
+    if is_ray_dataset(config.validation.rows):
         rows = from_dataset(config.validation.rows, folder, "validation", plan=config.plan)
         config = replace(config, validation=ValidationConfig())  # the caller's own stays as it is
         config.validation.rows = rows

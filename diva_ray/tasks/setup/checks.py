@@ -16,7 +16,7 @@ from diva_ray.engine.kernels.scan import CONSTANT, Scan
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError
-from diva_ray.report.words import counted
+from diva_ray.tasks.setup.column_checks import check_known_classes
 from diva_ray.tasks.setup.runner import Runner
 
 if TYPE_CHECKING:
@@ -111,14 +111,8 @@ def check_labels(columns: Columns, setup: Setup, found: Scan) -> None:
         check_spread(columns, found.target)
         check_variety(columns, found.reach, setup.outputs)
     if found.labels is not None and found.validation_labels is not None:
-        known = set(found.labels.to_pylist())
-        new = [label for label in found.validation_labels.to_pylist() if label not in known]
-        if new:
-            raise InputError(
-                f"validation.path: labels must be among the table's {len(known)} classes, got "
-                f"{counted(len(new), 'new one', 'new ones')}, such as {new[0]!r}. Fix the validation table "
-                "or `validation.path`."
-            )
+        cure = "Fix the validation table or `validation.path`."
+        check_known_classes("validation.path", found.labels, found.validation_labels, cure)
 
 
 def check_columns_vary(found: Scan) -> None:

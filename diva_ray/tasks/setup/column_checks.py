@@ -15,6 +15,7 @@ from diva_ray.data.columns import element_type, is_list, is_number, storage_type
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, family
 from diva_ray.errors import InputError
+from diva_ray.report.words import counted
 from diva_ray.tasks.setup.space import features_of
 
 
@@ -113,6 +114,17 @@ def check_names_of_bands(config: FitConfig, columns: Columns, task: str) -> None
         raise InputError(
             f"data.features: a search must name its columns one by one, got {', '.join(features_of(config))}, which is "
             f"{', '.join(columns.features[:20])}. List them in `data.features`."
+        )
+
+
+def check_known_classes(option: str, known: pa.Array, found: pa.Array, cure: str, where: str = "") -> None:
+    """Raise for classes of another table that the table does not have; `where` is the place of them."""
+    names = set(known.to_pylist())
+    new = [label for label in found.to_pylist() if label not in names and label is not None]
+    if new:
+        raise InputError(
+            f"{option}: labels must be among the table's {len(names)} classes, got "
+            f"{counted(len(new), 'new one', 'new ones')}, such as {new[0]!r}{where}. {cure}"
         )
 
 

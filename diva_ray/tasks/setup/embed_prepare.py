@@ -88,9 +88,20 @@ def prepare(config: EmbedConfig, source: Source, found: list, folder: Folder, st
     if config.data.root and kind == "inline" and "://" not in root and not os.path.isdir(root):
         raise InputError(f"data.root: a folder or URI must be there, got nothing at {root}. Change `data.root`.")
     job = Job(
-        source, built.bands, kept, schema, folder, picture, config.thumbnail, root, config.most_pixels, config.device,
-        config.precision, threads, str(now["run"]),
-    )  # fmt: skip
+        source=source,
+        bands=built.bands,
+        kept=kept,
+        schema=schema,
+        folder=folder,
+        picture=picture,
+        thumbnail=config.thumbnail,
+        root=root,
+        most_pixels=config.most_pixels,
+        device=config.device,
+        precision=config.precision,
+        threads=threads,
+        mark=str(now["run"]),
+    )
     reused = _finished(job) if config.resume and not config.plan else {}
     timeouts = {"start_timeout": config.cluster.start_timeout, "unit_timeout": config.cluster.pass_timeout}
     return Prepared(job, built, kind, why, workers, gpus, timeouts, config.most_failed, now, reused)

@@ -147,9 +147,23 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     return planning.Plan(
-        table.name, rows, p - int(config.intercept), outputs, kind, why, workers, threads, len(extents), sizes,
-        Keeping(gpus=config.cluster.gpus_per_worker), None, passes_of(config), seconds, alone, notes,
-    )  # fmt: skip
+        table=table.name,
+        rows=rows,
+        features=p - int(config.intercept),
+        outputs=outputs,
+        kind=kind,
+        why=why,
+        workers=workers,
+        threads=threads,
+        shards=len(extents),
+        sizes=sizes,
+        keeping=Keeping(gpus=config.cluster.gpus_per_worker),
+        budget=None,
+        passes=passes_of(config),
+        seconds=seconds,
+        alone=alone,
+        notes=notes,
+    )
 
 
 def _spanned(config: FitConfig, widths: list[int], rows: int) -> list[int]:
@@ -253,11 +267,15 @@ class Opened:
     roles: list[str]  # of every table: train, held_out, pool, test
 
 
+def open_own(config: FitConfig, data: Any) -> Table:
+    """Return the table of a run: the rows given, or what `data.path` or `data.builtin` names."""
+    given = data if data is not None else config.data.path
+    return open_data(given, config.data.builtin, config.data.noise, config.seed)
+
+
 def open_tables(config: FitConfig, data: Any, loss: Callable | None, pool: Any = None) -> Opened:
     """Return the tables of a run with their columns; only footers are read."""
-    table = open_data(
-        data if data is not None else config.data.path, config.data.builtin, config.data.noise, config.seed
-    )
+    table = open_own(config, data)
     own, pairs = data is not None or config.data.path is not None, config.task == "pairs"
     columns, show = find_columns(table.schema, config.data, builtin=not own, labelled=not pairs, partly=table.partly)
     task = "pairs" if pairs else task_of(table.schema, config.data.label, config.task)

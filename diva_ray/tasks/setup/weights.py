@@ -15,7 +15,7 @@ from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table, open_parquet
 from diva_ray.data.targets import label_values
 from diva_ray.errors import InputError
-from diva_ray.report.words import counted
+from diva_ray.tasks.setup.column_checks import check_known_classes
 
 log = logging.getLogger("diva_ray")
 
@@ -95,16 +95,9 @@ def check_classes(table: Table, test: Table, label: str) -> None:
 
 def check_scanned_classes(known: pa.Array | None, found: pa.Array | None, test: Table) -> None:
     """Raise if there are new classes among those that were found in the test rows; None of both for numbers."""
-    if known is None or found is None:
-        return
-    names = set(known.to_pylist())
-    new = [value for value in found.to_pylist() if value not in names and value is not None]
-    if new:
-        raise InputError(
-            f"test.path: labels must be among the table's {len(known)} classes, got "
-            f"{counted(len(new), 'new one', 'new ones')}, such as {new[0]!r} at {test.name}. Fix the test "
-            "table or `test.path`."
-        )
+    if known is not None and found is not None:
+        cure = "Fix the test table or `test.path`."
+        check_known_classes("test.path", known, found, cure, f" at {test.name}")
 
 
 def _classes(table: Table, label: str) -> pa.Array:

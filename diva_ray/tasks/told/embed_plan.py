@@ -9,6 +9,7 @@ from diva_ray.config import EmbedConfig
 from diva_ray.engine.batch_size import sample_bytes
 from diva_ray.engine.embedding import AHEAD, Job, UnitEncoder
 from diva_ray.report import words
+from diva_ray.tasks.setup.embed_prepare import Prepared
 from diva_ray.tasks.setup.embed_setup import IMAGE, Built
 
 TRIED = 64  # samples
@@ -59,10 +60,11 @@ class EmbedPlan:
         ]
 
 
-def make_plan(config: EmbedConfig, job: Job, built: Built, kind: str, why: str, workers: int, gpus: float) -> EmbedPlan:
+def make_plan(config: EmbedConfig, prepared: Prepared) -> EmbedPlan:
     """Return the plan; the first samples of the first unit are read, decoded and encoded, and thrown away."""
+    job, built = prepared.job, prepared.built
     rows = job.source.about()
-    rate = None if gpus else _rate(job, built)
+    rate = None if prepared.gpus else _rate(job, built)
     width = {"float16": 2, "float32": 4}[config.dtype]
     weights = sum(4 * encoder.parameters + 8 * encoder.gradient for encoder in built.encoders)  # and the sketch
     batches = sum(band.batch * sample_bytes(encoder) for band, encoder in zip(built.bands, built.encoders, strict=True))
@@ -80,11 +82,23 @@ def make_plan(config: EmbedConfig, job: Job, built: Built, kind: str, why: str, 
     if not job.source.rows:
         notes.append("the number of rows is known only after reading: estimated from the first ones")
     return EmbedPlan(
-        f"{job.source.name} ({job.source.kind})", len(job.source.units), rows, job.source.rows is not None,
-        job.source.bytes, bands, kind, why, workers, job.threads, gpus, weights + batches + chunks,
-        rows * width * sum(band.width for band in built.bands), rate,
-        None if rate is None else rows / (rate * workers), notes,
-    )  # fmt: skip
+        raw=f"{job.source.name} ({job.source.kind})",
+        units=len(job.source.units),
+        rows=rows,
+        rows_known=job.source.rows is not None,
+        bytes=job.source.bytes,
+        bands=bands,
+        kind=prepared.kind,
+        why=prepared.why,
+        workers=prepared.workers,
+        threads=job.threads,
+        gpus=prepared.gpus,
+        worker_bytes=weights + batches + chunks,
+        output_bytes=rows * width * sum(band.width for band in built.bands),
+        rate=rate,
+        seconds=None if rate is None else rows / (rate * prepared.workers),
+        notes=notes,
+    )
 
 
 def _rate(job: Job, built: Built) -> float | None:
@@ -94,9 +108,9 @@ def _rate(job: Job, built: Built) -> float | None:
         for unit in job.source.units:
             for rows in job.source.read(job.source, unit, encoder.columns, min(TRIED, job.chunk)):
                 if rows.table.num_rows:
-                    encoder._encoded(encoder._prepare(rows))  # the first call of a network is slow
+                    encoder.encode_rows(rows)  # the first call of a network is slow
                     start = time.perf_counter()
-                    encoder._encoded(encoder._prepare(rows))
+                    encoder.encode_rows(rows)
                     return rows.table.num_rows / (time.perf_counter() - start)
     finally:
         encoder.close()
