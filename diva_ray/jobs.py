@@ -26,7 +26,7 @@ UNPACKED = "/runtime_resources/working_dir_files/"  # where Ray puts `--working-
 INTERRUPTED, TERMINATED = 130, 143  # the exit codes of what Ctrl-C and SIGTERM ended, as shells know them
 
 
-class Told(logging.StreamHandler):
+class ConsoleHandler(logging.StreamHandler):
     """Says how a run goes on standard output, and warnings and mistakes on standard error."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -64,7 +64,7 @@ def _compose(task: str) -> None:
     hear_term()
     _use_every_instruction()
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # one line is told; Ray would add a second worker's trace
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Told()])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     register()
     sys.argv[1:] = words = [quoted(word) for word in sys.argv[1:]]
     if {"--help", "-h"} & set(words):

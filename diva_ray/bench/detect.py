@@ -9,6 +9,7 @@ import pyarrow as pa
 
 import diva_ray
 from diva_ray.bench import baselines, peers
+from diva_ray.bench.peers import auc, f1
 from diva_ray.bench.sets import RealSet
 from diva_ray.bench.speed import Figure, Sizes
 from diva_ray.bench.tables import Results, Table
@@ -49,18 +50,18 @@ def measure(one: RealSet, noise: float, seed: int) -> dict[str, float]:
     held = one.held_out(0.2, seed)
     shapley = baselines.knn_shapley(X[~held], given[~held], X[held], one.truth[held])
     return {
-        "AUC label_score": _auc(wrong, -rows["label_score"]),
-        "AUC z": _auc(wrong, rows["z"]),
-        "AUC derivative": _auc(wrong, rows["derivative"]),
-        "AUC cleanlab": _auc(wrong, -quality),
-        "AUC Data-OOB": _auc(wrong, -bagged),
-        "AUC KNN-Shapley": _auc(wrong[~held], -shapley),
-        "F1 is_label_issue": _f1(wrong, flags["is_label_issue"]),
-        "F1 is_detrimental": _f1(wrong, flags["is_detrimental"]),
-        "F1 derivative > 0": _f1(wrong, rows["derivative"] > 0),
-        "F1 cleanlab": _f1(wrong, issues),
-        "F1 Data-OOB": _f1(wrong, baselines.lower_cluster(bagged)),
-        "F1 KNN-Shapley": _f1(wrong[~held], baselines.lower_cluster(shapley)),
+        "AUC label_score": auc(wrong, -rows["label_score"]),
+        "AUC z": auc(wrong, rows["z"]),
+        "AUC derivative": auc(wrong, rows["derivative"]),
+        "AUC cleanlab": auc(wrong, -quality),
+        "AUC Data-OOB": auc(wrong, -bagged),
+        "AUC KNN-Shapley": auc(wrong[~held], -shapley),
+        "F1 is_label_issue": f1(wrong, flags["is_label_issue"]),
+        "F1 is_detrimental": f1(wrong, flags["is_detrimental"]),
+        "F1 derivative > 0": f1(wrong, rows["derivative"] > 0),
+        "F1 cleanlab": f1(wrong, issues),
+        "F1 Data-OOB": f1(wrong, baselines.lower_cluster(bagged)),
+        "F1 KNN-Shapley": f1(wrong[~held], baselines.lower_cluster(shapley)),
     }
 
 
@@ -70,16 +71,6 @@ def tables(results: Results) -> list[Table]:
         results.table("Wrong labels found: AUC", AUC, 3, max),
         results.table("Wrong labels found: F1, each method by its own cut", F1, 3, max, NOTE),
     ]
-
-
-def _auc(wrong: np.ndarray, suspicion: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(wrong, suspicion))
-
-
-def _f1(wrong: np.ndarray, found: np.ndarray) -> float:
-    return 2 * float((wrong & found).sum()) / max(float(wrong.sum() + found.sum()), 1.0)
 
 
 def digits(s: Sizes) -> Iterator[Figure]:

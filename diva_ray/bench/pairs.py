@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import diva_ray
+from diva_ray.bench.peers import auc, f1
 from diva_ray.bench.tables import Results, Table, told
 from diva_ray.data.columns import to_matrix
 from diva_ray.tasks.setup.result import Result
@@ -95,14 +96,14 @@ def measure(one: PairSet, noise: float, seed: int) -> dict[str, float]:
     }  # fmt: skip
     if one.first.shape[1] == one.second.shape[1]:
         scores["cosine"] = _cosine(one.first, data["text"])
-    found = {f"AUC {name}": _auc(wrong, -score) for name, score in scores.items()}
+    found = {f"AUC {name}": auc(wrong, -score) for name, score in scores.items()}
     for name in {"cosine", "forward"} & set(scores):
-        found[f"F1 {name}"] = _f1(wrong, scores[name] <= np.sort(scores[name])[wrong.sum() - 1])
+        found[f"F1 {name}"] = f1(wrong, scores[name] <= np.sort(scores[name])[wrong.sum() - 1])
     issue, summary = rows["is_label_issue"], result.summary
     return {
         **found,
-        "F1 is_label_issue": _f1(wrong, issue),
-        "F1 is_detrimental": _f1(wrong, rows["is_detrimental"]),
+        "F1 is_label_issue": f1(wrong, issue),
+        "F1 is_detrimental": f1(wrong, rows["is_detrimental"]),
         "precision": float((wrong & issue).sum() / max(issue.sum(), 1)),
         "expected precision": summary["label_issue_precision"] or 0.0,
         "recall": float((wrong & issue).sum() / wrong.sum()),
@@ -121,16 +122,6 @@ def _residual(result: Result, second: np.ndarray) -> np.ndarray:
 def _cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     return (first * second).sum(1) / np.maximum(lengths, 1e-30)
-
-
-def _auc(wrong: np.ndarray, suspicion: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(wrong, suspicion))
-
-
-def _f1(wrong: np.ndarray, found: np.ndarray) -> float:
-    return 2 * float((wrong & found).sum()) / max(float(wrong.sum() + found.sum()), 1.0)
 
 
 def tables(results: Results) -> list[Table]:

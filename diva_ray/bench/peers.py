@@ -237,3 +237,15 @@ def conditioned(n: int, p: int, condition: float) -> np.ndarray:
 def largest_error(found: Tensor, true: Tensor) -> float:
     """Return the largest difference relative to the largest entry."""
     return float((found.double() - true.double()).abs().max() / true.double().abs().max())
+
+
+def auc(wrong: np.ndarray, suspicion: np.ndarray) -> float:
+    """Return how often a wrong row is more suspect than a right one."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(wrong, suspicion))
+
+
+def f1(wrong: np.ndarray, found: np.ndarray) -> float:
+    """Return the harmonic mean of precision and recall."""
+    return 2 * float((wrong & found).sum()) / max(float(wrong.sum() + found.sum()), 1.0)

@@ -166,8 +166,8 @@ class RealSet:
         return float(ridges[int(weighted_sums(values, torch.ones(len(validating)))[0].argmin())])
 
     def tuned_error(self, y: np.ndarray, weight: np.ndarray) -> float:
-        """Return the test error of a weighted fit with its own tuned ridge, in percent; rows of weight 0 are not
-        heard."""
+        """Return the test error of a weighted fit with its own tuned ridge, in percent; rows of weight 0 do
+        not validate."""
         sums = self.fit_sums(y, weight)
         return self.test_error(sums, self.tuned_ridge(sums, y, weight, np.flatnonzero(weight > 0)))
 

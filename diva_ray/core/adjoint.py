@@ -13,7 +13,7 @@ from diva_ray.core.folding import Folding
 from diva_ray.core.leave_out import Large, LeftOut, Small
 from diva_ray.core.products import GramSum, add_upper_, copy_double, multiply, row_dot, symmetric
 from diva_ray.core.ridge import Solution
-from diva_ray.core.second_order import Moments, SecondOrder
+from diva_ray.core.second_order import BendSums, SecondOrder
 
 
 def group_weights(
@@ -58,7 +58,7 @@ class AdjointAccumulator:
         self.M = torch.zeros(c + vectors * columns, p, dtype=torch.float64, device=device)
         self.inputs, self.dtype = inputs, dtype if inputs == "full" else torch.float32
         self.S = GramSum(p, self.dtype, device, inputs)
-        self.moments = Moments.zero(vectors, device) if vectors else None
+        self.moments = BendSums.zero(vectors, device) if vectors else None
 
     def add(
         self,
@@ -72,7 +72,7 @@ class AdjointAccumulator:
         """Add a block of whole groups; rows of one group share their signs. `second` is needed with sign vectors."""
         weight, blocks = group_weights(left, alpha, t)
         if self.moments is not None and second is not None:
-            self.moments = self.moments + Moments.of(second, alpha, signs)
+            self.moments = self.moments + BendSums.of(second, alpha, signs)
         U, t, weight, signs = (x.to(self.dtype) for x in (U, t, weight, signs))
         self.M += multiply(_side_by_side(t, signs, self.folding).T, U, self.inputs)
         self._add_gram(U, weight)
@@ -96,7 +96,7 @@ class AdjointSums:
 
     M: Tensor
     S: Tensor
-    moments: Moments | None = None
+    moments: BendSums | None = None
 
     def __add__(self, other: AdjointSums) -> AdjointSums:
         return AdjointSums(self.M + other.M, add_upper_(copy_double(self.S), other.S), self._moments(other))
@@ -106,7 +106,7 @@ class AdjointSums:
         add_upper_(self.S, other.S)
         return AdjointSums(self.M, self.S, self._moments(other))
 
-    def _moments(self, other: AdjointSums) -> Moments | None:
+    def _moments(self, other: AdjointSums) -> BendSums | None:
         return None if self.moments is None or other.moments is None else self.moments + other.moments
 
 
@@ -122,7 +122,7 @@ class Adjoint:
     P: Tensor
     T: Tensor
     inputs: str = "full"
-    moments: Moments | None = None
+    moments: BendSums | None = None
 
     def to(self, dtype: torch.dtype) -> Adjoint:
         """Return the same matrices in another dtype; those of whitened rows always in float32."""

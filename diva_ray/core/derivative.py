@@ -13,7 +13,7 @@ from diva_ray.core.folding import Folding
 from diva_ray.core.hashing import splitmix
 from diva_ray.core.leave_out import LeftOut, own_moves, rows_by_group_size
 from diva_ray.core.products import multiply, multiply_triangular_, row_dot, spare
-from diva_ray.core.second_order import Moments
+from diva_ray.core.second_order import BendSums
 
 ROUNDING = 32  # units in the last place of the terms of a derivative that are no digit of it
 
@@ -93,7 +93,7 @@ def derivative(
     return d, draws.add_(own.reach[:, None] * (means - signs * bend[:, None]))
 
 
-def drawn_variance(reach: Float[Tensor, " n"], moments: Moments) -> Float[Tensor, " n"]:
+def drawn_variance(reach: Float[Tensor, " n"], moments: BendSums) -> Float[Tensor, " n"]:
     """Return what the variance of the second order adds to the mean square of every row's draws, float64.
 
     That sum estimates the squared standard error: E[draw^2] = sum_G C_jG^2 (Hutchinson 1989) to first order and in the

@@ -55,7 +55,7 @@ def second_order(left: LeftOut, alpha: Float[Tensor, " n"], t: Float[Tensor, "n 
 
 
 @dataclass(frozen=True)
-class Moments:
+class BendSums:
     """Sums over rows of alpha R_jj (`reach`), over groups of tr((B_G R_G)^2) (`square`), and under every sign vector of
     tr(B_G R_G) (`bends`, (vectors,)); float64. `+` merges."""
 
@@ -64,22 +64,22 @@ class Moments:
     bends: Tensor
 
     @staticmethod
-    def of(rows: SecondOrder, alpha: Float[Tensor, " n"], signs: Float[Tensor, "n vectors"]) -> Moments:
+    def of(rows: SecondOrder, alpha: Float[Tensor, " n"], signs: Float[Tensor, "n vectors"]) -> BendSums:
         """Return the sums of a block of whole groups."""
-        return Moments(
+        return BendSums(
             (alpha * rows.reach).sum(dtype=torch.float64),
             rows.square_share.sum(dtype=torch.float64),
             (rows.bend_share[:, None] * signs).sum(0, dtype=torch.float64),
         )
 
     @staticmethod
-    def zero(vectors: int, device: torch.device | str = "cpu") -> Moments:
+    def zero(vectors: int, device: torch.device | str = "cpu") -> BendSums:
         """Return the sums of no rows."""
         none = torch.zeros((), dtype=torch.float64, device=device)
-        return Moments(none, none, torch.zeros(vectors, dtype=torch.float64, device=device))
+        return BendSums(none, none, torch.zeros(vectors, dtype=torch.float64, device=device))
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.reach + other.reach, self.square + other.square, self.bends + other.bends)
+    def __add__(self, other: BendSums) -> BendSums:
+        return BendSums(self.reach + other.reach, self.square + other.square, self.bends + other.bends)
 
     def means(self) -> Float[Tensor, " vectors"]:
         """Return what the second order adds to a draw of a row, over its reach; its own group not yet left out."""

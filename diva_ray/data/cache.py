@@ -104,7 +104,7 @@ class Cache:
                 raise OSError(errno.EIO, f"the cache ends before byte {offset + len(raw)}", self.folder)
             raw, offset = raw[done:], offset + done
         if slot.kind == "arrow":
-            return pa.ipc.open_stream(pa.py_buffer(values)).read_next_batch().column(0)
+            return from_ipc(values)
         return torch.from_numpy(values) if slot.kind == "torch" else values
 
 
@@ -112,11 +112,21 @@ def _as_numpy(array: Any) -> tuple[str, np.ndarray]:
     if isinstance(array, torch.Tensor):
         return "torch", array.numpy()
     if isinstance(array, pa.Array):
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, pa.schema([pa.field("_", array.type)])) as writer:
-            writer.write_batch(pa.record_batch([array], ["_"]))
-        return "arrow", np.frombuffer(sink.getvalue(), np.uint8)
+        return "arrow", to_ipc(array)
     return "numpy", array
+
+
+def to_ipc(array: pa.Array) -> np.ndarray:
+    """Return an array as the bytes of an Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, pa.schema([pa.field("_", array.type)])) as writer:
+        writer.write_batch(pa.record_batch([array], ["_"]))
+    return np.frombuffer(sink.getvalue(), np.uint8)
+
+
+def from_ipc(values: np.ndarray) -> pa.Array:
+    """Return the array of an Arrow IPC stream, on the same memory."""
+    return pa.ipc.open_stream(pa.py_buffer(values)).read_next_batch().column(0)
 
 
 def mapped(value: Any, leaf: Any, change: Any) -> Any:

@@ -72,7 +72,7 @@ class Course:
         """Every arm under every seed, in the order in which they are trained."""
         return [(arm, seed) for seed in self.seeds for arm in self.arms]
 
-    def read(self, table: Table, reader: Reader, start: int, stop: int) -> Rows:
+    def read(self, table: Table, reader: Reader, start: int, stop: int) -> TrainRows:
         """Return rows [start, stop) as the model sees them."""
         test = table is self.test
         shard = read_shard(table, reader, self.columns, Extent(0, start, stop, held_out=test))
@@ -83,13 +83,13 @@ class Course:
         else:
             Y = number_targets(shard.label, self.columns.label, shard.where)
             rest = Y if shard.offset is None else Y - shard.offset  # all that is fitted, while it has all its digits
-            return Rows(Z, ((rest - self.target_mean) / self.target_scale).float(), None, shard.weight)
+            return TrainRows(Z, ((rest - self.target_mean) / self.target_scale).float(), None, shard.weight)
         offset = None if shard.offset is None else shard.offset.float()
-        return Rows(Z, Y, offset, shard.weight)
+        return TrainRows(Z, Y, offset, shard.weight)
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainRows:
     """Rows side by side: features (n, p), targets, offsets (of classes: of numbers they are taken off), weights."""
 
     Z: Tensor
@@ -97,28 +97,28 @@ class Rows:
     offset: Tensor | None
     weight: Tensor
 
-    def at(self, index: Tensor) -> Rows:
+    def at(self, index: Tensor) -> TrainRows:
         """Return some rows."""
         offset = None if self.offset is None else self.offset[index]
-        return Rows(self.Z[index], self.Y[index], offset, self.weight[index])
+        return TrainRows(self.Z[index], self.Y[index], offset, self.weight[index])
 
 
-def joined(parts: list[Rows]) -> Rows:
+def joined(parts: list[TrainRows]) -> TrainRows:
     """Return rows below one another."""
     if len(parts) == 1:
         return parts[0]
     offsets = [part.offset for part in parts if part.offset is not None]
     Z, Y, weight = (torch.cat([getattr(part, name) for part in parts]) for name in ("Z", "Y", "weight"))
-    return Rows(Z, Y, torch.cat(offsets) if offsets else None, weight)
+    return TrainRows(Z, Y, torch.cat(offsets) if offsets else None, weight)
 
 
-def gathered(parts: Iterable[Rows], n: int) -> Rows:
+def gathered(parts: Iterable[TrainRows], n: int) -> TrainRows:
     """Return n rows below one another; each part is let go before the next is read."""
     whole, at = None, 0
     for part in parts:
         if whole is None:
             room = [None if x is None else x.new_empty(n, *x.shape[1:]) for x in vars(part).values()]
-            whole = Rows(*cast("list[Tensor]", room))
+            whole = TrainRows(*cast("list[Tensor]", room))
         for into, x in zip(vars(whole).values(), vars(part).values(), strict=True):
             if x is not None:
                 into[at : at + len(x)] = x
@@ -147,7 +147,7 @@ class Share:
         self.start, self.stop = n * rank // world, n * (rank + 1) // world
         self.windows = cut(self.start, self.stop, course.window)
         self.reader = course.table.reader()
-        self.held: Rows | None = None
+        self.held: TrainRows | None = None
         self.given = None if course.given is None else course.given.table.reader()
 
     def weights(self, arm: str) -> Tensor:
@@ -173,7 +173,7 @@ class Share:
         values, _ = to_matrix(self.reader.read(start, stop, [name])[name], name, "", "data.weight")
         return torch.from_numpy(values[:, 0].astype("float64"))  # a list of one number is one, too
 
-    def window(self, start: int, stop: int) -> Rows:
+    def window(self, start: int, stop: int) -> TrainRows:
         """Return the rows of a window."""
         if self.held is not None:
             return self.held
@@ -183,7 +183,7 @@ class Share:
             self.held = found
         return found
 
-    def batches(self, alpha: Tensor, steps: int, generator: torch.Generator) -> Iterator[Rows]:
+    def batches(self, alpha: Tensor, steps: int, generator: torch.Generator) -> Iterator[TrainRows]:
         """Yield the rows of positive weight in a random order, in exactly `steps` batches whose sizes differ by 1.
 
         So every worker makes as many steps, whatever it owns; `weight` of the rows is that of `alpha`.
@@ -198,7 +198,7 @@ class Share:
             inside = slice(a - self.start, b - self.start)
             index = torch.nonzero(taken[inside]).squeeze(1)
             index = index[torch.randperm(len(index), generator=generator)]
-            rows, at = Rows(rows.Z, rows.Y, rows.offset, alpha[inside]), 0
+            rows, at = TrainRows(rows.Z, rows.Y, rows.offset, alpha[inside]), 0
             while step < steps:
                 need = sizes[step] - sum(len(part.Z) for part in carried)
                 if len(index) - at < need:

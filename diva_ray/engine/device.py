@@ -66,10 +66,10 @@ def given_device(gpus: float, ids: Sequence[Any], worker: str) -> torch.device:
             f"cluster.gpus_per_worker: Ray must give {worker} a GPU, got none. Check `ray status`, or leave "
             "`cluster.gpus_per_worker` out."
         )
-    return _checked(place_of(ids[0], os.environ.get("CUDA_VISIBLE_DEVICES")), f"{worker} (GPU {ids[0]})")
+    return _checked(torch_device(ids[0], os.environ.get("CUDA_VISIBLE_DEVICES")), f"{worker} (GPU {ids[0]})")
 
 
-def place_of(gpu: Any, visible: str | None) -> torch.device:
+def torch_device(gpu: Any, visible: str | None) -> torch.device:
     """Return a GPU, named as Ray names it, as torch counts those that are visible."""
     names = visible.split(",") if visible else []
     return torch.device("cuda", names.index(str(gpu)) if str(gpu) in names else int(gpu))

@@ -22,7 +22,7 @@ from diva_ray.config import EncoderConfig
 from diva_ray.data.decode import NO_FILE, NOT_READABLE, Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.folder import Folder
-from diva_ray.data.raw.units import MOST_HELD, Failure, Rows, Source, Unit
+from diva_ray.data.raw.units import MOST_HELD, Failure, RawRows, Source, Unit
 from diva_ray.engine.ahead import ahead
 from diva_ray.engine.fetched import sent_home, store, told_room
 from diva_ray.engine.meter import peak_memory
@@ -88,10 +88,10 @@ class Job:
 
 
 @dataclass
-class Prepared:
+class DecodedChunk:
     """A chunk, decoded: for every band its samples (None: missing), thumbnails, and which rows are good."""
 
-    rows: Rows
+    rows: RawRows
     samples: list[list[Any]]
     thumbnails: list[bytes | None]
     good: np.ndarray
@@ -160,7 +160,7 @@ class UnitEncoder:
             "host": socket.gethostname(), "memory": peak_memory(),
         }  # fmt: skip
 
-    def _check_storage(self, prepared: Prepared) -> None:
+    def _check_storage(self, prepared: DecodedChunk) -> None:
         """Raise where a whole chunk of pictures could not be read from a store: it is gone, and each would be refused
         after a wait of seconds or minutes."""
         failures = prepared.failures
@@ -171,15 +171,15 @@ class UnitEncoder:
                 f"{failures[0].reason} at {self.pictures.root}. Run it again with `resume=true`."
             )
 
-    def _prepared(self, unit: Unit) -> Iterator[Prepared]:
+    def _prepared(self, unit: Unit) -> Iterator[DecodedChunk]:
         for rows in self.job.source.read(self.job.source, unit, self.columns, self.job.chunk):
             yield self._prepare(rows)
 
-    def encode_rows(self, rows: Rows) -> pa.Table:
+    def encode_rows(self, rows: RawRows) -> pa.Table:
         """Return the output rows of some input rows, at once."""
         return self._encoded(self._prepare(rows))
 
-    def _prepare(self, rows: Rows) -> Prepared:
+    def _prepare(self, rows: RawRows) -> DecodedChunk:
         """Decode a chunk."""
         bands, n = self.job.bands, rows.table.num_rows
         samples: list[list[Any]] = [[None] * n for _ in bands]
@@ -208,7 +208,7 @@ class UnitEncoder:
         failures = [Failure("" if ids[k] is None else str(ids[k]), rows.where(k), *reasons[k]) for k in sorted(reasons)]
         good = np.ones(n, bool)
         good[list(reasons)] = False
-        return Prepared(rows, samples, thumbnails, good, [*rows.failures, *failures])
+        return DecodedChunk(rows, samples, thumbnails, good, [*rows.failures, *failures])
 
     def _decode(self, value: Any, mine: list[int], column: str) -> tuple[list[Any], bytes | None] | str:
         """Return a picture cut for every band that reads it and its thumbnail, or the reason why not."""
@@ -233,7 +233,7 @@ class UnitEncoder:
         except RefusedError as error:
             return str(error)
 
-    def _encoded(self, prepared: Prepared) -> pa.Table:
+    def _encoded(self, prepared: DecodedChunk) -> pa.Table:
         """Return the rows as they are written."""
         bands = {}
         for b, (band, encoder) in enumerate(zip(self.job.bands, self.encoders, strict=True)):

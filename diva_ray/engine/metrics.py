@@ -27,7 +27,7 @@ METRICS = {
 KINDS = {"counter": metrics.Counter, "gauge": metrics.Gauge}
 
 
-class Told:
+class RayMetrics:
     """The metrics of one process."""
 
     def __init__(self, **tags: str) -> None:
@@ -50,7 +50,7 @@ class WorkerMetrics:
     """What a worker tells of itself."""
 
     def __init__(self, worker: int) -> None:
-        self.told, self.process = Told(worker=str(worker)), psutil.Process()
+        self.told, self.process = RayMetrics(worker=str(worker)), psutil.Process()
         self.restarts = restarts()
         if self.restarts:  # each life of a worker tells of one: the sum over lives is how many there were
             self.told.tell("diva_ray_restarts", 1)
@@ -71,7 +71,7 @@ class PassMetrics:
     """What a driver tells of its passes."""
 
     def __init__(self) -> None:
-        self.told = Told()
+        self.told = RayMetrics()
 
     def went(self, label: str, step: int, share: float) -> None:
         """Tell that a pass runs, and how far it is: again and again, for an agent forgets a gauge after 20 seconds."""

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from diva_ray.data.cache import from_ipc, to_ipc
+
 HOME = "diva_ray."  # where the classes of results are: no other is made from what was stored
 
 
@@ -52,10 +54,9 @@ def _tree(value: Any, arrays: dict[str, np.ndarray]) -> Any:  # noqa: PLR0911 on
     if type(value).__module__.startswith(HOME):
         fields = {name: _tree(one, arrays) for name, one in vars(value).items()}
         return {"object": fields, "of": _name(type(value))}
-    column, sink = value if isinstance(value, pa.Array) else pa.array([value]), pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, pa.schema([pa.field("_", column.type)])) as writer:
-        writer.write_batch(pa.record_batch([column], ["_"]))
-    return array("column" if column is value else "arrow", np.frombuffer(sink.getvalue(), np.uint8))
+    if isinstance(value, pa.Array):
+        return array("column", to_ipc(value))
+    return array("arrow", to_ipc(pa.array([value])))
 
 
 def _name(kind: type) -> str:
@@ -91,6 +92,6 @@ def _value(tree: Any, arrays: dict[str, np.ndarray]) -> Any:  # noqa: PLR0911
         return found
     values = arrays[inside]
     if kind in ("arrow", "column"):
-        column = pa.ipc.open_stream(pa.py_buffer(values)).read_next_batch().column(0)
+        column = from_ipc(values)
         return column if kind == "column" else column[0].as_py()
     return torch.from_numpy(values) if kind == "torch" else values[()] if kind == "scalar" else values

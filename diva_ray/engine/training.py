@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diva_ray.core import losses
-from diva_ray.engine.course import Course, Rows, Share, cut
+from diva_ray.engine.course import Course, Share, TrainRows, cut
 from diva_ray.errors import InputError
 
 CHECKPOINTS = "checkpoints"  # one file for every arm and seed, written at the end of every epoch
@@ -53,7 +53,7 @@ class Crew(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """A crew of this process; `told` hears of every epoch."""
 
     rank, world = 0, 1
@@ -156,13 +156,13 @@ def linear(n_features: int, n_outputs: int, *, bias: bool = True) -> torch.nn.Mo
     return torch.nn.Linear(n_features, n_outputs, bias=bias)
 
 
-def outputs(model: torch.nn.Module, rows: Rows) -> Tensor:
+def outputs(model: torch.nn.Module, rows: TrainRows) -> Tensor:
     """Return the model's outputs, which correct the rows' own if they have any."""
     found = model(rows.Z)
     return found if rows.offset is None else found + rows.offset
 
 
-def row_losses(course: Course, model: torch.nn.Module, rows: Rows) -> Tensor:
+def row_losses(course: Course, model: torch.nn.Module, rows: TrainRows) -> Tensor:
     """Return the loss of every row: cross-entropy; binary cross-entropy summed over classes; half the squared error."""
     found = outputs(model, rows)
     if course.task == "classification":
@@ -229,19 +229,19 @@ def evaluate(course: Course, crew: Crew) -> dict[str, Tensor]:
     return {"n": n[0], "total": total, "products": products.reshape(K, K), "idle": idle}
 
 
-def _test_rows(course: Course, crew: Crew) -> Iterator[Rows]:
+def _test_rows(course: Course, crew: Crew) -> Iterator[TrainRows]:
     """Yield this worker's test rows, block by block."""
     pieces, reader = cut(0, course.test.rows, BLOCK), course.test.reader()
     for a, b in pieces[len(pieces) * crew.rank // crew.world : len(pieces) * (crew.rank + 1) // crew.world]:
         yield course.read(course.test, reader, a, b)
 
 
-def _closed(course: Course, name: str) -> Callable[[Rows], Tensor]:
+def _closed(course: Course, name: str) -> Callable[[TrainRows], Tensor]:
     """Return the outputs of a closed form for rows, in the units of their targets."""
     found = course.folder.read_arrays(f"model/{name}.npz") or {}
     weight, bias = (torch.from_numpy(found[key]) for key in ("weight", "bias"))
 
-    def predict(rows: Rows) -> Tensor:
+    def predict(rows: TrainRows) -> Tensor:
         F = rows.Z.double() @ weight.T + bias
         if course.classes is None:
             return (F - course.target_mean) / course.target_scale
@@ -250,7 +250,7 @@ def _closed(course: Course, name: str) -> Callable[[Rows], Tensor]:
     return predict
 
 
-def _idle(course: Course, rows: Rows) -> Tensor:
+def _idle(course: Course, rows: TrainRows) -> Tensor:
     """Return what `learns_nothing` follows from (c,): rows of every class, or (numbers, offsets) errors."""
     found = torch.zeros(course.outputs, dtype=torch.float64)
     if course.classes is None or rows.offset is not None:

@@ -121,6 +121,11 @@ def plain(line: str) -> str:
     return line
 
 
+def sentence(said: str) -> str:
+    """Return words as a sentence: a capital first, a full stop last."""
+    return f"{said[0].upper()}{said[1:]}."
+
+
 def plural(value, one: str, many: str) -> str:
     """`3 samples`, `1 sample`, `no samples`."""
     return counted(value, one, many) if finite(value) else f"no {many}"

@@ -18,11 +18,11 @@ from diva_ray.tasks.fit.derive import derive, fit_with_room, with_errors
 from diva_ray.tasks.fit.dual import for_few_rows
 from diva_ray.tasks.fit.few_validate import lean, some_validate
 from diva_ray.tasks.fit.folds import check_folds, try_folds
-from diva_ray.tasks.fit.shares import Aggregated, Search, aggregate_bands, refine
+from diva_ray.tasks.fit.shares import Aggregated, PenaltySearch, aggregate_bands, refine
 from diva_ray.tasks.fit.walk import Walk, walk_to
 from diva_ray.tasks.setup.begin import begin, tidy
 from diva_ray.tasks.setup.calls import configure, takes_table
-from diva_ray.tasks.setup.checks import check_bands
+from diva_ray.tasks.setup.checks import check_bands_vary
 from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.option_checks import check_choices, check_range
 from diva_ray.tasks.setup.plan import Plan
@@ -88,13 +88,13 @@ def check(config: AggregateConfig) -> None:
 
 def _finish(session: Session, config: AggregateConfig) -> Result:
     """Search, score under what was found, and describe."""
-    check_bands(session)
+    check_bands_vary(session)
     runner, names, counts = session.runner, list(session.columns.features), session.scan.counts
     if config.weights == "joint":
         check_folds(runner, session.setup, config.folds)  # before the descents, which take long
     setup = for_few_rows(runner, session.setup)
     session.setup = replace(setup, dtype=session.setup.dtype)
-    search = Search(runner, setup, counts["validation"], counts["validating"])
+    search = PenaltySearch(runner, setup, counts["validation"], counts["validating"])
     found = aggregate_bands(search, names, config.starts, config.evaluations)
     if some_validate(session):
         found = lean(search, found, names, config.starts, config.evaluations)
@@ -120,7 +120,7 @@ def _finish(session: Session, config: AggregateConfig) -> Result:
     return conclude(session, summary, page, partial(told, where=where), worker_memory=written["max_memory"])
 
 
-def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggregated) -> Joint:
+def weigh(session: Session, config: AggregateConfig, search: PenaltySearch, found: Aggregated) -> Joint:
     """Try sample weights under the shares found, and search once more under those taken.
 
     There a row validates as much less as its weight was lowered: what is believed to be wrong must choose no penalty
@@ -144,7 +144,8 @@ def weigh(session: Session, config: AggregateConfig, search: Search, found: Aggr
         if found.toward > 0.5:  # those that the penalties lie nearer to choose them here, too
             engine.tell(validates="fitted")
         count: Tally = session.runner.run(bands.validating, "count")
-        search = Search(session.runner, replace(session.setup, dtype=setup.dtype), count["weight"], count["rows"])
+        changed = replace(session.setup, dtype=setup.dtype)
+        search = PenaltySearch(session.runner, changed, count["weight"], count["rows"])
         penalties, multiple = refine(search, found, config.evaluations)
         engine.forget("believed", "validates")
     return Joint(arms, sums, taken, penalties, multiple, search)

@@ -12,7 +12,7 @@ from diva_ray.engine.reduce import Tally
 from diva_ray.tasks.fit.derived import Derived
 from diva_ray.tasks.fit.pairing import Judged, align, derive_directions, fit_partners, target_scales
 from diva_ray.tasks.fit.sampled import tell_sample
-from diva_ray.tasks.setup.checks import check_bands
+from diva_ray.tasks.setup.checks import check_bands_vary
 from diva_ray.tasks.setup.finish import conclude
 from diva_ray.tasks.setup.result import Result
 from diva_ray.tasks.setup.session import Session
@@ -20,16 +20,16 @@ from diva_ray.tasks.told.by_source import sources_of
 from diva_ray.tasks.told.pairs_page import page_of, summarise, told
 from diva_ray.tasks.told.written import finish_copies, write_samples
 
-SAMPLED = 1024  # pairs to which similarities are fitted; the references are among them
+SAMPLED_PAIRS = 1024  # pairs to which similarities are fitted; the references are among them
 
 
 def score_pairs(session: Session) -> Result:
     """Return the result of scoring pairs: the derivative of the summed losses of both directions, and verdicts."""
     if session.config.ridge == "auto":  # a side that is always the same asks for none, and lets none be chosen
-        check_bands(session)
+        check_bands_vary(session)
     scales = target_scales(session)
     session.engine.tell(scales=scales, setup=session.setup)
-    tell_sample(session.runner, session.scored(), SAMPLED, "align")
+    tell_sample(session.runner, session.scored(), SAMPLED_PAIRS, "align")
     aligned, alignment, slopes = align(session)
     session.engine.tell(aligned=aligned)
     derived, by_source = derive_directions(session, scales, slopes)

@@ -19,11 +19,11 @@ from diva_ray.data.sources import is_ray_dataset, open_data
 from diva_ray.data.table import Table
 from diva_ray.engine.course import Course
 from diva_ray.engine.progress import Progress
-from diva_ray.engine.training import Alone, checkpoint, linear, train_all
+from diva_ray.engine.training import SingleProcess, checkpoint, linear, train_all
 from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
 from diva_ray.tasks.fit.closed import REWEIGHTED
-from diva_ray.tasks.fit.course import Trained, prepare_course, workers_of
+from diva_ray.tasks.fit.course import ClosedForms, prepare_course, workers_of
 from diva_ray.tasks.setup.begin import begin, open_folder, tidy
 from diva_ray.tasks.setup.calls import configure, path_of, takes_table
 from diva_ray.tasks.setup.datasets import from_dataset
@@ -218,7 +218,7 @@ def go(session: Session, course: Course, *, quiet: bool) -> None:
             done[0] = report["done"]
 
     if session.plan.kind == "inline":
-        train_all(course, Alone(told))
+        train_all(course, SingleProcess(told))
     else:
         from diva_ray.engine.trainer import run_on_ray
 
@@ -229,7 +229,7 @@ def go(session: Session, course: Course, *, quiet: bool) -> None:
     session.runner.seconds["train"] = progress.close()
 
 
-def _finish(session: Session, config: TrainConfig, course: Course, trained: Trained) -> Result:
+def _finish(session: Session, config: TrainConfig, course: Course, trained: ClosedForms) -> Result:
     """Write the model and the errors, and describe."""
     folder = session.folder
     write_model(session, config, course)

@@ -119,7 +119,7 @@ def run(
         check_values(config, session.task, space)  # of a Ray Dataset nothing told the task before
         check_folds(session.runner, session.setup, config.folds, every=True)
         if session.beside():
-            check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.tables[-1])
+            check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.beside_table)
         if "none" in space.values("standardize"):
             intercept = True in space.values("intercept")
             check_columns_held(session.columns, session.scan, standardized=False, intercept=intercept)
@@ -194,7 +194,7 @@ def _finish(study: Study, space: Space, trials: Trials, records: list[Record]) -
     """Judge the winner on the test table, write, and describe."""
     session, config, best = study.session, study.config, best_of(records)
     extents = session.beside()
-    found = study.test(best.choice, extents) if extents else None
+    found = study.judge(best.choice, None, extents) if extents else None
     test = None
     if found is not None:
         figures_there = error_figures(found, counted=counts_errors(study))

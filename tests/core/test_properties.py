@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diva_ray.core.adjoint import AdjointSums
-from diva_ray.core.second_order import Moments
+from diva_ray.core.second_order import BendSums
 from tests.core.problems import KINDS, cut, dual_form, fit, make_problem, primal
 from tests.oracles import assert_close
 
@@ -71,7 +71,7 @@ def test_merging_adjoint_sums_is_associative_and_commutative(vectors, seed):
     def draw():
         M, S = (torch.randn(5, 5, generator=generator, dtype=F64) for _ in range(2))
         reach, square, *bends = torch.randn(2 + vectors, generator=generator, dtype=F64)
-        return AdjointSums(M, S, Moments(reach, square, torch.stack(bends)) if vectors else None)
+        return AdjointSums(M, S, BendSums(reach, square, torch.stack(bends)) if vectors else None)
 
     a, b, c = draw(), draw(), draw()
     for one, other in (((a + b) + c, a + (b + c)), (a + b, b + a)):

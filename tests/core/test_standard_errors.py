@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits, load_wine
 from diva_ray.core import derivative as dd
 from diva_ray.core import ridge
 from diva_ray.core.adjoint import AdjointSums, solve_adjoint
-from diva_ray.core.second_order import Moments
+from diva_ray.core.second_order import BendSums
 from tests.core.problems import fit, make_problem, primal
 from tests.oracles import Problem, assert_close, contributions, drawn_contributions, standard_errors
 
@@ -177,7 +177,7 @@ def test_the_same_rows_in_other_blocks_draw_the_same_estimate():
 def test_merging_into_adjoint_sums_adds_what_plus_adds():
     generator = torch.Generator().manual_seed(2)
     parts = [[torch.randn(4, k, generator=generator, dtype=F64) for k in (3, 4)] for _ in range(3)]
-    moments = [Moments(*torch.randn(2, generator=generator, dtype=F64), torch.ones(5, dtype=F64)) for _ in range(3)]
+    moments = [BendSums(*torch.randn(2, generator=generator, dtype=F64), torch.ones(5, dtype=F64)) for _ in range(3)]
     one, other, third = (AdjointSums(M, S, m) for (M, S), m in zip(parts, moments, strict=True))
     expected = one + other + third
     merged = AdjointSums(one.M.clone(), one.S.clone(), one.moments)

@@ -22,8 +22,8 @@ GENERATOR = np.random.default_rng(5)
 A, B = GENERATOR.standard_normal((N, 3)), GENERATOR.standard_normal((N, 2)) * 4 + 1
 MISSING = np.arange(N) % 5 == 2
 CODES = (A + GENERATOR.standard_normal((N, 3))).argmax(1)
-ALPHA, HEARD = GENERATOR.random(N) * 2, GENERATOR.random(N)
-ALPHA[3], HEARD[7] = 0, 0
+ALPHA, VALIDATION = GENERATOR.random(N) * 2, GENERATOR.random(N)
+ALPHA[3], VALIDATION[7] = 0, 0
 OFFSET = GENERATOR.standard_normal((N, 3)) / 3
 GROUPS = np.r_[np.arange(12), np.arange(12), np.arange(12)]  # scattered inside the shard
 TARGETS = {
@@ -61,13 +61,13 @@ def oracle(task, standardize, intercept, *, groups=None, offset=None, ridge=0.7)
     zeros = torch.zeros(N, outputs, dtype=torch.float64)
     codes = torch.arange(N) if groups is None else torch.from_numpy(groups)
     moved = zeros if offset is None else torch.from_numpy(offset)
-    return Problem(Z, target, torch.from_numpy(ALPHA), torch.from_numpy(HEARD), Lambda, moved, codes, kind)
+    return Problem(Z, target, torch.from_numpy(ALPHA), torch.from_numpy(VALIDATION), Lambda, moved, codes, kind)
 
 
 def table(task, **columns):
     label = TARGETS[task][0]
     holed = pa.array([None if g else row for g, row in zip(MISSING, B.tolist(), strict=True)], pa.list_(pa.float64()))
-    return {"a": A, "b": holed, "label": label, "w": ALPHA, "v": HEARD, **columns}
+    return {"a": A, "b": holed, "label": label, "w": ALPHA, "v": VALIDATION, **columns}
 
 
 ROLES = {"features": ["a", "b"], "weight": "w", "validation_weight": "v", "ridge": 0.7}
@@ -98,13 +98,15 @@ def test_groups_and_offsets_are_those_of_refits(form):
 def test_a_separate_validation_table_is_that_of_one_fit(tmp_path):
     """Its rows neither train nor shape the scale; its ids may be those of training rows, or be missing."""
     train, rest = np.arange(N) < 24, np.arange(N) >= 24
-    full = pa.table({**{k: vectors(x) for k, x in (("a", A), ("o", OFFSET))}, "label": CODES, "v": HEARD, "w": ALPHA})
+    full = pa.table(
+        {**{k: vectors(x) for k, x in (("a", A), ("o", OFFSET))}, "label": CODES, "v": VALIDATION, "w": ALPHA}
+    )
     ids = pa.array(np.arange(1, 13))
     mean, scale = A[train].mean(0), ((A[train] - A[train].mean(0)) ** 2).sum(1).mean() ** -0.5
     Z = torch.from_numpy(np.c_[np.ones(N), (A - mean) * scale])
     Lambda = torch.tensor([0, 0.7, 0.7, 0.7], dtype=torch.float64)
     whole = Problem(
-        Z, torch.from_numpy(CODES), torch.from_numpy(ALPHA), torch.from_numpy(HEARD), Lambda,
+        Z, torch.from_numpy(CODES), torch.from_numpy(ALPHA), torch.from_numpy(VALIDATION), Lambda,
         torch.from_numpy(OFFSET), torch.arange(N), "cross_entropy",
     )  # fmt: skip
     wanted = held_out_gradient(*(whole.rows(torch.from_numpy(np.flatnonzero(part))) for part in (train, rest)))

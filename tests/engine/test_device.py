@@ -352,10 +352,10 @@ def test_the_device_refuses_what_a_gpu_refuses():
 
 
 def test_a_gpu_is_found_by_the_name_that_ray_gives_it():
-    assert devices.place_of(3, "3") == torch.device("cuda", 0)  # Ray hides the others
-    assert devices.place_of(3, "1,3") == torch.device("cuda", 1)  # or it was told not to
-    assert devices.place_of("GPU-7af", "GPU-1cc,GPU-7af") == torch.device("cuda", 1)
-    assert devices.place_of(2, None) == torch.device("cuda", 2)
+    assert devices.torch_device(3, "3") == torch.device("cuda", 0)  # Ray hides the others
+    assert devices.torch_device(3, "1,3") == torch.device("cuda", 1)  # or it was told not to
+    assert devices.torch_device("GPU-7af", "GPU-1cc,GPU-7af") == torch.device("cuda", 1)
+    assert devices.torch_device(2, None) == torch.device("cuda", 2)
     assert devices.given_device(0, [], "worker 0") == devices.CPU
     with pytest.raises(InputError, match="Ray must give worker 1 a GPU, got none"):
         devices.given_device(0.5, [], "worker 1")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from diva_ray.report import Gallery, Sheet, pictures, render_sheet
+from diva_ray.report import pictures
+from diva_ray.report.sheet import Gallery, Sheet, render_sheet
 from tests.pages import Page, png
 
 

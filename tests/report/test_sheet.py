@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from diva_ray.report import (
+from diva_ray.report import charts
+from diva_ray.report.sheet import (
     Bars,
     Columns,
     Facts,
@@ -18,7 +19,6 @@ from diva_ray.report import (
     Table,
     Terms,
     Tile,
-    charts,
     render_sheet,
 )
 from tests.pages import EVIL, Page, fetches, png

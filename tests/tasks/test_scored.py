@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from diva_ray.report import Sheet, render_sheet
+from diva_ray.report.sheet import Sheet, render_sheet
 from diva_ray.tasks.told import scored
 from diva_ray.tasks.told.by_source import sources_table
 from diva_ray.tasks.told.page import in_order

@@ -18,7 +18,7 @@ from diva_ray.data.encoders.vision import clip_model, from_hub, own_weights
 from diva_ray.errors import InputError
 
 
-def place_of(model: str, extra: str) -> str:
+def model_place(model: str, extra: str) -> str:
     """Return a hub id or a folder as it is; of `package:NAME` the folder of weights inside a Python package."""
     if not model.startswith("package:"):
         return os.path.expanduser(model) if model.startswith("~") else model
@@ -37,7 +37,7 @@ def place_of(model: str, extra: str) -> str:
     return folder
 
 
-def mark_of(place: str) -> str:
+def model_mark(place: str) -> str:
     """Return what tells a folder's weights from others: names, sizes, times of change; of a hub id the id."""
     if not os.path.isdir(place):
         return place
@@ -59,7 +59,7 @@ def positions_of(model: torch.nn.Module) -> int:
 
 def transformers(config: Any, device: str, precision: str) -> Encoder:
     """Return a text model of transformers: its last hidden layer (or the one named), pooled over tokens."""
-    place = place_of(config.model, "transformers")
+    place = model_place(config.model, "transformers")
     library = need("transformers", "transformers")
     check_pool(config)
     if config.pool == "flatten":
@@ -74,7 +74,7 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
         model = library.AutoModel.from_config(known)
     else:
         model = from_hub(config, lambda: library.AutoModel.from_pretrained(place, **local))
-    mark = mark_of(place)
+    mark = model_mark(place)
     if is_file(config.weights):
         load_weights(model, config.weights, config.model)
         mark = f"{mark} {check_weights_file(config.weights)}"
@@ -113,7 +113,7 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
 
 def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
     """Return a model of sentence-transformers, with the pooling and scaling that it was trained with."""
-    place = place_of(config.model, "minilm" if config.model.startswith("package:") else "sentence_transformers")
+    place = model_place(config.model, "minilm" if config.model.startswith("package:") else "sentence_transformers")
     if config.layer or config.weights != "auto":
         raise InputError(
             f"encoder.layer: a sentence-transformers model is taken as it is, got layer={config.layer}, "
@@ -134,7 +134,7 @@ def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
             found = model(batch)["sentence_embedding"]
         return finish(found.float(), config.normalize)
 
-    return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, mark_of(place))
+    return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, model_mark(place))
 
 
 def open_clip(config: Any, device: str, precision: str) -> Encoder:

@@ -18,7 +18,7 @@ from diva_ray.data.columns import check_names
 from diva_ray.data.raw.tables import stored_columns, stored_types, to_rows
 from diva_ray.data.raw.units import (
     Failure,
-    Rows,
+    RawRows,
     Source,
     Unit,
     below,
@@ -134,7 +134,7 @@ def csv_schema(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> tuple[pa.Schema
     return pa.schema(fields), min(unit.bytes, 1 << 20) / max(1, batch.num_rows)
 
 
-def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+def read_csv(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[RawRows]:
     """Yield the file's rows; one with too many or too few values, or a value of another type, is a failure."""
     name = below(source.more["base"], unit.path)
     known = stored_types(source)

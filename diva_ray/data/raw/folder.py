@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from diva_ray.data.raw.listing import pack, unpack
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, mark_of, rechunk, root_of
+from diva_ray.data.raw.units import Failure, RawRows, Source, Unit, file_mark, rechunk, root_of
 from diva_ray.errors import InputError
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}  # no classes
@@ -30,7 +30,7 @@ def find(
     while some := list(islice(infos, unit_rows)):
         names = [info.path[len(base) + 1 :] for info in some]
         # Names too: a file that moves to another class keeps its size and its time of change.
-        told = "".join(f"{name}\0{mark_of(info)}\n" for name, info in zip(names, some, strict=True))
+        told = "".join(f"{name}\0{file_mark(info)}\n" for name, info in zip(names, some, strict=True))
         mark = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         size, stop = sum(info.size for info in some), total + len(some)
         units.append(Unit(len(units), base, total, stop, len(some), size, mark, total, files=pack(names)))
@@ -48,7 +48,7 @@ def find(
     return Source("folder", path, schema, tuple(units), total, filesystem, read, root, more=more)
 
 
-def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[RawRows]:
     """Yield names and classes; the files are opened where the pictures are decoded."""
     names = unpack(unit.files)
 

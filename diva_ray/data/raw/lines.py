@@ -16,13 +16,13 @@ from diva_ray.data.raw.tables import key_of, stored_columns, stored_types, to_ro
 from diva_ray.data.raw.units import (
     MOST_BYTES,
     Failure,
-    Rows,
+    RawRows,
     Source,
     Unit,
     below,
+    file_mark,
     head_columns,
     loaded,
-    mark_of,
     misfit,
     note_unknown,
     rechunk,
@@ -74,7 +74,7 @@ def _ranges(infos: list[pyarrow.fs.FileInfo], step: int | None) -> list[Unit]:
         size = step if step and plain else max(info.size, 1)
         for start in range(0, max(info.size, 1), size):
             stop = min(start + size, info.size)
-            units.append(Unit(len(units), info.path, start, stop, None, stop - start, mark_of(info)))
+            units.append(Unit(len(units), info.path, start, stop, None, stop - start, file_mark(info)))
     return units
 
 
@@ -159,7 +159,7 @@ def _next(lines: Iterator[tuple[int, tuple[int, bytes]]]) -> list[tuple[int, tup
     return found
 
 
-def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+def read_json(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[RawRows]:
     """Yield the lines' rows; a line that is no JSON object, or does not fit the columns, is a failure."""
     known = stored_types(source)
     kinds = {name: known.field(name).type for name in stored_columns(source, columns)}

@@ -11,7 +11,18 @@ import pyarrow.fs
 from diva_ray.data.columns import storage_type
 from diva_ray.data.raw.classes import class_names, with_names
 from diva_ray.data.raw.tables import key_of, to_rows, with_id
-from diva_ray.data.raw.units import Failure, Rows, Source, Unit, loaded, mark_of, name_of, rechunk, root_of, suffix_of
+from diva_ray.data.raw.units import (
+    Failure,
+    RawRows,
+    Source,
+    Unit,
+    file_mark,
+    loaded,
+    name_of,
+    rechunk,
+    root_of,
+    suffix_of,
+)
 from diva_ray.errors import InputError, first_line
 
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a whole stream, as `datasets` writes it; pyarrow reads one without as well
@@ -43,7 +54,7 @@ def find(
             rows += count
             if rows >= unit_rows or stop == len(counts):
                 size = info.size * rows // max(1, sum(counts))
-                units.append(Unit(len(units), info.path, start, stop, rows, size, mark_of(info), total))
+                units.append(Unit(len(units), info.path, start, stop, rows, size, file_mark(info), total))
                 start, total, rows = stop, total + rows, 0
     if not total or schema is None:
         raise InputError(f"data.path: the dataset must have rows, got 0 at {path}. Change `data.path`.")
@@ -119,7 +130,7 @@ def _batches(filesystem: pyarrow.fs.FileSystem, unit: Unit) -> Iterator[pa.Recor
                 yield batch
 
 
-def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[RawRows]:
     """Yield the rows of the unit's record batches."""
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from diva_ray.data.files import is_parquet
 from diva_ray.data.hive import append
 from diva_ray.data.raw.classes import class_names, to_names, with_names
-from diva_ray.data.raw.units import OTHER_ID, Failure, Rows, Source, Unit, mark_of, name_of, rechunk
+from diva_ray.data.raw.units import OTHER_ID, Failure, RawRows, Source, Unit, file_mark, name_of, rechunk
 from diva_ray.data.table import Piece, open_parquet
 from diva_ray.errors import InputError, unreadable
 
@@ -40,7 +40,7 @@ def find(path: str, id: str | None, unit_rows: int, mark: str | None = None) -> 
     infos = table.filesystem.get_file_info(files)
     held = {piece.file: piece.held for piece in table.pieces}
     marks = {
-        file: (mark or mark_of(info)) + (f" {held[file]}" if held[file] else "")
+        file: (mark or file_mark(info)) + (f" {held[file]}" if held[file] else "")
         for file, info in zip(files, infos, strict=True)
     }
     sizes = {file: info.size for file, info in zip(files, infos, strict=True)}
@@ -136,7 +136,7 @@ def stored_types(source: Source) -> pa.StructType:
     return pa.struct([(source.stored(f.name), f.type) for f in source.schema if source.stored(f.name)])
 
 
-def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[RawRows]:
     """Yield the unit's rows, `rows` at a time."""
 
     def parts() -> Iterator[tuple[pa.Table, int, list[Failure]]]:

@@ -19,13 +19,13 @@ from diva_ray.data.raw.units import (
     OTHER_ID,
     PICTURE_SUFFIXES,
     Failure,
-    Rows,
+    RawRows,
     Source,
     Unit,
     below,
+    file_mark,
     head_columns,
     loaded,
-    mark_of,
     misfit,
     note_unknown,
     rechunk,
@@ -63,7 +63,7 @@ def find(
     """Return a unit for every tar; the first samples tell the columns."""
     if id not in (None, "none", "id"):
         raise InputError(f"data.id: samples of a tar have their key as id, got {id}. Leave `data.id` out.")
-    units = tuple(Unit(k, info.path, bytes=info.size, mark=mark_of(info)) for k, info in enumerate(infos))
+    units = tuple(Unit(k, info.path, bytes=info.size, mark=file_mark(info)) for k, info in enumerate(infos))
     peek = peek or PEEKED
     count, size, reasons = 0, 0, []
 
@@ -239,7 +239,7 @@ def row_of(members: dict[str, bytes | None], label: str) -> dict[str, Any]:
     return {**{OTHER_ID if name == "id" else name: value for name, value in found.items()}, **row}
 
 
-def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[Rows]:
+def read(source: Source, unit: Unit, columns: list[str], rows: int) -> Iterator[RawRows]:
     """Yield the tar's samples; one whose members do not fit is a failure."""
     file = below(source.more["base"], unit.path)
     prefix = "" if source.more["alone"] else ENDING.sub("", file) + "/"

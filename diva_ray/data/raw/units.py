@@ -67,7 +67,7 @@ class Failure:
 
 
 @dataclass
-class Rows:
+class RawRows:
     """Some rows of a unit: a table that has the column `id`, where each row lies, and what could not be read at all.
 
     `unknown` tells of columns that the data's head did not have, in the unit so far; see `note_unknown`.
@@ -100,7 +100,7 @@ class Source:
     units: tuple[Unit, ...]
     rows: int | None
     filesystem: pyarrow.fs.FileSystem
-    read: Callable[[Source, Unit, list[str], int], Iterator[Rows]]
+    read: Callable[[Source, Unit, list[str], int], Iterator[RawRows]]
     root: str
     key: str | None = None  # column that is the id; None: made
     estimate: int = 0
@@ -127,7 +127,7 @@ def rechunk(
     rows: int,
     where: Callable[[int], str],
     unknown: dict[str, dict[str, Any]] | None = None,
-) -> Iterator[Rows]:
+) -> Iterator[RawRows]:
     """Yield rows in chunks of exactly `rows` (the last may be shorter), however the reader cut them; fewer where they
     are so large that a chunk would take more than MOST_HELD.
 
@@ -160,8 +160,8 @@ def rechunk(
 
 def _rows(
     table: pa.Table, first: int, where: Callable[[int], str], failures: list[Failure], unknown: dict | None
-) -> Rows:
-    return Rows(table, lambda k: where(first + k), failures, {} if unknown is None else unknown)
+) -> RawRows:
+    return RawRows(table, lambda k: where(first + k), failures, {} if unknown is None else unknown)
 
 
 def note_unknown(found: dict[str, dict[str, Any]], row: dict[str, Any], known: pa.StructType, at: int, where: str):
@@ -297,6 +297,6 @@ def suffix_of(path: str) -> str:
     return name.rpartition(".")[2] if "." in name else ""
 
 
-def mark_of(info: pyarrow.fs.FileInfo) -> str:
+def file_mark(info: pyarrow.fs.FileInfo) -> str:
     """Return what tells a file from a changed one."""
     return f"{info.size}-{info.mtime_ns}"

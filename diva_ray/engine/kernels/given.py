@@ -9,10 +9,10 @@ import torch
 from diva_ray.data.given import Given
 from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, blocks, keep_weights, weights
+from diva_ray.engine.kernels.samples import count_weights
 from diva_ray.engine.reduce import Tally
 
 STEP = "given"  # name of the weights, for `known["step"]`
-SAME = 1e-6  # of a weight, by which a run's may differ from the table's own: samples/ holds float32
 
 
 def adopt(shard: Shard, known: Known) -> Tally:
@@ -24,10 +24,10 @@ def adopt(shard: Shard, known: Known) -> Tally:
     flagged = given.flagged(reader, rows) if given.flags else alpha < 0
     keep_weights(shard, known, alpha, STEP)
     kept = given.factor * shard.weight  # what a row has whose weight the run neither lowered nor raised
+    zero, lowered, total, _, raised = count_weights(alpha.double(), kept).tolist()
     return Tally(
-        n=len(alpha), weight=float(alpha.sum()), n_flagged=int(flagged.sum()),
-        n_zero=int(((alpha == 0) & (kept > 0)).sum()),
-        n_lowered=int((alpha < kept * (1 - SAME)).sum()), n_raised=int((alpha > kept * (1 + SAME)).sum()),
+        n=len(alpha), weight=total, n_flagged=int(flagged.sum()), n_zero=int(zero), n_lowered=int(lowered),
+        n_raised=int(raised),
     )  # fmt: skip
 
 

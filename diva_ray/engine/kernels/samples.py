@@ -27,6 +27,7 @@ from diva_ray.engine.reduce import ByCode, Rows, Tally
 from diva_ray.engine.setup import Setup
 
 Z_EDGES = torch.sinh(torch.linspace(-8, 8, 2001, dtype=torch.float64))  # cells of z, 0.008 wide at 0, up to 1,490
+SAME = 1e-6  # of a weight, by which it may differ and still be the same: samples/ holds float32
 LIKELY = 0.5  # label_score beyond which a label is likelier right than wrong
 DECADES = (0.005, 0.05, 0.5, 5.0)  # widths of the cells of weights below 4, 40, 400 and 4,000 mean weights
 WEIGHT_EDGES = torch.cat(  # lower ends; the last cell holds all above
@@ -42,7 +43,7 @@ def write(shard: Shard, known: Known) -> Tally:
 def count_weights(alpha: Tensor, kept: Tensor) -> Tensor:
     """Return how many of the weights are 0 and how many lowered, their sum and that of their squares, and how many are
     raised, (5,); `kept`: what each would be without a step, but for what keeps the mean of all."""
-    zero, lowered, raised = (alpha == 0) & (kept > 0), alpha < kept * (1 - 1e-6), alpha > kept * (1 + 1e-6)
+    zero, lowered, raised = (alpha == 0) & (kept > 0), alpha < kept * (1 - SAME), alpha > kept * (1 + SAME)
     kinds = zero.double(), lowered.double(), alpha, alpha.square(), raised.double()
     return torch.stack([kind.sum() for kind in kinds])
 

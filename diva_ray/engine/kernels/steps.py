@@ -115,7 +115,7 @@ def changed(sums: FitSums, change: FitSums, factor: float) -> FitSums:
 
 
 @dataclass(frozen=True)
-class Trials:
+class FoldModels:
     """Models to be compared on rows set apart: for every fold, their solutions side by side, (p, models c)."""
 
     count: int  # folds in all
@@ -128,7 +128,7 @@ class Trials:
 def trial_outputs(shard: Shard, known: Known) -> Iterator[tuple[int, Block, Tensor, Tensor]]:
     """Yield (fold, block, rows, outputs (m, models, c)) of every fold's rows that validate, by the models fitted
     without it; all but the block's features on the CPU."""
-    trials: Trials = known["trials"]
+    trials: FoldModels = known["trials"]
     if known.get("held_out", False) and not shard.extent.held_out:
         return
     folds = fold_of(shard, trials.count).to(device_of(known))

@@ -13,7 +13,8 @@ from diva_ray.config import TrainConfig
 from diva_ray.core.curvature import largest_eigenvalue, stable_rate
 from diva_ray.core.ridge import FitSums, Solution
 from diva_ray.data.folder import Folder
-from diva_ray.engine.kernels.given import SAME, row_sizes
+from diva_ray.engine.kernels.given import row_sizes
+from diva_ray.engine.kernels.samples import SAME
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derive import fit_ridge, sum_all

@@ -23,7 +23,7 @@ from diva_ray.tasks.setup.weights import check_scanned_classes
 
 
 @dataclass(frozen=True)
-class Trained:
+class ClosedForms:
     """What is known before training: the closed forms, what a run's weights add up to, and the factor of all."""
 
     closed: Closed
@@ -34,13 +34,13 @@ class Trained:
 
 def prepare_course(
     session: Session, config: TrainConfig, given: Given | None, build: Callable, *, own: bool
-) -> tuple[Course, Trained]:
+) -> tuple[Course, ClosedForms]:
     """Check the test rows, give every row its weight, solve the closed forms; return what the workers are told.
 
     `own`: the module is not the linear head.
     """
     setup = double_if_few(session.setup, session.runner.rows)
-    check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.tables[-1])
+    check_scanned_classes(session.scan.labels, look_beside(session, "test").labels, session.beside_table)
     adopted = None if given is None else take_weights(session, config, given)
     closed, even = solve_both(session, config, setup, given=given is not None)
     session.folder.drop("weights")
@@ -51,7 +51,7 @@ def prepare_course(
     course = replace(course, closed=(CLOSED,) if even is None else (CLOSED, EVEN))
     workers = 1 if session.plan.kind == "inline" else workers_of(session, course)
     course = check_module(course, workers)
-    return course, Trained(closed, even, adopted, 1.0 if given is None else given.factor)
+    return course, ClosedForms(closed, even, adopted, 1.0 if given is None else given.factor)
 
 
 def take_weights(session: Session, config: TrainConfig, given: Given) -> Tally:
@@ -83,8 +83,8 @@ def course_of(
         spread = variance**0.5 if variance > 1e-24 * size else 1.0
     known = session.columns
     return Course(
-        table=session.original or session.tables[0],
-        test=session.tables[-1],
+        table=session.given,
+        test=session.beside_table,
         columns=Columns(known.features, known.label, weight=known.weight, offset=known.offset),
         given=given,
         folder=session.folder,

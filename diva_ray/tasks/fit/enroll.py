@@ -66,7 +66,7 @@ def losses_on_another_scale(pool: LossSums, left: Tally, counts: Tally) -> str:
     )
 
 
-def check_bands(names: tuple[str, ...], found: Scan) -> None:
+def check_pool_bands(names: tuple[str, ...], found: Scan) -> None:
     """Raise for a band that no row of the pool has."""
     for name, rows in zip(names, found.rows, strict=True):
         if found.counts["rows"] and not rows:
@@ -80,12 +80,12 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
     """Scan the pool; return its shards, the setup with any new classes, its rows by class, and how many have no band
     at all."""
     runner, core = session.runner, session.scan
-    if session.columns.id is None and "id" in session.tables[-1].schema.names:
+    if session.columns.id is None and "id" in session.beside_table.schema.names:
         log.warning("column `id` of the pool is not read, as the table has none: ids are positions")
-    if session.columns.id is not None and session.columns.id not in session.tables[-1].schema.names:
+    if session.columns.id is not None and session.columns.id not in session.beside_table.schema.names:
         log.warning("column `%s` is not in the pool: ids of its rows are their positions", session.columns.id)
     truth = session.columns.truth
-    if truth is not None and truth not in session.tables[-1].schema.names:
+    if truth is not None and truth not in session.beside_table.schema.names:
         log.warning("column `%s` (data.truth) is not in the pool: what is chosen is not compared with it", truth)
     found, extents = look_beside(session, "pool"), session.beside()
     rows, setup = int(found.counts["rows"]), session.setup
@@ -108,7 +108,7 @@ def enroll(session: Session, config: ExtendConfig) -> tuple[list[Extent], Setup,
             f"data.offset: column `{session.columns.offset}` must hold {setup.outputs} numbers, one for each class of "
             f"the pool too, got {core.offset_width}. Change `data.offset`, or use `pool.new_classes=error`."
         )
-    check_bands(session.columns.features, found)
+    check_pool_bands(session.columns.features, found)
     tell_missing(session.columns, found, "the pool's ")
     if bare := int(found.counts["bare"]):
         log.warning("%s of %s rows of the pool have no features: none of them is chosen", f"{bare:,}", f"{rows:,}")

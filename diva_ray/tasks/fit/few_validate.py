@@ -11,7 +11,7 @@ from diva_ray.core.grid import rotate
 from diva_ray.core.ridge_choice import Moments, choose_ridge
 from diva_ray.engine.kernels import bands
 from diva_ray.engine.reduce import Tally
-from diva_ray.tasks.fit.shares import Aggregated, Search, aggregate_bands
+from diva_ray.tasks.fit.shares import Aggregated, PenaltySearch, aggregate_bands
 from diva_ray.tasks.setup.session import Session
 
 STEPS = torch.linspace(0, 1, 5, dtype=torch.float64)  # of the way from what rows that validate ask for to all rows
@@ -26,7 +26,7 @@ def some_validate(session: Session) -> bool:
     return session.config.data.validation_weight is not None or len(session.tables) > 1
 
 
-def lean(search: Search, found: Aggregated, names: list[str], starts: int, evaluations: int) -> Aggregated:
+def lean(search: PenaltySearch, found: Aggregated, names: list[str], starts: int, evaluations: int) -> Aggregated:
     """Return what was found, but with penalties as near to those under which all rows that are fitted lose least as the
     rows that validate let them be: under which they lose no more than under their own, but for the root of the number
     of bands in standard errors, as so many penalties fit chance. Costs another search.
@@ -38,7 +38,7 @@ def lean(search: Search, found: Aggregated, names: list[str], starts: int, evalu
     runner = search.runner
     runner.engine.tell(validates="fitted")
     validating: Tally = runner.run(bands.validating, "count")
-    all_rows = Search(runner, search.setup, validating["weight"], validating["rows"], search.sums)
+    all_rows = PenaltySearch(runner, search.setup, validating["weight"], validating["rows"], search.sums)
     theirs = aggregate_bands(all_rows, names, starts, evaluations)
     runner.engine.forget("validates")
     search.begin()
@@ -56,7 +56,7 @@ def lean(search: Search, found: Aggregated, names: list[str], starts: int, evalu
     )  # fmt: skip
 
 
-def _moments(search: Search, candidates: list[Tensor]) -> Moments:
+def _moments(search: PenaltySearch, candidates: list[Tensor]) -> Moments:
     """Return the moments of the left-out squared errors under every candidate's penalties: one read of the rows."""
     runner, one = search.runner, torch.ones(1, dtype=torch.float64)
     kept, parts = search.kept(list(range(len(search.widths)))), []

@@ -10,7 +10,7 @@ from torch import Tensor
 from diva_ray.core.reweight import TrialSums
 from diva_ray.core.verdict import Verdict
 from diva_ray.engine.context import Fold
-from diva_ray.engine.kernels.steps import Trials, fold_counts
+from diva_ray.engine.kernels.steps import FoldModels, fold_counts
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import EmptyFoldError
 from diva_ray.tasks.fit.walk import RIDGES, Arm, Walk, calibrate_arms, pack, try_arms, walk_arms
@@ -34,7 +34,7 @@ def try_folds(walk: Walk, folds: int, steps: int) -> tuple[list[Arm], TrialSums,
         arms, solutions[k], rules[k] = [arm for arm, _ in found], pack(found, walk.setup.dtype), walk.first
         last, fresh = at == len(asked), [*fresh, k]
         if last or walk.runner.rows >= CLEAR_ROWS * folds / at:
-            trials = Trials(folds, dict(solutions), dict(rules), len(found), len(RIDGES))
+            trials = FoldModels(folds, dict(solutions), dict(rules), len(found), len(RIDGES))
             more = calibrate_arms(walk.runner, walk.setup, replace(trials, solutions={k: solutions[k] for k in fresh}))
             calibrating, fresh = more if calibrating is None else calibrating + more, []
             sums = try_arms(walk.runner, walk.setup, trials, calibrating)

@@ -29,7 +29,7 @@ FAR = 1.0  # distance of centres from which on sums of float32 are not carried: 
 
 
 @dataclass
-class Part:
+class GroupPart:
     """Segments whose sums are kept (`kept`), kept but for their targets (`relabelled`), or to be computed."""
 
     segments: list[int]
@@ -37,7 +37,7 @@ class Part:
     relabelled: bool = False
 
 
-def plan_groups(segments: Segments, kept: list[KeptGroup], most: int) -> list[list[Part]]:
+def plan_groups(segments: Segments, kept: list[KeptGroup], most: int) -> list[list[GroupPart]]:
     """Return the groups of a fit, each of one part or, where they would be more than `most`, of several.
 
     A kept group is taken over when all of its segments are found. The last segment is a group of its own, so that rows
@@ -46,22 +46,22 @@ def plan_groups(segments: Segments, kept: list[KeptGroup], most: int) -> list[li
     free = defaultdict(list)
     for k in reversed(range(len(segments.gram))):
         free[int(segments.gram[k])].append(k)
-    groups: list[list[Part]] = []
+    groups: list[list[GroupPart]] = []
     for group in kept:
         if all(len(free[gram]) >= count for gram, count in Counter(group.gram).items()):
             found = sorted(free[gram].pop() for gram in group.gram)
             relabelled = int(segments.cross[found].sum(dtype=np.uint64)) != group.cross
-            groups.append([Part(found, group, relabelled)])
+            groups.append([GroupPart(found, group, relabelled)])
     left, target, last = (
         sorted(k for ks in free.values() for k in ks),
         segments.rows.sum() / most,
         len(segments.rows) - 1,
     )
-    part = Part([])
+    part = GroupPart([])
     for k in left:
         if part.segments and (k == last or segments.rows[part.segments].sum() >= target):
             groups.append([part])
-            part = Part([])
+            part = GroupPart([])
         part.segments.append(k)
     groups += [[part]] if part.segments else []
     tail = [group for group in groups if group[0].segments == [last]]
@@ -72,11 +72,11 @@ def plan_groups(segments: Segments, kept: list[KeptGroup], most: int) -> list[li
     return sorted(groups + tail, key=lambda group: min(part.segments[0] for part in group))
 
 
-def _rows(group: list[Part], segments: Segments) -> int:
+def _rows(group: list[GroupPart], segments: Segments) -> int:
     return int(sum(segments.rows[part.segments].sum() for part in group))
 
 
-def ranges_of(groups: list[list[Part]], segments: Segments) -> Ranges:
+def ranges_of(groups: list[list[GroupPart]], segments: Segments) -> Ranges:
     """Return the rows that the fit pass has to read; neighbours are one range."""
     wanted = [
         (k, g, part.kept is not None)
@@ -183,13 +183,13 @@ class Keeper:
                 "bits": session.cut_bits,
                 "rows": int(self.segments.rows.sum()),
                 "classes": self.classes,
-                "files": files_of(session.original or session.tables[0]),
+                "files": files_of(session.given),
             },
             {"group": group, "gram": self.segments.gram, "cross": self.segments.cross},
             self.frames,
         )
 
-    def _note(self, groups: list[list[Part]], rows: Tally, writer: Writer | None) -> None:
+    def _note(self, groups: list[list[GroupPart]], rows: Tally, writer: Writer | None) -> None:
         total = int(self.segments.rows.sum())
         taken = [part for group in groups for part in group if part.kept]
         self.figures = {
@@ -212,14 +212,14 @@ class _Sums:
     """Sums of groups on their way: held until all of a group's rows are in, then written and added to the total."""
 
     def __init__(
-        self, keeper: Keeper, groups: list[list[Part]], ranges: Ranges, writer: Writer | None, dtype: str
+        self, keeper: Keeper, groups: list[list[GroupPart]], ranges: Ranges, writer: Writer | None, dtype: str
     ) -> None:
         self.keeper, self.groups, self.writer, self.dtype = keeper, groups, writer, dtype
         last = {g: 0 for g in range(len(groups))} | dict(zip(ranges.group.tolist(), ranges.stop.tolist(), strict=True))
         self.waiting = sorted(last.items(), key=lambda item: (item[1], item[0]))
         self.held: dict[Key, FitSums] = {}
         self.totals: dict[int, FitSums] = {}
-        self.written: list[list[Part]] = []
+        self.written: list[list[GroupPart]] = []
 
     def hold(self, found: dict[Key, FitSums]) -> None:
         for key, sums in found.items():

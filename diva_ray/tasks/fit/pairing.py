@@ -18,6 +18,7 @@ from diva_ray.tasks.fit.derive import derive, with_errors
 from diva_ray.tasks.fit.derived import Derived
 from diva_ray.tasks.setup.forms import takes_dual
 from diva_ray.tasks.setup.session import Session
+from diva_ray.tasks.setup.settle import standard_scales
 
 REFERENCES = 512  # other pairs, with whose sides every pair's own are compared
 
@@ -42,13 +43,9 @@ class Judged:
 
 def target_scales(session: Session) -> tuple[Scale, Scale]:
     """Return how either band is scaled as a target: centred, mean squared norm 1, whatever `standardize` says."""
-    found = session.scan
-    scales = []
-    for rows, total, (spread, _) in zip(found.rows, found.sums, found.spreads(), strict=True):
-        mean = total / max(rows, 1)
-        scale = spread**-0.5 if spread else 1.0  # a constant band stays at 0
-        scales.append(Scale((mean,), (scale,), False))
-    return scales[0], scales[1]
+    means, scales = standard_scales(session.scan)
+    first, second = (Scale((mean,), (scale,), False) for mean, scale in zip(means, scales, strict=True))
+    return first, second
 
 
 def align(session: Session) -> tuple[bool, float, dict[str, float | None]]:

@@ -45,7 +45,7 @@ class Fitted:
     wrong: float
 
 
-class Search:
+class PenaltySearch:
     """The mean left-out squared error of a fit to every band, as a function of their penalties.
 
     `validation`: the sum of the validation weights, `validating`: of how many rows.
@@ -194,7 +194,7 @@ class Aggregated:
 
     Attributes:
         penalties: of every band, (bands,); `gradient`: dL/dLambda there, of the mean loss.
-        multiple: of the penalties, under which fewer left-out classes are wrong (`Search.multiple`).
+        multiple: of the penalties, under which fewer left-out classes are wrong (`PenaltySearch.multiple`).
         loss: mean left-out squared error there; `wrong`: summed counted errors, under that multiple.
         together: all bands under one ridge (plain concatenation); `alone`, `without`: every band.
         descents: the starts, in the order they were tried.
@@ -230,7 +230,7 @@ class Aggregated:
             )  # fmt: skip
 
 
-def aggregate_bands(search: Search, names: list[str], starts: int, evaluations: int) -> Aggregated:
+def aggregate_bands(search: PenaltySearch, names: list[str], starts: int, evaluations: int) -> Aggregated:
     """Return the penalties with the least left-out squared error that descents from several starts find.
 
     Args:
@@ -282,7 +282,7 @@ def bounds(own: Tensor, together: Fitted, tried: list[Tensor]) -> tuple[Tensor, 
     return least, 1e2 * FAR * own.clamp_min(together.ridge)
 
 
-def refine(search: Search, found: Aggregated, evaluations: int) -> tuple[Tensor, float]:
+def refine(search: PenaltySearch, found: Aggregated, evaluations: int) -> tuple[Tensor, float]:
     """Return the penalties found under other sample weights, by a descent from those before and by counted errors, and
     their multiple of where the descent ended."""
     (together, *_), tried = search.fits(_all_and_each(len(found.penalties)), None)
@@ -293,7 +293,7 @@ def refine(search: Search, found: Aggregated, evaluations: int) -> tuple[Tensor,
 
 
 def _promising(
-    search: Search, begin: list[tuple[str, Any]], starts: int, low: Tensor, high: Tensor
+    search: PenaltySearch, begin: list[tuple[str, Any]], starts: int, low: Tensor, high: Tensor
 ) -> list[tuple[str, Any]]:
     """Return the starts with the least loss, in that order; one evaluation each where there are more than asked for."""
     if len(begin) <= starts:

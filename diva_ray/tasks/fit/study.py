@@ -28,7 +28,7 @@ from diva_ray.engine.reduce import Tally, add_in_order
 from diva_ray.engine.setup import Setup
 from diva_ray.tasks.fit.derive import ridge_grid, solve_in_range, with_errors
 from diva_ray.tasks.fit.derived import best_ridge, penalty_pattern
-from diva_ray.tasks.fit.shares import Search, aggregate_bands
+from diva_ray.tasks.fit.shares import PenaltySearch, aggregate_bands
 from diva_ray.tasks.fit.walk import Walk
 from diva_ray.tasks.setup.checks import features_take_double
 from diva_ray.tasks.setup.options import choose_loss
@@ -69,28 +69,16 @@ class Study:
     passes: dict[str, int] = field(default_factory=dict)
     dtype: torch.dtype | None = None
 
-    def judge(self, choice: Choice, fold: int) -> Tally:
-        """Return the errors of a choice on the rows of a fold that took no part in its weights, ridge or fit."""
+    def judge(self, choice: Choice, fold: int | None, extents: list[Extent] | None = None) -> Tally:
+        """Return the errors of a choice on the rows of a fold that took no part in its weights, ridge or fit; without a
+        fold, fitted to all rows, on those of a test table, `extents`."""
         trained = self.train(choice, fold)
         self._tell(trained.setup)
         model = tuning.Model(trained.solution.to(trained.setup.dtype), trained.scale, self.config.folds, fold)
-        found = self._errors(model, None)
-        found["ridge"] = trained.ridge
-        return found
-
-    def test(self, choice: Choice, extents: list[Extent]) -> Tally:
-        """Return the errors of a choice, fitted to all rows, on the rows of a test table."""
-        trained = self.train(choice, None)
-        self._tell(trained.setup)
-        model = tuning.Model(trained.solution.to(trained.setup.dtype), trained.scale, self.config.folds, None)
-        found = self._errors(model, extents)
-        found["ridge"] = trained.ridge
-        return found
-
-    def _errors(self, model: tuning.Model, extents: list[Extent] | None) -> Tally:
         self.session.engine.tell(model=model)
         found = self._pass(tuning.model_errors, "judge", extents)
         self.session.engine.forget("model")
+        found["ridge"] = trained.ridge
         return found
 
     def train(self, choice: Choice, fold: int | None, dtype: torch.dtype | None = None) -> Trained:
@@ -166,7 +154,7 @@ class Study:
         if key not in self.shares:
             self._tell(setup, fold)
             validating: Tally = self.session.runner.run(bands.validating, "count", features=False)
-            search = Search(self.session.runner, setup, validating["weight"], validating["rows"], sums)
+            search = PenaltySearch(self.session.runner, setup, validating["weight"], validating["rows"], sums)
             found = aggregate_bands(search, list(choice.bands), STARTS, EVALUATIONS)
             self._count("shares", found.evaluations)
             self.dtype = search.setup.dtype

@@ -207,7 +207,7 @@ def walk_to(walk: Walk, arm: Arm) -> Partial:
     return walk.look(walk.solve(sums))
 
 
-def calibrate_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> steps.Each:
+def calibrate_arms(runner: Runner, setup: Setup, trials: steps.FoldModels) -> steps.Each:
     """Return the sums by which every arm's outputs of classes are calibrated on the rows set apart from it, none for
     other targets: one read of these rows, 2 n p c models operations. Those of different folds add up."""
     if setup.task != "classification":
@@ -218,7 +218,7 @@ def calibrate_arms(runner: Runner, setup: Setup, trials: steps.Trials) -> steps.
     return found
 
 
-def try_arms(runner: Runner, setup: Setup, trials: steps.Trials, calibrating: steps.Each) -> TrialSums:
+def try_arms(runner: Runner, setup: Setup, trials: steps.FoldModels, calibrating: steps.Each) -> TrialSums:
     """Return how every arm does on the rows set apart from it, calibrated by what `calibrate_arms` found of all of
     them: one read of these rows, 2 n p c models operations."""
     engine = runner.engine

@@ -214,7 +214,7 @@ def check_spread(columns: Columns, target: Tensor) -> None:
         )
 
 
-def check_bands(session: Session) -> None:
+def check_bands_vary(session: Session) -> None:
     """Raise for a band that is the same in every row."""
     scan = session.scan
     for name, rows, (spread, _) in zip(session.columns.features, scan.rows, scan.spreads(), strict=True):

@@ -25,7 +25,7 @@ DRAWN = 2.5e-9  # of the outputs under every sign vector
 PASSED = 2e-9  # of the features, each time that a pass prepares them
 DECODED = 4e-9  # of the features, read from storage and checked
 TRIED = 1e-7  # of the outputs of rows set apart, under one arm: their losses after every fold,
-HEARD = 6e-7  # and of classes the calibration
+CALIBRATED = 6e-7  # and of classes the calibration
 POOLED, CHOSEN = 1e-7, 5e-6  # of a pool's outputs, and of its rows, in every round: odds, and the choice
 
 
@@ -55,7 +55,7 @@ def pooled(rows: int, p: int, outputs: int, rounds: int) -> Other:
 def tried(rows: int, p: int, outputs: int, arms: int, *, classes: bool) -> Other:
     """Return the work of trying so many arms on rows set apart."""
     tried = float(rows) * outputs * arms
-    return Other(4.0 * p * tried, (TRIED + HEARD * classes) * tried)
+    return Other(4.0 * p * tried, (TRIED + CALIBRATED * classes) * tried)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,16 @@ class Session:
         return self.runner.engine
 
     @property
+    def given(self) -> Table:
+        """The table as it was given, also where its rows were brought together by group."""
+        return self.original or self.tables[0]
+
+    @property
+    def beside_table(self) -> Table:
+        """The pool or test table, where there is one: it is the last."""
+        return self.tables[-1]
+
+    @property
     def validation(self) -> str:
         """What validates, in words."""
         return "separate table" if any(e.held_out and not e.pool for e in self.engine.extents) else "leave-one-out"
@@ -89,7 +99,7 @@ class Session:
     @cached_property
     def names(self) -> dict[str, str]:
         """What to show for a class, by itself, where the table keeps names beside whole numbers (ClassLabel)."""
-        named = class_names((self.original or self.tables[0]).schema).get(self.columns.label, [])
+        named = class_names(self.given.schema).get(self.columns.label, [])
         return {str(code): f"{name} ({code})" for code, name in enumerate(map(str, named)) if name != str(code)}
 
     def named(self, label: Any) -> Any:

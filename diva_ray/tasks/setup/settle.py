@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
 from diva_ray.config import FitConfig
 from diva_ray.core.subspace import projections
@@ -60,17 +61,18 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
     )  # fmt: skip
 
 
+def standard_scales(found: Scan) -> tuple[list[Tensor], list[float]]:
+    """Return the mean of every band, (p,), and the factor under which its rows' mean squared norm about it is 1."""
+    means = [total / max(rows, 1) for rows, total in zip(found.rows, found.sums, strict=True)]
+    return means, [spread**-0.5 if spread else 1.0 for spread, _ in found.spreads()]  # a constant band stays at 0
+
+
 def make_scale(config: FitConfig, found: Scan, names: tuple[str, ...]) -> Scale:
     """Return how every band enters the fit, from the moments of one scan."""
-    means, scales = [], []
-    for width, rows, total, (spread, _) in zip(found.widths, found.rows, found.sums, found.spreads(), strict=True):
-        mean, scale = torch.zeros(width, dtype=torch.float64), 1.0
-        if config.standardize == "auto" and rows:
-            mean = total / rows
-            scale = spread**-0.5 if spread else 1.0  # a constant band stays at 0
-        means.append(mean)
-        scales.append(scale)
-    project = projections(names, [len(mean) for mean in means], config.projection, config.seed)
+    means, scales = standard_scales(found)
+    if config.standardize != "auto":
+        means, scales = [torch.zeros_like(mean) for mean in means], [1.0] * len(scales)
+    project = projections(names, list(found.widths), config.projection, config.seed)
     scale = Scale(tuple(means), tuple(scales), config.intercept, project=project)
     shares = chosen_shares(config, names)
     return scale if shares is None else scale.shared(shares)

@@ -181,7 +181,7 @@ def sheet_of(
         f"{len(s['bands'])} bands together{given}: {which} {word} {show(s['error_together'])}, against "
         f"{show(s['error_concatenated'])} under one ridge and {show(s['bands'][alone]['error_alone'])} with {alone} "
         "alone.",
-        *(f"{said[0].upper()}{said[1:]}." for said in verdict_in_words(s, error_words(s)[1])[:1]),  # a tile says more
+        *map(words.sentence, verdict_in_words(s, error_words(s)[1])[:1]),  # a tile says more
     ]
     tiles = [
         Tile(f"{which} {word}", show(s["error_together"]), f"shares found{given}; not compared row by row, so not "

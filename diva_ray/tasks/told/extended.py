@@ -105,7 +105,7 @@ def rule_of(method: str, task: str, *, blind: bool, single: bool) -> str:
 
 def chosen_first(session: Session, written: Tally) -> list[dict[str, Any]]:
     """Return the rows chosen first with their picture or text."""
-    pool = session.tables[-1]
+    pool = session.beside_table
     show = [name for name in session.show if name in pool.schema.names]
     kept = ("id", "label", "z", "label_score")  # the score is NaN where labels are not judged
     rows = written["first"].worst[:SHOWN]
@@ -178,8 +178,8 @@ def sheet_of(session: Session, summary: dict[str, Any], first: list[dict[str, An
     chose = f"chose {s['n_selected']:,} of {words.counted(s['n_pool'], 'row', 'rows')}: {s['stopped']}"
     return Sheet(
         "Which rows of the pool to add",
-        [f"{line[0].upper()}{line[1:]}." for line in (chose, *change(s), *against_random(s))],
-        tiles, parts, [*run_facts(session, s), ("Pool", session.tables[-1].name), ("Method", s["method"])],
+        [words.sentence(line) for line in (chose, *change(s), *against_random(s))],
+        tiles, parts, [*run_facts(session, s), ("Pool", session.beside_table.name), ("Method", s["method"])],
         session.runner.seconds, notes=notes,
         downloads=["selected/: id, rank, round, derivative, z and weight of chosen rows", "summary.json: every figure"],
         footer=f"The derivative of a pool row says what happens to the {which} loss if the row is added with a small "

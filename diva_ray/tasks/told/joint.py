@@ -11,7 +11,7 @@ from torch import Tensor
 from diva_ray.core.reweight import TrialSums, least_base
 from diva_ray.report.sheet import Tile
 from diva_ray.tasks.fit.folds import outcome
-from diva_ray.tasks.fit.shares import Search
+from diva_ray.tasks.fit.shares import PenaltySearch
 from diva_ray.tasks.fit.walk import Arm
 from diva_ray.tasks.told.measures import error_words
 from diva_ray.tasks.told.reweighted import gain_words, tone_of
@@ -31,7 +31,7 @@ class Joint:
     taken: int
     penalties: Tensor
     multiple: float
-    search: Search
+    search: PenaltySearch
 
 
 def weights_of(joint: Joint) -> dict[str, Any]:

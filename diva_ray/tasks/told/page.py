@@ -116,7 +116,7 @@ def in_order(row: dict[str, Any]) -> dict[str, Any]:
 
 def seen(session: Session, places: list[int]) -> dict[int, dict[str, Any]]:
     """Return the pictures and texts of rows of the table as it was given, as far as there are columns to show."""
-    return seen_in(session.original or session.tables[0], list(session.show), places)
+    return seen_in(session.given, list(session.show), places)
 
 
 def seen_in(table: Table, show: list[str], places: list[int]) -> dict[int, dict[str, Any]]:

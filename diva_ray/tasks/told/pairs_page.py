@@ -101,7 +101,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
     clearly = "tells" if s["aligned"] else "does not tell"
     return [
         f"{first}; {second} (z > {s['threshold']:.2f}).",
-        *(f"{said[0].upper()}{said[1:]}." for said in planted_in_words(s)),
+        *map(words.sentence, planted_in_words(s)),
         f"The cosine of the two sides {clearly} partners from others; left-out squared error "
         f"{s['error']['forward']:.3f} forward, {s['error']['backward']:.3f} backward.",
     ]

@@ -185,7 +185,7 @@ def sheet_of(session: Session, weighed: Weighed, summary: dict[str, Any], writte
             Tile("weights lowered", words.count(s["n_lowered"]), f"{s['n_zero']:,} to zero{raised}", "hurts"),
             Tile("effective samples", words.count(s["effective_samples"]), f"of {s['n_samples']:,}"),
         ]
-    told_first = headline(s) + [f"{said[0].upper()}{said[1:]}." for said in sources_in_words(s)]
+    told_first = headline(s) + [words.sentence(said) for said in sources_in_words(s)]
     told_first += [f"Of the flags in samples/: {said}." for said in planted_in_words(s)]
     files = ["samples/: weight, derivative, z and verdicts of every row", "summary.json: every figure of this page"]
     return Sheet(

@@ -11,12 +11,12 @@ import torch
 from diva_ray.config import TrainConfig
 from diva_ray.core.compare import Interval, RowSums, mean_interval
 from diva_ray.engine.course import Course
-from diva_ray.engine.kernels.given import SAME
+from diva_ray.engine.kernels.samples import SAME
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.training import EVALUATION, checkpoint
 from diva_ray.report import words
 from diva_ray.tasks.fit.closed import CLOSED, EVEN
-from diva_ray.tasks.fit.course import Trained
+from diva_ray.tasks.fit.course import ClosedForms
 from diva_ray.tasks.setup.session import Session
 from diva_ray.tasks.told.converged import error_text, settle
 from diva_ray.tasks.told.measures import error_words
@@ -71,7 +71,7 @@ def write_model(session: Session, config: TrainConfig, course: Course) -> None:
     folder.write_json("model/model.json", known)
 
 
-def figures(session: Session, config: TrainConfig, course: Course, trained: Trained) -> dict[str, Any]:
+def figures(session: Session, config: TrainConfig, course: Course, trained: ClosedForms) -> dict[str, Any]:
     """Return the figures of summary.json."""
     losses = {"classification": "cross_entropy", "multilabel": "logistic"}  # as `training.row_losses` takes them
     found = session.folder.read_arrays(EVALUATION) or {}

@@ -117,7 +117,7 @@ def add_copy(session: Session, finished: Result, action: str) -> Result:
 def write_curated(session: Session, action: str) -> dict[str, Any]:
     """Write `curated/` and `changes/` on the workers; return how many rows were kept and changed, how many classes have
     none left, and the column of weights that was written: the table's own, or the first name that no column has."""
-    folder, table = session.folder, session.original or session.tables[0]
+    folder, table = session.folder, session.given
     usual = chain(("weight", "sample_weight"), (f"sample_weight_{k}" for k in count(2)))
     name = session.columns.weight or next(name for name in usual if name not in table.schema.names)
     assert isinstance(session.config, ScoreConfig)
