@@ -31,7 +31,7 @@ MOVED = 1e-6
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are what (the contract's `data.*`); None where the table has none. Pairs have no label: ""."""
+    """Which columns are what (the options `data.*`); None where the table has none. Pairs have no label: ""."""
 
     features: tuple[str, ...]
     label: str

@@ -22,6 +22,7 @@ from diva_ray.engine.progress import Progress
 from diva_ray.engine.training import SingleProcess, checkpoint, linear, train_all
 from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
+from diva_ray.tasks import reweight
 from diva_ray.tasks.fit.closed import REWEIGHTED
 from diva_ray.tasks.fit.course import ClosedForms, prepare_course, workers_of
 from diva_ray.tasks.setup.begin import begin, open_folder, tidy
@@ -174,8 +175,6 @@ def look_ahead(config: TrainConfig, data: Any, loss: Callable | None, test: Tabl
 
 def reweight_first(config: TrainConfig, data: Any, loss: Callable | None, folder: Folder, *, quiet: bool) -> Given:
     """Reweight the rows into a folder of the output, unless that was done before; return the weights."""
-    from diva_ray.tasks import reweight
-
     output = folder.location(REWEIGHTED)
     same = {field.name: getattr(config, field.name) for field in fields(FitConfig)}
     first = ReweightConfig(**{**same, "data": replace(config.data), "output": output})

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from diva_ray.config import EncoderConfig
 from diva_ray.core.linearize import count_sketch, gradient_features, gradient_features_singly
 from diva_ray.data.encoders.encoder import TEXT, exact
 from diva_ray.errors import InputError, one_line
@@ -27,7 +28,7 @@ SINGLY = "%s: gradients of one sample at a time, since torch.func.vmap does not 
 NO_NETWORK = ("edges", "words")
 
 
-def check_jacobian(config: Any) -> None:
+def check_jacobian(config: EncoderConfig) -> None:
     """Raise for options that do not go together, before anything is loaded."""
     k = config.jacobian
     if k < 0:
@@ -82,7 +83,7 @@ class _Outputs(nn.Module):
 
 
 def gradients(
-    model: nn.Module, call: Callable[[Any], Tensor], config: Any, device: str, *, singly: bool = False
+    model: nn.Module, call: Callable[[Any], Tensor], config: EncoderConfig, device: str, *, singly: bool = False
 ) -> tuple[Callable[[Any], Tensor], int]:
     """Return (batch -> sketched gradients (n, encoder.jacobian), entries of a gradient).
 
@@ -136,7 +137,9 @@ def _samples(batch: Any) -> Sequence[Any]:
     return [tree_map(lambda one, k=k: one[k : k + 1], batch) for k in range(n)]
 
 
-def _vmap_takes(together: Callable[[Any], Tensor], by_sample: Callable[[Any], Tensor], batch: Any, config: Any) -> bool:
+def _vmap_takes(
+    together: Callable[[Any], Tensor], by_sample: Callable[[Any], Tensor], batch: Any, config: EncoderConfig
+) -> bool:
     """Return whether vmap takes the network, tried on one sample; raise what plain autograd says if it fails too."""
     one = _samples(batch)[0]
     try:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diva_ray.config import EncoderConfig
 from diva_ray.data.encoders.encoder import TEXT, Encoder, check_weights_file, is_file, load_weights, mixed, need
 from diva_ray.data.encoders.gradient import gradients
 from diva_ray.data.encoders.network import Tapped, check_pool, finish, pooled
@@ -57,7 +58,7 @@ def positions_of(model: torch.nn.Module) -> int:
     return 10**9
 
 
-def transformers(config: Any, device: str, precision: str) -> Encoder:
+def transformers(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return a text model of transformers: its last hidden layer (or the one named), pooled over tokens."""
     place = model_place(config.model, "transformers")
     library = need("transformers", "transformers")
@@ -111,7 +112,7 @@ def transformers(config: Any, device: str, precision: str) -> Encoder:
     return Encoder(TEXT, None, run, model, device, most, mark)
 
 
-def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
+def sentence_transformers(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return a model of sentence-transformers, with the pooling and scaling that it was trained with."""
     place = model_place(config.model, "minilm" if config.model.startswith("package:") else "sentence_transformers")
     if config.layer or config.weights != "auto":
@@ -137,7 +138,7 @@ def sentence_transformers(config: Any, device: str, precision: str) -> Encoder:
     return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, model_mark(place))
 
 
-def open_clip(config: Any, device: str, precision: str) -> Encoder:
+def open_clip(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return the text tower of a CLIP model, whose space is the image tower's."""
     if config.layer:
         raise InputError(
@@ -156,7 +157,7 @@ def open_clip(config: Any, device: str, precision: str) -> Encoder:
     return Encoder(TEXT, None, run, model, device, 256 if device == "cuda" else 32, mark)
 
 
-def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
+def module(config: EncoderConfig, device: str, precision: str, given: Any) -> Encoder:
     """Return the user's own module or function of a list of texts."""
     model = copy.deepcopy(given) if isinstance(given, torch.nn.Module) else given  # the user's own stays as it is
     if isinstance(model, type) or (not isinstance(model, torch.nn.Module) and config.model):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diva_ray.config import EncoderConfig
 from diva_ray.data.decode import Form
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder, mixed
 from diva_ray.data.encoders.gradient import gradients
@@ -111,7 +112,7 @@ def to_input(pictures: Sequence[np.ndarray], device: str, mean: Tensor, std: Ten
 
 def picture_encoder(
     model: nn.Module,
-    config: Any,
+    config: EncoderConfig,
     form: Form,
     mean: Sequence[float],
     std: Sequence[float],
@@ -147,7 +148,7 @@ def picture_encoder(
     return Encoder(IMAGE, form, run, model, device, most, mark)
 
 
-def form_of(config: Any, size: int, crop: float = 1.0, filter: str = "bicubic", fit: str = "crop") -> Form:
+def form_of(config: EncoderConfig, size: int, crop: float = 1.0, filter: str = "bicubic", fit: str = "crop") -> Form:
     """Return how pictures are cut: as the config says, else as the model was trained."""
     fit = fit if config.fit is None else config.fit
     if fit not in ("crop", "squash", "pad"):
@@ -160,7 +161,9 @@ def form_of(config: Any, size: int, crop: float = 1.0, filter: str = "bicubic", 
     return Form(side, fit, share, filter)
 
 
-def scale_of(config: Any, mean: Sequence[float], std: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+def scale_of(
+    config: EncoderConfig, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Sequence[float], Sequence[float]]:
     """Return mean and standard deviation of R, G, B: the config's, else the model's own."""
     found = []
     for name, given, own in (("mean", config.mean, mean), ("std", config.std, std)):
@@ -175,7 +178,7 @@ def scale_of(config: Any, mean: Sequence[float], std: Sequence[float]) -> tuple[
     return found[0], found[1]
 
 
-def check_pool(config: Any) -> None:
+def check_pool(config: EncoderConfig) -> None:
     """Raise for a pooling or tap that there is not."""
     for name, allowed in (("pool", POOLS), ("tap", ("output", "input")), ("tower", (IMAGE, TEXT))):
         if getattr(config, name) not in allowed:

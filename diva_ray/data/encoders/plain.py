@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from diva_ray.config import EncoderConfig
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.encoders.network import finish, form_of
 
@@ -43,7 +44,7 @@ def edges(pictures: Sequence[np.ndarray]) -> Tensor:
     return torch.cat(found, 1)
 
 
-def edge_encoder(config: Any, device: str, precision: str) -> Encoder:
+def edge_encoder(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return the default encoder of pictures; it runs on the CPU."""
     form = form_of(config, 64, filter="bilinear")
 
@@ -59,7 +60,7 @@ GRAMS = (3, 5)  # letters
 WORD_WIDTH = 2048
 
 
-def word_encoder(config: Any, device: str, precision: str) -> Encoder:
+def word_encoder(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return the default encoder of texts, (n, 2048): which n-grams of 3 to 5 letters within words occur.
 
     They are hashed (Weinberger et al. 2009), scaled to unit length, and go through a sparse random projection (Li,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diva_ray.config import EncoderConfig
 from diva_ray.data.encoders.encoder import Encoder, check_weights_file, is_file, load_weights, need
 from diva_ray.data.encoders.network import form_of, last_linear, picture_encoder, scale_of
 from diva_ray.errors import InputError, one_line
@@ -28,7 +29,7 @@ TENSORS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
 LITE_SIZES = {"0": 224, "1": 240, "2": 260, "3": 280, "4": 300}
 
 
-def from_hub(config: Any, load: Any) -> Any:
+def from_hub(config: EncoderConfig, load: Any) -> Any:
     """Return what a library loads; one line if its hub does not answer or does not know the name."""
     try:
         with without_bars(), environment(TENSORS_ONLY):
@@ -63,7 +64,7 @@ def without_bars() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def timm(config: Any, device: str, precision: str) -> Encoder:
+def timm(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return a model of timm: its pooled features, its own preparation of pictures."""
     library = need("timm", "timm")
     local = is_file(config.weights)
@@ -98,7 +99,7 @@ def timm(config: Any, device: str, precision: str) -> Encoder:
     return picture_encoder(model, config, form, mean, std, device, precision, mark=mark)
 
 
-def torchvision(config: Any, device: str, precision: str) -> Encoder:
+def torchvision(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return a classifier of torchvision: what its last linear layer sees (jacobian: of its logits)."""
     models = need("torchvision.models", "torchvision")
     local = is_file(config.weights)
@@ -124,7 +125,7 @@ def _trained(models: Any, name: str, weights: str | None) -> tuple[int, float, s
     return size, size / before, known.interpolation.value
 
 
-def clip_model(config: Any) -> tuple[Any, Any, str]:
+def clip_model(config: EncoderConfig) -> tuple[Any, Any, str]:
     """Return (open_clip, model, mark)."""
     library = need("open_clip", "open_clip")
     if config.model not in library.list_models() and not config.model.startswith("hf-hub:"):
@@ -147,7 +148,7 @@ def clip_model(config: Any) -> tuple[Any, Any, str]:
     return library, model, mark
 
 
-def open_clip(config: Any, device: str, precision: str) -> Encoder:
+def open_clip(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return the image tower of a CLIP model."""
     _, model, mark = clip_model(config)
     known = getattr(model.visual, "preprocess_cfg", None) or {}
@@ -161,7 +162,7 @@ def open_clip(config: Any, device: str, precision: str) -> Encoder:
     return picture_encoder(model, config, form, mean, std, device, precision, model.encode_image, mark)
 
 
-def efficientnet_lite(config: Any, device: str, precision: str) -> Encoder:
+def efficientnet_lite(config: EncoderConfig, device: str, precision: str) -> Encoder:
     """Return EfficientNet-Lite, its ImageNet weights from a Python package: 1280 features for Lite0."""
     library = need("efficientnet_lite_pytorch", "efficientnet_lite")
     number = config.model.removeprefix("efficientnet-lite")
@@ -184,7 +185,7 @@ def efficientnet_lite(config: Any, device: str, precision: str) -> Encoder:
     return picture_encoder(model, config, form, mean, std, device, precision, model.extract_features, mark)
 
 
-def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
+def module(config: EncoderConfig, device: str, precision: str, given: Any) -> Encoder:
     """Return the user's own network of pictures (n, 3, size, size), with its weights file if one is named."""
     model = copy.deepcopy(given) if isinstance(given, nn.Module) else given  # the user's own stays as it is
     if not isinstance(model, nn.Module):
@@ -206,7 +207,7 @@ def module(config: Any, device: str, precision: str, given: Any) -> Encoder:
     return picture_encoder(model, config, form, mean, std, device, precision, mark=mark)
 
 
-def own_weights(model: nn.Module, config: Any) -> str:
+def own_weights(model: nn.Module, config: EncoderConfig) -> str:
     """Load the weights file that is named for a network of the user's, if one is; return what tells its numbers."""
     if is_file(config.weights):
         load_weights(model, config.weights, type(model).__name__)

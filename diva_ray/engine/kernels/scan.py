@@ -57,8 +57,10 @@ class Scan:
         sums, squares: per band, sums of x and of (x - mean)^2 of every column, (d,).
         labels: distinct classes, or None for numbers; validation_labels, of a separate table.
         sources: distinct sources of rows that are no separate table's; None without.
-        counts: rows, held-out rows, positive weights, total weight, validation weight, leave-out groups, rows that
-            train and validate.
+        counts: `rows` that may train, `positive` weights, `weight`, sum of `validation` weights and of their squares,
+            rows `validating`, leave-out `groups`, most labels of a row (`max_labels`; `max_less_labels`: less the
+            fewest), rows without any feature (`bare`, of a pool), and rows that the table shares with others
+            (`shared_trained`, `shared_validated`).
         target: sum of v, weighted mean (c,) and sums of v (y - mean)^2 (c,) of numbers, as one vector.
         reach: the same over all rows that train or validate, once each, of the numbers (c,); with offsets of the
             numbers, the offsets and what these leave (3 c,); of classes of the offsets.

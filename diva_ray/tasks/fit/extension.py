@@ -23,7 +23,7 @@ from diva_ray.tasks.fit.gauge import Gauge
 from diva_ray.tasks.fit.rank import keys_at, rank_chosen
 from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES
 from diva_ray.tasks.setup.runner import Runner
-from diva_ray.tasks.setup.session import Session, apart
+from diva_ray.tasks.setup.session import Session, error_kind
 
 log = logging.getLogger("diva_ray")
 
@@ -96,7 +96,7 @@ class Extension:
         self.kept = self.gauge.steps[-1]
         self.best = self.gauge.least if self.gauge.rises() else self.kept
         if gives_back and self.best is not self.kept:
-            self.kept, self.reason = self.best, f"more rows raise the {apart(self.session.validation)} error"
+            self.kept, self.reason = self.best, f"more rows raise the {error_kind(self.session.validation)} error"
         elif self.gauge.chosen == total or self.used_up:
             self.reason = "the pool is used up"
         elif self.config.budget and self.gauge.chosen == goal:

@@ -12,7 +12,7 @@ import numpy as np
 from diva_ray.core.compare import NORMAL, ratio_error, wilson
 from diva_ray.engine.progress import Progress
 from diva_ray.errors import FitError, InputError
-from diva_ray.report.words import counted, percent
+from diva_ray.report.words import counted
 from diva_ray.tasks.fit.study import Study
 from diva_ray.tasks.setup.space import Choice, Space, label, short
 
@@ -20,7 +20,6 @@ log = logging.getLogger("diva_ray")
 FOLDS = "folds"  # folder of what every fold said
 SUMS = ("rows", "weight", "error", "weight_weight", "weight_error", "error_error")
 FIGURES = ("error", "standard_error", "low", "high")
-FEW = 100  # rows: the error of fewer says little
 
 
 @dataclass
@@ -94,16 +93,6 @@ def error_figures(sums: dict[str, float], *, counted: bool) -> dict[str, Any]:
         rows = mean * (1 - mean) / error**2 if error > 0 else sums["weight"] ** 2 / sums["weight_weight"]
         low, high = wilson(mean, float(rows))
     return {"error": mean, "standard_error": error, "low": low, "high": high}
-
-
-def few_in_words(task: str, rows: int, error: float, name: str) -> list[str]:
-    """Return what is to be said of the counted error of a few rows: what it may be of others."""
-    if task != "classification" or rows >= FEW:
-        return []
-    wrong = error * rows
-    once = {"error": wrong, "weight": rows, "error_error": wrong, "weight_error": wrong, "weight_weight": rows}
-    high = percent(error_figures(once, counted=True)["high"])
-    return [f"The {name} is that of {rows} rows alone, and says little: of others up to {high} may be wrong (95 %)."]
 
 
 @dataclass

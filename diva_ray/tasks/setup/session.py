@@ -17,6 +17,7 @@ from diva_ray.data.regroup import POSITION, regroup_in_memory
 from diva_ray.data.shards import Columns, Extent
 from diva_ray.data.split import split
 from diva_ray.data.table import Table, open_parquet
+from diva_ray.engine.inline import Inline
 from diva_ray.engine.kernels.identity import LOOKED
 from diva_ray.engine.kernels.scan import Scan, scan
 from diva_ray.engine.reduce import Rows
@@ -242,12 +243,10 @@ def start(
     """Return a runner whose engine is loading."""
     extents: list[Extent] = []
     for k, (table, role) in enumerate(zip(tables, roles, strict=True)):
-        apart = {name: role in those for name, those in APART.items()}
+        error_kind = {name: role in those for name, those in APART.items()}
         found = columns.found_in(table.schema.names) if role == "test" else columns
-        extents += split(table, found, first=len(extents), which=k, **apart)
+        extents += split(table, found, first=len(extents), which=k, **error_kind)
     if plan.kind == "inline":
-        from diva_ray.engine.inline import Inline
-
         threads = config.cluster.threads or (1 if plan.threads == 1 else None)  # None: as the process has them
         return Runner(Inline(tables, columns, extents, threads, plan.keeping), quiet)
     from diva_ray.engine.cluster import Cluster
@@ -291,6 +290,6 @@ def look_beside(session: Session, role: str) -> Scan:
     return found
 
 
-def apart(validation: str) -> str:
+def error_kind(validation: str) -> str:
     """Return the word before `error`, by whether rows of the table are left out or another table validates."""
     return "left-out" if validation == "leave-one-out" else "validation"

@@ -16,7 +16,7 @@ from diva_ray.tasks.fit.derived import Derived
 from diva_ray.tasks.fit.few_validate import NOTE
 from diva_ray.tasks.fit.shares import Aggregated
 from diva_ray.tasks.setup.options import UNDER
-from diva_ray.tasks.setup.session import Session, apart
+from diva_ray.tasks.setup.session import Session, error_kind
 from diva_ray.tasks.told.by_source import table_by_z
 from diva_ray.tasks.told.chance import CLEAR
 from diva_ray.tasks.told.joint import Joint, moved, tiles_of, verdict_in_words, weights_of
@@ -84,7 +84,7 @@ def figures(session: Session, found: Aggregated, joint: Joint | None, error: flo
         for m, name in enumerate(names)
     }
     kept = joint is None or not joint.taken
-    word = apart(session.validation)
+    word = error_kind(session.validation)
     result: dict[str, Any] = {
         "ridge": ridge,
         "bands": bands,
@@ -118,7 +118,7 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
     verdict = verdict_in_words(s, "{:.4f}".format)
     without = ", ".join(f"{name} {band['error_without']:.4f}" for name, band in s["bands"].items())
     lines = [
-        f"{s['n_samples']:,} samples, {len(s['bands'])} bands{given}: {apart(s['validation'])} {word} "
+        f"{s['n_samples']:,} samples, {len(s['bands'])} bands{given}: {error_kind(s['validation'])} {word} "
         f"{s['error_together']:.4f}; all under one ridge {s['error_concatenated']:.4f}, best alone "
         f"{s['bands'][alone]['error_alone']:.4f} ({alone})",
         "shares (ridge / penalty): "
@@ -175,7 +175,7 @@ def sheet_of(
 ) -> Sheet:
     """Return the contents of report.html."""
     s, alone, (word, show) = summary, best_alone(summary), figure_words(summary)
-    which = apart(s["validation"])
+    which = error_kind(s["validation"])
     given, under = _weights_in_words(s)
     headline = [
         f"{len(s['bands'])} bands together{given}: {which} {word} {show(s['error_together'])}, against "
@@ -225,7 +225,7 @@ def _weights_in_words(summary: dict[str, Any]) -> tuple[str, str]:
 
 def _bars_of(session: Session, summary: dict[str, Any]) -> Bars:
     """Return the errors of all bands, of each alone and without each, side by side."""
-    s, word, which = summary, figure_words(summary)[0], apart(summary["validation"])
+    s, word, which = summary, figure_words(summary)[0], error_kind(summary["validation"])
     validating = _rows_validating(session)
     how = "Leave-one-out" if which == "left-out" else f"On {s['n_validation']:,} rows of the validation table"
     bars = [
@@ -276,6 +276,6 @@ def _search_of(found: Aggregated, summary: dict[str, Any]) -> Lines:
     ]
     return Lines(
         "The search", [float(k + 1) for k in range(longest)], lines,
-        f"Mean {apart(summary['validation'])} squared error, evaluation by evaluation; starts that end alike found the "
-        "same shares.", "evaluation", "squared error",
+        f"Mean {error_kind(summary['validation'])} squared error, evaluation by evaluation; starts that end alike found "
+        "the same shares.", "evaluation", "squared error",
     )  # fmt: skip

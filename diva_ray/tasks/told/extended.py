@@ -12,7 +12,7 @@ from diva_ray.report import words
 from diva_ray.report.sheet import Gallery, Inform, Lines, Sheet, Table, Tile
 from diva_ray.tasks.fit.extension import Extension
 from diva_ray.tasks.setup.alike import few_shared_in_words, shared_in_words
-from diva_ray.tasks.setup.session import Session, apart
+from diva_ray.tasks.setup.session import Session, error_kind
 from diva_ray.tasks.told.chance import CLEAR, TONES, clear
 from diva_ray.tasks.told.extended_words import (
     LEAST_SHARE,
@@ -115,7 +115,7 @@ def chosen_first(session: Session, written: Tally) -> list[dict[str, Any]]:
 
 def sheet_of(session: Session, summary: dict[str, Any], first: list[dict[str, Any]]) -> Sheet:
     """Return the contents of report.html; `first`: the rows chosen first."""
-    s, (error, shape), which = summary, error_words(summary), apart(summary["validation"])
+    s, (error, shape), which = summary, error_words(summary), error_kind(summary["validation"])
     steps, kept = s["error_by_budget"], kept_step(s)
     ours: dict[str, Any] = {"name": "chosen", "y": [step["error"] for step in steps], "strong": True}
     for end, sign in (("low", -1), ("high", 1)):

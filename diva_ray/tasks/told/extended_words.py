@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from diva_ray.report import words
-from diva_ray.tasks.fit.trials import few_in_words
 from diva_ray.tasks.setup.alike import few_shared_in_words
-from diva_ray.tasks.setup.session import apart
-from diva_ray.tasks.told.chance import clear
+from diva_ray.tasks.setup.session import error_kind
+from diva_ray.tasks.told.chance import clear, few_in_words
 from diva_ray.tasks.told.measures import error_words, gap_words
 from diva_ray.tasks.told.planted import right_in_words
 
@@ -28,9 +27,8 @@ def told(summary: dict[str, Any], where: str) -> list[str]:
         *(f"note: {words}" for words in [*missed_in_words(s), *notes_on_error(s), *other_shares(s), *few]),
     ]
     helpful = "with labels that are likely right" if rows_by_label(s) else "that help"
-    error = (
-        f"{kind} on the validation table" if apart(s["validation"]) == "validation" else f"left-out {kind} on the table"
-    )
+    apart = error_kind(s["validation"]) == "validation"
+    error = f"{kind} on the validation table" if apart else f"left-out {kind} on the table"
     next_step = f"chosen rows: {where} (ids, without features); docs/extend.md makes one table of yours and them"
     return [
         f"{s['n_samples']:,} samples, pool of {s['n_pool']:,}{never(s)}; chose {s['n_selected']:,} "
@@ -67,7 +65,7 @@ def change(summary: dict[str, Any]) -> list[str]:
         return []
     beyond = {"lower": "a fall beyond chance", "higher": "a rise beyond chance"}
     seen = beyond.get(clear(**summary["error_difference"]["to_before"]), "no more than chance")
-    error = f"{apart(summary['validation'])} error"
+    error = f"{error_kind(summary['validation'])} error"
     return [f"with the chosen rows the {error} changed by {gap_of(summary, 'to_before')}: {seen}"]
 
 
@@ -98,7 +96,7 @@ def rows_by_label(summary: dict[str, Any]) -> bool:
 def notes_on_error(summary: dict[str, Any]) -> list[str]:
     """Return what is to be said where the left-out error is that of a few rows, and where it has risen: since it was
     least, beyond chance, or at all."""
-    s, error = summary, f"{apart(summary['validation'])} error"
+    s, error = summary, f"{error_kind(summary['validation'])} error"
     return few_in_words(s["task"], s["n_validation"], s["error_after"], error) + _risen(s, error)
 
 
@@ -118,7 +116,7 @@ def other_shares(summary: dict[str, Any], named: Callable[[Any], Any] = str) -> 
     """Return what is to be said where the pool has other shares of classes than the rows that judge."""
     if not summary["other_class_shares"]:
         return []
-    judges = "the rows that validate" if apart(summary["validation"]) == "validation" else "the table"
+    judges = "the rows that validate" if error_kind(summary["validation"]) == "validation" else "the table"
     rows = sorted(summary["selected_by_class"], key=lambda row: row["weight"])
     found = f"The pool has other shares of classes than {judges}"
     if rows[0]["weight"] == rows[-1]["weight"]:

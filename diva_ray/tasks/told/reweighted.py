@@ -15,11 +15,10 @@ from diva_ray.engine.setup import Setup
 from diva_ray.report import words
 from diva_ray.report.sheet import Bars, Columns, Gallery, Inform, Sheet, Table, Tile
 from diva_ray.tasks.fit.folds import outcome
-from diva_ray.tasks.fit.trials import few_in_words
 from diva_ray.tasks.fit.walk import Arm
 from diva_ray.tasks.setup.alike import shared_in_words
 from diva_ray.tasks.setup.session import Session
-from diva_ray.tasks.told.chance import TONES, clear
+from diva_ray.tasks.told.chance import TONES, clear, few_in_words
 from diva_ray.tasks.told.measures import error_words
 from diva_ray.tasks.told.page import run_facts, shown, weight_histogram, weights_by_class
 from diva_ray.tasks.told.planted import planted_figures, planted_in_words
