@@ -17,7 +17,8 @@ from diva_ray.core.hashing import splitmix
 from diva_ray.core.leave_out import rows_by_group_size
 from diva_ray.core.products import multiply, multiply_triangular_, spare
 from diva_ray.data.columns import is_list
-from diva_ray.data.shards import Shard, block_bounds, prepare
+from diva_ray.data.prepare import block_bounds, prepare
+from diva_ray.data.shards import Shard
 from diva_ray.data.targets import SeveralClasses, class_codes, number_targets
 from diva_ray.engine.device import CPU, block_rows, row_bytes
 from diva_ray.engine.setup import Setup

@@ -15,8 +15,9 @@ from torch import Tensor
 from diva_ray.data.columns import to_matrix
 from diva_ray.data.folder import Folder
 from diva_ray.data.given import Given
+from diva_ray.data.prepare import prepare
 from diva_ray.data.scale import Scale
-from diva_ray.data.shards import Columns, Extent, prepare, read_shard
+from diva_ray.data.shards import Columns, Extent, read_shard
 from diva_ray.data.table import Reader, Table
 from diva_ray.data.targets import class_targets, number_targets
 

@@ -14,7 +14,7 @@ from diva_ray.config import ClusterConfig, DataConfig, ScoreConfig, ValidationCo
 from diva_ray.data.folder import Folder
 from diva_ray.engine.kernels.passes import scored_rows
 from diva_ray.tasks.fit.derive import derive
-from diva_ray.tasks.setup.opened import make_plan
+from diva_ray.tasks.setup.make_plan import make_plan
 from diva_ray.tasks.setup.session import open_session
 
 INLINE = {"kind": "inline", "threads": 1}

@@ -12,7 +12,7 @@ from diva_ray.data.columns import row_keys
 from diva_ray.data.regroup import regroup_in_memory
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import from_arrow
-from diva_ray.engine.kernels.scan import band_moments, between
+from diva_ray.engine.kernels.moments import band_moments, between
 
 from ..oracles import Problem, assert_close, gradients, held_out_gradient, standard_errors
 from .tables import INLINE, derivatives, in_float64, problem, score, vectors, write

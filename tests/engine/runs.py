@@ -9,7 +9,7 @@ from diva_ray.config import ClusterConfig, ScoreConfig
 from diva_ray.core.reweight import Step
 from diva_ray.data.folder import Folder
 from diva_ray.tasks.fit.walk import Walk
-from diva_ray.tasks.setup.opened import make_plan
+from diva_ray.tasks.setup.make_plan import make_plan
 from diva_ray.tasks.setup.session import open_session
 from diva_ray.tasks.setup.step_paths import Path
 

@@ -11,7 +11,7 @@ from diva_ray.engine import context
 from diva_ray.engine.kernels import passes, steps
 from diva_ray.tasks.fit import derive as deriving
 from diva_ray.tasks.fit.derive import derive, fit_ridge
-from diva_ray.tasks.setup import opened as planned
+from diva_ray.tasks.setup import make_plan as planned
 from tests.engine.runs import begun, opened, small_task
 
 

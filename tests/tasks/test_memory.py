@@ -13,7 +13,7 @@ from diva_ray.engine.course import Course, Share
 from diva_ray.engine.kernels.steps import Each
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.errors import InputError
-from diva_ray.tasks.setup import opened
+from diva_ray.tasks.setup import make_plan
 from diva_ray.tasks.setup.memory import Sizes, check_fit
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -109,8 +109,8 @@ def test_fits_without_each_of_many_bands_count_in_what_a_worker_needs():
 @pytest.fixture
 def few_seen(monkeypatch):
     """600 rows in the order of their 300 classes, of which a plan sees 12."""
-    monkeypatch.setattr(opened, "SEEN", 24)
-    monkeypatch.setattr(opened, "STRETCHES", 3)
+    monkeypatch.setattr(make_plan, "SEEN", 24)
+    monkeypatch.setattr(make_plan, "STRETCHES", 3)
     X = np.random.default_rng(0).normal(size=(600, 200)).astype(np.float32)
     return {"features": X, "label": np.repeat(np.arange(300), 2)}
 

@@ -11,7 +11,8 @@ from sklearn.datasets import load_diabetes
 
 import diva_ray
 from diva_ray.core import loss_verdict
-from diva_ray.engine.kernels.scan import Extremes, merge_moments, moments
+from diva_ray.engine.kernels.moments import merge_moments, moments
+from diva_ray.engine.kernels.scan import Extremes
 from diva_ray.errors import InputError
 
 N, RIDGE = 60, 0.5

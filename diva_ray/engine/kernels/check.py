@@ -10,7 +10,8 @@ from torch import Tensor
 from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.losses import subtract_from_targets
 from diva_ray.core.products import multiply
-from diva_ray.data.shards import Shard, prepare_rows
+from diva_ray.data.prepare import prepare_rows
+from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, device_of, group_codes, targets
 from diva_ray.engine.kernels.left_out import outputs_of
 from diva_ray.engine.kernels.passes import scored_rows

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from diva_ray.core import labellers
 from diva_ray.core.products import multiply_triangular_
-from diva_ray.data.shards import Shard, prepare_rows
+from diva_ray.data.prepare import prepare_rows
+from diva_ray.data.shards import Shard
 from diva_ray.engine.context import Known, codes_of, device_of, group_codes, rows_at_once
 from diva_ray.engine.kernels.passes import left_out_outputs, left_out_rows
 from diva_ray.engine.kernels.sampling import draws, rows_of_sample, sampled

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from diva_ray.core.products import add_rows_
+from diva_ray.data.prepare import prepare
 from diva_ray.data.scale import Scale
-from diva_ray.data.shards import Extent, Shard, prepare
+from diva_ray.data.shards import Extent, Shard
 from diva_ray.engine.context import Kernel, Known, blocks, device_of, group_codes, own_sources, unit_keys
 from diva_ray.engine.device import CPU
 from diva_ray.engine.kernels.passes import left_out_rows, scored_rows

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from diva_ray.core.products import copy_double
 from diva_ray.core.ridge import FitAccumulator, FitSums
+from diva_ray.data.prepare import prepare
 from diva_ray.data.scale import Scale
-from diva_ray.data.shards import Extent, Shard, prepare
+from diva_ray.data.shards import Extent, Shard
 from diva_ray.engine.context import Known, device_of, rows_at_once, targets, weights
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup

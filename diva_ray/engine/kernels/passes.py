@@ -20,7 +20,8 @@ from diva_ray.core.products import add_rows_
 from diva_ray.core.ridge import FitAccumulator, FitSums
 from diva_ray.core.ridge_choice import pack_moments
 from diva_ray.core.second_order import SecondOrder, second_order
-from diva_ray.data.shards import Shard, block_bounds, prepare
+from diva_ray.data.prepare import block_bounds, prepare
+from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
     Block,
     Known,

@@ -10,8 +10,9 @@ from torch import Tensor
 from diva_ray.core import losses
 from diva_ray.core.products import multiply
 from diva_ray.core.ridge import FitAccumulator
+from diva_ray.data.prepare import prepare_rows
 from diva_ray.data.scale import Scale
-from diva_ray.data.shards import Shard, prepare_rows
+from diva_ray.data.shards import Shard
 from diva_ray.engine.context import (
     Known,
     blocks,

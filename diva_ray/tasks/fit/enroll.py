@@ -13,7 +13,8 @@ from diva_ray.core.histogram import LOSS
 from diva_ray.core.loss_verdict import LossSums
 from diva_ray.data.shards import Extent
 from diva_ray.engine.kernels import pool
-from diva_ray.engine.kernels.scan import Scan, merge_values
+from diva_ray.engine.kernels.moments import merge_values
+from diva_ray.engine.kernels.scan import Scan
 from diva_ray.engine.reduce import Tally
 from diva_ray.engine.setup import Setup
 from diva_ray.errors import InputError

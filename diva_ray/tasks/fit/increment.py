@@ -13,7 +13,7 @@ import torch
 
 from diva_ray.core.carry import Frame, carry, distance, of_fit
 from diva_ray.core.ridge import FitSums
-from diva_ray.data.shards import center_of
+from diva_ray.data.prepare import center_of
 from diva_ray.engine.kernels.identity import Segments, join
 from diva_ray.engine.kernels.parts import Key, Ranges, fit_parts
 from diva_ray.engine.kernels.scan import Scan

@@ -23,8 +23,9 @@ from diva_ray.tasks.setup.datasets import PATHS, from_dataset
 from diva_ray.tasks.setup.done import Done
 from diva_ray.tasks.setup.finish import COPIES, clear, found_whole, now
 from diva_ray.tasks.setup.kept import expect_sums
+from diva_ray.tasks.setup.make_plan import make_plan
 from diva_ray.tasks.setup.manifest import fingerprint
-from diva_ray.tasks.setup.opened import Opened, make_plan
+from diva_ray.tasks.setup.opened import Opened
 from diva_ray.tasks.setup.options import check_options, chosen_shares
 from diva_ray.tasks.setup.plan import Plan
 from diva_ray.tasks.setup.result import Result

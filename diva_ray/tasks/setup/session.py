@@ -28,8 +28,9 @@ from diva_ray.tasks.setup import plan as planning
 from diva_ray.tasks.setup.alike import alike_in_words, alike_of, look_for_copies, note_shared
 from diva_ray.tasks.setup.checks import check_columns_vary, check_scan
 from diva_ray.tasks.setup.kept import Kept
+from diva_ray.tasks.setup.make_plan import count_again
 from diva_ray.tasks.setup.manifest import fingerprint
-from diva_ray.tasks.setup.opened import APART, Opened, count_again
+from diva_ray.tasks.setup.opened import APART, Opened
 from diva_ray.tasks.setup.remarks import (
     tell_hot,
     tell_missing,

@@ -276,6 +276,6 @@ def _search_of(found: Aggregated, summary: dict[str, Any]) -> Lines:
     ]
     return Lines(
         "The search", [float(k + 1) for k in range(longest)], lines,
-        f"Mean {error_kind(summary['validation'])} squared error, evaluation by evaluation; starts that end alike found "
-        "the same shares.", "evaluation", "squared error",
+        f"Mean {error_kind(summary['validation'])} squared error, evaluation by evaluation; starts that end alike "
+        "found the same shares.", "evaluation", "squared error",
     )  # fmt: skip
