@@ -115,32 +115,66 @@ def chosen_first(session: Session, written: Tally) -> list[dict[str, Any]]:
 
 def sheet_of(session: Session, summary: dict[str, Any], first: list[dict[str, Any]]) -> Sheet:
     """Return the contents of report.html; `first`: the rows chosen first."""
-    s, (error, shape), which = summary, error_words(summary), error_kind(summary["validation"])
-    steps, kept = s["error_by_budget"], kept_step(s)
+    s = summary
+    parts: list[Any] = [_errors_by_rows(s)]
+    if "planted" in s:
+        parts.append(_right_labels(s))
+    if s["selected_by_class"]:
+        parts.append(_classes(session, s))
+    if first:
+        parts.append(Gallery("Chosen first", first, "The rows of the pool in the order in which they were chosen."))
+    tiles, notes = _tiles(s), _notes(session, s)
+    chose = f"chose {s['n_selected']:,} of {words.counted(s['n_pool'], 'row', 'rows')}: {s['stopped']}"
+    return Sheet(
+        "Which rows of the pool to add",
+        [words.sentence(line) for line in (chose, *change(s), *against_random(s))],
+        tiles, parts, [*run_facts(session, s), ("Pool", session.beside_table.name), ("Method", s["method"])],
+        session.runner.seconds, notes=notes,
+        downloads=["selected/: id, rank, round, derivative, z and weight of chosen rows", "summary.json: every figure"],
+        footer=f"The derivative of a pool row says what happens to the {error_kind(s['validation'])} loss if the row "
+        "is added with a small weight: below 0 the loss falls (DIVA, ICLR 2022, section 4).",
+    )  # fmt: skip
+
+
+def _errors_by_rows(s: dict[str, Any]) -> Lines:
+    """Return the error by rows added, beside that of rows at random."""
+    error, which, steps = error_words(s)[0], error_kind(s["validation"]), s["error_by_budget"]
     ours: dict[str, Any] = {"name": "chosen", "y": [step["error"] for step in steps], "strong": True}
     for end, sign in (("low", -1), ("high", 1)):
         errors = (step["to_uniform"]["standard_error"] if step["chosen"] else 0.0 for step in steps)
         ours[end] = [max(step["error"] + sign * CLEAR * error, 0.0) for step, error in zip(steps, errors, strict=True)]
     beside = {"name": "at random", "y": [step["error_uniform"] for step in steps]}
-    parts: list[Any] = [
-        Lines(
-            f"{which.capitalize()} {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
-            f"On {validated(s)}; the pool's own labels are not asked. At random: about as many rows, counted in "
-            "summary.json. The band is the 95\N{NO-BREAK SPACE}% interval of the difference between the two, row by "
-            "row: where the line at random leaves it, choosing differs from it beyond chance.",
-            "rows added", error, percent_y=error == "error",
-        )
-    ]  # fmt: skip
-    if s["selected_by_class"]:
-        columns = [("label", "Class", "label"), ("n", "Chosen", "count"), ("of", "In the pool", "count")]
-        columns.append(("in_table", "In the table", "count"))
-        if s["other_class_shares"]:
-            columns.append(("weight", "Weight of a row", "number"))
-        by_class = [row | {"label": session.named(row["label"])} for row in s["selected_by_class"]]
-        rows = sorted(by_class, key=lambda row: -row["n"])
-        parts.append(Table("Classes", columns, rows, "Most chosen first."))
-    if first:
-        parts.append(Gallery("Chosen first", first, "The rows of the pool in the order in which they were chosen."))
+    return Lines(
+        f"{which.capitalize()} {error} by rows added", [step["chosen"] for step in steps], [ours, beside],
+        f"On {validated(s)}; the pool's own labels are not asked. At random: about as many rows, counted in "
+        "summary.json. The band is the 95\N{NO-BREAK SPACE}% interval of the difference between the two, row by "
+        "row: where the line at random leaves it, choosing differs from it beyond chance.",
+        "rows added", error, percent_y=error == "error",
+    )  # fmt: skip
+
+
+def _right_labels(s: dict[str, Any]) -> Table:
+    """Return how many labels are right in the pool and among the chosen, where that is known."""
+    p, both = s["planted"], [("rows", "Rows", "count"), ("wrong", "Wrong", "count"), ("right", "Right", "percent")]
+    pool = {"of": "the pool", "rows": s["n_pool"], "wrong": p["n_planted"], "right": p["right_in_pool"]}
+    ours = {"of": "chosen", "rows": s["n_selected"], "wrong": p["n_chosen"], "right": p["right_among_chosen"]}
+    intro = f"By {p['by'] or 'what was planted'}, which choosing did not see."
+    return Table("Labels that are right", [("of", "Labels of", "label"), *both], [ours, pool], intro)
+
+
+def _classes(session: Session, s: dict[str, Any]) -> Table:
+    """Return how many rows of every class were chosen."""
+    columns = [("label", "Class", "label"), ("n", "Chosen", "count"), ("of", "In the pool", "count")]
+    columns.append(("in_table", "In the table", "count"))
+    if s["other_class_shares"]:
+        columns.append(("weight", "Weight of a row", "number"))
+    by_class = [row | {"label": session.named(row["label"])} for row in s["selected_by_class"]]
+    return Table("Classes", columns, sorted(by_class, key=lambda row: -row["n"]), "Most chosen first.")
+
+
+def _tiles(s: dict[str, Any]) -> list[Tile]:
+    """Return the figures at the head of the page."""
+    (error, shape), which, steps, kept = error_words(s), error_kind(s["validation"]), s["error_by_budget"], kept_step(s)
     tiles = [
         Tile("rows chosen", f"{s['n_selected']:,}", f"of {s['n_pool']:,} in the pool{never(s)}"),
         Tile(f"{error} before", shape(s["error_before"]), validated(s)),
@@ -155,14 +189,12 @@ def sheet_of(session: Session, summary: dict[str, Any], first: list[dict[str, An
                 "standard error not known",
             )
         )  # fmt: skip
-    tiles += _noise(s)
-    if "planted" in s:
-        p, both = s["planted"], [("rows", "Rows", "count"), ("wrong", "Wrong", "count"), ("right", "Right", "percent")]
-        pool = {"of": "the pool", "rows": s["n_pool"], "wrong": p["n_planted"], "right": p["right_in_pool"]}
-        ours = {"of": "chosen", "rows": s["n_selected"], "wrong": p["n_chosen"], "right": p["right_among_chosen"]}
-        intro = f"By {p['by'] or 'what was planted'}, which choosing did not see."
-        parts.insert(1, Table("Labels that are right", [("of", "Labels of", "label"), *both], [ours, pool], intro))
-    notes = shared_in_words(s["shared"], s["n_samples"])
+    return tiles + _noise(s)
+
+
+def _notes(session: Session, s: dict[str, Any]) -> list[Any]:
+    """Return what is to be said of the table, the pool and the error."""
+    notes = [*shared_in_words(s["shared"], s["n_samples"])]
     notes += map(Inform, few_shared_in_words(s["shared"], s["n_samples"]))
     if s["single_shot"] and s["method"] == "balanced":
         notes.append(
@@ -174,17 +206,7 @@ def sheet_of(session: Session, summary: dict[str, Any], first: list[dict[str, An
             )
             + ". A second row of each class, or a validation table, would tell more."
         )
-    notes += [*missed_in_words(s), *notes_on_error(s), *other_shares(s, session.named)]
-    chose = f"chose {s['n_selected']:,} of {words.counted(s['n_pool'], 'row', 'rows')}: {s['stopped']}"
-    return Sheet(
-        "Which rows of the pool to add",
-        [words.sentence(line) for line in (chose, *change(s), *against_random(s))],
-        tiles, parts, [*run_facts(session, s), ("Pool", session.beside_table.name), ("Method", s["method"])],
-        session.runner.seconds, notes=notes,
-        downloads=["selected/: id, rank, round, derivative, z and weight of chosen rows", "summary.json: every figure"],
-        footer=f"The derivative of a pool row says what happens to the {which} loss if the row is added with a small "
-        "weight: below 0 the loss falls (DIVA, ICLR 2022, section 4).",
-    )  # fmt: skip
+    return [*notes, *missed_in_words(s), *notes_on_error(s), *other_shares(s, session.named)]
 
 
 def _after(s: dict[str, Any]) -> Tile:
