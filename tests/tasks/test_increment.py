@@ -400,6 +400,8 @@ def test_runs_that_keep_nothing(table, tmp_path):
         assert run.summary["kept_sums"] is None
         with pytest.raises(InputError, match=r"update: must be the folder of a score run that kept .* got none at"):
             call(table, update=run.path)
+    with pytest.raises(InputError, match="update: the folder of a score run must be there, got nothing at .*nowhere"):
+        call(table, update=str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="update: pairs keep no sums"):
         call(table, update=run.path, task="pairs")
 

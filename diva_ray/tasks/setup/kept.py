@@ -101,6 +101,11 @@ def open_kept(config: FitConfig, update: str, features: tuple[str, ...], task: s
     if config.output and folder.path == Folder(config.output).path:
         raise InputError(f"update: must be another folder than output, got {folder.path} for both. Change `output`.")
     index = _whole(folder.read_object, folder, "index.json")
+    if index is None and not folder.names(""):
+        raise InputError(
+            f"update: the folder of a score run must be there, got nothing at {folder.path}. Change `update`, or score "
+            "without it."
+        )
     if index is None or index.get("version") != VERSION:
         raise InputError(
             "update: must be the folder of a score run that kept its fit sums (not with keep_sums=false, pairs, or "
