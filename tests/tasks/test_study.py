@@ -248,8 +248,8 @@ def test_shares_are_found_without_the_fold(study):
 
 def test_rows_of_the_fold_do_not_count_where_errors_are_counted(study, monkeypatch):
     seen = []
-    search = study_module.Search
-    monkeypatch.setattr(study_module, "Search", lambda *args: seen.append(args[2:4]) or search(*args))
+    search = study_module.PenaltySearch
+    monkeypatch.setattr(study_module, "PenaltySearch", lambda *args: seen.append(args[2:4]) or search(*args))
     fold = fold_of(np.arange(N))
     for k in range(2):
         study.train(replace(parse_space(study.config).base, shares="auto"), k)
