@@ -34,11 +34,12 @@ def swapped():
 
 @pytest.mark.parametrize("kind", ["classes", "pairs"])
 def test_which_rows_are_sampled_does_not_depend_on_their_order(kind, monkeypatch):
-    data, options, room, fit, module, at = {
-        "classes": (flipped(), {"features": "features", "label": "label"}, noise, "fit_flips", calibrate, 1),
-        "pairs": (swapped(), {"features": ["image", "text"], "task": "pairs"}, partners, "fit_sharpness", pairs, 0),
+    data, options, room, fit, at = {
+        "classes": (flipped(), {"features": "features", "label": "label"}, noise, "fit_flips", 1),
+        "pairs": (swapped(), {"features": ["image", "text"], "task": "pairs"}, partners, "fit_sharpness", 0),
     }[kind]
-    monkeypatch.setattr(module, "SAMPLED", 300)
+    monkeypatch.setattr(calibrate, "SAMPLED", 300)
+    monkeypatch.setattr(pairs, "SAMPLED_PAIRS", 300)
     sizes, real = [], getattr(room, fit)
     monkeypatch.setattr(room, fit, lambda *given: (sizes.append(len(given[at])), real(*given))[1])
     rows = np.arange(len(data["id"]))
