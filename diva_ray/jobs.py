@@ -17,7 +17,7 @@ from diva_ray.command_line import checked, is_override, quoted, register
 from diva_ray.config import CONFIGS, SCHEMAS
 from diva_ray.errors import InputError
 from diva_ray.help import job_help
-from diva_ray.signals import hear_term, was_terminated
+from diva_ray.signals import hear_term, interrupt_behind, was_terminated
 from diva_ray.threads import blas_environment
 
 # Hydra keeps no folder and no log of its own, whatever config is named: files go to `output`, nowhere else.
@@ -55,8 +55,11 @@ def job(task: str) -> None:
     """
     try:
         _compose(task)
-    except KeyboardInterrupt as error:  # before the run began
-        _interrupted(task.rpartition(".")[2], error)
+    except (KeyboardInterrupt, Exception) as error:  # before the run began
+        interrupt = interrupt_behind(error)
+        if interrupt is None:
+            raise
+        _interrupted(task.rpartition(".")[2], interrupt)
 
 
 def _compose(task: str) -> None:
@@ -111,10 +114,13 @@ def _run(task: str, cfg: Any) -> None:
         result = import_module(task).run(config)
     except InputError as error:
         _leave(error)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, Exception) as error:
+        interrupt = interrupt_behind(error)
+        if interrupt is None:
+            raise
         begun = name != "benchmark" and not config.plan and ("://" in config.output or _has_files(config.output))
         resumed = f" `output={config.output} resume=true` goes on from what is there." if begun else ""
-        _interrupted(name, error, resumed)
+        _interrupted(name, interrupt, resumed)
     try:
         print("\n".join(plain(line) for line in [*result.lines(), *next_steps(config, result)]), flush=True)
     except OSError as error:

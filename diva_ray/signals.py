@@ -26,6 +26,14 @@ def hear_again() -> None:
         signal.signal(signal.SIGTERM, _raise)
 
 
+def interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the interrupt that led to an error: what comes while a class is made, as where torch is imported, Python
+    3.11 raises as a RuntimeError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def was_terminated(error: KeyboardInterrupt) -> bool:
     """Return whether SIGTERM is behind an interrupt: Ray makes its own of any that comes while it waits."""
     return isinstance(error, TerminatedError) or bool(_came)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +19,8 @@ from diva_ray.engine.course import Course
 from diva_ray.engine.training import CHECKPOINTS, PROGRESS, AgreedError, train_all
 from diva_ray.errors import InputError
 
-FAILURES = 8  # times that the workers are started again from their last checkpoint
+log = logging.getLogger("diva_ray")
+FAILURES = 8  # times that the workers, or their controller, are started again from their last checkpoint
 ABORT = 10.0  # seconds that workers have to end
 POLL = 1.0  # seconds between looks at how far they are
 STORAGE = "ray_train"  # folder of Ray Train's own notes; dropped at the end
@@ -79,10 +81,34 @@ def run_on_ray(course: Course, workers: int, environment: dict[str, str], told: 
     """Train on Ray workers; `told` hears of progress.
 
     Raises:
-        InputError: a worker met a user's mistake.
+        InputError: a worker met a user's mistake, or the controller died again and again.
     """
-    course.folder.drop(STORAGE)
     course.folder.remove(DIVERGED)
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(course, told, over), daemon=True)
+    watcher.start()
+    try:
+        for _ in range(FAILURES):
+            if _fitted(course, workers, environment):
+                break
+            log.warning("train: the controller of Ray Train died; it starts again from the last checkpoint")
+        else:
+            raise InputError(
+                f"cluster: the controller of Ray Train must live, got {FAILURES} that died. See `ray logs`; run it "
+                "again with `resume=true`."
+            )
+    finally:
+        over.set()
+        watcher.join()
+    course.folder.drop(STORAGE)
+    diverged = course.folder.read_json(DIVERGED)
+    if diverged is not None:
+        raise AgreedError(diverged)
+
+
+def _fitted(course: Course, workers: int, environment: dict[str, str]) -> bool:
+    """Train once; return False if the controller, an actor that nobody starts again, has died."""
+    course.folder.drop(STORAGE)  # checkpoints are the run's own
     trainer = Trainer(
         loop,
         train_loop_config={"course": course},
@@ -94,23 +120,16 @@ def run_on_ray(course: Course, workers: int, environment: dict[str, str], told: 
             worker_runtime_env={"env_vars": environment} if environment else None,
         ),
     )  # fmt: skip
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(course, told, over), daemon=True)
-    watcher.start()
     try:
         trainer.fit()
+    except ray.exceptions.RayActorError:
+        return False
     except ray.train.TrainingFailedError as error:
         raise _mistake(error) or error from None
     except KeyboardInterrupt:
         trainer.abort()
         raise
-    finally:
-        over.set()
-        watcher.join()
-    course.folder.drop(STORAGE)
-    diverged = course.folder.read_json(DIVERGED)
-    if diverged is not None:
-        raise AgreedError(diverged)
+    return True
 
 
 def _watch(course: Course, told: Callable[[dict], Any], over: threading.Event) -> None:

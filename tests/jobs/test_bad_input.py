@@ -389,6 +389,27 @@ def test_an_interrupted_run_says_in_one_line_how_to_go_on(number, exit, tmp_path
 
 @pytest.mark.jobs
 @pytest.mark.parametrize("number,exit", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupt_while_a_class_is_made_is_one_too(number, exit, tmp_path):
+    """As where torch imports a part of its own in the middle of a run: Python 3.11 makes a RuntimeError of it."""
+    code = (
+        "import os, signal, sys, time, diva_ray.tasks.score as score; from diva_ray.jobs import job\n"
+        "class Part:\n"
+        "    def __set_name__(self, owner, name):\n"
+        f"        os.kill(os.getpid(), signal.{number})\n"
+        "        time.sleep(60)\n"
+        "def run(config):\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it\n"
+        "    class Whole:\n"
+        "        part = Part()\n"
+        f"score.run = run; sys.argv[1:] = ['output={tmp_path}/out']; job('diva_ray.tasks.score')"
+    )
+    (tmp_path / "interrupted.py").write_text(code)
+    found = run_job(str(tmp_path / "interrupted.py"))
+    assert (found.returncode, found.stderr) == (exit, "score: interrupted.\n"), found.stderr
+
+
+@pytest.mark.jobs
+@pytest.mark.parametrize("number,exit", [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_job_that_is_interrupted_while_its_options_are_read_says_so_in_one_line(number, exit, tmp_path):
     code = (
         "import os, signal, sys, time, diva_ray.jobs as jobs\n"

@@ -324,6 +324,35 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(ray_cluster, known, tm
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_controller_is_replaced(ray_cluster, known, tmp_path, monkeypatch, caplog):
+    """Ray Train's own actor, which it does not start again."""
+    data, test, _, folder = known
+    killed: list[int] = []
+
+    def kill():
+        progress, deadline = tmp_path / "out" / training.PROGRESS, time.monotonic() + 240
+        while time.monotonic() < deadline and not killed:
+            done = json.loads(progress.read_text())["done"] if progress.exists() else 0
+            if done >= 3:
+                names = {one.pid: " ".join(one.cmdline()) for one in psutil.process_iter() if one.status() != "zombie"}
+                killed.extend(pid for pid, name in names.items() if "ray::TrainController" in name)
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = on_two_workers(known, tmp_path / "out", monkeypatch)
+    killer.join()
+    assert killed and "the controller of Ray Train died; it starts again" in caplog.text
+    assert result.folder.read_json(training.PROGRESS)["done"] == 12 and "ray_train" not in result.folder.names("")
+    inline = diva_ray.train(data, test, weights=folder, cluster=INLINE, module=Halves, epochs=4, seeds=1, quiet=True)
+    for arm, other in zip(result.summary["arms"], inline.summary["arms"], strict=True):
+        assert arm["error"] == pytest.approx(other["error"], abs=0.02)
+
+
+@pytest.mark.ray
 @pytest.mark.long
 def test_a_killed_worker_changes_nothing(ray_cluster, known, tmp_path, monkeypatch):
     whole = on_two_workers(known, tmp_path / "whole", monkeypatch)
