@@ -9,6 +9,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import ray
 import ray.util.client
 
@@ -42,7 +43,7 @@ def _connect(kind: str, cpus: int | None, object_store_memory: int | None) -> No
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS", "") if kind == "ray" else ""
-    check_address(address or (_noted_address() if kind == "ray" else ""))
+    check_address(address or (noted_address() if kind == "ray" else ""))
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
         if kind == "local":
@@ -121,9 +122,12 @@ def check_address(address: str) -> None:
         ) from error
 
 
-def _noted_address() -> str:
-    """Return where the Ray that was last started on this machine was: Ray's `auto` goes there, and waits for 100 s in
-    silence if it has died since; empty if none is noted."""
+def noted_address() -> str:
+    """Return where the Ray that was last started on this machine was, if Ray's `auto` will go by that alone: it waits
+    there for 100 s in silence if that has died since. Empty if none is noted, or some node runs here: then Ray looks at
+    its processes, and may well find another cluster than the one noted."""
+    if any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"])):
+        return ""
     folder = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))  # as Ray itself looks for it
     try:
         with open(os.path.join(folder, "ray", "ray_current_cluster")) as file:

@@ -88,10 +88,12 @@ def run_on_ray(course: Course, workers: int, environment: dict[str, str], told: 
     watcher = threading.Thread(target=_watch, args=(course, told, over), daemon=True)
     watcher.start()
     try:
-        for _ in range(FAILURES):
+        for deaths in range(1, FAILURES + 1):
             if _fitted(course, workers, environment):
                 break
-            log.warning("train: the controller of Ray Train died; it starts again from the last checkpoint")
+            log.warning(
+                "train: Ray Train's controller died; checkpoints stay (%d of at most %d times)", deaths, FAILURES
+            )
         else:
             raise InputError(
                 f"cluster: the controller of Ray Train must live, got {FAILURES} that died. See `ray logs`; run it "

@@ -36,6 +36,17 @@ def test_a_local_ray_has_a_token_of_its_owner_alone(tmp_path):
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600 and len(path.read_text()) == 64
 
 
+@pytest.mark.ray
+def test_a_stale_note_is_not_asked_where_a_cluster_runs(ray_cluster, monkeypatch, tmp_path):
+    """Ray finds that one by its processes, whatever was noted before."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert connecting.noted_address() == ""
+    monkeypatch.setattr(connecting.psutil, "process_iter", lambda *names: iter(()))
+    assert connecting.noted_address() == "127.0.0.1:1"
+
+
 @pytest.mark.parametrize("options", [{}, {"plan": True}])
 def test_a_driver_outside_the_cluster_runs_no_ray_data(options, tmp_path, monkeypatch):
     """A stand-in for the connection alone; a real one is in `jobs/test_submit`, among the long ones."""

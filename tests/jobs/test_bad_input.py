@@ -461,8 +461,15 @@ def test_a_cluster_of_this_machine_that_has_died_is_told_at_once(tmp_path):
     note = tmp_path / "ray" / "ray_current_cluster"
     note.parent.mkdir()
     note.write_text("127.0.0.1:1")
+    code = (
+        f"import os, sys, psutil; os.environ['RAY_TMPDIR'] = {str(tmp_path)!r}\n"
+        "psutil.process_iter = lambda *given: iter(())  # other tests' clusters, which Ray would find\n"
+        "from diva_ray.jobs import job\n"
+        f"sys.argv[1:] = ['cluster=ray', 'output={tmp_path}/out']; job('diva_ray.tasks.score')"
+    )
+    (tmp_path / "asking.py").write_text(code)
     start = time.monotonic()
-    found = job("cluster=ray", f"output={tmp_path / 'out'}", RAY_TMPDIR=str(tmp_path))
+    found = run_job(str(tmp_path / "asking.py"))
     assert found.returncode == 2 and "Traceback" not in found.stderr
     line = found.stderr.splitlines()[-1]
     assert re.search(r"must answer, got ConnectionRefusedError .* at 127.0.0.1:1\. Start it, fix RAY_ADDRESS", line), (
