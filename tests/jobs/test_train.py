@@ -324,7 +324,7 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(ray_cluster, known, tm
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_controller_is_replaced(ray_cluster, known, tmp_path, monkeypatch, caplog):
     """Ray Train's own actor, which it does not start again."""
     data, test, _, folder = known
