@@ -84,7 +84,9 @@ class ByCode:
         return ByCode(codes, sums.index_add_(0, place[len(self.codes) :], other.sums))
 
     def whole(self, count: int) -> Tensor:
-        """Return the sums of every code below `count`."""
+        """Return the sums of every code below `count`; these themselves where every code occurs."""
+        if len(self.codes) == count:
+            return self.sums
         every = self.sums.new_zeros(count, self.sums.shape[1])
         every[self.codes] = self.sums
         return every

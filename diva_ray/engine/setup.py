@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -61,13 +62,13 @@ class Setup:
         """How many sources there are."""
         return 0 if self.sources is None else len(self.sources)
 
-    def source_names(self) -> list[str]:
+    def source_names(self) -> pa.Array:
         """Return the names of the sources; that of rows without one is no other's."""
-        names = [] if self.sources is None else self.sources.to_pylist()
-        free = next(
-            name for name in ("(none)", *(f"(none {k})" for k in range(2, len(names) + 3))) if name not in names
-        )
-        return [free if name is None else name for name in names]
+        names = pa.array([], pa.string()) if self.sources is None else self.sources
+        if not names.null_count:
+            return names
+        taken = ("(none)", *(f"(none {k})" for k in range(2, len(names) + 3)))
+        return names.fill_null(next(name for name in taken if not pc.is_in(pa.scalar(name), names).as_py()))
 
     def folding(self) -> Folding | None:
         """Return how classes are folded under sign vectors; None where they are not."""

@@ -110,7 +110,7 @@ def weigh(session: Session, config: AugmentConfig) -> tuple[dict[str, Any], dict
     weights: Tensor = runner.run(copies.weights_by_source, "weigh")
     left_out: Partial = ours[0]
     alone, paper = _paper(walk, config)
-    names = setup.source_names()
+    names = setup.source_names().to_pylist()
     d, error = setup.errors_of(ours[1])
     d_alone, error_alone = setup.errors_of(alone[1])
     transforms = {

@@ -3,6 +3,7 @@
 import weakref
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -133,6 +134,33 @@ def test_classes_that_a_plan_did_not_see_count_when_the_scan_has_counted_them(fe
         InputError, match=r"cluster.memory: a worker's rows and sums must fit .* Raise `cluster.memory`"
     ):
         diva_ray.score(few_seen, quiet=True, **tight)
+
+
+@pytest.mark.parametrize("seen", [60, 600])
+def test_sources_count_in_what_a_run_needs(seen, few_seen, caplog, monkeypatch):
+    monkeypatch.setattr(make_plan, "SEEN", seen)
+    monkeypatch.setattr(make_plan, "TOLD", 1 << 18)
+    options = {"ridge": 1.0, "cluster": INLINE}
+    own = {"label": np.arange(600) % 3, "source": np.arange(600).astype(str)}
+    data = few_seen | own
+    bare = diva_ray.score(few_seen | {"label": own["label"]}, plan=True, **options)
+    plan = diva_ray.score(data, source="source", plan=True, **options)
+    assert plan.sizes.sources == round(np.sqrt(600 * seen)) and plan.outputs == 3 and bare.sizes.sources == 0
+    assert f"about {plan.sizes.sources:,} sources" in repr(plan)
+    held = 16 * plan.sizes.sources * 8  # at least as many sums as sign vectors
+    for need in (lambda sizes: sizes.need("memory", 1), lambda sizes: sizes.need("cache", 1), Sizes.driver):
+        assert need(plan.sizes) - need(bare.sizes) > held
+
+    caplog.set_level("INFO", "diva_ray")
+    result = diva_ray.score(data, source="source", **options)
+    told = [record.message for record in caplog.records if "600 sources where some rows showed" in record.message]
+    assert len(told) == (seen < 600) and pq.read_table(f"{result.path}/sources.parquet").num_rows == 600
+
+
+def test_few_sources_are_counted_as_they_are(monkeypatch):
+    monkeypatch.setattr(make_plan, "SEEN", 1000)
+    data = table(20_000) | {"source": np.arange(20_000) // 4000}
+    assert diva_ray.score(data, source="source", plan=True, cluster=INLINE).sizes.sources == 5
 
 
 def test_few_rows_in_wide_bands_count_as_the_space_they_span():

@@ -53,7 +53,7 @@ def check_scan(runner: Runner, columns: Columns, setup: Setup, found: Scan, *, s
             f"data.group: there must be at least two groups, got one in `{columns.group}`. Change `data.group`."
         )
     check_weights(columns, counts)
-    names = setup.source_names() if columns.validation_source is not None else []
+    names = setup.source_names().to_pylist() if columns.validation_source is not None else []
     if counts["validating"] == 0 and columns.validation_source not in (None, *names):
         raise InputError(
             f"identity: some row's transform must be `{columns.validation_source}`, got {', '.join(names[:10])} in "
@@ -288,7 +288,7 @@ def offsets_take_double(reach: Tensor) -> bool:
 
 def check_sources(session: Session, what: str) -> None:
     """Raise unless there are sources to weigh against each other: of one alone the mean weight is kept."""
-    names = session.setup.source_names()
+    names = session.setup.source_names().to_pylist()
     if len(names) < 2:
         raise InputError(
             f"data.source: at least two {what} must be there to weigh them against each other, got {len(names)} "

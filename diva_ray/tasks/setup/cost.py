@@ -178,12 +178,14 @@ class Cost:
 def cost_of(
     rows: int, p: int, outputs: int, task: str,
     *, errors: str, double: bool, auto: bool, gpus: bool, dual: bool = False, doubt: bool = False,
-    validating: int | None = None,
+    validating: int | None = None, sources: int = 0,
 ) -> Cost:  # fmt: skip
     """Return the cost of a derivative; `errors`: as the option `standard_errors`; `validating`: rows that validate,
-    all where that is not known."""
+    all where that is not known; `sources`: whose derivatives are added up."""
     itemsize, validating = 8 if double else 4, rows if validating is None else validating
-    exact = dual or errors == "exact" or (errors == "auto" and takes_exact(rows, validating, p, outputs, itemsize))
+    exact = (
+        dual or errors == "exact" or (errors == "auto" and takes_exact(rows, validating, p, outputs, itemsize, sources))
+    )
     vectors = 0 if exact or errors == "none" else sign_vectors(p, outputs)
     columns = outputs + vectors * min(outputs, BUCKETS)
     kept, classes = keeps_outputs(task, outputs, p), task == "classification"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from diva_ray.config import (
     TrainConfig,
     TuneConfig,
 )
-from diva_ray.data.columns import is_list, one_chunk
+from diva_ray.data.columns import is_list, one_chunk, words_of
 from diva_ray.data.shards import Columns
 from diva_ray.data.split import band_widths, split
 from diva_ray.data.table import Table
@@ -32,14 +33,14 @@ from diva_ray.tasks.setup import plan as planning
 from diva_ray.tasks.setup.cost import Cost, cost_of
 from diva_ray.tasks.setup.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES, takes_dual
-from diva_ray.tasks.setup.memory import PROCESS, Sizes, budget_here, check_fit, parse_bytes
+from diva_ray.tasks.setup.memory import PROCESS, SOURCE, SUMMED, Sizes, budget_here, check_fit, parse_bytes
 from diva_ray.tasks.setup.opened import APART, Opened, open_tables
 from diva_ray.tasks.setup.step_paths import LOWERED, SOURCES, walk_path
 from diva_ray.tasks.setup.work import work_of
 from diva_ray.threads import blas_environment
 
 log = logging.getLogger("diva_ray")
-TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, from which it says so
+TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, or sources within it, from which it says so
 # Operations of all passes up to which this process takes one thread: more gain a second at the most, and wait for each
 # other where other programs keep the cores busy (docs/results/clusters.md). Of sizes alone, so that bits are the same
 # on every day.
@@ -55,7 +56,8 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     opened = open_tables(config, data, loss, pool)
     table = opened.tables[0]
     label = None if opened.task == "pairs" else _labels_at_sight(table, opened.columns, opened.task)
-    plan = _plan_of(config, opened, None if label is None else _outputs_at_sight(label, opened.task))
+    outputs = None if label is None else _outputs_at_sight(label, opened.task)
+    plan = _plan_of(config, opened, outputs, _sources_at_sight(table, opened.columns.source))
     doubts = doubts_of_task(label) if label is not None and config.task == "auto" else []
     task = task_in_words(opened.task, plan.outputs, all_seen=label is None or len(label) == table.rows)
     asked, workers = config.cluster.memory, plan.workers
@@ -63,29 +65,35 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     return replace(plan, task=task, warnings=doubts).settle(workers, budget, config.cluster.cache), opened
 
 
-def count_again(plan: planning.Plan, config: FitConfig, opened: Opened, outputs: int) -> planning.Plan:
-    """Return the plan with the outputs that the scan has counted: of a table in the order of its classes, some rows
-    show few of them.
+def count_again(plan: planning.Plan, config: FitConfig, opened: Opened, outputs: int, sources: int) -> planning.Plan:
+    """Return the plan with the outputs and sources that the scan has counted: of a table in the order of its classes,
+    some rows show few of them.
 
     Raises:
         InputError: what they take does not fit a worker's memory.
     """
-    if opened.task == "pairs" or outputs <= plan.outputs:
+    seen = plan.sizes.sources
+    more = [] if opened.task == "pairs" or outputs <= plan.outputs else [("classes", outputs, plan.outputs)]
+    more += [("sources", sources, seen)] if sources > seen else []
+    if not more:
         return plan
-    again, before = (_plan_of(config, opened, count) for count in (outputs, plan.outputs))
+    shown = None if opened.task == "pairs" else plan.outputs
+    again = _plan_of(config, opened, shown and max(shown, outputs), max(seen, sources))
+    before = _plan_of(config, opened, shown, seen)
     kept = plan.sizes.sums - before.sizes.sums  # those that an update needs
     again = replace(again, sizes=replace(again.sizes, sums=again.sizes.sums + kept))
     need = again.sizes.need(plan.keeping.place, plan.workers) / 2**30
     log.info(
-        "%s classes where some rows showed %s: %.3f GiB a worker, about %.1f s", f"{outputs:,}", f"{plan.outputs:,}",
+        "%s: %.3f GiB a worker, about %.1f s",
+        ", ".join(f"{found:,} {what} where some rows showed {some:,}" for what, found, some in more),
         need, again.seconds / plan.workers + again.alone,
     )  # fmt: skip
     check_fit(again.sizes, plan.keeping.place, plan.workers, plan.budget)
-    return replace(plan, outputs=outputs, sizes=again.sizes, seconds=again.seconds, alone=again.alone)
+    return replace(plan, outputs=again.outputs, sizes=again.sizes, seconds=again.seconds, alone=again.alone)
 
 
-def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning.Plan:
-    """Return the plan of a run on these tables with so many outputs; None: of pairs, as many as columns."""
+def _plan_of(config: FitConfig, opened: Opened, outputs: int | None, sources: int) -> planning.Plan:
+    """Return the plan of a run on these tables with so many outputs (None: of pairs, a column each) and sources."""
     table = opened.tables[0]
     widths = band_widths(table, opened.columns)
     p = sum(min(width, config.projection or width) for width, _ in widths) + int(config.intercept)
@@ -99,8 +107,8 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
         fits = [(a + int(config.intercept), b) for a, b in ((widths[0][0], widths[1][0]), (widths[1][0], widths[0][0]))]
     apart = [t.rows for t, role in zip(opened.tables, opened.roles, strict=True) if role == "held_out"]
     validating = sum(apart) if apart else rows  # a column of validation weights is not read yet
-    costs = [_cost(config, rows, *fit, opened.task, validating) for fit in fits]
-    cost = _cost(config, rows, q, outputs, opened.task, validating)
+    costs = [_cost(config, rows, *fit, opened.task, validating, sources) for fit in fits]
+    cost = _cost(config, rows, q, outputs, opened.task, validating, sources)
     extents = split(table, replace(opened.columns, group=None))
     row = sum(width * size for width, size in widths)
     fewest = min(costs, key=lambda one: one.vectors)  # both directions of pairs take as many
@@ -115,6 +123,8 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
         extents[0].stop,
         groups,
         sum(t.rows for t in opened.tables) - rows,
+        sources=sources,
+        of_source=SOURCE + SUMMED * (1 + (validating if cost.exact else cost.vectors + 1)),
     )
     sizes = replace(sizes, **_trained_on(config, opened, p, outputs), **_chosen_from(config, opened, cost))
     kind, why = planning.choose_kind(config.cluster, sizes.need("memory", 1) - PROCESS)
@@ -131,14 +141,17 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None) -> planning
         notes.append(
             f"cluster.workers={config.cluster.workers}: {len(extents)} shard(s) keep no more than {workers} busy"
         )
+    if sources * sizes.of_source > TOLD:
+        held = sources * sizes.of_source / 2**30
+        notes.append(f"about {sources:,} sources, as some rows show them: they take up to {held:.2f} GiB of a worker")
     if opened.columns.group:
         notes.append("groups: leaving them out takes several times what rows take; scattered ones are sorted first")
     if isinstance(config, TrainConfig):
         notes.append(time_of_training(config))
     elif not isinstance(config, TuneConfig) and fewest.vectors:
         notes.append(f"standard errors are estimated from {fewest.errors()}")
-    more = _cost(replace(config, precision="float64"), rows, q, outputs, opened.task, validating).state() - cost.state()
-    notes += products_in_words(config, more)
+    double = _cost(replace(config, precision="float64"), rows, q, outputs, opened.task, validating, sources)
+    notes += products_in_words(config, double.state() - cost.state())
     if table.memory is not None and kind != "inline":
         notes.append(f"rows in memory are written to {config.output}/table for the workers first")
     return planning.Plan(
@@ -239,7 +252,7 @@ def products_in_words(config: FitConfig, more: int) -> list[str]:
     return notes
 
 
-def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str, validating: int) -> Cost:
+def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str, validating: int, sources: int) -> Cost:
     """Return the cost of one derivative."""
     double = config.precision == "float64" or (isinstance(config, MANY_FITS) and rows < p)
     auto = config.ridge == "auto"
@@ -247,20 +260,37 @@ def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str, validat
     dual = isinstance(config, ScoreConfig) and takes_dual(rows, p, config.ridge)
     doubt = isinstance(config, ScoreConfig) and config.labeller_doubt != "off"
     forms = {"errors": errors, "double": double, "auto": auto, "dual": dual, "doubt": doubt}
-    return cost_of(rows, p, outputs, task, gpus=gpus, validating=validating, **forms)
+    return cost_of(rows, p, outputs, task, gpus=gpus, validating=validating, sources=sources, **forms)
 
 
 def _labels_at_sight(table: Table, columns: Columns, task: str) -> pa.Array:
     """Return the labels of some rows: all of a small table, else of stretches all over it, as a table may be in the
     order of its classes; of vectors one, which has as many numbers as all."""
-    reader, name = table.reader(), [columns.label]
     if task == "vector":
-        return one_chunk(reader.read(0, 1, name)[columns.label])
+        return one_chunk(table.reader().read(0, 1, [columns.label])[columns.label])
+    return _at_sight(table, columns.label)
+
+
+def _at_sight(table: Table, name: str) -> pa.Array:
+    """Return the values of a column in `SEEN` rows, in stretches all over the table; of a smaller one in all."""
+    reader = table.reader()
     if table.rows <= SEEN:
-        return one_chunk(reader.read(0, table.rows, name)[columns.label])
+        return one_chunk(reader.read(0, table.rows, [name])[name])
     starts = [k * (table.rows - SEEN // STRETCHES) // (STRETCHES - 1) for k in range(STRETCHES)]
-    parts = [reader.read(start, start + SEEN // STRETCHES, name)[columns.label] for start in starts]
+    parts = [reader.read(start, start + SEEN // STRETCHES, [name])[name] for start in starts]
     return pa.concat_arrays([one_chunk(part) for part in parts])
+
+
+def _sources_at_sight(table: Table, name: str | None) -> int:
+    """Return about how many sources there are, as some rows show it: those that are seen once stand for the square root
+    of the share of rows that is seen (GEE: Charikar et al., Towards Estimation Error Guarantees for Distinct Values,
+    PODS 2000)."""
+    if name is None:
+        return 0
+    _, found = words_of(_at_sight(table, name))
+    times = pc.value_counts(found).field("counts")
+    once = pc.sum(pc.equal(times, 1)).as_py() or 0
+    return len(times) - once + round(once * math.sqrt(table.rows / len(found)))
 
 
 def _outputs_at_sight(label: pa.Array, task: str) -> int:

@@ -26,6 +26,9 @@ IN_FLIGHT = 4  # shards that are being read, worked on, and fetched ahead, with 
 DECODED = 5  # times its size is what a batch takes while it is decoded (measured)
 OWNED = 16  # bytes of a row for which a training worker reads a weight
 PICKED = 33  # bytes of a row of a window beside itself: its place in an order, and in another, and whether it is taken
+SOURCE = 150  # bytes of one of many sources: its name, its code, and tables of either (measured: 26 letters, a million)
+SUMMED = 16  # bytes of one of its sums: as they are, and with those of a shard added
+JOINED = 1.5  # times what a worker takes for its sources is what the driver does, where those of all come (measured)
 KEY = 24  # bytes of a row whose key is sorted among others, once, to find an id that occurs twice
 ROOM = 1.1  # times the need that is named: with more memory shards are larger, which need a little more
 SHARE = 0.8  # of the machine's free memory that rows may take where no budget is given
@@ -46,6 +49,7 @@ class Sizes:
             row; `near`: bytes of features that all workers keep for a round.
         window: rows that a worker holds at a time while a module is trained, when the passes are over; `trained`: bytes
             of such a row.
+        sources: distinct sources of the rows; `of_source`: bytes of one.
     """
 
     rows: int
@@ -59,6 +63,12 @@ class Sizes:
     near: int = 0
     window: int = 0
     trained: int = 0
+    sources: int = 0
+    of_source: int = 0
+
+    def driver(self) -> int:
+        """Return the bytes of a driver that is no worker."""
+        return PROCESS + self.sums + int(JOINED * self.sources * self.of_source)
 
     def need(self, place: str, workers: int) -> int:
         """Return the bytes of a worker that keeps its rows in memory, in a cache, or leaves features in storage."""
@@ -93,7 +103,8 @@ class Sizes:
             + -(-self.near // workers)
             + IN_FLIGHT * min(self.shard, passing) * self.features
         )
-        return PROCESS + self.sums + decoded + rows * KEY + through + needed[place]
+        sources = min(self.sources, rows) * self.of_source
+        return PROCESS + self.sums + sources + decoded + rows * KEY + through + needed[place]
 
     def disk(self, workers: int) -> int:
         """Return the bytes of a worker's cache."""

@@ -17,7 +17,7 @@ from diva_ray.config import ClusterConfig
 from diva_ray.engine.shelf import Keeping
 from diva_ray.errors import InputError
 from diva_ray.report.words import counted
-from diva_ray.tasks.setup.memory import PROCESS, Sizes, check_fit, choose_place, parse_bytes
+from diva_ray.tasks.setup.memory import Sizes, check_fit, choose_place, parse_bytes
 
 WARNING = "warning"  # begins a line of the plan that tells of a doubt
 NODE_SECONDS = 60.0  # of passes for which another worker is worth the start of a node
@@ -85,7 +85,7 @@ class Plan:
             f"where      {self.kind}: {self.why}",
             f"workers    {self.workers} with {self.threads} BLAS thread(s)",
             f"memory     {self.sizes.need(self.keeping.place, self.workers) / gib:.3f} GiB a worker, "
-            f"{(PROCESS + self.sizes.sums) / gib:.3f} GiB on the driver (estimate)",
+            f"{self.sizes.driver() / gib:.3f} GiB on the driver (estimate)",
             f"device     {self.device()}",
             f"rows kept  {self.kept()}",
             f"passes     {', '.join(self.passes)}",

@@ -151,7 +151,7 @@ def open_session(
             runner = replace(start(config, plan, tables, roles, columns, folder, quiet), seconds=runner.seconds)
             found = look(runner, roles, columns, opened.task, cut_bits)
         setup = make_setup(config, opened, found)
-        plan = count_again(plan, config, opened, setup.outputs)
+        plan = count_again(plan, config, opened, setup.outputs, setup.n_sources)
         check_scan(runner, columns, setup, found, standardized=config.standardize == "auto")
         if config.ridge == "auto" and config.intercept:
             check_columns_vary(found)
