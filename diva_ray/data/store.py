@@ -139,7 +139,7 @@ class Store:
     def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Write arrays into one file, whole or not at all."""
         stream = io.BytesIO()
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # a name may be `allow_pickle`, as the stub sees it
         self.write(name, stream.getvalue())
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray] | None:

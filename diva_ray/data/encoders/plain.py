@@ -71,7 +71,7 @@ def word_encoder(config: EncoderConfig, device: str, precision: str) -> Encoder:
 
     vectorizer: Any = HashingVectorizer(
         analyzer="char_wb", ngram_range=GRAMS, n_features=BUCKETS, alternate_sign=False, norm="l2", binary=True,
-        dtype=np.float32,  # type: ignore[arg-type]
+        dtype=np.float32,  # type: ignore[arg-type]  # the stub knows its default only
     )  # fmt: skip
     generator = np.random.Generator(np.random.PCG64(0))
     place = generator.integers(0, WORD_WIDTH, BUCKETS)

@@ -32,6 +32,7 @@ from diva_ray.data.raw.units import (
 )
 from diva_ray.errors import InputError, first_line
 
+# What tarfile raises and overrides by names that its stubs lack.
 EmptyHeaderError, TruncatedHeaderError = tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
 InvalidHeaderError, ReadError = tarfile.InvalidHeaderError, tarfile.ReadError  # type: ignore[attr-defined]
 MOST_MEMBERS = 1000  # of a sample
@@ -127,7 +128,7 @@ class Watched(tarfile.TarInfo):
         try:
             if depth > MOST_HEADERS:
                 raise ReadError(f"more than {MOST_HEADERS} headers of one member")
-            return super()._proc_member(tarfile)  # type: ignore[misc]
+            return super()._proc_member(tarfile)  # type: ignore[misc]  # no stub has it
         finally:
             tarfile.depth = depth - 1
 

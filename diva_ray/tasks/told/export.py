@@ -29,7 +29,8 @@ def merge_uids(folder: Folder, chunk: int = CHUNK) -> int:
     cuts = [marks[len(marks) * k // count] for k in range(1, count)]
 
     def fill(stream: io.RawIOBase) -> None:
-        np.lib.format.write_array_header_1_0(stream, {"descr": UID.descr, "fortran_order": False, "shape": (total,)})  # type: ignore[arg-type]
+        header = {"descr": UID.descr, "fortran_order": False, "shape": (total,)}
+        np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[arg-type]  # a raw stream writes as well
         begin = [0] * len(parts)
         for cut in [*cuts, None]:
             found = []
