@@ -16,22 +16,28 @@ from diva_ray.core.ridge import Solution
 from diva_ray.core.second_order import BendSums, SecondOrder
 
 
-def group_weights(
+def own_blocks(
     left: LeftOut, alpha: Float[Tensor, " n"], t: Float[Tensor, "n c"]
-) -> tuple[Float[Tensor, " n"], list[tuple[Small | Large, Tensor, Tensor]]]:
-    """Return the weight of every row alone in S, and w and V of groups: sym(D e t') is V diag(w) V', inside.
-
-    So a group of k rows enters S as k (or p) weighted rows `turned`, the same kind of sum as rows alone.
-    """
-    weight = alpha * row_dot(left.e, t)
-    blocks = []
+) -> tuple[Float[Tensor, " n"], list[tuple[Small | Large, Float[Tensor, "m _ _"]]]]:
+    """Return alpha e't of every row alone (0 of those in groups), and B_G = sym(D e t') of groups, inside."""
+    weight, blocks = alpha * row_dot(left.e, t), []
     for group in left.groups:
         rows = group.rows
         weight[rows] = 0
         outer = group.inner(alpha[rows][..., None] * left.e[rows]) @ group.inner(t[rows]).mT
-        w, V = torch.linalg.eigh((outer + outer.mT) / 2)
-        blocks.append((group, w, V))
+        blocks.append((group, (outer + outer.mT) / 2))
     return weight, blocks
+
+
+def group_weights(
+    left: LeftOut, alpha: Float[Tensor, " n"], t: Float[Tensor, "n c"]
+) -> tuple[Float[Tensor, " n"], list[tuple[Small | Large, Tensor, Tensor]]]:
+    """Return the weight of every row alone in S, and w and V of groups: B_G is V diag(w) V'.
+
+    So a group of k rows enters S as k (or p) weighted rows `turned`, the same kind of sum as rows alone.
+    """
+    weight, blocks = own_blocks(left, alpha, t)
+    return weight, [(group, *torch.linalg.eigh(B)) for group, B in blocks]
 
 
 class AdjointAccumulator:

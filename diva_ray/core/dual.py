@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diva_ray.core.adjoint import group_weights
+from diva_ray.core.adjoint import own_blocks
 from diva_ray.core.factors import inverse_
 from diva_ray.core.leave_out import LeftOut
 from diva_ray.core.losses import subtract_from_targets
@@ -111,10 +111,10 @@ def penalty_derivative(
     first = int(penalty[0] == 0)
     result = torch.zeros(len(penalty), dtype=torch.float64)
     P = multiply(fit.spread, t)
-    weight, blocks = group_weights(left, alpha, t)
+    weight, blocks = own_blocks(left, alpha, t)
     quadratic = fit.spread.square() @ weight
-    for group, w, V in blocks:
-        turned = torch.einsum("pmk,mkl->pml", fit.spread[:, group.rows], V)
-        quadratic += (turned.square() * w).sum((1, 2))
+    for group, B in blocks:  # by B itself: rounding of its eigenvectors would reach rows of weight 0, which lie far out
+        own = fit.spread[:, group.rows]
+        quadratic += (torch.einsum("pmk,mkl->pml", own, B) * own).sum((1, 2))
     result[first:] = quadratic - (P * fit.W[first:]).sum(1)
     return result
