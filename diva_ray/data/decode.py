@@ -123,6 +123,16 @@ class Pictures:
             told = " ".join(re.sub(r"<_io.BytesIO object at 0x[0-9a-f]+>", "the bytes", str(error)).split())[:160]
             raise RefusedError(f"not decodable: {told or type(error).__name__}") from error
 
+    def state(self, named: str | None) -> str:
+        """Return the size and the time of change of a file under a local root; nothing where none is named."""
+        if named is None:
+            return ""
+        try:
+            found = os.stat(self._path(named))
+        except (OSError, RefusedError, ValueError):
+            return "not there"
+        return f"{found.st_size} {found.st_mtime_ns}"
+
     def _bytes(self, value: Any) -> bytes:
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
@@ -139,8 +149,7 @@ class Pictures:
     def _file(self, named: str) -> bytes:
         """Return the bytes of a file named by a path or a URI under the root."""
         try:
-            path = self._inside(self._relative(named) if "://" in named else named)
-            with self.filesystem.open_input_file(path) as stream:  # two requests to a store
+            with self.filesystem.open_input_file(self._path(named)) as stream:  # two requests to a store
                 if stream.size() > MOST_BYTES:
                     raise RefusedError(f"{stream.size()} bytes, more than {MOST_BYTES}")
                 return stream.read()
@@ -148,6 +157,10 @@ class Pictures:
             raise RefusedError(f"{NO_FILE}{named[:200]} below data.root, {self.root[:200]}") from error
         except (OSError, pa.ArrowException, ValueError) as error:
             raise RefusedError(f"{NOT_READABLE}{one_line(error, 160)}") from error
+
+    def _path(self, named: str) -> str:
+        """Return the full path of a path or a URI under the root."""
+        return self._inside(self._relative(named) if "://" in named else named)
 
     def _relative(self, uri: str) -> str:
         """Return the path of a URI; refuse one that is not under the root, as text.

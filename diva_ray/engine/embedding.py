@@ -22,6 +22,7 @@ from diva_ray.config import EncoderConfig
 from diva_ray.data.decode import NO_FILE, NOT_READABLE, Pictures, RefusedError, text_of, thumbnail
 from diva_ray.data.encoders.encoder import IMAGE, TEXT, Encoder
 from diva_ray.data.folder import Folder
+from diva_ray.data.picture_states import PictureStates
 from diva_ray.data.raw.units import MOST_HELD, Failure, RawRows, Source, Unit
 from diva_ray.engine.ahead import ahead
 from diva_ray.engine.fetched import sent_home, store, told_room
@@ -37,6 +38,7 @@ QUARANTINE = pa.schema([(name, pa.string()) for name in ("id", "where", "column"
 UNIT, FAILED, DROPPED = b"diva_ray.unit", b"diva_ray.failed", b"diva_ray.dropped"  # keys in a file's footer
 NULLS = b"diva_ray.nulls"  # likewise: how many of its rows are null, by column
 UNREAD = b"diva_ray.unread"  # likewise: of the samples that failed, those that a resumed run tries again
+PICTURES = b"diva_ray.pictures"  # likewise: in what state the pictures were that its rows name by path
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ class Job:
         pictures = [band.batch for band in self.bands if band.tower == IMAGE]
         return max(pictures) if pictures else TEXT_CHUNK * max(band.batch for band in self.bands)
 
+    @property
+    def pictured(self) -> list[str]:
+        """Raw columns of pictures."""
+        columns = [*(band.column for band in self.bands if band.tower == IMAGE), self.picture]
+        return [name for name in dict.fromkeys(columns) if name]
+
     def stamp(self, unit: Unit) -> str:
         """Return what the footer of a unit's file says: this run, this piece of input."""
         return f"{self.mark} {os.path.basename(unit.path)} {unit.start} {unit.skip} {unit.rows} {unit.mark}"
@@ -122,9 +130,9 @@ class UnitEncoder:
         nulls: Counter[str] = Counter()
         rows, before, unknown = 0, start, {}
         job = self.job
-        metadata = {UNIT: job.stamp(unit).encode()}
+        metadata, states = {UNIT: job.stamp(unit).encode()}, PictureStates(job.pictured, self.pictures, self.pool)
         with job.folder.stream_table(f"features/{unit.file}", job.schema) as writer:
-            for prepared in ahead(self._prepared(unit), AHEAD):
+            for prepared in ahead(self._prepared(unit, states), AHEAD):
                 now = time.perf_counter()
                 seconds["wait"] += now - before
                 self._check_storage(prepared)
@@ -149,6 +157,7 @@ class UnitEncoder:
             metadata |= {DROPPED: json.dumps(unknown).encode()} if unknown else {}
             unread = sum(one.reason.startswith((NO_FILE, NOT_READABLE)) for one in failures)
             metadata |= {UNREAD: str(unread).encode()} if unread else {}
+            metadata |= {PICTURES: states.mark()} if states.named else {}
             writer.add_key_value_metadata({**metadata, FAILED: str(len(failures)).encode()})
         size, digest = job.folder.digest(f"features/{unit.file}")
         seconds["write"] += time.perf_counter() - before
@@ -171,8 +180,9 @@ class UnitEncoder:
                 f"{failures[0].reason} at {self.pictures.root}. Run it again with `resume=true`."
             )
 
-    def _prepared(self, unit: Unit) -> Iterator[DecodedChunk]:
+    def _prepared(self, unit: Unit, states: PictureStates) -> Iterator[DecodedChunk]:
         for rows in self.job.source.read(self.job.source, unit, self.columns, self.job.chunk):
+            states.add(rows.table)  # before they are read: one that is replaced meanwhile is seen to differ
             yield self._prepare(rows)
 
     def encode_rows(self, rows: RawRows) -> pa.Table:

@@ -329,6 +329,36 @@ def test_files_that_could_not_be_read_are_tried_again_by_a_resumed_run(tmp_path)
     assert embed(tmp_path / "rows.parquet", **options, resume=True).summary["n_reused"] == 1
 
 
+@pytest.mark.parametrize("form", ["path", "uri", "struct", "some bytes"])
+def test_pictures_that_rows_name_and_that_were_replaced_are_encoded_again(form, tmp_path, caplog):
+    def write(k, shade):
+        picture = np.zeros((9, 9, 3), np.uint8)
+        picture[: 2 + k, :, 0] = shade
+        Image.fromarray(picture).save(tmp_path / f"{k}.bmp")  # of the same size, whatever it shows
+        os.utime(tmp_path / f"{k}.bmp", ns=(0, 10**9 * shade))
+
+    for k in range(6):
+        write(k, 200)
+    values = [f"file://{tmp_path}/{k}.bmp" if form == "uri" else f"{k}.bmp" for k in range(6)]
+    if form in ("struct", "some bytes"):
+        data = [(tmp_path / f"{k}.bmp").read_bytes() if form == "some bytes" and k < 4 else None for k in range(6)]
+        values = [{"bytes": bytes_, "path": path} for bytes_, path in zip(data, values, strict=True)]
+    pq.write_table(pa.table({"image": values}), tmp_path / "rows.parquet")
+    options = {"encoder": "edges", "unit_rows": 2, "output": str(tmp_path / "out")}
+    embed(tmp_path / "rows.parquet", **options)
+    assert embed(tmp_path / "rows.parquet", **options, resume=True).summary["n_reused"] == 3
+    write(3, 90)  # of the second unit
+    write(4, 50)  # of the third
+    with caplog.at_level("WARNING", "diva_ray"):
+        result = embed(tmp_path / "rows.parquet", **options, resume=True)
+    watched = 1 if form == "some bytes" else 2
+    assert f"pictures of {watched} unit{'s' * (watched > 1)} have changed since: made again" in caplog.text
+    assert result.summary["n_reused"] == 3 - watched
+    fresh = embed(tmp_path / "rows.parquet", **options | {"output": str(tmp_path / "fresh")})
+    assert (features(result) == features(fresh)).all()
+    assert embed(tmp_path / "rows.parquet", **options, resume=True).summary["n_reused"] == 3
+
+
 def test_rows_of_a_dataset_that_were_written_in_part_are_written_again(tmp_path):
     class Dataset:
         def __init__(self, whole):

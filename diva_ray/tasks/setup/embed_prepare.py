@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from diva_ray.config import EmbedConfig
+from diva_ray.data.decode import Pictures
 from diva_ray.data.encoders.build import PLAIN
 from diva_ray.data.folder import Folder
+from diva_ray.data.picture_states import PictureStates
 from diva_ray.data.raw.units import Source, Unit
-from diva_ray.engine.embedding import DROPPED, FAILED, NULLS, UNIT, UNREAD, Job
+from diva_ray.engine.embedding import DROPPED, FAILED, NULLS, PICTURES, REQUESTS, UNIT, UNREAD, Job
 from diva_ray.errors import InputError
 from diva_ray.report import words
 from diva_ray.tasks.setup import embed_setup as setup
 from diva_ray.tasks.setup.plan import check_workers, ray_is_running
 from diva_ray.tasks.setup.saved_config import differing_options, refuse_differing
 
+log = logging.getLogger("diva_ray")
 FREE = ("output", "resume", "plan", "cluster", "most_failed")  # options that a resumed run may change
 MOST_THREADS = 16  # of a worker with a GPU, for decoding
 
@@ -177,10 +182,10 @@ def _threads_beside(gpus: float, nodes: list[dict[str, float]]) -> int:
 
 def _finished(job: Job) -> dict[int, dict[str, Any]]:
     """Return the units whose files are there, whole and of this run; another run's or broken ones are made again, and
-    those of samples whose own files could not be read."""
+    those of samples whose own files could not be read, or are not as they were."""
     listed = {one["file"]: one for one in (job.folder.read_object("manifest.json") or {}).get("units", [])}
     names = set(job.folder.names("features"))
-    found = {}
+    found, changed = {}, 0
     for unit in job.source.units:
         name = f"features/{unit.file}"
         footer = job.folder.footer(name) if unit.file in names else None
@@ -190,9 +195,27 @@ def _finished(job: Job) -> dict[int, dict[str, Any]]:
         size, digest = job.folder.digest(name)
         if name in listed and listed[name]["sha256"] != digest:
             continue
+        if PICTURES in notes and _pictures_now(job, unit) not in (b"", notes[PICTURES]):
+            changed += 1
+            continue
         found[unit.index] = {
             "unit": unit.index, "file": name, "rows": footer.num_rows, "failed": int(notes.get(FAILED, b"0")),
             "bytes": size, "sha256": digest, "reused": True, "dropped": json.loads(notes.get(DROPPED, b"{}")),
             "nulls": json.loads(notes.get(NULLS, b"{}")),
         }  # fmt: skip
+    if changed:
+        log.warning("pictures of %s have changed since: made again", words.counted(changed, "unit", "units"))
     return found
+
+
+def _pictures_now(job: Job, unit: Unit) -> bytes:
+    """Return what stands for the states of the pictures that a unit's rows name; nothing where they are out of reach of
+    this process, as on a cluster they may be."""
+    pictures = Pictures(job.root, job.most_pixels)
+    if not (pictures.local and os.path.isdir(pictures.base)):
+        return b""
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        states = PictureStates(job.pictured, pictures, pool)
+        for rows in job.source.read(job.source, unit, job.pictured, job.chunk):
+            states.add(rows.table)
+    return states.mark()
