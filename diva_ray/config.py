@@ -91,7 +91,7 @@ class FitConfig:
     # auto: float32 products where the condition number allows | float32 (same) | float64 | tf32, bf16: products of
     # whitened rows on a GPU's tensor cores (score, method=plain): faster, an error of about 1e-3, checked on some rows
     precision: str = "auto"
-    block_rows: int = 1024  # rows worked on at a time
+    block_rows: int | None = None  # rows worked on at a time; None: 1,024, up to 4,096 where features are few
     standard_errors: str = "auto"  # auto: exact up to 10,000 validation rows (of many rows fewer) | exact | estimate
     seed: int = 0  # of every draw: sign vectors, folds, projections, samples
     output: str = ""  # a new or empty folder or URI; a job's default ends in the time of the run

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from diva_ray.bench import peers
-from diva_ray.core.grid import default_ridges, grid_values, rotate, weighted_sums
+from diva_ray.core.grid import default_ridges, grid_squared_errors, rotate, weighted_sums
 from diva_ray.core.leave_out import rows_by_group_size
-from diva_ray.core.losses import squares
 from diva_ray.core.ridge import FitAccumulator, FitSums, solve
 from diva_ray.data.columns import to_matrix
 from diva_ray.data.sources import strokes
@@ -162,8 +161,8 @@ class RealSet:
         alpha = torch.from_numpy(weight.astype(np.float64))[at]
         together = rows_by_group_size(torch.from_numpy(self.groups)[at])
         labels = torch.from_numpy(y)[at]
-        values = grid_values(self.features[at], labels, alpha, None, together, rotation.at(ridges), (squares,))
-        return float(ridges[int(weighted_sums(values, torch.ones(len(validating)))[0].argmin())])
+        errors = grid_squared_errors(self.features[at], labels, alpha, None, together, rotation.at(ridges))
+        return float(ridges[int(weighted_sums(errors[None], torch.ones(len(validating)))[0].argmin())])
 
     def tuned_error(self, y: np.ndarray, weight: np.ndarray) -> float:
         """Return the test error of a weighted fit with its own tuned ridge, in percent; rows of weight 0 do

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from diva_ray.bench import peers
-from diva_ray.config import ScoreConfig
 from diva_ray.core.adjoint import solve_adjoint
 from diva_ray.core.dual import fit_dual
 from diva_ray.core.grid import default_ridges, rotate
@@ -25,7 +24,7 @@ from diva_ray.data.split import split
 from diva_ray.data.table import from_arrays, open_parquet
 from diva_ray.engine.inline import Inline
 from diva_ray.engine.kernels import passes
-from diva_ray.engine.setup import Setup
+from diva_ray.engine.setup import Setup, default_block
 from diva_ray.engine.shelf import IN_MEMORY, Keeping
 from diva_ray.tasks.fit.derive import Runner, derive, fit_ridge, penalty_pattern
 from diva_ray.tasks.setup.forms import sign_vectors
@@ -96,7 +95,7 @@ def draw(n: int, p: int, c: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 def setup_of(p: int, c: int, dtype: torch.dtype = torch.float32) -> Setup:
     """Return the setup of passes over features as given, with an intercept."""
     scale = Scale((torch.zeros(p, dtype=torch.float64),), (1.0,), True)
-    classes, rows = pa.array(range(c)), ScoreConfig().block_rows
+    classes, rows = pa.array(range(c)), default_block(scale.width)
     return Setup("classification", scale, classes, c, "cross_entropy", None, "label", dtype, rows, 0)
 
 

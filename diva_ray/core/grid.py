@@ -14,14 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diva_ray.core.factors import eigen_
-from diva_ray.core.leave_out import LeverageError, check_leverage, left_out_residuals
-from diva_ray.core.losses import subtract_from_targets
+from diva_ray.core.leave_out import LeverageError, check_leverage, least_room_of, left_out_residuals
+from diva_ray.core.losses import squares, subtract_from_targets
 from diva_ray.core.products import multiply, multiply_add_, multiply_triangular_, row_dot, symmetric
 from diva_ray.core.reduction import Chain, Tiles, block_tridiagonal_, factor, takes_tiles
 from diva_ray.core.ridge import FitSums
 
 GRID_RIDGES = 20  # that are tried
 SIDE_BY_SIDE = 8192  # outputs of different ridges in one product
+IN_CACHE = 512  # of them that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,31 @@ def grid_values(
     return found
 
 
+def grid_squared_errors(
+    Z: Float[Tensor, "n p"],
+    Y: Tensor,
+    alpha: Float[Tensor, " n"],
+    offset: Float[Tensor, "n c"] | None,
+    group_rows: list[Int[Tensor, "_ _"]],
+    family: Family,
+) -> Float[Tensor, "n ridges"]:
+    """Return what `grid_values` does for the squared error; of rows alone, by eigenvalues, for all ridges side by side:
+    of narrow tables a ridge alone is more calls than work."""
+    if group_rows or family.shrink is None:
+        return grid_values(Z, Y, alpha, offset, group_rows, family, (squares,))[0]
+    X, shrink = multiply(Z, family.basis), family.shrink
+    room = 1 - alpha[:, None] * (multiply(X.square(), shrink) + family.mean_variance)
+    found = torch.empty(len(Z), len(family.ridges), dtype=torch.float64, device=Z.device)
+    fixed = family.mean if offset is None else (family.mean + offset)[:, None]
+    for first, predictions in _side_by_side(X, shrink, family.cross):
+        some = max(1, IN_CACHE // family.cross.shape[1])
+        for k, part in zip(range(first, len(family.ridges), some), predictions.split(some, 1), strict=False):
+            e = subtract_from_targets(Y, part + fixed) / room[:, k : k + some, None][:, : part.shape[1]]
+            found[:, k : k + part.shape[1]] = e.square_().sum(2)
+    # A ridge that is too small for these features is not a candidate.
+    return found.masked_fill_(~(room > least_room_of(room.dtype)).all(0), torch.inf)
+
+
 # Of every ridge: what it fits (n, c), q (n,) and the groups' rows with those whitened, the intercept apart.
 Groups = list[tuple[Tensor, Tensor]]
 Fits = Iterator[tuple[Tensor, Tensor, Groups]]
@@ -172,14 +198,18 @@ def _by_eigenvalues(Z: Tensor, family: Family, group_rows: list[Tensor]) -> Fits
     assert shrink is not None
     leverages = multiply(X.square(), shrink) + family.mean_variance
     groups = [(rows, X[rows]) for rows in group_rows]
-    at_once = max(1, SIDE_BY_SIDE // family.cross.shape[1])
+    for first, predictions in _side_by_side(X, shrink, family.cross):
+        for k, prediction in enumerate(predictions.unbind(1), first):
+            yield prediction + family.mean, leverages[:, k], [(rows, U * shrink[:, k].sqrt()) for rows, U in groups]
+
+
+def _side_by_side(X: Tensor, shrink: Tensor, cross: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield a ridge's place, and the predictions (n, some, c) of some ridges from there on, from one product; without
+    the mean."""
+    at_once = max(1, SIDE_BY_SIDE // cross.shape[1])
     for first in range(0, shrink.shape[1], at_once):
-        # The predictions of some ridges side by side, from one product.
-        solutions = shrink[:, first : first + at_once, None] * family.cross[:, None, :]
-        predictions = multiply(X, solutions.flatten(1)).unflatten(1, solutions.shape[1:])
-        for k in range(first, first + solutions.shape[1]):
-            fitted = predictions[:, k - first] + family.mean
-            yield fitted, leverages[:, k], [(rows, own * shrink[:, k].sqrt()) for rows, own in groups]
+        solutions = shrink[:, first : first + at_once, None] * cross[:, None, :]
+        yield first, multiply(X, solutions.flatten(1)).unflatten(1, solutions.shape[1:])
 
 
 def _by_tiles(Z: Tensor, family: Family, group_rows: list[Tensor]) -> Fits:

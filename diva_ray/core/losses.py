@@ -20,16 +20,16 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 COMPARED = 4_000_000  # outputs at a time, of several labels
 
 
-def subtract_from_targets(Y: Tensor, F: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-    """Return Y - F, class codes standing for one-hot rows that are never formed; a code of -1 is a row of zeros."""
+def subtract_from_targets(Y: Tensor, F: Float[Tensor, "n *fits c"]) -> Float[Tensor, "n *fits c"]:
+    """Return Y - F for the outputs of one fit or some side by side, class codes standing for one-hot rows that are
+    never formed; a code of -1 is a row of zeros."""
+    fits = F.shape[1:-1]
+    of_fits = (slice(None), *[None] * len(fits))
     if Y.ndim == 2:
-        return Y - F
-    residual = -F
-    if not F.is_cpu:  # as below, without waiting for the device; one entry a row, so in any order
-        return residual.scatter_add_(1, Y.clamp_min(0)[:, None], (Y >= 0).to(F)[:, None])
-    known = torch.nonzero(Y >= 0).squeeze(1)
-    residual[known, Y[known]] += 1
-    return residual
+        return Y[of_fits] - F
+    # One entry a row and fit, so in any order; and without waiting for a device, as an index of known rows would.
+    place, known = (x[of_fits].unsqueeze(-1).expand(-1, *fits, 1) for x in (Y.clamp_min(0), (Y >= 0).to(F)))
+    return (-F).scatter_add_(-1, place, known)
 
 
 def errors(F: Float[Tensor, "n c"], Y: Tensor, *, several: bool = False, threshold: float = 0.5) -> Float[Tensor, " n"]:

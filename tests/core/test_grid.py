@@ -31,6 +31,9 @@ def run_grid(problem, pattern, ridges, blocks=3):
         groups, offset = rows_by_group_size(b.groups), b.offset if bool(b.offset.any()) else None
         values = grid.grid_values(b.Z, b.Y, b.alpha, offset, groups, family, (lambda F, Y: loss_of(problem)(F, Y)[0],))
         total += grid.weighted_sums(values, b.v)[0]
+        if problem.kind == "squared":
+            errors = grid.grid_squared_errors(b.Z, b.Y, b.alpha, offset, groups, family)
+            assert_close(errors, values[0], 1e-11, "squared errors of all ridges side by side")
     return total, rotation
 
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 def tight(path, place="cache", workers=1, **options):
     """Return a budget under which a worker keeps nothing in memory, from the plan's own figures."""
-    options = {name: value for name, value in options.items() if name in ("features", "task")}
+    options = {name: value for name, value in options.items() if name in ("features", "task", "source")}
     sizes = diva_ray.score(path, cluster="inline", plan=True, quiet=True, **{"features": "x", **options}).sizes
     assert sizes.need(place, workers) < sizes.need("memory", workers)
     return str(sizes.need(place, workers))

@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"ridge": float("nan")}, r"ridge: .* got nan"),
         ({"ridge": True}, r"ridge: .* got True"),
         ({"block_rows": 0}, r"block_rows: must be at least 1, got 0"),
-        ({"block_rows": "many"}, r"block_rows: must be int, got 'many' \(str\)"),
+        ({"block_rows": "many"}, r"block_rows: must be int or None, got 'many' \(str\)"),
         ({"seed": "lucky"}, r"seed: must be int, got 'lucky'"),
         ({"seed": 1.5}, r"seed: must be int, got 1.5"),
         ({"intercept": "yes"}, r"intercept: must be bool, got 'yes'"),

@@ -14,7 +14,7 @@ from diva_ray.engine.course import Course, Share
 from diva_ray.engine.kernels.steps import Each
 from diva_ray.engine.reduce import add_in_order
 from diva_ray.errors import InputError
-from diva_ray.tasks.setup import make_plan
+from diva_ray.tasks.setup import make_plan, sight
 from diva_ray.tasks.setup.memory import Sizes, check_fit
 
 INLINE = {"kind": "inline", "threads": 1}
@@ -110,8 +110,8 @@ def test_fits_without_each_of_many_bands_count_in_what_a_worker_needs():
 @pytest.fixture
 def few_seen(monkeypatch):
     """600 rows in the order of their 300 classes, of which a plan sees 12."""
-    monkeypatch.setattr(make_plan, "SEEN", 24)
-    monkeypatch.setattr(make_plan, "STRETCHES", 3)
+    monkeypatch.setattr(sight, "SEEN", 24)
+    monkeypatch.setattr(sight, "STRETCHES", 3)
     X = np.random.default_rng(0).normal(size=(600, 200)).astype(np.float32)
     return {"features": X, "label": np.repeat(np.arange(300), 2)}
 
@@ -138,7 +138,7 @@ def test_classes_that_a_plan_did_not_see_count_when_the_scan_has_counted_them(fe
 
 @pytest.mark.parametrize("seen", [60, 600])
 def test_sources_count_in_what_a_run_needs(seen, few_seen, caplog, monkeypatch):
-    monkeypatch.setattr(make_plan, "SEEN", seen)
+    monkeypatch.setattr(sight, "SEEN", seen)
     monkeypatch.setattr(make_plan, "TOLD", 1 << 18)
     options = {"ridge": 1.0, "cluster": INLINE}
     own = {"label": np.arange(600) % 3, "source": np.arange(600).astype(str)}
@@ -158,7 +158,7 @@ def test_sources_count_in_what_a_run_needs(seen, few_seen, caplog, monkeypatch):
 
 
 def test_few_sources_are_counted_as_they_are(monkeypatch):
-    monkeypatch.setattr(make_plan, "SEEN", 1000)
+    monkeypatch.setattr(sight, "SEEN", 1000)
     data = table(20_000) | {"source": np.arange(20_000) // 4000}
     assert diva_ray.score(data, source="source", plan=True, cluster=INLINE).sizes.sources == 5
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import losses
-from diva_ray.core.grid import Family, grid_values, weighted_sums
+from diva_ray.core.grid import Family, grid_squared_errors, grid_values, weighted_sums
 from diva_ray.core.leave_out import LeverageError, leave_out
 from diva_ray.core.products import multiply
 from diva_ray.core.ridge_choice import pack_moments
@@ -60,8 +60,7 @@ def part_moments(shard: Shard, known: Known) -> Tensor:
     total = torch.zeros(len(parts) + 3, len(parts) + 1, dtype=torch.float64)
     for b in blocks(shard, known):
         values = (
-            grid_values(b.Z[:, one.columns], b.Y, b.alpha, b.offset, b.group_rows, one.family, (losses.squares,))[0]
-            for one in parts
+            grid_squared_errors(b.Z[:, one.columns], b.Y, b.alpha, b.offset, b.group_rows, one.family) for one in parts
         )
         total += pack_moments(torch.cat([*values], 1), b.alpha, b.v, b.group_rows)
     return total

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from diva_ray.core import derivative as dd
-from diva_ray.core import levels, losses, multilabel
+from diva_ray.core import levels, multilabel
 from diva_ray.core.adjoint import AdjointAccumulator
-from diva_ray.core.grid import Family, grid_squares, grid_values
+from diva_ray.core.grid import Family, grid_squared_errors, grid_squares
 from diva_ray.core.leave_out import LeftOut, adjoint
 from diva_ray.core.products import add_rows_
 from diva_ray.core.ridge import FitAccumulator, FitSums
@@ -75,7 +75,7 @@ def grid(shard: Shard, known: Known) -> Tensor:
         if factor is not None and b.Y.ndim == 1 and b.offset is None and not b.group_rows:
             found = grid_squares(b.Z, b.Y, b.alpha, family, factor)
         else:
-            (found,) = grid_values(b.Z, b.Y, b.alpha, b.offset, b.group_rows, family, (losses.squares,))
+            found = grid_squared_errors(b.Z, b.Y, b.alpha, b.offset, b.group_rows, family)
         total += pack_moments(found, b.alpha, b.v, b.group_rows)
     return total
 

@@ -13,9 +13,9 @@ from diva_ray.core.bands import band_slices
 from diva_ray.core.derivative import Validation, pairwise_contributions
 from diva_ray.core.dual import DualFit, fit_dual, penalty_derivative
 from diva_ray.core.factors import eigen_
-from diva_ray.core.grid import default_ridges, grid_values, rotate
+from diva_ray.core.grid import default_ridges, grid_squared_errors, rotate
 from diva_ray.core.leave_out import LeverageError, adjoint, rows_by_group_size, solve_left_out
-from diva_ray.core.losses import squares, subtract_from_targets
+from diva_ray.core.losses import subtract_from_targets
 from diva_ray.core.products import kernel, multiply
 from diva_ray.core.ridge import FitAccumulator
 from diva_ray.core.ridge_choice import Moments, pack_moments
@@ -149,8 +149,8 @@ def dual_grid(Z: Tensor, Y: Tensor, alpha: Tensor, v: Tensor, offset: Tensor, gr
     pattern[:first] = 0
     rotation = rotate(sums.sums(), pattern, len(X))
     ridges = default_ridges(rotation, len(X))
-    (losses,) = grid_values(X, Y, alpha, offset, groups, rotation.at(ridges), (squares,))
-    return RidgeGrid.of(ridges, Moments.unpack(pack_moments(losses, alpha, v, groups)))
+    errors = grid_squared_errors(X, Y, alpha, offset, groups, rotation.at(ridges))
+    return RidgeGrid.of(ridges, Moments.unpack(pack_moments(errors, alpha, v, groups)))
 
 
 def for_few_rows(runner: Runner, setup: Setup) -> Setup:

@@ -9,7 +9,7 @@ from diva_ray.core.labellers import MOST_LEVERAGE
 from diva_ray.core.noise import MOST_CLASSES
 from diva_ray.core.reduction import WIDTH, takes_tiles
 from diva_ray.engine.device import MOST_BLOCK_ROWS
-from diva_ray.engine.setup import BUCKETS, keeps_outputs, rows_of_block
+from diva_ray.engine.setup import BUCKETS, default_block, keeps_outputs, rows_of_block
 from diva_ray.tasks.setup.forms import SAMPLED, SEARCHED, errors_in_words, sign_vectors, takes_exact
 
 EIGEN = 9.0  # p^3 operations of an eigendecomposition, which run at a third of the rate of products
@@ -154,7 +154,7 @@ class Cost:
         if self.dual:
             return n * p * (8 + b) + 40 * n * n + sample
         square = max(40 if self.auto and not self.tiles() else 24, 32 + 3 * b, steps and 16 + steps * (16 + 2 * b))
-        block = 1024 if self.kept else rows_of_block(c, p)
+        block = default_block(p) if self.kept else rows_of_block(c, p)
         of_rows = block * b * (4 * p + 3 * self.columns + 14 * c)
         met = MOST_BLOCK_ROWS if self.gpus else block  # rows whose outputs under all ridges are held
         grid = b * min(GRID_RIDGES * c, max(8192, c)) * (p + 2 * met) if self.auto and self.kept else b * p * c

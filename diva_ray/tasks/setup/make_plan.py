@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs
 import torch
 
@@ -24,10 +21,7 @@ from diva_ray.config import (
     TrainConfig,
     TuneConfig,
 )
-from diva_ray.data.columns import is_list, one_chunk, words_of
-from diva_ray.data.shards import Columns
 from diva_ray.data.split import band_widths, split
-from diva_ray.data.table import Table
 from diva_ray.engine.shelf import Keeping
 from diva_ray.tasks.setup import plan as planning
 from diva_ray.tasks.setup.cost import Cost, cost_of
@@ -35,6 +29,7 @@ from diva_ray.tasks.setup.doubts import doubts_of_task, task_in_words
 from diva_ray.tasks.setup.forms import NEAR, NEAR_BYTES, takes_dual
 from diva_ray.tasks.setup.memory import PROCESS, SOURCE, SUMMED, Sizes, budget_here, check_fit, parse_bytes
 from diva_ray.tasks.setup.opened import APART, Opened, open_tables
+from diva_ray.tasks.setup.sight import labels_at_sight, outputs_at_sight, sources_at_sight
 from diva_ray.tasks.setup.step_paths import LOWERED, SOURCES, walk_path
 from diva_ray.tasks.setup.work import work_of
 from diva_ray.threads import blas_environment
@@ -46,7 +41,6 @@ TOLD = 1 << 28  # bytes that float64 products would take beyond the plan, or sou
 # on every day.
 ONE_THREAD = 2e11
 NARROW = 200  # columns and outputs up to which more threads gain nothing however many the rows, for the same reasons
-SEEN, STRETCHES = 1 << 18, 16  # rows whose labels a plan looks at, and in how many places
 MANY_FITS = (ReweightConfig, AggregateConfig, AugmentConfig)
 GATHERED = 3  # copies of all rows in float64, while the space that they span is sought
 
@@ -55,9 +49,9 @@ def make_plan(config: FitConfig, data: Any, loss: Callable | None, pool: Any = N
     """Return the plan of a run and what it found; nothing is started or written."""
     opened = open_tables(config, data, loss, pool)
     table = opened.tables[0]
-    label = None if opened.task == "pairs" else _labels_at_sight(table, opened.columns, opened.task)
-    outputs = None if label is None else _outputs_at_sight(label, opened.task)
-    plan = _plan_of(config, opened, outputs, _sources_at_sight(table, opened.columns.source))
+    label = None if opened.task == "pairs" else labels_at_sight(table, opened.columns, opened.task)
+    outputs = None if label is None else outputs_at_sight(label, opened.task)
+    plan = _plan_of(config, opened, outputs, sources_at_sight(table, opened.columns.source))
     doubts = doubts_of_task(label) if label is not None and config.task == "auto" else []
     task = task_in_words(opened.task, plan.outputs, all_seen=label is None or len(label) == table.rows)
     asked, workers = config.cluster.memory, plan.workers
@@ -140,10 +134,10 @@ def _plan_of(config: FitConfig, opened: Opened, outputs: int | None, sources: in
     if config.cluster.workers and kind != "inline" and workers < config.cluster.workers:
         notes.append(
             f"cluster.workers={config.cluster.workers}: {len(extents)} shard(s) keep no more than {workers} busy"
+            + (", but where a module is trained" if isinstance(config, TrainConfig) else "")
         )
-    if sources * sizes.of_source > TOLD:
-        held = sources * sizes.of_source / 2**30
-        notes.append(f"about {sources:,} sources, as some rows show them: they take up to {held:.2f} GiB of a worker")
+    if (held := sources * sizes.of_source) > TOLD:
+        notes.append(f"about {sources:,} sources, as some rows show: up to {held / 2**30:.2f} GiB of a worker")
     if opened.columns.group:
         notes.append("groups: leaving them out takes several times what rows take; scattered ones are sorted first")
     if isinstance(config, TrainConfig):
@@ -261,40 +255,3 @@ def _cost(config: FitConfig, rows: int, p: int, outputs: int, task: str, validat
     doubt = isinstance(config, ScoreConfig) and config.labeller_doubt != "off"
     forms = {"errors": errors, "double": double, "auto": auto, "dual": dual, "doubt": doubt}
     return cost_of(rows, p, outputs, task, gpus=gpus, validating=validating, sources=sources, **forms)
-
-
-def _labels_at_sight(table: Table, columns: Columns, task: str) -> pa.Array:
-    """Return the labels of some rows: all of a small table, else of stretches all over it, as a table may be in the
-    order of its classes; of vectors one, which has as many numbers as all."""
-    if task == "vector":
-        return one_chunk(table.reader().read(0, 1, [columns.label])[columns.label])
-    return _at_sight(table, columns.label)
-
-
-def _at_sight(table: Table, name: str) -> pa.Array:
-    """Return the values of a column in `SEEN` rows, in stretches all over the table; of a smaller one in all."""
-    reader = table.reader()
-    if table.rows <= SEEN:
-        return one_chunk(reader.read(0, table.rows, [name])[name])
-    starts = [k * (table.rows - SEEN // STRETCHES) // (STRETCHES - 1) for k in range(STRETCHES)]
-    parts = [reader.read(start, start + SEEN // STRETCHES, [name])[name] for start in starts]
-    return pa.concat_arrays([one_chunk(part) for part in parts])
-
-
-def _sources_at_sight(table: Table, name: str | None) -> int:
-    """Return about how many sources there are, as some rows show it: those that are seen once stand for the square root
-    of the share of rows that is seen (GEE: Charikar et al., Towards Estimation Error Guarantees for Distinct Values,
-    PODS 2000)."""
-    if name is None:
-        return 0
-    _, found = words_of(_at_sight(table, name))
-    times = pc.value_counts(found).field("counts")
-    once = pc.sum(pc.equal(times, 1)).as_py() or 0
-    return len(times) - once + round(once * math.sqrt(table.rows / len(found)))
-
-
-def _outputs_at_sight(label: pa.Array, task: str) -> int:
-    """Return the number of outputs as these rows show it (classes may be more)."""
-    if task in ("classification", "multilabel"):
-        return max(1, len(pc.unique((label.flatten() if is_list(label.type) else label).drop_null())))
-    return 1 if task == "regression" else max(1, len(label[0].as_py() or [0]))

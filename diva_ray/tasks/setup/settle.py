@@ -11,7 +11,7 @@ from diva_ray.config import FitConfig
 from diva_ray.core.subspace import projections
 from diva_ray.data.scale import Scale
 from diva_ray.engine.kernels.scan import Scan
-from diva_ray.engine.setup import FEW_OUTPUTS, Setup, keeps_outputs, rows_of_block
+from diva_ray.engine.setup import FEW_OUTPUTS, Setup, default_block, keeps_outputs, rows_of_block
 from diva_ray.errors import InputError
 from diva_ray.tasks.setup.checks import features_take_double, reach_takes_double
 from diva_ray.tasks.setup.opened import Opened
@@ -50,7 +50,8 @@ def make_setup(config: FitConfig, opened: Opened, found: Scan) -> Setup:
         double = True
     dtype = torch.float64 if double else torch.float32
     scale = make_scale(config, found, opened.columns.features)
-    keeps, block_rows = keeps_outputs(opened.task, outputs, scale.width), config.block_rows
+    keeps = keeps_outputs(opened.task, outputs, scale.width)
+    block_rows = config.block_rows or default_block(scale.width)
     inputs = config.precision if config.precision in ("tf32", "bf16") else "full"
     if not keeps:
         check_many(config, outputs, inputs)
