@@ -11,7 +11,8 @@ from diva_ray.data.columns import is_list, one_chunk, words_of
 from diva_ray.data.shards import Columns
 from diva_ray.data.table import Table
 
-SEEN, STRETCHES = 1 << 18, 16  # rows whose labels a plan looks at, and in how many places
+SEEN, STRETCHES = 1 << 18, 16  # rows at which a plan looks, and in how many places
+FEW = 4  # places for names of sources: of each a row group is read, and they may be long
 
 
 def labels_at_sight(table: Table, columns: Columns, task: str) -> pa.Array:
@@ -19,26 +20,25 @@ def labels_at_sight(table: Table, columns: Columns, task: str) -> pa.Array:
     order of its classes; of vectors one, which has as many numbers as all."""
     if task == "vector":
         return one_chunk(table.reader().read(0, 1, [columns.label])[columns.label])
-    return _at_sight(table, columns.label)
+    return _at_sight(table, columns.label, STRETCHES)
 
 
-def _at_sight(table: Table, name: str) -> pa.Array:
-    """Return the values of a column in `SEEN` rows, in stretches all over the table; of a smaller one in all."""
+def _at_sight(table: Table, name: str, places: int) -> pa.Array:
+    """Return the values of a column in `SEEN` rows, from places all over the table; of a smaller one in all."""
     reader = table.reader()
     if table.rows <= SEEN:
         return one_chunk(reader.read(0, table.rows, [name])[name])
-    starts = [k * (table.rows - SEEN // STRETCHES) // (STRETCHES - 1) for k in range(STRETCHES)]
-    parts = [reader.read(start, start + SEEN // STRETCHES, [name])[name] for start in starts]
+    starts = [k * (table.rows - SEEN // places) // (places - 1) for k in range(places)]
+    parts = [reader.read(start, start + SEEN // places, [name])[name] for start in starts]
     return pa.concat_arrays([one_chunk(part) for part in parts])
 
 
 def sources_at_sight(table: Table, name: str | None) -> int:
-    """Return about how many sources there are, as some rows show it: those that are seen once stand for the square root
-    of the share of rows that is seen (GEE: Charikar et al., Towards Estimation Error Guarantees for Distinct Values,
-    PODS 2000)."""
+    """Return about how many sources there are, as some rows show it: each that is seen once stands for sqrt(rows / rows
+    seen) of them (GEE: Charikar et al., Towards Estimation Error Guarantees for Distinct Values, PODS 2000)."""
     if name is None:
         return 0
-    _, found = words_of(_at_sight(table, name))
+    _, found = words_of(_at_sight(table, name, FEW))
     times = pc.value_counts(found).field("counts")
     once = pc.sum(pc.equal(times, 1)).as_py() or 0
     return len(times) - once + round(once * math.sqrt(table.rows / len(found)))
