@@ -124,7 +124,7 @@ def train_one(course: Course, share: Share, crew: Crew, arm: str, seed: int, bef
                 f"{arm}, seed {seed}. Lower `learning_rate` ({course.learning_rate:g} now), with a new `output`."
             )
         if crew.rank == 0:
-            save(course, arm, seed, model, history, optimizer)
+            save(course, arm, seed, model, history, optimizer, crew.world)
         done = before + epoch + 1
         crew.tell({"done": done, "arm": arm, "seed": seed, "epoch": epoch + 1, "loss": history[-1]})
 
@@ -184,9 +184,16 @@ def checkpoint(arm: str, seed: int) -> str:
 
 
 def save(
-    course: Course, arm: str, seed: int, model: torch.nn.Module, history: list[float], optimizer: torch.optim.Optimizer
+    course: Course,
+    arm: str,
+    seed: int,
+    model: torch.nn.Module,
+    history: list[float],
+    optimizer: torch.optim.Optimizer,
+    workers: int,
 ) -> None:
-    """Write a model's file, whole or not at all; without the optimizer's state once it is trained."""
+    """Write a model's file, whole or not at all, without the optimizer's state once it is trained; and how far the
+    workers are."""
     arrays = {f"model.{name}": value.numpy() for name, value in model.state_dict().items()}
     if len(history) < course.epochs:
         for k, parameter in enumerate(model.parameters()):
@@ -194,6 +201,7 @@ def save(
             arrays[f"momentum.{k:05d}"] = (torch.zeros_like(parameter) if buffer is None else buffer).detach().numpy()
     course.folder.write_arrays(checkpoint(arm, seed), {**arrays, "loss": np.array(history)})
     told = {"arm": arm, "seed": seed, "epoch": len(history), "loss": history[-1], "process": os.getpid()}
+    told["workers"] = workers
     done = course.models.index((arm, seed)) * course.epochs + len(history)
     course.folder.write_json(PROGRESS, {"done": done, **told})
 

@@ -19,9 +19,10 @@ from diva_ray.data.sources import is_ray_dataset, open_data
 from diva_ray.data.table import Table
 from diva_ray.engine.course import Course
 from diva_ray.engine.progress import Progress
-from diva_ray.engine.training import SingleProcess, checkpoint, linear, train_all
+from diva_ray.engine.training import PROGRESS, SingleProcess, checkpoint, linear, train_all
 from diva_ray.errors import EmptyFoldError, InputError
 from diva_ray.report.sheet import render_sheet
+from diva_ray.report.words import counted
 from diva_ray.tasks import reweight
 from diva_ray.tasks.fit.closed import REWEIGHTED
 from diva_ray.tasks.fit.course import ClosedForms, prepare_course, workers_of
@@ -210,6 +211,13 @@ def go(session: Session, course: Course, *, quiet: bool) -> None:
     before = sum(len((folder.read_arrays(checkpoint(*model)) or {"loss": ()})["loss"]) for model in course.models)
     progress = Progress("train", (len(course.models) * course.epochs - before) * rows, quiet=quiet)
     done = [before]
+    workers = 1 if session.plan.kind == "inline" else workers_of(session, course)
+    begun = folder.read_json(PROGRESS) if before else None
+    if begun and begun["workers"] != workers:
+        log.warning(
+            "resume: %s trained so far, %s from here: each draws batches from its own rows, so models are those of "
+            "neither number", counted(begun["workers"], "worker", "workers"), workers,
+        )  # fmt: skip
 
     def told(report: dict[str, Any]) -> None:
         if report.get("done", 0) > done[0]:
@@ -223,7 +231,7 @@ def go(session: Session, course: Course, *, quiet: bool) -> None:
 
         environment = of_worker(course.threads)
         environment |= blas_environment() if session.plan.kind == "local" else {}
-        run_on_ray(course, workers_of(session, course), environment, told)
+        run_on_ray(course, workers, environment, told)
         told({"done": len(course.models) * course.epochs})
     session.runner.seconds["train"] = progress.close()
 

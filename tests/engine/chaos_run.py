@@ -34,6 +34,7 @@ ROWS, FILES, WORKERS = 12_000, 6, 3
 WHERE = {"kind": "ray", "workers": WORKERS}
 ALONE = {"kind": "ray", "workers": 1}  # where workers beside it would only start; the bits are the same
 HERE = {"kind": "inline", "threads": 1}
+STRUCK = ("fit", "score", "write")  # passes in which workers are killed
 reduce.UNIT = 1  # the driver adds shard by shard, so that things can happen in the middle of a pass
 done.DEAR = 0.0
 
@@ -124,7 +125,7 @@ def note(shard, known, *, kernel, log):
             setattr(passes, name, functools.update_wrapper(again, inner))
     vars(passes)["within"] = name_of(kernel)  # of a module that both processes import
     _write(log, name_of(kernel), shard)
-    time.sleep(0.05)  # so that a pass has a middle
+    time.sleep(0.25 if name_of(kernel) in STRUCK else 0.05)  # so that a pass has a middle, on a slow machine too
     return getattr(kernel, "__wrapped__", kernel)(shard, known)
 
 

@@ -159,6 +159,7 @@ def test_a_weight_of_0_that_stays_is_no_change(table):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_workers_that_hold_every_cpu_write_the_same_copy_of_a_table_whose_groups_lie_scattered(
     ray_cluster, table, monkeypatch
 ):

@@ -146,8 +146,8 @@ def test_a_finished_run_is_not_trained_again(trained, known, monkeypatch):
     assert [arm["per_seed"] for arm in again.summary["arms"]] == [arm["per_seed"] for arm in trained.summary["arms"]]
 
 
-@pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(known, tmp_path, monkeypatch, momentum):
+@pytest.mark.parametrize(("momentum", "workers"), [(0.9, 1), (0.0, 2)])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(known, tmp_path, monkeypatch, caplog, momentum, workers):
     """Dropout too: a module's own randomness is seeded epoch by epoch. Windows are smaller than the table."""
     data, test, _, folder = known
 
@@ -168,7 +168,13 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(known, tmp_path, mon
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(training, "save", dies)
         diva_ray.train(data, test, output=str(tmp_path / "run"), **options)
-    again = diva_ray.train(data, test, output=str(tmp_path / "run"), resume=True, **options)
+    progress = tmp_path / "run" / "checkpoints" / "progress.json"
+    before = json.loads(progress.read_text())
+    assert before["workers"] == 1
+    progress.write_text(json.dumps(before | {"workers": workers}))
+    with caplog.at_level("WARNING", "diva_ray"):
+        again = diva_ray.train(data, test, output=str(tmp_path / "run"), resume=True, **options)
+    assert ("resume: 2 workers trained so far, 1 from here" in caplog.text) == (workers == 2)
     for arm, other in zip(whole.summary["arms"], again.summary["arms"], strict=True):
         assert arm["per_seed"] == other["per_seed"] and arm.get("training_loss") == other.get("training_loss")
 

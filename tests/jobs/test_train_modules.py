@@ -188,7 +188,9 @@ def write(path, rows):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number,code", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_training_on_ray_that_is_interrupted_ends_as_other_runs_do(tmp_path, number, code):
     data, test, _ = noisy(400)
     flat = pa.FixedSizeListArray.from_arrays

@@ -34,7 +34,7 @@ from diva_ray.tasks.setup.session import Session, join, open_session
 
 log = logging.getLogger("diva_ray")
 MAKING = {"data.builtin", "data.noise", "seed"}  # of which the rows of a built-in table are made
-FORMAT = 20  # of what an unfinished run leaves: another one's sums and rows are not those of this code
+FORMAT = 21  # of what an unfinished run leaves: another one's sums and rows are not those of this code
 P = ParamSpec("P")
 R = TypeVar("R")
 
